@@ -1,0 +1,51 @@
+"""What every algorithm consumes: a denoiser E[x_0 | x_t], bound to its process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from scoresde.sde import SDE, derivative, match
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """The posterior mean x0_hat = E[x_0 | x_t] of a process, and what can be read off it.
+
+    ``predict(x, t)`` maps a state (B, ...) at time ``t`` (0-dim or (B,)) to x0_hat (B, ...).
+    Noise, score and velocity are never stored: each is one line of x0_hat, (4)-(6) of
+    docs/theory.md. Conditions and guidance are bound inside ``predict``; a guide maps one
+    denoiser to another.
+    """
+
+    sde: SDE
+    predict: Callable[[Tensor, Tensor], Tensor]
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """x0_hat = E[x_0 | x_t]."""
+        return self.predict(x, t)
+
+    def eps(self, x: Tensor, t: Tensor) -> Tensor:
+        """Expected noise, eps = (x - alpha x0_hat) / sigma, (4)."""
+        alpha, sigma = match(self.sde.alpha(t), x), match(self.sde.sigma(t), x)
+        return (x - alpha * self.predict(x, t)) / sigma
+
+    def score(self, x: Tensor, t: Tensor) -> Tensor:
+        """Gradient of log p_t, (alpha x0_hat - x) / sigma^2, (5): Tweedie's formula."""
+        alpha, sigma = match(self.sde.alpha(t), x), match(self.sde.sigma(t), x)
+        return (alpha * self.predict(x, t) - x) / sigma**2
+
+    def velocity(self, x: Tensor, t: Tensor) -> Tensor:
+        """Probability-flow velocity dx/dt = (log sigma)' x + alpha lam' x0_hat, (6).
+
+        Equal to f x - g^2 score / 2, without its cancellation as alpha vanishes.
+        """
+        sde = self.sde
+        rate = match(derivative(sde.log_sigma, t).to(t), x)
+        gain = match((sde.alpha(t) * derivative(sde.lam, t)).to(t), x)
+        return rate * x + gain * self.predict(x, t)
+
+
+Guide = Callable[[Denoiser], Denoiser]

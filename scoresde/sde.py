@@ -1,0 +1,357 @@
+"""Forward processes: everything follows from two functions of time, log alpha and log sigma.
+
+    dx = f(t) x dt + g(t) dw,        p(x_t | x_0) = N(alpha(t) x_0, sigma(t)^2 I)            (1)
+    lam = log alpha - log sigma      the half log-SNR, strictly decreasing in t              (2)
+    f = (log alpha)',   g^2 = -2 sigma^2 lam'                                                (3)
+
+Time grows with noise; ``sigma`` is the true standard deviation, not ``sigma / alpha``.
+The equation numbers are those of ``docs/theory.md``.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from torch.distributions import Normal
+
+
+def match(coef: Tensor, x: Tensor) -> Tensor:
+    """Shape a coefficient, one number or one per sample (B,), to multiply ``x`` (B, ...).
+
+    A 0-dim coefficient stays a host scalar: it neither changes the dtype of ``x`` nor moves to
+    its device.
+    """
+    return coef if coef.ndim == 0 else coef.to(x).reshape(-1, *[1] * (x.ndim - 1))
+
+
+def derivative(schedule: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+    """Elementwise derivative of a schedule at ``t``, in float64."""
+    with torch.inference_mode(False), torch.enable_grad():
+        u = t.detach().clone().double().requires_grad_()
+        y = schedule(u)
+        # A constant schedule has no graph to differentiate.
+        return torch.autograd.grad(y.sum(), u)[0] if y.requires_grad else torch.zeros_like(u)
+
+
+def log1mexp(a: Tensor) -> Tensor:
+    """log(1 - exp(a)) for a < 0 without cancellation."""
+    return torch.log(-torch.expm1(a))
+
+
+class SDE(ABC):
+    """A linear diffusion (1): two schedules, and what follows from them.
+
+    Times run over ``(0, t_max]``. Training and likelihoods stop at ``t_min``, samplers at
+    ``t_eps`` (then one denoising step). Times are tensors, 0-dim or (B,), of any float dtype;
+    schedules are evaluated in float64 and returned in the dtype of ``t``.
+    """
+
+    t_min: float
+    t_eps: float
+    t_max: float
+
+    @abstractmethod
+    def log_alpha(self, t: Tensor) -> Tensor:
+        """Logarithm of the mean coefficient, in the dtype of ``t``."""
+
+    @abstractmethod
+    def log_sigma(self, t: Tensor) -> Tensor:
+        """Logarithm of the standard deviation, in the dtype of ``t``."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Mean coefficient alpha(t) of (1)."""
+        return self.log_alpha(t.double()).exp().to(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Standard deviation sigma(t) of (1)."""
+        return self.log_sigma(t.double()).exp().to(t)
+
+    def lam(self, t: Tensor) -> Tensor:
+        """Half log-SNR lam(t) = log alpha - log sigma, (2)."""
+        return self._lam(t.double()).to(t)
+
+    def f(self, t: Tensor) -> Tensor:
+        """Drift coefficient f(t) = (log alpha)', (3)."""
+        return derivative(self.log_alpha, t).to(t)
+
+    def g2(self, t: Tensor) -> Tensor:
+        """Squared diffusion coefficient g(t)^2 = -2 sigma^2 lam', (3)."""
+        sigma = self.log_sigma(t.double()).exp()
+        return (-2 * sigma**2 * derivative(self._lam, t)).to(t)
+
+    def drift(self, x: Tensor, t: Tensor) -> Tensor:
+        """Forward drift f(t) x, shaped like ``x`` (B, ...)."""
+        return match(self.f(t), x) * x
+
+    def diffusion(self, t: Tensor) -> Tensor:
+        """Forward diffusion g(t), shaped like ``t``."""
+        return self.g2(t).sqrt()
+
+    def marginal(self, x0: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean alpha x0 (B, ...) and standard deviation sigma (broadcastable) of p(x_t | x_0)."""
+        return match(self.alpha(t), x0) * x0, match(self.sigma(t), x0)
+
+    def perturb(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """x_t = alpha x0 + sigma eps."""
+        mean, std = self.marginal(x0, t)
+        return mean + std * eps
+
+    def time(self, lam: Tensor) -> Tensor:
+        """Inverse of ``lam`` on (0, t_max], clamped to ``t_max`` below lam(t_max).
+
+        Bracketed in a table, then refined in log t by regula falsi with the Illinois rule.
+        """
+        log_t, values = (knots.to(lam.device) for knots in self._knots)
+        target = lam.double().clamp(values[-1], values[0])
+        i = torch.searchsorted(-values, -target).clamp(1, len(values) - 1)
+        a, b, fa, fb = log_t[i - 1], log_t[i], values[i - 1] - target, values[i] - target
+        for _ in range(12):
+            chord = torch.where(fa == fb, 1.0, fb - fa)
+            c = b - fb * (b - a) / chord
+            fc = self._lam(c.exp()) - target
+            same_side = fb * fc > 0
+            a, fa = torch.where(same_side, a, b), torch.where(same_side, fa / 2, fb)
+            b, fb = c, fc
+        return b.exp().to(lam)
+
+    def prior(self) -> Normal:
+        """The law that stands in for p(x_{t_max}), elementwise N(0, sigma(t_max)^2)."""
+        return Normal(0.0, float(self.sigma(torch.tensor(self.t_max, dtype=torch.float64))))
+
+    def _lam(self, t: Tensor) -> Tensor:
+        return self.log_alpha(t) - self.log_sigma(t)
+
+    @cached_property
+    def _knots(self) -> tuple[Tensor, Tensor]:
+        """log t from t_max / 2^60 to t_max, and lam there: the table that ``time`` starts from."""
+        octaves = torch.linspace(-60, 0, 4096, dtype=torch.float64)
+        log_t = math.log(self.t_max) + octaves * math.log(2)
+        return log_t, self._lam(log_t.exp())
+
+
+def _ordered(**values: float) -> None:
+    """Raise ValueError unless 0 < the values, strictly increasing in the order given."""
+    names, numbers = list(values), list(values.values())
+    if not (numbers[0] > 0 and all(a < b for a, b in pairwise(numbers))):
+        found = ", ".join(f"{k}={v:g}" for k, v in values.items())
+        raise ValueError(f"need 0 < {' < '.join(names)}, got {found}")
+
+
+def _cutoffs(sde: SDE) -> None:
+    if not 0 < sde.t_min <= sde.t_eps < sde.t_max:
+        found = f"t_min={sde.t_min:g}, t_eps={sde.t_eps:g}, t_max={sde.t_max:g}"
+        raise ValueError(f"need 0 < t_min <= t_eps < t_max, got {found}")
+
+
+@dataclass(frozen=True)
+class VP(SDE):
+    """Variance-preserving process with linear beta(t) = beta_min + t (beta_max - beta_min).
+
+        log alpha = -t^2 (beta_max - beta_min) / 4 - t beta_min / 2,   sigma^2 = 1 - alpha^2
+
+    Score-Based Generative Modeling through SDEs, arXiv 2011.13456, eq. 32-33.
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    t_min: float = 1e-5
+    t_eps: float = 1e-3
+    t_max: float = 1.0
+
+    def __post_init__(self) -> None:
+        _ordered(beta_min=self.beta_min, beta_max=self.beta_max)
+        _cutoffs(self)
+
+    def log_alpha(self, t: Tensor) -> Tensor:
+        return -t * (t * (self.beta_max - self.beta_min) / 4 + self.beta_min / 2)
+
+    def log_sigma(self, t: Tensor) -> Tensor:
+        return log1mexp(2 * self.log_alpha(t)) / 2
+
+
+@dataclass(frozen=True)
+class SubVP(SDE):
+    """Sub-variance-preserving process: the alpha of VP, with sigma = 1 - alpha^2 (not its root).
+
+    Score-Based Generative Modeling through SDEs, arXiv 2011.13456, eq. 28-29.
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    t_min: float = 1e-5
+    t_eps: float = 1e-3
+    t_max: float = 1.0
+
+    def __post_init__(self) -> None:
+        _ordered(beta_min=self.beta_min, beta_max=self.beta_max)
+        _cutoffs(self)
+
+    def log_alpha(self, t: Tensor) -> Tensor:
+        return -t * (t * (self.beta_max - self.beta_min) / 4 + self.beta_min / 2)
+
+    def log_sigma(self, t: Tensor) -> Tensor:
+        return log1mexp(2 * self.log_alpha(t))
+
+
+@dataclass(frozen=True)
+class VE(SDE):
+    """Variance-exploding process, alpha = 1 and sigma = sigma_min (sigma_max / sigma_min)^t.
+
+    Score-Based Generative Modeling through SDEs, arXiv 2011.13456, eq. 30-31.
+    """
+
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+    t_min: float = 1e-5
+    t_eps: float = 1e-5
+    t_max: float = 1.0
+
+    def __post_init__(self) -> None:
+        _ordered(sigma_min=self.sigma_min, sigma_max=self.sigma_max)
+        _cutoffs(self)
+
+    def log_alpha(self, t: Tensor) -> Tensor:
+        return torch.zeros_like(t)
+
+    def log_sigma(self, t: Tensor) -> Tensor:
+        return math.log(self.sigma_min) + t * math.log(self.sigma_max / self.sigma_min)
+
+
+@dataclass(frozen=True)
+class EDM(SDE):
+    """The process of EDM: alpha = 1, and time is the noise level itself, sigma = t.
+
+    Elucidating the Design Space of Diffusion-Based Generative Models, arXiv 2206.00364, table 1.
+    """
+
+    t_min: float = 0.002
+    t_eps: float = 0.002
+    t_max: float = 80.0
+
+    def __post_init__(self) -> None:
+        _cutoffs(self)
+
+    def log_alpha(self, t: Tensor) -> Tensor:
+        return torch.zeros_like(t)
+
+    def log_sigma(self, t: Tensor) -> Tensor:
+        return torch.log(t)
+
+
+@dataclass(frozen=True)
+class Cosine(SDE):
+    """Variance-preserving process with a cosine alpha.
+
+        alpha = cos(a) / cos(b),   sigma^2 = 1 - alpha^2 = sin(a + b) sin(a - b) / cos(b)^2,
+        a = (t + s) / (1 + s) pi / 2,   b = s / (1 + s) pi / 2
+
+    The default ``t_max`` keeps lam above -5.1, as DPM-Solver does (arXiv 2206.00927, appendix
+    D.4). Improved Denoising Diffusion Probabilistic Models, arXiv 2102.09672, eq. 17.
+    """
+
+    s: float = 0.008
+    t_min: float = 1e-5
+    t_eps: float = 1e-3
+    t_max: float = 0.9946
+
+    def __post_init__(self) -> None:
+        _ordered(s=self.s)
+        _cutoffs(self)
+        if self.t_max >= 1:
+            raise ValueError(f"need t_max < 1 (alpha vanishes at 1), got t_max={self.t_max:g}")
+
+    @property
+    def _b(self) -> float:
+        return self.s / (1 + self.s) * math.pi / 2
+
+    def log_alpha(self, t: Tensor) -> Tensor:
+        # cos(a) as the sine of the complement, which stays accurate as t approaches 1.
+        complement = (1 - t) / (1 + self.s) * math.pi / 2
+        return torch.log(torch.sin(complement)) - math.log(math.cos(self._b))
+
+    def log_sigma(self, t: Tensor) -> Tensor:
+        difference = t / (1 + self.s) * math.pi / 2
+        square = torch.sin(difference + 2 * self._b) * torch.sin(difference)
+        return torch.log(square) / 2 - math.log(math.cos(self._b))
+
+
+@dataclass(frozen=True)
+class LinearFlow(SDE):
+    """The straight path of flow matching and rectified flow, alpha = 1 - t and sigma = t.
+
+    Flow Matching for Generative Modeling, arXiv 2210.02747, eq. 20-21 (with time reversed).
+    """
+
+    t_min: float = 1e-3
+    t_eps: float = 1e-3
+    t_max: float = 0.999
+
+    def __post_init__(self) -> None:
+        _cutoffs(self)
+        if self.t_max >= 1:
+            raise ValueError(f"need t_max < 1 (alpha vanishes at 1), got t_max={self.t_max:g}")
+
+    def log_alpha(self, t: Tensor) -> Tensor:
+        return torch.log1p(-t)
+
+    def log_sigma(self, t: Tensor) -> Tensor:
+        return torch.log(t)
+
+
+def linear_betas(n: int = 1000, start: float = 1e-4, end: float = 0.02) -> tuple[float, ...]:
+    """The linear variance table of DDPM, Denoising Diffusion Probabilistic Models, arXiv
+    2006.11239, section 4.
+    """
+    return tuple(torch.linspace(start, end, n, dtype=torch.float64).tolist())
+
+
+@dataclass(frozen=True)
+class DiscreteVP(SDE):
+    """A discrete DDPM table lifted to continuous time: log alpha is linear between the table's
+    levels.
+
+        log alpha((i + 1) / N) = sum_{j <= i} log(1 - beta_j) / 2,   sigma^2 = 1 - alpha^2
+
+    Level i of the table is time (i + 1) / N, so the grid of multiples of 1 / N is the original
+    chain. Denoising Diffusion Probabilistic Models, arXiv 2006.11239, eq. 4.
+    """
+
+    betas: tuple[float, ...] = linear_betas()
+
+    def __post_init__(self) -> None:
+        if len(self.betas) < 2 or not all(0 < beta < 1 for beta in self.betas):
+            raise ValueError("need at least two betas, each between 0 and 1")
+
+    @property
+    def t_min(self) -> float:  # type: ignore[override]
+        return 1 / len(self.betas)
+
+    @property
+    def t_eps(self) -> float:  # type: ignore[override]
+        return 1 / len(self.betas)
+
+    @property
+    def t_max(self) -> float:  # type: ignore[override]
+        return 1.0
+
+    @cached_property
+    def _table(self) -> Tensor:
+        betas = torch.tensor(self.betas, dtype=torch.float64)
+        return torch.nn.functional.pad(torch.log1p(-betas).cumsum(0) / 2, (1, 0))
+
+    def log_alpha(self, t: Tensor) -> Tensor:
+        n = len(self.betas)
+        table = self._table.to(t)
+        position = t * n
+        i = position.detach().floor().long().clamp(0, n - 1)
+        return torch.lerp(table[i], table[i + 1], position - i)
+
+    def log_sigma(self, t: Tensor) -> Tensor:
+        return log1mexp(2 * self.log_alpha(t)) / 2

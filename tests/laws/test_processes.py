@@ -1,0 +1,164 @@
+"""Every process against its textbook formulas, finite differences and itself."""
+
+import math
+
+import pytest
+import torch
+
+from scoresde import EDM, VE, VP, Cosine, DiscreteVP, LinearFlow, SubVP
+from scoresde.sde import linear_betas
+
+F64 = torch.float64
+
+
+def interior(sde, n=101):
+    """Times strictly inside the range, away from the kinks of a table."""
+    t = torch.linspace(sde.t_min, sde.t_max, n + 1, dtype=F64)
+    return (t[1:] + t[:-1]) / 2 + 1e-4 / 3
+
+
+def beta(sde, t):
+    return sde.beta_min + t * (sde.beta_max - sde.beta_min)
+
+
+TEXTBOOK = {
+    VP: lambda sde, t: (-beta(sde, t) / 2, beta(sde, t)),
+    SubVP: lambda sde, t: (
+        -beta(sde, t) / 2,
+        beta(sde, t)
+        * -torch.expm1(-2 * sde.beta_min * t - (sde.beta_max - sde.beta_min) * t**2),
+    ),
+    VE: lambda sde, t: (
+        0 * t,
+        2
+        * math.log(sde.sigma_max / sde.sigma_min)
+        * (sde.sigma_min * (sde.sigma_max / sde.sigma_min) ** t) ** 2,
+    ),
+    EDM: lambda sde, t: (0 * t, 2 * t),
+    LinearFlow: lambda sde, t: (-1 / (1 - t), 2 * t / (1 - t)),
+    Cosine: lambda sde, t: (
+        -math.pi / 2 / (1 + sde.s) * torch.tan((t + sde.s) / (1 + sde.s) * math.pi / 2),
+        math.pi / (1 + sde.s) * torch.tan((t + sde.s) / (1 + sde.s) * math.pi / 2),
+    ),
+    DiscreteVP: lambda sde, t: (
+        1000 * torch.log1p(-torch.tensor(sde.betas, dtype=F64))[(t * 1000).long()] / 2,
+        -1000 * torch.log1p(-torch.tensor(sde.betas, dtype=F64))[(t * 1000).long()],
+    ),
+}
+
+
+def test_drift_and_diffusion_are_the_textbook_ones(sde):
+    t = interior(sde)
+    f, g2 = TEXTBOOK[type(sde)](sde, t)
+    torch.testing.assert_close(sde.f(t), f, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(sde.g2(t), g2, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(sde.diffusion(t) ** 2, sde.g2(t))
+    x = torch.randn(len(t), 3, dtype=F64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(sde.drift(x, t), sde.f(t)[:, None] * x)
+
+
+def test_moment_equations_hold_by_finite_differences(sde):
+    """alpha' = f alpha and (sigma^2)' = 2 f sigma^2 + g^2: the marginal solves the SDE."""
+    t = interior(sde)
+    h = 1e-6 * t
+    slope = lambda fn: (fn(t + h) - fn(t - h)) / (2 * h)  # noqa: E731 - a difference quotient
+    variance = lambda s: sde.sigma(s) ** 2  # noqa: E731
+    torch.testing.assert_close(slope(sde.alpha), sde.f(t) * sde.alpha(t), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(
+        slope(variance), 2 * sde.f(t) * variance(t) + sde.g2(t), rtol=1e-5, atol=1e-7
+    )
+
+
+def test_log_snr_decreases_and_inverts(sde):
+    t = torch.logspace(math.log10(sde.t_min), math.log10(sde.t_max), 200, dtype=F64)
+    assert (sde.lam(t).diff() < 0).all()
+    torch.testing.assert_close(sde.time(sde.lam(t)), t, rtol=1e-9, atol=0)
+
+
+def test_schedules_hold_in_float32_down_to_1e_6(sde):
+    t = torch.logspace(-6, math.log10(sde.t_max), 400, dtype=F64).float()
+    for name in ("alpha", "sigma", "lam", "f", "g2"):
+        low, high = getattr(sde, name)(t), getattr(sde, name)(t.double())
+        assert low.dtype == torch.float32
+        torch.testing.assert_close(low.double(), high, rtol=1e-6, atol=1e-6 * (name == "lam"))
+
+
+def test_perturb_has_the_marginal_moments(sde):
+    g = torch.Generator().manual_seed(0)
+    x0 = torch.tensor([0.7, -1.2], dtype=F64).expand(20_000, 2)
+    t = torch.tensor(0.3 * sde.t_max, dtype=F64)
+    mean, std = sde.marginal(x0, t)
+    x = sde.perturb(x0, t, torch.randn(x0.shape, generator=g, dtype=F64))
+    torch.testing.assert_close((x - mean).std(0) / std, torch.ones(2, dtype=F64), rtol=0.02, atol=0)
+    assert ((x.mean(0) - mean[0]).abs() < 5 * std / math.sqrt(len(x))).all()
+
+
+def test_forward_euler_maruyama_reaches_the_marginal(sde):
+    """Mean and variance of the forward chain, by exact affine propagation, converge to (alpha, sigma)."""
+    start, end = torch.tensor([sde.t_eps, 0.5 * sde.t_max], dtype=F64)
+    errors = []
+    for n in (2000, 4000):
+        t = start * (end / start) ** torch.linspace(0, 1, n + 1, dtype=F64)
+        h, f, g2 = t.diff(), sde.f(t[:-1]), sde.g2(t[:-1])
+        mean, var = sde.alpha(start), sde.sigma(start) ** 2
+        for k in range(n):
+            mean, var = mean * (1 + f[k] * h[k]), var * (1 + f[k] * h[k]) ** 2 + g2[k] * h[k]
+        errors.append((abs(mean / sde.alpha(end) - 1), abs(var / sde.sigma(end) ** 2 - 1)))
+    assert max(errors[1]) < 0.02
+    assert errors[1][1] < 0.6 * errors[0][1]
+
+
+def test_prior_stands_for_the_noisiest_marginal(sde):
+    t = torch.tensor(sde.t_max, dtype=F64)
+    assert float(sde.prior().stddev) == pytest.approx(float(sde.sigma(t)), rel=1e-6)
+    assert float(sde.alpha(t) / sde.sigma(t)) < 0.05
+
+
+def test_any_shape_of_time_and_state(sde):
+    t = torch.tensor([0.2, 0.5, 0.9]) * sde.t_max
+    x0, eps = torch.ones(3, 2, 4, 5), torch.zeros(3, 2, 4, 5)
+    assert sde.perturb(x0, t, eps).shape == x0.shape
+    assert sde.perturb(x0, t[0], eps).dtype == torch.float32
+    torch.testing.assert_close(sde.perturb(x0, t, eps)[:, 0, 0, 0], sde.alpha(t))
+
+
+def test_works_under_inference_mode(sde):
+    with torch.inference_mode():
+        t = torch.tensor(0.5 * sde.t_max)
+        assert torch.isfinite(sde.f(t) + sde.g2(t) + sde.time(sde.lam(t)))
+
+
+def test_published_constants():
+    """alpha(1), sigma(1) of VP; the published grids of VP and VE; sub-VP's deviation is 1 - alpha^2."""
+    one = torch.tensor(1.0, dtype=F64)
+    assert float(VP().alpha(one)) == pytest.approx(0.0065716, rel=1e-4)
+    assert float(VP().sigma(one)) == pytest.approx(0.9999784, rel=1e-7)
+    assert (VP().t_min, VP().t_eps, VE().t_eps, SubVP().t_eps) == (1e-5, 1e-3, 1e-5, 1e-3)
+    t = torch.linspace(1e-5, 1, 50, dtype=F64)
+    torch.testing.assert_close(SubVP().sigma(t), 1 - VP().alpha(t) ** 2, rtol=1e-9, atol=1e-14)
+    torch.testing.assert_close(VE().sigma(t)[-1], torch.tensor(50.0, dtype=F64))
+
+
+def test_discrete_levels_are_the_table():
+    betas = torch.tensor(linear_betas(), dtype=F64)
+    alpha_bar = torch.cumprod(1 - betas, 0)
+    t = torch.arange(1, 1001, dtype=F64) / 1000
+    torch.testing.assert_close(DiscreteVP().alpha(t) ** 2, alpha_bar, rtol=1e-12, atol=0)
+    torch.testing.assert_close(DiscreteVP().sigma(t) ** 2, 1 - alpha_bar, rtol=1e-11, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("make", "names"),
+    [
+        (lambda: VP(beta_min=20, beta_max=0.1), ("beta_min=20", "beta_max=0.1")),
+        (lambda: VE(sigma_min=50, sigma_max=0.01), ("sigma_min=50", "sigma_max=0.01")),
+        (lambda: EDM(t_min=-1), ("t_min=-1",)),
+        (lambda: LinearFlow(t_max=1.0), ("t_max=1",)),
+        (lambda: Cosine(t_max=1.0), ("t_max=1",)),
+        (lambda: DiscreteVP(betas=(0.5, 2.0)), ("betas",)),
+    ],
+)
+def test_inconsistent_constants_are_refused(make, names):
+    with pytest.raises(ValueError, match="need") as error:
+        make()
+    assert all(name in str(error.value) for name in names)
