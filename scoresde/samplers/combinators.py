@@ -1,0 +1,113 @@
+"""Step -> Step: a step wrapped by a kernel that leaves the marginal p_t as it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from scoresde.denoiser import Denoiser
+from scoresde.samplers.kernels import level
+from scoresde.samplers.loop import State, Step
+from scoresde.samplers.noise import Noise
+
+
+class Kernel(Protocol):
+    """A move of x_t at fixed time that leaves p_t invariant, at ``nfe`` denoiser calls."""
+
+    @property
+    def nfe(self) -> int: ...
+
+    def __call__(self, denoiser: Denoiser, x: Tensor, t: Tensor, noise: Noise) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Langevin:
+    """Unadjusted Langevin steps at fixed time.
+
+        x <- x + h score + sqrt(2 h) z,   h = 2 (snr |z| / |score|)^2
+
+    By default the norms are their root-mean-squares where noise dominates, sqrt(D) and sqrt(D) /
+    sigma, so that h = 2 (snr sigma)^2 as in annealed Langevin dynamics (arXiv 1907.05600,
+    algorithm 1): a step length that depends on the sample would not leave p_t invariant, and one
+    averaged over the batch would couple samples. ``published`` takes the batch means of the norms
+    (arXiv 2011.13456, algorithms 4-5).
+    """
+
+    snr: float = 0.16
+    steps: int = 1
+    published: bool = False
+
+    def __post_init__(self) -> None:
+        if not (self.snr > 0 and self.steps >= 1):
+            raise ValueError(
+                f"need snr > 0 and steps >= 1, got snr={self.snr:g}, steps={self.steps}"
+            )
+
+    @property
+    def nfe(self) -> int:
+        return self.steps
+
+    def __call__(self, denoiser: Denoiser, x: Tensor, t: Tensor, noise: Noise) -> Tensor:
+        for _ in range(self.steps):
+            x = self._once(denoiser, x, t, noise)
+        return x
+
+    def _once(self, denoiser: Denoiser, x: Tensor, t: Tensor, noise: Noise) -> Tensor:
+        score, z = denoiser.score(x, t), noise(x, t, t)
+        if self.published:
+            root = self.snr * _mean_norm(z) / _mean_norm(score)
+            return x + 2 * root**2 * score + 2 * root * z
+        root_h = self.snr * level(denoiser.sde, t).sigma
+        return x + 2 * root_h**2 * score + 2 * root_h * z
+
+
+def langevin(snr: float = 0.16, steps: int = 1, published: bool = False) -> Kernel:
+    """The Langevin corrector with the defaults of score-based SDEs (CIFAR-10), arXiv 2011.13456,
+    table 4.
+    """
+    return Langevin(snr, steps, published)
+
+
+def annealed_langevin(snr: float = 0.176, steps: int = 5) -> Kernel:
+    """The Langevin kernel with the defaults of NCSNv2, arXiv 2006.09011, for use after every
+    change of level.
+    """
+    return Langevin(snr, steps)
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """Predictor-corrector: a kernel at ``t``, then a step from ``t`` to ``s``. arXiv 2011.13456,
+    algorithm 1.
+    """
+
+    step: Step
+    kernel: Kernel
+
+    @property
+    def order(self) -> int:
+        return self.step.order
+
+    @property
+    def nfe_per_step(self) -> int:
+        return self.step.nfe_per_step + self.kernel.nfe
+
+    def __call__(
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, state: State, noise: Noise
+    ) -> tuple[Tensor, State]:
+        return self.step(denoiser, self.kernel(denoiser, x, t, noise), t, s, state, noise)
+
+
+def corrected(step: Step, kernel: Kernel) -> Step:
+    """The step preceded by a corrector kernel at the same time: Song's predictor-corrector
+    sampler.
+    """
+    return Corrected(step, kernel)
+
+
+def _mean_norm(x: Tensor) -> Tensor:
+    """Batch mean of the Euclidean norm of each sample, 0-dim."""
+    return torch.linalg.vector_norm(x.flatten(1), dim=1).mean()

@@ -1,0 +1,130 @@
+"""Single steps: each is its equation."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from scoresde.denoiser import Denoiser
+from scoresde.samplers.kernels import ddim_update, level, noise_of, score_of, transition
+from scoresde.samplers.loop import State
+from scoresde.samplers.noise import Noise
+
+
+@dataclass(frozen=True)
+class EulerMaruyama:
+    """Euler-Maruyama on the reverse SDE, with the grid's own step length.
+
+        x_s = x - (f x - g^2 score) (t - s) + g sqrt(t - s) z
+
+    Score-Based Generative Modeling through SDEs, arXiv 2011.13456, eq. 6 (published code steps by
+    1 / N instead).
+    """
+
+    order: ClassVar[int] = 1
+    nfe_per_step: ClassVar[int] = 1
+
+    def __call__(
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, state: State, noise: Noise
+    ) -> tuple[Tensor, State]:
+        sde, h = denoiser.sde, float(t - s)
+        f, g2 = float(sde.f(t)), float(sde.g2(t))
+        score = score_of(x, denoiser(x, t), level(sde, t))
+        return x - (f * x - g2 * score) * h + math.sqrt(g2 * h) * noise(x, t, s), None
+
+
+@dataclass(frozen=True)
+class ReverseDiffusion:
+    """The reverse SDE discretised as the forward process is, x_t = a x_s + sqrt(v) z.
+
+        x_s = (2 - a) x + v score + sqrt(v) z
+
+    With the exact transition (a, v) it is the published predictor of VP and VE on their own
+    grids, and defined for every process. arXiv 2011.13456, eq. 46.
+    """
+
+    order: ClassVar[int] = 1
+    nfe_per_step: ClassVar[int] = 1
+
+    def __call__(
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, state: State, noise: Noise
+    ) -> tuple[Tensor, State]:
+        at, to = level(denoiser.sde, t), level(denoiser.sde, s)
+        a, v = transition(at, to)
+        score = score_of(x, denoiser(x, t), at)
+        return (2 - a) * x + v * score + math.sqrt(v) * noise(x, t, s), None
+
+
+@dataclass(frozen=True)
+class DDIM:
+    """Denoising diffusion implicit step; ``eta`` scales the noise from none (0, probability flow)
+    to ancestral (1).
+
+        x_s = alpha_s x0 + sqrt(sigma_s^2 - v) eps + sqrt(v) z,
+        v = eta^2 sigma_s^2 v_ts / sigma_t^2
+
+    Raises ValueError unless 0 <= eta <= 1. Denoising Diffusion Implicit Models, arXiv 2010.02502,
+    eq. 12.
+    """
+
+    eta: float = 0.0
+    order: ClassVar[int] = 1
+    nfe_per_step: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"need 0 <= eta <= 1, got eta={self.eta:g}")
+
+    def __call__(
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, state: State, noise: Noise
+    ) -> tuple[Tensor, State]:
+        at, to = level(denoiser.sde, t), level(denoiser.sde, s)
+        x0 = denoiser(x, t)
+        z = noise(x, t, s) if self.eta else None
+        return ddim_update(x0, noise_of(x, x0, at), at, to, self.eta, z), None
+
+
+@dataclass(frozen=True)
+class Ancestral:
+    """Ancestral sampling: draw from the posterior p(x_s | x_t, x0_hat), the DDIM step with eta =
+    1.
+
+    On the levels of ``DiscreteVP`` it is the DDPM sampler with its smaller variance. Denoising
+    Diffusion Probabilistic Models, arXiv 2006.11239, eq. 6-7.
+    """
+
+    order: ClassVar[int] = 1
+    nfe_per_step: ClassVar[int] = 1
+
+    def __call__(
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, state: State, noise: Noise
+    ) -> tuple[Tensor, State]:
+        return DDIM(1.0)(denoiser, x, t, s, state, noise)
+
+
+@dataclass(frozen=True)
+class Heun:
+    """Heun's second-order step on the probability flow, in y = x / alpha and r = sigma / alpha,
+    where dy/dr = eps.
+
+        y' = y + (r_s - r_t) eps_t,   y_s = y + (r_s - r_t) (eps_t + eps_s) / 2
+
+    EDM, arXiv 2206.00364, algorithm 1 without churn, for any process.
+    """
+
+    order: ClassVar[int] = 2
+    nfe_per_step: ClassVar[int] = 2
+
+    def __call__(
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, state: State, noise: Noise
+    ) -> tuple[Tensor, State]:
+        at, to = level(denoiser.sde, t), level(denoiser.sde, s)
+        gap = to.sigma - to.alpha * at.sigma / at.alpha  # alpha_s (r_s - r_t)
+        ratio = to.alpha / at.alpha
+        eps = noise_of(x, denoiser(x, t), at)
+        guess = ratio * x + gap * eps
+        eps_s = noise_of(guess, denoiser(guess, s), to)
+        return ratio * x + gap * (eps + eps_s) / 2, None

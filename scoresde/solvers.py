@@ -1,0 +1,305 @@
+"""Black-box back-ends: the probability flow through torchdiffeq, the reverse SDE through torchsde.
+
+Every process is the same equation in w = x / sqrt(alpha^2 + sigma^2) and lam (docs/theory.md, 3):
+
+    dw/dlam = a (x0_hat - a w),                                 a^2 = 1 / (1 + exp(-2 lam))   (8)
+    dw = [a (x0_hat - a w) + eta^2 (a x0_hat - w)] dlam + eta sqrt(2) b dW,     b^2 = 1 - a^2 (9)
+
+so the solvers integrate that: the state keeps unit size for data of unit size, and sampling runs
+forwards in lam.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from scoresde.denoiser import Denoiser
+from scoresde.sde import SDE
+
+ODE_METHODS = (
+    "dopri5",
+    "dopri8",
+    "bosh3",
+    "fehlberg2",
+    "adaptive_heun",
+    "scipy_solver",
+    "euler",
+    "midpoint",
+    "heun2",
+    "heun3",
+    "rk4",
+    "explicit_adams",
+    "implicit_adams",
+    "fixed_adams",
+)
+FIXED_STEP_METHODS = (
+    "euler",
+    "midpoint",
+    "heun2",
+    "heun3",
+    "rk4",
+    "explicit_adams",
+    "implicit_adams",
+    "fixed_adams",
+)
+SDE_METHODS = ("euler", "milstein", "srk")
+
+
+class SolverError(RuntimeError):
+    """A solve that could not be finished; the message names the solver, the time reached and a
+    remedy.
+    """
+
+
+class Solution(NamedTuple):
+    """The end state of a solve, shaped like its start, and the denoiser calls it took."""
+
+    x: Tensor
+    nfe: int
+
+
+def solve_ode(
+    denoiser: Denoiser,
+    x: Tensor,
+    t0: Tensor | float,
+    t1: Tensor | float,
+    *,
+    method: str = "dopri5",
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    steps: int = 50,
+    max_nfe: int = 10_000,
+) -> Solution:
+    """Carry ``x`` (B, ...) along the probability flow (8) from time ``t0`` to ``t1``, either way.
+
+    ``method`` is any of ``ODE_METHODS``; tolerances are those of the adaptive ones and are in
+    units of w, ``steps`` equal steps of lam those of the others. torchdiffeq shares one step size
+    over the batch. Raises ValueError for an unknown method, SolverError when a tolerance or
+    ``max_nfe`` cannot be kept.
+    """
+    sde, flow = denoiser.sde, Flow(denoiser)
+    start, end = time_of(sde, t0), time_of(sde, t1)
+    tolerance = Tolerance(method, rtol, atol, steps, max_nfe)
+    w = integrate(
+        flow, x / scale(sde, start), float(sde.lam(start)), float(sde.lam(end)), tolerance
+    )
+    return Solution(w * scale(sde, end), flow.nfe)
+
+
+def solve_sde(
+    denoiser: Denoiser,
+    x: Tensor,
+    t0: Tensor | float,
+    t1: Tensor | float,
+    steps: int,
+    *,
+    method: str = "euler",
+    eta: float = 1.0,
+    seed: int | None = None,
+) -> Tensor:
+    """Carry ``x`` (B, ...) along the reverse SDE (9) from ``t0`` down to ``t1`` in equal steps of
+    lam.
+
+    ``method`` is any of ``SDE_METHODS`` (Ito). ``eta`` scales the noise: 1 is the reverse SDE, 0
+    the probability flow. ``seed`` fixes the Brownian path. Raises ValueError for bad arguments,
+    SolverError for a non-finite state.
+    """
+    import torchsde
+
+    if method not in SDE_METHODS:
+        raise ValueError(f"unknown SDE method {method!r}; choose one of {', '.join(SDE_METHODS)}")
+    if steps < 1:
+        raise ValueError(f"need steps >= 1, got steps={steps}")
+    sde, flow = denoiser.sde, Flow(denoiser)
+    first, last = time_of(sde, t0), time_of(sde, t1)
+    lam0, lam1 = float(sde.lam(first)), float(sde.lam(last))
+    if not lam0 < lam1:
+        raise ValueError(
+            "the reverse SDE runs from a noisy t0 to a cleaner t1 < t0; SDE.perturb adds noise"
+        )
+    start = (x / scale(sde, first)).flatten(1)
+    path = torchsde.BrownianInterval(
+        t0=lam0,
+        t1=lam1,
+        size=start.shape,
+        dtype=x.dtype,
+        device=x.device,
+        entropy=seed,
+        dt=(lam1 - lam0) / steps,
+        levy_area_approximation="space-time",
+    )
+    reverse = _ReverseSDE(flow, eta, x.shape)
+    span = torch.tensor([lam0, lam1], dtype=torch.float64)
+    with torch.no_grad():
+        w: Tensor = torchsde.sdeint(
+            reverse, start, span, bm=path, method=method, dt=(lam1 - lam0) / steps
+        )[-1]
+    _require_finite(w, f"torchsde {method}", "use more steps")
+    return w.reshape(x.shape) * scale(sde, last)
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How accurately to solve: the method, its tolerances or its number of steps, and the most
+    calls allowed.
+    """
+
+    method: str = "dopri5"
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    steps: int = 50
+    max_nfe: int = 10_000
+
+    def __post_init__(self) -> None:
+        if self.method not in ODE_METHODS:
+            raise ValueError(
+                f"unknown ODE method {self.method!r}; choose one of {', '.join(ODE_METHODS)}"
+            )
+        if self.steps < 1:
+            raise ValueError(f"need steps >= 1, got steps={self.steps}")
+        if not (self.rtol > 0 and self.atol > 0):
+            raise ValueError(
+                f"need rtol > 0 and atol > 0, got rtol={self.rtol:g}, atol={self.atol:g}"
+            )
+
+    def options(self, lam0: float, lam1: float) -> dict[str, Any]:
+        if self.method in FIXED_STEP_METHODS:
+            return {"step_size": abs(lam1 - lam0) / self.steps}
+        if self.method == "scipy_solver":
+            return {"solver": "RK45"}
+        # Without step_t the adaptive solvers step past the end and interpolate back.
+        return {"step_t": torch.tensor([lam1], dtype=torch.float64), "dtype": torch.float64}
+
+
+def integrate(
+    rate: Callable[[float, Any], Any], start: Any, lam0: float, lam1: float, tolerance: Tolerance
+) -> Any:
+    """Solve d(state)/dlam = rate(lam, state) from lam0 to lam1 with torchdiffeq; the state is a
+    tensor or a tuple.
+
+    Raises SolverError, naming the lam reached, when the solver gives up or the result is not
+    finite.
+    """
+    from torchdiffeq import odeint
+
+    guard = _Guard(rate, tolerance, min(lam0, lam1), max(lam0, lam1))
+    span = torch.tensor([lam0, lam1], dtype=torch.float64)
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            # torchdiffeq hands scipy an option it does not know.
+            warnings.filterwarnings("ignore", message=".*no effect for a chosen solver.*")
+            path = odeint(
+                guard,
+                start,
+                span,
+                rtol=tolerance.rtol,
+                atol=tolerance.atol,
+                method=tolerance.method,
+                options=tolerance.options(lam0, lam1),
+            )
+    except AssertionError as error:  # torchdiffeq reports a vanishing step this way
+        raise SolverError(f"torchdiffeq {guard.where()}: {error}; loosen rtol and atol") from error
+    end = tuple(p[-1] for p in path) if isinstance(path, tuple) else path[-1]
+    for part in end if isinstance(end, tuple) else (end,):
+        _require_finite(
+            part, f"torchdiffeq {guard.where()}", "check the model, or tighten the tolerances"
+        )
+    return end
+
+
+@dataclass
+class _Guard:
+    """A right-hand side that remembers where it is and refuses to be called without end."""
+
+    rate: Callable[[float, Any], Any]
+    tolerance: Tolerance
+    low: float
+    high: float
+    lam: float = math.nan
+    calls: int = 0
+
+    def __call__(self, lam: Tensor, state: Any) -> Any:
+        # The search for a first step may look far beyond the end.
+        self.lam, self.calls = min(max(float(lam), self.low), self.high), self.calls + 1
+        if self.calls > self.tolerance.max_nfe:
+            raise SolverError(
+                f"torchdiffeq {self.where()}: {self.tolerance.max_nfe} network calls without "
+                "reaching the end; loosen rtol and atol or raise max_nfe"
+            )
+        return self.rate(self.lam, state)
+
+    def where(self) -> str:
+        return f"{self.tolerance.method} at log-SNR {2 * self.lam:.3g}"
+
+
+@dataclass
+class Flow:
+    """The right-hand side of (8), counting its denoiser calls."""
+
+    denoiser: Denoiser
+    nfe: int = field(default=0, init=False)
+
+    def __call__(self, lam: float, w: Tensor) -> Tensor:
+        a = unit_alpha(lam)
+        return a * (self.x0(w, lam) - a * w)
+
+    def x0(self, w: Tensor, lam: float) -> Tensor:
+        """x0_hat at w."""
+        self.nfe += 1
+        t = self.denoiser.sde.time(torch.tensor(lam, dtype=torch.float64))
+        return self.denoiser(w * scale(self.denoiser.sde, t), t)
+
+
+def scale(sde: SDE, t: Tensor) -> float:
+    """sqrt(alpha^2 + sigma^2) at a 0-dim time: the size of x in units of w."""
+    return math.hypot(float(sde.alpha(t)), float(sde.sigma(t)))
+
+
+class _ReverseSDE(nn.Module):
+    """(9) in the form torchsde wants: flattened state, drift f and diagonal diffusion g."""
+
+    noise_type = "diagonal"
+    sde_type = "ito"
+
+    def __init__(self, flow: Flow, eta: float, shape: torch.Size) -> None:
+        super().__init__()
+        self.flow, self.eta, self.shape = flow, eta, shape
+
+    def f(self, lam: Tensor, w: Tensor) -> Tensor:
+        a = unit_alpha(float(lam))
+        x0 = self.flow.x0(w.reshape(self.shape), float(lam)).flatten(1)
+        return a * (x0 - a * w) + self.eta**2 * (a * x0 - w)
+
+    def g(self, lam: Tensor, w: Tensor) -> Tensor:
+        # The zero keeps a graph to w, which Milstein's vanishing correction term differentiates.
+        return self.eta * math.sqrt(2) * unit_alpha(-float(lam)) + 0 * w
+
+
+def unit_alpha(lam: float) -> float:
+    """a(lam) = (1 + exp(-2 lam))^(-1/2), the alpha of the variance-preserving twin; a(-lam) is
+    its sigma.
+    """
+    return 1 / math.sqrt(1 + math.exp(-2 * lam))
+
+
+def time_of(sde: SDE, t: Tensor | float) -> Tensor:
+    """A time as a 0-dim float64 tensor on the host; raises ValueError outside (0, t_max]."""
+    time = torch.as_tensor(t, dtype=torch.float64).cpu()
+    if not 0 < float(time) <= sde.t_max:
+        raise ValueError(f"time {float(time):g} is outside (0, {sde.t_max:g}]")
+    return time
+
+
+def _require_finite(x: Tensor, solver: str, remedy: str) -> None:
+    bad = (
+        int((~x.isfinite()).flatten(1).any(1).sum()) if x.ndim > 1 else int((~x.isfinite()).sum())
+    )
+    if bad:
+        raise SolverError(f"{solver}: {bad} of {len(x)} samples are not finite; {remedy}")

@@ -1,0 +1,181 @@
+"""Problems with exact answers: data laws whose denoiser, density and flow are known at every
+time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from scoresde.denoiser import Denoiser
+from scoresde.sde import SDE, match
+
+
+@dataclass(frozen=True, eq=False)
+class Gaussian:
+    """Gaussian data N(mean, cov): every marginal is Gaussian and the probability flow is linear.
+
+    ``mean`` has the shape of a sample, D numbers in all; ``cov`` is (D, D), or the variances with
+    the shape of ``mean``, or one variance. Raises ValueError for another shape or a covariance
+    that is not positive.
+    """
+
+    mean: Tensor
+    cov: Tensor
+
+    def __post_init__(self) -> None:
+        if not (self._spectrum[0] > 0).all():
+            raise ValueError("the covariance of a Gaussian must be positive definite")
+
+    @cached_property
+    def _spectrum(self) -> tuple[Tensor, Tensor]:
+        """Eigenvalues (D,) and eigenvectors (D, D) of the covariance."""
+        dim, cov = self.mean.numel(), torch.as_tensor(self.cov).to(self.mean)
+        if cov.shape == self.mean.shape or cov.ndim == 0:
+            return cov.expand(self.mean.shape).flatten(), torch.eye(dim).to(cov)
+        if cov.shape != (dim, dim):
+            raise ValueError(
+                f"a mean of {dim} numbers needs a ({dim}, {dim}) covariance, "
+                f"got {tuple(cov.shape)}"
+            )
+        values, vectors = torch.linalg.eigh(cov)
+        return values, vectors
+
+    def denoiser(self, sde: SDE) -> Denoiser:
+        """x0_hat = mean + alpha C (alpha^2 C + sigma^2)^-1 (x - alpha mean)."""
+
+        def predict(x: Tensor, t: Tensor) -> Tensor:
+            alpha, z, total = self._coordinates(x, sde, t)
+            return self._from(alpha * self._spectrum[0].to(x) / total * z, x)
+
+        return Denoiser(sde, predict)
+
+    def flow(self, x: Tensor, sde: SDE, t: Tensor, s: Tensor) -> Tensor:
+        """The exact probability-flow map of x (B, ...) from time t to time s."""
+        _, z, total = self._coordinates(x, sde, t)
+        alpha, _, total_s = self._coordinates(x, sde, s)
+        moved = (total_s / total).sqrt() * z
+        return self._from(moved, x) + (alpha - 1).reshape(
+            -1, *[1] * self.mean.ndim
+        ) * self.mean.to(x)
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """n draws, (n, *mean.shape)."""
+        values, vectors = self._spectrum
+        z = torch.randn(
+            n, len(values), generator=generator, dtype=values.dtype, device=values.device
+        )
+        return (z * values.sqrt() @ vectors.T).reshape(n, *self.mean.shape) + self.mean
+
+    def log_prob(self, x: Tensor, sde: SDE | None = None, t: Tensor | None = None) -> Tensor:
+        """log p_t(x) in nats, (B,); of the data law itself without a process."""
+        _, z, total = self._coordinates(x, sde, t)
+        return -0.5 * (z**2 / total + total.log() + math.log(2 * math.pi)).sum(1)
+
+    def _coordinates(
+        self, x: Tensor, sde: SDE | None, t: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """alpha, x - alpha mean in the eigenbasis (B, D), and the variances alpha^2 C + sigma^2
+        there.
+        """
+        values, vectors = (part.to(x) for part in self._spectrum)
+        flat = x.flatten(1)
+        alpha, sigma = _marginal(flat, sde, t)
+        z = (flat - alpha * self.mean.to(x).flatten()) @ vectors
+        return alpha, z, (alpha**2 * values + sigma**2).expand_as(z)
+
+    def _from(self, z: Tensor, x: Tensor) -> Tensor:
+        """Back from the eigenbasis, with the mean added, in the shape of x."""
+        return (z @ self._spectrum[1].to(x).T).reshape(x.shape) + self.mean.to(x)
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """A mixture of Gaussians with diagonal covariances.
+
+    ``weights`` (K,) positive, ``means`` (K, ...), ``stds`` (K,) or the shape of ``means``.
+    Raises ValueError for shapes that do not fit or weights and deviations that are not positive.
+    """
+
+    weights: Tensor
+    means: Tensor
+    stds: Tensor
+
+    def __post_init__(self) -> None:
+        k = len(self.means)
+        if self.weights.shape != (k,) or self.stds.shape not in ((k,), self.means.shape):
+            raise ValueError(
+                f"{k} means need weights ({k},) and stds ({k},) or {tuple(self.means.shape)}, "
+                f"got {tuple(self.weights.shape)} and {tuple(self.stds.shape)}"
+            )
+        if not ((self.weights > 0).all() and (self.stds > 0).all()):
+            raise ValueError("the weights and stds of a mixture must be positive")
+
+    @cached_property
+    def _components(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-weights (K,), means (K, D) and variances (K, D)."""
+        means = self.means.flatten(1)
+        variances = self.stds.reshape(len(means), -1).expand_as(means) ** 2
+        return (self.weights / self.weights.sum()).log(), means, variances
+
+    def denoiser(self, sde: SDE) -> Denoiser:
+        """x0_hat = sum_k p(k | x) [m_k + alpha v_k (x - alpha m_k) / (alpha^2 v_k + sigma^2)]."""
+
+        def predict(x: Tensor, t: Tensor) -> Tensor:
+            alpha, gap, total, joint = self._joint(x, sde, t)
+            _, means, variances = (part.to(x) for part in self._components)
+            posterior = joint.softmax(1).unsqueeze(2)
+            return (posterior * (means + alpha * variances * gap / total)).sum(1).reshape(x.shape)
+
+        return Denoiser(sde, predict)
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """n draws, (n, *means.shape[1:])."""
+        _, means, variances = self._components
+        probabilities = (self.weights / self.weights.sum()).double()
+        k = torch.multinomial(probabilities, n, replacement=True, generator=generator)
+        z = torch.randn(
+            n, means.shape[1], generator=generator, dtype=means.dtype, device=means.device
+        )
+        return (means[k] + variances[k].sqrt() * z).reshape(n, *self.means.shape[1:])
+
+    def log_prob(self, x: Tensor, sde: SDE | None = None, t: Tensor | None = None) -> Tensor:
+        """log p_t(x) in nats, (B,); of the data law itself without a process."""
+        return self._joint(x, sde, t)[3].logsumexp(1)
+
+    def _joint(
+        self, x: Tensor, sde: SDE | None, t: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """alpha, x - alpha m_k and its variances (B, K, D), and log p(k) p_t(x | k) (B, K)."""
+        log_weights, means, variances = (part.to(x) for part in self._components)
+        flat = x.flatten(1).unsqueeze(1)
+        alpha, sigma = _marginal(flat, sde, t)
+        gap, total = flat - alpha * means, alpha**2 * variances + sigma**2
+        log_normal = -0.5 * (gap**2 / total + total.log() + math.log(2 * math.pi)).sum(2)
+        return alpha, gap, total, log_weights + log_normal
+
+
+def grid25(std: float = 0.05, total: float = 0.5) -> Mixture:
+    """25 equal Gaussians on a 5 x 5 grid in the plane, of a total deviation per dimension."""
+    ticks = torch.linspace(-1, 1, 5, dtype=torch.float64)
+    means = torch.cartesian_prod(ticks, ticks)
+    spread = math.sqrt((total**2 - std**2) / float(means[:, 0].var(unbiased=False)))
+    return mixture([1.0] * 25, means * spread, [std] * 25)
+
+
+def mixture(weights: Sequence[float], means: Tensor, stds: Sequence[float]) -> Mixture:
+    """A Mixture from plain numbers, in the dtype of ``means``."""
+    return Mixture(torch.tensor(weights).to(means), means, torch.tensor(stds).to(means))
+
+
+def _marginal(x: Tensor, sde: SDE | None, t: Tensor | None) -> tuple[Tensor, Tensor]:
+    """alpha and sigma shaped to act on x; those of the data, 1 and 0, without a process."""
+    if sde is None or t is None:
+        return x.new_ones(1), x.new_zeros(1)
+    alpha, sigma = match(sde.alpha(t), x), match(sde.sigma(t), x)
+    return alpha.to(x), sigma.to(x)
