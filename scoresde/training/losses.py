@@ -1,0 +1,99 @@
+"""One denoising-score-matching loss for every process, parameterisation and weighting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from scoresde.parameterization import Coeffs, ScoreModel
+from scoresde.sde import SDE, match
+
+Weight = Callable[[SDE, Tensor], Tensor]
+"""A weight on the squared error of x0_hat, shaped like ``t``."""
+
+
+def dsm_loss(
+    model: ScoreModel,
+    x0: Tensor,
+    t: Tensor,
+    eps: Tensor,
+    weight: Weight | None = None,
+    **cond: Tensor | None,
+) -> Tensor:
+    """Denoising score matching, mean squared error per sample (B,), of x0_hat times ``weight``.
+
+        |F(inp x, noise) - target|^2 out^2 weight,
+        target = ((1 - skip alpha) x0 - skip sigma eps) / out
+
+    ``x0`` and ``eps`` are (B, ...), ``t`` is (B,). Without a weight the network output has unit
+    weight. Elucidating the Design Space of Diffusion-Based Generative Models, arXiv 2206.00364,
+    eq. 8.
+    """
+    sde = model.sde
+    c = model.parameterization(sde, t)
+    error: Tensor = model(sde.perturb(x0, t, eps), t, **cond) - network_target(sde, c, x0, t, eps)
+    loss = error.square().flatten(1).mean(1)
+    return loss if weight is None else (weight(sde, t.double()) * c.out**2).to(loss) * loss
+
+
+def network_target(sde: SDE, c: Coeffs, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+    """The F that reconstructs x0 from x = alpha x0 + sigma eps exactly, shaped like ``x0``."""
+    t = t.double()
+    on_x0 = (1 - c.skip * sde.alpha(t)) / c.out
+    on_eps = -c.skip * sde.sigma(t) / c.out
+    return match(on_x0, x0) * x0 + match(on_eps, x0) * eps
+
+
+def sigma2(sde: SDE, t: Tensor) -> Tensor:
+    """sigma^2 on the score error, that is 1 on the noise error: alpha^2 / sigma^2 on x0. arXiv
+    2011.13456, section 3.3.
+    """
+    return (2 * sde.lam(t)).exp()
+
+
+def likelihood(sde: SDE, t: Tensor) -> Tensor:
+    """g^2 on the score error: g^2 alpha^2 / sigma^4 on x0.
+
+    Maximum Likelihood Training of Score-Based Diffusion Models, arXiv 2101.09258, eq. 8.
+    """
+    return sde.g2(t) / sde.sigma(t) ** 2 * sigma2(sde, t)
+
+
+def min_snr(gamma: float = 5.0) -> Weight:
+    """min(SNR, gamma) on x0. Efficient Diffusion Training via Min-SNR Weighting Strategy, arXiv
+    2303.09556, eq. 6.
+
+    Raises ValueError unless gamma > 0.
+    """
+    if not gamma > 0:
+        raise ValueError(f"need gamma > 0, got gamma={gamma:g}")
+    return lambda sde, t: sigma2(sde, t).clamp(max=gamma)
+
+
+def edm(sigma_data: float = 0.5) -> Weight:
+    """(r^2 + sd^2) / (r sd)^2 with r = sigma / alpha, which gives the EDM network unit weight.
+    arXiv 2206.00364, table 1.
+
+    Raises ValueError unless sigma_data > 0.
+    """
+    if not sigma_data > 0:
+        raise ValueError(f"need sigma_data > 0, got sigma_data={sigma_data:g}")
+    return lambda sde, t: sigma2(sde, t) + 1 / sigma_data**2
+
+
+def reweighted(weight: Weight, density: Callable[[SDE, Tensor], Tensor]) -> Weight:
+    """The weight divided by the density of the times it is evaluated at: the expectation under
+    uniform times stays.
+    """
+    return lambda sde, t: weight(sde, t) / density(sde, t)
+
+
+def held_out_times(sde: SDE, n: int) -> Tensor:
+    """n times at the midpoints of equal intervals of lam, a fixed quadrature for validation
+    losses.
+    """
+    u = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    ends = sde.lam(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64))
+    return sde.time(ends[0] + u * (ends[1] - ends[0]))

@@ -1,0 +1,128 @@
+"""How training times are drawn: uniform numbers (independent, antithetic, stratified) through a
+law of t.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from scoresde.sde import SDE, derivative
+
+Draw = Callable[[int, torch.Generator], Tensor]
+"""n numbers in (0, 1), float64, each uniform on its own."""
+
+
+class Times(Protocol):
+    """A law of training times: ``u`` in (0, 1) to times in [t_min, t_max], and its density
+    relative to uniform times.
+    """
+
+    def __call__(self, sde: SDE, u: Tensor) -> Tensor: ...
+    def density(self, sde: SDE, t: Tensor) -> Tensor: ...
+
+
+def independent(n: int, generator: torch.Generator) -> Tensor:
+    """n independent uniform numbers."""
+    return torch.rand(n, generator=generator, dtype=torch.float64)
+
+
+def antithetic(n: int, generator: torch.Generator) -> Tensor:
+    """Pairs u, 1 - u (and one more number when n is odd)."""
+    u = independent((n + 1) // 2, generator)
+    return torch.cat([u, 1 - u])[:n]
+
+
+def stratified(n: int, generator: torch.Generator) -> Tensor:
+    """(u + i / n) mod 1 for one uniform u, in random order. Variational Diffusion Models, arXiv
+    2107.00630, appendix I.1.
+    """
+    u = independent(1, generator) + torch.randperm(n, generator=generator, dtype=torch.float64) / n
+    return u % 1
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """t uniform on [t_min, t_max]."""
+
+    def __call__(self, sde: SDE, u: Tensor) -> Tensor:
+        return sde.t_min + u * (sde.t_max - sde.t_min)
+
+    def density(self, sde: SDE, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+
+@dataclass(frozen=True)
+class LogSNR:
+    """lam uniform: the density is -lam' = g^2 / (2 sigma^2), the importance sampler of the
+    likelihood weighting.
+
+    It needs no table: t is ``sde.time`` of a uniform number, for every process. Maximum
+    Likelihood Training of Score-Based Diffusion Models, arXiv 2101.09258, section 5.1.
+    """
+
+    def __call__(self, sde: SDE, u: Tensor) -> Tensor:
+        lam_min, lam_max = _range(sde, u)
+        return sde.time(lam_min + u * (lam_max - lam_min)).clamp(sde.t_min, sde.t_max)
+
+    def density(self, sde: SDE, t: Tensor) -> Tensor:
+        lam_min, lam_max = _range(sde, t)
+        return -derivative(sde.lam, t) * (sde.t_max - sde.t_min) / (lam_max - lam_min)
+
+
+@dataclass(frozen=True)
+class LogNormal:
+    """log(sigma / alpha) normal, the noise levels of EDM, clamped to the times of the process.
+
+    Raises ValueError unless std > 0. EDM, arXiv 2206.00364, table 1.
+    """
+
+    mean: float = -1.2
+    std: float = 1.2
+
+    def __post_init__(self) -> None:
+        if not self.std > 0:
+            raise ValueError(f"need std > 0, got std={self.std:g}")
+
+    def __call__(self, sde: SDE, u: Tensor) -> Tensor:
+        z = torch.special.ndtri(u.clamp(1e-12, 1 - 1e-12))
+        return sde.time(-(self.mean + self.std * z)).clamp(sde.t_min, sde.t_max)
+
+    def density(self, sde: SDE, t: Tensor) -> Tensor:
+        z = (-sde.lam(t) - self.mean) / self.std
+        normal = (-0.5 * z**2).exp() / (self.std * math.sqrt(2 * math.pi))
+        return -derivative(sde.lam, t) * normal * (sde.t_max - sde.t_min)
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The n levels (i + 1) / n of t_max, equally likely: discrete-time training. DDPM, arXiv
+    2006.11239, algorithm 1.
+
+    Raises ValueError unless n >= 1.
+    """
+
+    n: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise ValueError(f"need n >= 1 levels, got n={self.n}")
+
+    def __call__(self, sde: SDE, u: Tensor) -> Tensor:
+        i = (u * self.n).floor().clamp(0, self.n - 1)
+        return (i + 1) / self.n * sde.t_max
+
+    def density(self, sde: SDE, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+
+def _range(sde: SDE, like: Tensor) -> tuple[Tensor, Tensor]:
+    """lam at t_max and at t_min."""
+    ends = torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64, device=like.device)
+    lam_min, lam_max = sde.lam(ends)
+    return lam_min, lam_max

@@ -1,0 +1,124 @@
+"""Likelihoods against exact densities."""
+
+import math
+
+import pytest
+import torch
+
+from scoresde import EDM, VP, Denoiser, ScoreModel, SubVP, bits_per_dim, log_likelihood
+from scoresde import parameterization as params
+from scoresde.likelihood import Exact, Hutchinson, exact, hutchinson, rademacher
+from scoresde.testing import Gaussian, Mixture, grid25
+from tests.laws.test_samplers import ExactNetwork
+
+F64 = torch.float64
+
+
+def at(sde, name):
+    return torch.tensor(getattr(sde, name), dtype=F64)
+
+
+def test_exact_gaussian_likelihood(sde, gaussian):
+    """Within 1e-5 nats per dimension of the closed form, given the true terminal marginal."""
+    x = gaussian.sample(32, torch.Generator().manual_seed(0))
+    terminal = lambda x: gaussian.log_prob(x, sde, at(sde, "t_max"))  # noqa: E731
+    got = log_likelihood(gaussian.denoiser(sde), x, exact, prior=terminal)
+    truth = gaussian.log_prob(x, sde, at(sde, "t_min"))
+    assert (got.log_prob - truth).abs().max() < 1e-5 * 4
+    assert (got.standard_error == 0).all()
+    latent = gaussian.flow(x, sde, at(sde, "t_min"), at(sde, "t_max"))
+    torch.testing.assert_close(got.latent, latent, rtol=1e-4, atol=1e-4)
+
+
+def test_prior_mismatch_is_what_is_left(sde, gaussian):
+    """With the process's own prior the error is exactly the difference of the terminal densities."""
+    x = gaussian.sample(8, torch.Generator().manual_seed(0))
+    denoiser = gaussian.denoiser(sde)
+    true = lambda x: gaussian.log_prob(x, sde, at(sde, "t_max"))  # noqa: E731
+    mine, given = log_likelihood(denoiser, x), log_likelihood(denoiser, x, prior=true)
+    own = sde.prior().log_prob(mine.latent).sum(1)
+    torch.testing.assert_close(mine.log_prob - given.log_prob, own - true(mine.latent))
+
+
+@pytest.mark.parametrize("sde", [VP(), SubVP(), EDM()], ids=lambda s: type(s).__name__)
+def test_mixture_likelihood_in_any_shape(sde):
+    plane = grid25(std=0.1)
+    data = Mixture(plane.weights, plane.means.reshape(25, 1, 2, 1), plane.stds)
+    x = data.sample(24, torch.Generator().manual_seed(1))
+    prior = lambda x: data.log_prob(x, sde, at(sde, "t_max"))  # noqa: E731
+    got = log_likelihood(data.denoiser(sde), x, prior=prior, rtol=1e-8, atol=1e-8)
+    truth = data.log_prob(x, sde, at(sde, "t_min"))
+    torch.testing.assert_close(got.log_prob, truth, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("name", ["eps", "x0", "v", "score", "flow", "edm"])
+def test_through_every_parameterisation(sde, name, gaussian):
+    p = params.edm() if name == "edm" else getattr(params, name)
+    model = ScoreModel(ExactNetwork(gaussian, sde, p), sde, p)
+    x = gaussian.sample(4, torch.Generator().manual_seed(0))
+    prior = lambda x: gaussian.log_prob(x, sde, at(sde, "t_max"))  # noqa: E731
+    got = log_likelihood(model.denoiser(), x, prior=prior)
+    truth = gaussian.log_prob(x, sde, at(sde, "t_min"))
+    assert (got.log_prob - truth).abs().max() < 1e-4
+
+
+def test_exact_divergence_is_the_trace_for_any_chunk():
+    matrix = torch.randn(6, 6, generator=torch.Generator().manual_seed(0), dtype=F64)
+    x = torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(1), dtype=F64)
+    field = lambda x: (torch.sin(x.flatten(1)) @ matrix.T).reshape(x.shape)  # noqa: E731
+    truth = (x.flatten(1).cos() * matrix.diag()).sum(1)
+    for chunk in (1, 4, 64):
+        value, trace = Exact(chunk)(field, x)
+        torch.testing.assert_close(trace, truth[None])
+        torch.testing.assert_close(value, field(x))
+
+
+def test_hutchinson_is_unbiased_and_knows_its_error():
+    """A correlated Gaussian (on a diagonal Jacobian sign probes would be exact and prove nothing)."""
+    sde = VP()
+    g = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(8, 8, generator=g, dtype=F64))[0]
+    cov = basis @ torch.diag(torch.logspace(-1.5, 0.3, 8, dtype=F64)) @ basis.T
+    data = Gaussian(torch.zeros(8, dtype=F64), cov)
+    x = data.sample(64, g)
+    truth = log_likelihood(data.denoiser(sde), x).log_prob
+    got = log_likelihood(
+        data.denoiser(sde), x, Hutchinson(rademacher(x, 16, g)), method="rk4", steps=60
+    )
+    z = (got.log_prob - truth) / got.standard_error
+    assert got.standard_error.mean() > 0.05
+    assert abs(z.mean()) < 4 / math.sqrt(64)
+    assert 0.7 < z.std() < 1.4
+    single = log_likelihood(data.denoiser(sde), x, hutchinson(rademacher(x, 1, g)[0]))
+    assert single.standard_error.isnan().all()
+
+
+def test_bits_per_dim_of_a_uniform_density_is_its_bit_depth():
+    """Uniform over 256 levels is 8 bits whatever the scaling; over 17 it is log2 17."""
+    for levels in (2, 17, 256, 65536):
+        for low, high in ((-1.0, 1.0), (0.0, 1.0), (0.0, 255.0)):
+            scale = (high - low) / levels
+            log_prob = torch.tensor([-12 * math.log(high - low)])
+            bits = bits_per_dim(log_prob, (3, 2, 2), scale)
+            assert float(bits) == pytest.approx(math.log2(levels), rel=1e-5)
+
+
+def test_a_float32_batch_is_solved_in_float64():
+    sde, data = VP(), Gaussian(torch.zeros(2), torch.tensor(0.25))
+    x = data.sample(4, torch.Generator().manual_seed(0))
+    got = log_likelihood(data.denoiser(sde), x)
+    assert got.log_prob.dtype == F64
+    truth = data.log_prob(x.double(), sde, at(sde, "t_min"))
+    torch.testing.assert_close(got.log_prob, truth, rtol=0, atol=2e-3)
+
+
+def test_bad_input():
+    data = Gaussian(torch.zeros(2), torch.tensor(0.25))
+    x = data.sample(4)
+    with pytest.raises(ValueError, match="unknown ODE method"):
+        log_likelihood(data.denoiser(VP()), x, method="simpson")
+    with pytest.raises(ValueError, match="at least 1 probe, got 0"):
+        rademacher(x, 0)
+    nan = Denoiser(VP(), lambda x, t: x * math.nan)
+    with pytest.raises(RuntimeError, match="torchdiffeq"):
+        log_likelihood(nan, x)
