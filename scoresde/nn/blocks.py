@@ -1,0 +1,119 @@
+"""The blocks of the networks: normalisation, conditioned residual branches, self-attention."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
+
+
+class ResidualVector(nn.Module):
+    """x + W2 dropout(silu((1 + scale) W1 norm(x) + shift)) on (B, width).
+
+    Scale and shift are linear in the condition. W2 starts at zero, so the block starts as x.
+    """
+
+    def __init__(self, width: int, condition: int, *, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.inner = nn.Linear(width, width)
+        self.modulation = nn.Linear(condition, 2 * width)
+        self.dropout = nn.Dropout(dropout)
+        self.outer = zeroed(nn.Linear(width, width))
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        h = modulate(self.inner(self.norm(x)), self.modulation(condition))
+        out: Tensor = self.outer(self.dropout(F.silu(h)))
+        return x + out
+
+
+class ResidualImage(nn.Module):
+    """x + conv(dropout(silu((1 + scale) norm(h) + shift))),  h = conv(silu(norm(x))).
+
+    On (B, C, H, W), with 3x3 convolutions and scale and shift linear in the condition. The last
+    convolution starts at zero, so the block starts as x.
+    Diffusion Models Beat GANs on Image Synthesis, arXiv 2105.05233, section 3.1.
+    """
+
+    def __init__(self, channels: int, condition: int, *, dropout: float) -> None:
+        super().__init__()
+        self.norm = group_norm(channels)
+        self.inner = nn.Conv2d(channels, channels, 3, padding=1)
+        self.modulation = nn.Linear(condition, 2 * channels)
+        self.inner_norm = group_norm(channels, affine=False)  # the modulation is its affine map
+        self.dropout = nn.Dropout(dropout)
+        self.outer = zeroed(nn.Conv2d(channels, channels, 3, padding=1))
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        h = self.inner(F.silu(self.norm(x)))
+        h = modulate(self.inner_norm(h), self.modulation(condition)[:, :, None, None])
+        out: Tensor = self.outer(self.dropout(F.silu(h)))
+        return x + out
+
+
+class SelfAttention(nn.Module):
+    """x + project(attention(norm(x))) over the pixels of (B, C, H, W).
+
+    The projection starts at zero. Raises ValueError unless heads divides the channels.
+    Attention Is All You Need, arXiv 1706.03762, eq. 1.
+    """
+
+    def __init__(self, channels: int, *, heads: int) -> None:
+        super().__init__()
+        if heads < 1 or channels % heads:
+            raise ValueError(
+                f"heads={heads} does not divide the {channels} channels to attend over"
+            )
+        self.heads = heads
+        self.norm = group_norm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.project = zeroed(nn.Linear(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, H W, C)
+        qkv = self.qkv(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = attend(*qkv.unbind(0)).transpose(1, 2).flatten(2)
+        out: Tensor = self.project(mixed).transpose(1, 2).unflatten(2, x.shape[2:])
+        return x + out
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v on (B, heads, N, d).
+
+    Fused kernels have no forward-mode derivative, which exact divergences need: under it the
+    plain kernel is taken.
+    """
+    if all(forward_ad.unpack_dual(z).tangent is None for z in (q, k, v)):
+        return F.scaled_dot_product_attention(q, k, v)
+    with sdpa_kernel(SDPBackend.MATH):
+        return F.scaled_dot_product_attention(q, k, v)
+
+
+def modulate(h: Tensor, scale_shift: Tensor) -> Tensor:
+    """(1 + scale) h + shift, the two halves of ``scale_shift`` along dimension 1."""
+    scale, shift = scale_shift.chunk(2, dim=1)
+    return torch.addcmul(shift, h, 1 + scale)
+
+
+def group_norm(channels: int, *, affine: bool = True) -> nn.GroupNorm:
+    """Group normalisation for any number of channels.
+
+    The number of groups is the largest divisor of ``channels`` that is at most 32 and leaves 4
+    channels or more in each, else 1. Group Normalization, arXiv 1803.08494.
+    """
+    limit = max(1, min(32, channels // 4))
+    groups = next(n for n in range(limit, 0, -1) if channels % n == 0)
+    return nn.GroupNorm(groups, channels, affine=affine)
+
+
+def zeroed(layer: Layer) -> Layer:
+    """The layer with weight and bias set to zero, so that its branch starts as nothing."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer

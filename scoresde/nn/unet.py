@@ -1,0 +1,127 @@
+"""A network for images of any size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from scoresde.nn.blocks import ResidualImage, SelfAttention, group_norm, zeroed
+from scoresde.nn.embeddings import Conditioning
+
+
+class Stage(nn.Module):
+    """Residual blocks on (B, channels, H, W), each with attention unless ``heads`` is None."""
+
+    def __init__(
+        self, channels: int, condition: int, *, blocks: int, heads: int | None, dropout: float
+    ) -> None:
+        super().__init__()
+        self.residuals = nn.ModuleList(
+            ResidualImage(channels, condition, dropout=dropout) for _ in range(blocks)
+        )
+        self.attentions = nn.ModuleList(
+            nn.Identity() if heads is None else SelfAttention(channels, heads=heads)
+            for _ in range(blocks)
+        )
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        for residual, attention in zip(self.residuals, self.attentions, strict=True):
+            x = attention(residual(x, condition))
+        return x
+
+
+class UNet(nn.Module):
+    """A time-conditioned U-Net on (B, channels, H, W) for every H and W >= 1.
+
+    Level i holds ``width * multipliers[i]`` channels on ceil(H / 2^i) x ceil(W / 2^i) pixels, with
+    a stage of ``blocks`` residual blocks on the way down and one on the way up, which starts from
+    the sum of both; the lowest level has one stage.
+    attention: levels with self-attention (0 = full resolution), of ``heads`` heads; embedding:
+    noise features (even); fourier: random instead of geometric frequencies; classes: number of
+    labels or None; dropout: in each block. The output is zero at the start.
+    Raises ValueError for sizes that do not fit. DDPM, arXiv 2006.11239, appendix B.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        width: int = 64,
+        multipliers: Sequence[int] = (1, 2),
+        blocks: int = 2,
+        attention: Sequence[int] = (1,),
+        heads: int = 4,
+        embedding: int = 64,
+        fourier: bool = False,
+        classes: int | None = None,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        _check(channels, width, multipliers, blocks, attention)
+        widths = [width * m for m in multipliers]
+        vector = 4 * width
+
+        def stage(level: int) -> Stage:
+            at = heads if level in attention else None
+            return Stage(widths[level], vector, blocks=blocks, heads=at, dropout=dropout)
+
+        self.channels = channels
+        self.condition = Conditioning(embedding, vector, fourier=fourier, classes=classes)
+        self.stem = nn.Conv2d(channels, widths[0], 3, padding=1)
+        self.down = nn.ModuleList(stage(level) for level in range(len(widths) - 1))
+        self.shrink = nn.ModuleList(
+            nn.Conv2d(fine, coarse, 3, stride=2, padding=1) for fine, coarse in pairwise(widths)
+        )
+        self.bottom = stage(len(widths) - 1)
+        self.grow = nn.ModuleList(
+            nn.Conv2d(coarse, fine, 1) for coarse, fine in pairwise(widths[::-1])
+        )
+        self.up = nn.ModuleList(stage(level) for level in reversed(range(len(widths) - 1)))
+        self.norm = group_norm(widths[0])
+        self.head = zeroed(nn.Conv2d(widths[0], channels, 3, padding=1))
+
+    def forward(self, x: Tensor, noise: Tensor, label: Tensor | None = None) -> Tensor:
+        """x (B, channels, H, W), noise (B,), label (B,) int64 or None -> the shape of x.
+
+        Raises ValueError for another shape.
+        """
+        if x.ndim != 4 or x.shape[1] != self.channels:
+            raise ValueError(
+                f"this U-Net takes (B, {self.channels}, H, W), got x of shape {tuple(x.shape)}"
+            )
+        h = self._levels(self.stem(x), self.condition(noise, label))
+        result: Tensor = self.head(F.silu(self.norm(h)))
+        return result
+
+    def _levels(self, h: Tensor, condition: Tensor) -> Tensor:
+        skips: list[Tensor] = []
+        for stage, shrink in zip(self.down, self.shrink, strict=True):
+            skips.append(stage(h, condition))
+            h = shrink(skips[-1])
+        h = self.bottom(h, condition)
+        for stage, grow, skip in zip(self.up, self.grow, reversed(skips), strict=True):
+            h = stage(skip + _resize(grow(h), skip), condition)
+        return h
+
+
+def _resize(h: Tensor, like: Tensor) -> Tensor:
+    """Nearest neighbour to the size of ``like``: from ceil(n / 2) to n, pixel i copies i // 2."""
+    return F.interpolate(h, size=like.shape[2:], mode="nearest")
+
+
+def _check(
+    channels: int, width: int, multipliers: Sequence[int], blocks: int, attention: Sequence[int]
+) -> None:
+    if min(channels, width, blocks) < 1:
+        raise ValueError(
+            f"need channels, width and blocks >= 1, got {channels}, {width} and {blocks}"
+        )
+    if not multipliers or min(multipliers) < 1:
+        raise ValueError(f"need one multiplier or more, all >= 1, got {tuple(multipliers)}")
+    if stray := [level for level in attention if not 0 <= level < len(multipliers)]:
+        raise ValueError(
+            f"attention at level {stray[0]}, but the levels are 0 to {len(multipliers) - 1}"
+        )
