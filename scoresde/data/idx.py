@@ -1,0 +1,96 @@
+"""The idx format of MNIST and its family (Fashion-MNIST, KMNIST, EMNIST), gzipped or not."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from scoresde.data.dataset import (
+    DataError,
+    Dataset,
+    Split,
+    listed_classes,
+    numbered_classes,
+    reading,
+)
+from scoresde.data.scaling import Scaling
+
+
+def read_idx(path: Path | str, rank: int) -> np.ndarray:
+    """The uint8 array in an idx file: magic 00 00 08 `rank`, `rank` big-endian sizes, bytes.
+
+    Raises DataError for a missing or damaged file, another magic number, or a size other than
+    the header's.
+    """
+    path = Path(path)
+    with reading(path):
+        raw = _bytes(path)
+        head = 4 * (rank + 1)
+        if raw[:4] != bytes([0, 0, 8, rank]) or len(raw) < head:
+            found = raw[:4].hex(" ") or "an empty file"
+            raise DataError(f"expected idx magic 00 00 08 {rank:02x}, found {found}; get it anew")
+        shape = struct.unpack(f">{rank}I", raw[4:head])
+        if len(raw) - head != math.prod(shape):
+            raise DataError(
+                f"the header promises {math.prod(shape)} bytes {shape}, found {len(raw) - head}; "
+                f"get the file anew"
+            )
+        return np.frombuffer(raw, np.uint8, offset=head).reshape(shape).copy()
+
+
+def idx_folder(path: Path | str) -> Dataset:
+    """Images (1, H, W) of 256 levels and their labels from the four idx files in a folder.
+
+    The names are `train-images-idx3-ubyte`, `train-labels-idx1-ubyte` and likewise `t10k-` or
+    `test-`, with or without `.gz`, a prefix as in `emnist-letters-`, or `.idx3-ubyte`. Class
+    names are the lines of `classes.txt` if it is there, else the labels. Raises DataError.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise DataError(f"{path}: no such folder; give the folder that holds the idx files")
+    train, test = _split(path, ("train",)), _split(path, ("t10k", "test"))
+    with reading(path):
+        classes = listed_classes(path) or numbered_classes(train, test)
+        return Dataset(path.resolve().name, train, test, Scaling(256), classes)
+
+
+def _split(folder: Path, parts: tuple[str, ...]) -> Split:
+    images, labels = _find(folder, parts, "images", 3), _find(folder, parts, "labels", 1)
+    x, y = read_idx(images, 3), read_idx(labels, 1)
+    with reading(images):
+        if len(x) != len(y):
+            raise DataError(f"{len(x)} images but {len(y)} labels in {labels.name}; get both anew")
+        return Split(torch.from_numpy(x).unsqueeze(1), torch.from_numpy(y.astype(np.int64)))
+
+
+def _find(folder: Path, parts: tuple[str, ...], what: str, rank: int) -> Path:
+    patterns = [f"*{part}-{what}?idx{rank}-ubyte" for part in parts]
+    found = sorted(p for pattern in patterns for p in folder.glob(pattern))
+    found = found or sorted(p for pattern in patterns for p in folder.glob(f"{pattern}.gz"))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise DataError(
+            f"{folder}: {', '.join(p.name for p in found)}; keep one data set a folder"
+        )
+    raise DataError(
+        f"{folder}: no {parts[0]}-{what}-idx{rank}-ubyte[.gz]; put the four idx files there"
+    )
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        if path.suffix != ".gz":
+            return path.read_bytes()
+        with gzip.open(path) as file:
+            return file.read()
+    except FileNotFoundError as error:
+        raise DataError("no such file; check the path") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"damaged or unreadable ({error}); get the file anew") from error

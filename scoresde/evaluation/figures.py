@@ -1,0 +1,153 @@
+"""Pictures of a run: image grids, a trajectory as a GIF, the loss, points in the plane."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+TILE = 48
+BACKGROUND = 255
+BLUE, ORANGE, GREY = "#1f5fa8", "#d9680d", "#9aa5b1"
+
+
+def image_grid(
+    images: Tensor, columns: int, zoom: int | None = None, margin: int = 4
+) -> np.ndarray:
+    """One picture, uint8 (height, width, 3), of images (N, C, H, W) in rows of `columns`.
+
+    `images` are uint8 as from `Scaling.to_uint8`, grey (C = 1) or RGB. Each pixel becomes a
+    square of `zoom` pixels; None enlarges small images to about 48. Order them by class to read a
+    class a row. Raises ValueError for other types and shapes.
+    """
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+        found = f"{images.dtype} {tuple(images.shape)}"
+        raise ValueError(f"images are {found}; expected uint8 (N, 1 or 3, H, W)")
+    if len(images) == 0 or columns < 1:
+        raise ValueError(f"{len(images)} images in {columns} columns; give at least one of each")
+    zoom = zoom or max(1, round(TILE / max(images.shape[2:])))
+    tiles = np.moveaxis(images.expand(-1, 3, -1, -1).cpu().numpy(), 1, -1)
+    tiles = tiles.repeat(zoom, 1).repeat(zoom, 2)
+    _, height, width, _ = tiles.shape
+    rows = math.ceil(len(tiles) / columns)
+    size = (margin + rows * (height + margin), margin + columns * (width + margin), 3)
+    grid = np.full(size, BACKGROUND, np.uint8)
+    for k, tile in enumerate(tiles):
+        top = margin + k // columns * (height + margin)
+        left = margin + k % columns * (width + margin)
+        grid[top : top + height, left : left + width] = tile
+    return grid
+
+
+def save_png(path: Path | str, picture: np.ndarray) -> None:
+    """Write a picture, uint8 (height, width, 3), as a PNG."""
+    from PIL import Image
+
+    Image.fromarray(picture).save(path, format="PNG")
+
+
+def save_gif(
+    path: Path | str, frames: Sequence[np.ndarray], seconds: float = 4.0, hold: float = 2.0
+) -> None:
+    """Write pictures of one size as a GIF: plays in `seconds`, holds the last for `hold`, repeats.
+
+    GIF counts in hundredths of a second, and viewers slow frames under 0.02 s down: so none is
+    shorter. Raises ValueError for no frames.
+    """
+    from PIL import Image
+
+    if not frames:
+        raise ValueError("a GIF needs at least one frame")
+    each = max(20, round(100 * seconds / len(frames)) * 10)
+    times = [each] * (len(frames) - 1) + [each + round(1000 * hold)]
+    first, *rest = (Image.fromarray(frame).quantize() for frame in frames)
+    first.save(path, "GIF", save_all=True, append_images=rest, duration=times, loop=0)
+
+
+def loss_curve(
+    path: Path | str,
+    records: Sequence[Mapping[str, Any]],
+    train: str = "loss",
+    held_out: str = "held_out_loss",
+    label: str = "loss",
+) -> None:
+    """Draw the training loss, raw and smoothed, and the held-out loss against the step, as a PNG.
+
+    `records` are the lines of `metrics.jsonl`: mappings with `step` and any of the keys `train`
+    and `held_out`; others, and values that are not finite, are passed over. Raises ValueError
+    without any training loss.
+    """
+    from matplotlib.figure import Figure
+
+    steps, losses = _series(records, train)
+    if not len(losses):
+        raise ValueError(f"no finite {train!r} in {len(records)} records; nothing to draw")
+    figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    axes.plot(steps, losses, color=GREY, linewidth=0.6, alpha=0.6, label="training, each record")
+    axes.plot(steps, smoothed(losses), color=BLUE, linewidth=1.8, label="training, smoothed")
+    held_steps, held = _series(records, held_out)
+    if len(held):
+        axes.plot(held_steps, held, "o-", color=ORANGE, markersize=3.5, label="held out")
+    # The first steps of a fresh network would squeeze the rest of the curve flat.
+    axes.set_ylim(*_limits(np.concatenate([losses[len(losses) // 20 :], held])))
+    axes.set(xlabel="training step", ylabel=label)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    figure.savefig(path, format="png")
+
+
+def smoothed(values: np.ndarray, window: int | None = None) -> np.ndarray:
+    """Exponential average over about `window` values (1/30 of all), without start-up bias."""
+    decay = 1 - 1 / (window or max(1, len(values) // 30))
+    total, weight, out = 0.0, 0.0, []
+    for value in values:
+        total, weight = decay * total + value, decay * weight + 1
+        out.append(total / weight)
+    return np.array(out)
+
+
+def scatter(path: Path | str, panels: Mapping[str, Tensor], limit: int = 5000) -> None:
+    """Draw sets of points (N, 2) side by side on equal axes, each under its name, as a PNG.
+
+    At most `limit` points of each set, the first ones, are drawn; the first set fixes the frame.
+    Raises ValueError for no sets or another shape.
+    """
+    from matplotlib.figure import Figure
+
+    points = {name: x.detach().cpu().double().numpy()[:limit] for name, x in panels.items()}
+    for name, x in points.items():
+        if x.ndim != 2 or x.shape[1] != 2 or len(x) == 0:
+            raise ValueError(f"{name}: points are {x.shape}; expected (N, 2)")
+    if not points:
+        raise ValueError("a scatter plot needs at least one set of points")
+    first = next(iter(points.values()))
+    centre, half = (first.max(0) + first.min(0)) / 2, 0.55 * np.ptp(first, 0).max() or 1.0
+    figure = Figure(figsize=(4 * len(points), 4.2), dpi=120, layout="constrained")
+    for axes, (name, x) in zip(
+        figure.subplots(1, len(points), squeeze=False)[0], points.items(), strict=True
+    ):
+        axes.plot(x[:, 0], x[:, 1], ".", color=BLUE, markersize=3, alpha=0.5, markeredgewidth=0)
+        axes.set(
+            xlim=centre[0] + half * np.array([-1, 1]), ylim=centre[1] + half * np.array([-1, 1])
+        )
+        axes.set(title=name, aspect="equal")
+    figure.savefig(path, format="png")
+
+
+def _series(records: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
+    pairs = [(r["step"], r[key]) for r in records if "step" in r and r.get(key) is not None]
+    pairs = [(step, value) for step, value in pairs if math.isfinite(value)]
+    steps, values = np.array(pairs, dtype=float).reshape(-1, 2).T
+    return steps, values
+
+
+def _limits(values: np.ndarray) -> tuple[float, float]:
+    low, high = values.min(), np.quantile(values, 0.995)
+    room = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+    return low - room, high + room

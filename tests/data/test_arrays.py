@@ -1,0 +1,172 @@
+"""`.npz` and `.npy`: names, layouts, types, and what is refused."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from scoresde.data import DataError, arrays
+from scoresde.data.arrays import channels_first
+
+RNG = np.random.default_rng(0)
+CHW = RNG.integers(0, 256, (20, 3, 6, 5), np.uint8)
+LABEL = np.arange(20) % 3
+
+
+def save(path, **content):
+    np.savez(path, **content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "x_test", "y_test"),
+    [
+        ("x", "y", "x_test", "y_test"),
+        ("images", "labels", "test_images", "test_labels"),
+        ("x_train", "y_train", "x_test", "y_test"),
+        ("train_images", "train_labels", "test_images", "test_labels"),
+        ("arr_0", "arr_1", "x_test", "y_test"),
+    ],
+)
+def test_names(tmp_path, x, y, x_test, y_test):
+    content = {x: CHW[:15], y: LABEL[:15, None], x_test: CHW[15:], y_test: LABEL[15:]}
+    data = arrays(save(tmp_path / "set.npz", **content))
+    assert data.name == "set"
+    assert data.classes == ("0", "1", "2")
+    assert data.scaling.levels == 256
+    assert np.array_equal(data.train.x, CHW[:15])
+    assert np.array_equal(data.test.x, CHW[15:])
+    assert np.array_equal(data.train.label, LABEL[:15])
+    assert np.array_equal(data.test.label, LABEL[15:])
+
+
+@pytest.mark.parametrize("layout", ["NHW", "NHWC", "NCHW"])
+@pytest.mark.parametrize("explicit", [False, True])
+def test_layouts_hold_the_same_images(layout, explicit):
+    images = CHW[:, :1] if layout == "NHW" else CHW
+    stored = {"NHW": images[:, 0], "NHWC": np.moveaxis(images, 1, -1), "NCHW": images}[layout]
+    assert np.array_equal(channels_first(stored, layout if explicit else None), images)
+
+
+def test_ambiguous_layouts_are_asked_about():
+    for shape in ((5, 3, 7, 3), (5, 4, 7, 8), (5, 1, 7, 3)):
+        with pytest.raises(DataError, match="may be NHWC or NCHW; give layout"):
+            channels_first(np.zeros(shape), None)
+    assert channels_first(np.zeros((5, 3, 7, 3)), "NHWC").shape == (5, 3, 3, 7)
+    with pytest.raises(DataError, match="expected NHW, found shape"):
+        channels_first(np.zeros((5, 3, 7, 3)), "NHW")
+
+
+def test_held_out_part_is_disjoint_and_fixed(tmp_path):
+    path = save(tmp_path / "a.npz", x=CHW, y=LABEL)
+    data, again = arrays(path, holdout=6), arrays(path, holdout=6)
+    assert len(data.train) == 14
+    assert torch.equal(data.test.x, again.test.x)
+    rows = [{image.numpy().tobytes() for image in s.x} for s in (data.train, data.test)]
+    assert not rows[0] & rows[1]
+    assert len(rows[0] | rows[1]) == 20
+
+
+def test_rows_of_cifar(tmp_path):
+    rows = RNG.integers(0, 256, (5, 3072), np.uint8)
+    data = arrays(save(tmp_path / "c.npz", x=rows, x_test=rows))
+    assert data.shape == (3, 32, 32)
+    # Red first, row by row.
+    assert data.train.x[2, 1, 4, 7] == rows[2, 1024 + 4 * 32 + 7]
+
+
+def test_types(tmp_path):
+    np.save(tmp_path / "real.npy", RNG.normal(size=(30, 4)))
+    real = arrays(tmp_path / "real.npy")
+    assert real.scaling.levels is None
+    assert real.train.x.dtype == torch.float32
+    assert real.shape == (4,)
+    assert real.classes is None
+
+    binary = arrays(save(tmp_path / "b.npz", x=RNG.random((30, 4, 4)) > 0.5))
+    assert binary.scaling.levels == 2
+    assert binary.train.x.dtype == torch.uint8
+
+    few = RNG.integers(0, 17, (30, 4, 4))
+    small = arrays(save(tmp_path / "s.npz", x=few, x_test=few), levels=17)
+    assert small.train.x.dtype == torch.uint8
+    assert np.array_equal(small.train.x[:, 0], few)
+
+    deep = RNG.integers(0, 2**16, (30, 4, 4)).astype(np.uint16)
+    large = arrays(save(tmp_path / "d.npz", x=deep, x_test=deep), levels=2**16)
+    assert large.train.x.dtype == torch.int32
+    assert np.array_equal(large.train.x[:, 0], deep)
+    decoded = large.scaling.decode(large.scaling.encode(large.train.x))
+    assert torch.equal(decoded, large.train.x)
+
+
+WIDE = np.full((9, 2, 2), 300)
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        ({"z": CHW}, {}, "holds the keys z; call the examples 'x'"),
+        ({"x": CHW, "y": LABEL[:7]}, {}, r"array 'x': 20 examples but labels of shape \(7,\)"),
+        ({"x": CHW, "y": LABEL, "x_test": CHW}, {}, "test labels and class names"),
+        ({"x": CHW, "y": LABEL - 1}, {}, r"labels run over -1\.\."),
+        ({"x": CHW, "y": LABEL * 1.0}, {}, "labels are float64"),
+        ({"x": CHW, "y": np.eye(20)}, {}, "labels are float64"),
+        ({"x": CHW[:0]}, {}, r"shape \(0, 3, 6, 5\); expected"),
+        ({"x": CHW[0, 0, 0]}, {}, r"shape \(5,\); expected"),
+        ({"x": CHW[None]}, {}, "expected examples as"),
+        ({"x": CHW.reshape(20, -1)}, {}, "give images as NHW, vectors as floats"),
+        ({"x": WIDE}, {}, "values are int64, whose number of levels is unknown; give levels"),
+        ({"x": WIDE}, {"levels": 256}, r"levels run over 300\.\.300, expected 0\.\.255"),
+        ({"x": WIDE - 301}, {"levels": 256}, r"levels run over -1\.\.-1"),
+        ({"x": WIDE + 2**32}, {"levels": 512}, r"levels run over 4294967596"),
+        ({"x": np.full((9, 2), np.nan)}, {}, "18 values are NaN"),
+        ({"x": np.full((9, 2), 1e300)}, {}, "too large"),
+        ({"x": np.full((9, 2), 1.0)}, {"levels": 17}, "levels need integers"),
+        ({"x": np.full((9, 2), 1j)}, {}, "values are complex128"),
+        ({"x": np.full((9, 2), "a")}, {}, "values are <U1"),
+        ({"x": np.full((9, 2), "a")}, {"levels": 17}, "values are <U1; expected numbers"),
+        ({"x": np.full((9, 2), {})}, {}, "pickled .*allow_pickle"),
+        ({"x": CHW}, {"holdout": 20}, "cannot hold out 20 of 20"),
+        ({"x": CHW, "x_test": CHW[..., :4]}, {"layout": "NCHW"}, "make them alike"),
+    ],
+)
+def test_what_is_refused(tmp_path, content, options, message):
+    path = save(tmp_path / "bad.npz", **content)
+    with pytest.raises(DataError, match=message) as error:
+        arrays(path, **options)
+    assert str(error.value).startswith(str(path))
+    assert "\n" not in str(error.value)
+
+
+class Trap:
+    def __reduce__(self):
+        return exec, ("raise SystemExit('unpickled')",)
+
+
+def test_damaged_files_are_refused_and_nothing_is_unpickled(tmp_path):
+    whole = save(tmp_path / "w.npz", x=CHW).read_bytes()
+    np.save(tmp_path / "w.npy", CHW)
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    files = {
+        "cut.npz": whole[: len(whole) // 2],
+        "flipped.npz": bytes(flipped),
+        "cut.npy": (tmp_path / "w.npy").read_bytes()[:-9],
+        "empty.npz": b"",
+        "page.npz": b"<html>404</html>",
+        "pickle.npz": pickle.dumps(Trap()),
+        "pickle.npy": pickle.dumps(Trap()),
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=rf"{name}: damaged or pickled"):
+            arrays(tmp_path / name)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(DataError, match=r"nothing\.npz: no such file"):
+        arrays(tmp_path / "nothing.npz")

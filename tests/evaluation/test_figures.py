@@ -1,0 +1,107 @@
+"""Pictures: every pixel of a grid, the timing of a GIF, and what the curves are made of."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from scoresde.evaluation import image_grid, loss_curve, save_gif, save_png, scatter
+from scoresde.evaluation.figures import smoothed
+
+
+def images(n, channels=1, shape=(8, 8)):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(256, (n, channels, *shape), generator=generator).to(torch.uint8)
+
+
+@pytest.mark.parametrize(("channels", "shape", "zoom"), [(1, (8, 8), 3), (3, (5, 7), 1)])
+def test_every_image_can_be_read_back_from_the_grid(channels, shape, zoom):
+    x, margin, columns = images(7, channels, shape), 4, 3
+    grid = image_grid(x, columns, zoom, margin)
+    height, width = (side * zoom + margin for side in shape)
+    assert grid.shape == (margin + 3 * height, margin + 3 * width, 3)
+    for k, image in enumerate(x):
+        top, left = margin + k // columns * height, margin + k % columns * width
+        tile = grid[top : top + height - margin : zoom, left : left + width - margin : zoom]
+        assert np.array_equal(np.moveaxis(tile, -1, 0), image.expand(3, -1, -1))
+    assert (grid[-height:, -width:] == 255).all()
+
+
+def test_small_images_are_enlarged_and_large_ones_are_not():
+    assert image_grid(images(1), 1, margin=0).shape == (48, 48, 3)
+    assert image_grid(images(1, shape=(64, 64)), 1, margin=0).shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize(
+    ("x", "columns"),
+    [
+        (images(4).float(), 2),
+        (images(4)[:, 0], 2),
+        (images(4, 2), 2),
+        (images(0), 2),
+        (images(4), 0),
+    ],
+)
+def test_grids_that_cannot_be_drawn(x, columns):
+    with pytest.raises(ValueError, match="images"):
+        image_grid(x, columns)
+
+
+def test_png_is_lossless(tmp_path):
+    grid = image_grid(images(6, 3), 3)
+    save_png(tmp_path / "grid.png", grid)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "grid.png")), grid)
+
+
+def test_gif_plays_in_time_and_holds_the_last_frame(tmp_path):
+    x = images(20)
+    frames = [image_grid(x[k : k + 1], 1) for k in range(20)]
+    save_gif(tmp_path / "a.gif", frames, seconds=2.0, hold=1.5)
+    with Image.open(tmp_path / "a.gif") as gif:
+        assert gif.n_frames == 20
+        assert gif.info["loop"] == 0
+        times = []
+        for k, frame in enumerate(frames):
+            gif.seek(k)
+            times.append(gif.info["duration"])
+            assert np.array_equal(np.asarray(gif.convert("RGB")), frame)
+    assert times == [100] * 19 + [1600]
+    with pytest.raises(ValueError, match="at least one frame"):
+        save_gif(tmp_path / "b.gif", [])
+
+
+def test_smoothing_keeps_constants_and_removes_noise():
+    assert smoothed(np.full(100, 3.0)) == pytest.approx(np.full(100, 3.0))
+    noisy = 1 + np.random.default_rng(0).normal(size=3000)
+    assert smoothed(noisy)[300:].std() < 0.2
+    assert smoothed(np.array([2.0])) == pytest.approx([2.0])
+    assert smoothed(np.array([2.0, 5.0]), window=1) == pytest.approx([2.0, 5.0])
+
+
+def test_loss_curve_takes_what_it_finds(tmp_path):
+    records = [{"step": k, "loss": 1 / (k + 1)} for k in range(50)]
+    records += [
+        {"step": 50, "loss": float("nan")},
+        {"step": 50, "held_out_loss": 0.1},
+        {"note": 1},
+    ]
+    loss_curve(tmp_path / "loss.png", records)
+    with Image.open(tmp_path / "loss.png") as picture:
+        assert picture.format == "PNG"
+        assert picture.width > 400
+    for nothing in ([], [{"step": 1}], [{"step": 1, "loss": float("nan")}]):
+        with pytest.raises(ValueError, match="nothing to draw"):
+            loss_curve(tmp_path / "none.png", nothing)
+
+
+def test_scatter_draws_every_set(tmp_path):
+    points = torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
+    for n in (1, 3):
+        scatter(tmp_path / f"{n}.png", {f"set {k}": points for k in range(n)})
+    with Image.open(tmp_path / "1.png") as one, Image.open(tmp_path / "3.png") as three:
+        assert three.width == 3 * one.width
+    for bad in ({}, {"a": points[:, :1]}, {"a": points[:0]}):
+        with pytest.raises(ValueError, match="points"):
+            scatter(tmp_path / "bad.png", bad)
