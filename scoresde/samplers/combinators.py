@@ -110,4 +110,5 @@ def corrected(step: Step, kernel: Kernel) -> Step:
 
 def _mean_norm(x: Tensor) -> Tensor:
     """Batch mean of the Euclidean norm of each sample, 0-dim."""
-    return torch.linalg.vector_norm(x.flatten(1), dim=1).mean()
+    norms: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
+    return norms.mean()

@@ -31,7 +31,7 @@ def test_exact_gaussian_likelihood(sde, gaussian):
 
 
 def test_prior_mismatch_is_what_is_left(sde, gaussian):
-    """With the process's own prior the error is exactly the difference of the terminal densities."""
+    """With the process's own prior the error is exactly the difference of terminal densities."""
     x = gaussian.sample(8, torch.Generator().manual_seed(0))
     denoiser = gaussian.denoiser(sde)
     true = lambda x: gaussian.log_prob(x, sde, at(sde, "t_max"))  # noqa: E731
@@ -74,7 +74,9 @@ def test_exact_divergence_is_the_trace_for_any_chunk():
 
 
 def test_hutchinson_is_unbiased_and_knows_its_error():
-    """A correlated Gaussian (on a diagonal Jacobian sign probes would be exact and prove nothing)."""
+    """A correlated Gaussian (on a diagonal Jacobian sign probes would be exact and prove
+    nothing).
+    """
     sde = VP()
     g = torch.Generator().manual_seed(0)
     basis = torch.linalg.qr(torch.randn(8, 8, generator=g, dtype=F64))[0]

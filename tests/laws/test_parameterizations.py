@@ -1,4 +1,6 @@
-"""Every parameterisation is an exact change of variables, and costs the same loss at equal x0 weight."""
+"""Every parameterisation is an exact change of variables, and costs the same loss at equal x0
+weight.
+"""
 
 import pytest
 import torch
@@ -72,7 +74,7 @@ def test_reads_noise_score_and_velocity(sde, parameterization):
 
 
 def test_equal_x0_weights_give_equal_losses(sde, parameterization):
-    """A denoiser's loss under a weight on x0 does not depend on how its network is parameterised."""
+    """The loss under a weight on x0 does not depend on the parameterisation."""
     x0, eps, t = draw(sde)
     guess = torch.randn(x0.shape, generator=torch.Generator().manual_seed(2), dtype=F64)
     coeffs = parameterization(sde, t)
@@ -85,7 +87,9 @@ def test_equal_x0_weights_give_equal_losses(sde, parameterization):
 
 
 def test_named_weights_on_the_noise_error(sde):
-    """sigma2 is the plain noise loss; likelihood is g^2 / sigma^2 of it; EDM's is unit in its own network."""
+    """sigma2 is the plain noise loss; likelihood is g^2 / sigma^2 of it; EDM's is unit in its own
+    network.
+    """
     x0, eps, t = draw(sde)
     guess = torch.zeros_like(eps)
     model = ScoreModel(Constant(guess), sde, params.eps)

@@ -25,8 +25,7 @@ TEXTBOOK = {
     VP: lambda sde, t: (-beta(sde, t) / 2, beta(sde, t)),
     SubVP: lambda sde, t: (
         -beta(sde, t) / 2,
-        beta(sde, t)
-        * -torch.expm1(-2 * sde.beta_min * t - (sde.beta_max - sde.beta_min) * t**2),
+        beta(sde, t) * -torch.expm1(-2 * sde.beta_min * t - (sde.beta_max - sde.beta_min) * t**2),
     ),
     VE: lambda sde, t: (
         0 * t,
@@ -89,12 +88,16 @@ def test_perturb_has_the_marginal_moments(sde):
     t = torch.tensor(0.3 * sde.t_max, dtype=F64)
     mean, std = sde.marginal(x0, t)
     x = sde.perturb(x0, t, torch.randn(x0.shape, generator=g, dtype=F64))
-    torch.testing.assert_close((x - mean).std(0) / std, torch.ones(2, dtype=F64), rtol=0.02, atol=0)
+    torch.testing.assert_close(
+        (x - mean).std(0) / std, torch.ones(2, dtype=F64), rtol=0.02, atol=0
+    )
     assert ((x.mean(0) - mean[0]).abs() < 5 * std / math.sqrt(len(x))).all()
 
 
 def test_forward_euler_maruyama_reaches_the_marginal(sde):
-    """Mean and variance of the forward chain, by exact affine propagation, converge to (alpha, sigma)."""
+    """Mean and variance of the forward chain, by exact affine propagation, converge to (alpha,
+    sigma).
+    """
     start, end = torch.tensor([sde.t_eps, 0.5 * sde.t_max], dtype=F64)
     errors = []
     for n in (2000, 4000):
@@ -129,7 +132,9 @@ def test_works_under_inference_mode(sde):
 
 
 def test_published_constants():
-    """alpha(1), sigma(1) of VP; the published grids of VP and VE; sub-VP's deviation is 1 - alpha^2."""
+    """alpha(1), sigma(1) of VP; the published grids of VP and VE; sub-VP's deviation is 1 -
+    alpha^2.
+    """
     one = torch.tensor(1.0, dtype=F64)
     assert float(VP().alpha(one)) == pytest.approx(0.0065716, rel=1e-4)
     assert float(VP().sigma(one)) == pytest.approx(0.9999784, rel=1e-7)

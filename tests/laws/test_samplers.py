@@ -83,7 +83,9 @@ def test_order_on_a_gaussian_flow_map(sde, gaussian, step):
 
 
 def affine(step, denoiser, t, s):
-    """The step on 1-D Gaussian data as x -> a x + b + sum_j c_j z_j, read off by probing its noise."""
+    """The step on 1-D Gaussian data as x -> a x + b + sum_j c_j z_j, read off by probing its
+    noise.
+    """
     draws = []
 
     def recorded(values):
@@ -152,7 +154,9 @@ def test_score_sde_deviations_on_its_own_grid(sde, step, std, published):
 
 
 def test_ancestral_on_the_table_is_the_ddpm_posterior():
-    """x_{i-1} = posterior mean(x0_hat, x_i) + sqrt(posterior variance) z, to 1e-12, at every level."""
+    """x_{i-1} = posterior mean(x0_hat, x_i) + sqrt(posterior variance) z, to 1e-12, at every
+    level.
+    """
     sde, betas = DiscreteVP(), torch.tensor(linear_betas(), dtype=F64)
     alpha_bar = torch.cumprod(1 - betas, 0)
     g = torch.Generator().manual_seed(0)
@@ -169,7 +173,9 @@ def test_ancestral_on_the_table_is_the_ddpm_posterior():
 
 
 def test_reverse_diffusion_is_the_published_predictor():
-    """VP: x + [x - sqrt(1-b) x] + b score + sqrt(b) z on the table; VE: x + (v_i - v_j) score + ..."""
+    """VP: x + [x - sqrt(1-b) x] + b score + sqrt(b) z on the table; VE: x + (v_i - v_j) score +
+    ...
+    """
     g = torch.Generator().manual_seed(0)
     x, z = (torch.randn(4, 3, generator=g, dtype=F64) for _ in range(2))
     t, s = torch.tensor([0.5, 0.499], dtype=F64)
@@ -228,7 +234,9 @@ def test_a_sample_does_not_depend_on_its_batch(step):
 
 @pytest.mark.parametrize("step", STEPS, ids=repr)
 def test_a_step_is_a_pure_function(step):
-    """The same step object twice, and after other use, gives the same result; inputs are not changed."""
+    """The same step object twice, and after other use, gives the same result; inputs are not
+    changed.
+    """
     sde = VP()
     x, ts = starts(sde, 3, 2), grids.uniform(sde, 5)
     kept, denoiser = x.clone(), grid25().denoiser(sde)
@@ -329,7 +337,9 @@ def test_bad_step_options_are_refused():
 
 
 class ExactNetwork(torch.nn.Module):
-    """The F of a parameterisation that makes x0_hat exact for a Gaussian: every pairing, no training."""
+    """The F of a parameterisation that makes x0_hat exact for a Gaussian: every pairing, no
+    training.
+    """
 
     def __init__(self, data, sde, parameterization):
         super().__init__()

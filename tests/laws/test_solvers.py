@@ -42,7 +42,14 @@ def test_every_ode_method_solves_every_shape(method, gaussian):
     coarse = method in ("euler", "fehlberg2", "adaptive_heun")
     steps, tol = (600 if coarse else 60), (1e-4 if coarse else 1e-5)
     got = solve_ode(
-        shaped.denoiser(sde), x, sde.t_max, sde.t_eps, method=method, rtol=tol, atol=tol, steps=steps
+        shaped.denoiser(sde),
+        x,
+        sde.t_max,
+        sde.t_eps,
+        method=method,
+        rtol=tol,
+        atol=tol,
+        steps=steps,
     )
     assert got.x.shape == x.shape
     torch.testing.assert_close(got.x, exact, rtol=0, atol=2e-2 if coarse else 2e-3)
@@ -54,7 +61,9 @@ def test_nfe_is_counted_where_the_network_is_called(gaussian):
     counted = Denoiser(sde, lambda x, t: calls.append(1) or inner(x, t))
     assert solve_ode(counted, starts(sde, 2), 1.0, 0.1).nfe == len(calls)
     calls.clear()
-    assert solve_ode(counted, starts(sde, 2), 1.0, 0.1, method="rk4", steps=7).nfe == 28 == len(calls)
+    assert (
+        solve_ode(counted, starts(sde, 2), 1.0, 0.1, method="rk4", steps=7).nfe == 28 == len(calls)
+    )
 
 
 @pytest.mark.parametrize("method", SDE_METHODS)
@@ -94,7 +103,10 @@ def test_bad_input_is_one_line_with_a_remedy(gaussian):
     sde = VP()
     denoiser, x = gaussian.denoiser(sde), starts(sde, 2)
     for call, text in [
-        (lambda: solve_ode(denoiser, x, 1.0, 0.1, method="rk5"), "unknown ODE method 'rk5'; choose"),
+        (
+            lambda: solve_ode(denoiser, x, 1.0, 0.1, method="rk5"),
+            "unknown ODE method 'rk5'; choose",
+        ),
         (lambda: solve_ode(denoiser, x, 1.0, 0.0), r"time 0 is outside \(0, 1\]"),
         (lambda: solve_ode(denoiser, x, 1.0, 0.1, method="rk4", steps=0), "steps=0"),
         (lambda: solve_ode(denoiser, x, 1.0, 0.1, rtol=0.0), "rtol=0"),

@@ -1,0 +1,33 @@
+# Every target makes its own environment: .venv, installed once with the versions of constraints.txt.
+PYTHON ?= python3
+BIN := .venv/bin
+export OMP_NUM_THREADS ?= 2
+
+.PHONY: demo test test-all lint format clean
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+demo: .venv/.installed  ## train on the digits, sample them, score them: runs/demo
+	$(BIN)/python experiments/demo.py --out runs/demo
+
+test: .venv/.installed  ## the default suite, two processes of one thread
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+test-all: .venv/.installed  ## the slow tests too
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not parity and not gpu"
+
+lint: .venv/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,89 @@
+"""scoresde: score-based generative models in continuous time.
+
+A process (``sde``), a denoiser (``denoiser``), a time grid and a step (``samplers``) make a
+sampler; the same denoiser solved the other way makes a likelihood (``likelihood``).
+
+Names are imported when they are first used, so that ``scoresde --help`` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from scoresde import samplers
+    from scoresde.denoiser import Denoiser, Guide
+    from scoresde.likelihood import LogLikelihood, bits_per_dim, log_likelihood
+    from scoresde.parameterization import Coeffs, Parameterization, ScoreModel
+    from scoresde.samplers import sample, trajectory
+    from scoresde.sde import EDM, SDE, VE, VP, Cosine, DiscreteVP, LinearFlow, SubVP
+    from scoresde.solvers import Solution, SolverError, solve_ode, solve_sde
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "EDM",
+    "SDE",
+    "VE",
+    "VP",
+    "Coeffs",
+    "Cosine",
+    "Denoiser",
+    "DiscreteVP",
+    "Guide",
+    "LinearFlow",
+    "LogLikelihood",
+    "Parameterization",
+    "ScoreModel",
+    "Solution",
+    "SolverError",
+    "SubVP",
+    "bits_per_dim",
+    "load",
+    "log_likelihood",
+    "sample",
+    "samplers",
+    "solve_ode",
+    "solve_sde",
+    "trajectory",
+]
+
+_HOMES = {
+    "denoiser": ("Denoiser", "Guide"),
+    "likelihood": ("LogLikelihood", "bits_per_dim", "log_likelihood"),
+    "parameterization": ("Coeffs", "Parameterization", "ScoreModel"),
+    "samplers": ("sample", "trajectory"),
+    "sde": ("EDM", "SDE", "VE", "VP", "Cosine", "DiscreteVP", "LinearFlow", "SubVP"),
+    "solvers": ("Solution", "SolverError", "solve_ode", "solve_sde"),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+_MODULES = {*_HOMES, "build", "config", "testing"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"scoresde.{name}")
+    if name not in _HOME:
+        raise AttributeError(f"module 'scoresde' has no attribute {name!r}")
+    value = getattr(import_module(f"scoresde.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def load(run_or_file: str | PathLike[str]) -> ScoreModel:
+    """The trained model of a run folder, a checkpoint or exported weights, ready to evaluate (EMA
+    weights).
+
+    Raises ValueError naming the file when it is missing, damaged or not a scoresde file. Nothing
+    is unpickled.
+    """
+    from scoresde.build import load_model
+
+    return load_model(run_or_file)

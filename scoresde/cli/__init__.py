@@ -1,0 +1,1 @@
+"""The command line: ``scoresde train | sample | likelihood | info``."""

@@ -1,0 +1,220 @@
+"""The folder of a training run: its files, who may write there, and its records."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import scoresde
+from scoresde.training.checkpoint import BEST, LATEST, step_files
+from scoresde.training.files import atomic_write
+
+PACKAGES = ("torch", "numpy", "pydantic", "safetensors")
+OWN = (
+    "config.yaml",
+    "env.json",
+    "metrics.jsonl",
+    "log.txt",
+    "loss.png",
+    "weights-ema.safetensors",
+)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run's files by name.
+
+    A folder is a run when its ``env.json`` says so; that file is written first.
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def env(self) -> Path:
+        return self.path / "env.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
+
+    @property
+    def loss(self) -> Path:
+        return self.path / "loss.png"
+
+    @property
+    def weights(self) -> Path:
+        return self.path / "weights-ema.safetensors"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def best(self) -> Path:
+        return self.checkpoints / BEST
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    def sample(self, step: int) -> Path:
+        """The sample picture of a step."""
+        return self.samples / f"step-{step:08d}.png"
+
+    def is_run(self) -> bool:
+        """Whether a run has started here."""
+        try:
+            found = json.loads(self.env.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        return isinstance(found, dict) and "scoresde" in found
+
+
+def claim(path: str | Path, *, resume: bool = False, overwrite: bool = False) -> RunFolder:
+    """The folder of a run that may go there; nothing is written or removed yet.
+
+    Raises ValueError, naming the remedy, for a folder that holds a run (without ``resume`` or
+    ``overwrite``), for one to resume that does not, and for files of the same names that no run
+    wrote.
+    """
+    folder = RunFolder(Path(path))
+    if resume and overwrite:
+        raise ValueError("--resume and --overwrite exclude each other; give one of them")
+    if folder.path.exists() and not folder.path.is_dir():
+        raise ValueError(f"{path}: a file; give --out a folder")
+    if folder.is_run():
+        if not (resume or overwrite):
+            raise ValueError(
+                f"{path}: holds a run; continue it with --resume, replace it with --overwrite, "
+                f"or give another --out"
+            )
+    elif resume:
+        raise ValueError(f"{path}: no run to resume; check --out, or start without --resume")
+    elif foreign := [file for file in own_files(folder) if file.exists()]:
+        raise ValueError(
+            f"{path}: holds {foreign[0].relative_to(path)} but no run; give another --out"
+        )
+    return folder
+
+
+def clear(folder: RunFolder) -> None:
+    """Remove the files that a run writes, and nothing else."""
+    for file in own_files(folder):
+        file.unlink(missing_ok=True)
+
+
+def own_files(folder: RunFolder) -> Iterator[Path]:
+    """The files in the folder that carry a name only a run gives."""
+    # env.json last: while it is there the folder is still known to be a run.
+    yield from (folder.path / name for name in OWN if name != folder.env.name)
+    yield from step_files(folder.checkpoints)
+    yield from (folder.checkpoints / name for name in (BEST, LATEST))
+    yield from temporaries(folder)
+    yield from (
+        p for p in folder.samples.glob("*.png") if re.fullmatch(r"step-\d{8,}\.png", p.name)
+    )
+    yield folder.env
+
+
+def temporaries(folder: RunFolder) -> Iterator[Path]:
+    """What writes that were killed left behind."""
+    pattern = re.compile(r"(step-\d{8,}\.pt|best\.pt|latest\.json)\.tmp")
+    yield from (p for p in folder.checkpoints.glob("*.tmp") if pattern.fullmatch(p.name))
+    yield from (folder.path / f"{name}.tmp" for name in OWN)
+
+
+def write_start(folder: RunFolder, config_yaml: str, found: Mapping[str, Any] | None) -> None:
+    """Make the folder a run: ``env.json`` (None: as it is), then the resolved ``config.yaml``."""
+    folder.path.mkdir(parents=True, exist_ok=True)
+    if found is not None:
+        write_text(folder.env, json.dumps(found, indent=2) + "\n")
+    write_text(folder.config, config_yaml)
+
+
+def environment(device: str) -> dict[str, Any]:
+    """What a run can be repeated with: versions, git commit if any, command, device and time."""
+    return {
+        "scoresde": scoresde.__version__,
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "git_commit": git_commit(Path(__file__).resolve().parent),
+        "command": sys.argv,
+        "device": device,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def git_commit(source: Path) -> str | None:
+    """The commit of the checkout that tracks this source folder; None outside one."""
+    try:
+        tracked = _git(source, "ls-files", "--error-unmatch", "folder.py")
+        return _git(source, "rev-parse", "HEAD") if tracked else None
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def append(folder: RunFolder, record: Mapping[str, Any]) -> None:
+    """Add one line to ``metrics.jsonl``."""
+    with folder.metrics.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def records(folder: RunFolder) -> list[dict[str, Any]]:
+    """The lines of ``metrics.jsonl``; one cut off by a kill is passed over."""
+    try:
+        lines = folder.metrics.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    return [record for line in lines if (record := _record(line)) is not None]
+
+
+def rewind(folder: RunFolder, step: int) -> None:
+    """Forget the records after ``step``, which a resumed run makes again, and half-written
+    files.
+    """
+    for stray in temporaries(folder):
+        stray.unlink(missing_ok=True)
+    kept = [json.dumps(record) + "\n" for record in records(folder) if record["step"] <= step]
+    write_text(folder.metrics, "".join(kept))
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and isinstance(found.get("step"), int) else None
+
+
+def _git(source: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(source), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=10,
+        check=True,
+    )
+    return done.stdout.strip()

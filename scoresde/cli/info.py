@@ -1,0 +1,51 @@
+"""``scoresde info``: every name that can be chosen, with a line about it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from scoresde import build
+from scoresde.cli.options import InfoOptions
+
+
+class Listing(NamedTuple):
+    """Where in a configuration the names go, and what they stand for."""
+
+    key: str
+    table: Mapping[str, Callable[..., Any]]
+
+
+LISTINGS = {
+    "processes": Listing("sde.kind", build.SDES),
+    "parameterizations": Listing("parameterization.kind", build.PARAMETERIZATIONS),
+    "networks": Listing("network.kind", build.NETWORKS),
+    "samplers": Listing("sample.sampler.kind", build.SAMPLERS),
+    "grids": Listing("sample.grid.kind", build.GRIDS),
+    "weightings": Listing("train.weighting.kind", build.WEIGHTINGS),
+    "times": Listing("train.times.kind", build.TIMES),
+    "draws": Listing("train.draw", build.DRAWS),
+    "data": Listing("data.kind", build.DATASETS),
+}
+
+
+def run(options: InfoOptions, overrides: Mapping[str, Any]) -> int:
+    """Print every listing; with --json as {listing: {name: line}}."""
+    lines = {title: summaries(listing) for title, listing in LISTINGS.items()}
+    if options.json:
+        print(json.dumps(lines, indent=2))
+    else:
+        print("\n\n".join(_page(title, lines[title]) for title in lines))
+    return 0
+
+
+def summaries(listing: Listing) -> dict[str, str]:
+    """The first sentence about every name."""
+    return {name: build.summary(entry) for name, entry in listing.table.items()}
+
+
+def _page(title: str, lines: Mapping[str, str]) -> str:
+    width = max(map(len, lines))
+    rows = (f"  {name:<{width}}  {line}" for name, line in lines.items())
+    return "\n".join([f"{title} ({LISTINGS[title].key})", *rows])

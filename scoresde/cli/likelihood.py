@@ -1,0 +1,237 @@
+"""``scoresde likelihood``: bits per dimension of every test example, with the standard error."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scoresde.build import build_dataset, load_run
+from scoresde.cli.console import pick_device, progress
+from scoresde.cli.options import LikelihoodOptions
+from scoresde.config import Config, ConfigError, override
+from scoresde.config.schema import Likelihood
+from scoresde.data import Dataset, Scaling, Split
+from scoresde.likelihood import Divergence, Hutchinson, bits_per_dim, exact, log_likelihood
+from scoresde.parameterization import ScoreModel
+from scoresde.training.checkpoint import DataDescription
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Of every example (N,): its log-density in nats (in model units) and its bits per dimension.
+
+    With several dequantisation draws both are means over them. ``nfe`` is the mean number of
+    network calls, ``offset`` the part of the bits that only reflects the units, -log2(step).
+    """
+
+    nats: Tensor
+    bits: Tensor
+    nfe: float
+    offset: float
+
+    @property
+    def mean(self) -> float:
+        return float(self.bits.mean())
+
+    @property
+    def standard_error(self) -> float:
+        """Over examples; NaN for a single one."""
+        return _standard_error(self.bits)
+
+
+def run(options: LikelihoodOptions, overrides: Mapping[str, Any]) -> int:
+    """Score and report."""
+    if options.csv is not None and not options.csv.parent.is_dir():
+        raise ValueError(f"--csv {options.csv}: no such folder; make it first")
+    loaded = load_run(options.checkpoint, ema=not options.no_ema)
+    for note in loaded.notes:
+        print(note, file=sys.stderr)
+    config = override(loaded.config, overrides)
+    dataset = build_dataset(config.data)
+    _require_same_data(dataset, loaded.data)
+    if options.conditional:
+        _require_classes(config, dataset, loaded.data)
+    split = _first(dataset.test, options.num)
+    started = time.perf_counter()
+    with progress(len(split), "scored") as advance:
+        scores = score_split(
+            loaded.model.to(pick_device(options.device)),
+            split,
+            dataset.scaling,
+            config.likelihood,
+            conditional=options.conditional,
+            seed=options.seed,
+            advance=advance,
+        )
+    report = _report(options, dataset, config.likelihood, scores, time.perf_counter() - started)
+    if options.csv is not None:
+        _write_csv(options.csv, scores, split.label)
+    print(json.dumps(report, indent=2) if options.json else _page(report))
+    return 0
+
+
+def score_split(
+    model: ScoreModel,
+    split: Split,
+    scaling: Scaling,
+    settings: Likelihood,
+    *,
+    conditional: bool = False,
+    seed: int = 0,
+    advance: Callable[[int], None] = lambda n: None,
+) -> Scores:
+    """Score every example of a split, at uniform dequantisation within its pixel levels.
+
+    Dequantisation and probes of an example are a function of (seed, its index, the repeat), so
+    batches do not change them. ``conditional`` scores p(x | y). Raises SolverError as
+    ``log_likelihood`` does.
+    """
+    device = next(model.parameters()).device
+    nats, calls = torch.zeros(len(split), dtype=torch.float64), 0
+    for rows in torch.arange(len(split)).split(settings.batch):
+        part = split.take(rows)
+        label = part.label.to(device) if conditional and part.label is not None else None
+        for repeat in range(settings.repeats):
+            streams = [_stream(seed, int(row), repeat) for row in rows]
+            x = _dequantised(part.x, scaling, streams).to(device)
+            found = log_likelihood(
+                model.denoiser(label=label),
+                x,
+                _divergence(settings, x, streams),
+                method=settings.method,
+                rtol=settings.rtol,
+                atol=settings.atol,
+                steps=settings.steps,
+            )
+            nats[rows] += found.log_prob.cpu() / settings.repeats
+            calls += found.nfe * len(rows)
+        advance(len(rows))
+    bits = bits_per_dim(nats, split.x.shape[1:], scaling.step)
+    nfe = calls / (len(split) * settings.repeats)
+    return Scores(nats, bits, nfe, -math.log2(scaling.step))
+
+
+def _stream(seed: int, index: int, repeat: int) -> torch.Generator:
+    """The random numbers of one example."""
+    state = np.random.SeedSequence([seed, index, repeat]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]))
+
+
+def _dequantised(levels: Tensor, scaling: Scaling, streams: list[torch.Generator]) -> Tensor:
+    if scaling.levels is None:
+        return levels.double()
+    u = [torch.rand(levels.shape[1:], generator=g, dtype=torch.float64) for g in streams]
+    return scaling.encode(levels, torch.stack(u), dtype=torch.float64)
+
+
+def _divergence(settings: Likelihood, x: Tensor, streams: list[torch.Generator]) -> Divergence:
+    if settings.trace == "exact":
+        return exact
+    size = (settings.probes, *x.shape[1:])
+    signs = torch.stack([torch.randint(0, 2, size, generator=g) for g in streams], dim=1)
+    return Hutchinson((2 * signs - 1).to(x))
+
+
+def _first(split: Split, num: int | None) -> Split:
+    if num is None:
+        return split
+    if not 1 <= num <= len(split):
+        raise ValueError(f"--num: the test split has {len(split)} examples, got {num}")
+    return split.take(torch.arange(num))
+
+
+def _require_same_data(dataset: Dataset, trained: DataDescription) -> None:
+    """Bits per dimension mean nothing under another shape or scaling than the model's."""
+    found, expected = (
+        (tuple(d.shape), d.scaling.levels, d.scaling.low, d.scaling.high)
+        for d in (dataset, trained)
+    )
+    if found != expected:
+        raise ConfigError(
+            f"data {dataset.name} has (shape, levels, low, high) = {found}, the model was trained "
+            f"on {expected}; give the same data with --data.kind and --data.path"
+        )
+
+
+def _require_classes(config: Config, dataset: Dataset, trained: DataDescription) -> None:
+    if not config.conditional:
+        raise ValueError("--conditional: this model was trained without classes; leave it out")
+    if dataset.classes != trained.classes:
+        raise ValueError(
+            f"--conditional: {dataset.name} has other classes than {trained.name}; leave it out"
+        )
+
+
+def _report(
+    options: LikelihoodOptions,
+    dataset: Dataset,
+    settings: Likelihood,
+    scores: Scores,
+    seconds: float,
+) -> dict[str, Any]:
+    error = scores.standard_error
+    nats_error = _standard_error(scores.nats)
+    discrete = dataset.scaling.levels is not None
+    return {
+        "data": dataset.name,
+        "examples": len(scores.bits),
+        "bits_per_dim": scores.mean,
+        "bits_per_dim_se": None if math.isnan(error) else error,
+        "nats": float(scores.nats.mean()),
+        "nats_se": None if math.isnan(nats_error) else nats_error,
+        "dequantization": "uniform" if discrete else None,
+        "levels": dataset.scaling.levels,
+        "offset": scores.offset,
+        "conditional": options.conditional,
+        "seed": options.seed,
+        "nfe": scores.nfe,
+        "seconds": seconds,
+        **settings.model_dump(),
+    }
+
+
+def _page(report: Mapping[str, Any]) -> str:
+    law = "log p(x | y), true classes" if report["conditional"] else "log p(x)"
+    trace = f"{report['trace']} trace, {report['method']}, rtol {report['rtol']:g}"
+    lines = [f"{report['data']}: {report['examples']} test examples, {law}, {trace}"]
+    if report["levels"] is None:
+        lines.append(
+            f"continuous data: {_with_error(-report['nats'], report['nats_se'])} nats a sample "
+            "(negative log-density); bits/dim are in the units of the data"
+        )
+    else:
+        lines.append(
+            f"uniform dequantisation, {report['repeats']} draw(s) an image; offset "
+            f"{report['offset']:.4f} bits/dim for {report['levels']} levels"
+        )
+    bits = _with_error(report["bits_per_dim"], report["bits_per_dim_se"])
+    lines.append(f"{bits} bits/dim, NFE {report['nfe']:.4g}, {report['seconds']:.1f} s")
+    return "\n".join(lines)
+
+
+def _with_error(value: float, error: float | None) -> str:
+    return f"{value:.4f}" if error is None else f"{value:.4f} +- {error:.4f}"
+
+
+def _standard_error(values: Tensor) -> float:
+    return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
+
+
+def _write_csv(path: Path, scores: Scores, label: Tensor | None) -> None:
+    labels = [""] * len(scores.bits) if label is None else label.tolist()
+    with path.open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["index", "label", "nats", "bits_per_dim"])
+        rows = zip(labels, scores.nats.tolist(), scores.bits.tolist(), strict=True)
+        table.writerows([i, *row] for i, row in enumerate(rows))

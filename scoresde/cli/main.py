@@ -1,0 +1,116 @@
+"""The command ``scoresde``: finds the command, reads its flags, and turns errors into exit codes.
+
+0 done, 1 failed while running, 2 bad input, 130 interrupted. Torch is imported once the flags are
+known to be good.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any, NamedTuple
+
+from scoresde.config.problems import nearest
+
+MISSING_FILES = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+
+
+class Command(NamedTuple):
+    """A module with ``run(options, overrides)``, its options and configuration sections."""
+
+    summary: str
+    options: str
+    sections: tuple[str, ...] = ()
+
+
+COMMANDS = {
+    "train": Command(
+        "train a model, or resume a run",
+        "TrainOptions",
+        (
+            "seed",
+            "conditional",
+            "data",
+            "sde",
+            "parameterization",
+            "network",
+            "train",
+            "sample",
+            "likelihood",
+        ),
+    ),
+    "sample": Command("draw samples from a trained model", "SampleOptions", ("sample",)),
+    "likelihood": Command(
+        "score the test split in bits per dimension", "LikelihoodOptions", ("likelihood", "data")
+    ),
+    "info": Command("list everything that can be chosen", "InfoOptions"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line (``sys.argv`` by default) and return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    try:
+        return _dispatch(arguments)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except BrokenPipeError:  # the reader of a pipe, such as head, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if debug:
+            raise
+        return _fail(*_verdict(error))
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return 0
+    if arguments[0] == "--version":
+        print(import_module("scoresde").__version__)
+        return 0
+    name, rest = arguments[0], arguments[1:]
+    if name not in COMMANDS:
+        raise ValueError(f"unknown command {name!r}; {nearest(name, COMMANDS)}")
+    flags, options = import_module("scoresde.cli.flags"), import_module("scoresde.cli.options")
+    command = COMMANDS[name]
+    found, overrides = flags.parse(
+        getattr(options, command.options), rest, f"scoresde {name}", command.sections
+    )
+    run: Callable[[Any, dict[str, Any]], int] = import_module(f"scoresde.cli.{name}").run
+    return run(found, overrides)
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:<{width}}  {c.summary}" for name, c in COMMANDS.items())
+    return (
+        "usage: scoresde COMMAND [OPTIONS]\n\n"
+        f"{commands}\n\nscoresde COMMAND --help lists the options of a command."
+    )
+
+
+def _verdict(error: Exception) -> tuple[str, int]:
+    """One line and the exit code of an error."""
+    text = " ".join(str(error).split())
+    match error:
+        case OSError():
+            where = f"{error.filename}: " if error.filename else ""
+            return f"{where}{error.strerror or text}", 2 if isinstance(error, MISSING_FILES) else 1
+        case ValueError():
+            return text, 2
+        case RuntimeError():
+            return text, 1
+        case _:
+            return f"{type(error).__name__}: {text}; --debug prints the traceback", 1
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"scoresde: error: {message}", file=sys.stderr)
+    return code

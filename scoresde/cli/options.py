@@ -1,0 +1,91 @@
+"""The options each command has besides those of the configuration; nothing here imports torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """Options of every command that computes."""
+
+    device: str = "auto"
+    """cpu, cuda, cuda:1, ...; auto takes a GPU if there is one"""
+    debug: bool = False
+    """print the traceback of an error"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(Common):
+    """Train a model; every key of the configuration is also a flag, --section.key VALUE."""
+
+    config: Path | None = None
+    """YAML file; flags override it, and it overrides the defaults"""
+    out: Path | None = None
+    """run folder to write"""
+    resume: bool = False
+    """continue the run in the folder from its newest intact checkpoint"""
+    overwrite: bool = False
+    """start anew in a folder that holds a run"""
+    dry_run: bool = False
+    """print the resolved configuration and the number of parameters, and stop"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleOptions(Common):
+    """Draw samples from a trained model."""
+
+    checkpoint: Path
+    """run folder, checkpoint (.pt) or exported weights (.safetensors)"""
+    out: Path
+    """folder to write"""
+    num: int | None = None
+    """number of samples; 64, or as many as there are seeds"""
+    seeds: str | None = None
+    """such as 0-63 or 1,5,9: one stream of noise a sample; 0 to num-1 by default"""
+    label: Annotated[str | None, tyro.conf.arg(name="class")] = None
+    """class of every sample, by number or name"""
+    classes: str | None = None
+    """all, or such as 0,3,5: as many samples of each"""
+    batch: int = 64
+    """samples drawn at a time; it does not change them"""
+    npz: bool = False
+    """also write samples.npz: arr_0 uint8 (N, H, W, C), arr_1 labels"""
+    no_ema: bool = False
+    """use the raw weights instead of their moving average"""
+    overwrite: bool = False
+    """replace the samples in the folder"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LikelihoodOptions(Common):
+    """Score the test split in bits per dimension."""
+
+    checkpoint: Path
+    """run folder, checkpoint (.pt) or exported weights (.safetensors)"""
+    num: int | None = None
+    """only the first examples; all by default"""
+    conditional: bool = False
+    """score log p(x | y) with the true classes instead of log p(x)"""
+    seed: int = 0
+    """of the dequantisation and the probes"""
+    csv: Path | None = None
+    """file for the value of every example"""
+    json: bool = False
+    """print JSON"""
+    no_ema: bool = False
+    """use the raw weights instead of their moving average"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoOptions:
+    """List every process, parameterisation, network, sampler, grid, weighting and data set."""
+
+    json: bool = False
+    """print JSON"""
+    debug: bool = False
+    """print the traceback of an error"""

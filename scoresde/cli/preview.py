@@ -1,0 +1,52 @@
+"""Pictures of a model while it trains: the same noise at every step, through a cheap sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from scoresde.data import Dataset
+from scoresde.evaluation.figures import image_grid, save_png, scatter
+from scoresde.parameterization import ScoreModel
+from scoresde.samplers import Heun, per_sample_noise, sample
+from scoresde.samplers.grids import karras
+
+STEPS = 12
+ROWS, COLUMNS, POINTS = 8, 8, 1000
+
+
+def save_preview(path: Path, model: ScoreModel, dataset: Dataset, classes: int | None) -> bool:
+    """Write samples of a model as a picture: a grid of images, a class a row if there are any (ten
+    at most), or points beside the training points.
+
+    Returns whether there was anything to draw: data of other shapes have no picture.
+    """
+    shape = tuple(dataset.shape)
+    if shape == (2,):
+        label = None if classes is None else torch.arange(POINTS) % classes
+        points = {"data": dataset.train.x[:POINTS], "samples": draw(model, POINTS, shape, label)}
+        _into(path, lambda file: scatter(file, points))
+    elif len(shape) == 3 and shape[0] in (1, 3):
+        rows = ROWS if classes is None else min(classes, 10)
+        label = None if classes is None else torch.arange(rows).repeat_interleave(COLUMNS)
+        images = dataset.scaling.to_uint8(draw(model, rows * COLUMNS, shape, label))
+        _into(path, lambda file: save_png(file, image_grid(images, COLUMNS)))
+    return path.exists()
+
+
+def draw(model: ScoreModel, n: int, shape: tuple[int, ...], label: Tensor | None) -> Tensor:
+    """n samples (n, *shape), on the host; each is a function of its place and label alone."""
+    device = next(model.parameters()).device
+    noise = per_sample_noise(range(n))
+    x = (noise(torch.zeros(n, *shape)) * model.sde.prior().stddev).to(device)
+    condition = {} if label is None else {"label": label.to(device)}
+    ts = karras()(model.sde, STEPS)
+    return sample(model.denoiser(**condition), x, ts, Heun(), noise).cpu()
+
+
+def _into(path: Path, write: Callable[[Path], None]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write(path)

@@ -1,0 +1,373 @@
+"""``scoresde train``: a run in its folder, from the configuration to exported weights."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scoresde.build import build_dataset, build_model, build_optimizer, build_plan
+from scoresde.cli import folder as folders
+from scoresde.cli.console import pick_device
+from scoresde.cli.folder import RunFolder, environment
+from scoresde.cli.options import TrainOptions
+from scoresde.cli.preview import save_preview
+from scoresde.cli.report import Report, Stopping
+from scoresde.config import Config, load_config, to_plain, to_yaml
+from scoresde.data import Dataset, Split, holdout
+from scoresde.evaluation.figures import loss_curve
+from scoresde.training import (
+    Best,
+    Checkpoint,
+    CheckpointError,
+    Metrics,
+    Plan,
+    TrainingError,
+    TrainState,
+    describe,
+    export_weights,
+    fit,
+    held_out_loss,
+    start,
+)
+from scoresde.training import checkpoint as checkpoints
+
+# Enough for a held-out loss that ranks checkpoints: its numbers are the same at every step.
+HELD_OUT_EVALUATIONS = 2048
+
+# What may change when a run goes on: how long, how often it reports, and what training ignores.
+REPORTS = tuple(f"train.{name}_every" for name in ("log", "validate", "sample", "checkpoint"))
+FREE = ("train.steps", "train.keep", "data.path", "sample", "likelihood", *REPORTS)
+
+
+@dataclass
+class Run:
+    """What a run is made of; ``best`` and what ``state`` holds change as it goes."""
+
+    config: Config
+    folder: RunFolder
+    dataset: Dataset
+    split: Split
+    held_out: Split | None
+    plan: Plan
+    state: TrainState
+    best: Best | None = None
+
+
+def run(options: TrainOptions, overrides: Mapping[str, Any]) -> int:
+    """The command: train, resume, or with --dry-run only say what would be trained."""
+    config = load_config(_config_file(options), overrides)
+    if options.dry_run:
+        print(summary(config))
+        return 0
+    if options.out is None:
+        raise ValueError("--out is missing; name the run folder to write, such as --out runs/demo")
+    train_run(
+        config,
+        options.out,
+        resume=options.resume,
+        overwrite=options.overwrite,
+        device=options.device,
+    )
+    return 0
+
+
+def train_run(
+    config: Config,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    device: str = "auto",
+) -> Path:
+    """Train a configuration in the folder ``out`` and return that folder.
+
+    Nothing on disk is touched before configuration, data and model are known to fit. Raises
+    ValueError for bad input, TrainingError for a failure on the way, and SystemExit with 130 or
+    143 after SIGINT or SIGTERM, a checkpoint being saved.
+    """
+    folder = folders.claim(out, resume=resume, overwrite=overwrite)
+    where = pick_device(device)
+    current = prepare(config, folder, where)
+    notes = restore(current) if resume else []
+    if overwrite:
+        folders.clear(folder)
+    folders.write_start(folder, to_yaml(config), None if resume else environment(str(where)))
+    with Report(folder.log, current.plan.steps, current.state.step) as report, Stopping() as stop:
+        for note in [*notes, introduction(current, where)]:
+            report.say(note)
+        _train(current, report, stop)
+        report.say(finish(current))
+    return folder.path
+
+
+def prepare(config: Config, folder: RunFolder, device: torch.device) -> Run:
+    """Read the data and build everything of a new run; raises ValueError where they do not fit."""
+    dataset = build_dataset(config.data)
+    plan = build_plan(config, dataset)
+    split, held_out = _splits(config, dataset)
+    model = build_model(config, dataset).to(device)
+    optimizer = build_optimizer(config.train, model.parameters())
+    return Run(config, folder, dataset, split, held_out, plan, start(model, optimizer))
+
+
+def restore(run: Run) -> list[str]:
+    """Take the run back to its newest good checkpoint, and return what to tell the user.
+
+    Raises ValueError if there is none, or it is of another configuration or other data.
+    """
+    path, found, passed_over = checkpoints.newest(run.folder.checkpoints)
+    _require_same(run, found, path)
+    checkpoints.load_tensors(run.state.model, found.model, path)
+    checkpoints.load_tensors(run.state.ema, found.ema, path)
+    run.state.optimizer.load_state_dict(found.optimizer)
+    run.state.step, run.best = found.step, found.best
+    folders.rewind(run.folder, found.step)
+    notes = [f"passed over {line}" for line in passed_over] + [f"resumed from {path}"]
+    return notes + _check_best(run)
+
+
+def _train(run: Run, report: Report, stop: Stopping) -> None:
+    every, window = run.config.train, Window(_seconds_so_far(run))
+    for metrics, seconds in _steps(run):
+        window.add(metrics, seconds)
+        step = metrics.step
+        held_out = _validate(run) if _due(run, every.validate_every) else None
+        if held_out is not None or _due(run, every.log_every):
+            record = window.record(metrics, run.plan.batch, held_out)
+            folders.append(run.folder, record)
+            report.line(record)
+        report.advance(step)
+        if _due(run, every.sample_every):
+            save_preview(run.folder.sample(step), run.state.ema, run.dataset, run.plan.classes)
+        if stop.signal is not None or _due(run, every.checkpoint_every):
+            _save(run)
+        if stop.signal is not None and step < run.plan.steps:
+            report.say(f"{stop.signal.name} at step {step}: checkpoint saved, go on with --resume")
+            raise SystemExit(128 + stop.signal)
+
+
+def _steps(run: Run) -> Iterator[tuple[Metrics, float]]:
+    """Updates with the seconds each took; a failure names the checkpoint that is left."""
+    begin = time.perf_counter()
+    try:
+        for metrics in fit(run.state, run.plan, run.split, run.dataset.scaling):
+            yield metrics, time.perf_counter() - begin
+            begin = time.perf_counter()
+    except TrainingError as error:
+        raise TrainingError(f"{error}; {_what_is_left(run)}") from error
+
+
+def _validate(run: Run) -> float | None:
+    """The held-out loss of the average; the least so far is kept as a checkpoint of its own."""
+    if run.held_out is None:
+        return None
+    loss = held_out_loss(
+        run.state.ema,
+        run.held_out,
+        run.dataset.scaling,
+        conditional=run.plan.classes is not None,
+        draws=max(1, HELD_OUT_EVALUATIONS // len(run.held_out)),
+        seed=run.plan.seed,
+    )
+    if not math.isfinite(loss):
+        raise TrainingError(f"step {run.state.step}: held-out loss {loss}; {_what_is_left(run)}")
+    if run.best is None or loss < run.best.loss:
+        run.best = Best(run.state.step, loss)
+        if run.config.train.keep_best:
+            with _saving(run):
+                checkpoints.save(run.folder.best, snapshot(run))
+    return loss
+
+
+@dataclass
+class Window:
+    """Sums over the updates since the last record, on the device of the numbers."""
+
+    seconds: float
+    begin: float = 0.0
+    updates: int = 0
+    loss: Tensor | float = 0.0
+    grad_norm: Tensor | float = 0.0
+
+    def __post_init__(self) -> None:
+        self.begin = self.seconds
+
+    def add(self, metrics: Metrics, seconds: float) -> None:
+        """Count an update that took so many seconds."""
+        self.updates += 1
+        self.seconds += seconds
+        self.loss = self.loss + metrics.loss
+        self.grad_norm = self.grad_norm + metrics.grad_norm
+
+    def record(self, metrics: Metrics, batch: int, held_out: float | None) -> dict[str, Any]:
+        """The line of ``metrics.jsonl``: means over the window, which then starts anew; seconds
+        are those of all updates of the run.
+        """
+        found = {
+            "step": metrics.step,
+            "images": metrics.step * batch,
+            "loss": float(self.loss) / self.updates,
+            "lr": metrics.learning_rate,
+            "grad_norm": float(self.grad_norm) / self.updates,
+            "seconds": self.seconds,
+            "images_per_second": self.updates * batch / (self.seconds - self.begin),
+        }
+        self.begin, self.updates, self.loss, self.grad_norm = self.seconds, 0, 0.0, 0.0
+        return found if held_out is None else found | {"held_out": held_out}
+
+
+def snapshot(run: Run) -> Checkpoint:
+    """The checkpoint of the run as it stands."""
+    state = run.state
+    return Checkpoint(
+        config=to_plain(run.config),
+        data=describe(run.dataset),
+        step=state.step,
+        model=state.model.state_dict(),
+        ema=state.ema.state_dict(),
+        optimizer=state.optimizer.state_dict(),
+        best=run.best,
+    )
+
+
+def finish(run: Run) -> str:
+    """Export the weights (the best on held-out data, where that was asked for) and draw the loss;
+    say so.
+    """
+    keep_best = run.config.train.keep_best and run.best is not None
+    with _saving(run):
+        chosen = checkpoints.load(run.folder.best) if keep_best else snapshot(run)
+        export_weights(run.folder.weights, chosen)
+    lines = folders.records(run.folder)
+    if lines:
+        label = "loss (held out: of the noise, over log-SNR)"
+        loss_curve(run.folder.loss, lines, held_out="held_out", label=label)
+    why = f" (held-out loss {run.best.loss:.4f}, the least)" if keep_best and run.best else ""
+    return f"{run.folder.weights}: EMA weights of step {chosen.step}{why}"
+
+
+def introduction(run: Run, device: torch.device) -> str:
+    """What is trained on what, in a line."""
+    held_out = 0 if run.held_out is None else len(run.held_out)
+    return (
+        f"{run.folder.path}: {parameters(run.state.model):,} parameters on {device}, "
+        f"{run.dataset.name} {tuple(run.dataset.shape)}, {len(run.split)} training and {held_out} "
+        f"held-out examples, steps {run.state.step} to {run.plan.steps} of {run.plan.batch}"
+    )
+
+
+def summary(config: Config) -> str:
+    """What --dry-run prints: configuration, number of parameters, how the batch is split."""
+    dataset = build_dataset(config.data)
+    build_plan(config, dataset)
+    model = build_model(config, dataset)
+    batch = config.train.batch
+    return (
+        f"{to_yaml(config)}# {parameters(model):,} parameters; data {dataset.name} "
+        f"{tuple(dataset.shape)}\n# batch {batch}: {batch} on each of 1 process"
+    )
+
+
+def parameters(model: nn.Module) -> int:
+    """The number of trained numbers."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def _config_file(options: TrainOptions) -> Path | None:
+    """The file given, or the one the run to resume has stored."""
+    if options.config is not None or not (options.resume and options.out):
+        return options.config
+    stored = RunFolder(options.out).config
+    return stored if stored.exists() else None
+
+
+def _splits(config: Config, dataset: Dataset) -> tuple[Split, Split | None]:
+    if config.train.holdout == 0:
+        return dataset.train, None
+    split, held_out = holdout(dataset.train, config.train.holdout, config.seed)
+    # Every update on the whole of a large set would cost more than it tells.
+    return split, held_out.take(torch.arange(min(len(held_out), HELD_OUT_EVALUATIONS)))
+
+
+def _due(run: Run, every: int) -> bool:
+    return run.state.step % every == 0 or run.state.step == run.plan.steps
+
+
+def _save(run: Run) -> None:
+    with _saving(run):
+        checkpoints.save_step(run.folder.checkpoints, snapshot(run), run.config.train.keep)
+
+
+@contextmanager
+def _saving(run: Run) -> Iterator[None]:
+    """Turn what goes wrong while saving into a TrainingError that names what is left."""
+    run.folder.checkpoints.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except (OSError, RuntimeError, CheckpointError) as error:
+        reason = " ".join(str(error).split())
+        raise TrainingError(
+            f"step {run.state.step}: cannot save ({reason}); {_what_is_left(run)}"
+        ) from error
+
+
+def _what_is_left(run: Run) -> str:
+    files = checkpoints.step_files(run.folder.checkpoints)
+    if not files:
+        return "no checkpoint was saved before"
+    return f"the last checkpoint is {files[0]}, go on with --resume"
+
+
+def _seconds_so_far(run: Run) -> float:
+    lines = folders.records(run.folder)
+    return float(lines[-1].get("seconds", 0.0)) if lines else 0.0
+
+
+def _check_best(run: Run) -> list[str]:
+    """Forget a best checkpoint that cannot be read, so that the next one takes its place."""
+    if run.best is None or not run.config.train.keep_best:
+        return []
+    try:
+        checkpoints.load(run.folder.best)
+    except CheckpointError as error:
+        run.best = None
+        return [f"passed over {error}"]
+    return []
+
+
+def _require_same(run: Run, found: Checkpoint, path: Path) -> None:
+    """Raise ValueError unless a run of this configuration and data can go on from there."""
+    ours, theirs = _flat(to_plain(run.config)), _flat(found.config)
+    changed = [
+        f"{key}={ours.get(key)} was {theirs.get(key)}"
+        for key in sorted(ours.keys() | theirs.keys())
+        if ours.get(key) != theirs.get(key) and not _free(key)
+    ]
+    if changed:
+        raise ValueError(
+            f"{path}: trained with another configuration ({'; '.join(changed)}); restore these "
+            f"values, or train in another --out"
+        )
+    if replace(found.data, name=run.dataset.name) != describe(run.dataset):
+        raise ValueError(f"{path}: trained on other data ({found.data}); give the same data")
+
+
+def _free(key: str) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in FREE)
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} as {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        inner = isinstance(value, Mapping)
+        flat |= _flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+    return flat

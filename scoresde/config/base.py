@@ -1,0 +1,39 @@
+"""The building blocks of the configuration: checked numbers and closed sections."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def _not_a_truth_value(value: object) -> object:
+    """YAML reads yes, no, on and off as truth values, which would pass for 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError(f"must be a number, got {value} (as YAML reads yes, no, on and off)")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_not_a_truth_value)]
+Real = Annotated[float, BeforeValidator(_not_a_truth_value)]
+Count = Annotated[Whole, Field(ge=1)]
+Positive = Annotated[Real, Field(gt=0)]
+Fraction = Annotated[Real, Field(ge=0, lt=1)]
+Choice = Field(discriminator="kind")
+
+
+class Section(BaseModel):
+    """Frozen, and closed to unknown keys."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+def increasing(section: Section, *names: str, strict: bool = True) -> None:
+    """Raise ValueError unless the named values increase (or, not strict, do not decrease)."""
+    values = [getattr(section, name) for name in names]
+    if not all(a < b or (a == b and not strict) for a, b in pairwise(values)):
+        found = ", ".join(f"{name}={value:g}" for name, value in zip(names, values, strict=True))
+        raise ValueError(f"need {(' < ' if strict else ' <= ').join(names)}, got {found}")

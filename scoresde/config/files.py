@@ -1,0 +1,151 @@
+"""Configurations from YAML files and command-line values, with errors a person can act on.
+
+Precedence: defaults < file < overrides. A section that names another ``kind`` than the one below
+it starts from the defaults of that kind.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Mapping
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from scoresde.config.problems import describe
+from scoresde.config.schema import Config
+
+Overrides = Mapping[str, Any]
+"""Dotted path to value, such as ``{"train.lr": "1e-4"}``; text is read as the type of the key."""
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message is one line with file, key and remedy."""
+
+
+def load_config(path: str | Path | None = None, overrides: Overrides | None = None) -> Config:
+    """The defaults, changed by a YAML file, changed by the overrides.
+
+    Raises ConfigError, listing every problem at once, for a file that is missing or not a
+    mapping in YAML, unknown keys, and values of the wrong type or out of range.
+    """
+    found = {} if path is None else read_yaml(Path(path))
+    return _validated(_merge(to_plain(Config()), found), overrides or {}, path)
+
+
+def config_from(found: Mapping[str, Any], source: str | Path) -> Config:
+    """The configuration stored in a checkpoint. Raises ConfigError, naming the source."""
+    return _validated(_merge(to_plain(Config()), dict(found)), {}, source)
+
+
+def to_plain(config: Config) -> dict[str, Any]:
+    """Every value as JSON has them, for ``config_from``."""
+    dumped: dict[str, Any] = config.model_dump(mode="json")
+    return dumped
+
+
+def override(config: Config, overrides: Overrides) -> Config:
+    """The configuration with some values changed. Raises ConfigError as ``load_config``."""
+    return _validated(to_plain(config), overrides, None)
+
+
+def to_yaml(config: Config) -> str:
+    """Every value, so that reading it back gives an equal configuration."""
+    return yaml.safe_dump(_kind_first(to_plain(config)), sort_keys=False, default_flow_style=None)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, empty for an empty file. Raises ConfigError."""
+    try:
+        found = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; check --config") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not a text file; give a YAML configuration") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; check --config") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}{_where(error)}; correct the YAML") from None
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise ConfigError(
+            f"{path}: expected 'key: value' lines, found a {type(found).__name__}; see configs/"
+        )
+    return found
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that refuses duplicate keys and reads 2e-4 as a number."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"duplicate key {key.value!r}", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1, which PyYAML implements, asks for a point and a signed exponent in a float.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def _where(error: yaml.YAMLError) -> str:
+    """', line 3: what is wrong' of a YAML error."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    line = "" if mark is None else f", line {mark.line + 1}"
+    return f"{line}: {problem or ' '.join(str(error).split())}"
+
+
+def _validated(base: Any, overrides: Overrides, path: str | Path | None) -> Config:
+    tree = _merge(base, _nested(overrides))
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        problems = (describe(details, tree, overrides, path) for details in error.errors())
+        raise ConfigError("; ".join(problems)) from None
+
+
+# Merging ------------------------------------------------------------------------------------
+
+
+def _merge(base: Any, change: Any) -> Any:
+    """``change`` over ``base``, section by section; a name stands for {kind: name}."""
+    if not isinstance(base, dict):
+        return change
+    if change is None:  # a section whose lines are all commented out
+        return base
+    if isinstance(change, str) and "kind" in base:
+        change = {"kind": change}
+    if not isinstance(change, dict):
+        return change
+    if change.get("kind", base.get("kind")) != base.get("kind"):
+        return change
+    return base | {key: _merge(base.get(key), value) for key, value in change.items()}
+
+
+def _nested(overrides: Overrides) -> dict[str, Any]:
+    """{"a.b": 1, "a.c": 2} as {"a": {"b": 1, "c": 2}}."""
+    tree: dict[str, Any] = {}
+    for path, value in overrides.items():
+        *parents, name = path.split(".")
+        place = reduce(lambda node, key: node.setdefault(key, {}), parents, tree)
+        place[name] = None if value in ("null", "None") else value
+    return tree
+
+
+def _kind_first(tree: Any) -> Any:
+    if not isinstance(tree, dict):
+        return tree
+    head = {"kind": tree["kind"]} if "kind" in tree else {}
+    return head | {key: _kind_first(value) for key, value in tree.items()}

@@ -1,0 +1,264 @@
+"""What a run is made of, as plain checked values: the one place that knows the configuration.
+
+Sections with a ``kind`` are choices; their other keys are the arguments of the constructor that
+``scoresde.build`` finds under that name. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from scoresde.config.base import Choice, Count, Fraction, Positive, Real, Section, Whole
+from scoresde.config.model import (
+    Data,
+    DigitsData,
+    LinearBetaSDE,
+    NetworkChoice,
+    Parameterization,
+    PlainParameterization,
+    Process,
+    UNetNetwork,
+)
+
+LABEL_DROPOUT = 0.1
+
+# Training -----------------------------------------------------------------------------------
+
+
+class PlainWeighting(Section):
+    """Weight of the loss: 1 on the network output, sigma^2 or g^2 (likelihood) on the score."""
+
+    kind: Literal["unit", "sigma2", "likelihood"] = "unit"
+
+
+class MinSNRWeighting(Section):
+    """min(SNR, gamma) on x0."""
+
+    kind: Literal["min_snr"] = "min_snr"
+    gamma: Positive = 5.0
+
+
+class EDMWeighting(Section):
+    """Unit weight of the EDM network."""
+
+    kind: Literal["edm"] = "edm"
+    sigma_data: Positive = 0.5
+    """standard deviation of the scaled data"""
+
+
+class PlainTimes(Section):
+    """Uniform t, or uniform log-SNR."""
+
+    kind: Literal["uniform", "log_snr"] = "uniform"
+
+
+class LogNormalTimes(Section):
+    """log(sigma / alpha) normal."""
+
+    kind: Literal["lognormal"] = "lognormal"
+    mean: Real = -1.2
+    std: Positive = 1.2
+
+
+class LevelTimes(Section):
+    """Equally likely levels of a discrete process."""
+
+    kind: Literal["levels"] = "levels"
+    n: Count = 1000
+
+
+class Train(Section):
+    """How it is trained."""
+
+    steps: Count = 10_000
+    """optimiser steps"""
+    batch: Count = 128
+    """images a step, in total over all processes"""
+    optimizer: Literal["adam", "adamw"] = "adam"
+    lr: Positive = 2e-4
+    """learning rate after the warm-up"""
+    weight_decay: Annotated[Real, Field(ge=0)] = 0.0
+    warmup: Annotated[Whole, Field(ge=0)] = 0
+    """steps over which the learning rate rises from 0"""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """of the learning rate after the warm-up; cosine ends at 0"""
+    clip: Positive | None = 1.0
+    """largest gradient norm; null is off"""
+    ema: Fraction = 0.999
+    """decay of the averaged weights; 0 is off"""
+    weighting: Annotated[PlainWeighting | MinSNRWeighting | EDMWeighting, Choice] = (
+        PlainWeighting()
+    )
+    times: Annotated[PlainTimes | LogNormalTimes | LevelTimes, Choice] = PlainTimes()
+    draw: Literal["independent", "antithetic", "stratified"] = "stratified"
+    """how the times of a batch hang together"""
+    label_dropout: Fraction = LABEL_DROPOUT
+    """share of examples trained without their class, when conditional"""
+    holdout: Fraction = 0.1
+    """share of the training split kept for the held-out loss; 0 is none"""
+    keep_best: bool = True
+    """choose the stopping step on the held-out loss"""
+    log_every: Count = 100
+    validate_every: Count = 500
+    sample_every: Count = 2_000
+    checkpoint_every: Count = 1_000
+    keep: Count = 3
+    """checkpoints kept"""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.warmup >= self.steps:
+            raise ValueError(f"need warmup < steps, got warmup={self.warmup}, steps={self.steps}")
+        if self.keep_best and self.holdout == 0:
+            raise ValueError(
+                "keep_best=true needs held-out data, got holdout=0; set one of the two"
+            )
+        return self
+
+
+# Sampling and likelihood --------------------------------------------------------------------
+
+ODEMethod = Literal[
+    "dopri5",
+    "dopri8",
+    "bosh3",
+    "fehlberg2",
+    "adaptive_heun",
+    "scipy_solver",
+    "euler",
+    "midpoint",
+    "heun2",
+    "heun3",
+    "rk4",
+    "explicit_adams",
+    "implicit_adams",
+    "fixed_adams",
+]
+
+
+class PlainSampler(Section):
+    """A step without settings."""
+
+    kind: Literal["euler_maruyama", "reverse_diffusion", "ancestral", "heun"] = "heun"
+
+
+class DDIMSampler(Section):
+    """The DDIM step."""
+
+    kind: Literal["ddim"] = "ddim"
+    eta: Annotated[Real, Field(ge=0, le=1)] = 0.0
+    """noise: 0 none, 1 ancestral"""
+
+
+class PCSampler(Section):
+    """Predictor-corrector: reverse diffusion and Langevin steps."""
+
+    kind: Literal["pc"] = "pc"
+    snr: Positive = 0.16
+    """size of a corrector step"""
+    corrector_steps: Count = 1
+    """at each time"""
+
+
+class AnnealedLangevinSampler(Section):
+    """The same with the corrector of NCSNv2."""
+
+    kind: Literal["annealed_langevin"] = "annealed_langevin"
+    snr: Positive = 0.176
+    """size of a corrector step"""
+    corrector_steps: Count = 5
+    """at each time"""
+
+
+class ODESampler(Section):
+    """The probability flow through torchdiffeq; ``steps`` counts for fixed-step methods only."""
+
+    kind: Literal["ode"] = "ode"
+    method: ODEMethod = "dopri5"
+    rtol: Positive = 1e-5
+    atol: Positive = 1e-5
+
+
+class SDESampler(Section):
+    """The reverse SDE through torchsde, in equal steps of log-SNR."""
+
+    kind: Literal["sde"] = "sde"
+    method: Literal["euler", "milstein", "srk"] = "euler"
+    eta: Annotated[Real, Field(ge=0)] = 1.0
+    """noise: 1 the reverse SDE, 0 the probability flow"""
+
+
+Sampler = Annotated[
+    PlainSampler | DDIMSampler | PCSampler | AnnealedLangevinSampler | ODESampler | SDESampler,
+    Choice,
+]
+
+
+class PlainGrid(Section):
+    """Equal steps of t, of sqrt(t), or of log-SNR."""
+
+    kind: Literal["uniform", "quadratic", "log_snr"] = "uniform"
+
+
+class KarrasGrid(Section):
+    """Equal steps of (sigma / alpha)^(1 / rho)."""
+
+    kind: Literal["karras"] = "karras"
+    rho: Positive = 7.0
+
+
+class Sample(Section):
+    """How it is sampled."""
+
+    sampler: Sampler = PlainSampler()
+    grid: Annotated[PlainGrid | KarrasGrid, Choice] = KarrasGrid()
+    steps: Count = 18
+    """of the grid; ode counts them for its fixed-step methods, sde takes them in log-SNR"""
+    denoise: bool = True
+    """end with the denoised state"""
+
+
+class Likelihood(Section):
+    """How it is scored, by the probability-flow ODE."""
+
+    method: ODEMethod = "dopri5"
+    """of torchdiffeq"""
+    rtol: Positive = 1e-5
+    atol: Positive = 1e-5
+    steps: Count = 50
+    """of fixed-step methods"""
+    trace: Literal["hutchinson", "exact"] = "hutchinson"
+    """the divergence: estimated by random probes, or exact"""
+    probes: Count = 1
+    """of hutchinson"""
+    repeats: Count = 1
+    """dequantisation draws an image"""
+    batch: Count = 128
+
+
+class Config(Section):
+    """A whole run."""
+
+    seed: Annotated[Whole, Field(ge=0)] = 0
+    """of the weights, the data order and every draw of the training"""
+    data: Data = DigitsData()
+    sde: Process = LinearBetaSDE()
+    parameterization: Parameterization = PlainParameterization()
+    network: NetworkChoice = UNetNetwork()
+    conditional: bool = False
+    """give the network the classes of the data set"""
+    train: Train = Train()
+    sample: Sample = Sample()
+    likelihood: Likelihood = Likelihood()
+
+    @model_validator(mode="after")
+    def _labels_used(self) -> Self:
+        dropout = self.train.label_dropout
+        if not self.conditional and dropout not in (0, LABEL_DROPOUT):
+            raise ValueError(
+                f"train.label_dropout={dropout:g} has no effect with conditional=false; "
+                "set conditional: true or leave it out"
+            )
+        return self

@@ -1,0 +1,156 @@
+"""Files that are whole or absent, whose damage is named, and that run no code when read."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FORMAT = 1
+REMEDY = "use an earlier checkpoint or an intact copy"
+
+
+DAMAGE = (
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    MemoryError,
+    NotImplementedError,
+    struct.error,
+    zlib.error,
+    zipfile.BadZipFile,
+)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be written or used; one line that names the file and the remedy."""
+
+
+def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
+    """Have ``write`` fill a temporary file beside ``path``, sync it to disk and rename it there.
+
+    Whatever goes wrong before the rename leaves ``path`` as it was.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        write(temporary)
+        _sync(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
+
+
+def digest(path: Path) -> str:
+    """sha256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_archive(path: Path) -> dict[str, Any]:
+    """The top-level dict of a torch zip file whose every CRC is right; empty for other contents.
+
+    torch.load alone neither checks the CRCs nor names the damage. Raises CheckpointError.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+    except DAMAGE as error:
+        kind = "truncated or damaged" if _looks_like_zip(path) else "not a checkpoint"
+        raise CheckpointError(f"{path}: {kind} ({brief(error)}); {REMEDY}") from error
+    if bad is not None:
+        raise CheckpointError(f"{path}: damaged (wrong CRC in {bad}); {REMEDY}")
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: refused, it holds objects other than tensors, numbers and text "
+            f"(nothing was run); use only files written by scoresde"
+        ) from error
+    except DAMAGE as error:
+        raise CheckpointError(f"{path}: not a checkpoint ({brief(error)}); {REMEDY}") from error
+    return found if isinstance(found, dict) else {}
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a safetensors file. Raises CheckpointError if it is damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            return dict(file.metadata() or {}), {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, *DAMAGE) as error:
+        raise CheckpointError(
+            f"{path}: damaged or not safetensors ({brief(error)}); {REMEDY}"
+        ) from error
+
+
+def require_file(path: Path) -> None:
+    """Raise CheckpointError unless ``path`` is a file with something in it."""
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file; check the path")
+    if not path.is_file():
+        raise CheckpointError(f"{path}: a folder, not a checkpoint; name a file in it")
+    if path.stat().st_size == 0:
+        raise CheckpointError(f"{path}: empty; {REMEDY}")
+
+
+def require_kind(path: Path, found: object, expected: str) -> None:
+    """Raise CheckpointError unless the file says it is what is expected."""
+    if found != expected:
+        raise CheckpointError(f"{path}: not a {expected} file; use one written by scoresde")
+
+
+def require_version(path: Path, version: object) -> None:
+    """Raise CheckpointError unless the format is one that is known here."""
+    if not isinstance(version, int) or version < 1:
+        raise CheckpointError(f"{path}: damaged (format version {version!r}); {REMEDY}")
+    if version > FORMAT:
+        raise CheckpointError(
+            f"{path}: format version {version}, but {FORMAT} is the newest known; upgrade scoresde"
+        )
+
+
+def nonfinite(*groups: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors that hold NaN or infinity."""
+    return [k for group in groups for k, v in group.items() if not bool(torch.isfinite(v).all())]
+
+
+def first_few(names: list[str], few: int = 3) -> str:
+    """The first names, for an error message."""
+    return ", ".join(names[:few]) + (", ..." if len(names) > few else "")
+
+
+def brief(error: BaseException) -> str:
+    """The first line of an error, or its type when it says nothing."""
+    return (str(error).strip().partition("\n")[0] or type(error).__name__)[:120]
+
+
+def _looks_like_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or folder to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

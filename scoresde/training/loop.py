@@ -1,0 +1,290 @@
+"""The training loop: one update a step, every random number a function of (seed, step).
+
+Whoever holds the weights, the average and the optimiser's state at step n therefore continues
+exactly as an uninterrupted run would, in mid-epoch and with dropout.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from scoresde.data import Scaling, Split, batch_indices
+from scoresde.parameterization import ScoreModel
+from scoresde.sde import SDE
+from scoresde.training import ema, losses
+from scoresde.training.losses import Weight, dsm_loss
+from scoresde.training.times import Draw, Times
+
+LearningRate = Callable[[int], float]
+"""Step 0, 1, ... to the learning rate of its update."""
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot go on: one line with the step, what happened and what to try."""
+
+
+@dataclass
+class TrainState:
+    """What changes while training: weights, their average, the optimiser, and updates made."""
+
+    model: ScoreModel
+    ema: ScoreModel
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What does not change while training.
+
+    ``steps`` counts updates from the start of the run, ``batch`` examples per update; ``times``
+    of ``draw`` give t, ``weight`` weighs x0_hat (None: the network output). ``classes`` is the
+    number of classes of a conditional model, whose labels become ``classes``, that is no label,
+    each with probability ``label_dropout``. ``clip`` bounds the gradient norm (None: no bound).
+    Raises ValueError for numbers out of range.
+    """
+
+    steps: int
+    batch: int
+    seed: int
+    times: Times
+    draw: Draw
+    weight: Weight | None
+    learning_rate: LearningRate
+    ema_decay: float = 0.999
+    clip: float | None = 1.0
+    classes: int | None = None
+    label_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.batch) < 1 or self.seed < 0:
+            found = f"steps={self.steps}, batch={self.batch}, seed={self.seed}"
+            raise ValueError(f"need steps >= 1, batch >= 1 and seed >= 0, got {found}")
+        if not (0 <= self.ema_decay <= 1 and 0 <= self.label_dropout <= 1):
+            found = f"ema_decay={self.ema_decay:g}, label_dropout={self.label_dropout:g}"
+            raise ValueError(f"need ema_decay and label_dropout in [0, 1], got {found}")
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"need clip > 0 or None, got clip={self.clip:g}")
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """One update: ``step`` counts updates made so far, ``loss`` and ``grad_norm`` are 0-dim
+    tensors on the device.
+    """
+
+    step: int
+    loss: Tensor
+    grad_norm: Tensor
+    learning_rate: float
+
+
+class Batch(NamedTuple):
+    """Clean examples in model units and noise (B, ...), times (B,) in float64, labels (B,) or
+    None; on the host.
+    """
+
+    x0: Tensor
+    t: Tensor
+    eps: Tensor
+    label: Tensor | None
+
+
+def start(model: ScoreModel, optimizer: torch.optim.Optimizer) -> TrainState:
+    """The state before the first update; the average starts at the weights."""
+    return TrainState(model, ema.averaged(model), optimizer)
+
+
+def fit(state: TrainState, plan: Plan, split: Split, scaling: Scaling) -> Iterator[Metrics]:
+    """Train ``state`` in place up to ``plan.steps`` updates, yielding after each one.
+
+    Logging, validation, checkpoints and stopping are the caller's: it is an ordinary generator.
+    Raises TrainingError at the first loss or gradient that is not finite, before its update.
+    """
+    while state.step < plan.steps:
+        yield update(state, plan, split, scaling)
+
+
+def update(state: TrainState, plan: Plan, split: Split, scaling: Scaling) -> Metrics:
+    """One update of ``state`` in place: loss, gradient, clipping, optimiser, average."""
+    model, step, rate = state.model, state.step, plan.learning_rate(state.step)
+    batch = draw_batch(plan, split, scaling, model.sde, step)
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate
+    state.optimizer.zero_grad(set_to_none=True)
+    loss = _loss(model, plan, batch, step)
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(model.parameters(), plan.clip or math.inf)
+    _require_finite(step, loss.detach(), norm, rate)
+    state.optimizer.step()
+    ema.update(state.ema, model, ema.warmed_up(plan.ema_decay, step))
+    state.step += 1
+    return Metrics(state.step, loss.detach(), norm, rate)
+
+
+def draw_batch(plan: Plan, split: Split, scaling: Scaling, sde: SDE, step: int) -> Batch:
+    """The examples, dequantisation, times, noise and labels of a step, a pure function of (plan,
+    step).
+
+    Drawn on the host, so that every device sees the same numbers.
+    """
+    generator = torch.Generator().manual_seed(stream(plan.seed, step, "batch"))
+    chosen = split.take(batch_indices(len(split), plan.batch, plan.seed, step))
+    x0 = dequantised(chosen.x, scaling, generator)
+    t = plan.times(sde, plan.draw(plan.batch, generator))
+    eps = torch.randn(x0.shape, generator=generator)
+    return Batch(x0, t, eps, _labels(plan, chosen.label, generator))
+
+
+def dequantised(levels: Tensor, scaling: Scaling, generator: torch.Generator) -> Tensor:
+    """Model units of pixel levels with uniform noise within each level; float32."""
+    if scaling.levels is None:
+        return scaling.encode(levels)
+    return scaling.encode(levels, torch.rand(levels.shape, generator=generator))
+
+
+def stream(seed: int, step: int, purpose: str) -> int:
+    """A 64-bit seed for one purpose at one step, mixed by numpy's SeedSequence.
+
+    Neighbouring seeds and steps give unrelated streams; numpy promises the mixing never to change.
+    """
+    words = [seed, step, *purpose.encode()]
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])
+
+
+def held_out_loss(
+    model: ScoreModel,
+    split: Split,
+    scaling: Scaling,
+    *,
+    weight: Weight | None = losses.sigma2,
+    conditional: bool = False,
+    draws: int = 8,
+    batch: int = 256,
+    seed: int = 0,
+) -> float:
+    """Mean loss over a split at fixed dequantisation, noise and times, without dropout.
+
+        mean |eps - eps_hat|^2 over lam uniform on [lam(t_max), lam(t_min)]
+
+    With the default weight this is the diffusion part of the likelihood bound per dimension,
+    divided by the range of lam. Every example meets ``draws`` times, one in each of as many equal
+    parts of the range; two models, or two steps of one, meet the same numbers. Variational
+    Diffusion Models, arXiv 2107.00630, eq. 17.
+    """
+    times = losses.held_out_times(model.sde, draws * len(split)).reshape(draws, -1)
+    total = torch.zeros((), dtype=torch.float64, device=_device(model))
+    with evaluating(model), torch.no_grad():
+        for part, ts in enumerate(times):
+            generator = torch.Generator().manual_seed(stream(seed, part, "held out"))
+            label = split.label if conditional else None
+            b = _held_out_batch(split, scaling, ts, label, generator)
+            for rows in torch.arange(len(split)).split(batch):
+                total += _loss_of(model, _take(b, rows), weight).double().sum()
+    return float(total) / times.numel()
+
+
+def warmup(rate: float, steps: int) -> LearningRate:
+    """A linear rise to ``rate`` over ``steps`` updates, then constant. Raises ValueError for a
+    rate <= 0 or steps < 0.
+    """
+    if not (rate > 0 and steps >= 0):
+        raise ValueError(f"need rate > 0 and steps >= 0, got rate={rate:g}, steps={steps}")
+    return lambda step: rate * min(1.0, (step + 1) / max(steps, 1))
+
+
+def cosine(rate: float, steps: int, total: int) -> LearningRate:
+    """The rise of ``warmup``, then half a cosine to 0 at update ``total``.
+
+    Raises ValueError unless steps < total. SGDR, arXiv 1608.03983, eq. 5.
+    """
+    if not steps < total:
+        raise ValueError(f"need warm-up steps < total, got {steps} and {total}")
+    rising = warmup(rate, steps)
+
+    def learning_rate(step: int) -> float:
+        done = min(max(step - steps, 0) / (total - steps), 1.0)
+        return rising(step) * (1 + math.cos(math.pi * done)) / 2
+
+    return learning_rate
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, and back in the mode it was in."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def _loss(model: ScoreModel, plan: Plan, batch: Batch, step: int) -> Tensor:
+    """Mean loss of a batch in training mode, its dropout masks drawn from (seed, step)."""
+    model.train()
+    with _dropout_from(stream(plan.seed, step, "dropout"), _device(model)):
+        return _loss_of(model, batch, plan.weight).mean()
+
+
+def _loss_of(model: ScoreModel, batch: Batch, weight: Weight | None) -> Tensor:
+    device = _device(model)
+    x0, eps = batch.x0.to(device), batch.eps.to(device)
+    # Times stay on the host: schedules are a few numbers each, and only coefficients travel.
+    if batch.label is None:
+        return dsm_loss(model, x0, batch.t, eps, weight)
+    return dsm_loss(model, x0, batch.t, eps, weight, label=batch.label.to(device))
+
+
+@contextmanager
+def _dropout_from(seed: int, device: torch.device) -> Iterator[None]:
+    """Layers draw from the global generators: seed them inside, and put them back after."""
+    on_host = device.type == "cpu"  # whose generator fork_rng always keeps
+    with torch.random.fork_rng(
+        [] if on_host else [device], device_type="cuda" if on_host else device.type
+    ):
+        torch.manual_seed(seed)
+        yield
+
+
+def _labels(plan: Plan, label: Tensor | None, generator: torch.Generator) -> Tensor | None:
+    if plan.classes is None:
+        return None
+    if label is None:
+        raise ValueError(f"a model of {plan.classes} classes needs labels; this data set has none")
+    dropped = torch.rand(len(label), generator=generator) < plan.label_dropout
+    return label.masked_fill(dropped, plan.classes)
+
+
+def _held_out_batch(
+    split: Split, scaling: Scaling, ts: Tensor, label: Tensor | None, generator: torch.Generator
+) -> Batch:
+    x0 = dequantised(split.x, scaling, generator)
+    t = ts[torch.randperm(len(ts), generator=generator)]
+    return Batch(x0, t, torch.randn(x0.shape, generator=generator), label)
+
+
+def _take(batch: Batch, rows: Tensor) -> Batch:
+    label = None if batch.label is None else batch.label[rows]
+    return Batch(batch.x0[rows], batch.t[rows], batch.eps[rows], label)
+
+
+def _require_finite(step: int, loss: Tensor, norm: Tensor, rate: float) -> None:
+    # The one wait for the device a step: stopping before a bad update needs its answer.
+    if not bool(torch.isfinite(loss + norm)):
+        raise TrainingError(
+            f"step {step + 1}: loss {float(loss):g}, gradient norm {float(norm):g}, learning rate "
+            f"{rate:g}; lower train.lr, clip gradients, or look at the data"
+        )
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device

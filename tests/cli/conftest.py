@@ -1,0 +1,67 @@
+"""Models with known answers: a fresh network gives 0, so that under VP with v the denoiser is
+alpha x, that of standard normal data, whose probability flow stands still.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from scoresde import build
+from scoresde.config import load_config, to_plain
+from scoresde.training.checkpoint import Checkpoint, describe, save
+
+POINTS = {
+    "data.kind": "moons",
+    "data.train": 50,
+    "data.test": 20,
+    "parameterization.kind": "v",
+    "network.kind": "mlp",
+    "network.width": 8,
+    "network.depth": 1,
+}
+IMAGES = {
+    "conditional": True,
+    "parameterization.kind": "v",
+    "network.width": 8,
+    "network.multipliers": [1],
+    "network.blocks": 1,
+    "network.attention": [],
+}
+
+
+def save_model(file: Path, overrides: dict[str, object], spread: float = 0.0) -> Path:
+    """A checkpoint of a fresh model, its weights disturbed by normal numbers."""
+    config = load_config(None, overrides)
+    data = build.build_dataset(config.data)
+    state = build.build_model(config, data).state_dict()
+    generator = torch.Generator().manual_seed(0)
+    state = {k: v + spread * torch.randn(v.shape, generator=generator) for k, v in state.items()}
+    save(file, Checkpoint(to_plain(config), describe(data), 7, state, state, {}))
+    return file
+
+
+@pytest.fixture(scope="session")
+def points(tmp_path_factory) -> Path:
+    """A checkpoint whose model is the standard normal law in the plane."""
+    return save_model(tmp_path_factory.mktemp("points") / "model.pt", POINTS)
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory) -> Path:
+    """A class-conditional checkpoint on the digits whose model is the standard normal law."""
+    return save_model(tmp_path_factory.mktemp("images") / "model.pt", IMAGES)
+
+
+@pytest.fixture(scope="session")
+def wild(tmp_path_factory) -> Path:
+    """A class-conditional checkpoint on the digits with random weights."""
+    return save_model(tmp_path_factory.mktemp("wild") / "model.pt", IMAGES, spread=0.1)
+
+
+@pytest.fixture(scope="session")
+def broken(tmp_path_factory) -> Path:
+    """A checkpoint on the digits whose finite weights make numbers that overflow."""
+    return save_model(tmp_path_factory.mktemp("broken") / "model.pt", IMAGES, spread=1e20)

@@ -1,0 +1,165 @@
+"""``scoresde likelihood``: closed forms of the normal law, dequantisation, reports, refusals."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch.distributions import Normal
+
+from scoresde import build
+from scoresde.cli.likelihood import Scores, score_split
+from scoresde.cli.main import main
+from scoresde.config.schema import Likelihood
+from scoresde.data import Scaling, Split
+
+EXACT = Likelihood(trace="exact", batch=4)
+
+
+def score(capsys, checkpoint: Path, *flags: str) -> dict[str, float]:
+    argv = ["likelihood", "--checkpoint", str(checkpoint), "--device", "cpu", "--json", *flags]
+    assert main(argv) == 0
+    found: dict[str, float] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def refusal(capsys, checkpoint: Path, *flags: str, code: int = 2) -> str:
+    argv = ["likelihood", "--checkpoint", str(checkpoint), "--device", "cpu", *flags]
+    assert main(argv) == code
+    error = capsys.readouterr().err
+    assert error.startswith("scoresde: error: ")
+    assert error.count("\n") == 1
+    return error
+
+
+def normal_nats(x: torch.Tensor) -> torch.Tensor:
+    return Normal(0.0, 1.0).log_prob(x.double()).flatten(1).sum(1)
+
+
+class TestScores:
+    def test_points_of_a_normal_model(self, points):
+        run = build.load_run(points)
+        split = build.build_dataset(run.config.data).test
+        scores = score_split(run.model, split, Scaling(None), EXACT)
+        assert torch.allclose(scores.nats, normal_nats(split.x), atol=2e-4)
+        assert torch.allclose(scores.bits, -scores.nats / 2 / math.log(2), atol=1e-12)
+        assert scores.offset == 0
+
+    def test_a_pixel_is_scored_within_its_level(self, images):
+        """log p of a level lies between its least and its largest density times its width."""
+        run = build.load_run(images)
+        scaling = run.data.scaling
+        level = torch.arange(9, 17, dtype=torch.uint8)  # x > 0, where the density falls
+        split = Split(level.reshape(8, 1, 1, 1).expand(8, 1, 8, 8).contiguous())
+        scores = score_split(run.model, split, scaling, EXACT)
+        edges = [scaling.low + scaling.step * (level + u).double() for u in (0.0, 1.0)]
+        most, least = (-(Normal(0.0, 1.0).log_prob(x) + math.log(scaling.step)) for x in edges)
+        assert bool((scores.bits * math.log(2) > most - 1e-4).all())
+        assert bool((scores.bits * math.log(2) < least + 1e-4).all())
+        assert scores.offset == pytest.approx(math.log2(17 / 2))
+
+    @pytest.mark.parametrize("trace", ["exact", "hutchinson"])
+    def test_a_score_depends_on_its_example_and_the_seed_alone(self, wild, trace):
+        run = build.load_run(wild)
+        split = build.build_dataset(run.config.data).test.take(torch.arange(5))
+        settings = {"trace": trace, "method": "rk4", "steps": 4, "repeats": 2}
+
+        def bits(batch: int, seed: int) -> torch.Tensor:
+            chosen = Likelihood(**settings, batch=batch)
+            return score_split(run.model, split, run.data.scaling, chosen, seed=seed).bits
+
+        assert torch.allclose(bits(2, 0), bits(5, 0), rtol=1e-5)
+        assert not torch.allclose(bits(5, 0), bits(5, 1), rtol=1e-5)
+
+    def test_repeats_average_the_draws(self, images):
+        run = build.load_run(images)
+        split = build.build_dataset(run.config.data).test.take(torch.arange(4))
+
+        def spread(repeats: int) -> float:
+            settings = Likelihood(trace="exact", method="euler", steps=1, repeats=repeats)
+            several = [
+                score_split(run.model, split, run.data.scaling, settings, seed=s).bits
+                for s in range(12)
+            ]
+            return float(torch.stack(several).std(0).mean())
+
+        assert spread(8) < 0.6 * spread(1)
+
+    def test_labels_condition(self, wild):
+        run = build.load_run(wild)
+        split = build.build_dataset(run.config.data).test.take(torch.arange(3))
+        settings = Likelihood(method="rk4", steps=3)
+        plain, given = (
+            score_split(run.model, split, run.data.scaling, settings, conditional=c).bits
+            for c in (False, True)
+        )
+        assert not torch.allclose(plain, given)
+
+    def test_the_error_is_that_of_the_mean(self):
+        bits = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)
+        assert Scores(bits, bits, 1.0, 0.0).standard_error == pytest.approx(math.sqrt(5 / 3 / 4))
+        assert math.isnan(Scores(bits[:1], bits[:1], 1.0, 0.0).standard_error)
+
+
+class TestCommand:
+    def test_every_test_image_is_counted(self, images, capsys):
+        flags = ("--likelihood.method", "euler", "--likelihood.steps", "1")
+        report = score(capsys, images, *flags)
+        assert report["examples"] == 360
+        assert report["dequantization"] == "uniform"
+        assert report["nfe"] == 1
+
+    def test_csv_agrees_with_the_report(self, points, capsys, tmp_path):
+        file = tmp_path / "scores.csv"
+        report = score(capsys, points, "--csv", str(file))
+        with file.open() as lines:
+            rows = list(csv.DictReader(lines))
+        assert len(rows) == report["examples"] == 20
+        mean = sum(float(row["bits_per_dim"]) for row in rows) / 20
+        assert mean == pytest.approx(report["bits_per_dim"])
+        assert {row["label"] for row in rows} == {"0", "1"}
+
+    def test_continuous_data_say_so(self, points, capsys):
+        assert main(["likelihood", "--checkpoint", str(points), "--num", "3"]) == 0
+        page = capsys.readouterr().out
+        assert "nats a sample" in page
+        assert "units of the data" in page
+
+    def test_pixels_say_their_dequantisation(self, images, capsys):
+        flags = ["--likelihood.method", "euler", "--likelihood.steps", "1", "--num", "2"]
+        assert main(["likelihood", "--checkpoint", str(images), *flags]) == 0
+        page = capsys.readouterr().out
+        assert "uniform dequantisation" in page
+        assert "offset 3.0875 bits/dim for 17 levels" in page
+        assert "bits/dim" in page.splitlines()[-1]
+
+    def test_one_example_has_no_error(self, points, capsys):
+        report = score(capsys, points, "--num", "1")
+        assert report["bits_per_dim_se"] is None
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("flags", "words"),
+        [
+            (("--num", "0"), "--num"),
+            (("--num", "21"), "the test split has 20 examples"),
+            (("--conditional",), "trained without classes"),
+            (("--csv", "none/scores.csv"), "--csv none/scores.csv: no such folder"),
+            (("--data", "digits"), "the model was trained on"),
+            (("--likelihood.rtol", "0"), "--likelihood.rtol"),
+            (("--likelihood.method", "rk5"), "--likelihood.method"),
+        ],
+    )
+    def test_bad_flags(self, points, capsys, flags, words):
+        assert words in refusal(capsys, points, *flags)
+
+    def test_a_tolerance_that_cannot_be_reached(self, wild, capsys):
+        flags = ("--likelihood.rtol", "1e-15", "--likelihood.atol", "1e-300", "--num", "1")
+        message = refusal(capsys, wild, *flags, code=1)
+        assert "torchdiffeq dopri5" in message
+        assert "loosen rtol and atol" in message

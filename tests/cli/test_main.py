@@ -1,0 +1,208 @@
+"""The command line: help without torch, exit codes, one line an error."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scoresde import build
+from scoresde.cli import info
+from scoresde.cli.flags import UsageError, parse
+from scoresde.cli.main import COMMANDS, main
+from scoresde.cli.options import InfoOptions, SampleOptions, TrainOptions
+from scoresde.config import load_config
+
+HELP = """
+import sys, time
+from scoresde.cli.main import main
+for argv in {commands}:
+    assert main(argv) == {code}, argv
+heavy = {{"torch", "numpy", "matplotlib", "PIL"}} & set(sys.modules)
+assert not heavy, heavy
+assert time.process_time() < {seconds}, time.process_time()
+"""
+
+
+def fresh_python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+def refusal(capsys, *argv: str, code: int = 2) -> str:
+    """The one line on stderr of a command that fails with ``code``."""
+    assert main(list(argv)) == code
+    captured = capsys.readouterr()
+    assert captured.err.startswith("scoresde: error: ")
+    assert captured.err.count("\n") == 1
+    assert "Traceback" not in captured.out + captured.err
+    return captured.err
+
+
+class TestHelp:
+    @pytest.mark.parametrize("name", ["", *COMMANDS])
+    def test_takes_less_than_a_second_and_no_torch(self, name):
+        argv = [part for part in (name, "--help") if part]
+        done = fresh_python(HELP.format(commands=[argv], code=0, seconds=1))
+        assert done.returncode == 0, done.stderr
+        assert "usage: scoresde" in done.stdout
+
+    def test_bad_flags_and_configurations_need_no_torch_either(self):
+        commands = [["trian"], ["train", "--train.lrr", "1"], ["sample", "--outt", "x"]]
+        done = fresh_python(HELP.format(commands=commands, code=2, seconds=1))
+        assert done.returncode == 0, done.stderr
+
+    def test_shows_the_values_of_the_file_and_the_choices(self, tmp_path, capsys):
+        file = tmp_path / "run.yaml"
+        file.write_text("sde: {kind: ve, sigma_max: 37.5}")
+        assert main(["train", "--config", str(file), "--train.lr", "3e-3", "--help"]) == 0
+        page = capsys.readouterr().out
+        assert "37.5" in page
+        assert "0.003" in page
+        assert "beta_min" not in page
+        assert all(name in page for name in build.SDES)
+
+    def test_python_m(self):
+        done = subprocess.run(
+            [sys.executable, "-m", "scoresde", "--version"], capture_output=True, text=True
+        )
+        assert done.stdout == "0.1.0\n"
+
+    def test_no_command_prints_the_commands(self, capsys):
+        assert main([]) == 0
+        page = capsys.readouterr().out
+        assert all(name in page for name in COMMANDS)
+
+
+class TestFlags:
+    def test_configuration_keys_become_overrides(self):
+        argv = ["--train.lr", "1e-4", "--sde.beta-max=10", "--network.multipliers", "1", "2"]
+        argv += ["--train.no-keep-best", "--network.attention", "--resume", "--conditional"]
+        argv += ["--train.times.kind", "lognormal", "--train.times.mean", "-1.5", "--out", "runs"]
+        options, overrides = parse(
+            TrainOptions, argv, "scoresde train", COMMANDS["train"].sections
+        )
+        config = load_config(None, overrides)
+        assert options == TrainOptions(out=Path("runs"), resume=True)
+        assert (config.train.lr, config.sde.beta_max, config.train.times.mean) == (1e-4, 10, -1.5)
+        assert (config.network.multipliers, config.network.attention) == ((1, 2), ())
+        assert (config.train.keep_best, config.conditional) == (False, True)
+
+    def test_a_section_may_be_set_to_a_kind(self):
+        _, overrides = parse(TrainOptions, ["--sde", "ve"], "scoresde train", ["sde"])
+        assert overrides == {"sde.kind": "ve"}
+
+    @pytest.mark.parametrize("text", ["1,2,4", "[1, 2, 4]", "(1,2,4)"])
+    def test_a_list_may_be_written_in_one_word(self, text):
+        flags = ["--network.multipliers", text]
+        _, overrides = parse(TrainOptions, flags, "scoresde train", ["network"])
+        assert load_config(None, overrides).network.multipliers == (1, 2, 4)
+
+    @pytest.mark.parametrize(
+        ("argv", "words"),
+        [
+            (["--train.lrr", "3"], "--train.lrr: unknown option; did you mean '--train.lr'?"),
+            (["--resme"], "--resme: unknown option; did you mean '--resume'?"),
+            (["--train.lr"], "--train.lr: takes one value"),
+            (["--train.lr", "1", "2"], "--train.lr: takes one value, got 1 2"),
+            (["--train.no-keep-best", "3"], "--train.no-keep-best: takes no value"),
+            (["stray"], "stray"),
+        ],
+    )
+    def test_what_is_unknown_is_refused(self, argv, words):
+        with pytest.raises(UsageError) as caught:
+            parse(TrainOptions, argv, "scoresde train", COMMANDS["train"].sections)
+        assert str(caught.value).startswith(words) or words in str(caught.value)
+
+    def test_a_command_takes_its_own_sections_only(self):
+        with pytest.raises(UsageError, match=r"--train\.lr: unknown option"):
+            parse(SampleOptions, ["--train.lr", "3"], "scoresde sample", ["sample"])
+
+    def test_a_missing_option_is_named(self):
+        with pytest.raises(UsageError, match="--checkpoint is missing"):
+            parse(SampleOptions, ["--out", "x"], "scoresde sample", ["sample"])
+
+
+class TestExitCodes:
+    @pytest.mark.parametrize(
+        ("argv", "words"),
+        [
+            (["trian"], "unknown command 'trian'; did you mean 'train'?"),
+            (["train", "--config", "none.yaml", "--out", "x"], "none.yaml: no such file"),
+            (["train", "--out", "x", "--train.steps", "0"], "--train.steps: must be greater"),
+            (["train", "--out", "x", "--train.lr", "fast"], "--train.lr: must be a valid number"),
+            (["train", "--out", "x", "--sde", "vpp"], "--sde.kind: unknown kind 'vpp'"),
+            (["train", "--out", "x", "--sde.beta_max", "0.01"], "beta_min=0.1, beta_max=0.01"),
+            (["train", "--out", "x", "--data", "idx"], "--data.path"),
+            (["train", "--out", "x", "--data", "idx", "--data.path", "lost"], "lost: no such"),
+            (["train", "--out", "x", "--data", "moons"], "network.kind=unet needs images"),
+            (["train"], "--out is missing"),
+            (["sample", "--checkpoint", "none.pt", "--out", "x"], "none.pt: no such file"),
+            (["likelihood", "--checkpoint", "none.pt"], "none.pt: no such file"),
+            (["info", "--jsn"], "did you mean '--json'?"),
+        ],
+    )
+    def test_bad_input_is_one_line_and_two(self, tmp_path, monkeypatch, capsys, argv, words):
+        monkeypatch.chdir(tmp_path)
+        assert words in refusal(capsys, *argv)
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize(
+        ("error", "code", "words"),
+        [
+            (ValueError("bad\ninput"), 2, "bad input"),
+            (FileNotFoundError(2, "No such file", "a.npz"), 2, "a.npz: No such file"),
+            (RuntimeError("gave up\n  at last"), 1, "gave up at last"),
+            (OSError(28, "No space left on device"), 1, "No space left on device"),
+            (KeyError("x"), 1, "KeyError: 'x'; --debug prints the traceback"),
+            (KeyboardInterrupt(), 130, "interrupted"),
+        ],
+    )
+    def test_every_error_has_its_code(self, monkeypatch, capsys, error, code, words):
+        def fail(options: InfoOptions, overrides: object) -> int:
+            raise error
+
+        monkeypatch.setattr(info, "run", fail)
+        assert words in refusal(capsys, "info", code=code)
+
+    def test_debug_lets_the_traceback_through(self, monkeypatch):
+        def fail(options: InfoOptions, overrides: object) -> int:
+            raise RuntimeError("here")
+
+        monkeypatch.setattr(info, "run", fail)
+        with pytest.raises(RuntimeError, match="here"):
+            main(["info", "--debug"])
+
+
+class TestInfo:
+    def test_json_covers_every_table(self, capsys):
+        assert main(["info", "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert set(found["processes"]) == set(build.SDES)
+        assert set(found["parameterizations"]) == set(build.PARAMETERIZATIONS)
+        assert set(found["samplers"]) == set(build.STEPS) | {"ode", "sde"}
+        assert set(found["grids"]) == set(build.GRIDS)
+        assert set(found["data"]) == set(build.DATASETS)
+        assert all(line for table in found.values() for line in table.values())
+
+    def test_the_page_has_a_line_for_every_name(self, capsys):
+        assert main(["info"]) == 0
+        lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+        names = {words[0] for words in lines if len(words) > 1}
+        assert set(build.SDES) | set(build.SAMPLERS) | set(build.WEIGHTINGS) <= names
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:torchdiffeq")
+def test_train_then_sample_then_likelihood(tmp_path, capsys):
+    run, out = tmp_path / "run", tmp_path / "samples"
+    flags = "--data moons --data.train 200 --data.test 10 --network mlp --network.width 16"
+    flags += " --network.depth 1 --train.steps 10 --train.batch 32 --device cpu"
+    assert main(["train", "--out", str(run), *flags.split()]) == 0
+    assert main(["sample", "--checkpoint", str(run), "--out", str(out), "--num", "5"]) == 0
+    assert main(["likelihood", "--checkpoint", str(run), "--json", "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    report = json.loads(printed[printed.index("{") :])
+    assert report["examples"] == 10
+    assert json.loads((out / "sample.json").read_text())["checkpoint"].startswith(str(run))

@@ -1,0 +1,195 @@
+"""``scoresde sample``: what is drawn, what is written, what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from scoresde import build
+from scoresde.cli.main import main
+from scoresde.cli.sample import chosen_seeds, draw
+from scoresde.config import override
+from scoresde.config.schema import Sample
+from scoresde.samplers import DDIM, grids, per_sample_noise
+
+
+def sample(checkpoint: Path, out: Path, *flags: str) -> Path:
+    common = ["--checkpoint", str(checkpoint), "--out", str(out), "--device", "cpu"]
+    assert main(["sample", *common, "--sample.steps", "3", *flags]) == 0
+    return out
+
+
+def refusal(capsys, checkpoint: Path, out: Path, *flags: str, code: int = 2) -> str:
+    common = ["--checkpoint", str(checkpoint), "--out", str(out), "--device", "cpu"]
+    assert main(["sample", *common, "--sample.steps", "3", *flags]) == code
+    error = capsys.readouterr().err
+    assert error.startswith("scoresde: error: ")
+    assert error.count("\n") == 1
+    return error
+
+
+def changed(run: build.LoadedRun, overrides: dict[str, object]) -> Sample:
+    return override(run.config, overrides).sample
+
+
+def arrays(out: Path) -> dict[str, np.ndarray]:
+    with np.load(out / "samples.npz", allow_pickle=False) as found:
+        return dict(found)
+
+
+def record(out: Path) -> dict[str, object]:
+    found: dict[str, object] = json.loads((out / "sample.json").read_text())
+    return found
+
+
+class TestDraws:
+    def test_the_flow_of_a_normal_law_keeps_the_noise_of_the_seed(self, points):
+        run = build.load_run(points)
+        config = {"sample.sampler.kind": "ode", "sample.denoise": False}
+        drawn = draw(run.model, build.build_sampler(changed(run, config)), (2,), [5, 9])
+        assert torch.allclose(drawn.x, per_sample_noise([5, 9])(torch.empty(2, 2)), atol=1e-4)
+
+    def test_ddim_on_a_normal_law_multiplies_by_the_cosines_of_its_steps(self, points):
+        """x_s = (alpha_s alpha_t + sigma_s sigma_t) x_t when x0_hat = alpha_t x_t."""
+        run = build.load_run(points)
+        config = {"sample.sampler.kind": "ddim", "sample.steps": 4, "sample.grid.kind": "uniform"}
+        drawn = draw(run.model, build.build_sampler(changed(run, config)), (2,), [5, 9])
+        sde, ts = run.model.sde, grids.uniform(run.model.sde, 4)
+        alpha, sigma = sde.alpha(ts), sde.sigma(ts)
+        factor = (alpha[1:] * alpha[:-1] + sigma[1:] * sigma[:-1]).prod() * alpha[-1] * sigma[0]
+        start = per_sample_noise([5, 9])(torch.empty(2, 2))
+        assert torch.allclose(drawn.x, float(factor) * start, atol=1e-5)
+
+    def test_a_sample_is_a_function_of_its_seed(self, wild):
+        run = build.load_run(wild)
+        for kind in build.STEPS:
+            sampler = build.build_sampler(
+                changed(run, {"sample.sampler.kind": kind, "sample.steps": 3})
+            )
+            labels = torch.tensor([1, 2, 3, 4, 5])
+            together = draw(run.model, sampler, (1, 8, 8), [7, 3, 9, 1, 4], labels, batch=3)
+            alone = draw(run.model, sampler, (1, 8, 8), [9], labels[2:3])
+            assert torch.allclose(together.x[2:3], alone.x, atol=2e-4), kind
+
+    def test_labels_matter_and_no_label_is_one_of_its_own(self, wild):
+        run = build.load_run(wild)
+        sampler = build.GridSampler(grids.uniform, DDIM(), 3)
+        drawn = [
+            draw(run.model, sampler, (1, 8, 8), [0], label).x
+            for label in (None, torch.tensor([10]), torch.tensor([3]))
+        ]
+        assert torch.equal(drawn[0], drawn[1])
+        assert not torch.allclose(drawn[0], drawn[2])
+
+    @pytest.mark.parametrize(("kind", "nfe"), [("ddim", 5), ("heun", 9), ("pc", 9)])
+    def test_network_calls_are_counted(self, points, kind, nfe):
+        run = build.load_run(points)
+        sampler = build.build_sampler(
+            changed(run, {"sample.sampler.kind": kind, "sample.steps": 4})
+        )
+        assert draw(run.model, sampler, (2,), range(5), batch=2).nfe == nfe
+
+    def test_seeds(self):
+        assert chosen_seeds(None, None) == list(range(64))
+        assert chosen_seeds(3, None) == [0, 1, 2]
+        assert chosen_seeds(None, "0-2, 7,5-5") == [0, 1, 2, 7, 5]
+
+
+class TestFiles:
+    def test_images_with_their_settings(self, images, tmp_path):
+        flags = ("--num", "20", "--classes", "all", "--npz", "--batch", "7")
+        out = sample(images, tmp_path / "out", *flags)
+        found = arrays(out)
+        assert found["arr_0"].shape == (20, 8, 8, 1)
+        assert found["arr_0"].dtype == np.uint8
+        assert found["arr_1"].tolist() == [i // 2 for i in range(20)]
+        for i in range(20):
+            with Image.open(out / f"{i:06d}.png") as picture:
+                assert np.array_equal(np.asarray(picture), found["arr_0"][i, :, :, 0])
+                settings = json.loads(picture.text["scoresde"])
+            assert (settings["seed"], settings["label"], settings["nfe"]) == (i, i // 2, 7)
+        with Image.open(out / "grid.png") as grid:
+            assert grid.height > grid.width  # ten rows, a class each, of two
+
+    def test_the_record(self, images, tmp_path):
+        flags = ("--seeds", "4-6", "--class", "3", "--sample.sampler", "ddim")
+        found = record(sample(images, tmp_path / "out", *flags, "--sample.sampler.eta", "0.5"))
+        assert found["sampler"] == {"kind": "ddim", "eta": 0.5}
+        assert (found["steps"], found["nfe"], found["step"]) == (3, 4, 7)
+        assert (found["seeds"], found["labels"]) == ([4, 5, 6], [3, 3, 3])
+
+    def test_points_are_drawn_as_a_scatter(self, points, tmp_path):
+        out = sample(points, tmp_path / "out", "--num", "6", "--sample.sampler", "ode")
+        assert sorted(p.name for p in out.iterdir()) == [
+            "sample.json",
+            "samples.npz",
+            "scatter.png",
+        ]
+        found = arrays(out)
+        assert list(found) == ["arr_0"]
+        alpha = math.exp(-1e-6 * 19.9 / 4 - 0.5e-3 * 0.1)  # of VP at t_eps = 1e-3
+        expected = alpha * per_sample_noise(range(6))(torch.empty(6, 2)).numpy()
+        assert np.allclose(found["arr_0"], expected, atol=1e-4)
+
+    def test_pixels_do_not_depend_on_the_batch(self, wild, tmp_path):
+        first = sample(wild, tmp_path / "a", "--num", "6", "--npz", "--batch", "4")
+        second = sample(wild, tmp_path / "b", "--seeds", "3-4", "--npz", "--batch", "1")
+        gap = arrays(first)["arr_0"][3:5].astype(int) - arrays(second)["arr_0"]
+        assert abs(gap).max() <= 16  # a pixel on the edge of two levels may round either way
+        assert (gap == 0).mean() > 0.98
+
+    def test_overwriting_removes_earlier_samples_and_nothing_else(self, images, tmp_path):
+        out = sample(images, tmp_path / "out", "--num", "4")
+        (out / "notes.txt").write_text("mine")
+        sample(images, out, "--num", "2", "--overwrite")
+        assert not (out / "000003.png").exists()
+        assert (out / "notes.txt").read_text() == "mine"
+
+
+class TestRefusals:
+    def test_a_folder_in_use(self, images, tmp_path, capsys):
+        out = sample(images, tmp_path / "out", "--num", "2")
+        before = {p.name: p.read_bytes() for p in out.iterdir()}
+        capsys.readouterr()
+        assert "--overwrite" in refusal(capsys, images, out)
+        assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+
+    @pytest.mark.parametrize(
+        ("flags", "words"),
+        [
+            (("--num", "0"), "--num"),
+            (("--seeds", "3-1"), "--seeds: 3-1 runs backwards"),
+            (("--seeds", "a"), "--seeds: cannot read 'a'"),
+            (("--seeds", "0-3", "--num", "2"), "leave one of them out"),
+            (("--batch", "0"), "--batch"),
+            (("--class", "11"), "no class '11'"),
+            (("--class", "1", "--classes", "all"), "give one of them"),
+            (("--classes", "all", "--num", "3"), "3 samples for 10 classes"),
+            (("--sample.steps", "0"), "--sample.steps"),
+            (("--sample.sampler", "hein"), "did you mean 'heun'?"),
+            (("--device", "cuda:99"), "--device cuda:99"),
+        ],
+    )
+    def test_bad_flags(self, images, tmp_path, capsys, flags, words):
+        assert words in refusal(capsys, images, tmp_path / "out", *flags)
+
+    def test_classes_of_a_model_without(self, points, tmp_path, capsys):
+        message = refusal(capsys, points, tmp_path / "out", "--class", "0")
+        assert "trained without classes" in message
+
+    def test_a_damaged_checkpoint(self, images, tmp_path, capsys):
+        damaged = tmp_path / "damaged.pt"
+        damaged.write_bytes(images.read_bytes()[:-50])
+        assert "damaged.pt" in refusal(capsys, damaged, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+    def test_samples_that_are_not_finite(self, broken, tmp_path, capsys):
+        message = refusal(capsys, broken, tmp_path / "out", "--num", "2", code=1)
+        assert "2 of 2 samples are not finite" in message
+        assert not list((tmp_path / "out").iterdir())

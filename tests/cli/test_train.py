@@ -1,0 +1,444 @@
+"""``scoresde train``: the run folder, stopping and resuming, and bad input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from scoresde import build
+from scoresde.cli import folder as folders
+from scoresde.cli import train
+from scoresde.cli.folder import RunFolder
+from scoresde.cli.main import main
+from scoresde.cli.preview import draw, save_preview
+from scoresde.config import Config, load_config
+from scoresde.training import checkpoint as ck
+from scoresde.training import fit
+
+TINY = {
+    "seed": "1",
+    "data.kind": "moons",
+    "data.train": "200",
+    "data.test": "20",
+    "network.kind": "mlp",
+    "network.width": "16",
+    "network.depth": "1",
+    "network.embedding": "8",
+    "network.dropout": "0.3",
+    "conditional": "true",
+    "train.steps": "12",
+    "train.batch": "16",
+    "train.lr": "1e-2",
+    "train.log_every": "3",
+    "train.validate_every": "4",
+    "train.sample_every": "6",
+    "train.checkpoint_every": "4",
+    "train.keep": "2",
+}
+
+
+def tiny(**changes: str) -> Config:
+    return load_config(None, TINY | {k.replace("__", "."): v for k, v in changes.items()})
+
+
+def flags(**changes: str) -> list[str]:
+    found = TINY | {k.replace("__", "."): v for k, v in changes.items()}
+    return [part for key, value in found.items() for part in (f"--{key}", value)]
+
+
+def command(out: Path, *extra: str, **changes: str) -> list[str]:
+    return ["train", "--out", str(out), "--device", "cpu", *extra, *flags(**changes)]
+
+
+def error_line(capsys) -> str:
+    """The one line on stderr."""
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("scoresde: error: ")
+    return lines[0]
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> RunFolder:
+    """An uninterrupted run."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    return RunFolder(train.train_run(tiny(), out, device="cpu"))
+
+
+@pytest.fixture
+def copied(finished, tmp_path) -> RunFolder:
+    return RunFolder(Path(shutil.copytree(finished.path, tmp_path / "run")))
+
+
+def stop_at(monkeypatch, step: int, number: signal.Signals) -> None:
+    """Have a signal arrive in the middle of training."""
+
+    def interrupted(*args):
+        for metrics in fit(*args):
+            if metrics.step == step:
+                signal.raise_signal(number)
+            yield metrics
+
+    monkeypatch.setattr(train, "fit", interrupted)
+
+
+# --- the folder of a run ----------------------------------------------------------------------
+
+
+def test_a_run_leaves_its_files(finished):
+    expected = {
+        "config.yaml", "env.json", "metrics.jsonl", "log.txt", "loss.png",
+        "weights-ema.safetensors", "checkpoints/latest.json", "checkpoints/best.pt",
+        "checkpoints/step-00000008.pt", "checkpoints/step-00000012.pt",
+        "samples/step-00000006.png", "samples/step-00000012.png",
+    }  # fmt: skip
+    assert set(tree(finished.path)) == expected
+
+
+def test_the_stored_configuration_is_the_resolved_one(finished):
+    assert load_config(finished.config) == tiny()
+
+
+def test_the_environment_is_recorded(finished):
+    found = json.loads(finished.env.read_text())
+    assert found["packages"]["torch"] == torch.__version__
+    assert found["device"] == "cpu"
+    assert {"scoresde", "python", "git_commit", "command", "started"} <= found.keys()
+
+
+def test_metrics_have_every_number(finished):
+    lines = folders.records(finished)
+    assert [line["step"] for line in lines] == [3, 4, 6, 8, 9, 12]
+    assert [line["step"] for line in lines if "held_out" in line] == [4, 8, 12]
+    for line in lines:
+        assert line["images"] == 16 * line["step"]
+        assert all(line[key] > 0 for key in ("loss", "lr", "grad_norm", "images_per_second"))
+    seconds = [line["seconds"] for line in lines]
+    assert seconds == sorted(seconds)
+
+
+def test_the_best_step_is_kept_and_exported(finished):
+    held_out = {r["step"]: r["held_out"] for r in folders.records(finished) if "held_out" in r}
+    best = min(held_out, key=held_out.get)
+    kept, weights = ck.load(finished.best), ck.load_weights(finished.weights)
+    assert (kept.step, kept.best) == (best, ck.Best(best, held_out[best]))
+    assert weights.step == best
+    assert all(torch.equal(weights.tensors[k], v) for k, v in kept.ema.items())
+
+
+def test_without_held_out_data_the_last_step_is_exported(tmp_path):
+    config = tiny(train__holdout="0", train__keep_best="false", train__steps="3")
+    folder = RunFolder(train.train_run(config, tmp_path / "run", device="cpu"))
+    assert ck.load_weights(folder.weights).step == 3
+    assert not folder.best.exists()
+    assert all("held_out" not in record for record in folders.records(folder))
+
+
+def test_what_was_trained_loads(finished):
+    loaded = build.load_run(finished.path)
+    assert loaded.config == tiny()
+    assert loaded.data.classes == ("upper", "lower")
+
+
+# --- stopping and going on --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_the_rest_is_bit_exact(finished, tmp_path, monkeypatch, number, code):
+    out = tmp_path / "run"
+    before = signal.getsignal(number)
+    stop_at(monkeypatch, 7, number)
+    assert main(command(out)) == code
+    assert signal.getsignal(number) is before
+    assert ck.step_files(out / "checkpoints")[0].name == "step-00000007.pt"
+    assert f"{number.name} at step 7" in (out / "log.txt").read_text()
+    monkeypatch.undo()
+    assert main(["train", "--out", str(out), "--device", "cpu", "--resume"]) == 0
+
+    whole, resumed = (ck.load(p / "checkpoints" / ck.step_name(12)) for p in (finished.path, out))
+    assert whole.best == resumed.best
+    for a, b in ((whole.model, resumed.model), (whole.ema, resumed.ema)):
+        assert all(torch.equal(a[k], b[k]) for k in a)
+    for k, state in whole.optimizer["state"].items():
+        assert all(torch.equal(v, resumed.optimizer["state"][k][n]) for n, v in state.items())
+    pictures = [(p / "samples/step-00000012.png").read_bytes() for p in (finished.path, out)]
+    assert pictures[0] == pictures[1]
+
+
+def test_resume_goes_back_to_the_newest_good_checkpoint_and_says_so(copied, finished):
+    newest = copied.checkpoints / ck.step_name(12)
+    newest.write_bytes(newest.read_bytes()[:1000])
+    (copied.checkpoints / "step-00000016.pt.tmp").write_bytes(b"half")
+    with copied.metrics.open("a") as file:
+        file.write('{"step": 13, "lo')
+    train.train_run(tiny(), copied.path, resume=True, device="cpu")
+    log = copied.log.read_text()
+    assert f"passed over {newest}: truncated or damaged" in log
+    assert f"resumed from {copied.checkpoints / ck.step_name(8)}" in log
+    assert not list(copied.checkpoints.glob("*.tmp"))
+    assert [line["step"] for line in folders.records(copied)] == [3, 4, 6, 8, 9, 12]
+    a, b = (ck.load(f.checkpoints / ck.step_name(12)) for f in (finished, copied))
+    assert all(torch.equal(a.model[k], b.model[k]) for k in a.model)
+
+
+def test_resume_can_train_longer_and_report_otherwise(copied):
+    config = tiny(train__steps="14", train__log_every="7", sample__steps="5")
+    train.train_run(config, copied.path, resume=True, device="cpu")
+    assert ck.newest(copied.checkpoints)[1].step == 14
+    assert load_config(copied.config) == config
+
+
+def test_a_lost_best_checkpoint_is_replaced(copied):
+    copied.best.write_bytes(b"lost")
+    train.train_run(tiny(train__steps="16"), copied.path, resume=True, device="cpu")
+    assert f"passed over {copied.best}" in copied.log.read_text()
+    assert ck.load(copied.best).step == 16
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"train__lr": "1e-3"}, "train.lr=0.001 was 0.01"),
+        ({"seed": "2"}, "seed=2 was 1"),
+        ({"network__width": "32"}, "network.width=32 was 16"),
+        ({"sde.kind": "cosine"}, "sde.kind=cosine was vp"),
+    ],
+)
+def test_another_configuration_is_not_resumed(copied, capsys, change, words):
+    before = tree(copied.path)
+    assert main(command(copied.path, "--resume", **change)) == 2
+    line = error_line(capsys)
+    assert words in line
+    assert str(copied.checkpoints) in line
+    assert tree(copied.path) == before
+
+
+# --- folders in use ---------------------------------------------------------------------------
+
+
+def test_a_folder_in_use_is_refused(copied, capsys):
+    before = tree(copied.path)
+    assert main(command(copied.path)) == 2
+    line = error_line(capsys)
+    assert all(word in line for word in (str(copied.path), "--resume", "--overwrite"))
+    assert tree(copied.path) == before
+
+
+def test_nothing_to_resume(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    for out in (tmp_path / "missing", tmp_path / "empty"):
+        assert main(command(out, "--resume")) == 2
+        assert "no run to resume" in error_line(capsys)
+    assert not (tmp_path / "missing").exists()
+
+
+def test_a_run_without_checkpoints_cannot_be_resumed(copied, capsys):
+    shutil.rmtree(copied.checkpoints)
+    assert main(command(copied.path, "--resume")) == 2
+    assert "no checkpoint here" in error_line(capsys)
+
+
+def test_resume_and_overwrite_exclude_each_other(copied, capsys):
+    assert main(command(copied.path, "--resume", "--overwrite")) == 2
+    assert "--resume and --overwrite" in error_line(capsys)
+
+
+def test_overwrite_removes_a_runs_own_files_only(copied):
+    mine = ["notes.txt", "checkpoints/mine.pt", "checkpoints/step-1.pt", "samples/cat.png"]
+    for name in mine:
+        (copied.path / name).write_text("mine")
+    (copied.path / "sub").mkdir()
+    (copied.path / "sub/config.yaml").write_text("mine")
+    train.train_run(tiny(train__steps="2"), copied.path, overwrite=True, device="cpu")
+    assert all((copied.path / name).read_text() == "mine" for name in [*mine, "sub/config.yaml"])
+    assert [p.name for p in ck.step_files(copied.checkpoints)] == ["step-00000002.pt"]
+    assert [line["step"] for line in folders.records(copied)] == [2]
+    assert sorted(p.name for p in copied.samples.iterdir()) == ["cat.png", "step-00000002.png"]
+
+
+@pytest.mark.parametrize("flag", ["--overwrite", "--resume"])
+def test_bad_input_loses_nothing(copied, capsys, flag):
+    before = tree(copied.path)
+    assert main(command(copied.path, flag, **{"data.kind": "checkerboard"})) == 2
+    assert "conditional=true needs labels" in error_line(capsys)
+    assert tree(copied.path) == before
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "env.json", "checkpoints/step-00000100.pt"])
+@pytest.mark.parametrize("extra", [[], ["--overwrite"]])
+def test_files_that_no_run_wrote_are_not_touched(tmp_path, capsys, name, extra):
+    file = tmp_path / "project" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("{}")
+    assert main(command(tmp_path / "project", *extra)) == 2
+    assert name in error_line(capsys)
+    assert tree(tmp_path / "project") == {name: b"{}"}
+
+
+def test_a_file_is_no_folder(tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    assert main(command(tmp_path / "file")) == 2
+    assert "give --out a folder" in error_line(capsys)
+
+
+def test_a_half_written_record_is_passed_over(tmp_path):
+    folder = RunFolder(tmp_path)
+    assert folders.records(folder) == []
+    folder.metrics.write_text('{"step": 1}\n[2]\n{"loss": 3}\n{"step": 4}\n{"step": 5, "lo')
+    assert [record["step"] for record in folders.records(folder)] == [1, 4]
+    folders.rewind(folder, 3)
+    assert folder.metrics.read_text() == '{"step": 1}\n'
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_the_commit_is_that_of_the_tracked_source(tmp_path):
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    (tmp_path / "folder.py").write_text("")
+    assert folders.git_commit(tmp_path) is None
+    subprocess.run([*git, "add", "folder.py"], check=True)
+    subprocess.run([*git, "commit", "-qm", "one"], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
+    assert folders.git_commit(tmp_path) == head.stdout.strip()
+
+
+# --- failures on the way ----------------------------------------------------------------------
+
+
+def test_a_loss_that_blows_up_stops_with_the_last_checkpoint(tmp_path, capsys):
+    config = {"train__lr": "1e30", "train__clip": "null", "train__checkpoint_every": "1"}
+    out = tmp_path / "run"
+    assert main(command(out, **config)) == 1
+    line = error_line(capsys)
+    assert all(word in line for word in ("step ", "loss", "gradient norm", "learning rate 1e+30"))
+    assert list(out.glob("checkpoints/*.tmp")) == []
+    for path in ck.step_files(out / "checkpoints"):
+        ck.load(path)  # nothing that is not finite was saved
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, capsys, monkeypatch):
+    written = torch.save
+
+    def fail(entries, path):
+        if entries["step"] == 8:
+            raise OSError(28, "No space left on device")
+        written(entries, path)
+
+    monkeypatch.setattr(torch, "save", fail)
+    assert main(command(tmp_path / "run", train__keep="1")) == 1
+    line = error_line(capsys)
+    assert "step 8: cannot save" in line
+    assert "step-00000004.pt, go on with --resume" in line
+    assert ck.newest(tmp_path / "run/checkpoints")[1].step == 4
+
+
+def test_weights_that_overflow_are_not_saved(tmp_path, capsys, monkeypatch):
+    def overflowing(state, *args):
+        for metrics in fit(state, *args):
+            if metrics.step == 8:
+                next(iter(state.ema.parameters())).fill_(float("inf"))
+            yield metrics
+
+    monkeypatch.setattr(train, "fit", overflowing)
+    unchecked = {"train__holdout": "0", "train__keep_best": "false"}
+    assert main(command(tmp_path / "run", **unchecked)) == 1
+    assert "NaN or infinity" in error_line(capsys)
+    assert ck.newest(tmp_path / "run/checkpoints")[1].step == 4
+
+
+def test_a_held_out_loss_that_is_not_finite_stops(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(train, "held_out_loss", lambda *args, **kwargs: float("nan"))
+    assert main(command(tmp_path / "run")) == 1
+    assert "step 4: held-out loss nan" in error_line(capsys)
+    assert not (tmp_path / "run/checkpoints/best.pt").exists()
+
+
+# --- what the user sees -----------------------------------------------------------------------
+
+
+def test_dry_run_writes_nothing(tmp_path, capsys):
+    assert main(command(tmp_path / "run", "--dry-run")) == 0
+    printed = capsys.readouterr().out
+    (tmp_path / "printed.yaml").write_text(printed)
+    assert load_config(tmp_path / "printed.yaml") == tiny()
+    model = build.build_model(tiny(), build.build_dataset(tiny().data))
+    count = sum(p.numel() for p in model.parameters())
+    assert f"# {count:,} parameters" in printed
+    assert "# batch 16" in printed
+    assert not (tmp_path / "run").exists()
+
+
+def test_out_is_needed(capsys):
+    assert main(["train", *flags()]) == 2
+    assert "--out is missing" in error_line(capsys)
+
+
+def test_plain_lines_when_piped(tmp_path, capsys):
+    train.train_run(tiny(train__steps="3"), tmp_path / "run", device="cpu")
+    printed = capsys.readouterr().out
+    assert "step 3/3  loss " in printed
+    assert printed == (tmp_path / "run/log.txt").read_text()
+
+
+def test_a_bar_on_a_terminal(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "160")
+    train.train_run(tiny(train__steps="3"), tmp_path / "run", device="cpu")
+    printed = capsys.readouterr().out
+    assert "step 3/3" not in printed
+    assert "images/s" in printed
+    assert "step 3/3  loss " in (tmp_path / "run/log.txt").read_text()
+
+
+# --- previews ---------------------------------------------------------------------------------
+
+
+def test_previews_follow_the_weights_alone(tmp_path, finished):
+    model, data = build.load_model(finished.path), build.build_dataset(tiny().data)
+    for name in ("a.png", "b.png"):
+        torch.manual_seed(len(name))
+        torch.rand(3)
+        assert save_preview(tmp_path / name, model, data, 2)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    few, more = (draw(model, n, (2,), None) for n in (3, 5))
+    torch.testing.assert_close(few, more[:3])
+
+
+@pytest.mark.parametrize("conditional", ["true", "false"])
+def test_previews_of_pictures(tmp_path, conditional):
+    from PIL import Image
+
+    config = load_config(
+        None,
+        {"network.width": "8", "network.multipliers": ["1"], "network.blocks": "1"}
+        | {"network.attention": [], "conditional": conditional},
+    )
+    data = build.build_dataset(config.data)
+    model = build.build_model(config, data).eval()
+    assert save_preview(tmp_path / "a.png", model, data, 10 if conditional == "true" else None)
+    with Image.open(tmp_path / "a.png") as picture:
+        columns, rows = ((side - 4) // 52 for side in picture.size)
+    assert (columns, rows) == (8, 10 if conditional == "true" else 8)
+
+
+def test_other_shapes_have_no_preview(tmp_path):
+    config = tiny(conditional="false")
+    data = build.build_dataset(config.data)
+    wide = type(data)(
+        "wide",
+        type(data.train)(data.train.x.repeat(1, 2)),
+        type(data.test)(data.test.x.repeat(1, 2)),
+        data.scaling,
+    )
+    assert not save_preview(tmp_path / "a.png", build.build_model(config, wide), wide, None)
+    assert not (tmp_path / "a.png").exists()

@@ -1,0 +1,268 @@
+"""Names become objects: the tables, the checks of what fits together, and trained models."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import scoresde
+from scoresde import build
+from scoresde.config import Config, ConfigError, config_from, load_config, override, to_plain
+from scoresde.data import Dataset
+from scoresde.denoiser import Denoiser
+from scoresde.parameterization import Coeffs
+from scoresde.samplers import grids, per_sample_noise
+from scoresde.sde import SDE
+from scoresde.testing import Gaussian
+from scoresde.training import losses, times
+from scoresde.training.checkpoint import (
+    BEST,
+    Checkpoint,
+    CheckpointError,
+    describe,
+    export_weights,
+    save,
+    save_step,
+)
+
+SMALL = {
+    "data.kind": "moons",
+    "data.train": 50,
+    "data.test": 20,
+    "network.kind": "mlp",
+    "network.width": 8,
+    "network.depth": 1,
+}
+
+
+def small(**changes: object) -> Config:
+    return load_config(None, SMALL | {k.replace("__", "."): v for k, v in changes.items()})
+
+
+def dataset(config: Config) -> Dataset:
+    return build.build_dataset(config.data)
+
+
+def randomised(model: torch.nn.Module, seed: int) -> dict[str, torch.Tensor]:
+    """A state dict of random weights: fresh networks end in zeros and all look alike."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        k: torch.randn(v.shape, generator=generator) / 10 for k, v in model.state_dict().items()
+    }
+
+
+def checkpoint(config: Config, step: int = 1) -> Checkpoint:
+    data = dataset(config)
+    model = build.build_model(config, data)
+    return Checkpoint(
+        config=to_plain(config),
+        data=describe(data),
+        step=step,
+        model=randomised(model, 2 * step),
+        ema=randomised(model, 2 * step + 1),
+        optimizer={},
+    )
+
+
+class TestTables:
+    def test_constructors_work_without_arguments(self):
+        sde = build.SDES["vp"]()
+        t = torch.tensor([0.3], dtype=torch.float64)
+        assert all(isinstance(make(), SDE) for make in build.SDES.values())
+        assert all(isinstance(make()(sde, t), Coeffs) for make in build.PARAMETERIZATIONS.values())
+        assert all(make()(sde, 3).shape == (4,) for make in build.GRIDS.values())
+        assert all(make().order >= 1 for make in build.STEPS.values())
+        assert build.GRIDS["uniform"]() is grids.uniform
+
+    def test_every_entry_describes_itself_in_one_sentence(self):
+        tables = (build.SDES, build.SAMPLERS, build.DATASETS, build.WEIGHTINGS, build.DRAWS)
+        for entry in (entry for table in tables for entry in table.values()):
+            assert len(build.summary(entry)) > 10
+            assert "\n" not in build.summary(entry)
+
+    def test_an_unknown_name_is_answered_with_the_nearest(self):
+        with pytest.raises(ConfigError, match="did you mean 'karras'"):
+            build.constructor(build.GRIDS, "karas")
+        with pytest.raises(ConfigError, match="choose one of uniform, quadratic"):
+            build.constructor(build.GRIDS, "zzz")
+
+
+class TestModels:
+    @pytest.mark.parametrize("sde", build.SDES)
+    @pytest.mark.parametrize("parameterization", build.PARAMETERIZATIONS)
+    def test_every_process_and_parameterisation_is_built(self, sde, parameterization):
+        config = small(sde__kind=sde, parameterization__kind=parameterization)
+        model = build.build_model(config, dataset(config))
+        x = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
+        t = torch.tensor(model.sde.t_max / 2, dtype=torch.float64)
+        assert model.denoiser()(x, t).shape == x.shape
+
+    def test_the_weights_are_a_function_of_the_seed_alone(self):
+        def weights(seed: int) -> torch.Tensor:
+            config = small(seed=seed)
+            model = build.build_model(config, dataset(config))
+            return torch.cat([p.flatten() for p in model.parameters()])
+
+        before = torch.get_rng_state()
+        first = weights(3)
+        torch.rand(5)
+        assert torch.equal(first, weights(3))
+        assert not torch.equal(first, weights(4))
+        torch.set_rng_state(before)
+        weights(3)
+        assert torch.equal(torch.get_rng_state(), before)
+
+    def test_an_image_network_on_points_is_refused(self):
+        config = override(small(), {"network.kind": "unet"})
+        with pytest.raises(ConfigError, match=r"network\.kind=unet needs images.*moons"):
+            build.build_model(config, dataset(config))
+
+    def test_classes_without_labels_are_refused(self):
+        config = small(data__kind="checkerboard", conditional=True)
+        with pytest.raises(ConfigError, match=r"conditional=true needs labels.*checkerboard"):
+            build.build_plan(config, dataset(config))
+
+    @pytest.mark.parametrize("kind", ["idx", "folder", "arrays", "cifar_subset"])
+    def test_a_missing_path_names_the_option(self, kind):
+        with pytest.raises(ConfigError, match=r"--data\.path"):
+            build.build_dataset(override(Config(), {"data.kind": kind}).data)
+
+    def test_toys_have_the_size_and_seed_asked_for(self):
+        first, second = dataset(small()), dataset(small(data__seed=1))
+        assert (len(first.train), len(first.test)) == (50, 20)
+        assert not torch.equal(first.train.x, second.train.x)
+
+
+class TestWeighting:
+    def test_importance_sampling_leaves_the_expected_loss(self):
+        """int w(t) dt = int w(t(u)) / density du for every law of times."""
+        u = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000
+        sde = build.SDES["vp"](t_min=0.01, t_eps=0.01)
+
+        def mean(kind: str) -> float:
+            train = small(train__weighting__kind="likelihood", train__times__kind=kind).train
+            law = build.construct(build.TIMES, train.times)
+            t = law(sde, u)
+            weight = build.build_weight(train)
+            assert weight is not None
+            bounded = (-2 * sde.lam(t)).exp() / sde.g2(t)  # tames the weight, which explodes at 0
+            return float((weight(sde, t) * bounded).mean())
+
+        assert mean("log_snr") == pytest.approx(mean("uniform"), rel=1e-4)
+
+    def test_other_weightings_are_used_as_they_are(self):
+        train = small(train__weighting__kind="sigma2", train__times__kind="log_snr").train
+        assert build.build_weight(train) is losses.sigma2
+        assert build.build_weight(small().train) is None
+
+    def test_the_plan_holds_what_the_configuration_says(self):
+        config = small(
+            conditional=True, train__times__kind="levels", train__times__n=7, train__clip=None
+        )
+        plan = build.build_plan(config, dataset(config))
+        assert plan.times == times.Levels(7)
+        assert plan.clip is None
+        assert (plan.classes, plan.label_dropout) == (2, 0.1)
+        assert build.build_plan(small(), dataset(small())).label_dropout == 0
+
+
+class TestSamplers:
+    @pytest.mark.parametrize("kind", build.SAMPLERS)
+    def test_every_sampler_ends_near_a_gaussian(self, kind):
+        law = Gaussian(torch.tensor([1.0, -0.5]), torch.tensor(0.04))
+        sample = small(sample__sampler__kind=kind, sample__steps=60).sample
+        sde, n = build.SDES["vp"](), 400
+        noise = per_sample_noise(range(n))
+        x = build.build_sampler(sample)(law.denoiser(sde), noise(torch.empty(n, 2)), noise, 5)
+        # Denoised means stop short of the last noise: the deviation is at most that of the data.
+        assert torch.allclose(x.mean(0), law.mean, atol=0.06)
+        assert bool((x.std(0) < 0.3).all())
+
+    def test_the_grid_and_the_last_step_are_those_asked_for(self):
+        times_seen: list[float] = []
+
+        def predict(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            times_seen.append(float(t))
+            return 0 * x
+
+        sample = small(sample__sampler__kind="ddim", sample__grid__kind="uniform", sample__steps=4)
+        sde, noise = build.SDES["vp"](), per_sample_noise([0])
+        build.build_sampler(sample.sample)(Denoiser(sde, predict), torch.ones(1, 2), noise)
+        assert times_seen == pytest.approx(grids.uniform(sde, 4).tolist())
+
+
+class TestRuns:
+    def test_a_folder_a_checkpoint_and_an_export_give_the_same_model(self, tmp_path):
+        found = checkpoint(small(parameterization__kind="v", sde__kind="cosine"))
+        file = save_step(tmp_path / "checkpoints", found, keep=1)
+        export_weights(tmp_path / "weights.safetensors", found)
+        x, t = torch.ones(2, 2), torch.tensor(0.4, dtype=torch.float64)
+        models = [
+            scoresde.load(source)
+            for source in (tmp_path, str(file), tmp_path / "weights.safetensors")
+        ]
+        outputs = [model.denoiser()(x, t) for model in models]
+        assert torch.equal(outputs[0], outputs[1])
+        assert torch.equal(outputs[0], outputs[2])
+        assert all(not model.training and model.sde == models[0].sde for model in models)
+
+    def test_ema_weights_by_default_raw_ones_on_request(self, tmp_path):
+        found = checkpoint(small())
+        save(tmp_path / "a.pt", found)
+        for ema, weights in ((True, found.ema), (False, found.model)):
+            state = build.load_run(tmp_path / "a.pt", ema=ema).model.state_dict()
+            assert all(torch.equal(state[k], v) for k, v in weights.items())
+
+    def test_an_export_has_no_raw_weights(self, tmp_path):
+        export_weights(tmp_path / "w.safetensors", checkpoint(small()))
+        with pytest.raises(CheckpointError, match="EMA weights only"):
+            build.load_run(tmp_path / "w.safetensors", ema=False)
+
+    def test_the_best_checkpoint_goes_before_the_newest(self, tmp_path):
+        folder = tmp_path / "checkpoints"
+        for step in (1, 2):
+            save_step(folder, checkpoint(small(), step), keep=5)
+        assert build.load_run(tmp_path).step == 2
+        save(folder / BEST, checkpoint(small(), 1))
+        assert build.load_run(tmp_path).step == 1
+
+    def test_a_damaged_checkpoint_is_passed_over_and_said(self, tmp_path):
+        folder = tmp_path / "checkpoints"
+        for step in (1, 2):
+            save_step(folder, checkpoint(small(), step), keep=5)
+        newest = folder / "step-00000002.pt"
+        newest.write_bytes(newest.read_bytes()[:-100])
+        (folder / BEST).write_bytes(b"")
+        run = build.load_run(tmp_path)
+        assert run.step == 1
+        assert len(run.notes) == 2
+        assert all(str(folder) in note for note in run.notes)
+
+    def test_a_missing_run_is_named(self, tmp_path):
+        for source in (tmp_path, tmp_path / "none.pt", tmp_path / "none"):
+            with pytest.raises(CheckpointError, match=str(source)):
+                scoresde.load(source)
+
+    def test_a_configuration_of_the_future_is_refused(self, tmp_path):
+        found = checkpoint(small())
+        found.config["train"]["magic"] = 3
+        file = tmp_path / "a.pt"
+        save(file, found)
+        with pytest.raises(ValueError, match=r"a\.pt: train\.magic: unknown key"):
+            scoresde.load(file)
+
+    def test_the_run_says_what_it_was_trained_on(self, tmp_path):
+        config = small(conditional=True)
+        save(tmp_path / "a.pt", checkpoint(config))
+        run = build.load_run(tmp_path / "a.pt")
+        assert run.config == config == config_from(to_plain(config), "x")
+        assert run.data == describe(dataset(config))
+
+
+def test_the_public_names_are_there():
+    namespace: dict[str, object] = {}
+    exec("from scoresde import *", namespace)
+    assert set(scoresde.__all__) <= set(namespace)
+    assert set(scoresde.__all__) <= set(dir(scoresde))
+    with pytest.raises(AttributeError, match="no attribute 'VQ'"):
+        scoresde.VQ  # noqa: B018

@@ -1,0 +1,246 @@
+"""Configurations: what they refuse, what they say, and that nothing is lost on the way."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from scoresde import build, nn, solvers
+from scoresde.config import (
+    Config,
+    ConfigError,
+    config_from,
+    load_config,
+    override,
+    to_plain,
+    to_yaml,
+)
+from scoresde.config.base import Section
+from scoresde.config.problems import kinds, members, options
+from scoresde.config.schema import ODEMethod
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+
+
+def write(folder: Path, text: str) -> Path:
+    file = folder / "run.yaml"
+    file.write_text(text)
+    return file
+
+
+def refusal(folder: Path, text: str, overrides: dict[str, object] | None = None) -> str:
+    """The message of the one-line error a file is refused with; it names the file."""
+    file = write(folder, text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(file, overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message.replace(str(file), "FILE")
+
+
+def alternatives(section: type[Section] = Config, prefix: str = "") -> list[tuple[str, str]]:
+    """Every (path of a section, kind)."""
+    found = []
+    for name, field in section.model_fields.items():
+        for member in members(field):
+            found += [(f"{prefix}{name}", kind) for kind in kinds(member)]
+            found += alternatives(member, f"{prefix}{name}.")
+    return found
+
+
+class TestFiles:
+    @pytest.mark.parametrize("text", ["", "# only a comment\n", "train:\nsde:\n"])
+    def test_nothing_said_is_the_defaults(self, tmp_path, text):
+        assert load_config(write(tmp_path, text)) == load_config() == Config()
+
+    @pytest.mark.parametrize("file", CONFIGS, ids=lambda f: f.stem)
+    def test_the_shipped_configurations_load_and_survive_a_round_trip(self, file, tmp_path):
+        config = load_config(file)
+        assert config != Config()
+        assert load_config(write(tmp_path, to_yaml(config))) == config
+        assert "/" not in str(to_plain(config)["data"].get("path") or "")
+        assert f"scoresde train --config configs/{file.name}" in file.read_text()
+
+    @pytest.mark.parametrize(("path", "kind"), alternatives())
+    def test_every_alternative_has_defaults_and_survives_a_round_trip(self, tmp_path, path, kind):
+        config = override(Config(), {f"{path}.kind": kind, "conditional": "true"})
+        assert load_config(write(tmp_path, to_yaml(config))) == config
+        assert config_from(to_plain(config), "checkpoint") == config
+
+    @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(rate=st.floats(1e-300, 1e300), steps=st.integers(1, 10**15))
+    def test_numbers_come_back_exactly(self, tmp_path, rate, steps):
+        config = override(Config(), {"train.lr": rate, "train.steps": steps})
+        assert load_config(write(tmp_path, to_yaml(config))) == config
+
+    @pytest.mark.parametrize("text", ["2e-4", "2.0e-4", "2E-04", "'2e-4'", "0.0002", "+2e-4"])
+    def test_a_float_may_be_written_in_any_way(self, tmp_path, text):
+        assert load_config(write(tmp_path, f"train: {{lr: {text}}}")).train.lr == 2e-4
+
+    def test_a_whole_number_may_have_an_exponent(self, tmp_path):
+        assert load_config(write(tmp_path, "train: {steps: 1e4}")).train.steps == 10_000
+
+    @pytest.mark.parametrize("word", ["yes", "on", "no", "off", "true"])
+    def test_a_truth_value_is_no_number(self, tmp_path, word):
+        assert "train.steps: must be a number" in refusal(tmp_path, f"train: {{steps: {word}}}")
+
+    def test_a_name_stands_for_its_kind(self, tmp_path):
+        config = load_config(write(tmp_path, "sde: ve\nsample: {sampler: ddim}"))
+        assert (config.sde.kind, config.sample.sampler.kind) == ("ve", "ddim")
+
+    def test_a_missing_file_is_named(self, tmp_path):
+        with pytest.raises(ConfigError, match=r"none\.yaml: no such file"):
+            load_config(tmp_path / "none.yaml")
+
+    def test_binary_is_refused(self, tmp_path):
+        file = tmp_path / "run.yaml"
+        file.write_bytes(b"\x89PNG\r\n\x1a\n\x00\xff\xfe")
+        with pytest.raises(ConfigError, match="not a text file"):
+            load_config(file)
+
+    def test_broken_yaml_names_the_line(self, tmp_path):
+        assert "FILE, line 3" in refusal(tmp_path, "seed: 1\ntrain: {lr: 1\nsde: vp")
+
+    def test_control_characters_are_refused(self, tmp_path):
+        assert "FILE" in refusal(tmp_path, "seed: \x01")
+
+    def test_a_top_level_list_is_refused(self, tmp_path):
+        assert "found a list" in refusal(tmp_path, "- seed: 1\n")
+
+    @pytest.mark.parametrize("text", ["seed: 1\nseed: 2", "train:\n  lr: 1\n  lr: 2"])
+    def test_a_duplicate_key_is_refused(self, tmp_path, text):
+        assert "duplicate key" in refusal(tmp_path, text)
+
+    def test_a_tag_that_would_run_code_is_refused_and_not_run(self, tmp_path):
+        marker = tmp_path / "marker"
+        text = f"seed: !!python/object/apply:pathlib.Path.touch ['{marker}']"
+        assert "constructor" in refusal(tmp_path, text)
+        assert not marker.exists()
+
+
+class TestProblems:
+    def test_an_unknown_key_is_answered_with_the_nearest(self, tmp_path):
+        message = refusal(tmp_path, "train: {lrr: 1}")
+        assert message == "FILE: train.lrr: unknown key; did you mean 'lr'?"
+
+    def test_a_key_in_the_wrong_place_is_answered_with_the_right_one(self, tmp_path):
+        assert "did you mean 'train.weight_decay'?" in refusal(tmp_path, "weight_decay: 0.1")
+
+    def test_a_key_of_another_kind_is_unknown(self, tmp_path):
+        message = refusal(tmp_path, "sde: {kind: edm, beta_min: 0.1}")
+        assert "sde.beta_min: unknown key" in message
+        assert "beta_max" not in message
+
+    def test_an_unknown_kind_is_answered_with_the_nearest(self, tmp_path):
+        message = refusal(tmp_path, "sde: {kind: vpp}")
+        assert message == "FILE: sde.kind: unknown kind 'vpp'; did you mean 'vp'?"
+
+    def test_an_unknown_kind_like_no_other_lists_them_all(self, tmp_path):
+        message = refusal(tmp_path, "sde: brownian")
+        assert all(name in message for name in build.SDES)
+
+    def test_all_problems_are_listed_with_their_values(self, tmp_path):
+        message = refusal(tmp_path, "train: {lr: -1, steps: 0, batch: many}\nsed: 3")
+        for part in ("train.lr", "-1", "train.steps", "got 0", "train.batch", "'many'", "'seed'"):
+            assert part in message
+
+    def test_a_flag_is_named_as_a_flag(self, tmp_path):
+        assert refusal(tmp_path, "", {"train.lr": "-1"}).startswith("--train.lr: must be greater")
+
+    @pytest.mark.parametrize(
+        ("text", "parts"),
+        [
+            ("sde: {beta_min: 20, beta_max: 10}", ("beta_min=20", "beta_max=10")),
+            ("sde: {kind: ve, sigma_min: 60}", ("sigma_min=60", "sigma_max=50")),
+            ("sde: {t_min: 0.5}", ("t_min=0.5", "t_eps=0.001")),
+            ("sde: {t_eps: 2}", ("t_eps=2", "t_max=1")),
+            ("sde: {kind: discrete_vp, beta_start: 0.5}", ("beta_start=0.5", "beta_end=0.02")),
+            ("train: {steps: 10, warmup: 20}", ("warmup=20", "steps=10")),
+            ("train: {holdout: 0}", ("keep_best=true", "holdout=0")),
+            ("train: {label_dropout: 0.5}", ("label_dropout=0.5", "conditional=false")),
+            ("network: {heads: 5}", ("heads=5", "width=64")),
+            ("network: {attention: [2]}", ("attention=2", "multipliers=(1, 2)")),
+        ],
+    )
+    def test_an_inconsistent_pair_is_refused_with_both_names_and_values(
+        self, tmp_path, text, parts
+    ):
+        message = refusal(tmp_path, text)
+        assert all(part in message for part in parts)
+
+    @pytest.mark.parametrize("value", [".nan", ".inf", "-.inf"])
+    def test_only_finite_numbers(self, tmp_path, value):
+        assert "train.lr" in refusal(tmp_path, f"train: {{lr: {value}}}")
+
+    @pytest.mark.parametrize("text", ["train: 3", "sde: [vp]", "data: 1.5"])
+    def test_a_section_is_a_mapping(self, tmp_path, text):
+        assert "must be a section" in refusal(tmp_path, text)
+
+
+class TestPrecedence:
+    def test_defaults_then_file_then_flags(self, tmp_path):
+        file = write(tmp_path, "train: {lr: 1e-3, batch: 32}\nsde: {beta_max: 10}")
+        config = load_config(file, {"train.lr": "5e-4", "sde.beta_min": "0.2"})
+        assert (config.train.lr, config.train.batch) == (5e-4, 32)
+        assert (config.sde.beta_min, config.sde.beta_max) == (0.2, 10)
+        assert config.train.steps == Config().train.steps
+
+    def test_another_kind_starts_from_its_own_defaults(self, tmp_path):
+        file = write(tmp_path, "sde: {kind: vp, t_eps: 0.1}")
+        config = load_config(file, {"sde.kind": "ve", "sde.sigma_max": "20"})
+        assert config.sde == load_config(None, {"sde.kind": "ve", "sde.sigma_max": 20}).sde
+
+    def test_null_text_is_none(self):
+        assert load_config(None, {"train.clip": "null"}).train.clip is None
+
+    def test_frozen(self):
+        with pytest.raises(ValidationError):
+            Config().seed = 3
+
+
+class TestMirrors:
+    """The configuration repeats names and defaults of the code, to be read without torch."""
+
+    def test_processes_have_the_defaults_of_their_constructors(self):
+        for path, kind in alternatives():
+            if path == "sde":
+                section = override(Config(), {"sde.kind": kind}).sde
+                assert build.build_sde(section) == build.SDES[kind]()
+
+    def test_networks_have_the_arguments_of_their_constructors(self):
+        for kind, network in (("mlp", nn.MLP), ("unet", nn.UNet)):
+            section = override(Config(), {"network.kind": kind}).network.model_dump()
+            defaults = {
+                name: p.default
+                for name, p in inspect.signature(network).parameters.items()
+                if name not in ("dim", "channels", "classes")
+            }
+            assert section.pop("kind") == kind
+            assert section == defaults
+
+    def test_solver_methods_are_those_of_the_solvers(self):
+        assert get_args(ODEMethod) == solvers.ODE_METHODS
+        methods = get_args(options()["sample.sampler.method"].annotation)
+        assert methods == solvers.SDE_METHODS
+
+    @pytest.mark.parametrize(
+        ("path", "table"),
+        [
+            ("data", build.DATASETS),
+            ("sde", build.SDES),
+            ("parameterization", build.PARAMETERIZATIONS),
+            ("network", build.NETWORKS),
+            ("train.weighting", build.WEIGHTINGS),
+            ("train.times", build.TIMES),
+            ("sample.sampler", build.SAMPLERS),
+            ("sample.grid", build.GRIDS),
+        ],
+    )
+    def test_the_kinds_are_the_names_of_the_tables(self, path, table):
+        assert {kind for where, kind in alternatives() if where == path} == set(table)
