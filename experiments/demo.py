@@ -34,7 +34,7 @@ from scoresde.evaluation import Classifier, copy_rate, fit_classifier
 from scoresde.evaluation.figures import image_grid, save_gif, save_png
 from scoresde.samplers import DDIM, Ancestral, Heun, grids, per_sample_noise, trajectory
 
-CONFIG = Path(__file__).parent.parent / "configs" / "digits_demo.yaml"
+CONFIG = Path(__file__).parent.parent / "configs" / "digits_vp_conditional.yaml"
 SAMPLERS = {
     "heun": GridSampler(grids.karras(), Heun(), 18),
     "ddim": GridSampler(grids.karras(), DDIM(), 40),
@@ -125,8 +125,8 @@ def save_trajectory(path: Path, run: LoadedRun, dataset: Dataset) -> None:
     noise = per_sample_noise(range(40))
     denoiser = run.model.denoiser(label=torch.arange(40) % 10)
     x = noise(torch.empty(40, *dataset.shape)) * float(run.model.sde.prior().stddev)
-    sampler = SAMPLERS[FIRST]
-    walk = trajectory(denoiser, x, sampler.grid(run.model.sde, 36), sampler.step)
+    # In equal steps of log-SNR the digits take half of the film to appear.
+    walk = trajectory(denoiser, x, grids.log_snr(run.model.sde, 48), Heun())
     states = [x, *(x for _, x in walk)]
     frames = [image_grid(dataset.scaling.to_uint8(x), columns=10) for x in states]
     save_gif(path, frames)

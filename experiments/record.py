@@ -1,0 +1,112 @@
+"""Train configurations, measure what they reach, and write it down.
+
+    python experiments/record.py digits_vp digits_ve ... [--runs runs/record] [--path FOLDER]
+
+For every name it trains configs/NAME.yaml into RUNS/NAME (or goes on), scores its test split,
+draws samples, stores the numbers in experiments/results/NAME.json and writes them as the footer of
+the configuration. ``--path`` is the data folder of configurations that need one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scoresde.build import LoadedRun, build_dataset, build_sampler, load_run
+from scoresde.cli.likelihood import score_split
+from scoresde.cli.sample import draw
+from scoresde.cli.train import parameters, train_run
+from scoresde.config import load_config
+from scoresde.data import Dataset
+from scoresde.evaluation import copy_rate
+
+HERE = Path(__file__).parent
+CONFIGS, RESULTS = HERE.parent / "configs", HERE / "results"
+FOOTER = "# Reached"
+
+
+def main() -> int:
+    """Record every configuration named."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("names", nargs="+", help="configurations, without .yaml")
+    parser.add_argument("--runs", type=Path, default=Path("runs/record"))
+    parser.add_argument("--path", type=Path, help="the data folder, where one is needed")
+    arguments = parser.parse_args()
+    RESULTS.mkdir(exist_ok=True)
+    for name in arguments.names:
+        result = record(name, arguments.runs / name, arguments.path)
+        (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
+        write_footer(CONFIGS / f"{name}.yaml", name, result)
+        print(json.dumps({name: result}), file=sys.stderr)
+    return 0
+
+
+def record(name: str, out: Path, path: Path | None) -> dict[str, Any]:
+    """Train, score and sample one configuration."""
+    overrides = {} if path is None else {"data.path": str(path)}
+    config = load_config(CONFIGS / f"{name}.yaml", overrides)
+    resume = (out / "checkpoints" / "latest.json").exists()
+    begin = time.perf_counter()
+    train_run(config, out, resume=resume)
+    trained = time.perf_counter()
+    run, dataset = load_run(out), build_dataset(config.data)
+    scores = score_split(run.model, dataset.test, dataset.scaling, config.likelihood)
+    scored = time.perf_counter()
+    return {
+        "bits_per_dim": scores.mean,
+        "bits_per_dim_se": scores.standard_error,
+        "nats": float(scores.nats.mean()),
+        "test_examples": len(dataset.test),
+        "likelihood_nfe": scores.nfe,
+        **samples(run, dataset),
+        "step": run.step,
+        "steps": config.train.steps,
+        "parameters": parameters(run.model),
+        "training_seconds": None if resume else trained - begin,
+        "scoring_seconds": scored - trained,
+        "machine": f"{platform.machine()} CPU, {torch.get_num_threads()} thread(s)",
+        "torch": torch.__version__,
+    }
+
+
+def samples(run: LoadedRun, dataset: Dataset, n: int = 500) -> dict[str, Any]:
+    """Samples by the configuration's own sampler: calls, and copies of training images."""
+    classes = len(run.data.classes or ()) if run.config.conditional else 0
+    label = torch.arange(n) * classes // n if classes else None
+    drawn = draw(run.model, build_sampler(run.config.sample), dataset.shape, range(n), label)
+    found: dict[str, Any] = {"sampler": run.config.sample.sampler.kind, "sampler_nfe": drawn.nfe}
+    if dataset.scaling.levels is None:
+        return found
+    levels = dataset.scaling.decode(drawn.x)
+    return found | {
+        "copy_rate": copy_rate(levels, dataset.train.x),
+        "copy_rate_of_test_images": copy_rate(dataset.test.x[:n], dataset.train.x),
+    }
+
+
+def write_footer(path: Path, name: str, r: dict[str, Any]) -> None:
+    """Replace the configuration's footer with what was reached."""
+    body = path.read_text().split(FOOTER)[0].rstrip("\n")
+    value = f"{r['bits_per_dim']:.3f} +- {r['bits_per_dim_se']:.3f} bits/dim"
+    if "copy_rate" not in r:
+        value = f"{-r['nats']:.3f} nats a point ({value} in the units of the data)"
+    copies = f", copy rate {r['copy_rate']:.2f}" if "copy_rate" in r else ""
+    took = r["training_seconds"]
+    lines = [
+        f"{FOOTER}, {r['machine']}: {value}",
+        f"# on {r['test_examples']} test examples at step {r['step']} of {r['steps']}{copies}",
+        f"# ({'resumed' if took is None else f'{took:.0f} s of training'}; all numbers in",
+        f"# experiments/results/{name}.json, by experiments/record.py).",
+    ]
+    path.write_text("\n".join([body, *lines]) + "\n")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
