@@ -78,8 +78,7 @@ def __dir__() -> list[str]:
 
 
 def load(run_or_file: str | PathLike[str]) -> ScoreModel:
-    """The trained model of a run folder, a checkpoint or exported weights, ready to evaluate (EMA
-    weights).
+    """The trained model of a run folder, checkpoint or export, with its averaged weights.
 
     Raises ValueError naming the file when it is missing, damaged or not a scoresde file. Nothing
     is unpickled.

@@ -227,8 +227,9 @@ def build_network(config: Config, described: Described) -> nn.Module:
 
 
 def build_model(config: Config, described: Described) -> ScoreModel:
-    """A fresh model for a data set (or its description). Raises ConfigError when they do not
-    fit.
+    """A fresh model for a data set (or its description).
+
+    Raises ConfigError when they do not fit.
     """
     network = build_network(config, described)
     parameterization = construct(PARAMETERIZATIONS, config.parameterization)

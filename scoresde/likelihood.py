@@ -37,9 +37,7 @@ class Divergence(Protocol):
 
 @dataclass(frozen=True)
 class Exact:
-    """The trace of the Jacobian, by ``chunk`` backward passes at a time (vectorised over
-    dimensions).
-    """
+    """The trace of the Jacobian, by ``chunk`` batched backward passes at a time."""
 
     chunk: int = 64
     estimates: ClassVar[int] = 1

@@ -44,8 +44,7 @@ def x0(sde: SDE, t: Tensor) -> Coeffs:
 
 
 def v(sde: SDE, t: Tensor) -> Coeffs:
-    """F = (alpha eps - sigma x0) / norm with norm^2 = alpha^2 + sigma^2, so that F has unit size
-    under any process.
+    """F = (alpha eps - sigma x0) / norm, norm^2 = alpha^2 + sigma^2: of unit size everywhere.
 
     Progressive Distillation for Fast Sampling of Diffusion Models, arXiv 2202.00512, appendix D
     (norm = 1 there).
@@ -55,8 +54,9 @@ def v(sde: SDE, t: Tensor) -> Coeffs:
 
 
 def score(sde: SDE, t: Tensor) -> Coeffs:
-    """F / sigma is the score: x0_hat = (x + sigma F) / alpha. arXiv 2011.13456, appendix H (scale
-    by sigma).
+    """F / sigma is the score: x0_hat = (x + sigma F) / alpha.
+
+    arXiv 2011.13456, appendix H (scale by sigma).
     """
     alpha, sigma, norm, noise = _levels(sde, t)
     return Coeffs(1 / alpha, sigma / alpha, 1 / norm, noise)
@@ -64,6 +64,7 @@ def score(sde: SDE, t: Tensor) -> Coeffs:
 
 def flow(sde: SDE, t: Tensor) -> Coeffs:
     """F = eps - x0, the velocity of the straight path: x0_hat = (x - sigma F) / (alpha + sigma).
+
     arXiv 2210.02747.
     """
     alpha, sigma, norm, noise = _levels(sde, t)
@@ -72,8 +73,7 @@ def flow(sde: SDE, t: Tensor) -> Coeffs:
 
 
 def edm(sigma_data: float = 0.5) -> Parameterization:
-    """The preconditioning of EDM for data of standard deviation ``sigma_data``, carried over to
-    any process.
+    """The preconditioning of EDM for data of deviation ``sigma_data``, under any process.
 
         skip = alpha sd^2 / n^2,   out = sigma sd / n,   inp = 1 / n,
         n^2 = sigma^2 + alpha^2 sd^2
@@ -135,9 +135,7 @@ class ScoreModel(nn.Module):
 
 
 def _per_sample(value: Tensor, x: Tensor) -> Tensor:
-    """One value per sample of ``x``, on its device; a host scalar is filled in without a
-    synchronisation.
-    """
+    """One value per sample of ``x``; a host scalar is filled in without a synchronisation."""
     if value.ndim == 0:
         return torch.full((len(x),), float(value), dtype=value.dtype, device=x.device)
     return value.to(x.device)

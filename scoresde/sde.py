@@ -150,6 +150,11 @@ def _cutoffs(sde: SDE) -> None:
         raise ValueError(f"need 0 < t_min <= t_eps < t_max, got {found}")
 
 
+def linear_beta_log_alpha(t: Tensor, beta_min: float, beta_max: float) -> Tensor:
+    """-1/2 of the integral of beta(t) = beta_min + t (beta_max - beta_min) from 0."""
+    return -t * (t * (beta_max - beta_min) / 4 + beta_min / 2)
+
+
 @dataclass(frozen=True)
 class VP(SDE):
     """Variance-preserving process with linear beta(t) = beta_min + t (beta_max - beta_min).
@@ -170,7 +175,7 @@ class VP(SDE):
         _cutoffs(self)
 
     def log_alpha(self, t: Tensor) -> Tensor:
-        return -t * (t * (self.beta_max - self.beta_min) / 4 + self.beta_min / 2)
+        return linear_beta_log_alpha(t, self.beta_min, self.beta_max)
 
     def log_sigma(self, t: Tensor) -> Tensor:
         return log1mexp(2 * self.log_alpha(t)) / 2
@@ -194,7 +199,7 @@ class SubVP(SDE):
         _cutoffs(self)
 
     def log_alpha(self, t: Tensor) -> Tensor:
-        return -t * (t * (self.beta_max - self.beta_min) / 4 + self.beta_min / 2)
+        return linear_beta_log_alpha(t, self.beta_min, self.beta_max)
 
     def log_sigma(self, t: Tensor) -> Tensor:
         return log1mexp(2 * self.log_alpha(t))
@@ -306,16 +311,13 @@ class LinearFlow(SDE):
 
 
 def linear_betas(n: int = 1000, start: float = 1e-4, end: float = 0.02) -> tuple[float, ...]:
-    """The linear variance table of DDPM, Denoising Diffusion Probabilistic Models, arXiv
-    2006.11239, section 4.
-    """
+    """The linear variance table of DDPM, arXiv 2006.11239, section 4."""
     return tuple(torch.linspace(start, end, n, dtype=torch.float64).tolist())
 
 
 @dataclass(frozen=True)
 class DiscreteVP(SDE):
-    """A discrete DDPM table lifted to continuous time: log alpha is linear between the table's
-    levels.
+    """A discrete DDPM table in continuous time: log alpha is linear between its levels.
 
         log alpha((i + 1) / N) = sum_{j <= i} log(1 - beta_j) / 2,   sigma^2 = 1 - alpha^2
 

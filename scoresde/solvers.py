@@ -23,22 +23,7 @@ from torch import Tensor, nn
 from scoresde.denoiser import Denoiser
 from scoresde.sde import SDE
 
-ODE_METHODS = (
-    "dopri5",
-    "dopri8",
-    "bosh3",
-    "fehlberg2",
-    "adaptive_heun",
-    "scipy_solver",
-    "euler",
-    "midpoint",
-    "heun2",
-    "heun3",
-    "rk4",
-    "explicit_adams",
-    "implicit_adams",
-    "fixed_adams",
-)
+ADAPTIVE_METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun", "scipy_solver")
 FIXED_STEP_METHODS = (
     "euler",
     "midpoint",
@@ -49,13 +34,12 @@ FIXED_STEP_METHODS = (
     "implicit_adams",
     "fixed_adams",
 )
+ODE_METHODS = (*ADAPTIVE_METHODS, *FIXED_STEP_METHODS)
 SDE_METHODS = ("euler", "milstein", "srk")
 
 
 class SolverError(RuntimeError):
-    """A solve that could not be finished; the message names the solver, the time reached and a
-    remedy.
-    """
+    """A solve that could not be finished: the solver, where it was, and what to do."""
 
 
 class Solution(NamedTuple):
@@ -104,8 +88,7 @@ def solve_sde(
     eta: float = 1.0,
     seed: int | None = None,
 ) -> Tensor:
-    """Carry ``x`` (B, ...) along the reverse SDE (9) from ``t0`` down to ``t1`` in equal steps of
-    lam.
+    """Carry ``x`` (B, ...) along the reverse SDE (9) from ``t0`` to ``t1`` in equal lam steps.
 
     ``method`` is any of ``SDE_METHODS`` (Ito). ``eta`` scales the noise: 1 is the reverse SDE, 0
     the probability flow. ``seed`` fixes the Brownian path. Raises ValueError for bad arguments,
@@ -147,9 +130,7 @@ def solve_sde(
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How accurately to solve: the method, its tolerances or its number of steps, and the most
-    calls allowed.
-    """
+    """How to solve: the method, its tolerances or number of steps, and the most calls allowed."""
 
     method: str = "dopri5"
     rtol: float = 1e-5
@@ -181,8 +162,7 @@ class Tolerance:
 def integrate(
     rate: Callable[[float, Any], Any], start: Any, lam0: float, lam1: float, tolerance: Tolerance
 ) -> Any:
-    """Solve d(state)/dlam = rate(lam, state) from lam0 to lam1 with torchdiffeq; the state is a
-    tensor or a tuple.
+    """Solve d(state)/dlam = rate(lam, state) with torchdiffeq, for a tensor or a tuple.
 
     Raises SolverError, naming the lam reached, when the solver gives up or the result is not
     finite.
@@ -283,9 +263,7 @@ class _ReverseSDE(nn.Module):
 
 
 def unit_alpha(lam: float) -> float:
-    """a(lam) = (1 + exp(-2 lam))^(-1/2), the alpha of the variance-preserving twin; a(-lam) is
-    its sigma.
-    """
+    """a(lam) = (1 + exp(-2 lam))^(-1/2), the alpha of the unit-variance twin (sigma: a(-lam))."""
     return 1 / math.sqrt(1 + math.exp(-2 * lam))
 
 

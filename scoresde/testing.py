@@ -1,6 +1,4 @@
-"""Problems with exact answers: data laws whose denoiser, density and flow are known at every
-time.
-"""
+"""Problems with exact answers: denoiser, density and flow are known at every time."""
 
 from __future__ import annotations
 
@@ -80,9 +78,7 @@ class Gaussian:
     def _coordinates(
         self, x: Tensor, sde: SDE | None, t: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """alpha, x - alpha mean in the eigenbasis (B, D), and the variances alpha^2 C + sigma^2
-        there.
-        """
+        """alpha, x - alpha mean (B, D) and alpha^2 C + sigma^2 in the eigenbasis."""
         values, vectors = (part.to(x) for part in self._spectrum)
         flat = x.flatten(1)
         alpha, sigma = _marginal(flat, sde, t)

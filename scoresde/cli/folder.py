@@ -192,9 +192,7 @@ def records(folder: RunFolder) -> list[dict[str, Any]]:
 
 
 def rewind(folder: RunFolder, step: int) -> None:
-    """Forget the records after ``step``, which a resumed run makes again, and half-written
-    files.
-    """
+    """Forget the records after ``step``, which a resumed run makes again, and half files."""
     for stray in temporaries(folder):
         stray.unlink(missing_ok=True)
     kept = [json.dumps(record) + "\n" for record in records(folder) if record["step"] <= step]

@@ -19,8 +19,7 @@ ROWS, COLUMNS, POINTS = 8, 8, 1000
 
 
 def save_preview(path: Path, model: ScoreModel, dataset: Dataset, classes: int | None) -> bool:
-    """Write samples of a model as a picture: a grid of images, a class a row if there are any (ten
-    at most), or points beside the training points.
+    """Write samples of a model as a picture: a grid, a class a row, or points in the plane.
 
     Returns whether there was anything to draw: data of other shapes have no picture.
     """

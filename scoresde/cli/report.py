@@ -14,8 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class Report:
-    """Lines on standard output and in ``log.txt``; on a terminal also a bar with loss, images/s
-    and time left.
+    """Lines on standard output and in ``log.txt``, and on a terminal a bar with time left.
 
     The bar moves every step; its loss and speed are those of the last record.
     """

@@ -208,9 +208,7 @@ class Window:
         self.grad_norm = self.grad_norm + metrics.grad_norm
 
     def record(self, metrics: Metrics, batch: int, held_out: float | None) -> dict[str, Any]:
-        """The line of ``metrics.jsonl``: means over the window, which then starts anew; seconds
-        are those of all updates of the run.
-        """
+        """The line of ``metrics.jsonl``: means over the window, which then starts anew."""
         found = {
             "step": metrics.step,
             "images": metrics.step * batch,
@@ -239,9 +237,7 @@ def snapshot(run: Run) -> Checkpoint:
 
 
 def finish(run: Run) -> str:
-    """Export the weights (the best on held-out data, where that was asked for) and draw the loss;
-    say so.
-    """
+    """Export the weights, the best on held-out data where kept, draw the loss, and say so."""
     keep_best = run.config.train.keep_best and run.best is not None
     with _saving(run):
         chosen = checkpoints.load(run.folder.best) if keep_best else snapshot(run)

@@ -65,24 +65,18 @@ class Langevin:
 
 
 def langevin(snr: float = 0.16, steps: int = 1, published: bool = False) -> Kernel:
-    """The Langevin corrector with the defaults of score-based SDEs (CIFAR-10), arXiv 2011.13456,
-    table 4.
-    """
+    """The Langevin corrector with the defaults for CIFAR-10 of arXiv 2011.13456."""
     return Langevin(snr, steps, published)
 
 
 def annealed_langevin(snr: float = 0.176, steps: int = 5) -> Kernel:
-    """The Langevin kernel with the defaults of NCSNv2, arXiv 2006.09011, for use after every
-    change of level.
-    """
+    """The Langevin kernel with the defaults of NCSNv2, arXiv 2006.09011."""
     return Langevin(snr, steps)
 
 
 @dataclass(frozen=True)
 class Corrected:
-    """Predictor-corrector: a kernel at ``t``, then a step from ``t`` to ``s``. arXiv 2011.13456,
-    algorithm 1.
-    """
+    """Predictor-corrector: a kernel at ``t``, then a step from ``t`` to ``s``. arXiv 2011.13456, algorithm 1."""
 
     step: Step
     kernel: Kernel
@@ -102,9 +96,7 @@ class Corrected:
 
 
 def corrected(step: Step, kernel: Kernel) -> Step:
-    """The step preceded by a corrector kernel at the same time: Song's predictor-corrector
-    sampler.
-    """
+    """The step preceded by a corrector kernel at the same time: predictor-corrector."""
     return Corrected(step, kernel)
 
 

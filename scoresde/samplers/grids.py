@@ -1,6 +1,4 @@
-"""Time grids: n + 1 decreasing float64 times from ``t_max`` to ``t_eps``, to print, slice or
-flip.
-"""
+"""Time grids: n + 1 decreasing float64 times from ``t_max`` to ``t_eps``."""
 
 from __future__ import annotations
 
@@ -20,9 +18,7 @@ def uniform(sde: SDE, n: int) -> Tensor:
 
 
 def quadratic(sde: SDE, n: int) -> Tensor:
-    """Equal steps of the square root of time. Denoising Diffusion Implicit Models, arXiv
-    2010.02502, appendix D.2.
-    """
+    """Equal steps of the square root of time. DDIM, arXiv 2010.02502, appendix D.2."""
     root_max, root_eps = sde.t_max**0.5, sde.t_eps**0.5
     return _pinned(sde, (root_max + _ramp(n) * (root_eps - root_max)) ** 2)
 

@@ -25,8 +25,9 @@ def level(sde: SDE, t: Tensor) -> Level:
 
 
 def transition(at: Level, to: Level) -> tuple[float, float]:
-    """Forward transition p(x_t | x_s) = N(a x_s, v): a = alpha_t / alpha_s, v = sigma_t^2 - a^2
-    sigma_s^2.
+    """Forward transition p(x_t | x_s) = N(a x_s, v) as (a, v).
+
+        a = alpha_t / alpha_s,   v = sigma_t^2 - a^2 sigma_s^2
 
     ``at`` is the noisier level t and ``to`` the cleaner level s; v is computed without
     cancellation.
@@ -47,8 +48,10 @@ def score_of(x: Tensor, x0: Tensor, at: Level) -> Tensor:
 def ddim_update(
     x0: Tensor, eps: Tensor, at: Level, to: Level, eta: float, z: Tensor | None
 ) -> Tensor:
-    """x_s = alpha_s x0 + sqrt(sigma_s^2 - v) eps + sqrt(v) z,   v = eta^2 sigma_s^2 v_ts /
-    sigma_t^2.
+    """The DDIM update from level ``at`` to level ``to``.
+
+        x_s = alpha_s x0 + sqrt(sigma_s^2 - v) eps + sqrt(v) z,
+        v = eta^2 sigma_s^2 v_ts / sigma_t^2
 
     eta = 0 is the probability-flow step, eta = 1 the exact posterior p(x_s | x_t, x0). Denoising
     Diffusion Implicit Models, arXiv 2010.02502, eq. 12 and 16, for any alpha and sigma.

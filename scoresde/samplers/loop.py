@@ -58,8 +58,7 @@ def sample(
     noise: Noise | None = None,
     denoise: bool = True,
 ) -> Tensor:
-    """The end of ``trajectory`` from ``x`` (B, ...) at ``ts[0]``, denoised to x0_hat at
-    ``ts[-1]`` unless told not to.
+    """The end of ``trajectory`` from ``x`` (B, ...) at ``ts[0]``, denoised unless told not to.
 
     One more network call than the steps make when ``denoise``. Raises ValueError as
     ``trajectory`` does.

@@ -10,8 +10,9 @@ from torch import Tensor
 
 
 class Noise(Protocol):
-    """Standard normal noise shaped like ``x``; ``t`` and ``s`` name the interval, which white
-    noise ignores.
+    """Standard normal noise shaped like ``x``, for the interval from ``t`` to ``s``.
+
+    White noise ignores the interval.
     """
 
     def __call__(self, x: Tensor, t: Tensor | None = None, s: Tensor | None = None) -> Tensor: ...

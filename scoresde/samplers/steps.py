@@ -60,8 +60,7 @@ class ReverseDiffusion:
 
 @dataclass(frozen=True)
 class DDIM:
-    """Denoising diffusion implicit step; ``eta`` scales the noise from none (0, probability flow)
-    to ancestral (1).
+    """Denoising diffusion implicit step; ``eta`` is 0 for probability flow, 1 for ancestral.
 
         x_s = alpha_s x0 + sqrt(sigma_s^2 - v) eps + sqrt(v) z,
         v = eta^2 sigma_s^2 v_ts / sigma_t^2
@@ -89,8 +88,7 @@ class DDIM:
 
 @dataclass(frozen=True)
 class Ancestral:
-    """Ancestral sampling: draw from the posterior p(x_s | x_t, x0_hat), the DDIM step with eta =
-    1.
+    """Ancestral sampling: a draw from p(x_s | x_t, x0_hat), the DDIM step with eta = 1.
 
     On the levels of ``DiscreteVP`` it is the DDPM sampler with its smaller variance. Denoising
     Diffusion Probabilistic Models, arXiv 2006.11239, eq. 6-7.
@@ -107,8 +105,7 @@ class Ancestral:
 
 @dataclass(frozen=True)
 class Heun:
-    """Heun's second-order step on the probability flow, in y = x / alpha and r = sigma / alpha,
-    where dy/dr = eps.
+    """Heun's step on the probability flow in y = x / alpha, r = sigma / alpha: dy/dr = eps.
 
         y' = y + (r_s - r_t) eps_t,   y_s = y + (r_s - r_t) (eps_t + eps_s) / 2
 

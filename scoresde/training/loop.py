@@ -77,9 +77,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Metrics:
-    """One update: ``step`` counts updates made so far, ``loss`` and ``grad_norm`` are 0-dim
-    tensors on the device.
-    """
+    """One update: updates made so far, loss and gradient norm (0-dim, on the device), rate."""
 
     step: int
     loss: Tensor
@@ -88,9 +86,7 @@ class Metrics:
 
 
 class Batch(NamedTuple):
-    """Clean examples in model units and noise (B, ...), times (B,) in float64, labels (B,) or
-    None; on the host.
-    """
+    """Clean examples in model units and noise (B, ...), times (B,), labels (B,) or None."""
 
     x0: Tensor
     t: Tensor
@@ -131,8 +127,7 @@ def update(state: TrainState, plan: Plan, split: Split, scaling: Scaling) -> Met
 
 
 def draw_batch(plan: Plan, split: Split, scaling: Scaling, sde: SDE, step: int) -> Batch:
-    """The examples, dequantisation, times, noise and labels of a step, a pure function of (plan,
-    step).
+    """The batch of a step: examples, times, noise and labels, a function of (plan, step).
 
     Drawn on the host, so that every device sees the same numbers.
     """
@@ -193,8 +188,9 @@ def held_out_loss(
 
 
 def warmup(rate: float, steps: int) -> LearningRate:
-    """A linear rise to ``rate`` over ``steps`` updates, then constant. Raises ValueError for a
-    rate <= 0 or steps < 0.
+    """A linear rise to ``rate`` over ``steps`` updates, then constant.
+
+    Raises ValueError for a rate <= 0 or steps < 0.
     """
     if not (rate > 0 and steps >= 0):
         raise ValueError(f"need rate > 0 and steps >= 0, got rate={rate:g}, steps={steps}")

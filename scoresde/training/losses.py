@@ -47,8 +47,9 @@ def network_target(sde: SDE, c: Coeffs, x0: Tensor, t: Tensor, eps: Tensor) -> T
 
 
 def sigma2(sde: SDE, t: Tensor) -> Tensor:
-    """sigma^2 on the score error, that is 1 on the noise error: alpha^2 / sigma^2 on x0. arXiv
-    2011.13456, section 3.3.
+    """sigma^2 on the score error, which is 1 on the noise error: alpha^2 / sigma^2 on x0.
+
+    arXiv 2011.13456, section 3.3.
     """
     return (2 * sde.lam(t)).exp()
 
@@ -62,8 +63,9 @@ def likelihood(sde: SDE, t: Tensor) -> Tensor:
 
 
 def min_snr(gamma: float = 5.0) -> Weight:
-    """min(SNR, gamma) on x0. Efficient Diffusion Training via Min-SNR Weighting Strategy, arXiv
-    2303.09556, eq. 6.
+    """min(SNR, gamma) on x0.
+
+    Efficient Diffusion Training via Min-SNR Weighting Strategy, arXiv 2303.09556, eq. 6.
 
     Raises ValueError unless gamma > 0.
     """
@@ -73,7 +75,8 @@ def min_snr(gamma: float = 5.0) -> Weight:
 
 
 def edm(sigma_data: float = 0.5) -> Weight:
-    """(r^2 + sd^2) / (r sd)^2 with r = sigma / alpha, which gives the EDM network unit weight.
+    """(r^2 + sd^2) / (r sd)^2 with r = sigma / alpha: unit weight on the output of EDM's network.
+
     arXiv 2206.00364, table 1.
 
     Raises ValueError unless sigma_data > 0.
@@ -84,16 +87,12 @@ def edm(sigma_data: float = 0.5) -> Weight:
 
 
 def reweighted(weight: Weight, density: Callable[[SDE, Tensor], Tensor]) -> Weight:
-    """The weight divided by the density of the times it is evaluated at: the expectation under
-    uniform times stays.
-    """
+    """The weight over the density of its times: the expectation is that of uniform times."""
     return lambda sde, t: weight(sde, t) / density(sde, t)
 
 
 def held_out_times(sde: SDE, n: int) -> Tensor:
-    """n times at the midpoints of equal intervals of lam, a fixed quadrature for validation
-    losses.
-    """
+    """n times at the midpoints of equal intervals of lam, a fixed quadrature for validation."""
     u = (torch.arange(n, dtype=torch.float64) + 0.5) / n
     ends = sde.lam(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64))
     return sde.time(ends[0] + u * (ends[1] - ends[0]))

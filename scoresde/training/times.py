@@ -1,6 +1,4 @@
-"""How training times are drawn: uniform numbers (independent, antithetic, stratified) through a
-law of t.
-"""
+"""How training times are drawn: uniform numbers through a law of t."""
 
 from __future__ import annotations
 
@@ -19,9 +17,7 @@ Draw = Callable[[int, torch.Generator], Tensor]
 
 
 class Times(Protocol):
-    """A law of training times: ``u`` in (0, 1) to times in [t_min, t_max], and its density
-    relative to uniform times.
-    """
+    """A law of training times: u in (0, 1) to times, and its density relative to uniform times."""
 
     def __call__(self, sde: SDE, u: Tensor) -> Tensor: ...
     def density(self, sde: SDE, t: Tensor) -> Tensor: ...
@@ -39,8 +35,9 @@ def antithetic(n: int, generator: torch.Generator) -> Tensor:
 
 
 def stratified(n: int, generator: torch.Generator) -> Tensor:
-    """(u + i / n) mod 1 for one uniform u, in random order. Variational Diffusion Models, arXiv
-    2107.00630, appendix I.1.
+    """(u + i / n) mod 1 for one uniform u, in random order.
+
+    Variational Diffusion Models, arXiv 2107.00630, appendix I.1.
     """
     u = independent(1, generator) + torch.randperm(n, generator=generator, dtype=torch.float64) / n
     return u % 1
@@ -59,8 +56,7 @@ class Uniform:
 
 @dataclass(frozen=True)
 class LogSNR:
-    """lam uniform: the density is -lam' = g^2 / (2 sigma^2), the importance sampler of the
-    likelihood weighting.
+    """lam uniform: density -lam' = g^2 / (2 sigma^2), the likelihood's importance sampler.
 
     It needs no table: t is ``sde.time`` of a uniform number, for every process. Maximum
     Likelihood Training of Score-Based Diffusion Models, arXiv 2101.09258, section 5.1.
@@ -101,8 +97,9 @@ class LogNormal:
 
 @dataclass(frozen=True)
 class Levels:
-    """The n levels (i + 1) / n of t_max, equally likely: discrete-time training. DDPM, arXiv
-    2006.11239, algorithm 1.
+    """The n levels (i + 1) / n of t_max, equally likely: discrete-time training.
+
+    DDPM, arXiv 2006.11239, algorithm 1.
 
     Raises ValueError unless n >= 1.
     """

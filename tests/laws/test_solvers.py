@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from scoresde import VE, VP, Denoiser, SolverError, solve_ode, solve_sde
-from scoresde.solvers import FIXED_STEP_METHODS, ODE_METHODS, SDE_METHODS
+from scoresde.solvers import ODE_METHODS, SDE_METHODS
 from scoresde.testing import Gaussian
 
 F64 = torch.float64
@@ -130,7 +130,3 @@ def test_a_solve_that_cannot_finish_says_where(gaussian):
     ]:
         with pytest.raises(SolverError, match=text):
             call()
-
-
-def test_fixed_step_methods_are_ode_methods():
-    assert set(FIXED_STEP_METHODS) < set(ODE_METHODS)
