@@ -76,7 +76,10 @@ def annealed_langevin(snr: float = 0.176, steps: int = 5) -> Kernel:
 
 @dataclass(frozen=True)
 class Corrected:
-    """Predictor-corrector: a kernel at ``t``, then a step from ``t`` to ``s``. arXiv 2011.13456, algorithm 1."""
+    """Predictor-corrector: a kernel at ``t``, then a step from ``t`` to ``s``.
+
+    arXiv 2011.13456, algorithm 1.
+    """
 
     step: Step
     kernel: Kernel

@@ -1,0 +1,39 @@
+"""What the README and the configurations claim is what the experiments stored."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "experiments" / "results"
+
+
+def test_the_readme_quotes_the_stored_demonstration():
+    text = (ROOT / "README.md").read_text()
+    found = json.loads((RESULTS / "demo.json").read_text())
+    quoted = [f"{found[k]:.3f}" for k in ("bits_per_dim", "bits_per_dim_given_class")]
+    for sampler in found["samplers"].values():
+        quoted += [f"{sampler['class_accuracy']:.1%}", f"{sampler['copy_rate']:.1%}"]
+    missing = [number for number in quoted if number not in text]
+    assert not missing
+
+
+def test_the_stored_demonstration_meets_what_it_must_show():
+    found = json.loads((RESULTS / "demo.json").read_text())
+    assert found["bits_per_dim"] <= 2.0
+    assert found["class_accuracy"] >= 0.95
+    assert found["classifier_test_accuracy"] >= 0.98
+    assert found["copy_rate"] < found["copy_rate_of_test_images"]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
+def test_a_configuration_quotes_its_stored_result(path):
+    text, stored = path.read_text(), RESULTS / f"{path.stem}.json"
+    launch = f"scoresde train --config configs/{path.name}"
+    assert launch in text.split("\ndata:")[0]
+    if not stored.exists():
+        assert not re.search(r"# Reached.*\d\.\d{3}", text), "a number without a stored result"
+        return
+    assert f"{json.loads(stored.read_text())['bits_per_dim']:.3f} +- " in text
