@@ -4,13 +4,15 @@
 
 For every name it trains configs/NAME.yaml into RUNS/NAME (or goes on), scores its test split,
 draws samples, stores the numbers in experiments/results/NAME.json and writes them as the footer of
-the configuration. ``--path`` is the data folder of configurations that need one.
+the configuration. ``--path`` is the data folder of configurations that need one; ``--steps`` and
+``--num`` shorten the training and the scoring of the longer ones, and the footer says so.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import sys
 import time
@@ -38,36 +40,45 @@ def main() -> int:
     parser.add_argument("names", nargs="+", help="configurations, without .yaml")
     parser.add_argument("--runs", type=Path, default=Path("runs/record"))
     parser.add_argument("--path", type=Path, help="the data folder, where one is needed")
+    parser.add_argument("--steps", type=int, help="train for fewer steps")
+    parser.add_argument("--num", type=int, help="score fewer test examples")
     arguments = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
     for name in arguments.names:
-        result = record(name, arguments.runs / name, arguments.path)
+        result = record(name, arguments.runs / name, arguments)
         (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
         write_footer(CONFIGS / f"{name}.yaml", name, result)
         print(json.dumps({name: result}), file=sys.stderr)
     return 0
 
 
-def record(name: str, out: Path, path: Path | None) -> dict[str, Any]:
+def record(name: str, out: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Train, score and sample one configuration."""
-    overrides = {} if path is None else {"data.path": str(path)}
+    steps, path = arguments.steps, arguments.path
+    overrides: dict[str, Any] = {} if path is None else {"data.path": str(path)}
+    if steps is not None:
+        overrides |= {"train.steps": steps, "train.warmup": steps // 10}
+        overrides |= {f"train.{kind}_every": steps for kind in ("validate", "sample")}
+        overrides |= {"train.ema": min(0.9999, 1 - 10 / steps), "train.log_every": 10}
     config = load_config(CONFIGS / f"{name}.yaml", overrides)
     resume = (out / "checkpoints" / "latest.json").exists()
     begin = time.perf_counter()
     train_run(config, out, resume=resume)
     trained = time.perf_counter()
     run, dataset = load_run(out), build_dataset(config.data)
-    scores = score_split(run.model, dataset.test, dataset.scaling, config.likelihood)
+    test = dataset.test.take(torch.arange(arguments.num or len(dataset.test)))
+    scores = score_split(run.model, test, dataset.scaling, config.likelihood)
     scored = time.perf_counter()
     return {
         "bits_per_dim": scores.mean,
         "bits_per_dim_se": scores.standard_error,
         "nats": float(scores.nats.mean()),
-        "test_examples": len(dataset.test),
+        "test_examples": len(test),
         "likelihood_nfe": scores.nfe,
         **samples(run, dataset),
         "step": run.step,
         "steps": config.train.steps,
+        "shortened": steps is not None,
         "parameters": parameters(run.model),
         "training_seconds": None if resume else trained - begin,
         "scoring_seconds": scored - trained,
@@ -76,8 +87,9 @@ def record(name: str, out: Path, path: Path | None) -> dict[str, Any]:
     }
 
 
-def samples(run: LoadedRun, dataset: Dataset, n: int = 500) -> dict[str, Any]:
+def samples(run: LoadedRun, dataset: Dataset) -> dict[str, Any]:
     """Samples by the configuration's own sampler: calls, and copies of training images."""
+    n = 500 if math.prod(dataset.shape) < 100 else 64
     classes = len(run.data.classes or ()) if run.config.conditional else 0
     label = torch.arange(n) * classes // n if classes else None
     drawn = draw(run.model, build_sampler(run.config.sample), dataset.shape, range(n), label)
@@ -99,9 +111,10 @@ def write_footer(path: Path, name: str, r: dict[str, Any]) -> None:
         value = f"{-r['nats']:.3f} nats a point ({value} in the units of the data)"
     copies = f", copy rate {r['copy_rate']:.2f}" if "copy_rate" in r else ""
     took = r["training_seconds"]
+    shortened = ", a run shortened for the record" if r["shortened"] else ""
     lines = [
         f"{FOOTER}, {r['machine']}: {value}",
-        f"# on {r['test_examples']} test examples at step {r['step']} of {r['steps']}{copies}",
+        f"# on {r['test_examples']} test examples at step {r['step']} of {r['steps']}{shortened}{copies}",
         f"# ({'resumed' if took is None else f'{took:.0f} s of training'}; all numbers in",
         f"# experiments/results/{name}.json, by experiments/record.py).",
     ]

@@ -30,7 +30,9 @@ def test_the_stored_demonstration_meets_what_it_must_show():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
 def test_a_configuration_quotes_its_stored_result(path):
-    text, stored = path.read_text(), RESULTS / f"{path.stem}.json"
+    # The demonstration is the run of the class-conditional configuration.
+    name = "demo" if path.stem == "digits_vp_conditional" else path.stem
+    text, stored = path.read_text(), RESULTS / f"{name}.json"
     launch = f"scoresde train --config configs/{path.name}"
     assert launch in text.split("\ndata:")[0]
     if not stored.exists():
