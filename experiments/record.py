@@ -112,9 +112,10 @@ def write_footer(path: Path, name: str, r: dict[str, Any]) -> None:
     copies = f", copy rate {r['copy_rate']:.2f}" if "copy_rate" in r else ""
     took = r["training_seconds"]
     shortened = ", a run shortened for the record" if r["shortened"] else ""
+    at = f"at step {r['step']} of {r['steps']}{shortened}{copies}"
     lines = [
         f"{FOOTER}, {r['machine']}: {value}",
-        f"# on {r['test_examples']} test examples at step {r['step']} of {r['steps']}{shortened}{copies}",
+        f"# on {r['test_examples']} test examples {at}",
         f"# ({'resumed' if took is None else f'{took:.0f} s of training'}; all numbers in",
         f"# experiments/results/{name}.json, by experiments/record.py).",
     ]
