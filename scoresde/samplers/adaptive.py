@@ -1,0 +1,239 @@
+"""Error control per sample: every sample has its own step, so batch mates never change a result.
+
+Both solvers integrate the one equation of all processes, (8) and (9) of docs/theory.md, in lam and
+w = x / sqrt(alpha^2 + sigma^2); tolerances are in units of w.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from scoresde.denoiser import Denoiser
+from scoresde.samplers.noise import BrownianPath
+from scoresde.sde import SDE, match
+
+
+class Adaptive(NamedTuple):
+    """The end of an adaptive solve.
+
+    States (B, ...) at the times (B,) they reached, whether each reached its end (B,), and the
+    denoiser calls, each for the whole batch.
+    """
+
+    x: Tensor
+    t: Tensor
+    finished: Tensor
+    nfe: int
+
+
+def solve_adaptive(
+    denoiser: Denoiser,
+    x: Tensor,
+    t0: float,
+    t1: float,
+    rtol: float = 1e-3,
+    atol: float = 1e-3,
+    max_nfe: int = 1000,
+    noise: BrownianPath | None = None,
+) -> Adaptive:
+    """Carry ``x`` (B, ...) from ``t0`` to ``t1`` at a tolerance, each sample by its own steps.
+
+    Without ``noise`` the probability flow, either way, by Dormand and Prince's 5(4) pair; with a
+    BrownianPath the reverse SDE, by Heun with Euler inside, whose rejected steps are halved on the
+    same path. After ``max_nfe`` calls the states reached are returned as they are.
+    Raises ValueError for bad arguments, RuntimeError where the denoiser is not finite.
+    """
+    _check(denoiser.sde, t0, t1, rtol, atol, max_nfe)
+    problem = _Problem(denoiser, x, t0, t1, rtol, atol)
+    if noise is None:
+        w, lam = _dormand_prince(problem, max_nfe)
+    elif t1 < t0:
+        w, lam = _stochastic_heun(problem, max_nfe, noise)
+    else:
+        raise ValueError(f"the reverse SDE needs t1 < t0, got t0={t0:g}, t1={t1:g}")
+    t = denoiser.sde.time(lam)
+    finished = lam == problem.lam1
+    t = torch.where(finished, torch.full_like(t, t1), t)
+    return Adaptive((w * match(_size(denoiser.sde, t), w)).to(x), t, finished, problem.nfe)
+
+
+@dataclass
+class _Problem:
+    """The right-hand sides in lam, one per sample, counting denoiser calls."""
+
+    denoiser: Denoiser
+    x: Tensor
+    t0: float
+    t1: float
+    rtol: float
+    atol: float
+    nfe: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        ends = torch.tensor([self.t0, self.t1], dtype=torch.float64)
+        self.lam0, self.lam1 = self.denoiser.sde.lam(ends).tolist()
+
+    def start(self) -> Tensor:
+        """w at t0."""
+        t0 = torch.tensor(self.t0, dtype=torch.float64)
+        return self.x / float(_size(self.denoiser.sde, t0))
+
+    def x0(self, lam: Tensor, w: Tensor) -> Tensor:
+        """x0_hat at w, each sample at its own lam (B,)."""
+        self.nfe += 1
+        sde = self.denoiser.sde
+        t = sde.time(lam)
+        with torch.no_grad():
+            return self.denoiser(w * match(_size(sde, t), w), t)
+
+    def flow(self, lam: Tensor, w: Tensor) -> Tensor:
+        """dw/dlam of the probability flow, (8)."""
+        a = match(_unit_alpha(lam), w)
+        return a * (self.x0(lam, w) - a * w)
+
+    def reverse(self, lam: Tensor, w: Tensor) -> Tensor:
+        """The drift of the reverse SDE with eta = 1, (9)."""
+        a = match(_unit_alpha(lam), w)
+        x0 = self.x0(lam, w)
+        return a * (x0 - a * w) + a * x0 - w
+
+    def ratio(self, error: Tensor, w: Tensor, new: Tensor, lam: Tensor) -> Tensor:
+        """Root-mean-square error over tolerance of each sample (B,)."""
+        allowed = self.atol + self.rtol * torch.maximum(w.abs(), new.abs())
+        ratio = (error / allowed).flatten(1).square().mean(1).sqrt().double()
+        if bad := int((~ratio.isfinite()).sum()):
+            t = float(self.denoiser.sde.time(lam[~ratio.isfinite()][0]))
+            raise RuntimeError(
+                f"solve_adaptive: {bad} of {len(w)} samples are not finite near t={t:.3g}; "
+                "check the model"
+            )
+        return ratio
+
+
+# Dormand and Prince, A family of embedded Runge-Kutta formulae (1980), table 2.
+_NODES = (1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
+_STAGES = (
+    (1 / 5,),
+    (3 / 40, 9 / 40),
+    (44 / 45, -56 / 15, 32 / 9),
+    (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+    (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+    (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+)
+_ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
+
+
+def _dormand_prince(problem: _Problem, max_nfe: int) -> tuple[Tensor, Tensor]:
+    """w and lam (B,) at the end, or after the last step that ``max_nfe`` allows."""
+    w, end = problem.start(), problem.lam1
+    lam = torch.full((len(w),), problem.lam0, dtype=torch.float64, device=w.device)
+    h = torch.full_like(lam, 0.05 * (end - problem.lam0))
+    k = problem.flow(lam, w)
+    while problem.nfe + 6 <= max_nfe and bool((lam != end).any()):
+        last = h.abs() >= (end - lam).abs()
+        h = torch.where(last, end - lam, h)
+        new, k_new, error = _stages(problem, lam, w, k, h)
+        ratio = problem.ratio(error, w, new, lam)
+        accept = ratio <= 1
+        keep = match(accept, w).bool()
+        w, k = torch.where(keep, new, w), torch.where(keep, k_new, k)
+        # A finished sample goes on with steps of length zero, which change nothing.
+        lam = torch.where(accept, torch.where(last, end, lam + h), lam)
+        h = h * (0.9 * ratio.clamp(min=1e-10) ** -0.2).clamp(0.2, 5.0)
+    return w, lam
+
+
+def _stages(
+    problem: _Problem, lam: Tensor, w: Tensor, k: Tensor, h: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The fifth-order state, its slope (first of the next step) and the embedded error."""
+    step, slopes, state = match(h, w), [k], w
+    for node, row in zip(_NODES, _STAGES, strict=True):
+        state = w + step * _combine(row, slopes)
+        slopes.append(problem.flow(lam + node * h, state))
+    return state, slopes[-1], step * _combine(_ERROR, slopes)
+
+
+def _combine(weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
+    total = torch.zeros_like(slopes[0])
+    for weight, slope in zip(weights, slopes, strict=True):
+        total = total.add(slope, alpha=weight) if weight else total
+    return total
+
+
+_DEPTH = 20
+"""The smallest step of the stochastic solver is 2^-20 of the range of lam."""
+
+
+def _stochastic_heun(problem: _Problem, max_nfe: int, path: BrownianPath) -> tuple[Tensor, Tensor]:
+    """w and lam (B,) at the end, or after the last step that ``max_nfe`` allows.
+
+    Steps are cells of a dyadic partition of the range of lam, so that a step and its halves see
+    the same path. With additive noise Heun is of weak order 2; the error is its gap to Euler.
+    """
+    w, lam0, span = problem.start(), problem.lam0, problem.lam1 - problem.lam0
+    level = torch.full((len(w),), 3, device=w.device)
+    place = torch.zeros_like(level)  # in units of the smallest cell
+    while problem.nfe + 2 <= max_nfe and bool((place < 2**_DEPTH).any()):
+        active = place < 2**_DEPTH
+        h = torch.where(active, span * 2.0 ** -level.double(), 0.0)
+        lam = lam0 + span * 2.0**-_DEPTH * place.double()
+        cell = torch.where(active, place >> (_DEPTH - level), 0)
+        kick = _kick(path, w, level, cell, lam + h / 2, span) * match(active, w)
+        new, error = _heun(problem, lam, w, h, kick)
+        ratio = problem.ratio(error, w, new, lam)
+        accept = active & ((ratio <= 1) | (level == _DEPTH))
+        w = torch.where(match(accept, w).bool(), new, w)
+        place = place + torch.where(accept, 2 ** (_DEPTH - level), 0)
+        # A cell may grow where it is the left half of its parent and was four times too exact.
+        aligned = (place >> (_DEPTH - level)) % 2 == 0
+        grow = accept & aligned & (ratio < 0.25) & (level > 0)
+        level = torch.where(active & ~accept, level + 1, torch.where(grow, level - 1, level))
+    done = place >= 2**_DEPTH
+    return w, torch.where(done, problem.lam1, lam0 + span * 2.0**-_DEPTH * place.double())
+
+
+def _kick(
+    path: BrownianPath, w: Tensor, level: Tensor, cell: Tensor, lam: Tensor, span: float
+) -> Tensor:
+    """sqrt(2) b dW over each sample's cell, b at the cell's middle."""
+    size = math.sqrt(2 * span) * _unit_alpha(-lam)
+    return match(size, w) * path.cells(w, level, cell)
+
+
+def _heun(
+    problem: _Problem, lam: Tensor, w: Tensor, h: Tensor, kick: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Heun's step with additive noise, and its gap to Euler's."""
+    step = match(h, w)
+    slope = problem.reverse(lam, w)
+    euler = w + step * slope + kick
+    gap = step * (problem.reverse(lam + h, euler) - slope) / 2
+    return euler + gap, gap
+
+
+def _unit_alpha(lam: Tensor) -> Tensor:
+    """a(lam) of (8); a(-lam) is b."""
+    return torch.sigmoid(2 * lam).sqrt()
+
+
+def _size(sde: SDE, t: Tensor) -> Tensor:
+    """sqrt(alpha^2 + sigma^2), the size of x in units of w."""
+    return torch.hypot(sde.alpha(t), sde.sigma(t))
+
+
+def _check(sde: SDE, t0: float, t1: float, rtol: float, atol: float, max_nfe: int) -> None:
+    for name, t in (("t0", t0), ("t1", t1)):
+        if not 0 < t <= sde.t_max:
+            raise ValueError(f"need 0 < {name} <= {sde.t_max:g}, got {name}={t:g}")
+    if t0 == t1:
+        raise ValueError(f"need t0 != t1, got {t0:g} twice")
+    if not (rtol > 0 and atol > 0):
+        raise ValueError(f"need rtol > 0 and atol > 0, got rtol={rtol:g}, atol={atol:g}")
+    if max_nfe < 1:
+        raise ValueError(f"need max_nfe >= 1, got {max_nfe}")

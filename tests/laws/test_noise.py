@@ -1,0 +1,105 @@
+"""Noise: distribution, independence of the batch, and one path however it is walked."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+
+from scoresde import VP, sample
+from scoresde.samplers import Ancestral, BrownianPath, grids, per_sample_noise
+from scoresde.testing import grid25
+
+F64 = torch.float64
+
+
+def test_hashed_draws_are_standard_normal_and_independent():
+    noise = per_sample_noise(range(400))
+    x = torch.empty(400, 999, dtype=F64)
+    first, second = noise(x), noise(x)
+    for z in (first, second):
+        n = z.numel()
+        assert abs(z.mean()) < 5 / math.sqrt(n)
+        assert abs(z.var() - 1) < 5 * math.sqrt(2 / n)
+        assert abs((z**4).mean() - 3) < 5 * math.sqrt(96 / n)
+        inside = (z.abs() < 1).double().mean()
+        assert abs(inside - 0.682689) < 5 * math.sqrt(0.25 / n)
+    flat = 5 / math.sqrt(first.numel())
+    assert abs((first * second).mean()) < flat  # over calls
+    assert abs((first[:-1] * first[1:]).mean()) < flat  # over neighbouring seeds
+    assert abs((first[:, :-1] * first[:, 1:]).mean()) < flat  # over positions
+    assert abs((first[:, :499] * first[:, 500:]).mean()) < flat  # the two of Box-Muller
+
+
+@pytest.mark.parametrize("shape", [(), (2,), (1, 8, 8), (3, 9, 7)], ids=str)
+def test_a_draw_depends_on_its_seed_and_call_only(shape):
+    seeds = [5, 2**63 + 11, -4, 0, 17]
+    together = per_sample_noise(seeds)
+    draws = [together(torch.empty(5, *shape)) for _ in range(3)]
+    for i, seed in enumerate(seeds):
+        alone = per_sample_noise([seed])
+        for draw in draws:
+            assert torch.equal(alone(torch.empty(1, *shape))[0], draw[i])
+
+
+def test_precision_changes_the_rounding_only():
+    low, high = (
+        per_sample_noise([1, 2])(torch.empty(2, 50, dtype=d)) for d in (torch.float32, F64)
+    )
+    torch.testing.assert_close(low.double(), high, rtol=1e-4, atol=1e-5)
+
+
+def test_one_seed_a_sample():
+    t, s = torch.tensor([1.0, 0.5])
+    path = BrownianPath([1, 2])
+    path(torch.empty(2, 2), t, s)
+    for noise in (per_sample_noise([1, 2]), path):
+        with pytest.raises(ValueError, match="2 seeds for a batch of 3"):
+            noise(torch.empty(3, 2), t, s / 2)
+
+
+def test_brownian_increments_add_up_in_any_order_of_questions():
+    """W(c) - W(a) = (W(b) - W(a)) + (W(c) - W(b)), whether b is asked before or after."""
+    x = torch.empty(3, 4, dtype=F64)
+    a, b, c = torch.tensor([1.0, 0.35, 0.2], dtype=F64)
+    whole_first, parts_first = BrownianPath([1, 2, 3]), BrownianPath([1, 2, 3])
+    whole = whole_first(x, a, c) * (a - c).sqrt()
+    parts = whole_first(x, a, b) * (a - b).sqrt() + whole_first(x, b, c) * (b - c).sqrt()
+    torch.testing.assert_close(whole, parts)
+    parts = parts_first(x, a, b) * (a - b).sqrt() + parts_first(x, b, c) * (b - c).sqrt()
+    torch.testing.assert_close(parts_first(x, a, c) * (a - c).sqrt(), parts)
+
+
+def test_brownian_increments_have_their_law_after_refinement():
+    """Quarters of an interval drawn by bridges: unit variance each, independent of each other."""
+    path, x = BrownianPath(range(20_000)), torch.empty(20_000, 1, dtype=F64)
+    times = torch.tensor([1.0, 0.0, 0.5, 0.75, 0.25], dtype=F64)
+    path(x, times[0], times[1])
+    grid = times.sort().values
+    quarters = torch.cat([path(x, a, b) for a, b in pairwise(grid)], 1)
+    covariance = quarters.T @ quarters / len(x)
+    torch.testing.assert_close(covariance, torch.eye(4, dtype=F64), rtol=0, atol=0.04)
+    assert quarters.mean(0).abs().max() < 0.03
+
+
+def test_few_and_many_steps_follow_one_path():
+    """On one path 10 and 40 steps end near each other; on independent noise they do not."""
+    sde, data = VP(), grid25(std=0.3)
+    clock = lambda t: (2 * sde.lam(t)).exp()  # noqa: E731
+    x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0), dtype=F64)
+    run = lambda n, noise: sample(  # noqa: E731
+        data.denoiser(sde), x, grids.log_snr(sde, n), Ancestral(), noise
+    )
+    path = BrownianPath(range(200), clock)
+    fine, finer = run(80, path), run(160, path)
+    apart = run(160, per_sample_noise(range(200)))
+    gap = lambda a, b: float((a - b).norm(dim=1).median())  # noqa: E731
+    assert gap(fine, finer) < 0.3 * gap(fine, apart)
+
+
+def test_a_path_needs_an_interval():
+    path, x = BrownianPath([0]), torch.empty(1, 2)
+    with pytest.raises(ValueError, match="needs the interval"):
+        path(x)
+    with pytest.raises(ValueError, match="empty interval"):
+        path(x, torch.tensor(0.5), torch.tensor(0.5))
