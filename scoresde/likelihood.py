@@ -16,7 +16,15 @@ import torch
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser
-from scoresde.solvers import Flow, Tolerance, integrate, scale, time_of, unit_alpha
+from scoresde.solvers import (
+    Flow,
+    Tolerance,
+    integrate,
+    require_samples,
+    scale,
+    time_of,
+    unit_alpha,
+)
 
 Field = Callable[[Tensor], Tensor]
 
@@ -126,6 +134,7 @@ def log_likelihood(
     ``solve_ode``. Raises ValueError and SolverError as ``solve_ode`` does. Score-Based Generative
     Modeling through SDEs, arXiv 2011.13456, eq. 39, in the variables of (8).
     """
+    require_samples(x)
     sde, flow, dim = denoiser.sde, Flow(denoiser), x[0].numel()
     first, last = time_of(sde, sde.t_min if t0 is None else t0), time_of(sde, sde.t_max)
     n0, n1 = scale(sde, first), scale(sde, last)
@@ -158,16 +167,17 @@ def bits_per_dim(log_prob: Tensor, shape: torch.Size | tuple[int, ...], scale: f
 
 def _pullback(field: Field, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """field(x), and the map from K cotangents (K, B, ...) to K products v^T J."""
-    with torch.enable_grad():
-        u = x.detach().requires_grad_()
+    with torch.inference_mode(False), torch.enable_grad():
+        u = x.detach().clone().requires_grad_()
         value = field(u)
 
     def pull(cotangents: Tensor) -> Tensor:
         batched = len(cotangents) > 1
         v = cotangents if batched else cotangents[0]
-        (rows,) = torch.autograd.grad(
-            value, u, v.to(value), retain_graph=True, is_grads_batched=batched
-        )
+        with torch.inference_mode(False):
+            (rows,) = torch.autograd.grad(
+                value, u, v.to(value).clone(), retain_graph=True, is_grads_batched=batched
+            )
         return rows if batched else rows[None]
 
     return value.detach(), pull

@@ -40,6 +40,11 @@ def derivative(schedule: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
         return torch.autograd.grad(y.sum(), u)[0] if y.requires_grad else torch.zeros_like(u)
 
 
+def _like(value: Tensor, t: Tensor) -> Tensor:
+    """In the dtype of ``t``; of an integer time, in float64."""
+    return value.to(t) if t.is_floating_point() else value
+
+
 def log1mexp(a: Tensor) -> Tensor:
     """log(1 - exp(a)) for a < 0 without cancellation."""
     return torch.log(-torch.expm1(a))
@@ -50,7 +55,7 @@ class SDE(ABC):
 
     Times run over ``(0, t_max]``. Training and likelihoods stop at ``t_min``, samplers at
     ``t_eps`` (then one denoising step). Times are tensors, 0-dim or (B,), of any float dtype;
-    schedules are evaluated in float64 and returned in the dtype of ``t``.
+    what follows from the schedules is evaluated in float64 and returned in the dtype of ``t``.
     """
 
     t_min: float
@@ -67,24 +72,24 @@ class SDE(ABC):
 
     def alpha(self, t: Tensor) -> Tensor:
         """Mean coefficient alpha(t) of (1)."""
-        return self.log_alpha(t.double()).exp().to(t)
+        return _like(self.log_alpha(t.double()).exp(), t)
 
     def sigma(self, t: Tensor) -> Tensor:
         """Standard deviation sigma(t) of (1)."""
-        return self.log_sigma(t.double()).exp().to(t)
+        return _like(self.log_sigma(t.double()).exp(), t)
 
     def lam(self, t: Tensor) -> Tensor:
         """Half log-SNR lam(t) = log alpha - log sigma, (2)."""
-        return self._lam(t.double()).to(t)
+        return _like(self._lam(t.double()), t)
 
     def f(self, t: Tensor) -> Tensor:
         """Drift coefficient f(t) = (log alpha)', (3)."""
-        return derivative(self.log_alpha, t).to(t)
+        return _like(derivative(self.log_alpha, t), t)
 
     def g2(self, t: Tensor) -> Tensor:
         """Squared diffusion coefficient g(t)^2 = -2 sigma^2 lam', (3)."""
         sigma = self.log_sigma(t.double()).exp()
-        return (-2 * sigma**2 * derivative(self._lam, t)).to(t)
+        return _like(-2 * sigma**2 * derivative(self._lam, t), t)
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
         """Forward drift f(t) x, shaped like ``x`` (B, ...)."""
@@ -130,24 +135,33 @@ class SDE(ABC):
 
     @cached_property
     def _knots(self) -> tuple[Tensor, Tensor]:
-        """log t from t_max / 2^60 to t_max, and lam there: the table that ``time`` starts from."""
-        octaves = torch.linspace(-60, 0, 4096, dtype=torch.float64)
-        log_t = math.log(self.t_max) + octaves * math.log(2)
-        return log_t, self._lam(log_t.exp())
+        """log t and lam there: the table that ``time`` starts from.
+
+        Dense towards t = 0 and towards t_max, beyond which alpha may vanish.
+        """
+        with torch.inference_mode(False), torch.no_grad():
+            low = torch.linspace(-60, 0, 4096, dtype=torch.float64) * math.log(2)
+            high = torch.log1p(-(2.0 ** torch.linspace(-48, -1, 512, dtype=torch.float64)))
+            log_t = math.log(self.t_max) + torch.cat([low, high]).unique()
+            return log_t, self._lam(log_t.exp())
 
 
 def _ordered(**values: float) -> None:
     """Raise ValueError unless 0 < the values, strictly increasing in the order given."""
     names, numbers = list(values), list(values.values())
-    if not (numbers[0] > 0 and all(a < b for a, b in pairwise(numbers))):
+    if not all(a < b for a, b in pairwise([0.0, *numbers, math.inf])):
         found = ", ".join(f"{k}={v:g}" for k, v in values.items())
-        raise ValueError(f"need 0 < {' < '.join(names)}, got {found}")
+        raise ValueError(f"need 0 < {' < '.join(names)} < inf, got {found}")
 
 
 def _cutoffs(sde: SDE) -> None:
-    if not 0 < sde.t_min <= sde.t_eps < sde.t_max:
+    """Raise ValueError unless the cut-offs are in order and some signal is left at t_max."""
+    if not 0 < sde.t_min <= sde.t_eps < sde.t_max < math.inf:
         found = f"t_min={sde.t_min:g}, t_eps={sde.t_eps:g}, t_max={sde.t_max:g}"
-        raise ValueError(f"need 0 < t_min <= t_eps < t_max, got {found}")
+        raise ValueError(f"need 0 < t_min <= t_eps < t_max < inf, got {found}")
+    end = torch.tensor(sde.t_max, dtype=torch.float64)
+    if not (sde.alpha(end) > 0 and sde.lam(end).isfinite()):
+        raise ValueError(f"no signal is left at t_max in floating point: {sde}; lower t_max")
 
 
 def linear_beta_log_alpha(t: Tensor, beta_min: float, beta_max: float) -> Tensor:
@@ -345,14 +359,16 @@ class DiscreteVP(SDE):
 
     @cached_property
     def _table(self) -> Tensor:
-        betas = torch.tensor(self.betas, dtype=torch.float64)
-        return torch.nn.functional.pad(torch.log1p(-betas).cumsum(0) / 2, (1, 0))
+        with torch.inference_mode(False):
+            betas = torch.tensor(self.betas, dtype=torch.float64)
+            return torch.nn.functional.pad(torch.log1p(-betas).cumsum(0) / 2, (1, 0))
 
     def log_alpha(self, t: Tensor) -> Tensor:
         n = len(self.betas)
         table = self._table.to(t)
         position = t * n
-        i = position.detach().floor().long().clamp(0, n - 1)
+        # A level belongs to the interval below it, whose beta is its own.
+        i = position.detach().ceil().long().clamp(1, n) - 1
         return torch.lerp(table[i], table[i + 1], position - i)
 
     def log_sigma(self, t: Tensor) -> Tensor:

@@ -70,6 +70,7 @@ def solve_ode(
     """
     sde, flow = denoiser.sde, Flow(denoiser)
     start, end = time_of(sde, t0), time_of(sde, t1)
+    require_samples(x)
     tolerance = Tolerance(method, rtol, atol, steps, max_nfe)
     w = integrate(
         flow, x / scale(sde, start), float(sde.lam(start)), float(sde.lam(end)), tolerance
@@ -100,6 +101,9 @@ def solve_sde(
         raise ValueError(f"unknown SDE method {method!r}; choose one of {', '.join(SDE_METHODS)}")
     if steps < 1:
         raise ValueError(f"need steps >= 1, got steps={steps}")
+    if not 0 <= eta < math.inf:
+        raise ValueError(f"need 0 <= eta < inf, got eta={eta:g}")
+    require_samples(x)
     sde, flow = denoiser.sde, Flow(denoiser)
     first, last = time_of(sde, t0), time_of(sde, t1)
     lam0, lam1 = float(sde.lam(first)), float(sde.lam(last))
@@ -121,9 +125,9 @@ def solve_sde(
     reverse = _ReverseSDE(flow, eta, x.shape)
     span = torch.tensor([lam0, lam1], dtype=torch.float64)
     with torch.no_grad():
-        w: Tensor = torchsde.sdeint(
-            reverse, start, span, bm=path, method=method, dt=(lam1 - lam0) / steps
-        )[-1]
+        # A hair longer, so that rounding never adds a step.
+        dt = (lam1 - lam0) / steps * (1 + 1e-9)
+        w: Tensor = torchsde.sdeint(reverse, start, span, bm=path, method=method, dt=dt)[-1]
     _require_finite(w, f"torchsde {method}", "use more steps")
     return w.reshape(x.shape) * scale(sde, last)
 
@@ -167,6 +171,8 @@ def integrate(
     Raises SolverError, naming the lam reached, when the solver gives up or the result is not
     finite.
     """
+    if lam0 == lam1:
+        return start
     from torchdiffeq import odeint
 
     guard = _Guard(rate, tolerance, min(lam0, lam1), max(lam0, lam1))
@@ -273,6 +279,12 @@ def time_of(sde: SDE, t: Tensor | float) -> Tensor:
     if not 0 < float(time) <= sde.t_max:
         raise ValueError(f"time {float(time):g} is outside (0, {sde.t_max:g}]")
     return time
+
+
+def require_samples(x: Tensor) -> None:
+    """Raise ValueError for an empty batch."""
+    if len(x) == 0:
+        raise ValueError("the batch is empty; give at least one sample")
 
 
 def _require_finite(x: Tensor, solver: str, remedy: str) -> None:

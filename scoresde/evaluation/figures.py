@@ -73,7 +73,7 @@ def loss_curve(
     path: Path | str,
     records: Sequence[Mapping[str, Any]],
     train: str = "loss",
-    held_out: str = "held_out_loss",
+    held_out: str = "held_out",
     label: str = "loss",
 ) -> None:
     """Draw the training loss, raw and smoothed, and the held-out loss against the step, as a PNG.

@@ -1,4 +1,4 @@
-"""Step -> Step: a step wrapped by a kernel that leaves the marginal p_t as it is."""
+"""Step -> Step: a step preceded by a kernel that moves x_t at fixed time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scoresde.samplers.noise import Noise
 
 
 class Kernel(Protocol):
-    """A move of x_t at fixed time that leaves p_t invariant, at ``nfe`` denoiser calls."""
+    """A move of x_t at fixed time that leaves p_t invariant, or nearly, at ``nfe`` calls."""
 
     @property
     def nfe(self) -> int: ...
@@ -32,8 +32,10 @@ class Langevin:
     By default the norms are their root-mean-squares where noise dominates, sqrt(D) and sqrt(D) /
     sigma, so that h = 2 (snr sigma)^2 as in annealed Langevin dynamics (arXiv 1907.05600,
     algorithm 1): a step length that depends on the sample would not leave p_t invariant, and one
-    averaged over the batch would couple samples. ``published`` takes the batch means of the norms
-    (arXiv 2011.13456, algorithms 4-5).
+    averaged over the batch would couple samples. Being unadjusted, it inflates the variance of
+    pure noise by 1 / (1 - snr^2), and diverges from snr = 1 on.
+    ``published`` takes the batch means of the norms, as arXiv 2011.13456, algorithm 4, does.
+    Raises ValueError unless 0 < snr < 1 and steps >= 1.
     """
 
     snr: float = 0.16
@@ -41,9 +43,9 @@ class Langevin:
     published: bool = False
 
     def __post_init__(self) -> None:
-        if not (self.snr > 0 and self.steps >= 1):
+        if not (0 < self.snr < 1 and self.steps >= 1):
             raise ValueError(
-                f"need snr > 0 and steps >= 1, got snr={self.snr:g}, steps={self.steps}"
+                f"need 0 < snr < 1 and steps >= 1, got snr={self.snr:g}, steps={self.steps}"
             )
 
     @property
@@ -70,7 +72,7 @@ def langevin(snr: float = 0.16, steps: int = 1, published: bool = False) -> Kern
 
 
 def annealed_langevin(snr: float = 0.176, steps: int = 5) -> Kernel:
-    """The Langevin kernel with the defaults of NCSNv2, arXiv 2006.09011."""
+    """The Langevin kernel with the step and the count of NCSNv2 on CIFAR-10, arXiv 2006.09011."""
     return Langevin(snr, steps)
 
 

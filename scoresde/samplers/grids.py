@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
+from os import PathLike
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,7 +16,7 @@ Grid = Callable[[SDE, int], Tensor]
 
 
 def uniform(sde: SDE, n: int) -> Tensor:
-    """Equal steps of time. arXiv 2011.13456, algorithms 2-5."""
+    """Equal steps of time. arXiv 2011.13456, algorithms 2-3."""
     return _pinned(sde, sde.t_max + _ramp(n) * (sde.t_eps - sde.t_max))
 
 
@@ -32,16 +35,126 @@ def log_snr(sde: SDE, n: int) -> Tensor:
 def karras(rho: float = 7.0) -> Grid:
     """Equal steps of (sigma / alpha)^(1 / rho). EDM, arXiv 2206.00364, eq. 5.
 
-    Raises ValueError unless rho > 0.
+    Raises ValueError unless rho >= 0.1.
     """
-    if not rho > 0:
-        raise ValueError(f"need rho > 0, got rho={rho:g}")
+    if not rho >= 0.1:  # below, the powers overflow
+        raise ValueError(f"need rho >= 0.1, got rho={rho:g}")
 
     def grid(sde: SDE, n: int) -> Tensor:
         high, low = ((-lam / rho).exp() for lam in _ends(sde))
         return _pinned(sde, sde.time(-rho * torch.log(high + _ramp(n) * (low - high))))
 
     return grid
+
+
+def polyexponential(rho: float = 1.0) -> Grid:
+    """lam falls short of its end by the power rho of equal steps; rho = 1 is ``log_snr``.
+
+    ``rho`` > 1 puts more steps at low noise. Raises ValueError unless rho > 0. k-diffusion's
+    polyexponential schedule of sigma, in lam.
+    """
+    if not rho > 0:
+        raise ValueError(f"need rho > 0, got rho={rho:g}")
+
+    def grid(sde: SDE, n: int) -> Tensor:
+        lam_max, lam_eps = _ends(sde)
+        return _pinned(sde, sde.time(lam_eps + (1 - _ramp(n)) ** rho * (lam_max - lam_eps)))
+
+    return grid
+
+
+# --- a discrete table: level k = 1..N stands for the time k t_max / N --------------------------
+
+
+def linspace(levels: int = 1000) -> Grid:
+    """n + 1 levels evenly spaced from N to 1, rounded; the last gives way to ``t_eps``.
+
+    Raises ValueError where the table cannot hold n + 1 different times. Common Diffusion Noise
+    Schedules and Sample Steps are Flawed, arXiv 2305.08891, table 2.
+    """
+    return _table(levels, lambda n: (1 + (1 - _ramp(n)) * (levels - 1)).round())
+
+
+def leading(levels: int = 1000) -> Grid:
+    """Levels k floor(N / (n + 1)) + 1 for k = n..0; the last gives way to ``t_eps``.
+
+    It starts below ``t_max``, as published samplers with it do. Errors and source as
+    ``linspace``.
+    """
+    return _table(levels, lambda n: torch.arange(n, -1, -1).double() * (levels // (n + 1)) + 1)
+
+
+def trailing(levels: int = 1000) -> Grid:
+    """Levels N - k N / n, rounded, for k = 0..n - 1, then ``t_eps``.
+
+    Errors and source as ``linspace``.
+    """
+    return _table(levels, lambda n: ((1 - _ramp(n)) * levels).round())
+
+
+def _table(levels: int, rule: Callable[[int], Tensor]) -> Grid:
+    """The times of the levels a rule picks, the last replaced by ``t_eps``."""
+    if levels < 2:
+        raise ValueError(f"a table needs at least 2 levels, got {levels}")
+
+    def grid(sde: SDE, n: int) -> Tensor:
+        _ramp(n)
+        ts = rule(n) / levels * sde.t_max
+        ts[-1] = sde.t_eps
+        if not (ts.diff() < 0).all():
+            raise ValueError(f"{levels} levels do not hold a grid of {n} steps; take fewer steps")
+        return ts
+
+    return grid
+
+
+# --- given times --------------------------------------------------------------------------------
+
+
+def fixed(times: Sequence[float], name: str = "the fixed grid") -> Grid:
+    """The grid of exactly these times, for any process whose range holds them.
+
+    Raises ValueError for times that do not strictly decrease or are not positive and finite; on
+    use, for another number of steps than ``len(times) - 1`` or a time beyond ``t_max``.
+    """
+    ts = torch.tensor(times, dtype=torch.float64)
+    if ts.ndim != 1 or len(ts) < 2 or not (ts.isfinite().all() and (ts.diff() < 0).all()):
+        raise ValueError(f"{name} must be at least 2 strictly decreasing times")
+    if not ts[-1] > 0:
+        raise ValueError(f"{name} must stay above time 0, got {float(ts[-1]):g}")
+
+    def grid(sde: SDE, n: int) -> Tensor:
+        if n != len(ts) - 1:
+            raise ValueError(f"{name} has {len(ts) - 1} steps, asked for {n}")
+        if ts[0] > sde.t_max:
+            raise ValueError(f"{name} starts at {float(ts[0]):g}, beyond t_max={sde.t_max:g}")
+        return ts.clone()
+
+    return grid
+
+
+def from_file(path: str | PathLike[str]) -> Grid:
+    """The grid in a JSON file: a list of decreasing times, or an object with the list "times".
+
+    Raises ValueError, with the name of the file, for anything else and as ``fixed`` does.
+    """
+    return fixed(_times(_read_json(Path(path)), path), f"the grid in {path}")
+
+
+def _read_json(path: Path) -> object:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"cannot read the grid {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is not a JSON file: {error}") from error
+
+
+def _times(content: object, path: str | PathLike[str]) -> list[float]:
+    times = content.get("times") if isinstance(content, dict) else content
+    if not isinstance(times, list) or not all(type(t) in (int, float) for t in times):
+        raise ValueError(f'{path} must hold a list of times, or {{"times": [...]}}')
+    return times
 
 
 def _ramp(n: int) -> Tensor:

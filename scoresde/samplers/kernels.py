@@ -30,8 +30,10 @@ def transition(at: Level, to: Level) -> tuple[float, float]:
         a = alpha_t / alpha_s,   v = sigma_t^2 - a^2 sigma_s^2
 
     ``at`` is the noisier level t and ``to`` the cleaner level s; v is computed without
-    cancellation.
+    cancellation. Raises ValueError where s is not cleaner.
     """
+    if at.lam > to.lam:
+        raise ValueError("a stochastic step runs from a noisy t to a cleaner s; flip the grid")
     return at.alpha / to.alpha, -(at.sigma**2) * math.expm1(2 * (at.lam - to.lam))
 
 

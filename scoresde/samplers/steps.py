@@ -31,6 +31,8 @@ class EulerMaruyama:
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, state: State, noise: Noise
     ) -> tuple[Tensor, State]:
         sde, h = denoiser.sde, float(t - s)
+        if h < 0:
+            raise ValueError("a stochastic step runs from a noisy t to a cleaner s; flip the grid")
         f, g2 = float(sde.f(t)), float(sde.g2(t))
         score = score_of(x, denoiser(x, t), level(sde, t))
         return x - (f * x - g2 * score) * h + math.sqrt(g2 * h) * noise(x, t, s), None

@@ -114,6 +114,20 @@ def test_a_float32_batch_is_solved_in_float64():
     torch.testing.assert_close(got.log_prob, truth, rtol=0, atol=2e-3)
 
 
+def test_works_in_inference_mode(gaussian):
+    sde, x = VP(), gaussian.sample(3, torch.Generator().manual_seed(0))
+    outside = log_likelihood(gaussian.denoiser(sde), x).log_prob
+    with torch.inference_mode():
+        inside = log_likelihood(gaussian.denoiser(sde), x).log_prob
+    assert torch.equal(inside, outside)
+
+
+def test_at_the_terminal_time_it_is_the_prior(gaussian):
+    sde, x = VP(), gaussian.sample(3, torch.Generator().manual_seed(0))
+    found = log_likelihood(gaussian.denoiser(sde), x, t0=sde.t_max)
+    torch.testing.assert_close(found.log_prob, sde.prior().log_prob(x).sum(1))
+
+
 def test_bad_input():
     data = Gaussian(torch.zeros(2), torch.tensor(0.25))
     x = data.sample(4)

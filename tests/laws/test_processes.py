@@ -125,10 +125,43 @@ def test_any_shape_of_time_and_state(sde):
     torch.testing.assert_close(sde.perturb(x0, t, eps)[:, 0, 0, 0], sde.alpha(t))
 
 
-def test_works_under_inference_mode(sde):
+def test_works_in_inference_mode_and_after_it(sde):
+    fresh = type(sde)()
+    t = torch.tensor(0.5 * sde.t_max)
     with torch.inference_mode():
-        t = torch.tensor(0.5 * sde.t_max)
-        assert torch.isfinite(sde.f(t) + sde.g2(t) + sde.time(sde.lam(t)))
+        inside = fresh.alpha(t) + fresh.time(fresh.lam(t)) + fresh.f(t) + fresh.g2(t)
+    outside = fresh.alpha(t) + fresh.time(fresh.lam(t)) + fresh.f(t) + fresh.g2(t)
+    assert torch.equal(inside, outside)
+
+
+def test_the_rate_at_a_level_of_the_table_is_its_own():
+    sde = DiscreteVP()
+    i = torch.arange(1, 1001, dtype=F64)
+    rate = 1000 * torch.log1p(-torch.tensor(sde.betas, dtype=F64))
+    torch.testing.assert_close(sde.f(i / 1000), rate / 2, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize(
+    "sde",
+    [
+        LinearFlow(t_max=1 - 1e-9),
+        Cosine(t_max=1 - 1e-9),
+        VP(beta_max=400),
+        DiscreteVP((0.5, 0.01)),
+    ],
+    ids=repr,
+)
+def test_time_inverts_lam_at_the_extremes(sde):
+    near = sde.t_max - (sde.t_max - sde.t_eps) * torch.logspace(-12, 0, 300, dtype=F64)
+    far = torch.logspace(-7, 0, 300, dtype=F64) * sde.t_max
+    for t in (near, far):
+        torch.testing.assert_close(sde.lam(sde.time(sde.lam(t))), sde.lam(t), rtol=0, atol=1e-6)
+    # Beyond the noisiest level there is no time: the answer is t_max.
+    assert float(sde.time(torch.tensor(-60.0, dtype=F64))) == pytest.approx(sde.t_max)
+
+
+def test_an_integer_time_is_not_rounded():
+    assert float(VP().alpha(torch.tensor(1))) == pytest.approx(0.0065716, rel=1e-4)
 
 
 def test_published_constants():
@@ -158,6 +191,8 @@ def test_discrete_levels_are_the_table():
         (lambda: VP(beta_min=20, beta_max=0.1), ("beta_min=20", "beta_max=0.1")),
         (lambda: VE(sigma_min=50, sigma_max=0.01), ("sigma_min=50", "sigma_max=0.01")),
         (lambda: EDM(t_min=-1), ("t_min=-1",)),
+        (lambda: EDM(t_max=math.inf), ("t_max=inf",)),
+        (lambda: VE(sigma_max=math.inf), ("sigma_max=inf",)),
         (lambda: LinearFlow(t_max=1.0), ("t_max=1",)),
         (lambda: Cosine(t_max=1.0), ("t_max=1",)),
         (lambda: DiscreteVP(betas=(0.5, 2.0)), ("betas",)),
@@ -167,3 +202,8 @@ def test_inconsistent_constants_are_refused(make, names):
     with pytest.raises(ValueError, match="need") as error:
         make()
     assert all(name in str(error.value) for name in names)
+
+
+def test_a_process_that_leaves_no_signal_is_refused():
+    with pytest.raises(ValueError, match="no signal is left at t_max"):
+        VP(beta_max=4000.0)

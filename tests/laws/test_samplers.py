@@ -277,6 +277,40 @@ def test_langevin_leaves_the_marginal_invariant(published):
     assert abs(gap) < 0.03
 
 
+def test_the_bias_of_langevin_is_that_of_its_docstring():
+    """On pure noise the stationary variance is sigma^2 / (1 - snr^2)."""
+    sde, data = VE(), Gaussian(torch.zeros(1, dtype=F64), torch.tensor(1e-12, dtype=F64))
+    t = torch.tensor(0.4, dtype=F64)
+    for snr in (0.25, 0.5):
+        a, b, c = affine(
+            lambda d, x, t, s, state, noise: (langevin(snr)(d, x, t, noise), None),  # noqa: B023
+            data.denoiser(sde),
+            t,
+            t,
+        )
+        stationary = sum(z * z for z in c) / (1 - a * a)
+        assert stationary / float(sde.sigma(t)) ** 2 == pytest.approx(1 / (1 - snr**2), rel=1e-6)
+        assert b == 0
+
+
+@pytest.mark.parametrize("step", STEPS, ids=repr)
+def test_declared_calls_are_the_calls_made(step):
+    sde, calls = VP(), []
+    inner = grid25().denoiser(sde)
+    counted = Denoiser(sde, lambda x, t: calls.append(1) or inner(x, t))
+    sample(counted, starts(sde, 2, 2), grids.uniform(sde, 7), step, denoise=False)
+    assert len(calls) == 7 * step.nfe_per_step
+
+
+@pytest.mark.parametrize(
+    "step", [EulerMaruyama(), ReverseDiffusion(), Ancestral(), DDIM(eta=0.5)], ids=repr
+)
+def test_a_stochastic_step_refuses_to_run_backwards(step):
+    sde = VP()
+    with pytest.raises(ValueError, match="from a noisy t to a cleaner s"):
+        sample(grid25().denoiser(sde), starts(sde, 2, 2), grids.uniform(sde, 5).flip(0), step)
+
+
 def test_langevin_repairs_a_wrong_start():
     sde, data = VE(), Gaussian(torch.tensor([1.0], dtype=F64), torch.tensor([0.25], dtype=F64))
     t = torch.tensor(0.4, dtype=F64)
@@ -340,6 +374,7 @@ def test_bad_step_options_are_refused():
     for make, text in [
         (lambda: DDIM(eta=1.5), "eta=1.5"),
         (lambda: langevin(snr=0.0), "snr=0"),
+        (lambda: langevin(snr=1.0), "snr=1"),
         (lambda: grids.karras(rho=-1), "rho=-1"),
         (lambda: per_sample_noise([1])(torch.zeros(2, 2)), "1 seeds for a batch of 2"),
     ]:

@@ -83,6 +83,24 @@ def test_reverse_sde_without_noise_is_the_probability_flow(gaussian):
     torch.testing.assert_close(got, exact, rtol=0, atol=0.03)
 
 
+@pytest.mark.parametrize("method", ["euler", "milstein"])
+def test_sde_takes_the_steps_it_is_told_to(method, gaussian):
+    sde, calls = VP(), []
+    inner = gaussian.denoiser(sde)
+    counted = Denoiser(sde, lambda x, t: calls.append(1) or inner(x, t))
+    for steps in (1, 7, 10, 50, 100):
+        calls.clear()
+        solve_sde(counted, starts(sde, 2), 1.0, 1e-3, steps, method=method)
+        assert len(calls) == steps + 1  # and one to look at shapes
+
+
+def test_a_solve_over_nothing_changes_nothing(gaussian):
+    sde, x = VP(), starts(VP(), 3)
+    found = solve_ode(gaussian.denoiser(sde), x, 0.5, 0.5)
+    torch.testing.assert_close(found.x, x)
+    assert found.nfe == 0
+
+
 def test_sde_seed_fixes_the_path(gaussian):
     sde = VE()
     run = lambda seed: solve_sde(  # noqa: E731
@@ -112,6 +130,8 @@ def test_bad_input_is_one_line_with_a_remedy(gaussian):
         (lambda: solve_ode(denoiser, x, 1.0, 0.1, rtol=0.0), "rtol=0"),
         (lambda: solve_sde(denoiser, x, 1.0, 0.1, 0), "steps=0"),
         (lambda: solve_sde(denoiser, x, 0.1, 1.0, 5), "cleaner t1 < t0"),
+        (lambda: solve_sde(denoiser, x, 1.0, 0.1, 5, eta=-1.0), "eta=-1"),
+        (lambda: solve_ode(denoiser, x[:0], 1.0, 0.1), "batch is empty"),
         (lambda: solve_sde(denoiser, x, 1.0, 0.1, 5, method="heun"), "unknown SDE method 'heun'"),
     ]:
         with pytest.raises(ValueError, match=text):

@@ -1,0 +1,327 @@
+"""Deterministic steps as one integral: what is integrated, and the weights that approximate it.
+
+In a frame without linear part the probability flow is the integral of one reading m of the
+denoiser, with u a unit of length and theta a function of lam:
+
+    x_s / u_s = x_t / u_t + int_t^s m dtheta,   x_s = (u_s / u_t) x_t + sum_j w_j m_j
+
+    m = eps:       u = alpha,           theta = sigma / alpha              (DPM-Solver, DEIS)
+    m = x0:        u = sigma,           theta = alpha / sigma              (DPM-Solver++)
+    m = eps - x0:  u = alpha + sigma,   theta = sigma / (alpha + sigma)    (the straight path)
+
+A rule replaces m by a polynomial through readings at chosen lam and returns the weights w_j: host
+floats that depend on the grid alone. With one reading every frame gives the DDIM step.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import ClassVar, NamedTuple, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from scoresde.samplers.kernels import Level
+from scoresde.sde import SDE
+
+Array = NDArray[np.float64]
+Weights = tuple[float, ...]
+
+# --- readings of the denoiser ---------------------------------------------------------------
+
+
+class Point(NamedTuple):
+    """A reading at one level, m = gain * value: the gain waits for the weight, and saves a pass
+    over the tensor.
+    """
+
+    lam: float
+    gain: float
+    value: Tensor
+
+
+class Prediction(ABC):
+    """What is integrated: a reading m of the denoiser, with its unit u and its theta."""
+
+    @abstractmethod
+    def unit(self, at: Level) -> float:
+        """The unit of length u(t)."""
+
+    @abstractmethod
+    def kernel(self, lam: Array, to: Level) -> Array:
+        """u_s dtheta/dlam, with the unit of the end of the step."""
+
+    @abstractmethod
+    def read(self, x: Tensor, x0: Tensor, at: Level) -> Point:
+        """The reading at a level of finite lam."""
+
+
+@final
+@dataclass(frozen=True)
+class Epsilon(Prediction):
+    """m = eps = (x - alpha x0) / sigma."""
+
+    def unit(self, at: Level) -> float:
+        return at.alpha
+
+    def kernel(self, lam: Array, to: Level) -> Array:
+        return -to.sigma * np.exp(to.lam - lam)
+
+    def read(self, x: Tensor, x0: Tensor, at: Level) -> Point:
+        return Point(at.lam, 1 / at.sigma, torch.sub(x, x0, alpha=at.alpha))
+
+
+@final
+@dataclass(frozen=True)
+class Data(Prediction):
+    """m = x0."""
+
+    def unit(self, at: Level) -> float:
+        return at.sigma
+
+    def kernel(self, lam: Array, to: Level) -> Array:
+        return to.alpha * np.exp(lam - to.lam)
+
+    def read(self, x: Tensor, x0: Tensor, at: Level) -> Point:
+        return Point(at.lam, 1.0, x0)
+
+
+@final
+@dataclass(frozen=True)
+class Velocity(Prediction):
+    """m = eps - x0: the velocity of the process relabelled as the straight path of flow
+    matching.
+    """
+
+    def unit(self, at: Level) -> float:
+        return at.alpha + at.sigma
+
+    def kernel(self, lam: Array, to: Level) -> Array:
+        return -self.unit(to) / (4 * np.cosh(lam / 2) ** 2)
+
+    def read(self, x: Tensor, x0: Tensor, at: Level) -> Point:
+        return Point(at.lam, 1 / at.sigma, torch.sub(x, x0, alpha=self.unit(at)))
+
+
+EPS, X0, V = Epsilon(), Data(), Velocity()
+
+# --- one step in terms of readings -----------------------------------------------------------
+
+
+def regular(*levels: Level) -> bool:
+    """Whether alpha and sigma are positive: otherwise only the first-order step is defined."""
+    return all(math.isfinite(level.lam) for level in levels)
+
+
+def first_order(x: Tensor, x0: Tensor, at: Level, to: Level) -> Tensor:
+    """The DDIM step, down to sigma = 0 and up from alpha = 0 or sigma = 0 (where E[eps | x] =
+    0).
+    """
+    kept = to.sigma / at.sigma if at.sigma else 0.0
+    return torch.mul(x, kept).add_(x0, alpha=to.alpha - kept * at.alpha)
+
+
+def advance(
+    prediction: Prediction,
+    x: Tensor,
+    at: Level,
+    to: Level,
+    points: Sequence[Point],
+    weights: Weights,
+) -> Tensor:
+    """(u_s / u_t) x + sum_j w_j m_j."""
+    y = torch.mul(x, prediction.unit(to) / prediction.unit(at))
+    for point, weight in zip(points, weights, strict=True):
+        y.add_(point.value, alpha=weight * point.gain)
+    return y
+
+
+# --- variables of interpolation --------------------------------------------------------------
+
+Variable = Callable[[SDE, Array], Array]
+
+
+def log_snr(sde: SDE, lam: Array) -> Array:
+    """lam itself: DPM-Solver, UniPC, DEIS in log rho."""
+    return lam
+
+
+def ratio(sde: SDE, lam: Array) -> Array:
+    """rho = sigma / alpha: Karras' sigma, LMS, rho-DEIS."""
+    return np.exp(-lam)
+
+
+def share(sde: SDE, lam: Array) -> Array:
+    """sigma / (alpha + sigma): the time of the straight path."""
+    return (1 - np.tanh(lam / 2)) / 2
+
+
+def clock(sde: SDE, lam: Array) -> Array:
+    """The time of the process: t-DEIS."""
+    return sde.time(torch.from_numpy(lam)).numpy()
+
+
+# --- rules: weights from the places of the readings --------------------------------------------
+
+
+class Rule(ABC):
+    """Weights w_j, the integral of the kernel from ``at`` to ``to`` shared out among readings at
+    ``lams``; the reading at ``at`` comes first.
+
+    ``cap`` is the highest global order that a step with this rule reaches on any smooth grid.
+    """
+
+    cap: ClassVar[int]
+
+    @abstractmethod
+    def weights(
+        self, prediction: Prediction, sde: SDE, at: Level, to: Level, lams: Weights
+    ) -> Weights: ...
+
+
+@final
+@dataclass(frozen=True)
+class Interpolation(Rule):
+    """The exact integral of the polynomial through the readings: w_j = u_s int L_j dtheta.
+
+    Fast Sampling of Diffusion Models with Exponential Integrator (DEIS), arXiv 2204.13902, eq.
+    15, in any variable.
+    """
+
+    variable: Variable = log_snr
+    cap: ClassVar[int] = 4
+
+    def weights(
+        self, prediction: Prediction, sde: SDE, at: Level, to: Level, lams: Weights
+    ) -> Weights:
+        return _interpolated(prediction, self.variable, sde, at.lam, to, lams)
+
+
+@final
+@dataclass(frozen=True)
+class FixedAdams(Rule):
+    """The Adams-Bashforth weights of equal steps, whatever the steps are: second order at best.
+
+    Pseudo Numerical Methods for Diffusion Models, arXiv 2202.09778, eq. 12.
+    """
+
+    cap: ClassVar[int] = 2
+
+    def weights(
+        self, prediction: Prediction, sde: SDE, at: Level, to: Level, lams: Weights
+    ) -> Weights:
+        whole = _moment(prediction, at.lam, to, 0)
+        return tuple(whole * c for c in _ADAMS[len(lams) - 1])
+
+
+@final
+@dataclass(frozen=True)
+class PublishedTaylor(Rule):
+    """The multistep formulas of the DPM-Solver code, which coincide with Interpolation up to
+    O(h^2) for two readings and lack a factor 2 in front of the third.
+
+        D2 = (D1_0 - D1_1) / (r0 + r1)   where the expansion needs   2 (D1_0 - D1_1) / (r0 + r1)
+
+    DPM-Solver++, arXiv 2211.01095, algorithm 2 and its code.
+    """
+
+    cap: ClassVar[int] = 2
+
+    def weights(
+        self, prediction: Prediction, sde: SDE, at: Level, to: Level, lams: Weights
+    ) -> Weights:
+        if len(lams) == 2:
+            return _halved(prediction, at, to, lams, _moment(prediction, at.lam, to, 0))
+        exact = _interpolated(prediction, log_snr, sde, at.lam, to, lams)
+        if len(lams) < 3:
+            return exact
+        lost = _moment(prediction, at.lam, to, 2) / 2
+        return tuple(w - lost / gap for w, gap in zip(exact, _gaps(lams), strict=True))
+
+
+@final
+@dataclass(frozen=True)
+class UnifiedB(Rule):
+    """The weights of UniPC: its linear system has the exact integral for solution whatever B is,
+    but for two readings, where the code takes 1 / 2 instead, times B = h or e^h - 1.
+
+    UniPC, arXiv 2302.04867, eq. 9 and appendix F.
+    """
+
+    exponential: bool = True
+    cap: ClassVar[int] = 4
+
+    def weights(
+        self, prediction: Prediction, sde: SDE, at: Level, to: Level, lams: Weights
+    ) -> Weights:
+        if len(lams) != 2:
+            return _interpolated(prediction, log_snr, sde, at.lam, to, lams)
+        if self.exponential:
+            return _halved(prediction, at, to, lams, _moment(prediction, at.lam, to, 0))
+        end = float(prediction.kernel(np.array([to.lam]), to)[0])
+        return _halved(prediction, at, to, lams, end * (to.lam - at.lam))
+
+
+EXACT, BH1, BH2 = Interpolation(), UnifiedB(exponential=False), UnifiedB(exponential=True)
+
+_ADAMS: tuple[Weights, ...] = (
+    (1.0,),
+    (3 / 2, -1 / 2),
+    (23 / 12, -16 / 12, 5 / 12),
+    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+)
+
+
+def _halved(prediction: Prediction, at: Level, to: Level, lams: Weights, scale: float) -> Weights:
+    """int k m0 + (scale / 2) D,   D = (m1 - m0) / r,   r = (lam_1 - lam_0) / h."""
+    slope = scale / 2 * (to.lam - at.lam) / (lams[1] - lams[0])
+    return _moment(prediction, at.lam, to, 0) - slope, slope
+
+
+@lru_cache(maxsize=4096)
+def _moment(prediction: Prediction, start: float, to: Level, power: int) -> float:
+    """int k (lam - lam_t)^power dlam."""
+    lam, measure = _quadrature(start, to.lam)
+    return float(prediction.kernel(lam, to) * (lam - start) ** power @ measure)
+
+
+@lru_cache(maxsize=4096)
+def _interpolated(
+    prediction: Prediction, variable: Variable, sde: SDE, start: float, to: Level, lams: Weights
+) -> Weights:
+    """int k L_j dlam, with L_j the Lagrange basis on the readings in the given variable."""
+    lam, measure = _quadrature(start, to.lam)
+    k = prediction.kernel(lam, to) * measure
+    u = variable(sde, np.concatenate([lam, lams]))
+    u, knots = u[: len(lam)], u[len(lam) :].tolist()
+    shares = [math.prod((u - b for b in _others(knots, j)), start=k) for j in range(len(lams))]
+    return tuple(float(np.sum(part)) / gap for part, gap in zip(shares, _gaps(knots), strict=True))
+
+
+def _gaps(knots: Sequence[float]) -> list[float]:
+    """prod_{k != j} (u_j - u_k): the denominators of the Lagrange basis."""
+    return [math.prod(a - b for b in _others(knots, j)) for j, a in enumerate(knots)]
+
+
+def _others(knots: Sequence[float], j: int) -> list[float]:
+    return [*knots[:j], *knots[j + 1 :]]
+
+
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(12)
+
+
+def _quadrature(start: float, end: float) -> tuple[Array, Array]:
+    """Gauss-Legendre nodes and signed weights in panels of at most 1: rounding is all the error
+    for kernels whose poles in lam are at i pi / 2 or further.
+    """
+    edges = np.linspace(start, end, max(1, math.ceil(abs(end - start))) + 1)
+    centres = [((a + b) / 2, (b - a) / 2) for a, b in pairwise(edges.tolist())]
+    nodes = np.concatenate([middle + half * _NODES for middle, half in centres])
+    return nodes, np.concatenate([half * _WEIGHTS for _, half in centres])

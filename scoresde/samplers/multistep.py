@@ -1,0 +1,275 @@
+"""Multistep methods: a polynomial through the readings of past steps, one call a step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+from torch import Tensor
+
+from scoresde.denoiser import Denoiser
+from scoresde.samplers.integrals import (
+    BH1,
+    BH2,
+    EPS,
+    EXACT,
+    X0,
+    FixedAdams,
+    Interpolation,
+    Point,
+    Prediction,
+    PublishedTaylor,
+    Rule,
+    Variable,
+    advance,
+    first_order,
+    log_snr,
+    ratio,
+    regular,
+)
+from scoresde.samplers.kernels import Level, level
+from scoresde.samplers.loop import State
+from scoresde.samplers.noise import Noise
+from scoresde.samplers.singlestep import LINEAR, THIRDS, TRAPEZOID, SingleStep
+
+History = tuple[Point, ...]  # newest first
+
+
+@dataclass(frozen=True)
+class Multistep:
+    """Adams-Bashforth in the frame of a prediction: one call a step, up to ``points`` readings.
+
+    Without ``start`` the number of readings climbs from one, which caps the order at 2. With it,
+    the first step is ``start`` (one more call for each inner node), whose last inner reading
+    serves as history: order points - 1 there is enough for order ``points``. A step at alpha = 0
+    or sigma = 0 is the DDIM step, and history begins anew.
+    Raises ValueError unless 1 <= points <= 4 and ``start`` is of the same prediction.
+    """
+
+    prediction: Prediction
+    points: int
+    rule: Rule = EXACT
+    start: SingleStep | None = None
+    nfe_per_step: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        _check(self.points, self.prediction, self.start)
+
+    @property
+    def order(self) -> int:
+        started = 1 if self.start is None else self.start.order
+        return min(self.points, self.rule.cap, started + 1)
+
+    @property
+    def nfe_to_start(self) -> int:
+        """Calls beyond one a step, all in the first."""
+        return 0 if self.start is None else self.start.nfe_per_step - 1
+
+    def __call__(
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, state: State, noise: Noise
+    ) -> tuple[Tensor, State]:
+        at, to = level(denoiser.sde, t), level(denoiser.sde, s)
+        x0 = denoiser(x, t)
+        if not regular(at, to):
+            return first_order(x, x0, at, to), None
+        here = self.prediction.read(x, x0, at)
+        if state is None and self.start is not None:
+            return _begin(self.start, denoiser, x, s, at, to, here)
+        points = (here, *(state or ()))[: self.points]
+        weights = self.rule.weights(self.prediction, denoiser.sde, at, to, _lams(points))
+        return advance(self.prediction, x, at, to, points, weights), points[: self.points - 1]
+
+
+class Pending(NamedTuple):
+    """What UniPC corrects with at its next call: where the last step began, and its readings."""
+
+    x: Tensor
+    at: Level
+    history: History
+
+
+@dataclass(frozen=True)
+class UniPC:
+    """Predictor-corrector with one call a step: the reading at the predicted state serves first
+    to correct that state, then to predict the next.
+
+    The predictor integrates through ``points`` readings and the corrector through one more, which
+    gives order points + 1; the last step is not corrected. Without ``start`` the number of
+    readings climbs from one and the order is at most 3; ``start`` is as in Multistep.
+    Raises ValueError unless 1 <= points <= 4 and ``start`` is of the same prediction. UniPC,
+    arXiv 2302.04867, algorithms 5-8.
+    """
+
+    prediction: Prediction
+    points: int
+    rule: Rule = BH2
+    start: SingleStep | None = None
+    nfe_per_step: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        _check(self.points, self.prediction, self.start)
+
+    @property
+    def order(self) -> int:
+        started = 2 if self.start is None else self.start.order
+        return min(self.points + 1, self.rule.cap, started + 1)
+
+    @property
+    def nfe_to_start(self) -> int:
+        """Calls beyond one a step, all in the first."""
+        return 0 if self.start is None else self.start.nfe_per_step - 1
+
+    def __call__(
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, state: State, noise: Noise
+    ) -> tuple[Tensor, State]:
+        at, to = level(denoiser.sde, t), level(denoiser.sde, s)
+        x0 = denoiser(x, t)
+        if not regular(at):
+            return first_order(x, x0, at, to), None
+        here = self.prediction.read(x, x0, at)
+        if state is not None:
+            first, *older = state.history
+            x = self._integrate(denoiser, state.x, state.at, at, (first, here, *older))
+        if not regular(to):
+            return first_order(x, x0, at, to), None
+        if state is None and self.start is not None:
+            end, history = _begin(self.start, denoiser, x, s, at, to, here)
+            return end, Pending(x, at, history)
+        history = (here, *(state.history if state else ()))[: self.points]
+        return self._integrate(denoiser, x, at, to, history), Pending(x, at, history)
+
+    def _integrate(
+        self, denoiser: Denoiser, x: Tensor, at: Level, to: Level, points: History
+    ) -> Tensor:
+        weights = self.rule.weights(self.prediction, denoiser.sde, at, to, _lams(points))
+        return advance(self.prediction, x, at, to, points, weights)
+
+
+def _begin(
+    start: SingleStep, denoiser: Denoiser, x: Tensor, s: Tensor, at: Level, to: Level, here: Point
+) -> tuple[Tensor, History]:
+    """The first step, with the history it leaves: its last reading strictly inside, and the
+    first.
+    """
+    end, (_, *inner) = start.stages(denoiser, x, s, at, to, here)
+    return end, (*(point for point in inner[-1:] if point.lam != to.lam), here)
+
+
+def _lams(points: History) -> tuple[float, ...]:
+    return tuple(point.lam for point in points)
+
+
+def _check(points: int, prediction: Prediction, start: SingleStep | None) -> None:
+    if points not in (1, 2, 3, 4):
+        raise ValueError(f"multistep methods take 1 to 4 readings, got {points}")
+    if start is not None and start.prediction != prediction:
+        raise ValueError(
+            f"the start must read what the method reads, {prediction}, got {start.prediction}"
+        )
+
+
+# --- published names -------------------------------------------------------------------------
+
+
+def eab(
+    prediction: Prediction = X0, order: int = 3, variable: Variable = log_snr, ramp: bool = False
+) -> Multistep:
+    """Exponential Adams-Bashforth: the exact integral of the polynomial through past readings.
+
+    Orders 3 and 4 spend 1 and 2 more calls in the first step; ``ramp`` climbs from order 1
+    instead, at no extra call and second order overall. Raises ValueError unless 1 <= order <= 4.
+    Fast Sampling with Exponential Integrator, arXiv 2204.13902, eq. 14-15.
+    """
+    rule = Interpolation(variable)
+    return Multistep(prediction, order, rule, None if ramp else _start(prediction, order, rule))
+
+
+def lms(order: int = 4, ramp: bool = False) -> Multistep:
+    """The linear multistep sampler of k-diffusion: Adams-Bashforth in sigma / alpha, exactly.
+
+    ``ramp`` is k-diffusion's own start, which caps the order at 2; else as ``eab``.
+    """
+    return eab(EPS, order, ratio, ramp)
+
+
+def deis(order: int = 3, variable: Variable = log_snr, ramp: bool = False) -> Multistep:
+    """DEIS: the noise as a polynomial in ``log_snr`` (log rho), ``ratio`` (rho) or ``clock`` (t).
+
+    Arguments and start as ``eab``. Fast Sampling with Exponential Integrator, arXiv 2204.13902,
+    section 3.
+    """
+    return eab(EPS, order, variable, ramp)
+
+
+def dpm_solver(order: int = 3, prediction: Prediction = EPS, published: bool = False) -> Multistep:
+    """Multistep DPM-Solver: ``EPS`` for the noise form, ``X0`` for DPM-Solver++.
+
+    The expansions of the paper are the exact integral, so this is ``eab`` in lam. ``published``
+    takes the formulas and the ramp of the released code, second order at best. Raises ValueError
+    unless order is 1, 2 or 3. DPM-Solver++, arXiv 2211.01095, algorithm 2.
+    """
+    if order not in (1, 2, 3):
+        raise ValueError(f"multistep DPM-Solver has orders 1, 2 and 3, got order={order}")
+    return Multistep(prediction, order, PublishedTaylor()) if published else eab(prediction, order)
+
+
+def dpmpp_2m(published: bool = True) -> Multistep:
+    """DPM-Solver++(2M); its published weights (1 + h / 2h', -h / 2h') are second order too.
+
+    ``published=False`` integrates the line through the two readings exactly.
+    """
+    return dpm_solver(2, X0, published)
+
+
+def dpmpp_3m(published: bool = False) -> Multistep:
+    """DPM-Solver++(3M) at third order, one more call in the first step.
+
+    ``published`` leaves out the factor 2 of the third term, as all released codes do.
+    """
+    return dpm_solver(3, X0, published)
+
+
+def unipc(
+    order: int = 3,
+    prediction: Prediction = X0,
+    exponential: bool = True,
+    published: bool = False,
+) -> UniPC:
+    """UniPC-``order``, whose global order is order + 1, at most 4: one call a step.
+
+    ``exponential`` takes B = e^h - 1 (bh2), else B = h (bh1); ``published`` climbs from one
+    reading, where orders 3 and 4 otherwise spend 2 more calls in the first step. Raises
+    ValueError unless 1 <= order <= 4. UniPC, arXiv 2302.04867, algorithms 5-8.
+    """
+    start = None if published or order < 3 else SingleStep(prediction, THIRDS, EXACT)
+    return UniPC(prediction, order, BH2 if exponential else BH1, start)
+
+
+def ipndm(order: int = 4) -> Multistep:
+    """Improved PNDM: Adams-Bashforth with the weights of equal steps, from one reading up.
+
+    Second order at most on grids that are not equal in sigma / alpha. Raises ValueError unless
+    1 <= order <= 4. Fast Sampling with Exponential Integrator, arXiv 2204.13902, appendix H.
+    """
+    return Multistep(EPS, order, FixedAdams())
+
+
+def ipndm_v(order: int = 4, ramp: bool = False) -> Multistep:
+    """Improved PNDM with weights for unequal steps of sigma / alpha: the method of ``lms``."""
+    return lms(order, ramp)
+
+
+def plms(order: int = 4) -> Multistep:
+    """Pseudo linear multistep: ``ipndm`` after a first step of Heun, one more call.
+
+    Raises ValueError unless 1 <= order <= 4. Pseudo Numerical Methods for Diffusion Models, arXiv
+    2202.09778, algorithm 2 with the start of the latent-diffusion code.
+    """
+    return Multistep(EPS, order, FixedAdams(), SingleStep(EPS, TRAPEZOID, Interpolation(ratio)))
+
+
+def _start(prediction: Prediction, order: int, rule: Rule) -> SingleStep | None:
+    """The cheapest first step after which a method keeps its order."""
+    if order < 3:
+        return None
+    return SingleStep(prediction, LINEAR if order == 3 else THIRDS, rule)
