@@ -282,9 +282,9 @@ class Cosine(SDE):
 
     def __post_init__(self) -> None:
         _ordered(s=self.s)
-        _cutoffs(self)
         if self.t_max >= 1:
             raise ValueError(f"need t_max < 1 (alpha vanishes at 1), got t_max={self.t_max:g}")
+        _cutoffs(self)
 
     @property
     def _b(self) -> float:
@@ -313,9 +313,9 @@ class LinearFlow(SDE):
     t_max: float = 0.999
 
     def __post_init__(self) -> None:
-        _cutoffs(self)
         if self.t_max >= 1:
             raise ValueError(f"need t_max < 1 (alpha vanishes at 1), got t_max={self.t_max:g}")
+        _cutoffs(self)
 
     def log_alpha(self, t: Tensor) -> Tensor:
         return torch.log1p(-t)

@@ -120,14 +120,6 @@ def regular(*levels: Level) -> bool:
     return all(math.isfinite(level.lam) for level in levels)
 
 
-def first_order(x: Tensor, x0: Tensor, at: Level, to: Level) -> Tensor:
-    """The DDIM step, down to sigma = 0 and up from alpha = 0 or sigma = 0 (where E[eps | x] =
-    0).
-    """
-    kept = to.sigma / at.sigma if at.sigma else 0.0
-    return torch.mul(x, kept).add_(x0, alpha=to.alpha - kept * at.alpha)
-
-
 def advance(
     prediction: Prediction,
     x: Tensor,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from scoresde.sde import SDE
@@ -19,8 +21,14 @@ class Level(NamedTuple):
 
 
 def level(sde: SDE, t: Tensor) -> Level:
-    """Marginal coefficients at a 0-dim time."""
-    log_alpha, log_sigma = float(sde.log_alpha(t.double())), float(sde.log_sigma(t.double()))
+    """Marginal coefficients at a 0-dim time; the end of a step is remembered for the next."""
+    return _level(sde, float(t))
+
+
+@lru_cache(maxsize=4096)
+def _level(sde: SDE, t: float) -> Level:
+    time = torch.tensor(t, dtype=torch.float64)
+    log_alpha, log_sigma = float(sde.log_alpha(time)), float(sde.log_sigma(time))
     return Level(math.exp(log_alpha), math.exp(log_sigma), log_alpha - log_sigma)
 
 
@@ -47,19 +55,16 @@ def score_of(x: Tensor, x0: Tensor, at: Level) -> Tensor:
     return (at.alpha * x0 - x) / at.sigma**2
 
 
-def ddim_update(
-    x0: Tensor, eps: Tensor, at: Level, to: Level, eta: float, z: Tensor | None
-) -> Tensor:
-    """The DDIM update from level ``at`` to level ``to``.
+def flow_step(x: Tensor, x0: Tensor, at: Level, to: Level) -> Tensor:
+    """x_s = (sigma_s / sigma_t) x - alpha_s expm1(-h) x0: the probability flow with x0 held.
 
-        x_s = alpha_s x0 + sqrt(sigma_s^2 - v) eps + sqrt(v) z,
-        v = eta^2 sigma_s^2 v_ts / sigma_t^2
-
-    eta = 0 is the probability-flow step, eta = 1 the exact posterior p(x_s | x_t, x0). Denoising
-    Diffusion Implicit Models, arXiv 2010.02502, eq. 12 and 16, for any alpha and sigma.
+    Defined where alpha or sigma is zero too (from sigma = 0 on, E[eps | x] = 0). The DDIM step,
+    arXiv 2010.02502, eq. 12 without noise, and first-order DPM-Solver++, arXiv 2211.01095, eq. 9.
     """
-    if z is None or eta == 0:
-        return to.alpha * x0 + to.sigma * eps
-    _, variance = transition(at, to)
-    v = eta**2 * to.sigma**2 * variance / at.sigma**2
-    return to.alpha * x0 + math.sqrt(to.sigma**2 - v) * eps + math.sqrt(v) * z
+    if at.sigma == 0:
+        return to.alpha * x0
+    kept = to.sigma / at.sigma
+    towards_noise = to.lam < at.lam
+    # Towards data the difference would cancel, towards noise the exponential may overflow.
+    gain = to.alpha - kept * at.alpha if towards_noise else -to.alpha * math.expm1(at.lam - to.lam)
+    return torch.mul(x, kept).add_(x0, alpha=gain)

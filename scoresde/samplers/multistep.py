@@ -22,12 +22,11 @@ from scoresde.samplers.integrals import (
     Rule,
     Variable,
     advance,
-    first_order,
     log_snr,
     ratio,
     regular,
 )
-from scoresde.samplers.kernels import Level, level
+from scoresde.samplers.kernels import Level, flow_step, level
 from scoresde.samplers.loop import State
 from scoresde.samplers.noise import Noise
 from scoresde.samplers.singlestep import LINEAR, THIRDS, TRAPEZOID, SingleStep
@@ -71,7 +70,7 @@ class Multistep:
         at, to = level(denoiser.sde, t), level(denoiser.sde, s)
         x0 = denoiser(x, t)
         if not regular(at, to):
-            return first_order(x, x0, at, to), None
+            return flow_step(x, x0, at, to), None
         here = self.prediction.read(x, x0, at)
         if state is None and self.start is not None:
             return _begin(self.start, denoiser, x, s, at, to, here)
@@ -125,13 +124,13 @@ class UniPC:
         at, to = level(denoiser.sde, t), level(denoiser.sde, s)
         x0 = denoiser(x, t)
         if not regular(at):
-            return first_order(x, x0, at, to), None
+            return flow_step(x, x0, at, to), None
         here = self.prediction.read(x, x0, at)
         if state is not None:
             first, *older = state.history
             x = self._integrate(denoiser, state.x, state.at, at, (first, here, *older))
         if not regular(to):
-            return first_order(x, x0, at, to), None
+            return flow_step(x, x0, at, to), None
         if state is None and self.start is not None:
             end, history = _begin(self.start, denoiser, x, s, at, to, here)
             return end, Pending(x, at, history)

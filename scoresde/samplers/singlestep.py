@@ -21,10 +21,9 @@ from scoresde.samplers.integrals import (
     Prediction,
     Rule,
     advance,
-    first_order,
     regular,
 )
-from scoresde.samplers.kernels import Level, level
+from scoresde.samplers.kernels import Level, flow_step, level
 from scoresde.samplers.loop import State
 from scoresde.samplers.noise import Noise
 from scoresde.sde import SDE
@@ -81,7 +80,7 @@ class SingleStep:
         at, to = level(denoiser.sde, t), level(denoiser.sde, s)
         x0 = denoiser(x, t)
         if not regular(at, to):
-            return first_order(x, x0, at, to), None
+            return flow_step(x, x0, at, to), None
         here = self.prediction.read(x, x0, at)
         return self.stages(denoiser, x, s, at, to, here)[0], None
 

@@ -6,10 +6,18 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser
-from scoresde.samplers.kernels import ddim_update, level, noise_of, score_of, transition
+from scoresde.samplers.kernels import (
+    Level,
+    flow_step,
+    level,
+    noise_of,
+    score_of,
+    transition,
+)
 from scoresde.samplers.loop import State
 from scoresde.samplers.noise import Noise
 
@@ -84,8 +92,12 @@ class DDIM:
     ) -> tuple[Tensor, State]:
         at, to = level(denoiser.sde, t), level(denoiser.sde, s)
         x0 = denoiser(x, t)
-        z = noise(x, t, s) if self.eta else None
-        return ddim_update(x0, noise_of(x, x0, at), at, to, self.eta, z), None
+        if not self.eta:
+            return flow_step(x, x0, at, to), None
+        v = self.eta**2 * to.sigma**2 * transition(at, to)[1] / at.sigma**2
+        kept = math.sqrt(to.sigma**2 - v) / at.sigma
+        mean = torch.mul(x, kept).add_(x0, alpha=to.alpha - kept * at.alpha)
+        return mean.add_(noise(x, t, s), alpha=math.sqrt(v)), None
 
 
 @dataclass(frozen=True)
@@ -107,13 +119,17 @@ class Ancestral:
 
 @dataclass(frozen=True)
 class Heun:
-    """Heun's step on the probability flow in y = x / alpha, r = sigma / alpha: dy/dr = eps.
+    """Heun's step, the trapezoid rule on the probability flow along the straight path.
 
-        y' = y + (r_s - r_t) eps_t,   y_s = y + (r_s - r_t) (eps_t + eps_s) / 2
+        y = x / (alpha + sigma),   c = sigma / (alpha + sigma),   dy/dc = eps - x0
+        y' = y + (c_s - c_t) m_t,   y_s = y + (c_s - c_t) (m_t + m_s) / 2,   m = eps - x0
 
-    EDM, arXiv 2206.00364, algorithm 1 without churn, for any process.
+    On the linear flow it is the textbook rule, and in these bounded variables it errs several
+    times less at few steps than ``published``, which is y = x / alpha, c = sigma / alpha, m = eps.
+    EDM, arXiv 2206.00364, algorithm 1 without churn (published), for any process.
     """
 
+    published: bool = False
     order: ClassVar[int] = 2
     nfe_per_step: ClassVar[int] = 2
 
@@ -121,9 +137,16 @@ class Heun:
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, state: State, noise: Noise
     ) -> tuple[Tensor, State]:
         at, to = level(denoiser.sde, t), level(denoiser.sde, s)
-        gap = to.sigma - to.alpha * at.sigma / at.alpha  # alpha_s (r_s - r_t)
-        ratio = to.alpha / at.alpha
-        eps = noise_of(x, denoiser(x, t), at)
-        guess = ratio * x + gap * eps
-        eps_s = noise_of(guess, denoiser(guess, s), to)
-        return ratio * x + gap * (eps + eps_s) / 2, None
+        x0 = denoiser(x, t)
+        guess = flow_step(x, x0, at, to)
+        slope = self._slope(x, x0, at) + self._slope(guess, denoiser(guess, s), to)
+        unit_t, unit_s = self._unit(at), self._unit(to)
+        gap = unit_s * (to.sigma / unit_s - at.sigma / unit_t)
+        return torch.mul(x, unit_s / unit_t).add_(slope, alpha=gap / 2), None
+
+    def _unit(self, at: Level) -> float:
+        return at.alpha if self.published else at.alpha + at.sigma
+
+    def _slope(self, x: Tensor, x0: Tensor, at: Level) -> Tensor:
+        eps = noise_of(x, x0, at)
+        return eps if self.published else eps - x0

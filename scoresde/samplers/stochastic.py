@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser
-from scoresde.samplers.kernels import Level, level, transition
+from scoresde.samplers.kernels import Level, flow_step, level, transition
 from scoresde.samplers.loop import State
 from scoresde.samplers.noise import Noise
 from scoresde.sde import SDE
@@ -27,15 +27,6 @@ def combine(*terms: tuple[float, Tensor]) -> Tensor:
     for weight, term in rest:
         total.add_(term, alpha=weight)
     return total
-
-
-def flow_step(x: Tensor, x0: Tensor, at: Level, to: Level) -> Tensor:
-    """x_s = (sigma_s / sigma_t) x - alpha_s expm1(-h) x0: the probability flow with x0 held.
-
-    The first-order step of DPM-Solver++, arXiv 2211.01095, eq. 9, and DDIM with eta = 0.
-    """
-    gain = -to.alpha * math.expm1(at.lam - to.lam)
-    return combine((to.sigma / at.sigma, x), (gain, x0))
 
 
 def split(at: Level, to: Level, eta: float) -> tuple[Level, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,10 +16,9 @@ Draw = Callable[[int, torch.Generator], Tensor]
 
 
 class Times(Protocol):
-    """A law of training times: u in (0, 1) to times, and its density relative to uniform times."""
+    """A law of training times: u in (0, 1) to times of the process."""
 
     def __call__(self, sde: SDE, u: Tensor) -> Tensor: ...
-    def density(self, sde: SDE, t: Tensor) -> Tensor: ...
 
 
 def independent(n: int, generator: torch.Generator) -> Tensor:
@@ -50,9 +48,6 @@ class Uniform:
     def __call__(self, sde: SDE, u: Tensor) -> Tensor:
         return sde.t_min + u * (sde.t_max - sde.t_min)
 
-    def density(self, sde: SDE, t: Tensor) -> Tensor:
-        return torch.ones_like(t)
-
 
 @dataclass(frozen=True)
 class LogSNR:
@@ -67,6 +62,7 @@ class LogSNR:
         return sde.time(lam_min + u * (lam_max - lam_min)).clamp(sde.t_min, sde.t_max)
 
     def density(self, sde: SDE, t: Tensor) -> Tensor:
+        """The density of t relative to that of uniform times, -lam' over its mean."""
         lam_min, lam_max = _range(sde, t)
         return -derivative(sde.lam, t) * (sde.t_max - sde.t_min) / (lam_max - lam_min)
 
@@ -89,11 +85,6 @@ class LogNormal:
         z = torch.special.ndtri(u.clamp(1e-12, 1 - 1e-12))
         return sde.time(-(self.mean + self.std * z)).clamp(sde.t_min, sde.t_max)
 
-    def density(self, sde: SDE, t: Tensor) -> Tensor:
-        z = (-sde.lam(t) - self.mean) / self.std
-        normal = (-0.5 * z**2).exp() / (self.std * math.sqrt(2 * math.pi))
-        return -derivative(sde.lam, t) * normal * (sde.t_max - sde.t_min)
-
 
 @dataclass(frozen=True)
 class Levels:
@@ -112,10 +103,7 @@ class Levels:
 
     def __call__(self, sde: SDE, u: Tensor) -> Tensor:
         i = (u * self.n).floor().clamp(0, self.n - 1)
-        return (i + 1) / self.n * sde.t_max
-
-    def density(self, sde: SDE, t: Tensor) -> Tensor:
-        return torch.ones_like(t)
+        return ((i + 1) / self.n * sde.t_max).clamp(min=sde.t_min)
 
 
 def _range(sde: SDE, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -146,7 +146,7 @@ def test_the_rate_at_a_level_of_the_table_is_its_own():
     [
         LinearFlow(t_max=1 - 1e-9),
         Cosine(t_max=1 - 1e-9),
-        VP(beta_max=400),
+        VP(beta_max=80),
         DiscreteVP((0.5, 0.01)),
     ],
     ids=repr,
@@ -157,7 +157,8 @@ def test_time_inverts_lam_at_the_extremes(sde):
     for t in (near, far):
         torch.testing.assert_close(sde.lam(sde.time(sde.lam(t))), sde.lam(t), rtol=0, atol=1e-6)
     # Beyond the noisiest level there is no time: the answer is t_max.
-    assert float(sde.time(torch.tensor(-60.0, dtype=F64))) == pytest.approx(sde.t_max)
+    beyond = sde.lam(torch.tensor(sde.t_max, dtype=F64)) - 1
+    assert float(sde.time(beyond)) == pytest.approx(sde.t_max)
 
 
 def test_an_integer_time_is_not_rounded():
@@ -193,8 +194,8 @@ def test_discrete_levels_are_the_table():
         (lambda: EDM(t_min=-1), ("t_min=-1",)),
         (lambda: EDM(t_max=math.inf), ("t_max=inf",)),
         (lambda: VE(sigma_max=math.inf), ("sigma_max=inf",)),
-        (lambda: LinearFlow(t_max=1.0), ("t_max=1",)),
-        (lambda: Cosine(t_max=1.0), ("t_max=1",)),
+        (lambda: LinearFlow(t_max=1.5), ("t_max=1.5",)),
+        (lambda: Cosine(t_max=1.5), ("t_max=1.5",)),
         (lambda: DiscreteVP(betas=(0.5, 2.0)), ("betas",)),
     ],
 )

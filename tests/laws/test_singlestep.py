@@ -155,7 +155,7 @@ def test_one_call_is_ddim_and_the_trapezoid_in_rho_is_heun(sde):
         (dpm_solver_singlestep(1), DDIM()),
         (dpm_solver_singlestep(1, X0), DDIM()),
         (dpm_solver_singlestep(1, V), DDIM()),
-        (trapezoid, Heun()),
+        (trapezoid, Heun(published=True)),
     ]:
         expected = sample(denoiser, x, ts, theirs, denoise=False)
         got = sample(denoiser, x, ts, ours, denoise=False)

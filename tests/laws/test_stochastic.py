@@ -357,7 +357,7 @@ def test_heun_2m_is_that_of_k_diffusion(eta):
 
 def test_churned_heun_is_edm_algorithm_2():
     sde, n = EDM(), 12
-    step = churn(Heun(), s_churn=5, s_tmin=0.05, s_tmax=50, s_noise=1.003, steps=n)
+    step = churn(Heun(published=True), s_churn=5, s_tmin=0.05, s_tmax=50, s_noise=1.003, steps=n)
     denoiser, x, ts = grid25().denoiser(sde), starts(sde, 6, 2), grids.karras()(sde, n)
     z, expected = normal(6, 2, seed=1), x
     for t, s in pairwise(ts.tolist()):
