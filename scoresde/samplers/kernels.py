@@ -45,14 +45,26 @@ def transition(at: Level, to: Level) -> tuple[float, float]:
     return at.alpha / to.alpha, -(at.sigma**2) * math.expm1(2 * (at.lam - to.lam))
 
 
-def noise_of(x: Tensor, x0: Tensor, at: Level) -> Tensor:
-    """eps = (x - alpha x0) / sigma, (4)."""
-    return (x - at.alpha * x0) / at.sigma
+def rates(sde: SDE, t: Tensor) -> tuple[float, float]:
+    """Drift and squared diffusion (f, g^2) at a 0-dim time, as host floats."""
+    return _rates(sde, float(t))
 
 
-def score_of(x: Tensor, x0: Tensor, at: Level) -> Tensor:
-    """score = (alpha x0 - x) / sigma^2, (5)."""
-    return (at.alpha * x0 - x) / at.sigma**2
+@lru_cache(maxsize=4096)
+def _rates(sde: SDE, t: float) -> tuple[float, float]:
+    time = torch.tensor(t, dtype=torch.float64)
+    return float(sde.f(time)), float(sde.g2(time))
+
+
+def blend(x: Tensor, on_x: float, x0: Tensor, on_x0: float) -> Tensor:
+    """on_x x + on_x0 x0, in two passes over memory."""
+    return torch.mul(x, on_x).add_(x0, alpha=on_x0)
+
+
+def score_step(x: Tensor, kept: float, x0: Tensor, gain: float, at: Level) -> Tensor:
+    """kept x + gain score with score = (alpha x0 - x) / sigma^2, (5)."""
+    unit = gain / at.sigma**2
+    return blend(x, kept - unit, x0, unit * at.alpha)
 
 
 def flow_step(x: Tensor, x0: Tensor, at: Level, to: Level) -> Tensor:
@@ -67,4 +79,4 @@ def flow_step(x: Tensor, x0: Tensor, at: Level, to: Level) -> Tensor:
     towards_noise = to.lam < at.lam
     # Towards data the difference would cancel, towards noise the exponential may overflow.
     gain = to.alpha - kept * at.alpha if towards_noise else -to.alpha * math.expm1(at.lam - to.lam)
-    return torch.mul(x, kept).add_(x0, alpha=gain)
+    return blend(x, kept, x0, gain)

@@ -12,10 +12,11 @@ from torch import Tensor
 from scoresde.denoiser import Denoiser
 from scoresde.samplers.kernels import (
     Level,
+    blend,
     flow_step,
     level,
-    noise_of,
-    score_of,
+    rates,
+    score_step,
     transition,
 )
 from scoresde.samplers.loop import State
@@ -41,9 +42,9 @@ class EulerMaruyama:
         sde, h = denoiser.sde, float(t - s)
         if h < 0:
             raise ValueError("a stochastic step runs from a noisy t to a cleaner s; flip the grid")
-        f, g2 = float(sde.f(t)), float(sde.g2(t))
-        score = score_of(x, denoiser(x, t), level(sde, t))
-        return x - (f * x - g2 * score) * h + math.sqrt(g2 * h) * noise(x, t, s), None
+        f, g2 = rates(sde, t)
+        mean = score_step(x, 1 - f * h, denoiser(x, t), g2 * h, level(sde, t))
+        return mean.add_(noise(x, t, s), alpha=math.sqrt(g2 * h)), None
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,8 @@ class ReverseDiffusion:
     ) -> tuple[Tensor, State]:
         at, to = level(denoiser.sde, t), level(denoiser.sde, s)
         a, v = transition(at, to)
-        score = score_of(x, denoiser(x, t), at)
-        return (2 - a) * x + v * score + math.sqrt(v) * noise(x, t, s), None
+        mean = score_step(x, 2 - a, denoiser(x, t), v, at)
+        return mean.add_(noise(x, t, s), alpha=math.sqrt(v)), None
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class DDIM:
             return flow_step(x, x0, at, to), None
         v = self.eta**2 * to.sigma**2 * transition(at, to)[1] / at.sigma**2
         kept = math.sqrt(to.sigma**2 - v) / at.sigma
-        mean = torch.mul(x, kept).add_(x0, alpha=to.alpha - kept * at.alpha)
+        mean = blend(x, kept, x0, to.alpha - kept * at.alpha)
         return mean.add_(noise(x, t, s), alpha=math.sqrt(v)), None
 
 
@@ -137,16 +138,16 @@ class Heun:
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, state: State, noise: Noise
     ) -> tuple[Tensor, State]:
         at, to = level(denoiser.sde, t), level(denoiser.sde, s)
+        unit_t, unit_s = self._unit(at), self._unit(to)
+        half = unit_s * (to.sigma / unit_s - at.sigma / unit_t) / 2
         x0 = denoiser(x, t)
         guess = flow_step(x, x0, at, to)
-        slope = self._slope(x, x0, at) + self._slope(guess, denoiser(guess, s), to)
-        unit_t, unit_s = self._unit(at), self._unit(to)
-        gap = unit_s * (to.sigma / unit_s - at.sigma / unit_t)
-        return torch.mul(x, unit_s / unit_t).add_(slope, alpha=gap / 2), None
+        y = torch.mul(x, unit_s / unit_t)
+        # Both slopes are (x - unit x0) / sigma.
+        y.add_(torch.sub(x, x0, alpha=unit_t), alpha=half / at.sigma)
+        return y.add_(
+            torch.sub(guess, denoiser(guess, s), alpha=unit_s), alpha=half / to.sigma
+        ), None
 
     def _unit(self, at: Level) -> float:
         return at.alpha if self.published else at.alpha + at.sigma
-
-    def _slope(self, x: Tensor, x0: Tensor, at: Level) -> Tensor:
-        eps = noise_of(x, x0, at)
-        return eps if self.published else eps - x0
