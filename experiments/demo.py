@@ -23,13 +23,15 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from scoresde.build import GridSampler, LoadedRun, load_run
+from scoresde.cli.folder import RunFolder
 from scoresde.cli.likelihood import score_split
-from scoresde.cli.sample import draw
+from scoresde.cli.sample import draw, starting_noise
 from scoresde.cli.train import parameters, train_run
 from scoresde.config import load_config
-from scoresde.data import Dataset, digits
+from scoresde.data import Dataset, Split, digits
 from scoresde.evaluation import Classifier, copy_rate, fit_classifier
 from scoresde.evaluation.figures import image_grid, save_gif, save_png
 from scoresde.samplers import DDIM, Ancestral, Heun, grids, per_sample_noise, trajectory
@@ -61,7 +63,7 @@ def main() -> int:
     out: Path = parser.parse_args().out
     try:
         report = demonstrate(out)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, OSError) as error:
         print(f"demo: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
     (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
@@ -73,11 +75,10 @@ def main() -> int:
 def demonstrate(out: Path) -> dict[str, Any]:
     """Train (or go on), sample, judge and score; the report."""
     started = time.perf_counter()
-    resume = (out / "checkpoints" / "latest.json").exists()
-    train_run(load_config(CONFIG, {}), out, resume=resume)
+    train_run(load_config(CONFIG, {}), out, resume=RunFolder(out).is_run())
     trained = time.perf_counter()
     run, dataset = load_run(out), digits()
-    judge = fit_classifier(dataset.train.x, dataset.train.label, 10)
+    judge = fit_classifier(dataset.train.x, labels(dataset.train), 10)
     judged = {name: sample_and_judge(name, out, run, dataset, judge) for name in SAMPLERS}
     save_trajectory(out / "trajectory.gif", run, dataset)
     sampled = time.perf_counter()
@@ -88,7 +89,7 @@ def demonstrate(out: Path) -> dict[str, Any]:
         "bits_per_dim_independent_pixels": independent_pixels(dataset),
         "test_images": len(dataset.test),
         "class_accuracy": judged[FIRST].class_accuracy,
-        "classifier_test_accuracy": judge.accuracy(dataset.test.x, dataset.test.label),
+        "classifier_test_accuracy": judge.accuracy(dataset.test.x, labels(dataset.test)),
         "copy_rate": judged[FIRST].copy_rate,
         "copy_rate_of_test_images": copy_rate(dataset.test.x, dataset.train.x),
         "nfe": judged[FIRST].nfe,
@@ -102,6 +103,12 @@ def demonstrate(out: Path) -> dict[str, Any]:
         "machine": f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
     }
+
+
+def labels(split: Split) -> Tensor:
+    """The classes of the examples, which every split of the digits has."""
+    assert split.label is not None
+    return split.label
 
 
 def sample_and_judge(
@@ -124,7 +131,7 @@ def save_trajectory(path: Path, run: LoadedRun, dataset: Dataset) -> None:
     """Four digits of every class on their way from noise, by the first sampler."""
     noise = per_sample_noise(range(40))
     denoiser = run.model.denoiser(label=torch.arange(40) % 10)
-    x = noise(torch.empty(40, *dataset.shape)) * float(run.model.sde.prior().stddev)
+    x = starting_noise(run.model.sde, torch.empty(40, *dataset.shape), noise)
     # In equal steps of log-SNR the digits take half of the film to appear.
     walk = trajectory(denoiser, x, grids.log_snr(run.model.sde, 48), Heun())
     states = [x, *(x for _, x in walk)]

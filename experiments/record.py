@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from scoresde.build import LoadedRun, build_dataset, build_sampler, load_run
+from scoresde.cli.folder import RunFolder, records
 from scoresde.cli.likelihood import score_split
 from scoresde.cli.sample import draw
 from scoresde.cli.train import parameters, train_run
@@ -61,9 +62,7 @@ def record(name: str, out: Path, arguments: argparse.Namespace) -> dict[str, Any
         overrides |= {f"train.{kind}_every": steps for kind in ("validate", "sample")}
         overrides |= {"train.ema": min(0.9999, 1 - 10 / steps), "train.log_every": 10}
     config = load_config(CONFIGS / f"{name}.yaml", overrides)
-    resume = (out / "checkpoints" / "latest.json").exists()
-    begin = time.perf_counter()
-    train_run(config, out, resume=resume)
+    train_run(config, out, resume=RunFolder(out).is_run())
     trained = time.perf_counter()
     run, dataset = load_run(out), build_dataset(config.data)
     test = dataset.test.take(torch.arange(arguments.num or len(dataset.test)))
@@ -80,7 +79,7 @@ def record(name: str, out: Path, arguments: argparse.Namespace) -> dict[str, Any
         "steps": config.train.steps,
         "shortened": steps is not None,
         "parameters": parameters(run.model),
-        "training_seconds": None if resume else trained - begin,
+        "training_seconds": records(RunFolder(out))[-1]["seconds"],
         "scoring_seconds": scored - trained,
         "machine": f"{platform.machine()} CPU, {torch.get_num_threads()} thread(s)",
         "torch": torch.__version__,
@@ -110,13 +109,12 @@ def write_footer(path: Path, name: str, r: dict[str, Any]) -> None:
     if "copy_rate" not in r:
         value = f"{-r['nats']:.3f} nats a point ({value} in the units of the data)"
     copies = f", copy rate {r['copy_rate']:.2f}" if "copy_rate" in r else ""
-    took = r["training_seconds"]
     shortened = ", a run shortened for the record" if r["shortened"] else ""
     at = f"at step {r['step']} of {r['steps']}{shortened}{copies}"
     lines = [
         f"{FOOTER}, {r['machine']}: {value}",
         f"# on {r['test_examples']} test examples {at}",
-        f"# ({'resumed' if took is None else f'{took:.0f} s of training'}; all numbers in",
+        f"# ({r['training_seconds']:.0f} s of training; all numbers in",
         f"# experiments/results/{name}.json, by experiments/record.py).",
     ]
     path.write_text("\n".join([body, *lines]) + "\n")

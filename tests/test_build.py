@@ -6,12 +6,13 @@ import pytest
 import torch
 
 import scoresde
-from scoresde import build
+from scoresde import build, samplers
 from scoresde.config import Config, ConfigError, config_from, load_config, override, to_plain
 from scoresde.data import Dataset
 from scoresde.denoiser import Denoiser
 from scoresde.parameterization import Coeffs
 from scoresde.samplers import grids, per_sample_noise
+from scoresde.samplers.integrals import clock
 from scoresde.sde import SDE
 from scoresde.testing import Gaussian
 from scoresde.training import losses, times
@@ -177,6 +178,53 @@ class TestSamplers:
         # Denoised means stop short of the last noise: the deviation is at most that of the data.
         assert torch.allclose(x.mean(0), law.mean, atol=0.06)
         assert bool((x.std(0) < 0.3).all())
+
+    @pytest.mark.parametrize("kind", build.STEPS)
+    def test_every_step_declares_its_order_and_its_calls(self, kind):
+        """Calls on a long grid are those declared, but for what is spent once."""
+        calls, n = 0, 40
+        law = Gaussian(torch.tensor([1.0]), torch.tensor(0.04)).denoiser(build.SDES["vp"]())
+
+        def predict(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            nonlocal calls
+            calls += 1
+            return law(x, t)
+
+        step, steps = build.build_step(kind, {}, n)
+        sampler = build.GridSampler(grids.log_snr, step, steps, denoise=False)
+        noise = per_sample_noise([0])
+        sampler(Denoiser(law.sde, predict), noise(torch.empty(1, 1)), noise)
+        assert step.order >= 1
+        if kind not in ("dpm_fast", "dpm_adaptive"):
+            assert calls - steps * step.nfe_per_step in range(7)
+        assert kind != "dpm_fast" or calls == n
+
+    def test_a_name_among_the_options_becomes_an_object(self):
+        step, steps = build.build_step("eab", {"prediction": "v", "variable": "clock"}, 9)
+        assert (step, steps) == (samplers.eab(samplers.V, variable=clock), 9)
+        with pytest.raises(ConfigError, match="choose one of eps, x0, v"):
+            build.build_step("eab", {"prediction": "zzz"}, 9)
+
+    def test_churn_is_spread_over_the_steps_of_the_grid(self):
+        step, _ = build.build_step("heun", {"s_churn": 30.0, "s_tmax": None}, 77)
+        assert step == samplers.churn(samplers.Heun(), 30.0, steps=77)
+        assert build.build_step("dpm_2", {"s_churn": 0.0}, 77)[0] == samplers.dpm_2()
+
+    def test_an_adaptive_step_that_runs_out_of_calls_says_so(self):
+        sample = small(sample__sampler__kind="dpm_adaptive", sample__sampler__max_nfe=20).sample
+        noise, law = per_sample_noise([0, 1]), Gaussian(torch.zeros(2), torch.tensor(0.04))
+        with pytest.raises(RuntimeError, match=r"2 of 2 samples did not reach .* max_nfe=20"):
+            build.build_sampler(sample)(
+                law.denoiser(build.SDES["vp"]()), noise(torch.empty(2, 2)), noise
+            )
+
+    def test_a_grid_from_a_file(self, tmp_path):
+        file = tmp_path / "grid.json"
+        file.write_text("[1.0, 0.5, 0.1]")
+        sample = small(sample__grid__kind="file", sample__grid__path=str(file)).sample
+        assert build.build_grid(sample.grid)(build.SDES["vp"](), 2).tolist() == [1.0, 0.5, 0.1]
+        with pytest.raises(ConfigError, match=r"--sample\.grid\.path"):
+            build.build_grid(small(sample__grid__kind="file").sample.grid)
 
     def test_the_grid_and_the_last_step_are_those_asked_for(self):
         times_seen: list[float] = []

@@ -224,6 +224,42 @@ class TestMirrors:
             assert section.pop("kind") == kind
             assert section == defaults
 
+    def test_samplers_and_grids_have_the_arguments_of_their_constructors(self):
+        """An option that is null is left to the constructor; the grid answers for its steps."""
+        tables = {"sample.sampler": build.SAMPLERS, "sample.grid": build.GRIDS}
+        kinds_of_steps = [(path, kind) for path, kind in alternatives() if path in tables]
+        for path, kind in kinds_of_steps:
+            if kind not in tables[path]:
+                continue
+            section = getattr(override(Config(), {f"{path}.kind": kind}).sample, path[7:])
+            given = {k: v for k, v in section.model_dump().items() if k != "kind"}
+            defaults = {
+                name: parameter.default
+                for name, parameter in inspect.signature(tables[path][kind]).parameters.items()
+                if name not in ("steps", "nfe", "denoise")
+            }
+            assert set(given) == set(defaults), kind
+            for name, value in given.items():
+                names = {"prediction": build.PREDICTIONS, "variable": build.VARIABLES}.get(name)
+                assert value is None or (names[value] if names else value) == defaults[name], kind
+
+    @pytest.mark.parametrize(
+        ("sampler", "words"),
+        [
+            ("{kind: lms, order: 5}", "sample.sampler.order: must be less than or equal to 4"),
+            ("{kind: dpm_solver, order: 4}", "less than or equal to 3, got 4"),
+            ("{kind: euler_a, eta: -0.1}", "sample.sampler.eta: must be greater than or equal"),
+            ("{kind: heun, s_tmin: 3, s_tmax: 2}", "s_tmin=3, s_tmax=2"),
+            ("{kind: restart, low: 1}", "low=1, high=0.3"),
+            ("{kind: deis, prediction: x0}", "unknown key; choose one of order, variable, ramp"),
+            ("{kind: unipc, prediction: noise}", "must be 'eps', 'x0' or 'v', got 'noise'"),
+            ("{kind: dpmpp_2m, publish: true}", "did you mean 'published'?"),
+            ("dpmpp2m", "did you mean 'dpmpp_2m'?"),
+        ],
+    )
+    def test_what_a_sampler_cannot_do_is_refused(self, tmp_path, sampler, words):
+        assert words in refusal(tmp_path, f"sample: {{sampler: {sampler}}}")
+
     def test_solver_methods_are_those_of_the_solvers(self):
         assert get_args(ODEMethod) == solvers.ODE_METHODS
         methods = get_args(options()["sample.sampler.method"].annotation)
@@ -239,7 +275,7 @@ class TestMirrors:
             ("train.weighting", build.WEIGHTINGS),
             ("train.times", build.TIMES),
             ("sample.sampler", build.SAMPLERS),
-            ("sample.grid", build.GRIDS),
+            ("sample.grid", build.GRID_CHOICES),
         ],
     )
     def test_the_kinds_are_the_names_of_the_tables(self, path, table):

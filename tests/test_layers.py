@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "solvers": THEORY,
     "likelihood": THEORY | {"solvers"},
     "testing": THEORY | {"samplers", "solvers", "likelihood"},
+    "measure": THEORY | {"samplers", "testing"},
     "training": THEORY | {"samplers", "data"},
     "nn": set(),
     "data": set(),

@@ -51,6 +51,8 @@ def _separate(
             overrides[found[0]] = _value(flag, values, known[found[0]], found[1])
         elif "." in name and flag.startswith("--"):
             raise UsageError(f"{flag}: unknown option; {_similar(name, known)}")
+        elif "" in values:
+            raise UsageError(f"{flag}: empty; give a value, or leave it out")
         else:
             own += [flag, *values]
     return own, overrides
@@ -88,6 +90,8 @@ def _value(flag: str, values: list[str], field: FieldInfo, positive: bool) -> An
         return [part for value in values for part in value.strip("[]()").split(",") if part]
     if field.annotation is bool and not values:
         return positive
+    if values == [""]:
+        raise UsageError(f"{flag}: empty; give a value, or leave it out")
     if len(values) != 1 or not positive:
         found = f"got {' '.join(values)}" if values else "got none"
         raise UsageError(f"{flag}: takes {'one' if positive else 'no'} value, {found}")

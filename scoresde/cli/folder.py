@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import Any
 
 import scoresde
 from scoresde.training.checkpoint import BEST, LATEST, step_files
-from scoresde.training.files import atomic_write
+from scoresde.training.files import atomic_write, writing
 
 PACKAGES = ("torch", "numpy", "pydantic", "safetensors")
 OWN = (
@@ -63,6 +65,10 @@ class RunFolder:
         return self.path / "weights-ema.safetensors"
 
     @property
+    def lock(self) -> Path:
+        return self.path / ".lock"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
@@ -106,12 +112,44 @@ def claim(path: str | Path, *, resume: bool = False, overwrite: bool = False) ->
                 f"or give another --out"
             )
     elif resume:
-        raise ValueError(f"{path}: no run to resume; check --out, or start without --resume")
+        raise ValueError(f"{path}: no run to resume; check --out, or train without --resume")
     elif foreign := [file for file in own_files(folder) if file.exists()]:
         raise ValueError(
             f"{path}: holds {foreign[0].relative_to(path)} but no run; give another --out"
         )
     return folder
+
+
+@contextmanager
+def locked(folder: RunFolder) -> Iterator[None]:
+    """Make the folder, and keep every other training out of it while inside.
+
+    The system lets go of the lock when a process ends, however it ends. Raises ValueError while
+    another one trains there, OSError as the disk does.
+    """
+    with writing(folder.path):
+        folder.path.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder.lock, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        _lock(handle, folder.path)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int, path: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows, which has no such locks
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(
+            f"{path}: another process trains there; wait for it, stop it, or give another --out"
+        ) from None
+    except OSError:  # a file system without locks
+        return
 
 
 def clear(folder: RunFolder) -> None:
@@ -142,7 +180,8 @@ def temporaries(folder: RunFolder) -> Iterator[Path]:
 
 def write_start(folder: RunFolder, config_yaml: str, found: Mapping[str, Any] | None) -> None:
     """Make the folder a run: ``env.json`` (None: as it is), then the resolved ``config.yaml``."""
-    folder.path.mkdir(parents=True, exist_ok=True)
+    # Empty, it tells a run that has just begun from a folder without one.
+    folder.checkpoints.mkdir(parents=True, exist_ok=True)
     if found is not None:
         write_text(folder.env, json.dumps(found, indent=2) + "\n")
     write_text(folder.config, config_yaml)
@@ -178,7 +217,7 @@ def write_text(path: Path, text: str) -> None:
 
 def append(folder: RunFolder, record: Mapping[str, Any]) -> None:
     """Add one line to ``metrics.jsonl``."""
-    with folder.metrics.open("a", encoding="utf-8") as file:
+    with writing(folder.metrics), folder.metrics.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
 
 

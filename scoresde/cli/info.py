@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from scoresde import build
 from scoresde.cli.options import InfoOptions
+from scoresde.measure import draws_noise
 
 
 class Listing(NamedTuple):
@@ -22,7 +23,7 @@ LISTINGS = {
     "parameterizations": Listing("parameterization.kind", build.PARAMETERIZATIONS),
     "networks": Listing("network.kind", build.NETWORKS),
     "samplers": Listing("sample.sampler.kind", build.SAMPLERS),
-    "grids": Listing("sample.grid.kind", build.GRIDS),
+    "grids": Listing("sample.grid.kind", build.GRID_CHOICES),
     "weightings": Listing("train.weighting.kind", build.WEIGHTINGS),
     "times": Listing("train.times.kind", build.TIMES),
     "draws": Listing("train.draw", build.DRAWS),
@@ -41,8 +42,22 @@ def run(options: InfoOptions, overrides: Mapping[str, Any]) -> int:
 
 
 def summaries(listing: Listing) -> dict[str, str]:
-    """The first sentence about every name."""
-    return {name: build.summary(entry) for name, entry in listing.table.items()}
+    """The first sentence about every name, and what a step declares."""
+    lines = {name: build.summary(entry) for name, entry in listing.table.items()}
+    if listing.table is not build.SAMPLERS:
+        return lines
+    return {name: f"{line}{_declared(name)}" for name, line in lines.items()}
+
+
+def _declared(name: str) -> str:
+    """Such as " (order 2, 2 calls a step)", by default; nothing for a solver without steps."""
+    if name not in build.STEPS:
+        return ""
+    step = build.STEPS[name]()
+    order = f"{'weak ' if draws_noise(step) else ''}order {step.order}"
+    if name in build.SELF_PACED:
+        return f" ({order}, at least {step.nfe_per_step} calls)"
+    return f" ({order}, {step.nfe_per_step} call{'s' * (step.nfe_per_step > 1)} a step)"
 
 
 def _page(title: str, lines: Mapping[str, str]) -> str:

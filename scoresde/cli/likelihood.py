@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +23,10 @@ from scoresde.config.schema import Likelihood
 from scoresde.data import Dataset, Scaling, Split
 from scoresde.likelihood import Divergence, Hutchinson, bits_per_dim, exact, log_likelihood
 from scoresde.parameterization import ScoreModel
+from scoresde.solvers import FIXED_STEP_METHODS
 from scoresde.training.checkpoint import DataDescription
+from scoresde.training.files import atomic_write, writing
+from scoresde.training.loop import stream
 
 
 @dataclass(frozen=True)
@@ -52,16 +54,24 @@ class Scores:
 
 def run(options: LikelihoodOptions, overrides: Mapping[str, Any]) -> int:
     """Score and report."""
-    if options.csv is not None and not options.csv.parent.is_dir():
-        raise ValueError(f"--csv {options.csv}: no such folder; make it first")
+    if options.seed < 0:
+        raise ValueError(f"--seed: need at least 0, got {options.seed}")
+    if options.csv is not None:
+        _require_writable(options.csv)
     loaded = load_run(options.checkpoint, ema=not options.no_ema)
     for note in loaded.notes:
         print(note, file=sys.stderr)
     config = override(loaded.config, overrides)
+    _require_same_split(config, loaded.config)
     dataset = build_dataset(config.data)
     _require_same_data(dataset, loaded.data)
     if options.conditional:
         _require_classes(config, dataset, loaded.data)
+    elif config.conditional and config.train.label_dropout == 0:
+        raise ValueError(
+            "this model never learned to do without a class (train.label_dropout=0); "
+            "give --conditional"
+        )
     split = _first(dataset.test, options.num)
     started = time.perf_counter()
     with progress(len(split), "scored") as advance:
@@ -75,9 +85,10 @@ def run(options: LikelihoodOptions, overrides: Mapping[str, Any]) -> int:
             advance=advance,
         )
     report = _report(options, dataset, config.likelihood, scores, time.perf_counter() - started)
+    # First what no disk can take away.
+    print(json.dumps(report, indent=2) if options.json else _page(report), flush=True)
     if options.csv is not None:
         _write_csv(options.csv, scores, split.label)
-    print(json.dumps(report, indent=2) if options.json else _page(report))
     return 0
 
 
@@ -124,8 +135,7 @@ def score_split(
 
 def _stream(seed: int, index: int, repeat: int) -> torch.Generator:
     """The random numbers of one example."""
-    state = np.random.SeedSequence([seed, index, repeat]).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state[0]))
+    return torch.Generator().manual_seed(stream(seed, index, f"likelihood {repeat}"))
 
 
 def _dequantised(levels: Tensor, scaling: Scaling, streams: list[torch.Generator]) -> Tensor:
@@ -149,6 +159,25 @@ def _first(split: Split, num: int | None) -> Split:
     if not 1 <= num <= len(split):
         raise ValueError(f"--num: the test split has {len(split)} examples, got {num}")
     return split.take(torch.arange(num))
+
+
+def _require_same_split(config: Config, trained: Config) -> None:
+    """Another split of the same files would score examples the model was trained on."""
+    asked, known = config.data.model_dump(), trained.data.model_dump()
+    if asked["kind"] != known["kind"] or not _same_path(asked.get("path"), known.get("path")):
+        return
+    for key in ("seed", "holdout"):
+        if asked.get(key) != known.get(key):
+            raise ValueError(
+                f"--data.{key} {asked[key]}: it was {known[key]} in training, and another split "
+                "would score training examples; leave it out"
+            )
+
+
+def _same_path(a: str | None, b: str | None) -> bool:
+    if a is None or b is None:
+        return False
+    return Path(a).expanduser().resolve() == Path(b).expanduser().resolve()
 
 
 def _require_same_data(dataset: Dataset, trained: DataDescription) -> None:
@@ -203,7 +232,9 @@ def _report(
 
 def _page(report: Mapping[str, Any]) -> str:
     law = "log p(x | y), true classes" if report["conditional"] else "log p(x)"
-    trace = f"{report['trace']} trace, {report['method']}, rtol {report['rtol']:g}"
+    fixed = report["method"] in FIXED_STEP_METHODS
+    effort = f"{report['steps']} steps" if fixed else f"rtol {report['rtol']:g}"
+    trace = f"{report['trace']} trace, {report['method']}, {effort}"
     lines = [f"{report['data']}: {report['examples']} test examples, {law}, {trace}"]
     if report["levels"] is None:
         lines.append(
@@ -230,8 +261,27 @@ def _standard_error(values: Tensor) -> float:
 
 def _write_csv(path: Path, scores: Scores, label: Tensor | None) -> None:
     labels = [""] * len(scores.bits) if label is None else label.tolist()
-    with path.open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["index", "label", "nats", "bits_per_dim"])
-        rows = zip(labels, scores.nats.tolist(), scores.bits.tolist(), strict=True)
-        table.writerows([i, *row] for i, row in enumerate(rows))
+    rows = zip(labels, scores.nats.tolist(), scores.bits.tolist(), strict=True)
+
+    def write(target: Path) -> None:
+        with target.open("w", newline="") as file:
+            table = csv.writer(file)
+            table.writerow(["index", "label", "nats", "bits_per_dim"])
+            table.writerows([i, *row] for i, row in enumerate(rows))
+
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        with writing(path):  # such as /dev/stdout, which no new file may replace
+            write(path)
+    else:
+        atomic_write(path, write)
+
+
+def _require_writable(path: Path) -> None:
+    """Raise ValueError or OSError, before anything is computed, unless the file can be written."""
+    if not path.parent.is_dir():
+        raise ValueError(f"--csv {path}: no such folder; make it first")
+    new = not path.exists()
+    with writing(path):
+        path.open("a").close()
+    if new:
+        path.unlink()

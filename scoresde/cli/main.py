@@ -45,6 +45,8 @@ COMMANDS = {
     "likelihood": Command(
         "score the test split in bits per dimension", "LikelihoodOptions", ("likelihood", "data")
     ),
+    "compare": Command("compare samplers on a trained model: error and calls", "CompareOptions"),
+    "verify": Command("measure the order of every sampler", "VerifyOptions"),
     "info": Command("list everything that can be chosen", "InfoOptions"),
 }
 

@@ -89,3 +89,43 @@ class InfoOptions:
     """print JSON"""
     debug: bool = False
     """print the traceback of an error"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions:
+    """Measure the order of every sampler on problems with exact answers; exit 1 if one is off."""
+
+    samplers: str | None = None
+    """such as heun,dpmpp_2m; all by default"""
+    sde: str = "vp,edm"
+    """processes to measure on"""
+    json: bool = False
+    """print JSON, errors included"""
+    debug: bool = False
+    """print the traceback of an error"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions(Common):
+    """Compare samplers with the exact path of a trained model: error, network calls, seconds."""
+
+    checkpoint: Path
+    """run folder, checkpoint (.pt) or exported weights (.safetensors)"""
+    samplers: str = "ddim,heun,dpmpp_2m,unipc,deis"
+    """such as heun,dpmpp_2m"""
+    steps: str = "5,10,20,50"
+    """of the grid, such as 5,10,20"""
+    grid: str | None = None
+    """such as karras,log_snr; the one of the run by default"""
+    num: int = 32
+    """starts"""
+    seed: int = 0
+    """of the first start; the others count on"""
+    tolerance: float = 1e-7
+    """of the reference path, relative and absolute"""
+    out: Path | None = None
+    """folder for compare.json and compare.png"""
+    overwrite: bool = False
+    """replace those in the folder"""
+    json: bool = False
+    """print JSON"""

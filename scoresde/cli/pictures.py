@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +17,30 @@ from torch import Tensor
 
 from scoresde.data import Scaling
 from scoresde.evaluation import image_grid, scatter
+from scoresde.training.files import writing
 
-OWN = re.compile(r"\d{6,}\.png|grid\.png|scatter\.png|samples\.npz|sample\.json")
+RECORD = "sample.json"
+NAMES = re.compile(r"(\d{6,}\.png|grid\.png|scatter\.png|samples\.npz|sample\.json)(\.tmp)?")
 GRID_ROWS = 16
 GRID_COLUMNS = 16
 
+Make = Callable[[Path], object]
+"""Writes a file."""
+
 
 def require_free(folder: Path, overwrite: bool) -> None:
-    """Raise ValueError if the folder holds samples that may not be overwritten."""
+    """Raise ValueError unless samples may go into the folder.
+
+    Files that no ``sample.json`` there lists are somebody else's: they stay, whatever the flags.
+    """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder}: a file, not a folder; give another --out")
-    if next(_earlier(folder), None) is not None and not overwrite:
+    taken = {path.name for path in folder.glob("*") if NAMES.fullmatch(path.name)}
+    if strange := sorted(taken - _earlier(folder)):
+        raise ValueError(
+            f"{folder}: holds {strange[0]}, which no {RECORD} there lists; give another --out"
+        )
+    if taken and not overwrite:
         raise ValueError(f"{folder}: holds samples; give another --out, or --overwrite")
 
 
@@ -39,37 +54,92 @@ def write(
     *,
     npz: bool,
 ) -> None:
-    """Replace the samples in the folder by ``x``: images (N, C, H, W) or vectors (N, D)."""
-    for path in list(_earlier(folder)):
-        path.unlink()
+    """Replace the samples in the folder by ``x``: images (N, C, H, W) or vectors (N, D).
+
+    Everything is written beside the earlier files before any of them is replaced, and
+    ``sample.json``, which lists them, comes last. Raises OSError as the disk does; the earlier
+    samples are then untouched.
+    """
     chosen = None if labels is None else labels.tolist()
+    own = list(_each(settings, seeds, chosen))
+    files = _files(x, scaling, labels, own, settings, npz=npz)
+    record = dict(settings) | {"seeds": list(seeds), "labels": chosen, "files": list(files)}
+    text = json.dumps(record, indent=2) + "\n"
+    earlier = _earlier(folder)
+    with writing(folder):
+        # The record comes first among the new files, so that none is ever without one.
+        _write_beside(folder, {RECORD: lambda file: file.write_text(text), **files})
+        for name in files:
+            os.replace(_beside(folder, name), folder / name)
+        for name in earlier - {*files, RECORD, f"{RECORD}.tmp"}:
+            (folder / name).unlink(missing_ok=True)
+        os.replace(_beside(folder, RECORD), folder / RECORD)
+
+
+def _write_beside(folder: Path, files: Mapping[str, Make]) -> None:
+    """Write every file under its temporary name, all of them or none."""
+    try:
+        for name, make in files.items():
+            make(_beside(folder, name))
+    except BaseException:
+        for name in reversed(list(files)):
+            _beside(folder, name).unlink(missing_ok=True)
+        raise
+
+
+def _beside(folder: Path, name: str) -> Path:
+    return folder / f"{name}.tmp"
+
+
+def _earlier(folder: Path) -> set[str]:
+    """The names that ``write`` has used there, those of an interrupted one included."""
+    names = _listed(folder / RECORD) | _listed(_beside(folder, RECORD))
+    return names | {f"{name}.tmp" for name in names}
+
+
+def _listed(record: Path) -> set[str]:
+    """The names in a record, its own included; none if it is not one of ours."""
+    try:
+        names = json.loads(record.read_text(encoding="utf-8"))["files"]
+        ours = all(NAMES.fullmatch(name) for name in names)
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+    return {*names, RECORD} if ours else set()
+
+
+def _files(
+    x: Tensor,
+    scaling: Scaling,
+    labels: Tensor | None,
+    own: Sequence[Mapping[str, Any]],
+    settings: Mapping[str, Any],
+    *,
+    npz: bool,
+) -> dict[str, Make]:
+    """What to write, by name: pictures and a grid, or arrays and, in the plane, a scatter plot."""
     if x.ndim == 4 and x.shape[1] in (1, 3):
         images = scaling.to_uint8(x)
-        _write_images(folder, images, labels, _each(settings, seeds, chosen))
-        _save(folder / "grid.png", _grid(images, labels), settings)
+        grid = _grid(images, labels)
+        files: dict[str, Make] = {
+            f"{i:06d}.png": partial(_save, pixels=_pixels(image), settings=own[i])
+            for i, image in enumerate(images)
+        }
+        files["grid.png"] = partial(_save, pixels=grid, settings=settings)
         x = images.permute(0, 2, 3, 1)
     else:
-        npz = True
+        npz, files = True, {}
         if x.ndim == 2 and x.shape[1] == 2:
-            scatter(folder / "scatter.png", {"samples": x})
+            files["scatter.png"] = partial(scatter, panels={"samples": x})
     if npz:
-        _save_arrays(folder / "samples.npz", x, labels)
-    record = dict(settings) | {"seeds": list(seeds), "labels": chosen}
-    (folder / "sample.json").write_text(json.dumps(record, indent=2) + "\n")
+        files["samples.npz"] = partial(_save_arrays, x=x, labels=labels)
+    return files
 
 
 def _save_arrays(path: Path, x: Tensor, labels: Tensor | None) -> None:
     """The names of guided-diffusion: arr_0 the samples, arr_1 the labels."""
-    if labels is None:
-        np.savez(path, x.numpy())
-    else:
-        np.savez(path, x.numpy(), labels.numpy())
-
-
-def _earlier(folder: Path) -> Iterator[Path]:
-    """The files of an earlier ``write``."""
-    if folder.is_dir():
-        yield from (path for path in folder.iterdir() if OWN.fullmatch(path.name))
+    found = [x.numpy()] if labels is None else [x.numpy(), labels.numpy()]
+    with path.open("wb") as file:  # of a path numpy would make NAME.npz
+        np.savez(file, *found)
 
 
 def _each(
@@ -79,12 +149,9 @@ def _each(
         yield dict(settings) | {"seed": seed, "label": None if labels is None else labels[i]}
 
 
-def _write_images(
-    folder: Path, images: Tensor, labels: Tensor | None, settings: Iterator[Mapping[str, Any]]
-) -> None:
-    for i, (image, own) in enumerate(zip(images, settings, strict=True)):
-        pixels = image[0] if len(image) == 1 else image.permute(1, 2, 0)
-        _save(folder / f"{i:06d}.png", pixels.numpy(), own)
+def _pixels(image: Tensor) -> np.ndarray:
+    """An image (C, H, W) as Pillow takes it: (H, W), or (H, W, 3)."""
+    return (image[0] if len(image) == 1 else image.permute(1, 2, 0)).numpy()
 
 
 def _grid(images: Tensor, labels: Tensor | None) -> np.ndarray:

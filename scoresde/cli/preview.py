@@ -8,11 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from scoresde.cli.sample import starting_noise
 from scoresde.data import Dataset
 from scoresde.evaluation.figures import image_grid, save_png, scatter
 from scoresde.parameterization import ScoreModel
 from scoresde.samplers import Heun, per_sample_noise, sample
 from scoresde.samplers.grids import karras
+from scoresde.training.files import writing
 
 STEPS = 12
 ROWS, COLUMNS, POINTS = 8, 8, 1000
@@ -40,12 +42,13 @@ def draw(model: ScoreModel, n: int, shape: tuple[int, ...], label: Tensor | None
     """n samples (n, *shape), on the host; each is a function of its place and label alone."""
     device = next(model.parameters()).device
     noise = per_sample_noise(range(n))
-    x = (noise(torch.zeros(n, *shape)) * model.sde.prior().stddev).to(device)
+    x = starting_noise(model.sde, torch.empty(n, *shape, device=device), noise)
     condition = {} if label is None else {"label": label.to(device)}
     ts = karras()(model.sde, STEPS)
     return sample(model.denoiser(**condition), x, ts, Heun(), noise).cpu()
 
 
 def _into(path: Path, write: Callable[[Path], None]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path)

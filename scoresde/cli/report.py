@@ -2,26 +2,45 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from scoresde.training import Metrics
+from scoresde.training.files import writing
+
+
+class Output(Console):
+    """Standard output; when its reader goes away, as ``head`` does, it falls silent."""
+
+    def on_broken_pipe(self) -> None:
+        """Go on without a reader: the log has every line."""
+        self.quiet = True
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 class Report:
     """Lines on standard output and in ``log.txt``, and on a terminal a bar with time left.
 
-    The bar moves every step; its loss and speed are those of the last record.
+    The bar moves every step; its loss and speed are those of the last record. An error that ends
+    it is the last line of ``log.txt``.
     """
 
     def __init__(self, log: Path, steps: int, step: int) -> None:
         self._path, self._steps = log, steps
-        self._console = Console(highlight=False, soft_wrap=True)
+        self._console = Output(highlight=False, soft_wrap=True)
         self._bar = Progress(
             TextColumn("step"),
             MofNCompleteColumn(),
@@ -35,7 +54,8 @@ class Report:
         self._log: TextIO | None = None
 
     def __enter__(self) -> Self:
-        self._log = self._path.open("a", encoding="utf-8")
+        with writing(self._path):
+            self._log = self._path.open("a", encoding="utf-8")
         self._bar.start()
         return self
 
@@ -47,7 +67,8 @@ class Report:
     ) -> None:
         self._bar.stop()
         if self._log is not None:
-            self._log.close()
+            with suppress(OSError), self._log as log:  # a full disk is perhaps what ends it
+                log.write(f"error: {error}\n" if isinstance(error, Exception) else "")
 
     def say(self, text: str) -> None:
         """One line, everywhere."""
@@ -69,8 +90,9 @@ class Report:
 
     def _write(self, text: str) -> None:
         if self._log is not None:
-            self._log.write(text + "\n")
-            self._log.flush()
+            with writing(self._path):
+                self._log.write(text + "\n")
+                self._log.flush()
 
 
 def numbers(record: Mapping[str, Any]) -> str:
@@ -80,6 +102,41 @@ def numbers(record: Mapping[str, Any]) -> str:
         f"{record['images_per_second']:.0f} images/s  {record['seconds']:.0f} s"
     )
     return text if "held_out" not in record else f"{text}  held-out {record['held_out']:.4f}"
+
+
+@dataclass
+class Window:
+    """Sums over the updates since the last record, on the device of the numbers."""
+
+    seconds: float
+    begin: float = 0.0
+    updates: int = 0
+    loss: Tensor | float = 0.0
+    grad_norm: Tensor | float = 0.0
+
+    def __post_init__(self) -> None:
+        self.begin = self.seconds
+
+    def add(self, metrics: Metrics, seconds: float) -> None:
+        """Count an update that took so many seconds."""
+        self.updates += 1
+        self.seconds += seconds
+        self.loss = self.loss + metrics.loss
+        self.grad_norm = self.grad_norm + metrics.grad_norm
+
+    def record(self, metrics: Metrics, batch: int, held_out: float | None) -> dict[str, Any]:
+        """The line of ``metrics.jsonl``: means over the window, which then starts anew."""
+        found = {
+            "step": metrics.step,
+            "images": metrics.step * batch,
+            "loss": float(self.loss) / self.updates,
+            "lr": metrics.learning_rate,
+            "grad_norm": float(self.grad_norm) / self.updates,
+            "seconds": self.seconds,
+            "images_per_second": self.updates * batch / (self.seconds - self.begin),
+        }
+        self.begin, self.updates, self.loss, self.grad_norm = self.seconds, 0, 0.0, 0.0
+        return found if held_out is None else found | {"held_out": held_out}
 
 
 class Stopping:

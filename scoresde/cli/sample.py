@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,9 +21,12 @@ from scoresde.cli.pictures import require_free, write
 from scoresde.config import Config, override, to_plain
 from scoresde.denoiser import Denoiser
 from scoresde.parameterization import ScoreModel
-from scoresde.samplers import per_sample_noise
+from scoresde.samplers import Noise, per_sample_noise
+from scoresde.sde import SDE
+from scoresde.training.files import writing
 
 DEFAULT_NUM = 64
+MOST = 10_000_000
 
 
 def run(options: SampleOptions, overrides: Mapping[str, Any]) -> int:
@@ -36,7 +41,8 @@ def run(options: SampleOptions, overrides: Mapping[str, Any]) -> int:
         options, loaded.data.classes if config.conditional else None, len(seeds)
     )
     model = loaded.model.to(pick_device(options.device))
-    options.out.mkdir(parents=True, exist_ok=True)
+    _require_trained(config, labels)
+    _require_writable(options.out)
     started = time.perf_counter()
     with progress(len(seeds), "samples") as advance:
         drawn = draw(
@@ -109,8 +115,7 @@ def draw(
         some = seeds[first : first + batch]
         label = None if labels is None else labels[first : first + batch].to(device)
         calls, noise = Calls(), per_sample_noise(some)
-        start = noise(torch.empty(len(some), *shape, device=device))
-        x = start * float(model.sde.prior().stddev)
+        x = starting_noise(model.sde, torch.empty(len(some), *shape, device=device), noise)
         denoiser = counted(model.denoiser(label=label), calls)
         parts.append(sampler(denoiser, x, noise, some[0]).cpu())
         total += calls.count * len(some)
@@ -118,21 +123,20 @@ def draw(
     return Drawn(_finite(torch.cat(parts)), total / len(seeds))
 
 
+def starting_noise(sde: SDE, like: Tensor, noise: Noise) -> Tensor:
+    """A state of the prior at ``t_max``, shaped like a tensor: the first draws of the noise."""
+    return noise(like) * float(sde.prior().stddev)
+
+
 def chosen_seeds(num: int | None, text: str | None) -> list[int]:
     """Seeds such as "0-63" or "1,5,9"; 0 to num-1 without any. Raises ValueError."""
-    if num is not None and num < 1:
-        raise ValueError(f"--num: need at least 1, got {num}")
+    if num is not None and not 1 <= num <= MOST:
+        raise ValueError(f"--num: need 1 to {MOST:,}, got {num}")
     if text is None:
         return list(range(num or DEFAULT_NUM))
-    seeds: list[int] = []
-    for part in text.split(","):
-        found = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
-        if found is None:
-            raise ValueError(f"--seeds: cannot read {part!r}; write such as 0-63 or 1,5,9")
-        first, last = int(found[1]), int(found[2] or found[1])
-        if last < first:
-            raise ValueError(f"--seeds: {part} runs backwards; write {last}-{first}")
-        seeds += range(first, last + 1)
+    seeds = [seed for part in text.split(",") for seed in _range(part.strip())]
+    if len(seeds) > MOST:
+        raise ValueError(f"--seeds: {len(seeds):,} seeds; give at most {MOST:,}")
     if num is not None and num != len(seeds):
         raise ValueError(f"--num {num} but --seeds holds {len(seeds)}; leave one of them out")
     return seeds
@@ -151,21 +155,53 @@ def chosen_labels(
     if len(given) == 2:
         raise ValueError("--class and --classes: give one of them")
     if classes is None:
-        raise ValueError("--class: this model was trained without classes; leave it out")
+        raise ValueError(
+            "--class and --classes: this model was trained without classes; leave them out"
+        )
+    option = "--class" if options.classes is None else "--classes"
     names = range(len(classes)) if given == ["all"] else given[0].split(",")
-    wanted = torch.tensor([_label(str(name).strip(), classes) for name in names])
+    wanted = torch.tensor([_label(option, str(name).strip(), classes) for name in names])
     if len(wanted) > n:
         raise ValueError(f"--num: {n} samples for {len(wanted)} classes; ask for more")
     return wanted[torch.arange(n) * len(wanted) // n]
 
 
-def _label(name: str, classes: tuple[str, ...]) -> int:
+def _range(part: str) -> range:
+    found = re.fullmatch(r"([0-9]{1,20})(?:-([0-9]{1,20}))?", part)
+    if found is None:
+        raise ValueError(f"--seeds: cannot read {part!r}; write such as 0-63 or 1,5,9")
+    first, last = int(found[1]), int(found[2] or found[1])
+    if last < first:
+        raise ValueError(f"--seeds: {part} runs backwards; write {last}-{first}")
+    if last >= 2**64:
+        raise ValueError(f"--seeds: {last} has more than 64 bits; give less than {2**64}")
+    if last - first >= MOST:
+        raise ValueError(f"--seeds: {part} holds more than {MOST:,}; give fewer")
+    return range(first, last + 1)
+
+
+def _label(option: str, name: str, classes: tuple[str, ...]) -> int:
     if name in classes:
         return classes.index(name)
-    if name.isdigit() and int(name) < len(classes):
+    if name.isdecimal() and name.isascii() and int(name) < len(classes):
         return int(name)
     known = f"0 to {len(classes) - 1}, or by name: {', '.join(classes[:20])}"
-    raise ValueError(f"--class: no class {name!r}; choose {known}")
+    raise ValueError(f"{option}: no class {name!r}; choose {known}")
+
+
+def _require_trained(config: Config, labels: Tensor | None) -> None:
+    if labels is None and config.conditional and config.train.label_dropout == 0:
+        raise ValueError(
+            "this model never learned to do without a class (train.label_dropout=0); "
+            "give --class or --classes"
+        )
+
+
+def _require_writable(folder: Path) -> None:
+    """Make the folder, or raise OSError, before anything is computed."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
 
 
 def _settings(options: SampleOptions, loaded: LoadedRun, config: Config) -> dict[str, Any]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from scoresde.build import build_dataset, build_model, build_optimizer, build_plan
 from scoresde.cli import folder as folders
@@ -19,9 +19,10 @@ from scoresde.cli.console import pick_device
 from scoresde.cli.folder import RunFolder, environment
 from scoresde.cli.options import TrainOptions
 from scoresde.cli.preview import save_preview
-from scoresde.cli.report import Report, Stopping
-from scoresde.config import Config, load_config, to_plain, to_yaml
+from scoresde.cli.report import Report, Stopping, Window
+from scoresde.config import Config, config_from, load_config, override, to_plain, to_yaml
 from scoresde.data import Dataset, Split, holdout
+from scoresde.data.dataset import reading
 from scoresde.evaluation.figures import loss_curve
 from scoresde.training import (
     Best,
@@ -42,9 +43,11 @@ from scoresde.training import checkpoint as checkpoints
 # Enough for a held-out loss that ranks checkpoints: its numbers are the same at every step.
 HELD_OUT_EVALUATIONS = 2048
 
-# What may change when a run goes on: how long, how often it reports, and what training ignores.
+# What may change when a run goes on: how long, how often it reports, what training ignores.
 REPORTS = tuple(f"train.{name}_every" for name in ("log", "validate", "sample", "checkpoint"))
-FREE = ("train.steps", "train.keep", "data.path", "sample", "likelihood", *REPORTS)
+# The learning rate and the clipping are the remedies for a loss that is not finite.
+REMEDIES = ("train.lr", "train.clip")
+FREE = ("train.steps", "train.keep", "data.path", "sample", "likelihood", *REMEDIES, *REPORTS)
 
 
 @dataclass
@@ -63,7 +66,7 @@ class Run:
 
 def run(options: TrainOptions, overrides: Mapping[str, Any]) -> int:
     """The command: train, resume, or with --dry-run only say what would be trained."""
-    config = load_config(_config_file(options), overrides)
+    config = _config(options, overrides)
     if options.dry_run:
         print(summary(config))
         return 0
@@ -90,21 +93,19 @@ def train_run(
     """Train a configuration in the folder ``out`` and return that folder.
 
     Nothing on disk is touched before configuration, data and model are known to fit. Raises
-    ValueError for bad input, TrainingError for a failure on the way, and SystemExit with 130 or
-    143 after SIGINT or SIGTERM, a checkpoint being saved.
+    ValueError for bad input or while another process trains there, TrainingError for a failure on
+    the way, and SystemExit with 130 or 143 after SIGINT or SIGTERM, a checkpoint being saved.
     """
     folder = folders.claim(out, resume=resume, overwrite=overwrite)
     where = pick_device(device)
     current = prepare(config, folder, where)
-    notes = restore(current) if resume else []
-    if overwrite:
-        folders.clear(folder)
-    folders.write_start(folder, to_yaml(config), None if resume else environment(str(where)))
-    with Report(folder.log, current.plan.steps, current.state.step) as report, Stopping() as stop:
-        for note in [*notes, introduction(current, where)]:
-            report.say(note)
-        _train(current, report, stop)
-        report.say(finish(current))
+    with folders.locked(folder):
+        folders.claim(out, resume=resume, overwrite=overwrite)  # is it still free?
+        notes = restore(current) if resume else []
+        _write_start(current, where)
+        notes.append(introduction(current, where))
+        with Report(folder.log, current.plan.steps, current.state.step) as report:
+            _to_the_end(current, report, notes)
     return folder.path
 
 
@@ -121,17 +122,51 @@ def prepare(config: Config, folder: RunFolder, device: torch.device) -> Run:
 def restore(run: Run) -> list[str]:
     """Take the run back to its newest good checkpoint, and return what to tell the user.
 
-    Raises ValueError if there is none, or it is of another configuration or other data.
+    A run stopped before its first one starts anew. Raises ValueError if none is good, or it is of
+    another configuration, other data, or a later step than the run is to end at.
     """
+    if not checkpoints.step_files(run.folder.checkpoints):
+        return [_nothing_to_restore(run)]
     path, found, passed_over = checkpoints.newest(run.folder.checkpoints)
-    _require_same(run, found, path)
+    changed = _require_same(run, found, path)
     checkpoints.load_tensors(run.state.model, found.model, path)
     checkpoints.load_tensors(run.state.ema, found.ema, path)
     run.state.optimizer.load_state_dict(found.optimizer)
     run.state.step, run.best = found.step, found.best
     folders.rewind(run.folder, found.step)
     notes = [f"passed over {line}" for line in passed_over] + [f"resumed from {path}"]
+    notes += [f"changed from here on: {'; '.join(changed)}"] if changed else []
     return notes + _check_best(run)
+
+
+def _nothing_to_restore(run: Run) -> str:
+    if run.folder.weights.exists():
+        raise ValueError(
+            f"{run.folder.checkpoints}: no checkpoint is left of this finished run; start anew "
+            f"with --overwrite, or in another --out"
+        )
+    return f"{run.folder.path}: no checkpoint yet, starting at step 0"
+
+
+def _write_start(run: Run, device: torch.device) -> None:
+    """The configuration, and for a run from step 0 an empty folder and its environment."""
+    begins = run.state.step == 0
+    if begins:
+        folders.clear(run.folder)
+    found = environment(str(device)) if begins else None
+    folders.write_start(run.folder, to_yaml(run.config), found)
+
+
+def _to_the_end(run: Run, report: Report, notes: Sequence[str]) -> None:
+    """Train and export; a disk that fails on the way leaves the last checkpoint."""
+    try:
+        for note in notes:
+            report.say(note)
+        with Stopping() as stop:
+            _train(run, report, stop)
+            report.say(finish(run))
+    except OSError as error:
+        raise TrainingError(f"{_reason(error)}; {_what_is_left(run)}") from error
 
 
 def _train(run: Run, report: Report, stop: Stopping) -> None:
@@ -187,41 +222,6 @@ def _validate(run: Run) -> float | None:
     return loss
 
 
-@dataclass
-class Window:
-    """Sums over the updates since the last record, on the device of the numbers."""
-
-    seconds: float
-    begin: float = 0.0
-    updates: int = 0
-    loss: Tensor | float = 0.0
-    grad_norm: Tensor | float = 0.0
-
-    def __post_init__(self) -> None:
-        self.begin = self.seconds
-
-    def add(self, metrics: Metrics, seconds: float) -> None:
-        """Count an update that took so many seconds."""
-        self.updates += 1
-        self.seconds += seconds
-        self.loss = self.loss + metrics.loss
-        self.grad_norm = self.grad_norm + metrics.grad_norm
-
-    def record(self, metrics: Metrics, batch: int, held_out: float | None) -> dict[str, Any]:
-        """The line of ``metrics.jsonl``: means over the window, which then starts anew."""
-        found = {
-            "step": metrics.step,
-            "images": metrics.step * batch,
-            "loss": float(self.loss) / self.updates,
-            "lr": metrics.learning_rate,
-            "grad_norm": float(self.grad_norm) / self.updates,
-            "seconds": self.seconds,
-            "images_per_second": self.updates * batch / (self.seconds - self.begin),
-        }
-        self.begin, self.updates, self.loss, self.grad_norm = self.seconds, 0, 0.0, 0.0
-        return found if held_out is None else found | {"held_out": held_out}
-
-
 def snapshot(run: Run) -> Checkpoint:
     """The checkpoint of the run as it stands."""
     state = run.state
@@ -244,8 +244,7 @@ def finish(run: Run) -> str:
         export_weights(run.folder.weights, chosen)
     lines = folders.records(run.folder)
     if lines:
-        label = "loss (held out: of the noise, over log-SNR)"
-        loss_curve(run.folder.loss, lines, held_out="held_out", label=label)
+        loss_curve(run.folder.loss, lines)
     why = f" (held-out loss {run.best.loss:.4f}, the least)" if keep_best and run.best else ""
     return f"{run.folder.weights}: EMA weights of step {chosen.step}{why}"
 
@@ -256,7 +255,8 @@ def introduction(run: Run, device: torch.device) -> str:
     return (
         f"{run.folder.path}: {parameters(run.state.model):,} parameters on {device}, "
         f"{run.dataset.name} {tuple(run.dataset.shape)}, {len(run.split)} training and {held_out} "
-        f"held-out examples, steps {run.state.step} to {run.plan.steps} of {run.plan.batch}"
+        f"held-out examples, steps {run.state.step} to {run.plan.steps}, "
+        f"batches of {run.plan.batch}"
     )
 
 
@@ -277,18 +277,24 @@ def parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def _config_file(options: TrainOptions) -> Path | None:
-    """The file given, or the one the run to resume has stored."""
+def _config(options: TrainOptions, overrides: Mapping[str, Any]) -> Config:
+    """That of the file given, or the one the run to resume has stored, changed by the flags."""
     if options.config is not None or not (options.resume and options.out):
-        return options.config
-    stored = RunFolder(options.out).config
-    return stored if stored.exists() else None
+        return load_config(options.config, overrides)
+    folder = RunFolder(options.out)
+    if folder.config.exists() or not folder.is_run():
+        return load_config(folder.config if folder.is_run() else None, overrides)
+    if not checkpoints.step_files(folder.checkpoints):
+        raise ValueError(f"{folder.config}: missing, and no checkpoint has it; give --config")
+    path, found, _ = checkpoints.newest(folder.checkpoints)
+    return override(config_from(found.config, path), overrides)
 
 
 def _splits(config: Config, dataset: Dataset) -> tuple[Split, Split | None]:
     if config.train.holdout == 0:
         return dataset.train, None
-    split, held_out = holdout(dataset.train, config.train.holdout, config.seed)
+    with reading("train.holdout"):
+        split, held_out = holdout(dataset.train, config.train.holdout, config.seed)
     # Every update on the whole of a large set would cost more than it tells.
     return split, held_out.take(torch.arange(min(len(held_out), HELD_OUT_EVALUATIONS)))
 
@@ -309,16 +315,23 @@ def _saving(run: Run) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, CheckpointError) as error:
-        reason = " ".join(str(error).split())
         raise TrainingError(
-            f"step {run.state.step}: cannot save ({reason}); {_what_is_left(run)}"
+            f"step {run.state.step}: cannot save ({_reason(error)}); {_what_is_left(run)}"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    reason = " ".join(str(error).split())
+    # PyTorch's archive writer does not pass on what the system said.
+    return f"{reason}; is the disk full?" if "PytorchStreamWriter" in reason else reason
 
 
 def _what_is_left(run: Run) -> str:
     files = checkpoints.step_files(run.folder.checkpoints)
     if not files:
-        return "no checkpoint was saved before"
+        return "no checkpoint was saved before, start again with --resume"
     return f"the last checkpoint is {files[0]}, go on with --resume"
 
 
@@ -339,21 +352,29 @@ def _check_best(run: Run) -> list[str]:
     return []
 
 
-def _require_same(run: Run, found: Checkpoint, path: Path) -> None:
-    """Raise ValueError unless a run of this configuration and data can go on from there."""
+def _require_same(run: Run, found: Checkpoint, path: Path) -> list[str]:
+    """What has changed among what may, a phrase each.
+
+    Raises ValueError unless a run of this configuration and data can go on from there.
+    """
     ours, theirs = _flat(to_plain(run.config)), _flat(found.config)
-    changed = [
-        f"{key}={ours.get(key)} was {theirs.get(key)}"
+    changed = {
+        key: f"{key}={ours.get(key)} was {theirs.get(key)}"
         for key in sorted(ours.keys() | theirs.keys())
-        if ours.get(key) != theirs.get(key) and not _free(key)
-    ]
-    if changed:
+        if ours.get(key) != theirs.get(key)
+    }
+    if other := [line for key, line in changed.items() if not _free(key)]:
         raise ValueError(
-            f"{path}: trained with another configuration ({'; '.join(changed)}); restore these "
+            f"{path}: trained with another configuration ({'; '.join(other)}); restore these "
             f"values, or train in another --out"
+        )
+    if found.step > run.plan.steps:
+        raise ValueError(
+            f"--train.steps {run.plan.steps}: the run is at step {found.step} already; give more"
         )
     if replace(found.data, name=run.dataset.name) != describe(run.dataset):
         raise ValueError(f"{path}: trained on other data ({found.data}); give the same data")
+    return list(changed.values())
 
 
 def _free(key: str) -> bool:

@@ -21,6 +21,7 @@ from scoresde.config.model import (
     Process,
     UNetNetwork,
 )
+from scoresde.config.sampling import ODEMethod, Sample
 
 LABEL_DROPOUT = 0.1
 
@@ -111,6 +112,11 @@ class Train(Section):
     def _consistent(self) -> Self:
         if self.warmup >= self.steps:
             raise ValueError(f"need warmup < steps, got warmup={self.warmup}, steps={self.steps}")
+        if self.weighting.kind == "likelihood" and self.times.kind not in ("uniform", "log_snr"):
+            raise ValueError(
+                "the expectation of weighting=likelihood is over uniform times, its importance "
+                f"sampler log_snr, got times={self.times.kind}; choose one of the two"
+            )
         if self.keep_best and self.holdout == 0:
             raise ValueError(
                 "keep_best=true needs held-out data, got holdout=0; set one of the two"
@@ -118,106 +124,7 @@ class Train(Section):
         return self
 
 
-# Sampling and likelihood --------------------------------------------------------------------
-
-ODEMethod = Literal[
-    "dopri5",
-    "dopri8",
-    "bosh3",
-    "fehlberg2",
-    "adaptive_heun",
-    "scipy_solver",
-    "euler",
-    "midpoint",
-    "heun2",
-    "heun3",
-    "rk4",
-    "explicit_adams",
-    "implicit_adams",
-    "fixed_adams",
-]
-
-
-class PlainSampler(Section):
-    """A step without settings."""
-
-    kind: Literal["euler_maruyama", "reverse_diffusion", "ancestral", "heun"] = "heun"
-
-
-class DDIMSampler(Section):
-    """The DDIM step."""
-
-    kind: Literal["ddim"] = "ddim"
-    eta: Annotated[Real, Field(ge=0, le=1)] = 0.0
-    """noise: 0 none, 1 ancestral"""
-
-
-class PCSampler(Section):
-    """Predictor-corrector: reverse diffusion and Langevin steps."""
-
-    kind: Literal["pc"] = "pc"
-    snr: Positive = 0.16
-    """size of a corrector step"""
-    corrector_steps: Count = 1
-    """at each time"""
-
-
-class AnnealedLangevinSampler(Section):
-    """The same with the corrector of NCSNv2."""
-
-    kind: Literal["annealed_langevin"] = "annealed_langevin"
-    snr: Positive = 0.176
-    """size of a corrector step"""
-    corrector_steps: Count = 5
-    """at each time"""
-
-
-class ODESampler(Section):
-    """The probability flow through torchdiffeq; ``steps`` counts for fixed-step methods only."""
-
-    kind: Literal["ode"] = "ode"
-    method: ODEMethod = "dopri5"
-    rtol: Positive = 1e-5
-    atol: Positive = 1e-5
-
-
-class SDESampler(Section):
-    """The reverse SDE through torchsde, in equal steps of log-SNR."""
-
-    kind: Literal["sde"] = "sde"
-    method: Literal["euler", "milstein", "srk"] = "euler"
-    eta: Annotated[Real, Field(ge=0)] = 1.0
-    """noise: 1 the reverse SDE, 0 the probability flow"""
-
-
-Sampler = Annotated[
-    PlainSampler | DDIMSampler | PCSampler | AnnealedLangevinSampler | ODESampler | SDESampler,
-    Choice,
-]
-
-
-class PlainGrid(Section):
-    """Equal steps of t, of sqrt(t), or of log-SNR."""
-
-    kind: Literal["uniform", "quadratic", "log_snr"] = "uniform"
-
-
-class KarrasGrid(Section):
-    """Equal steps of (sigma / alpha)^(1 / rho)."""
-
-    kind: Literal["karras"] = "karras"
-    rho: Positive = 7.0
-
-
-class Sample(Section):
-    """How it is sampled."""
-
-    sampler: Sampler = PlainSampler()
-    grid: Annotated[PlainGrid | KarrasGrid, Choice] = KarrasGrid()
-    steps: Count = 18
-    """of the grid; ode counts them for its fixed-step methods, sde takes them in log-SNR"""
-    denoise: bool = True
-    """end with the denoised state"""
+# Likelihood and the whole ------------------------------------------------------------------
 
 
 class Likelihood(Section):
@@ -252,6 +159,25 @@ class Config(Section):
     train: Train = Train()
     sample: Sample = Sample()
     likelihood: Likelihood = Likelihood()
+
+    @model_validator(mode="after")
+    def _levels_agree(self) -> Self:
+        sde, law = self.sde, self.train.times
+        if sde.kind == "discrete_vp" and law.kind == "levels" and law.n != sde.levels:
+            raise ValueError(
+                f"train.times.n={law.n} and sde.levels={sde.levels} differ; give both the same"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _deviations_agree(self) -> Self:
+        network, loss = self.parameterization, self.train.weighting
+        if network.kind == loss.kind == "edm" and network.sigma_data != loss.sigma_data:
+            raise ValueError(
+                f"parameterization.sigma_data={network.sigma_data:g} and "
+                f"train.weighting.sigma_data={loss.sigma_data:g} differ; give both the same"
+            )
+        return self
 
     @model_validator(mode="after")
     def _labels_used(self) -> Self:

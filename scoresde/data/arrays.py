@@ -52,9 +52,11 @@ def arrays(
             levels = _levels(found["x"].dtype)
         train = _split(found, "x", "y", levels, layout)
         if "x_test" in found:
+            _require_both_labels(found)
             test = _split(found, "x_test", "y_test", levels, layout)
         else:
-            train, test = hold_out(train, holdout, seed)
+            with reading("no x_test, so holdout"):
+                train, test = hold_out(train, holdout, seed)
         classes = numbered_classes(train, test)
         return Dataset(Path(path).stem, train, test, Scaling(levels), classes)
 
@@ -106,6 +108,12 @@ def _names(keys: list[str]) -> dict[str, str]:
     if first["x"] is None:
         raise DataError(f"holds the keys {', '.join(keys) or '(none)'}; call the examples 'x'")
     return {name: key for name, key in first.items() if key is not None}
+
+
+def _require_both_labels(found: Mapping[str, np.ndarray]) -> None:
+    if ("y" in found) != ("y_test" in found):
+        missing, x = ("y", "x") if "y_test" in found else ("y_test", "x_test")
+        raise DataError(f"no labels for {x}; call them {missing!r}, or leave out both")
 
 
 def _split(

@@ -143,9 +143,8 @@ def holdout(split: Split, size: int | float, seed: int = 0) -> tuple[Split, Spli
     n = len(split)
     count = size if isinstance(size, int) else max(1, round(size * n))
     if not size > 0 or not 0 < count < n:
-        raise DataError(
-            f"cannot hold out {size} of {n} examples; give a fraction, or a count below {n}"
-        )
+        remedy = f"a share, or a count below {n}" if n > 1 else "more examples"
+        raise DataError(f"cannot hold out {size} of {n} examples; give {remedy}")
     order = torch.from_numpy(np.random.default_rng(seed).permutation(n))
     return split.take(order[count:].sort().values), split.take(order[:count].sort().values)
 

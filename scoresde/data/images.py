@@ -63,7 +63,7 @@ def image_folder(
     pairs = zip(roots, files, strict=True)
     splits = [_split(root, found, names, size, channels) for root, found in pairs]
     with reading(path):
-        train, test = hold_out(splits[0], holdout, seed) if whole else splits
+        train, test = _held_out(splits[0], holdout, seed) if whole else splits
         classes = tuple(names) if names != [""] else None
         return Dataset(path.resolve().name, train, test, Scaling(256), classes)
 
@@ -100,6 +100,11 @@ def open_image(path: Path) -> Image.Image:
         except (*DAMAGE, *too_large) as error:
             reason = str(error).partition("\n")[0]
             raise DataError(f"not a usable picture ({reason}); replace or remove it") from error
+
+
+def _held_out(split: Split, size: int | float, seed: int) -> tuple[Split, Split]:
+    with reading("no folders train/ and test/, so holdout"):
+        return hold_out(split, size, seed)
 
 
 def _files(root: Path) -> list[tuple[str, Path]]:

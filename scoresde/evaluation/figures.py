@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 TILE = 48
+FEW = 30
 BACKGROUND = 255
 BLUE, ORANGE, GREY = "#1f5fa8", "#d9680d", "#9aa5b1"
 
@@ -74,12 +75,12 @@ def loss_curve(
     records: Sequence[Mapping[str, Any]],
     train: str = "loss",
     held_out: str = "held_out",
-    label: str = "loss",
 ) -> None:
     """Draw the training loss, raw and smoothed, and the held-out loss against the step, as a PNG.
 
-    `records` are the lines of `metrics.jsonl`: mappings with `step` and any of the keys `train`
-    and `held_out`; others, and values that are not finite, are passed over. Raises ValueError
+    The two have panels of their own, because they weigh the noise levels differently. `records`
+    are the lines of `metrics.jsonl`: mappings with `step` and any of the keys `train` and
+    `held_out`; others, and values that are not finite, are passed over. Raises ValueError
     without any training loss.
     """
     from matplotlib.figure import Figure
@@ -87,18 +88,26 @@ def loss_curve(
     steps, losses = _series(records, train)
     if not len(losses):
         raise ValueError(f"no finite {train!r} in {len(records)} records; nothing to draw")
-    figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
-    axes = figure.subplots()
-    axes.plot(steps, losses, color=GREY, linewidth=0.6, alpha=0.6, label="training, each record")
-    axes.plot(steps, smoothed(losses), color=BLUE, linewidth=1.8, label="training, smoothed")
     held_steps, held = _series(records, held_out)
-    if len(held):
-        axes.plot(held_steps, held, "o-", color=ORANGE, markersize=3.5, label="held out")
-    # The first steps of a fresh network would squeeze the rest of the curve flat.
-    axes.set_ylim(*_limits(np.concatenate([losses[len(losses) // 20 :], held])))
-    axes.set(xlabel="training step", ylabel=label)
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    count = 2 if len(held) else 1
+    figure = Figure(figsize=(7, 1 + 2.5 * count), dpi=120, layout="constrained")
+    top, *rest = figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0]
+    if len(losses) > FEW:
+        top.plot(steps, losses, color=GREY, linewidth=0.6, alpha=0.8, label="each record")
+        top.plot(steps, smoothed(losses), color=BLUE, linewidth=1.8, label="smoothed")
+        top.legend(frameon=False)
+    else:
+        top.plot(steps, losses, "o-", color=BLUE, markersize=3.5, linewidth=1.8)
+    for axes in rest:
+        axes.plot(held_steps, held, "o-", color=ORANGE, markersize=3.5, linewidth=1.8)
+    panels = zip((top, *rest), ("training", "held-out"), (losses, held), strict=False)
+    for axes, name, values in panels:
+        # The first steps of a fresh network would squeeze the rest of the curve flat.
+        axes.set_ylim(*_limits(values[len(values) // 20 :]))
+        axes.set(ylabel=f"{name} loss")
+        axes.grid(alpha=0.3)
+    axes.set(xlabel="training step")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     figure.savefig(path, format="png")
 
 
@@ -148,6 +157,6 @@ def _series(records: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray,
 
 
 def _limits(values: np.ndarray) -> tuple[float, float]:
-    low, high = values.min(), np.quantile(values, 0.995)
+    low, high = values.min(), np.quantile(values, 0.995 if len(values) > FEW else 1.0)
     room = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
     return low - room, high + room

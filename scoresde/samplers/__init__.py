@@ -28,6 +28,15 @@ from scoresde.samplers.multistep import (
     unipc,
 )
 from scoresde.samplers.noise import BrownianPath, Noise, per_sample_noise, white_noise
+from scoresde.samplers.optimise import (
+    Optimised,
+    StoredGrid,
+    load_grid,
+    optimise_grid,
+    save_grid,
+    search_grid,
+)
+from scoresde.samplers.recommended import ArctanGrid, Residual, recommended
 from scoresde.samplers.renoising import Churned, Restart, churn, restart
 from scoresde.samplers.singlestep import (
     Scheme,
@@ -50,6 +59,7 @@ __all__ = [
     "X0",
     "Adaptive",
     "Ancestral",
+    "ArctanGrid",
     "BrownianPath",
     "Churned",
     "Corrected",
@@ -65,7 +75,9 @@ __all__ = [
     "Langevin",
     "Multistep",
     "Noise",
+    "Optimised",
     "Prediction",
+    "Residual",
     "Restart",
     "ReverseDiffusion",
     "SASolver",
@@ -74,6 +86,7 @@ __all__ = [
     "SingleStep",
     "State",
     "Step",
+    "StoredGrid",
     "UniPC",
     "V",
     "annealed_langevin",
@@ -93,10 +106,15 @@ __all__ = [
     "ipndm_v",
     "langevin",
     "lms",
+    "load_grid",
+    "optimise_grid",
     "per_sample_noise",
     "plms",
+    "recommended",
     "restart",
     "sample",
+    "save_grid",
+    "search_grid",
     "solve_adaptive",
     "trajectory",
     "unipc",

@@ -138,23 +138,27 @@ def from_file(path: str | PathLike[str]) -> Grid:
 
     Raises ValueError, with the name of the file, for anything else and as ``fixed`` does.
     """
-    return fixed(_times(_read_json(Path(path)), path), f"the grid in {path}")
+    content = read_json(path)
+    times = numbers({"times": content} if isinstance(content, list) else content, "times", path)
+    return fixed(times, f"the grid in {path}")
 
 
-def _read_json(path: Path) -> object:
+def read_json(path: str | PathLike[str]) -> object:
+    """What a JSON file holds; ValueError, naming the file, where it cannot be read."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"cannot read the grid {path}: {error.strerror}") from error
     except ValueError as error:
         raise ValueError(f"{path} is not a JSON file: {error}") from error
 
 
-def _times(content: object, path: str | PathLike[str]) -> list[float]:
-    times = content.get("times") if isinstance(content, dict) else content
-    if not isinstance(times, list) or not all(type(t) in (int, float) for t in times):
-        raise ValueError(f'{path} must hold a list of times, or {{"times": [...]}}')
-    return times
+def numbers(content: object, key: str, path: str | PathLike[str]) -> list[float]:
+    """The list of numbers under a key of a JSON object; ValueError where there is none."""
+    values = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(values, list) or not all(type(v) in (int, float) for v in values):
+        raise ValueError(f'{path} needs a list of numbers under "{key}"')
+    return values
 
 
 def _ramp(n: int) -> Tensor:

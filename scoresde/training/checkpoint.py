@@ -229,9 +229,9 @@ def newest(folder: Path) -> tuple[Path, Checkpoint, list[str]]:
         raise CheckpointError(
             f"{folder}: none of {len(refused)} checkpoints is usable; first: {refused[0]}"
         )
-    raise CheckpointError(
-        f"{folder}: no checkpoint here; check the path, or train without --resume"
-    )
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder; give a run folder or a checkpoint")
+    raise CheckpointError(f"{folder}: no checkpoint yet; train it first (scoresde train --resume)")
 
 
 def export_weights(path: str | Path, checkpoint: Checkpoint) -> None:

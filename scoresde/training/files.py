@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import pickle
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,17 @@ from torch import Tensor
 FORMAT = 1
 REMEDY = "use an earlier checkpoint or an intact copy"
 
+# What to do about what the system refuses.
+ADVICE = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EACCES: "choose a place you may write to",
+    errno.EPERM: "choose a place you may write to",
+    errno.EROFS: "choose a place you may write to",
+    errno.EISDIR: "name a file",
+    errno.ENOTDIR: "check the path",
+    errno.ENOENT: "make the folder first",
+}
 
 DAMAGE = (
     OSError,
@@ -40,20 +53,31 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be written or used; one line that names the file and the remedy."""
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Give every OSError raised inside the file or folder it is about, and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        advice = ADVICE.get(error.errno or 0, "check the disk")
+        raise OSError(error.errno, f"{error.strerror or error}; {advice}", str(path)) from error
+
+
 def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
     """Have ``write`` fill a temporary file beside ``path``, sync it to disk and rename it there.
 
     Whatever goes wrong before the rename leaves ``path`` as it was.
     """
     temporary = path.with_name(path.name + ".tmp")
-    try:
-        write(temporary)
-        _sync(temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync(path.parent)
+    with writing(path):
+        try:
+            write(temporary)
+            _sync(temporary)
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync(path.parent)
 
 
 def digest(path: Path) -> str:

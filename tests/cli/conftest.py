@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -44,9 +45,26 @@ def save_model(file: Path, overrides: dict[str, object], spread: float = 0.0) ->
 
 
 @pytest.fixture(scope="session")
+def unlabelled(tmp_path_factory) -> Path:
+    """A class-conditional checkpoint on the digits that was never trained without a class."""
+    changed = IMAGES | {"train.label_dropout": 0}
+    return save_model(tmp_path_factory.mktemp("unlabelled") / "model.pt", changed)
+
+
+@pytest.fixture(scope="session")
 def points(tmp_path_factory) -> Path:
     """A checkpoint whose model is the standard normal law in the plane."""
     return save_model(tmp_path_factory.mktemp("points") / "model.pt", POINTS)
+
+
+@pytest.fixture(scope="session")
+def split_points(tmp_path_factory) -> Path:
+    """A checkpoint on points in a file, a tenth of them held out."""
+    folder = tmp_path_factory.mktemp("split")
+    np.save(folder / "x.npy", np.random.default_rng(0).normal(size=(20, 2)))
+    plain = {key: value for key, value in POINTS.items() if not key.startswith("data.")}
+    data = {"data.kind": "arrays", "data.path": str(folder / "x.npy")}
+    return save_model(folder / "model.pt", plain | data)
 
 
 @pytest.fixture(scope="session")

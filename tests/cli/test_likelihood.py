@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from torch.distributions import Normal
 
 from scoresde import build
+from scoresde.cli import likelihood as module
 from scoresde.cli.likelihood import Scores, score_split
 from scoresde.cli.main import main
 from scoresde.config.schema import Likelihood
@@ -137,6 +139,13 @@ class TestCommand:
         assert "offset 3.0875 bits/dim for 17 levels" in page
         assert "bits/dim" in page.splitlines()[-1]
 
+    def test_fixed_steps_have_no_tolerance(self, points, capsys):
+        flags = ["--likelihood.method", "rk4", "--likelihood.steps", "7", "--num", "1"]
+        assert main(["likelihood", "--checkpoint", str(points), *flags]) == 0
+        page = capsys.readouterr().out
+        assert "rk4, 7 steps" in page
+        assert "rtol" not in page
+
     def test_one_example_has_no_error(self, points, capsys):
         report = score(capsys, points, "--num", "1")
         assert report["bits_per_dim_se"] is None
@@ -147,6 +156,8 @@ class TestRefusals:
         ("flags", "words"),
         [
             (("--num", "0"), "--num"),
+            (("--seed", "-1"), "--seed: need at least 0"),
+            (("--csv", ""), "--csv: empty"),
             (("--num", "21"), "the test split has 20 examples"),
             (("--conditional",), "trained without classes"),
             (("--csv", "none/scores.csv"), "--csv none/scores.csv: no such folder"),
@@ -157,6 +168,40 @@ class TestRefusals:
     )
     def test_bad_flags(self, points, capsys, flags, words):
         assert words in refusal(capsys, points, *flags)
+
+    def test_a_model_that_never_did_without_a_class(self, unlabelled, capsys):
+        flags = ("--likelihood.method", "euler", "--likelihood.steps", "1", "--num", "1")
+        assert "give --conditional" in refusal(capsys, unlabelled, *flags)
+        assert score(capsys, unlabelled, "--conditional", *flags)["conditional"]
+
+    @pytest.mark.parametrize("where", ["folder", "file/scores.csv", "missing/scores.csv"])
+    def test_a_csv_that_cannot_be_written(self, points, tmp_path, capsys, monkeypatch, where):
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "file").write_text("mine")
+        monkeypatch.setattr(module, "load_run", None)  # refused before anything is read
+        assert str(tmp_path / where) in refusal(capsys, points, "--csv", str(tmp_path / where))
+
+    def test_a_full_disk_keeps_the_earlier_csv_and_the_report(
+        self, points, tmp_path, capsys, monkeypatch
+    ):
+        def full(*args):
+            raise OSError(28, "No space left on device")
+
+        file = tmp_path / "scores.csv"
+        file.write_text("earlier")
+        monkeypatch.setattr(os, "replace", full)
+        argv = ["likelihood", "--checkpoint", str(points), "--num", "2", "--csv", str(file)]
+        assert main(argv) == 1
+        captured = capsys.readouterr()
+        assert "2 test examples" in captured.out
+        assert f"{file}: No space left on device; free some space" in captured.err
+        assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [(file.name, "earlier")]
+
+    @pytest.mark.parametrize("flag", ["--data.seed", "--data.holdout"])
+    def test_another_split_of_the_same_data(self, split_points, capsys, flag):
+        same, other = {"--data.seed": ("0", "1"), "--data.holdout": ("0.1", "0.4")}[flag]
+        assert "would score training examples" in refusal(capsys, split_points, flag, other)
+        assert score(capsys, split_points, flag, same)["examples"] == 2
 
     def test_a_tolerance_that_cannot_be_reached(self, wild, capsys):
         flags = ("--likelihood.rtol", "1e-15", "--likelihood.atol", "1e-300", "--num", "1")

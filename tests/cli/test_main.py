@@ -141,6 +141,8 @@ class TestExitCodes:
             (["train"], "--out is missing"),
             (["sample", "--checkpoint", "none.pt", "--out", "x"], "none.pt: no such file"),
             (["likelihood", "--checkpoint", "none.pt"], "none.pt: no such file"),
+            (["compare", "--checkpoint", "none.pt"], "none.pt: no such file"),
+            (["verify", "--sampler", "heun"], "did you mean '--samplers'?"),
             (["info", "--jsn"], "did you mean '--json'?"),
         ],
     )
@@ -183,9 +185,11 @@ class TestInfo:
         assert set(found["processes"]) == set(build.SDES)
         assert set(found["parameterizations"]) == set(build.PARAMETERIZATIONS)
         assert set(found["samplers"]) == set(build.STEPS) | {"ode", "sde"}
-        assert set(found["grids"]) == set(build.GRIDS)
+        assert set(found["grids"]) == set(build.GRIDS) | {"file"}
         assert set(found["data"]) == set(build.DATASETS)
         assert all(line for table in found.values() for line in table.values())
+        assert found["samplers"]["heun"].endswith("(order 2, 2 calls a step)")
+        assert found["samplers"]["dpmpp_2m_sde"].endswith("(weak order 2, 1 call a step)")
 
     def test_the_page_has_a_line_for_every_name(self, capsys):
         assert main(["info"]) == 0

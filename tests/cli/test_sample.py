@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ import torch
 from PIL import Image
 
 from scoresde import build
+from scoresde.cli import pictures
+from scoresde.cli import sample as module
 from scoresde.cli.main import main
 from scoresde.cli.sample import chosen_seeds, draw
 from scoresde.config import override
@@ -144,6 +147,73 @@ class TestFiles:
         assert abs(gap).max() <= 16  # a pixel on the edge of two levels may round either way
         assert (gap == 0).mean() > 0.98
 
+    def test_the_record_lists_every_file(self, images, tmp_path):
+        out = sample(images, tmp_path / "out", "--num", "3", "--npz")
+        assert {*record(out)["files"], "sample.json"} == {p.name for p in out.iterdir()}
+
+    @pytest.mark.parametrize("name", ["000007.png", "grid.png", "sample.json", "0000001.png"])
+    @pytest.mark.parametrize("mine", ["{}", '{"files": ["../grid.png", "grid.png"]}'])
+    def test_pictures_of_others_are_never_overwritten(self, images, tmp_path, capsys, name, mine):
+        out = tmp_path / "out"
+        out.mkdir()
+        (tmp_path / "grid.png").write_text("mine")
+        (out / name).write_text(mine)
+        for flags in ((), ("--overwrite",)):
+            assert name in refusal(capsys, images, out, *flags)
+        assert {p.name: p.read_text() for p in out.iterdir()} == {name: mine}
+        assert (tmp_path / "grid.png").read_text() == "mine"
+
+    def test_a_picture_added_to_samples_is_kept(self, images, tmp_path, capsys):
+        out = sample(images, tmp_path / "out", "--num", "2")
+        (out / "000005.png").write_text("mine")
+        before = {p.name: p.read_bytes() for p in out.iterdir()}
+        assert "holds 000005.png" in refusal(capsys, images, out, "--overwrite")
+        assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+
+    @pytest.mark.parametrize("written", [0, 1, 2])
+    def test_a_full_disk_keeps_the_earlier_samples(
+        self, images, tmp_path, capsys, monkeypatch, written
+    ):
+        out = sample(images, tmp_path / "out", "--num", "2")
+        before = {p.name: p.read_bytes() for p in out.iterdir()}
+        save, saved = pictures._save, []
+
+        def full(path, **rest):
+            if len(saved) == written:
+                path.write_bytes(b"half")
+                raise OSError(28, "No space left on device")
+            saved.append(path)
+            save(path, **rest)
+
+        monkeypatch.setattr(pictures, "_save", full)
+        message = refusal(capsys, images, out, "--num", "4", "--overwrite", code=1)
+        assert f"{out}: No space left on device; free some space" in message
+        assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+
+    @pytest.mark.parametrize("fresh", [True, False])
+    @pytest.mark.parametrize("moved", [0, 1, 3])
+    def test_an_interrupted_write_can_be_overwritten(
+        self, images, tmp_path, monkeypatch, fresh, moved
+    ):
+        out = tmp_path / "out"
+        if not fresh:
+            sample(images, out, "--num", "4")
+        replace, done = os.replace, []
+
+        def killed(*names):
+            if len(done) == moved:
+                raise KeyboardInterrupt
+            done.append(names)
+            replace(*names)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(pictures.os, "replace", killed)
+            flags = ["--checkpoint", str(images), "--out", str(out), "--num", "3", "--overwrite"]
+            assert main(["sample", *flags, "--sample.steps", "3"]) == 130
+        sample(images, out, "--num", "2", "--overwrite")
+        assert {p.name for p in out.iterdir()} == {*record(out)["files"], "sample.json"}
+        assert len(list(out.iterdir())) == 4
+
     def test_overwriting_removes_earlier_samples_and_nothing_else(self, images, tmp_path):
         out = sample(images, tmp_path / "out", "--num", "4")
         (out / "notes.txt").write_text("mine")
@@ -168,7 +238,13 @@ class TestRefusals:
             (("--seeds", "a"), "--seeds: cannot read 'a'"),
             (("--seeds", "0-3", "--num", "2"), "leave one of them out"),
             (("--batch", "0"), "--batch"),
-            (("--class", "11"), "no class '11'"),
+            (("--num", "100000000"), "--num: need 1 to 10,000,000"),
+            (("--seeds", "0-99999999999"), "holds more than 10,000,000"),
+            (("--seeds", str(2**64)), "more than 64 bits"),
+            (("--class", "11"), "--class: no class '11'"),
+            (("--class", "\u00b2"), "--class: no class"),
+            (("--classes", "1,11"), "--classes: no class '11'"),
+            (("--class", ""), "--class: empty"),
             (("--class", "1", "--classes", "all"), "give one of them"),
             (("--classes", "all", "--num", "3"), "3 samples for 10 classes"),
             (("--sample.steps", "0"), "--sample.steps"),
@@ -182,6 +258,17 @@ class TestRefusals:
     def test_classes_of_a_model_without(self, points, tmp_path, capsys):
         message = refusal(capsys, points, tmp_path / "out", "--class", "0")
         assert "trained without classes" in message
+
+    def test_a_model_that_never_did_without_a_class(self, unlabelled, tmp_path, capsys):
+        assert "--class or --classes" in refusal(capsys, unlabelled, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+        sample(unlabelled, tmp_path / "out", "--classes", "all", "--num", "10")
+
+    def test_a_folder_that_cannot_be_made(self, images, tmp_path, capsys, monkeypatch):
+        (tmp_path / "file").write_text("mine")
+        monkeypatch.setattr(module, "draw", None)  # refused before anything is computed
+        message = refusal(capsys, images, tmp_path / "file" / "out")
+        assert str(tmp_path / "file" / "out") in message
 
     def test_a_damaged_checkpoint(self, images, tmp_path, capsys):
         damaged = tmp_path / "damaged.pt"

@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from scoresde.cli import train
 from scoresde.cli.folder import RunFolder
 from scoresde.cli.main import main
 from scoresde.cli.preview import draw, save_preview
-from scoresde.config import Config, load_config
+from scoresde.config import Config, load_config, to_yaml
 from scoresde.training import checkpoint as ck
 from scoresde.training import fit
 
@@ -100,7 +101,7 @@ def test_a_run_leaves_its_files(finished):
         "config.yaml", "env.json", "metrics.jsonl", "log.txt", "loss.png",
         "weights-ema.safetensors", "checkpoints/latest.json", "checkpoints/best.pt",
         "checkpoints/step-00000008.pt", "checkpoints/step-00000012.pt",
-        "samples/step-00000006.png", "samples/step-00000012.png",
+        "samples/step-00000006.png", "samples/step-00000012.png", ".lock",
     }  # fmt: skip
     assert set(tree(finished.path)) == expected
 
@@ -208,7 +209,7 @@ def test_a_lost_best_checkpoint_is_replaced(copied):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"train__lr": "1e-3"}, "train.lr=0.001 was 0.01"),
+        ({"train__ema": "0.5"}, "train.ema=0.5 was 0.999"),
         ({"seed": "2"}, "seed=2 was 1"),
         ({"network__width": "32"}, "network.width=32 was 16"),
         ({"sde.kind": "cosine"}, "sde.kind=cosine was vp"),
@@ -242,10 +243,83 @@ def test_nothing_to_resume(tmp_path, capsys):
     assert not (tmp_path / "missing").exists()
 
 
-def test_a_run_without_checkpoints_cannot_be_resumed(copied, capsys):
+def test_a_finished_run_without_checkpoints_cannot_be_resumed(copied, capsys):
     shutil.rmtree(copied.checkpoints)
+    before = tree(copied.path)
     assert main(command(copied.path, "--resume")) == 2
-    assert "no checkpoint here" in error_line(capsys)
+    assert "no checkpoint is left of this finished run" in error_line(capsys)
+    assert tree(copied.path) == before
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_anew(finished, tmp_path, capsys):
+    folder = RunFolder(tmp_path / "run")
+    folders.write_start(folder, to_yaml(tiny()), folders.environment("cpu"))
+    folder.metrics.write_text('{"step": 3, "loss": 1.0}\n')
+    for name in ("sample", "likelihood"):
+        extra = ["--out", str(tmp_path / "samples")] if name == "sample" else []
+        assert main([name, "--checkpoint", str(folder.path), *extra]) == 2
+        assert "no checkpoint yet; train it first" in error_line(capsys)
+    assert main(["train", "--out", str(folder.path), "--device", "cpu", "--resume"]) == 0
+    assert "no checkpoint yet, starting at step 0" in folder.log.read_text()
+    assert [line["step"] for line in folders.records(folder)] == [3, 4, 6, 8, 9, 12]
+    a, b = (ck.load(f.checkpoints / ck.step_name(12)) for f in (finished, folder))
+    assert all(torch.equal(a.model[k], b.model[k]) for k in a.model)
+
+
+def test_resume_without_its_configuration_takes_that_of_the_checkpoint(copied):
+    copied.config.unlink()
+    argv = ["train", "--out", str(copied.path), "--device", "cpu", "--resume"]
+    assert main([*argv, "--train.steps", "13"]) == 0
+    assert load_config(copied.config) == tiny(train__steps="13")
+
+
+def test_resume_without_configuration_and_checkpoint_asks_for_one(copied, capsys):
+    copied.config.unlink()
+    shutil.rmtree(copied.checkpoints)
+    assert main(["train", "--out", str(copied.path), "--resume"]) == 2
+    assert "give --config" in error_line(capsys)
+
+
+def test_a_run_is_not_resumed_to_an_earlier_step(copied, capsys):
+    before = tree(copied.path)
+    assert main(command(copied.path, "--resume", train__steps="6")) == 2
+    assert "--train.steps 6: the run is at step 12" in error_line(capsys)
+    assert tree(copied.path) == before
+
+
+def test_the_remedies_of_a_bad_loss_may_change_and_are_noted(copied):
+    changes = {"train__lr": "1e-3", "train__clip": "0.5", "train__steps": "13"}
+    assert main(command(copied.path, "--resume", **changes)) == 0
+    log = copied.log.read_text()
+    for words in ("train.lr=0.001 was 0.01", "train.clip=0.5 was 1.0"):
+        assert words in log
+    assert folders.records(copied)[-1]["lr"] == pytest.approx(1e-3)
+
+
+# --- one training at a time -------------------------------------------------------------------
+
+HOLD = """
+import sys, time
+from scoresde.cli.folder import RunFolder, locked
+from pathlib import Path
+with locked(RunFolder(Path(sys.argv[1]))):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("flag", ["--resume", "--overwrite"])
+def test_a_folder_where_another_process_trains_is_refused(copied, capsys, flag):
+    argv = [sys.executable, "-c", HOLD, str(copied.path)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        before = tree(copied.path)
+        assert main(command(copied.path, flag)) == 2
+        assert "another process trains there" in error_line(capsys)
+        assert tree(copied.path) == before
+        other.kill()
+    with folders.locked(copied):
+        pass  # the lock went with the process
 
 
 def test_resume_and_overwrite_exclude_each_other(copied, capsys):
@@ -321,6 +395,8 @@ def test_a_loss_that_blows_up_stops_with_the_last_checkpoint(tmp_path, capsys):
     assert main(command(out, **config)) == 1
     line = error_line(capsys)
     assert all(word in line for word in ("step ", "loss", "gradient norm", "learning rate 1e+30"))
+    log = (out / "log.txt").read_text().splitlines()
+    assert line == f"scoresde: {log[-1]}"
     assert list(out.glob("checkpoints/*.tmp")) == []
     for path in ck.step_files(out / "checkpoints"):
         ck.load(path)  # nothing that is not finite was saved
@@ -338,8 +414,40 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, capsys, monkeypatch):
     assert main(command(tmp_path / "run", train__keep="1")) == 1
     line = error_line(capsys)
     assert "step 8: cannot save" in line
+    assert "No space left on device; free some space" in line
     assert "step-00000004.pt, go on with --resume" in line
     assert ck.newest(tmp_path / "run/checkpoints")[1].step == 4
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "log.txt", "samples"])
+def test_a_file_that_cannot_be_written_is_named(tmp_path, capsys, monkeypatch, name):
+    refused = tmp_path / "run" / name
+    write_start = folders.write_start
+
+    def then_in_the_way(folder, *args):
+        write_start(folder, *args)
+        refused.mkdir() if name != "samples" else refused.write_text("")
+
+    monkeypatch.setattr(folders, "write_start", then_in_the_way)
+    code = main(command(tmp_path / "run", train__checkpoint_every="1"))
+    line = error_line(capsys)
+    assert str(refused) in line
+    if name == "log.txt":
+        assert code == 2
+    else:
+        assert code == 1
+        assert "with --resume" in line
+
+
+def test_training_goes_on_when_nobody_reads(tmp_path):
+    start = "import sys; from scoresde.cli.main import main; raise SystemExit(main(sys.argv[1:]))"
+    argv = [sys.executable, "-c", start, *command(tmp_path / "run")]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as training:
+        training.stdout.close()
+        assert training.stderr.read() == b""
+    assert training.returncode == 0
+    assert ck.newest(tmp_path / "run/checkpoints")[1].step == 12
+    assert "step 12/12" in (tmp_path / "run/log.txt").read_text()
 
 
 def test_weights_that_overflow_are_not_saved(tmp_path, capsys, monkeypatch):
@@ -376,6 +484,18 @@ def test_dry_run_writes_nothing(tmp_path, capsys):
     assert f"# {count:,} parameters" in printed
     assert "# batch 16" in printed
     assert not (tmp_path / "run").exists()
+
+
+def test_too_little_data_to_hold_out_names_the_option(tmp_path, capsys):
+    assert main(command(tmp_path / "run", **{"data.train": "1"})) == 2
+    line = error_line(capsys)
+    assert "train.holdout: cannot hold out 0.1 of 1 examples; give more examples" in line
+
+
+@pytest.mark.parametrize("flag", ["--out=", "--config=", "--data.path="])
+def test_empty_paths_are_refused(tmp_path, capsys, flag):
+    assert main(command(tmp_path / "run", flag)) == 2
+    assert f"{flag[:-1]}: empty" in error_line(capsys)
 
 
 def test_out_is_needed(capsys):

@@ -111,7 +111,7 @@ WIDE = np.full((9, 2, 2), 300)
     [
         ({"z": CHW}, {}, "holds the keys z; call the examples 'x'"),
         ({"x": CHW, "y": LABEL[:7]}, {}, r"array 'x': 20 examples but labels of shape \(7,\)"),
-        ({"x": CHW, "y": LABEL, "x_test": CHW}, {}, "test labels and class names"),
+        ({"x": CHW, "y": LABEL, "x_test": CHW}, {}, "no labels for x_test; call them 'y_test'"),
         ({"x": CHW, "y": LABEL - 1}, {}, r"labels run over -1\.\."),
         ({"x": CHW, "y": LABEL * 1.0}, {}, "labels are float64"),
         ({"x": CHW, "y": np.eye(20)}, {}, "labels are float64"),

@@ -96,6 +96,16 @@ def test_loss_curve_takes_what_it_finds(tmp_path):
             loss_curve(tmp_path / "none.png", nothing)
 
 
+def test_held_out_losses_have_a_panel_of_their_own(tmp_path):
+    records = [{"step": k, "loss": 1 / k} for k in range(1, 50)]
+    loss_curve(tmp_path / "one.png", records)
+    loss_curve(tmp_path / "two.png", [*records, {"step": 50, "held_out": 0.4}])
+    with Image.open(tmp_path / "one.png") as one, Image.open(tmp_path / "two.png") as two:
+        assert two.height > 1.5 * one.height
+        below = np.asarray(two.convert("RGB"))[one.height :]
+    assert (below == [0xD9, 0x68, 0x0D]).all(-1).any()  # the one held-out loss is a mark
+
+
 def test_scatter_draws_every_set(tmp_path):
     points = torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
     for n in (1, 3):

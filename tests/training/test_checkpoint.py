@@ -322,8 +322,8 @@ def test_files_rule_over_a_bad_record(tmp_path, saved, latest):
 
 
 def test_nothing_usable(tmp_path):
-    refused(tmp_path, "no checkpoint here", load=ck.newest)
-    refused(tmp_path / "missing", "no checkpoint here", load=ck.newest)
+    refused(tmp_path, "no checkpoint yet; train it first", load=ck.newest)
+    refused(tmp_path / "missing", "no such folder", load=ck.newest)
     (tmp_path / ck.step_name(3)).write_bytes(b"")
     refused(tmp_path, "none of 1", "empty", load=ck.newest)
 

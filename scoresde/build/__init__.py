@@ -1,0 +1,83 @@
+"""From names to objects: the one place where a configuration's strings mean something.
+
+The tables map the names of one ``kind`` to constructors whose keyword arguments are the other keys
+of its section; those of ``SDES PARAMETERIZATIONS STEPS GRIDS WEIGHTINGS TIMES`` work without any.
+"""
+
+from scoresde.build.models import (
+    Described,
+    build_dataset,
+    build_learning_rate,
+    build_model,
+    build_network,
+    build_optimizer,
+    build_plan,
+    build_sde,
+    build_weight,
+)
+from scoresde.build.runs import LoadedRun, load_model, load_run
+from scoresde.build.samplers import (
+    SAMPLERS,
+    GridSampler,
+    ODESampler,
+    Sampler,
+    SDESampler,
+    build_grid,
+    build_sampler,
+)
+from scoresde.build.steps import PREDICTIONS, SELF_PACED, STEPS, VARIABLES, build_step
+from scoresde.build.tables import (
+    DATASETS,
+    DRAWS,
+    GRID_CHOICES,
+    GRIDS,
+    NETWORKS,
+    OPTIMIZERS,
+    PARAMETERIZATIONS,
+    SDES,
+    TIMES,
+    WEIGHTINGS,
+    construct,
+    constructor,
+    summary,
+)
+
+__all__ = [
+    "DATASETS",
+    "DRAWS",
+    "GRIDS",
+    "GRID_CHOICES",
+    "NETWORKS",
+    "OPTIMIZERS",
+    "PARAMETERIZATIONS",
+    "PREDICTIONS",
+    "SAMPLERS",
+    "SDES",
+    "SELF_PACED",
+    "STEPS",
+    "TIMES",
+    "VARIABLES",
+    "WEIGHTINGS",
+    "Described",
+    "GridSampler",
+    "LoadedRun",
+    "ODESampler",
+    "SDESampler",
+    "Sampler",
+    "build_dataset",
+    "build_grid",
+    "build_learning_rate",
+    "build_model",
+    "build_network",
+    "build_optimizer",
+    "build_plan",
+    "build_sampler",
+    "build_sde",
+    "build_step",
+    "build_weight",
+    "construct",
+    "constructor",
+    "load_model",
+    "load_run",
+    "summary",
+]

@@ -1,0 +1,129 @@
+"""Samplers: a grid and a step, or a black-box solver."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from scoresde import samplers
+from scoresde.build.steps import STEPS, build_step
+from scoresde.build.tables import GRID_CHOICES, construct, constructor, table
+from scoresde.config import ConfigError
+from scoresde.config.base import Section
+from scoresde.config.sampling import Sample
+from scoresde.denoiser import Denoiser
+from scoresde.samplers import Grid, Noise, Step
+from scoresde.solvers import solve_ode, solve_sde
+
+
+class Sampler(Protocol):
+    """A whole sampler: from a state at ``t_max`` (B, ...) to a sample, shaped alike.
+
+    ``noise`` serves the steps of a grid; ``seed`` the Brownian path of a black-box SDE solver.
+    """
+
+    def __call__(self, denoiser: Denoiser, x: Tensor, noise: Noise, seed: int = 0) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class GridSampler:
+    """A grid and a step."""
+
+    grid: Grid
+    step: Step
+    steps: int
+    denoise: bool = True
+
+    def __call__(self, denoiser: Denoiser, x: Tensor, noise: Noise, seed: int = 0) -> Tensor:
+        ts = self.grid(denoiser.sde, self.steps)
+        return samplers.sample(denoiser, x, ts, self.step, noise, self.denoise)
+
+
+@dataclass(frozen=True)
+class ODESampler:
+    """The probability flow, solved by torchdiffeq from ``t_max`` to ``t_eps``.
+
+    Adaptive methods share their step size over a batch, so samples agree between batches only
+    within the tolerances.
+    """
+
+    method: str = "dopri5"
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    steps: int = 50
+    denoise: bool = True
+
+    def __call__(self, denoiser: Denoiser, x: Tensor, noise: Noise, seed: int = 0) -> Tensor:
+        sde = denoiser.sde
+        end, _ = solve_ode(
+            denoiser,
+            x,
+            sde.t_max,
+            sde.t_eps,
+            method=self.method,
+            rtol=self.rtol,
+            atol=self.atol,
+            steps=self.steps,
+        )
+        return _denoised(denoiser, end) if self.denoise else end
+
+
+@dataclass(frozen=True)
+class SDESampler:
+    """The reverse SDE, solved by torchsde from ``t_max`` to ``t_eps``.
+
+    The Brownian path is that of a whole batch, so samples depend on their batch.
+    """
+
+    method: str = "euler"
+    eta: float = 1.0
+    steps: int = 50
+    denoise: bool = True
+
+    def __call__(self, denoiser: Denoiser, x: Tensor, noise: Noise, seed: int = 0) -> Tensor:
+        sde = denoiser.sde
+        end = solve_sde(
+            denoiser,
+            x,
+            sde.t_max,
+            sde.t_eps,
+            self.steps,
+            method=self.method,
+            eta=self.eta,
+            seed=seed,
+        )
+        return _denoised(denoiser, end) if self.denoise else end
+
+
+# What a configuration may name: a step, which takes a grid, or a black-box solver.
+SAMPLERS: Mapping[str, Callable[..., Any]] = table(**STEPS, ode=ODESampler, sde=SDESampler)
+
+
+def build_sampler(sample: Sample) -> Sampler:
+    """The sampler of ``config.sample``."""
+    options = sample.sampler.model_dump()
+    kind = options.pop("kind")
+    if kind in STEPS:
+        step, steps = build_step(kind, options, sample.steps)
+        return GridSampler(build_grid(sample.grid), step, steps, sample.denoise)
+    make = constructor(SAMPLERS, kind)
+    solver: Sampler = make(**options, steps=sample.steps, denoise=sample.denoise)
+    return solver
+
+
+def build_grid(section: Section) -> Grid:
+    """The grid of ``config.sample.grid``. Raises ConfigError without the path of a file."""
+    options = section.model_dump()
+    if options.get("path", "") is None:
+        raise ConfigError("sample.grid.path is not given; pass --sample.grid.path FILE")
+    grid: Grid = construct(GRID_CHOICES, section)
+    return grid
+
+
+def _denoised(denoiser: Denoiser, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return denoiser(x, torch.tensor(denoiser.sde.t_eps, dtype=torch.float64))

@@ -1,0 +1,155 @@
+"""The steps by name, and how a configuration's section becomes one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from scoresde import samplers
+from scoresde.build.tables import constructor, table
+from scoresde.denoiser import Denoiser
+from scoresde.samplers import EPS, X0, Noise, Prediction, State, Step, V, solve_adaptive
+from scoresde.samplers.integrals import Variable, clock, log_snr, ratio, share
+
+
+@dataclass(frozen=True)
+class Churnable:
+    """A constructor of a step that may climb to more noise on the way: EDM's stochastic sampler.
+
+    Without ``s_churn`` it is the step itself, else spread over the ``steps`` of its grid. EDM,
+    arXiv 2206.00364, algorithm 2.
+    """
+
+    make: Callable[[], Step]
+
+    def __call__(
+        self,
+        s_churn: float = 0.0,
+        s_tmin: float = 0.0,
+        s_tmax: float = math.inf,
+        s_noise: float = 1.0,
+        steps: int = 18,
+    ) -> Step:
+        if s_churn == 0:
+            return self.make()
+        return samplers.churn(self.make(), s_churn, s_tmin, s_tmax, s_noise, steps)
+
+    @property
+    def documented(self) -> Callable[[], Step]:
+        return self.make
+
+
+def euler() -> Step:
+    """Euler's step in sigma / alpha on the probability flow: DDIM without noise."""
+    return samplers.DDIM()
+
+
+def predictor_corrector(snr: float = 0.16, corrector_steps: int = 1) -> Step:
+    """Predictor-corrector: a reverse-diffusion step after Langevin steps at the same time."""
+    kernel = samplers.langevin(snr, corrector_steps)
+    return samplers.corrected(samplers.ReverseDiffusion(), kernel)
+
+
+def annealed_langevin(snr: float = 0.176, corrector_steps: int = 5) -> Step:
+    """Predictor-corrector with the Langevin settings of NCSNv2: several smaller steps a level."""
+    kernel = samplers.annealed_langevin(snr, corrector_steps)
+    return samplers.corrected(samplers.ReverseDiffusion(), kernel)
+
+
+def restart(low: float = 0.05, high: float = 0.3, times: int = 1, inner_steps: int = 3) -> Step:
+    """Heun's step, and once below ``low`` back up to ``high``: Restart, in sigma / alpha."""
+    return samplers.restart(samplers.Heun(), low, high, times, inner_steps)
+
+
+@dataclass(frozen=True)
+class DPMAdaptive:
+    """The probability flow at a tolerance, every sample by steps of its own: ``solve_adaptive``.
+
+    For a grid of one step; ``nfe_per_step`` is the least that one costs. Raises RuntimeError where
+    ``max_nfe`` calls do not suffice.
+    """
+
+    rtol: float = 1e-3
+    atol: float = 1e-3
+    max_nfe: int = 1000
+    order: ClassVar[int] = 5
+    nfe_per_step: ClassVar[int] = 7
+
+    def __call__(
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, state: State, noise: Noise
+    ) -> tuple[Tensor, State]:
+        end = solve_adaptive(denoiser, x, float(t), float(s), self.rtol, self.atol, self.max_nfe)
+        if late := int((~end.finished).sum()):
+            raise RuntimeError(
+                f"dpm_adaptive: {late} of {len(x)} samples did not reach t={float(s):g} within "
+                f"max_nfe={self.max_nfe} calls; raise it, or rtol and atol"
+            )
+        return end.x, None
+
+
+STEPS: Mapping[str, Callable[..., Step]] = table(
+    euler=Churnable(euler),
+    heun=Churnable(samplers.Heun),
+    dpm_2=Churnable(samplers.dpm_2),
+    dpmpp_2s=samplers.dpmpp_2s,
+    dpm_solver_singlestep=samplers.dpm_solver_singlestep,
+    dpm_fast=samplers.dpm_fast,
+    dpm_adaptive=DPMAdaptive,
+    dpm_solver=samplers.dpm_solver,
+    dpmpp_2m=samplers.dpmpp_2m,
+    dpmpp_3m=samplers.dpmpp_3m,
+    unipc=samplers.unipc,
+    eab=samplers.eab,
+    deis=samplers.deis,
+    lms=samplers.lms,
+    plms=samplers.plms,
+    ipndm=samplers.ipndm,
+    ipndm_v=samplers.ipndm_v,
+    ddim=samplers.DDIM,
+    ddpm=samplers.DDPM,
+    ancestral=samplers.Ancestral,
+    euler_a=samplers.EulerA,
+    dpm_2_a=samplers.DPM2A,
+    dpmpp_2s_a=samplers.DPMpp2SA,
+    dpmpp_sde=samplers.DPMppSDE,
+    dpmpp_2m_sde=samplers.DPMpp2MSDE,
+    dpmpp_3m_sde=samplers.DPMpp3MSDE,
+    sa_solver=samplers.SASolver,
+    restart=restart,
+    euler_maruyama=samplers.EulerMaruyama,
+    reverse_diffusion=samplers.ReverseDiffusion,
+    pc=predictor_corrector,
+    annealed_langevin=annealed_langevin,
+)
+# Those whose steps are their own, of a number that no grid fixes.
+SELF_PACED = frozenset({"dpm_adaptive"})
+PREDICTIONS: Mapping[str, Prediction] = table(eps=EPS, x0=X0, v=V)
+VARIABLES: Mapping[str, Variable] = table(log_snr=log_snr, ratio=ratio, share=share, clock=clock)
+OBJECTS: Mapping[str, Mapping[str, Any]] = table(prediction=PREDICTIONS, variable=VARIABLES)
+
+
+def build_step(kind: str, options: Mapping[str, Any], steps: int) -> tuple[Step, int]:
+    """The step of a configuration asked for ``steps``, and the steps its grid is to have.
+
+    An option that is None is left to the constructor. Raises ConfigError for an unknown kind,
+    ValueError for options that do not fit.
+    """
+    make = constructor(STEPS, kind)
+    given = {name: _meant(name, value) for name, value in options.items() if value is not None}
+    if make is samplers.dpm_fast:  # counts calls, and plans its steps
+        planned = samplers.dpm_fast(steps)
+        return planned, len(planned.steps)
+    if kind in SELF_PACED:
+        return make(**given), 1
+    if isinstance(make, Churnable):
+        return make(**given, steps=steps), steps
+    return make(**given), steps
+
+
+def _meant(option: str, value: Any) -> Any:
+    """The object that the value of an option names, if it is a name."""
+    return constructor(OBJECTS[option], value) if option in OBJECTS else value

@@ -1,0 +1,313 @@
+"""The best grid for a model, a step and a number of steps: found on a few dozen starts.
+
+A grid is its increments of lam. The search multiplies those of the best standard grid, first by a
+smooth profile, then one by one, so as to bring the ends of the trajectories near those of a tight
+reference solution.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from scoresde.denoiser import Denoiser
+from scoresde.samplers import grids
+from scoresde.samplers.adaptive import solve_adaptive
+from scoresde.samplers.grids import Grid
+from scoresde.samplers.loop import Step, sample
+from scoresde.samplers.recommended import ArctanGrid
+from scoresde.sde import SDE
+
+Array = NDArray[np.float64]
+Loss = Callable[[Array], float]
+Found = tuple[float, Array]  # a loss and the log increments that have it
+
+STANDARD: tuple[Grid, ...] = (
+    ArctanGrid(),
+    grids.log_snr,
+    grids.karras(),
+    grids.quadratic,
+    grids.uniform,
+)
+
+
+class Optimised(NamedTuple):
+    """A grid, the loss of the best standard grid and its own, and the denoiser calls spent.
+
+    The loss is half the log relative L2 error over all starts and half the mean log relative error
+    of a start, which no single start rules.
+    """
+
+    times: Tensor
+    loss_before: float
+    loss: float
+    calls: int
+
+
+def optimise_grid(
+    denoiser: Denoiser,
+    step: Step,
+    n: int,
+    starts: Tensor,
+    *,
+    t_end: float | None = None,
+    budget: int = 20_000,
+    candidates: Sequence[Grid] = STANDARD,
+) -> Tensor:
+    """n + 1 decreasing float64 times from ``t_max``, the best found for a deterministic step.
+
+    ``starts`` (B, ...) are states at ``t_max``. The last time is ``t_end``, or where the loss is
+    least between the ends of the candidates and ``t_min``. About ``budget`` denoiser calls are
+    spent, each for all starts, those of the reference included; no randomness. Raises ValueError
+    for bad arguments, a step that draws noise, or a budget too small for the reference.
+    """
+    return search_grid(
+        denoiser, step, n, starts, t_end=t_end, budget=budget, candidates=candidates
+    ).times
+
+
+def search_grid(
+    denoiser: Denoiser,
+    step: Step,
+    n: int,
+    starts: Tensor,
+    *,
+    t_end: float | None = None,
+    budget: int = 20_000,
+    candidates: Sequence[Grid] = STANDARD,
+) -> Optimised:
+    """As ``optimise_grid``, with the loss before and after and the calls counted."""
+    sde = denoiser.sde
+    _check(sde, starts, t_end, candidates)
+    calls = _Counted(denoiser.predict)
+    denoiser = dataclasses.replace(denoiser, predict=calls)
+    exact = _reference(denoiser, starts, budget)
+    problem = _Problem(denoiser, calls, step, starts, exact, t_end)
+    bases = [np.log(problem.increments(grid(sde, n))) for grid in candidates]
+    ranked = sorted(((problem.loss(logs), logs) for logs in bases), key=lambda found: found[0])
+    coarse, *finer = _profiles(n)
+    best = ranked[0]
+    for base in ranked[:_TRIES]:
+        # A base beside the best one is worth a try while that is cheap.
+        if base is ranked[0] or calls.count < budget // 3:
+            best = min(best, _improved(problem, base, coarse, budget), key=lambda found: found[0])
+    for profile in finer:
+        best = _improved(problem, best, profile, budget)
+    return Optimised(problem.times(best[1]), ranked[0][0], best[0], calls.count)
+
+
+# --- the loss ---------------------------------------------------------------------------------
+
+
+@dataclass
+class _Counted:
+    predict: Callable[[Tensor, Tensor], Tensor]
+    count: int = field(default=0, init=False)
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        self.count += 1
+        return self.predict(x, t)
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """The loss of a grid, given as log increments of lam."""
+
+    denoiser: Denoiser
+    calls: _Counted
+    step: Step
+    starts: Tensor
+    exact: Tensor
+    t_end: float | None
+
+    def increments(self, ts: Tensor) -> Array:
+        return np.diff(self.denoiser.sde.lam(ts.double().cpu()).numpy())
+
+    def times(self, logs: Array) -> Tensor:
+        """The grid, its pinned ends exact."""
+        sde, h = self.denoiser.sde, np.exp(logs)
+        lam_max = _lam(sde, sde.t_max)
+        if self.t_end is not None:
+            h *= (_lam(sde, self.t_end) - lam_max) / h.sum()
+        ts = sde.time(torch.from_numpy(lam_max + np.concatenate([[0.0], h.cumsum()])))
+        ts[0] = sde.t_max
+        # A last time a rounding below t_min is t_min.
+        last = float(ts[-1]) if self.t_end is None else self.t_end
+        ts[-1] = sde.t_min if math.isclose(last, sde.t_min, rel_tol=1e-9) else last
+        return ts
+
+    def along(self, origin: Array, profile: Array) -> Loss:
+        """The loss of moves (directions,) from ``origin``."""
+        return lambda move: self.loss(origin + profile @ move)
+
+    def loss(self, logs: Array) -> float:
+        """Infinite for a grid that ends below ``t_min``, is not decreasing, or diverges."""
+        ts = self.times(logs)
+        if float(ts[-1]) < min(self.denoiser.sde.t_min, self.t_end or math.inf):
+            return math.inf
+        if not bool((ts.diff() < 0).all()):
+            return math.inf
+        error = sample(self.denoiser, self.starts, ts, self.step, _no_noise) - self.exact
+        return _blend(error.flatten(1).double(), self.exact.flatten(1).double())
+
+
+def _blend(error: Tensor, exact: Tensor) -> float:
+    """(log |e| / |x| + mean_i log(|e_i| / rms |x_i|)) / 2, with a floor under the latter."""
+    scale = exact.norm(dim=1).square().mean().sqrt()
+    each = error.norm(dim=1) / scale
+    loss = float(each.square().mean().sqrt().log() + (each + _FLOOR).log().mean()) / 2
+    return loss if math.isfinite(loss) else math.inf
+
+
+_FLOOR = 1e-6
+"""A start whose relative error is below this has nothing left to win."""
+
+
+def _reference(denoiser: Denoiser, starts: Tensor, budget: int) -> Tensor:
+    """The exact flow down to ``t_min``, denoised."""
+    sde, tol = denoiser.sde, 1e-8 if starts.dtype == torch.float64 else 1e-5
+    end = solve_adaptive(denoiser, starts, sde.t_max, sde.t_min, tol, tol, max(budget // 2, 1))
+    if not bool(end.finished.all()):
+        raise ValueError(f"the reference needs more than half of budget={budget}; raise it")
+    with torch.no_grad():
+        return denoiser(end.x, torch.tensor(sde.t_min, dtype=torch.float64))
+
+
+def _no_noise(x: Tensor, t: Tensor | None = None, s: Tensor | None = None) -> Tensor:
+    raise ValueError("a grid is optimised for a deterministic step; this one draws noise")
+
+
+def _lam(sde: SDE, t: float) -> float:
+    return float(sde.lam(torch.tensor(t, dtype=torch.float64)))
+
+
+def _check(sde: SDE, starts: Tensor, t_end: float | None, candidates: Sequence[Grid]) -> None:
+    if not len(starts) or not bool(starts.isfinite().all()):
+        raise ValueError("optimising a grid needs at least one start, all of them finite")
+    if t_end is not None and not 0 < t_end < sde.t_max:
+        raise ValueError(f"need 0 < t_end < t_max={sde.t_max:g}, got t_end={t_end:g}")
+    if not candidates:
+        raise ValueError("need at least one candidate grid to start from")
+
+
+# --- the search -------------------------------------------------------------------------------
+
+_TRIES, _KNOTS, _FINE = 3, 6, 20
+
+
+def _improved(problem: _Problem, found: Found, profile: Array, budget: int) -> Found:
+    """The end of a descent along the directions of a profile, or where the budget stops it."""
+    descent = _descend(problem.along(found[1], profile), profile.shape[1], found[0])
+    origin = found[1]
+    while problem.calls.count < budget and (better := next(descent, None)):
+        found = better[1], origin + profile @ better[0]
+    return found
+
+
+def _profiles(n: int) -> Iterator[Array]:
+    """Directions of log increments, (n, directions): hats on a few knots, then each alone."""
+    if n > _KNOTS:
+        places = np.linspace(0, _KNOTS - 1, n)
+        yield np.stack([np.interp(places, range(_KNOTS), hat) for hat in np.eye(_KNOTS)], 1)
+    if n <= _FINE:
+        yield np.eye(n)
+
+
+def _descend(loss: Loss, dim: int, value: float) -> Iterator[tuple[Array, float]]:
+    """Coordinate search from zero, where the loss is ``value``, after Hooke and Jeeves.
+
+    It remembers the sign and size of every move. Yields the best point and its loss after every
+    coordinate; ends when all moves are small.
+    """
+    x, moves = np.zeros(dim), np.full(dim, 0.15)
+    while np.abs(moves).max() > 2e-3:
+        old = x
+        for i in range(len(x)):
+            x, value, moves[i] = _try(loss, x, value, i, float(moves[i]))
+            yield x, value
+        if (x != old).any() and (ahead := loss(2 * x - old)) < value:
+            x, value = 2 * x - old, ahead
+            yield x, value
+
+
+def _try(loss: Loss, x: Array, value: float, i: int, move: float) -> tuple[Array, float, float]:
+    """The better of x and x -+ move along i, its loss, and the move to try next time."""
+    for signed in (move, -move):
+        y = x.copy()
+        y[i] += signed
+        if (found := loss(y)) < value:
+            return y, found, max(-1.0, min(1.5 * signed, 1.0))
+    return x, value, move / 2
+
+
+# --- on disk ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StoredGrid:
+    """A grid that knows the process and the step it was found for; it is a Grid.
+
+    Used on a process whose lam differs at its times, or for another number of steps, it raises
+    ValueError.
+    """
+
+    times: tuple[float, ...]
+    lams: tuple[float, ...]
+    process: str
+    step: str
+    name: str = "the stored grid"
+
+    def __call__(self, sde: SDE, n: int) -> Tensor:
+        ts = grids.fixed(self.times, self.name)(sde, n)
+        if not torch.allclose(sde.lam(ts), torch.tensor(self.lams).double(), rtol=0, atol=1e-5):
+            raise ValueError(f"{self.name} is for {self.process}, not for {_described(sde)}")
+        return ts
+
+
+def save_grid(path: str | PathLike[str], ts: Tensor, sde: SDE, step: Step) -> None:
+    """Write a grid as JSON, with the process and the step it is for, for people and load_grid."""
+    ts = ts.detach().double().cpu()
+    content = {
+        "times": ts.tolist(),
+        "lams": sde.lam(ts).tolist(),
+        "process": _described(sde),
+        "step": _described(step),
+    }
+    target = Path(path)
+    part = target.with_name(target.name + ".part")
+    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    part.replace(target)
+
+
+def load_grid(path: str | PathLike[str]) -> StoredGrid:
+    """The grid that ``save_grid`` wrote; ValueError, naming the file, for anything else."""
+    content = grids.read_json(path)
+    times, lams = grids.numbers(content, "times", path), grids.numbers(content, "lams", path)
+    name = f"the grid in {path}"
+    grids.fixed(times, name)
+    if len(lams) != len(times):
+        raise ValueError(f"{name} has {len(times)} times and {len(lams)} lams; save it again")
+    return StoredGrid(tuple(times), tuple(lams), *_labels(content), name)
+
+
+def _labels(content: object) -> tuple[str, str]:
+    found: Mapping[str, object] = content if isinstance(content, dict) else {}
+    return str(found.get("process", "another process")), str(found.get("step", "another step"))
+
+
+def _described(value: object) -> str:
+    """The repr of a dataclass, without addresses and of bounded length."""
+    text = re.sub(r"<function (\w+) at 0x[0-9a-f]+>", r"\1", repr(value))
+    return text if len(text) <= 300 else text[:297] + "..."
