@@ -202,8 +202,15 @@ class TestSamplers:
     def test_a_name_among_the_options_becomes_an_object(self):
         step, steps = build.build_step("eab", {"prediction": "v", "variable": "clock"}, 9)
         assert (step, steps) == (samplers.eab(samplers.V, variable=clock), 9)
-        with pytest.raises(ConfigError, match="choose one of eps, x0, v"):
+        with pytest.raises(ConfigError, match="choose one of eps, x0, v, residual"):
             build.build_step("eab", {"prediction": "zzz"}, 9)
+
+    @pytest.mark.parametrize("nfe", [10, 20])
+    def test_the_recommendation_can_be_written_down(self, nfe):
+        step, grid = samplers.recommended(nfe)
+        options = {"prediction": "residual", "order": step.points, "ramp": True}
+        assert build.build_step("eab", options, nfe - 1) == (step, nfe - 1)
+        assert build.GRIDS["arctan"]() == grid
 
     def test_churn_is_spread_over_the_steps_of_the_grid(self):
         step, _ = build.build_step("heun", {"s_churn": 30.0, "s_tmax": None}, 77)

@@ -252,7 +252,10 @@ class TestMirrors:
             ("{kind: heun, s_tmin: 3, s_tmax: 2}", "s_tmin=3, s_tmax=2"),
             ("{kind: restart, low: 1}", "low=1, high=0.3"),
             ("{kind: deis, prediction: x0}", "unknown key; choose one of order, variable, ramp"),
-            ("{kind: unipc, prediction: noise}", "must be 'eps', 'x0' or 'v', got 'noise'"),
+            (
+                "{kind: unipc, prediction: noise}",
+                "'v' or 'residual', got 'noise'",
+            ),
             ("{kind: dpmpp_2m, publish: true}", "did you mean 'published'?"),
             ("dpmpp2m", "did you mean 'dpmpp_2m'?"),
         ],

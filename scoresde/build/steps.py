@@ -12,7 +12,7 @@ from torch import Tensor
 from scoresde import samplers
 from scoresde.build.tables import constructor, table
 from scoresde.denoiser import Denoiser
-from scoresde.samplers import EPS, X0, Noise, Prediction, State, Step, V, solve_adaptive
+from scoresde.samplers import EPS, X0, Noise, Prediction, Residual, State, Step, V, solve_adaptive
 from scoresde.samplers.integrals import Variable, clock, log_snr, ratio, share
 
 
@@ -127,7 +127,7 @@ STEPS: Mapping[str, Callable[..., Step]] = table(
 )
 # Those whose steps are their own, of a number that no grid fixes.
 SELF_PACED = frozenset({"dpm_adaptive"})
-PREDICTIONS: Mapping[str, Prediction] = table(eps=EPS, x0=X0, v=V)
+PREDICTIONS: Mapping[str, Prediction] = table(eps=EPS, x0=X0, v=V, residual=Residual())
 VARIABLES: Mapping[str, Variable] = table(log_snr=log_snr, ratio=ratio, share=share, clock=clock)
 OBJECTS: Mapping[str, Mapping[str, Any]] = table(prediction=PREDICTIONS, variable=VARIABLES)
 

@@ -19,7 +19,7 @@ from scoresde.config.problems import nearest
 from scoresde.data import Dataset
 from scoresde.nn import MLP, UNet
 from scoresde.parameterization import Parameterization
-from scoresde.samplers import Grid, grids
+from scoresde.samplers import ArctanGrid, Grid, grids
 from scoresde.sde import EDM, SDE, VE, VP, Cosine, DiscreteVP, LinearFlow, SubVP, linear_betas
 from scoresde.training import losses, times
 
@@ -80,6 +80,7 @@ GRIDS: Mapping[str, Callable[..., Grid]] = table(
     log_snr=Given(grids.log_snr),
     karras=grids.karras,
     polyexponential=grids.polyexponential,
+    arctan=ArctanGrid,
     linspace=grids.linspace,
     leading=grids.leading,
     trailing=grids.trailing,

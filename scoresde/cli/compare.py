@@ -170,8 +170,9 @@ def show(trials: Sequence[Trial], problem: Problem, options: CompareOptions) -> 
     console = Console(highlight=False)
     console.print(table)
     console.print(
-        f"Distance from the paths of {len(problem.x)} starts, solved within "
-        f"{options.tolerance:g} in {problem.nfe} calls; all end with the denoised state."
+        f"Distance from the paths of {len(problem.x)} starts to t={problem.denoiser.sde.t_eps:g}, "
+        f"solved within {options.tolerance:g} in {problem.nfe} calls. All end with the denoised "
+        "state, so that a grid with an end of its own never comes nearer than the ends are."
     )
 
 

@@ -55,19 +55,19 @@ def _panel(axes: Any, trials: Sequence[Trial], name: str, label: str) -> None:
     from matplotlib.ticker import NullFormatter, ScalarFormatter
 
     kinds, grids = _unique(t.sampler for t in trials), _unique(t.grid for t in trials)
-    for i, kind in enumerate(kinds):
-        for j, grid in enumerate(grids):
-            mine = [t for t in trials if (t.sampler, t.grid) == (kind, grid)]
-            points = [(t.nfe, e) for t in mine if (e := getattr(t, name)) is not None]
-            axes.plot(
-                *zip(*points, strict=True) if points else ((), ()),
-                LINES[j % len(LINES)],
-                color=COLOURS[i % len(COLOURS)],
-                marker=MARKERS[i % len(MARKERS)],
-                markersize=5,
-                linewidth=1.6,
-                label=kind if len(grids) == 1 else f"{kind}, {grid}",
-            )
+    for kind, grid in dict.fromkeys((t.sampler, t.grid) for t in trials):
+        mine = [t for t in trials if (t.sampler, t.grid) == (kind, grid)]
+        points = [(t.nfe, e) for t in mine if (e := getattr(t, name)) is not None]
+        i, j = kinds.index(kind), grids.index(grid)
+        axes.plot(
+            *zip(*points, strict=True) if points else ((), ()),
+            LINES[j % len(LINES)],
+            color=COLOURS[i % len(COLOURS)],
+            marker=MARKERS[i % len(MARKERS)],
+            markersize=5,
+            linewidth=1.6,
+            label=kind if len(grids) == 1 else f"{kind}, {grid}",
+        )
     axes.set(xscale="log", yscale="log", xlabel="network calls", ylabel=label)
     axes.set_xticks(_ticks(t.nfe for t in trials))
     axes.xaxis.set_major_formatter(ScalarFormatter())

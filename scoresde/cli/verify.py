@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scoresde.build import SDES, SELF_PACED, STEPS, build_step
+from scoresde.build import PREDICTIONS, SDES, SELF_PACED, STEPS, build_step
 from scoresde.cli.choices import names
 from scoresde.cli.console import progress
 from scoresde.cli.options import VerifyOptions
@@ -34,7 +34,7 @@ VARIANTS: Mapping[str, Sequence[Mapping[str, Any]]] = {
     "sa_solver": [{}, {"predictor": 3, "corrector": 3}],
     "dpm_solver": ORDERS[:3],
     "dpm_solver_singlestep": ORDERS[:3],
-    "eab": [*ORDERS, {"prediction": "eps"}, {"prediction": "v"}],
+    "eab": [*ORDERS, *({"prediction": name} for name in PREDICTIONS if name != "x0")],
     "deis": [*ORDERS, {"variable": "clock"}, {"variable": "ratio"}],
     **dict.fromkeys(("lms", "ipndm_v", "ipndm", "plms", "unipc"), ORDERS),
 }

@@ -39,7 +39,10 @@ Share = _option(Real, "noise put back: 0 none, 1 that of the reverse SDE", ge=0,
 Noise = _option(Real, "noise: 0 none, 1 that of the reverse SDE", ge=0)
 Readings = _option(Whole, "readings of the network in a step, 1 to 4", ge=1, le=4)
 UpTo3 = _option(Whole, "order of the method, 1 to 3", ge=1, le=3)
-Predicted = _option(Literal["eps", "x0", "v"], "what is extrapolated")
+Predicted = _option(
+    Literal["eps", "x0", "v", "residual"],
+    "what is extrapolated: residual is what EDM's network returns, for data of deviation 0.5",
+)
 Variable = _option(
     Literal["log_snr", "ratio", "share", "clock"],
     "what it is a polynomial in: log-SNR, sigma / alpha, sigma / (alpha + sigma), t",
@@ -261,6 +264,20 @@ class PolyexponentialGrid(Section):
     """1 is log_snr"""
 
 
+class ArctanGrid(Section):
+    """Steps of log-SNR that are densest around one level."""
+
+    kind: Literal["arctan"] = "arctan"
+    centre: Real = 1.6
+    """log(alpha / sigma) where they are densest"""
+    width: Positive = 3.2
+    """of that region"""
+    end: Real = 4.1
+    """log(alpha / sigma) at the end of 9 steps"""
+    growth: Annotated[Real, Field(ge=0)] = 1.5
+    """how much further more steps reach"""
+
+
 class LevelGrid(Section):
     """Levels of a discrete table, equal steps of t apart, in the ways of the field."""
 
@@ -276,7 +293,9 @@ class FileGrid(Section):
     """a list of decreasing times, or an object with the list "times\""""
 
 
-Grid = Annotated[PlainGrid | KarrasGrid | PolyexponentialGrid | LevelGrid | FileGrid, Choice]
+Grid = Annotated[
+    PlainGrid | KarrasGrid | PolyexponentialGrid | ArctanGrid | LevelGrid | FileGrid, Choice
+]
 
 
 class Sample(Section):
