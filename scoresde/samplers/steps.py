@@ -92,12 +92,11 @@ class DDIM:
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, state: State, noise: Noise
     ) -> tuple[Tensor, State]:
         at, to = level(denoiser.sde, t), level(denoiser.sde, s)
-        x0 = denoiser(x, t)
         if not self.eta:
-            return flow_step(x, x0, at, to), None
+            return flow_step(x, denoiser(x, t), at, to), None
         v = self.eta**2 * to.sigma**2 * transition(at, to)[1] / at.sigma**2
         kept = math.sqrt(to.sigma**2 - v) / at.sigma
-        mean = blend(x, kept, x0, to.alpha - kept * at.alpha)
+        mean = blend(x, kept, denoiser(x, t), to.alpha - kept * at.alpha)
         return mean.add_(noise(x, t, s), alpha=math.sqrt(v)), None
 
 

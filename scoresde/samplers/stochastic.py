@@ -17,6 +17,7 @@ from scoresde.denoiser import Denoiser
 from scoresde.samplers.kernels import Level, flow_step, level, transition
 from scoresde.samplers.loop import State
 from scoresde.samplers.noise import Noise
+from scoresde.samplers.steps import DDIM
 from scoresde.sde import SDE
 
 
@@ -95,10 +96,8 @@ class EulerA:
     def __call__(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, state: State, noise: Noise
     ) -> tuple[Tensor, State]:
-        at, to = levels(denoiser.sde, t, s, self.eta)
-        down, up = split(at, to, self.eta)
-        x = flow_step(x, denoiser(x, t), at, down)
-        return noised(x, up, noise, t, s), None
+        levels(denoiser.sde, t, s, self.eta)  # refuses an increasing grid by its times
+        return DDIM(self.eta)(denoiser, x, t, s, state, noise)
 
 
 @dataclass(frozen=True)
