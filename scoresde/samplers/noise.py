@@ -6,6 +6,7 @@ import math
 import struct
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -40,12 +41,12 @@ def per_sample_noise(seeds: Sequence[int]) -> Noise:
     The draw of call k is a hash of (seed, k, position), so nothing but the number of calls is
     remembered. Raises ValueError when the batch is not one sample per seed.
     """
-    keys, calls = _keys(seeds), 0
+    hashed, calls = _Hashed(seeds), 0
 
     def noise(x: Tensor, t: Tensor | None = None, s: Tensor | None = None) -> Tensor:
         nonlocal calls
         calls += 1
-        return _hashed_normal(x, keys, calls)
+        return hashed.normal(x, calls)
 
     return noise
 
@@ -58,24 +59,28 @@ class BrownianPath:
     Between points it knows a new one is drawn from the bridge, outside them from the increment, so
     that a walk of 80 steps follows the path of an earlier walk of 20 with the same object.
     ``clock`` is u, the identity by default; u = exp(2 lam) makes the noise of exact steps of the
-    reverse SDE additive. It keeps one tensor like ``x`` a point. Raises ValueError when the batch
-    is not one sample per seed or the interval is missing.
+    reverse SDE additive. Over an empty interval every call is a fresh draw beside the path. It
+    keeps one tensor like ``x`` a point. Raises ValueError when the batch is not one sample per
+    seed or the interval is missing.
     """
 
     def __init__(
         self, seeds: Sequence[int], clock: Callable[[Tensor], Tensor] = lambda t: t
     ) -> None:
-        self._keys = _keys(seeds)
+        self._hashed = _Hashed(seeds)
         self._clock = clock
         self._points: list[float] = []
         self._values: list[Tensor] = []
+        self._moments = 0
 
     def __call__(self, x: Tensor, t: Tensor | None = None, s: Tensor | None = None) -> Tensor:
         if t is None or s is None:
             raise ValueError("a Brownian path needs the interval: noise(x, t, s)")
         at, to = float(self._clock(t)), float(self._clock(s))
         if at == to:
-            raise ValueError(f"a Brownian path has no increment over an empty interval at {at:g}")
+            # Noise at fixed time, of churn or a corrector, is no part of the path.
+            self._moments += 1
+            return self._hashed.normal(x, self._moments)
         gap = self._value(x, to) - self._value(x, at)
         return gap / math.sqrt(abs(to - at))
 
@@ -86,11 +91,11 @@ class BrownianPath:
         int64 (B,): the two halves of a cell add up to it, whatever was asked before, and nothing
         is kept. A step that is rejected and halved so meets the noise it has seen.
         """
-        increment = _hashed_normal(x, self._keys, torch.zeros_like(level))
+        increment = self._hashed.normal(x, torch.zeros_like(level))
         for depth in range(1, int(level.max()) + 1):
             # The cell of this depth that holds the sample's cell, and the half of its parent.
             cell = index >> (level - depth).clamp(min=0)
-            z = _hashed_normal(x, self._keys, (cell >> 1) + (1 << depth))
+            z = self._hashed.normal(x, (cell >> 1) + (1 << depth))
             side = match((1 - 2 * (cell & 1)) * 2.0 ** (-(depth + 1) / 2), x)
             increment = torch.where(
                 match(level >= depth, x).bool(), increment / 2 + side * z, increment
@@ -111,7 +116,7 @@ class BrownianPath:
         """W(u) given its neighbours, the points before and from ``i``."""
         if not self._points:
             return torch.zeros_like(x)
-        z = _hashed_normal(x, self._keys, _bits(u))
+        z = self._hashed.normal(x, _bits(u))
         if i in (0, len(self._points)):
             end = min(i, len(self._points) - 1)
             return self._values[end] + math.sqrt(abs(u - self._points[end])) * z
@@ -122,7 +127,8 @@ class BrownianPath:
 
 
 # Counter-based normals: SplitMix64 (Steele, Lea, Flood, Fast Splittable Pseudorandom Number
-# Generators, OOPSLA 2014) on 64-bit integers, which wrap alike on every device, then Box-Muller.
+# Generators, OOPSLA 2014) on 64-bit integers, which wrap alike on every device, then the inverse
+# of the normal distribution function.
 
 
 def _signed(word: int) -> int:
@@ -132,20 +138,26 @@ def _signed(word: int) -> int:
 
 
 _GAMMA = _signed(0x9E3779B97F4A7C15)
-_ROUNDS = ((30, _signed(0xBF58476D1CE4E5B9)), (27, _signed(0x94D049BB133111EB)), (31, 1))
+_FIRST, _SECOND = _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
 
 
-def _mix(z: Tensor) -> Tensor:
+def _mix(z: Tensor, spare: Tensor | None = None) -> Tensor:
     """The finaliser of SplitMix64, in place."""
-    for shift, factor in _ROUNDS:
-        # An arithmetic shift, masked to a logical one.
-        z.bitwise_xor_((z >> shift).bitwise_and_((1 << (64 - shift)) - 1)).mul_(factor)
-    return z
+    spare = torch.empty_like(z) if spare is None else spare
+    for shift, factor in ((30, _FIRST), (27, _SECOND)):
+        z.bitwise_xor_(_shifted(z, shift, spare)).mul_(factor)
+    return z.bitwise_xor_(_shifted(z, 31, spare))
 
 
-def _keys(seeds: Sequence[int]) -> Tensor:
-    """One 64-bit key per seed."""
-    return _mix(torch.tensor([_signed(seed) for seed in seeds], dtype=torch.int64) * _GAMMA)
+def _shifted(z: Tensor, by: int, out: Tensor) -> Tensor:
+    """A logical shift to the right: an arithmetic one, masked."""
+    return torch.bitwise_right_shift(z, by, out=out).bitwise_and_((1 << (64 - by)) - 1)
+
+
+@lru_cache(maxsize=64)
+def _positions(n: int, device: torch.device) -> Tensor:
+    """A random word for each pair of numbers of a sample."""
+    return _mix(torch.arange(1, (n + 1) // 2 + 1, device=device) * _GAMMA)
 
 
 def _bits(u: float) -> int:
@@ -153,23 +165,40 @@ def _bits(u: float) -> int:
     return int(struct.unpack("<q", struct.pack("<d", u))[0])
 
 
-def _hashed_normal(x: Tensor, keys: Tensor, counter: Tensor | int) -> Tensor:
-    """Normals shaped like ``x``, a function of (key of the sample, counter, position).
+class _Hashed:
+    """Normals as a function of (seed, counter, position), in reused memory.
 
-    The counter is one number, or one per sample (B,).
+    Two numbers a word, as sqrt(2) erfinv(u): u has 24 bits in single precision, which reach 5.4
+    deviations, and 32 in double.
     """
-    if len(x) != len(keys):
-        raise ValueError(
-            f"{len(keys)} seeds for a batch of {len(x)} samples; give one seed a sample"
-        )
-    n = x[0].numel()
-    half = (n + 1) // 2
-    offset = _signed(counter * _GAMMA) if isinstance(counter, int) else counter * _GAMMA
-    streams = _mix(keys.to(x.device) + offset).unsqueeze(1)
-    z = _mix(streams + torch.arange(1, half + 1, device=x.device) * _GAMMA)
-    # The low word gives the radius, the high word (signed: any full turn will do) the angle.
-    u = (z & 0xFFFFFFFF).to(x.dtype).add_(0.5).mul_(2.0**-32)
-    angle = (z >> 32).to(x.dtype).mul_(math.pi * 2.0**-31)
-    radius = u.log_().mul_(-2).sqrt_()
-    pair = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)
-    return pair[:, :n].reshape(x.shape)
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        words = torch.tensor([_signed(seed) for seed in seeds], dtype=torch.int64)
+        self._keys = _mix(words * _GAMMA)
+        # Fresh memory every call would cost as much as the hash.
+        self._words = self._spare = self._keys[:0]
+
+    def normal(self, x: Tensor, counter: Tensor | int) -> Tensor:
+        """Draws shaped like ``x``; the counter is one number, or one per sample (B,)."""
+        if len(x) != len(self._keys):
+            raise ValueError(
+                f"{len(self._keys)} seeds for a batch of {len(x)} samples; give one seed a sample"
+            )
+        bits = self._hash(x, counter).view(torch.int32)
+        # Bits that single precision would round away could round to 1, whose quantile is infinite.
+        lost = 0 if x.dtype == torch.float64 else 8
+        u = (bits >> lost if lost else bits).to(x.dtype)
+        z = u.add_(0.5).mul_(2.0 ** (lost - 31)).erfinv_().mul_(math.sqrt(2))
+        return z[:, : x[0].numel()].reshape(x.shape)
+
+    def _hash(self, x: Tensor, counter: Tensor | int) -> Tensor:
+        """64 random bits for every pair of numbers (B, pairs), valid until the next call."""
+        positions = _positions(x[0].numel(), x.device)
+        self._keys = self._keys.to(x.device)
+        offset = _signed(counter * _GAMMA) if isinstance(counter, int) else counter * _GAMMA
+        shape = (len(x), len(positions))
+        if self._words.shape != shape or self._words.device != x.device:
+            self._words = torch.empty(shape, dtype=torch.int64, device=x.device)
+            self._spare = torch.empty_like(self._words)
+        streams = (self._keys + offset).unsqueeze(1)
+        return _mix(torch.bitwise_xor(streams, positions, out=self._words), self._spare)
