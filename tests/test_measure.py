@@ -19,11 +19,11 @@ from scoresde.measure import (
 )
 from scoresde.samplers import (
     DDIM,
-    DPMpp2MSDE,
     EulerA,
     Heun,
     churn,
     dpm_solver_singlestep,
+    dpmpp_2m_sde,
     restart,
 )
 
@@ -63,7 +63,7 @@ def test_the_gap_is_relative_to_the_reference():
 def test_noise_is_noticed():
     for step in (EulerA(), DDIM(eta=0.1), churn(Heun(), 10), restart(Heun()), Marginal(1.0)):
         assert draws_noise(step), step
-    for step in (DDIM(), Heun(), EulerA(0.0), DPMpp2MSDE(eta=0.0)):
+    for step in (DDIM(), Heun(), EulerA(0.0), dpmpp_2m_sde(eta=0.0)):
         assert not draws_noise(step), step
 
 

@@ -11,7 +11,7 @@ from scoresde.samplers.combinators import (
     langevin,
 )
 from scoresde.samplers.grids import Grid
-from scoresde.samplers.integrals import EPS, X0, Prediction, V
+from scoresde.samplers.integrals import EPS, X0, Prediction, Residual, V
 from scoresde.samplers.loop import State, Step, sample, trajectory
 from scoresde.samplers.multistep import (
     Multistep,
@@ -36,7 +36,7 @@ from scoresde.samplers.optimise import (
     save_grid,
     search_grid,
 )
-from scoresde.samplers.recommended import ArctanGrid, Residual, recommended
+from scoresde.samplers.recommended import ArctanGrid, recommended
 from scoresde.samplers.renoising import Churned, Restart, churn, restart
 from scoresde.samplers.singlestep import (
     Scheme,
@@ -49,7 +49,12 @@ from scoresde.samplers.singlestep import (
 )
 from scoresde.samplers.steps import DDIM, Ancestral, EulerMaruyama, Heun, ReverseDiffusion
 from scoresde.samplers.stochastic import DDPM, DPM2A, DPMpp2SA, DPMppSDE, EulerA
-from scoresde.samplers.stochastic_multistep import DPMpp2MSDE, DPMpp3MSDE, SASolver
+from scoresde.samplers.stochastic_multistep import (
+    SASolver,
+    StochasticMultistep,
+    dpmpp_2m_sde,
+    dpmpp_3m_sde,
+)
 
 __all__ = [
     "DDIM",
@@ -63,9 +68,7 @@ __all__ = [
     "BrownianPath",
     "Churned",
     "Corrected",
-    "DPMpp2MSDE",
     "DPMpp2SA",
-    "DPMpp3MSDE",
     "DPMppSDE",
     "EulerA",
     "EulerMaruyama",
@@ -86,6 +89,7 @@ __all__ = [
     "SingleStep",
     "State",
     "Step",
+    "StochasticMultistep",
     "StoredGrid",
     "UniPC",
     "V",
@@ -98,8 +102,10 @@ __all__ = [
     "dpm_solver",
     "dpm_solver_singlestep",
     "dpmpp_2m",
+    "dpmpp_2m_sde",
     "dpmpp_2s",
     "dpmpp_3m",
+    "dpmpp_3m_sde",
     "eab",
     "grids",
     "ipndm",

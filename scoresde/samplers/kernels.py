@@ -32,6 +32,12 @@ def _level(sde: SDE, t: float) -> Level:
     return Level(math.exp(log_alpha), math.exp(log_sigma), log_alpha - log_sigma)
 
 
+@lru_cache(maxsize=4096)
+def time_at(sde: SDE, lam: float) -> Tensor:
+    """The 0-dim time of a level; remembered, as an inverse takes a while."""
+    return sde.time(torch.tensor(lam, dtype=torch.float64))
+
+
 def transition(at: Level, to: Level) -> tuple[float, float]:
     """Forward transition p(x_t | x_s) = N(a x_s, v) as (a, v).
 

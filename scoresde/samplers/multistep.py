@@ -75,7 +75,7 @@ class Multistep:
         if state is None and self.start is not None:
             return _begin(self.start, denoiser, x, s, at, to, here)
         points = (here, *(state or ()))[: self.points]
-        weights = self.rule.weights(self.prediction, denoiser.sde, at, to, _lams(points))
+        weights = self.rule.weights(self.prediction, denoiser.sde, at, to, lams(points))
         return advance(self.prediction, x, at, to, points, weights), points[: self.points - 1]
 
 
@@ -140,7 +140,7 @@ class UniPC:
     def _integrate(
         self, denoiser: Denoiser, x: Tensor, at: Level, to: Level, points: History
     ) -> Tensor:
-        weights = self.rule.weights(self.prediction, denoiser.sde, at, to, _lams(points))
+        weights = self.rule.weights(self.prediction, denoiser.sde, at, to, lams(points))
         return advance(self.prediction, x, at, to, points, weights)
 
 
@@ -154,7 +154,8 @@ def _begin(
     return end, (*(point for point in inner[-1:] if point.lam != to.lam), here)
 
 
-def _lams(points: History) -> tuple[float, ...]:
+def lams(points: History) -> tuple[float, ...]:
+    """Where the readings were made."""
     return tuple(point.lam for point in points)
 
 

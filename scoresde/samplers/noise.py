@@ -168,7 +168,7 @@ def _bits(u: float) -> int:
 class _Hashed:
     """Normals as a function of (seed, counter, position), in reused memory.
 
-    Two numbers a word, as sqrt(2) erfinv(u): u has 24 bits in single precision, which reach 5.4
+    Two numbers a word, as sqrt(2) erfinv(u), |u| < 1: 24 bits in single precision, which reach 5.4
     deviations, and 32 in double.
     """
 
@@ -185,15 +185,14 @@ class _Hashed:
                 f"{len(self._keys)} seeds for a batch of {len(x)} samples; give one seed a sample"
             )
         bits = self._hash(x, counter).view(torch.int32)
-        # Bits that single precision would round away could round to 1, whose quantile is infinite.
-        lost = 0 if x.dtype == torch.float64 else 8
-        u = (bits >> lost if lost else bits).to(x.dtype)
-        z = u.add_(0.5).mul_(2.0 ** (lost - 31)).erfinv_().mul_(math.sqrt(2))
-        return z[:, : x[0].numel()].reshape(x.shape)
+        # Short of 1, whose quantile is infinite, also where single precision rounds up.
+        unit = 2.0**-31 * (1 - 2.0**-24)
+        z = bits.to(x.dtype).mul_(unit).erfinv_().mul_(math.sqrt(2))
+        return z[:, : math.prod(x.shape[1:])].reshape(x.shape)
 
     def _hash(self, x: Tensor, counter: Tensor | int) -> Tensor:
         """64 random bits for every pair of numbers (B, pairs), valid until the next call."""
-        positions = _positions(x[0].numel(), x.device)
+        positions = _positions(math.prod(x.shape[1:]), x.device)
         self._keys = self._keys.to(x.device)
         offset = _signed(counter * _GAMMA) if isinstance(counter, int) else counter * _GAMMA
         shape = (len(x), len(positions))

@@ -6,46 +6,14 @@ import math
 from dataclasses import dataclass
 from typing import final
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from scoresde.samplers.grids import Grid
-from scoresde.samplers.integrals import Array, Point, Prediction
-from scoresde.samplers.kernels import Level
+from scoresde.samplers.integrals import Residual
 from scoresde.samplers.loop import Step
 from scoresde.samplers.multistep import Multistep
 from scoresde.sde import SDE
-
-
-@final
-@dataclass(frozen=True)
-class Residual(Prediction):
-    """What is left of the flow beside that of Gaussian data of deviation d, which costs no error.
-
-        u = sqrt(alpha^2 d^2 + sigma^2),   theta = arctan(sigma / (alpha d)),
-        m = (alpha d^2 x - u^2 x0) / (sigma d u)
-
-    -m is what a network in EDM's parameterisation returns, and m for d = 1 the velocity of VP.
-    Elucidating the Design Space of Diffusion-Based Generative Models, arXiv 2206.00364, eq. 7.
-    """
-
-    std: float = 0.5
-
-    def __post_init__(self) -> None:
-        if not self.std > 0:
-            raise ValueError(f"need std > 0, got std={self.std:g}")
-
-    def unit(self, at: Level) -> float:
-        return math.hypot(at.alpha * self.std, at.sigma)
-
-    def kernel(self, lam: Array, to: Level) -> Array:
-        return -self.unit(to) / (2 * np.cosh(lam + math.log(self.std)))
-
-    def read(self, x: Tensor, x0: Tensor, at: Level) -> Point:
-        u = self.unit(at)
-        centred = torch.sub(x0, x, alpha=at.alpha * (self.std / u) ** 2)
-        return Point(at.lam, -u / (at.sigma * self.std), centred)
 
 
 @final

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser
-from scoresde.samplers.kernels import Level, level, transition
+from scoresde.samplers.kernels import Level, level, time_at, transition
 from scoresde.samplers.loop import State, Step
 from scoresde.samplers.noise import Noise
-from scoresde.samplers.stochastic import combine, levels, time_at
+from scoresde.samplers.stochastic import combine, levels
 from scoresde.sde import SDE
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser
-from scoresde.samplers.kernels import Level, flow_step, level, transition
+from scoresde.samplers.kernels import Level, flow_step, level, time_at, transition
 from scoresde.samplers.loop import State
 from scoresde.samplers.noise import Noise
 from scoresde.samplers.steps import DDIM
@@ -62,11 +62,6 @@ def levels(sde: SDE, t: Tensor, s: Tensor, eta: float) -> tuple[Level, Level]:
             "use a decreasing grid, or eta=0"
         )
     return at, to
-
-
-def time_at(sde: SDE, lam: float) -> Tensor:
-    """The 0-dim time of a level."""
-    return sde.time(torch.tensor(lam, dtype=torch.float64))
 
 
 def require_fraction(eta: float) -> None:

@@ -1,204 +1,187 @@
-"""Stochastic multistep methods: exponential Adams on the reverse SDE, with x0 a polynomial in lam.
+"""Stochastic multistep methods: polynomials through readings, in a frame that forgets.
 
-    x_s = (sigma_s / sigma_t) e^(-eta h) x + alpha_s sum_j w_j x0_j
-          + sigma_s sqrt(1 - e^(-2 eta h)) z,      h = lam_s - lam_t
+With a share eta of the noise of the reverse SDE, and the frame (m, u, theta) of a prediction,
 
-The weights are those of the integral of H e^(-H (1 - u)) x0(u) over u in [0, 1], H = (1 + eta) h.
+    dy = -eta (sigma / u)^2 y dlam + (1 + eta) m dtheta + sqrt(2 eta) (sigma / u) dW,    y = x / u
+
+is solved exactly but for m. With e = (alpha / u)^eta, and E = e(t) / e(s) what a step keeps of y,
+
+    x_s = (u_s / u_t) E x + u_s int (1 + eta) (e / e(s)) m dtheta + u_s sqrt(1 - E^2) z
+
+Here u^2 = alpha^2 d^2 + sigma^2 is the variance of the marginals of Gaussian data of deviation d,
+and m the residual of such data; d = 0 gives m = x0: DPM-Solver++ SDE and SA-Solver.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, final
 
 import numpy as np
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser
-from scoresde.samplers.kernels import Level
+from scoresde.samplers.integrals import (
+    EXACT,
+    X0,
+    Array,
+    Point,
+    Prediction,
+    PublishedTaylor,
+    Residual,
+    Rule,
+    advance,
+    regular,
+)
+from scoresde.samplers.kernels import Level, flow_step
 from scoresde.samplers.loop import State
+from scoresde.samplers.multistep import History, lams
 from scoresde.samplers.noise import Noise
-from scoresde.samplers.stochastic import combine, levels, noised
+from scoresde.samplers.stochastic import levels, noised
 
 
-class Past(NamedTuple):
-    """A prediction and the lam it was made at."""
+@final
+@dataclass(frozen=True)
+class Forgetting(Prediction):
+    """The frame of x0 (``std`` 0) or of a residual, with noise: u / e, and (1 + eta) e dtheta.
 
-    lam: float
-    x0: Tensor
-
-
-History = tuple[Past, ...]  # newest first
-
-
-def moments(decay: float, count: int) -> list[float]:
-    """m_k = integral of H e^(-H (1 - u)) u^k over [0, 1], k < count, for H = ``decay``.
-
-    m_k = H k! phi_{k+1}(-H), with phi_k(z) = sum_n z^n / (n + k)!: the series where the recurrence
-    m_k = 1 - k m_{k-1} / H would cancel.
+    Raises ValueError unless std >= 0 and eta >= 0.
     """
-    if abs(decay) < 1:
-        return [decay * math.factorial(k) * _phi(k + 1, -decay) for k in range(count)]
-    values = [-math.expm1(-decay)]
-    for k in range(1, count):
-        values.append(1 - k * values[-1] / decay)
-    return values
 
+    std: float = 0.0
+    eta: float = 1.0
 
-def _phi(k: int, z: float) -> float:
-    return sum(z**n / math.factorial(n + k) for n in range(20))
+    def __post_init__(self) -> None:
+        for name, value in (("std", self.std), ("eta", self.eta)):
+            if not (value >= 0 and math.isfinite(value)):
+                raise ValueError(f"need a finite {name} >= 0, got {name}={value:g}")
 
+    @property
+    def frame(self) -> Prediction:
+        """The same without noise."""
+        return Residual(self.std) if self.std else X0
 
-def adams_weights(nodes: Sequence[float], decay: float) -> list[float]:
-    """Weights of predictions at the ``nodes`` u_j (0 at t, 1 at s), exact for polynomials through
-    them: sum_j w_j u_j^k = m_k.
-    """
-    powers = np.vander(np.asarray(nodes), increasing=True).T
-    weights: list[float] = np.linalg.solve(powers, moments(decay, len(nodes))).tolist()
-    return weights
+    def unit(self, at: Level) -> float:
+        u = self.frame.unit(at)
+        return u * math.pow(u / at.alpha, self.eta)
 
+    def kernel(self, lam: Array, to: Level) -> Array:
+        e = np.exp(self.eta / 2 * (self._log_ratio(to.lam) - self._log_ratio(lam)))
+        return (1 + self.eta) * e * self.frame.kernel(lam, to)
 
-def adams_update(
-    x: Tensor, history: History, weights: Sequence[float], at: Level, to: Level, eta: float
-) -> Tensor:
-    """The mean of x_s: (sigma_s / sigma_t) e^(-eta h) x + alpha_s sum_j w_j x0_j."""
-    scale = to.sigma / at.sigma
-    # Without noise nothing decays, even over an infinite step of lam.
-    scale *= math.exp(eta * (at.lam - to.lam)) if eta else 1.0
-    return combine(
-        (scale, x), *((to.alpha * w, p.x0) for w, p in zip(weights, history, strict=True))
-    )
+    def read(self, x: Tensor, x0: Tensor, at: Level) -> Point:
+        return self.frame.read(x, x0, at)
 
+    def deviation(self, at: Level, to: Level) -> float:
+        """u_s sqrt(1 - E^2), of the noise of a step."""
+        log_kept = self.eta / 2 * float(self._log_ratio(to.lam) - self._log_ratio(at.lam))
+        return self.frame.unit(to) * math.sqrt(-math.expm1(2 * log_kept))
 
-def deviation(at: Level, to: Level, eta: float) -> float:
-    """sigma_s sqrt(1 - e^(-2 eta h))."""
-    return to.sigma * math.sqrt(-math.expm1(2 * eta * (at.lam - to.lam))) if eta else 0.0
-
-
-def usable(history: History, at: Level, to: Level) -> History:
-    """The history without what lies infinitely far; over an infinite step, its newest alone."""
-    if not math.isfinite(to.lam - at.lam):
-        return history[:1]
-    return tuple(p for p in history if math.isfinite(p.lam))
-
-
-def nodes_of(history: History, at: Level, to: Level) -> list[float]:
-    """The places of the predictions in units of the step."""
-    return [(p.lam - at.lam) / (to.lam - at.lam) if p.lam != at.lam else 0.0 for p in history]
-
-
-def _require_eta(eta: float) -> None:
-    if not (eta >= 0 and math.isfinite(eta)):
-        raise ValueError(f"need a finite eta >= 0, got eta={eta:g}")
+    def _log_ratio(self, lam: Array | float) -> Array:
+        """log (u / alpha)^2."""
+        log_variance = 2 * math.log(self.std) if self.std else -math.inf
+        total: Array = np.logaddexp(log_variance, -2 * np.asarray(lam))
+        return total
 
 
 @dataclass(frozen=True)
-class DPMpp2MSDE:
-    """DPM-Solver++(2M) SDE: one prediction a step, x0 extrapolated from this and the last.
+class StochasticMultistep:
+    """One call a step, the drift extrapolated through up to ``points`` readings, exact noise.
+
+    The number of readings climbs from one, which caps the order at 2. At alpha = 0 or sigma = 0 a
+    step is of first order, and history begins anew. ``eta`` = 0 is ``Multistep`` without noise.
+    Raises ValueError unless 1 <= points <= 4, eta >= 0 and std >= 0.
+    """
+
+    points: int = 2
+    eta: float = 1.0
+    std: float = 0.0
+    rule: Rule = EXACT
+    nfe_per_step: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        _require_points(points=self.points)
+        self.prediction  # noqa: B018 - refuses what it cannot do
+
+    @property
+    def prediction(self) -> Forgetting:
+        """The frame of the steps."""
+        return Forgetting(self.std, self.eta)
+
+    @property
+    def weak_order(self) -> int:
+        return min(self.points, 2)
+
+    @property
+    def order(self) -> int:
+        return self.weak_order
+
+    def __call__(
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, state: State, noise: Noise
+    ) -> tuple[Tensor, State]:
+        at, to = levels(denoiser.sde, t, s, self.eta)
+        frame, x0 = self.prediction, denoiser(x, t)
+        if not regular(at, to):
+            mean, std = _unbounded(x, x0, at, to, self.eta)
+            return noised(mean, std, noise, t, s), None
+        points = (frame.read(x, x0, at), *(state or ()))[: self.points]
+        weights = self.rule.weights(frame, denoiser.sde, at, to, lams(points))
+        mean = advance(frame, x, at, to, points, weights)
+        return noised(mean, frame.deviation(at, to), noise, t, s), points[: self.points - 1]
+
+
+def dpmpp_2m_sde(eta: float = 1.0, heun: bool = False) -> StochasticMultistep:
+    """DPM-Solver++(2M) SDE: one call a step, x0 extrapolated from this and the last.
 
         x_s = (sigma_s / sigma_t) e^(-eta h) x - alpha_s expm1(-H) x0 + c (x0 - x0_last) / r + ...
 
-    with r = h_last / h and c = -alpha_s expm1(-H) / 2 (midpoint), or alpha_s (expm1(-H) / H + 1)
-    (``heun``), the exact moment. eta = 0 is DPM-Solver++(2M). Starts with a first-order step.
-    Raises ValueError unless eta >= 0. ``dpmpp_2m_sde`` of k-diffusion; arXiv 2211.01095.
+    with h = lam_s - lam_t, H = (1 + eta) h, r = h_last / h and c = -alpha_s expm1(-H) / 2
+    (midpoint), or alpha_s (expm1(-H) / H + 1) (``heun``), the exact integral. Raises ValueError
+    unless eta >= 0. ``dpmpp_2m_sde`` of k-diffusion; arXiv 2211.01095.
     """
-
-    eta: float = 1.0
-    heun: bool = False
-    order: ClassVar[int] = 2
-    weak_order: ClassVar[int] = 2
-    nfe_per_step: ClassVar[int] = 1
-
-    def __post_init__(self) -> None:
-        _require_eta(self.eta)
-
-    def __call__(
-        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, state: State, noise: Noise
-    ) -> tuple[Tensor, State]:
-        at, to = levels(denoiser.sde, t, s, self.eta)
-        kept = (Past(at.lam, denoiser(x, t)), *(state or ()))[:2]
-        history = usable(kept, at, to)
-        x = adams_update(x, history, self._weights(history, at, to), at, to, self.eta)
-        return noised(x, deviation(at, to, self.eta), noise, t, s), kept
-
-    def _weights(self, history: History, at: Level, to: Level) -> list[float]:
-        decay, nodes = (1 + self.eta) * (to.lam - at.lam), nodes_of(history, at, to)
-        if self.heun or len(nodes) == 1:
-            return adams_weights(nodes, decay)
-        gain = -math.expm1(-decay)
-        extra = gain / 2 / -nodes[1]
-        return [gain + extra, -extra]
+    return StochasticMultistep(2, eta, rule=EXACT if heun else PublishedTaylor())
 
 
-@dataclass(frozen=True)
-class DPMpp3MSDE:
-    """DPM-Solver++(3M) SDE: x0 extrapolated by the parabola through three predictions.
+def dpmpp_3m_sde(eta: float = 1.0, published: bool = False) -> StochasticMultistep:
+    """DPM-Solver++(3M) SDE: x0 extrapolated by the parabola through three readings.
 
-    Exact for a parabola once started, by steps of order 1 and 2 that cap the global order at 2;
-    weakly second with noise. The published 3M multiplies the second difference by phi_3 in place
-    of 2 phi_3, and is not exact; ``published`` reproduces it. Raises ValueError unless eta >= 0.
-    ``dpmpp_3m_sde`` of k-diffusion.
+    Exact for a parabola once started. The published 3M multiplies the second difference by phi_3
+    in place of 2 phi_3, and is not exact; ``published`` reproduces it. Raises ValueError unless
+    eta >= 0. ``dpmpp_3m_sde`` of k-diffusion.
     """
-
-    eta: float = 1.0
-    published: bool = False
-    order: ClassVar[int] = 2
-    weak_order: ClassVar[int] = 2
-    nfe_per_step: ClassVar[int] = 1
-
-    def __post_init__(self) -> None:
-        _require_eta(self.eta)
-
-    def __call__(
-        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, state: State, noise: Noise
-    ) -> tuple[Tensor, State]:
-        at, to = levels(denoiser.sde, t, s, self.eta)
-        kept = (Past(at.lam, denoiser(x, t)), *(state or ()))[:3]
-        history = usable(kept, at, to)
-        x = adams_update(x, history, self._weights(history, at, to), at, to, self.eta)
-        return noised(x, deviation(at, to, self.eta), noise, t, s), kept
-
-    def _weights(self, history: History, at: Level, to: Level) -> list[float]:
-        decay, u = (1 + self.eta) * (to.lam - at.lam), nodes_of(history, at, to)
-        weights = adams_weights(u, decay)
-        if len(u) < 3 or not self.published:
-            return weights
-        half = moments(decay, 3)[2] / 2
-        return [w - half * d for w, d in zip(weights, _second_difference(u), strict=True)]
-
-
-def _second_difference(u: Sequence[float]) -> list[float]:
-    """The weights of the divided difference of three values."""
-    a, b, c = u
-    return [1 / ((a - b) * (a - c)), 1 / ((b - a) * (b - c)), 1 / ((c - a) * (c - b))]
+    return StochasticMultistep(
+        3, eta, rule=PublishedTaylor(midpoint=False) if published else EXACT
+    )
 
 
 @dataclass(frozen=True)
 class SASolver:
     """SA-Solver: stochastic Adams-Bashforth, corrected by Adams-Moulton with the same noise.
 
-    ``predictor`` and ``corrector`` count the predictions in their polynomials, 1 to 4, the
+    ``predictor`` and ``corrector`` count the readings in their polynomials, 1 to 4, the
     corrector's including that at s. The one made at the predicted x_s serves the next step too,
-    so a step costs one call, and the first one more. ``tau`` scales the noise, eta = tau^2.
-    Weights are exact moments; the published adjustment of the second-order ones is left out.
-    Raises ValueError for other orders or tau < 0. SA-Solver, arXiv 2309.05019, algorithm 1.
+    so a step costs one call, and the first one more. ``tau`` scales the noise, eta = tau^2, and
+    ``std`` the frame, 0 in the paper. Weights are exact; the published adjustment of the
+    second-order ones is left out. Raises ValueError for other numbers. SA-Solver, arXiv
+    2309.05019, algorithm 1.
     """
 
     predictor: int = 2
     corrector: int = 2
     tau: float = 1.0
+    std: float = 0.0
     nfe_per_step: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        if not (1 <= self.predictor <= 4 and 1 <= self.corrector <= 4):
-            raise ValueError(
-                "need predictor and corrector from 1 to 4, got "
-                f"predictor={self.predictor}, corrector={self.corrector}"
-            )
+        _require_points(predictor=self.predictor, corrector=self.corrector)
         if not (self.tau >= 0 and math.isfinite(self.tau)):
             raise ValueError(f"need a finite tau >= 0, got tau={self.tau:g}")
+
+    @property
+    def prediction(self) -> Forgetting:
+        """The frame of the steps."""
+        return Forgetting(self.std, self.tau**2)
 
     @property
     def weak_order(self) -> int:
@@ -211,30 +194,33 @@ class SASolver:
     def __call__(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, state: State, noise: Noise
     ) -> tuple[Tensor, State]:
-        eta = self.tau**2
-        at, to = levels(denoiser.sde, t, s, eta)
-        past: History = state or (Past(at.lam, denoiser(x, t)),)
-        std = deviation(at, to, eta)
-        fresh = ((std, noise(x, t, s)),) if std else ()
-        guess = _moved(x, past[: self.predictor], at, to, eta, fresh)
-        if not math.isfinite(to.lam - at.lam):
-            return guess, None
-        past = (Past(to.lam, denoiser(guess, s)), *past)[:4]
-        return _moved(x, past[: self.corrector], at, to, eta, fresh), past
+        frame, sde = self.prediction, denoiser.sde
+        at, to = levels(sde, t, s, frame.eta)
+        if not regular(at, to):
+            mean, std = _unbounded(x, denoiser(x, t), at, to, frame.eta)
+            return noised(mean, std, noise, t, s), None
+
+        def moved(history: History) -> Tensor:
+            weights = EXACT.weights(frame, sde, at, to, lams(history))
+            y = advance(frame, x, at, to, history, weights)
+            return y if fresh is None else y.add_(fresh, alpha=std)
+
+        past: History = state or (frame.read(x, denoiser(x, t), at),)
+        std = frame.deviation(at, to)
+        fresh = noise(x, t, s) if std else None
+        guess = moved(past[: self.predictor])
+        past = (frame.read(guess, denoiser(guess, s), to), *past)[:4]
+        return moved(past[: self.corrector]), past
 
 
-def _moved(
-    x: Tensor,
-    history: History,
-    at: Level,
-    to: Level,
-    eta: float,
-    fresh: tuple[tuple[float, Tensor], ...],
-) -> Tensor:
-    """The update with exact weights, and its noise."""
-    history = usable(history, at, to)
-    weights = adams_weights(nodes_of(history, at, to), (1 + eta) * (to.lam - at.lam))
-    y = adams_update(x, history, weights, at, to, eta)
-    for std, z in fresh:
-        y.add_(z, alpha=std)
-    return y
+def _unbounded(x: Tensor, x0: Tensor, at: Level, to: Level, eta: float) -> tuple[Tensor, float]:
+    """Mean and deviation of a step from pure noise or to none, over an infinite step of lam."""
+    if not eta:
+        return flow_step(x, x0, at, to), 0.0
+    return flow_step(x, x0, at, Level(to.alpha, 0.0, math.inf)), to.sigma
+
+
+def _require_points(**counts: int) -> None:
+    for name, count in counts.items():
+        if count not in (1, 2, 3, 4):
+            raise ValueError(f"need {name} from 1 to 4 readings, got {name}={count}")

@@ -1,6 +1,7 @@
 """The laws of the stochastic steps: exact moments and weak orders, limits, textbook equalities."""
 
 import math
+import re
 from itertools import pairwise
 
 import numpy as np
@@ -9,14 +10,16 @@ import torch
 
 from scoresde import EDM, VE, VP, Denoiser, DiscreteVP, LinearFlow, SubVP, sample
 from scoresde.samplers import DDIM, Ancestral, Heun, grids, per_sample_noise
+from scoresde.samplers.integrals import EXACT
+from scoresde.samplers.kernels import Level
 from scoresde.samplers.renoising import churn, restart
 from scoresde.samplers.stochastic import DDPM, DPM2A, DPMpp2SA, DPMppSDE, EulerA
 from scoresde.samplers.stochastic_multistep import (
-    DPMpp2MSDE,
-    DPMpp3MSDE,
+    Forgetting,
     SASolver,
-    adams_weights,
-    moments,
+    StochasticMultistep,
+    dpmpp_2m_sde,
+    dpmpp_3m_sde,
 )
 from scoresde.sde import linear_betas
 from scoresde.testing import Gaussian, grid25, mixture
@@ -33,19 +36,27 @@ STEPS = [
     DPMpp2SA(0.5),
     DPMppSDE(),
     DPMppSDE(0.5, 0.4),
-    DPMpp2MSDE(),
-    DPMpp2MSDE(0.5),
-    DPMpp2MSDE(heun=True),
-    DPMpp3MSDE(),
-    DPMpp3MSDE(published=True),
+    dpmpp_2m_sde(),
+    dpmpp_2m_sde(0.5),
+    dpmpp_2m_sde(heun=True),
+    dpmpp_3m_sde(),
+    dpmpp_3m_sde(published=True),
     SASolver(),
     SASolver(3, 4),
     SASolver(3, 3, tau=0.7),
+    StochasticMultistep(1, std=0.5),
+    StochasticMultistep(2, 0.5, std=0.4),
+    SASolver(2, 3, 0.8, std=0.6),
     churn(Heun(), s_churn=4, steps=12),
     restart(Heun(), 0.1, 1.0, times=2, steps=8),
 ]
 PLAIN = DDPM(large=True)  # its beta is of x, not of x / alpha
-MULTISTEP = (DPMpp2MSDE, DPMpp3MSDE, SASolver)
+MULTISTEP = (StochasticMultistep, SASolver)
+
+
+def label(step):
+    """Its repr without the addresses of functions."""
+    return re.sub(r"<function (\w+) at 0x\w+>", r"\1", repr(step))
 
 
 def generator(seed):
@@ -109,7 +120,7 @@ def bias(step, sde, ts, data=ONE_D):
 
 
 ORDERS = [
-    *(pytest.param(lambda n, s=s: s, id=repr(s)) for s in [*STEPS[:-2], PLAIN]),
+    *(pytest.param(lambda n, s=s: s, id=label(s)) for s in [*STEPS[:-2], PLAIN]),
     pytest.param(lambda n: churn(Heun(), s_churn=10, steps=n), id="churned Heun"),
     pytest.param(lambda n: churn(DDIM(), s_churn=10, steps=n), id="churned DDIM"),
     pytest.param(lambda n: restart(Heun(), 0.05, 0.3, 2, n // 5), id="restarted Heun"),
@@ -125,8 +136,8 @@ def test_weak_order(sde, make):
     step, order = make(400), math.log2(total[1] / total[2])
     assert step.order == step.weak_order
     assert order > step.weak_order - 0.15
-    # The trapezoid's second-order terms cancel in the variance of a Gaussian.
-    if step != SASolver():
+    # The trapezoid's second-order terms cancel in the variance of a Gaussian, all or nearly.
+    if step not in (SASolver(), SASolver(2, 3, 0.8, std=0.6)):
         assert order < step.weak_order + 0.15
 
 
@@ -134,7 +145,8 @@ def test_moments_on_every_process(sde):
     ts = grids.log_snr(sde, 60)
     for step in [*STEPS, PLAIN]:
         mean, variance = bias(step, sde, ts)
-        assert abs(mean) < 1e-6, step
+        # A constant x0 is no error in the frame of x0, and one in that of a residual.
+        assert abs(mean) < (0.02 if getattr(step, "std", 0) else 1e-6), step
         assert abs(variance) < (0.25 if step.weak_order == 1 else 0.05), step
 
 
@@ -146,7 +158,8 @@ def test_the_whole_way_from_pure_noise_to_none():
     ts = torch.cat([torch.ones(1).double(), grids.log_snr(sde, 60), torch.zeros(1).double()])
     for step in [*STEPS[:-2], PLAIN, churn(DPMpp2SA(), 4, steps=60), restart(DDPM(), steps=20)]:
         mean, variance = bias(step, sde, ts)
-        assert abs(mean) < 1e-6, step
+        # A constant x0 is no error in the frame of x0, and one in that of a residual.
+        assert abs(mean) < (0.02 if getattr(step, "std", 0) else 1e-6), step
         assert abs(variance) < (0.25 if step.weak_order == 1 else 0.05), step
 
 
@@ -168,7 +181,7 @@ def push(step, draws, denoiser, density, x, t, s):
 
 
 @pytest.mark.parametrize(
-    ("step", "draws"), [(EulerA(), 1), (DPM2A(), 1), (DPMpp2SA(), 1), (DPMppSDE(), 2)], ids=repr
+    ("step", "draws"), [(EulerA(), 1), (DPM2A(), 1), (DPMpp2SA(), 1), (DPMppSDE(), 2)], ids=label
 )
 def test_weak_order_where_the_denoiser_is_not_linear(step, draws):
     """Two modes: the moments E x^2 and E x^4 of a density carried along on a line of points."""
@@ -238,7 +251,7 @@ def test_2m_without_noise_is_dpm_solver_pp_2m(sde):
         ratio = float(sde.sigma(s) / sde.sigma(t))
         expected = ratio * expected - float(sde.alpha(s)) * math.expm1(-h) * mean
         last, h_last = d, h
-    got = walk(DPMpp2MSDE(0.0), denoiser, x, ts, silent)
+    got = walk(dpmpp_2m_sde(0.0), denoiser, x, ts, silent)
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-11)
 
 
@@ -262,7 +275,7 @@ def test_ddpm_on_the_table_is_the_textbook_chain(large):
         torch.testing.assert_close(got, mean + variance.sqrt() * z, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("step", [DDPM(), EulerA()], ids=repr)
+@pytest.mark.parametrize("step", [DDPM(), EulerA()], ids=label)
 def test_ancestral_by_other_names(sde, step):
     denoiser, x, ts = grid25().denoiser(sde), starts(sde, 5, 2), grids.uniform(sde, 20)
     got, expected = (
@@ -331,7 +344,7 @@ def test_published_3m_is_that_of_k_diffusion(eta):
     sde = EDM()
     denoiser, x, ts = grid25().denoiser(sde), starts(sde, 6, 2), grids.karras()(sde, 12)
     z = normal(6, 2, seed=1)
-    got = walk(DPMpp3MSDE(eta, published=True), denoiser, x, ts, lambda x, t, s: z)
+    got = walk(dpmpp_3m_sde(eta, published=True), denoiser, x, ts, lambda x, t, s: z)
     expected = published_3m(denoiser, x, ts, eta, z)
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
 
@@ -351,7 +364,7 @@ def test_heun_2m_is_that_of_k_diffusion(eta):
             r = math.log(float(ts[i - 1] / t)) / h
             expected = expected + (math.expm1(-big) / big + 1) / r * (d[-1] - d[-2])
         expected = expected + z * float(s) * math.sqrt(-math.expm1(-2 * eta * h))
-    got = walk(DPMpp2MSDE(eta, heun=True), denoiser, x, ts, lambda x, t, s: z)
+    got = walk(dpmpp_2m_sde(eta, heun=True), denoiser, x, ts, lambda x, t, s: z)
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
 
 
@@ -371,7 +384,7 @@ def test_churned_heun_is_edm_algorithm_2():
     torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-9)
 
 
-@pytest.mark.parametrize("step", [DDIM(), Heun(), Ancestral(), DPMpp2MSDE()], ids=repr)
+@pytest.mark.parametrize("step", [DDIM(), Heun(), Ancestral(), dpmpp_2m_sde()], ids=label)
 def test_churn_of_nothing_is_the_step_itself(sde, step):
     denoiser, x, ts = grid25().denoiser(sde), starts(sde, 4, 2), grids.karras()(sde, 6)
     for still in (churn(step, s_churn=0), churn(step, s_tmin=1e9)):
@@ -416,21 +429,42 @@ def test_dpmpp_sde_reads_its_two_draws_as_one_brownian_path(sde):
 # --- stochastic Adams ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("decay", [1e-3, 0.1, 0.999, 1.001, 5.0, 40.0])
-def test_weights_integrate_polynomials(decay):
-    """sum_j w_j u_j^k = integral of H e^(-H (1 - u)) u^k, against a quadrature in 400 panels."""
+def integrals(decay, count):
+    """The integrals of H e^(-H (1 - u)) u^k over [0, 1], k < count: Gauss in 400 panels."""
     edges = torch.linspace(0, 1, 401, dtype=F64)
     gauss = torch.tensor([0.5 - 0.15**0.5, 0.5, 0.5 + 0.15**0.5], dtype=F64)
     u = (edges[:-1, None] + gauss / 400).flatten()
     w = torch.tensor([5 / 18, 8 / 18, 5 / 18], dtype=F64).repeat(400) / 400
-    exact = [float((w * decay * torch.exp(-decay * (1 - u)) * u**k).sum()) for k in range(4)]
-    assert moments(decay, 4) == pytest.approx(exact, rel=1e-8)
-    nodes = [1.0, 0.0, -0.7, -2.1]
+    return [float((w * decay * torch.exp(-decay * (1 - u)) * u**k).sum()) for k in range(count)]
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0, 4.0])
+@pytest.mark.parametrize("h", [1e-3, 0.1, 1.0, 7.0])
+def test_weights_integrate_polynomials(eta, h):
+    """sum_j w_j u_j^k = alpha_s times the integral of H e^(-H (1 - u)) u^k, H = (1 + eta) h."""
+    at, to = Level(0.3, 0.3 * math.exp(1.0), -1.0), Level(0.7, 0.7 * math.exp(1 - h), h - 1)
+    exact, nodes = integrals((1 + eta) * h, 4), [1.0, 0.0, -0.7, -2.1]
     for count in (1, 2, 3, 4):
-        weights = adams_weights(nodes[:count], decay)
+        lams = tuple(u * h - 1 for u in nodes[:count])
+        weights = EXACT.weights(Forgetting(eta=eta), VP(), at, to, lams)
         for k in range(count):
-            total = sum(a * b**k for a, b in zip(weights, nodes, strict=False))
-            assert total == pytest.approx(exact[k], rel=1e-8)
+            total = sum(w * u**k for w, u in zip(weights, nodes, strict=False))
+            assert total == pytest.approx(0.7 * exact[k], rel=1e-7, abs=1e-12)
+
+
+@pytest.mark.parametrize("std", [0.0, 0.5, 3.0])
+@pytest.mark.parametrize("eta", [0.25, 1.0, 2.0])
+def test_gaussian_data_of_the_deviation_of_the_frame_costs_no_error(sde, std, eta):
+    """From its marginal at t_max one single step gives the exact mean and variance at t_eps."""
+    if std == 0:
+        data = Gaussian(torch.tensor([0.3], dtype=F64), torch.tensor([1e-30], dtype=F64))
+    else:
+        data = Gaussian(torch.tensor([0.0], dtype=F64), torch.tensor([std**2], dtype=F64))
+    ts = torch.tensor([sde.t_max, sde.t_eps], dtype=F64)
+    for step in (StochasticMultistep(1, eta, std), SASolver(1, 1, eta**0.5, std)):
+        mean, variance = bias(step, sde, ts, data)
+        assert abs(mean) < 1e-9
+        assert abs(variance) < 1e-9
 
 
 def ramp(sde, degree):
@@ -446,7 +480,7 @@ def ramp(sde, degree):
             for j in range(k + 1):
                 taylor[j] += p * math.comb(k, j) * lam(sde, t) ** (k - j) * h**j
         integral = sum(
-            c * m for c, m in zip(taylor, moments((1 + eta) * h, degree + 1), strict=True)
+            c * m for c, m in zip(taylor, integrals((1 + eta) * h, degree + 1), strict=True)
         )
         ratio = float(sde.sigma(s) / sde.sigma(t)) * math.exp(-eta * h)
         return ratio * x + float(sde.alpha(s)) * integral
@@ -457,17 +491,17 @@ def ramp(sde, degree):
 @pytest.mark.parametrize(
     ("step", "degree", "exactly"),
     [
-        (DPMpp2MSDE(heun=True), 1, True),
-        (DPMpp2MSDE(), 1, False),
-        (DPMpp3MSDE(), 2, True),
-        (DPMpp3MSDE(0.0), 2, True),
-        (DPMpp3MSDE(published=True), 2, False),
+        (dpmpp_2m_sde(heun=True), 1, True),
+        (dpmpp_2m_sde(), 1, False),
+        (dpmpp_3m_sde(), 2, True),
+        (dpmpp_3m_sde(0.0), 2, True),
+        (dpmpp_3m_sde(published=True), 2, False),
         (SASolver(), 1, True),
         (SASolver(1, 3), 2, True),
         (SASolver(3, 4, 0.5), 3, True),
         (SASolver(4, 3), 3, False),
     ],
-    ids=repr,
+    ids=label,
 )
 def test_steps_are_exact_for_polynomials_of_lam(step, degree, exactly):
     """Once started; the factor 2 is what makes the third-order step exact for a parabola."""
@@ -503,7 +537,7 @@ def test_sa_predictor_is_exact_for_its_degree():
 # --- invariances -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("step", STEPS, ids=repr)
+@pytest.mark.parametrize("step", STEPS, ids=label)
 def test_relabelling_vp_as_ve_changes_nothing(step):
     """Through x / alpha the two processes are one: same lam, same draws, same samples."""
     y, ends = normal(8, 2) * math.exp(3.5), []
@@ -514,7 +548,7 @@ def test_relabelling_vp_as_ve_changes_nothing(step):
     torch.testing.assert_close(ends[0], ends[1], rtol=1e-7, atol=1e-7)
 
 
-@pytest.mark.parametrize("step", [*STEPS, PLAIN], ids=repr)
+@pytest.mark.parametrize("step", [*STEPS, PLAIN], ids=label)
 def test_a_sample_does_not_depend_on_its_batch(step):
     sde, data = SubVP(), grid25()
     x, ts = starts(sde, 7, 2), grids.karras()(sde, 12)
@@ -524,7 +558,7 @@ def test_a_sample_does_not_depend_on_its_batch(step):
         torch.testing.assert_close(run([i])[0], together[i], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("step", [*STEPS, PLAIN], ids=repr)
+@pytest.mark.parametrize("step", [*STEPS, PLAIN], ids=label)
 def test_a_step_is_a_pure_function(step):
     """Neither the input nor the state changes, the same arguments give the same result, and the
     network is called as often as declared.
@@ -538,13 +572,13 @@ def test_a_step_is_a_pure_function(step):
     kept, state = x.clone(), None
     for t, s in pairwise(ts):
         calls.clear()
-        before = [p.x0.clone() for p in state or ()]
+        before = [p.value.clone() for p in state or ()]
         first, after = step(denoiser, x, t, s, state, noise)
         made = len(calls)
         again, _ = step(denoiser, x, t, s, state, noise)
         assert torch.equal(first, again)
         assert torch.equal(x, kept)
-        assert all(torch.equal(a, p.x0) for a, p in zip(before, state or (), strict=True))
+        assert all(torch.equal(a, p.value) for a, p in zip(before, state or (), strict=True))
         if isinstance(step, MULTISTEP):
             assert made == 1 + (isinstance(step, SASolver) and state is None)
         elif step != STEPS[-1]:  # a restart calls more where it restarts
@@ -552,7 +586,7 @@ def test_a_step_is_a_pure_function(step):
         x, state, kept = first, after, first.clone()
 
 
-@pytest.mark.parametrize("step", [*STEPS, PLAIN], ids=repr)
+@pytest.mark.parametrize("step", [*STEPS, PLAIN], ids=label)
 def test_any_shape_and_single_precision(step):
     sde = VP()
     denoiser = Gaussian(torch.full((3, 9, 7), 0.4), torch.tensor(0.25)).denoiser(sde)
@@ -577,8 +611,8 @@ def test_any_shape_and_single_precision(step):
         (lambda: DPMpp2SA(2), "eta=2"),
         (lambda: DPMppSDE(eta=1.1), "eta=1.1"),
         (lambda: DPMppSDE(r=1.0), "0 < r < 1, got r=1"),
-        (lambda: DPMpp2MSDE(-0.1), "eta=-0.1"),
-        (lambda: DPMpp3MSDE(float("inf")), "eta=inf"),
+        (lambda: dpmpp_2m_sde(-0.1), "eta=-0.1"),
+        (lambda: dpmpp_3m_sde(float("inf")), "eta=inf"),
         (lambda: SASolver(5, 2), "predictor=5"),
         (lambda: SASolver(2, 0), "corrector=0"),
         (lambda: SASolver(tau=-1), "tau=-1"),
@@ -595,7 +629,7 @@ def test_bad_options_are_refused(make, text):
         make()
 
 
-@pytest.mark.parametrize("step", [*STEPS, PLAIN], ids=repr)
+@pytest.mark.parametrize("step", [*STEPS, PLAIN], ids=label)
 def test_an_increasing_grid_is_refused_before_the_first_call(step):
     ts = grids.uniform(VP(), 5).flip(0)
     with pytest.raises(ValueError, match=r"goes to less noise, got t=0\.001 to s=0\.2"):
@@ -603,7 +637,7 @@ def test_an_increasing_grid_is_refused_before_the_first_call(step):
 
 
 @pytest.mark.parametrize(
-    "step", [EulerA(0.0), DPM2A(0.0), DPMpp2SA(0.0), DPMpp2MSDE(0.0)], ids=repr
+    "step", [EulerA(0.0), DPM2A(0.0), DPMpp2SA(0.0), dpmpp_2m_sde(0.0)], ids=label
 )
 def test_without_noise_a_grid_may_increase(step):
     sde, x = VP(), 0.5 * normal(4, 2)
