@@ -5,15 +5,19 @@
 The network is 0.1 x, so that everything timed is the sampler. Each sampler takes 50 steps down a
 grid that it has seen before, its coefficients known; the first pass is timed apart. Every repeat
 times each of them beside the loop, and medians are compared: time a network call over the time of
-a step of the loop. Noise has one stream a sample. Prints the tables in markdown and stores them.
+a step of the loop. Noise has one stream a sample. The allocator of Linux is told to keep its
+memory: it would otherwise return some to the system in every step of one run and not of another.
+Prints the tables in markdown and stores them.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -46,12 +50,22 @@ def main() -> None:
     )
     args = parser.parse_args()
     torch.set_num_threads(1)
+    keep_memory()
     results: dict[str, Any] = {"hardware": f"one thread of an {platform.machine()} CPU"}
     for shape in SHAPES:
         found = measure(shape, args.repeats)
         results["x".join(map(str, shape))] = found
         print(f"\n{table(shape, found)}\n", flush=True)
     args.out.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def keep_memory() -> None:
+    """glibc's mallopt: no memory of its own for large blocks, none returned."""
+    if sys.platform == "linux":
+        mmap_threshold, trim_threshold, gigabyte = -3, -1, 1 << 30
+        libc = ctypes.CDLL(None)
+        libc.mallopt(mmap_threshold, gigabyte)
+        libc.mallopt(trim_threshold, gigabyte)
 
 
 def network(x: Tensor, t: Tensor) -> Tensor:
@@ -63,7 +77,10 @@ def measure(shape: Sequence[int], repeats: int) -> dict[str, Any]:
     """Every sampler and every source of noise on one shape of state."""
     x = torch.randn(*shape)
     ts = grids.log_snr(VP(), STEPS_TAKEN)
-    runs: dict[str, Callable[[], int]] = {"loop": lambda: hand_written(x, ts)}
+    runs: dict[str, Callable[[], int]] = {
+        "loop": lambda: hand_written(x, ts),
+        "noisy loop": lambda: hand_written(x, ts, noise=1.0),
+    }
     kinds: dict[str, str] = {}
     for name in STEPS:
         if name not in SELF_PACED:
@@ -82,7 +99,12 @@ def measure(shape: Sequence[int], repeats: int) -> dict[str, Any]:
         }
         for name, kind in kinds.items()
     }
-    return {"loop_us": 1e6 * unit, "steps": rows, "noise": noise_ratios(x, repeats)}
+    return {
+        "loop_us": 1e6 * unit,
+        "loop_with_randn": seconds["noisy loop"] / unit,
+        "steps": rows,
+        "noise": noise_ratios(x, repeats),
+    }
 
 
 def kind_of(name: str, step: Step) -> str:
@@ -94,12 +116,14 @@ def kind_of(name: str, step: Step) -> str:
     return "one call" if step.nfe_per_step == 1 else "several calls"
 
 
-def hand_written(x: Tensor, ts: Tensor) -> int:
-    """Euler's steps in sigma, as anybody would write them."""
+def hand_written(x: Tensor, ts: Tensor, noise: float = 0.0) -> int:
+    """Euler's steps in sigma, as anybody would write them; with torch's own noise on top."""
     sigmas = VP().sigma(ts).tolist()
     t = ts[0]
     for sigma, following in pairwise(sigmas):
         x = torch.lerp(network(x, t), x, following / sigma)
+        if noise:
+            x.add_(torch.randn_like(x), alpha=noise * following)
     return STEPS_TAKEN
 
 
@@ -164,7 +188,8 @@ def interleaved(runs: dict[str, Callable[[], int]], repeats: int) -> dict[str, f
 def table(shape: Sequence[int], found: dict[str, Any]) -> str:
     """Markdown, by class and then by cost."""
     lines = [
-        f"State {list(shape)}; a step of the loop takes {found['loop_us']:.0f} us.",
+        f"State {list(shape)}; a step of the loop takes {found['loop_us']:.0f} us, and "
+        f"{found['loop_with_randn']:.1f} times that with torch.randn added.",
         "",
         "| sampler | class | time a call / loop | first pass | limit |",
         "|---|---|---|---|---|",

@@ -160,8 +160,13 @@ def advance(
     weights: Weights,
 ) -> Tensor:
     """(u_s / u_t) x + sum_j w_j m_j."""
-    y = torch.mul(x, prediction.unit(to) / prediction.unit(at))
-    for point, weight in zip(points, weights, strict=True):
+    (first, weight), *rest = zip(points, weights, strict=True)
+    scale = 1.0 if at == to else prediction.unit(to) / prediction.unit(at)
+    if scale == 1:
+        y = torch.add(x, first.value, alpha=weight * first.gain)
+    else:
+        y = torch.mul(x, scale).add_(first.value, alpha=weight * first.gain)
+    for point, weight in rest:
         y.add_(point.value, alpha=weight * point.gain)
     return y
 

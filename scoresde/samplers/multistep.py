@@ -30,6 +30,7 @@ from scoresde.samplers.kernels import Level, flow_step, level
 from scoresde.samplers.loop import State
 from scoresde.samplers.noise import Noise
 from scoresde.samplers.singlestep import LINEAR, THIRDS, TRAPEZOID, SingleStep
+from scoresde.sde import SDE
 
 History = tuple[Point, ...]  # newest first
 
@@ -80,11 +81,11 @@ class Multistep:
 
 
 class Pending(NamedTuple):
-    """What UniPC corrects with at its next call: where the last step began, and its readings."""
+    """What UniPC corrects next: where the last step began, its readings and their weights."""
 
-    x: Tensor
     at: Level
     history: History
+    weights: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -126,22 +127,28 @@ class UniPC:
         if not regular(at):
             return flow_step(x, x0, at, to), None
         here = self.prediction.read(x, x0, at)
+        past: History = ()
         if state is not None:
-            first, *older = state.history
-            x = self._integrate(denoiser, state.x, state.at, at, (first, here, *older))
+            past = state.history
+            x = self._corrected(denoiser.sde, x, at, here, state) if state.weights else x
         if not regular(to):
             return flow_step(x, x0, at, to), None
         if state is None and self.start is not None:
             end, history = _begin(self.start, denoiser, x, s, at, to, here)
-            return end, Pending(x, at, history)
-        history = (here, *(state.history if state else ()))[: self.points]
-        return self._integrate(denoiser, x, at, to, history), Pending(x, at, history)
+            return end, Pending(at, history, ())  # of an order that needs no correction
+        history = (here, *past)[: self.points]
+        weights = self.rule.weights(self.prediction, denoiser.sde, at, to, lams(history))
+        end = advance(self.prediction, x, at, to, history, weights)
+        return end, Pending(at, history, weights)
 
-    def _integrate(
-        self, denoiser: Denoiser, x: Tensor, at: Level, to: Level, points: History
-    ) -> Tensor:
-        weights = self.rule.weights(self.prediction, denoiser.sde, at, to, lams(points))
-        return advance(self.prediction, x, at, to, points, weights)
+    def _corrected(self, sde: SDE, x: Tensor, at: Level, here: Point, last: Pending) -> Tensor:
+        """The last step again with the reading at its end: only its weights change."""
+        first, *older = last.history
+        points = (first, here, *older)
+        weights = self.rule.weights(self.prediction, sde, last.at, at, lams(points))
+        before = (last.weights[0], 0.0, *last.weights[1:])
+        changes = (new - old for new, old in zip(weights, before, strict=True))
+        return advance(self.prediction, x, at, at, points, tuple(changes))
 
 
 def _begin(
