@@ -17,6 +17,7 @@ from torch import Tensor
 from scoresde.denoiser import Denoiser
 from scoresde.samplers import Noise, Step, sample, solve_adaptive
 from scoresde.samplers.grids import log_snr
+from scoresde.samplers.singlestep import Sequence
 from scoresde.sde import EDM, SDE
 from scoresde.testing import Gaussian, grid25
 
@@ -110,7 +111,8 @@ def draws_noise(step: Step) -> bool:
         asked = True
         return torch.zeros_like(x)
 
-    _walk(step, EDM(), torch.zeros(1, 1, dtype=torch.float64), 4, noise)
+    n = len(step.steps) if isinstance(step, Sequence) else 4
+    _walk(step, EDM(), torch.zeros(1, 1, dtype=torch.float64), n, noise)
     return asked
 
 

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "data": set(),
     "evaluation": set(),
     "config": set(),
-    "build": THEORY | {"samplers", "solvers", "training", "nn", "data", "config"},
+    "build": THEORY | {"samplers", "solvers", "measure", "training", "nn", "data", "config"},
     "cli": None,  # anything
     "__main__": {"cli"},
 }

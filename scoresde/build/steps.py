@@ -65,6 +65,11 @@ def restart(low: float = 0.05, high: float = 0.3, times: int = 1, inner_steps: i
     return samplers.restart(samplers.Heun(), low, high, times, inner_steps)
 
 
+def recommended(steps: int = 18) -> Step:
+    """The default: exponential Adams-Bashforth on what Gaussian data would leave over."""
+    return samplers.recommended(steps + 1)[0]
+
+
 @dataclass(frozen=True)
 class DPMAdaptive:
     """The probability flow at a tolerance, every sample by steps of its own: ``solve_adaptive``.
@@ -91,7 +96,13 @@ class DPMAdaptive:
         return end.x, None
 
 
+def eab_sde(points: int = 2, eta: float = 1.0, std: float = 0.0) -> Step:
+    """Exponential Adams-Bashforth with noise, on what Gaussian data of a deviation leave over."""
+    return samplers.StochasticMultistep(points, eta, std)
+
+
 STEPS: Mapping[str, Callable[..., Step]] = table(
+    recommended=recommended,
     euler=Churnable(euler),
     heun=Churnable(samplers.Heun),
     dpm_2=Churnable(samplers.dpm_2),
@@ -119,6 +130,7 @@ STEPS: Mapping[str, Callable[..., Step]] = table(
     dpmpp_2m_sde=samplers.dpmpp_2m_sde,
     dpmpp_3m_sde=samplers.dpmpp_3m_sde,
     sa_solver=samplers.SASolver,
+    eab_sde=eab_sde,
     restart=restart,
     euler_maruyama=samplers.EulerMaruyama,
     reverse_diffusion=samplers.ReverseDiffusion,
@@ -145,7 +157,7 @@ def build_step(kind: str, options: Mapping[str, Any], steps: int) -> tuple[Step,
         return planned, len(planned.steps)
     if kind in SELF_PACED:
         return make(**given), 1
-    if isinstance(make, Churnable):
+    if isinstance(make, Churnable) or make is recommended:
         return make(**given, steps=steps), steps
     return make(**given), steps
 

@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +23,23 @@ from scoresde.build import (
     build_grid,
     build_step,
     load_run,
+    own_grid,
 )
+from scoresde.build.optimised import Wanted, checked
 from scoresde.cli.choices import counts, names
 from scoresde.cli.compare_plot import Trial, draw
 from scoresde.cli.console import pick_device, progress
 from scoresde.cli.folder import write_text
 from scoresde.cli.options import CompareOptions
-from scoresde.cli.sample import Calls, counted, starting_noise
+from scoresde.cli.sample import optimised_grid, starting_noise
+from scoresde.config.base import Section
+from scoresde.config.sampling import OptimisedGrid
 from scoresde.denoiser import Denoiser
 from scoresde.measure import draws_noise, gap
-from scoresde.samplers import Grid, per_sample_noise, solve_adaptive
+from scoresde.samplers import Grid, Step, per_sample_noise, solve_adaptive
 
 MOST_CALLS = 20_000
+CHOICES = ("own", *GRIDS, "optimised")
 FINEST = 1e-8  # what float32 resolves
 FILES = ("compare.json", "compare.png")
 
@@ -46,6 +51,23 @@ class Contender:
     kind: str
     grid: str
     sampler: GridSampler
+
+
+@dataclass
+class Calls:
+    """A count of denoiser calls."""
+
+    count: int = 0
+
+
+def counted(denoiser: Denoiser, calls: Calls) -> Denoiser:
+    """The denoiser, counting every call; one that diverges shows in the table."""
+
+    def predict(x: Tensor, t: Tensor) -> Tensor:
+        calls.count += 1
+        return denoiser(x, t)
+
+    return replace(denoiser, predict=predict)
 
 
 @dataclass(frozen=True)
@@ -64,11 +86,12 @@ def run(options: CompareOptions, overrides: Mapping[str, Any]) -> int:
     _check(options)
     kinds, left_out = followers(names("--samplers", options.samplers, STEPS))
     steps = counts("--steps", options.steps)
-    asked = None if options.grid is None else names("--grid", options.grid, GRIDS)
+    asked = None if options.grid is None else names("--grid", options.grid, CHOICES)
     loaded = load_run(options.checkpoint)
     for note in (*loaded.notes, *left_out):
         print(note, file=sys.stderr)
-    found = list(contenders(kinds, chosen_grids(asked, loaded), steps))
+    loaded.model.to(pick_device(options.device))
+    found = list(contenders(kinds, asked, steps, loaded))
     problem = solve(loaded, options)
     with progress(len(found), "samplers") as advance:
         trials = [trial(problem, contender, advance) for contender in found]
@@ -100,29 +123,42 @@ def followers(kinds: Sequence[str]) -> tuple[list[str], list[str]]:
     return [kind for kind in kinds if kind not in noisy], lines
 
 
-def chosen_grids(asked: Sequence[str] | None, loaded: LoadedRun) -> dict[str, Grid]:
-    """The grids of ``--grid``, or that of the run, by name."""
-    if asked is None:
-        section = loaded.config.sample.grid
-        return {section.kind: build_grid(section)}
-    return {name: GRIDS[name]() for name in asked}
-
-
 def contenders(
-    kinds: Sequence[str], grids: Mapping[str, Grid], steps: Sequence[int]
+    kinds: Sequence[str], asked: Sequence[str] | None, steps: Sequence[int], loaded: LoadedRun
 ) -> Iterator[Contender]:
-    """Every sampler on every grid with every number of steps; once, if it paces itself."""
+    """Every sampler on every grid with every number of steps; once, if it paces itself.
+
+    Without ``--grid`` the grid is that of the run.
+    """
+    run = loaded.config.sample.grid
     for kind in kinds:
-        own = kind in SELF_PACED
-        for name, grid in list(grids.items())[: 1 if own else None]:
-            for n in steps[: 1 if own else None]:
+        paced = kind in SELF_PACED
+        for name in [run.kind] if asked is None else asked[: 1 if paced else None]:
+            for n in steps[: 1 if paced else None]:
                 step, planned = build_step(kind, {}, n)
-                yield Contender(kind, "own" if own else name, GridSampler(grid, step, planned))
+                if paced:
+                    yield Contender(kind, "-", GridSampler(GRIDS["log_snr"](), step, planned))
+                elif name == "optimised":
+                    want = checked(Wanted(kind, step, planned, OptimisedGrid()))
+                    grid = optimised_grid(loaded, want)
+                    yield Contender(kind, name, GridSampler(grid, step, planned))
+                else:
+                    section = run if asked is None else None
+                    yield Contender(
+                        kind, name, GridSampler(_grid(name, section, step), step, planned)
+                    )
+
+
+def _grid(name: str, section: Section | None, step: Step) -> Grid:
+    """A grid by its name with its default options, or as the run describes it."""
+    if section is not None:
+        return build_grid(section, step)
+    return own_grid(step) if name == "own" else GRIDS[name]()
 
 
 def solve(loaded: LoadedRun, options: CompareOptions) -> Problem:
     """The starts of the seeds, carried along the paths of the model within the tolerance."""
-    model = loaded.model.to(pick_device(options.device))
+    model = loaded.model
     weight = next(model.parameters())
     seeds = range(options.seed, options.seed + options.num)
     empty = torch.empty(options.num, *loaded.data.shape, device=weight.device)

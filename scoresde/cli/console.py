@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 
@@ -23,8 +24,14 @@ def pick_device(name: str) -> torch.device:
         raise ValueError(f"--device {name}: not usable ({reason}); try --device cpu") from None
 
 
+class Advance(Protocol):
+    """Told the number of items done since the last time, and what to say beside the count."""
+
+    def __call__(self, n: int, note: str = "") -> None: ...
+
+
 @contextmanager
-def progress(total: int, what: str) -> Iterator[Callable[[int], None]]:
+def progress(total: int, what: str) -> Iterator[Advance]:
     """A function to call with the number of items done, shown on stderr.
 
     On a terminal it is a bar; piped, a plain line every few seconds.
@@ -36,20 +43,25 @@ def progress(total: int, what: str) -> Iterator[Callable[[int], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.progress import TimeRemainingColumn as Remaining
 
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), Remaining())
+    note = TextColumn("{task.fields[note]}")
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), Remaining(), note)
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda n: bar.advance(task, n)
+        task = bar.add_task(what, total=total, note="")
+
+        def advance(n: int, note: str = "") -> None:
+            bar.update(task, advance=n, note=note)
+
+        yield advance
 
 
-def _plain(total: int, what: str) -> Callable[[int], None]:
+def _plain(total: int, what: str) -> Advance:
     done, last = 0, time.monotonic()
 
-    def advance(n: int) -> None:
+    def advance(n: int, note: str = "") -> None:
         nonlocal done, last
         done += n
         if time.monotonic() - last >= PLAIN_SECONDS and done < total:
             last = time.monotonic()
-            print(f"{what} {done}/{total}", file=sys.stderr, flush=True)
+            print(f"{what} {done}/{total} {note}".rstrip(), file=sys.stderr, flush=True)
 
     return advance

@@ -53,6 +53,12 @@ class SampleOptions(Common):
     """all, or such as 0,3,5: as many samples of each"""
     batch: int = 64
     """samples drawn at a time; it does not change them"""
+    grid: str | None = None
+    """the same as --sample.grid, such as karras or optimised"""
+    preview_every: int | None = None
+    """a picture of the first batch as denoised so far, every so many network calls"""
+    trajectory: bool = False
+    """also write trajectory.npz: t, x and x0 of the first batch at every network call"""
     npz: bool = False
     """also write samples.npz: arr_0 uint8 (N, H, W, C), arr_1 labels"""
     no_ema: bool = False
@@ -116,7 +122,7 @@ class CompareOptions(Common):
     steps: str = "5,10,20,50"
     """of the grid, such as 5,10,20"""
     grid: str | None = None
-    """such as karras,log_snr; the one of the run by default"""
+    """such as karras,optimised; the one of the run by default"""
     num: int = 32
     """starts"""
     seed: int = 0

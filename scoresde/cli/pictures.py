@@ -15,12 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scoresde.cli.watch import Seen
 from scoresde.data import Scaling
 from scoresde.evaluation import image_grid, scatter
+from scoresde.evaluation.figures import save_gif, save_png
 from scoresde.training.files import writing
 
 RECORD = "sample.json"
-NAMES = re.compile(r"(\d{6,}\.png|grid\.png|scatter\.png|samples\.npz|sample\.json)(\.tmp)?")
+NAMES = re.compile(
+    r"(\d{6,}\.png|grid\.png|scatter\.png|samples\.npz|trajectory\.(npz|gif)|sample\.json)(\.tmp)?"
+)
+PREVIEWS = "previews"
 GRID_ROWS = 16
 GRID_COLUMNS = 16
 
@@ -53,6 +58,7 @@ def write(
     settings: Mapping[str, Any],
     *,
     npz: bool,
+    extra: Mapping[str, Make] | None = None,
 ) -> None:
     """Replace the samples in the folder by ``x``: images (N, C, H, W) or vectors (N, D).
 
@@ -62,7 +68,7 @@ def write(
     """
     chosen = None if labels is None else labels.tolist()
     own = list(_each(settings, seeds, chosen))
-    files = _files(x, scaling, labels, own, settings, npz=npz)
+    files = _files(x, scaling, labels, own, settings, npz=npz) | dict(extra or {})
     record = dict(settings) | {"seeds": list(seeds), "labels": chosen, "files": list(files)}
     text = json.dumps(record, indent=2) + "\n"
     earlier = _earlier(folder)
@@ -74,6 +80,49 @@ def write(
         for name in earlier - {*files, RECORD, f"{RECORD}.tmp"}:
             (folder / name).unlink(missing_ok=True)
         os.replace(_beside(folder, RECORD), folder / RECORD)
+
+
+def save_preview(folder: Path, seen: Seen, scaling: Scaling, labels: Tensor | None) -> None:
+    """The denoised state at a network call, as a picture in ``previews``, replaced as a whole."""
+    make = _picture(seen.x0.cpu(), scaling, labels)
+    if make is None:
+        return
+    target = folder / PREVIEWS / f"call-{seen.call:04d}.png"
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_suffix(".part.png")
+        make(part)
+        os.replace(part, target)
+
+
+def trajectory_files(
+    calls: Sequence[Seen], scaling: Scaling, labels: Tensor | None
+) -> dict[str, Make]:
+    """Arrays of every network call, t (N,), x and x0 (N, B, ...), and of images a film of x0."""
+    t = torch.stack([call.t.flatten()[0] for call in calls]).numpy()
+    x = torch.stack([call.x for call in calls]).numpy()
+    x0 = torch.stack([call.x0 for call in calls]).numpy()
+
+    def save(path: Path) -> None:
+        with path.open("wb") as file:
+            np.savez(file, t=t, x=x, x0=x0)
+
+    files: dict[str, Make] = {"trajectory.npz": save}
+    if calls[0].x0.ndim == 4 and calls[0].x0.shape[1] in (1, 3):
+        rows = None if labels is None else labels[: len(calls[0].x0)]
+        frames = [_grid(scaling.to_uint8(call.x0), rows) for call in calls]
+        files["trajectory.gif"] = partial(save_gif, frames=frames)
+    return files
+
+
+def _picture(x: Tensor, scaling: Scaling, labels: Tensor | None) -> Make | None:
+    """A grid of images or a scatter plot; None for data of other shapes."""
+    if x.ndim == 4 and x.shape[1] in (1, 3):
+        grid = _grid(scaling.to_uint8(x), None if labels is None else labels[: len(x)])
+        return lambda path: save_png(path, grid)
+    if x.ndim == 2 and x.shape[1] == 2:
+        return partial(scatter, panels={"samples": x})
+    return None
 
 
 def _write_beside(folder: Path, files: Mapping[str, Make]) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,16 @@ import torch
 from torch import Tensor
 
 from scoresde.build import STEPS, LoadedRun, Sampler, build_sampler, load_run
-from scoresde.cli.console import pick_device, progress
+from scoresde.build.optimised import Wanted, find_grid, grid_file, kept_grid, wanted
+from scoresde.cli.console import Advance, pick_device, progress
 from scoresde.cli.options import SampleOptions
-from scoresde.cli.pictures import require_free, write
+from scoresde.cli.pictures import RECORD, Make, require_free, save_preview, trajectory_files, write
+from scoresde.cli.report import Stopping
+from scoresde.cli.watch import Seen, Stopped, Watch, require_finite
 from scoresde.config import Config, override, to_plain
-from scoresde.denoiser import Denoiser
+from scoresde.data import Scaling
 from scoresde.parameterization import ScoreModel
-from scoresde.samplers import Noise, per_sample_noise
+from scoresde.samplers import Grid, Noise, per_sample_noise
 from scoresde.sde import SDE
 from scoresde.training.files import writing
 
@@ -30,65 +34,106 @@ MOST = 10_000_000
 
 
 def run(options: SampleOptions, overrides: Mapping[str, Any]) -> int:
-    """Draw, write and report."""
+    """Draw, write and report.
+
+    After SIGINT or SIGTERM what there is is written, and SystemExit with 130 or 143 raised.
+    """
     seeds = chosen_seeds(options.num, options.seeds)
+    _check(options)
     require_free(options.out, options.overwrite)
     loaded = load_run(options.checkpoint, ema=not options.no_ema)
     for note in loaded.notes:
         print(note, file=sys.stderr)
-    config = override(loaded.config, overrides)
+    config = override(loaded.config, _with_grid(options.grid, overrides))
     labels = chosen_labels(
         options, loaded.data.classes if config.conditional else None, len(seeds)
     )
     model = loaded.model.to(pick_device(options.device))
     _require_trained(config, labels)
     _require_writable(options.out)
+    want = wanted(config.sample)
+    sampler = build_sampler(config.sample, None if want is None else optimised_grid(loaded, want))
+    film = Film(options, loaded.data.scaling, labels)
     started = time.perf_counter()
-    with progress(len(seeds), "samples") as advance:
+    with Stopping() as stop, progress(len(seeds), "samples") as advance:
         drawn = draw(
             model,
-            build_sampler(config.sample),
+            sampler,
             loaded.data.shape,
             seeds,
             labels,
+            name=config.sample.sampler.kind,
             batch=options.batch,
             advance=advance,
+            look=film.look,
+            stopping=lambda: stop.signal is not None,
         )
     seconds = time.perf_counter() - started
+    n = len(drawn.x)
+    if stop.signal is not None and not n:
+        print(
+            f"{stop.signal.name} before the first network call: nothing written", file=sys.stderr
+        )
+        raise SystemExit(128 + stop.signal)
     settings = _settings(options, loaded, config) | {
         "nfe": drawn.nfe,
         "seconds": seconds,
-        "images_per_second": len(seeds) / seconds,
+        "images_per_second": n / seconds,
     }
-    write(options.out, drawn.x, loaded.data.scaling, seeds, labels, settings, npz=options.npz)
-    rate = f"{len(seeds) / seconds:.3g} images/s"
-    print(f"{len(seeds)} samples in {seconds:.1f} s ({rate}), NFE {drawn.nfe:g}: {options.out}")
+    if stop.signal is not None:
+        settings |= {"stopped": stop.signal.name, "unfinished": drawn.unfinished}
+    labels = None if labels is None else labels[:n]
+    write(
+        options.out,
+        drawn.x,
+        loaded.data.scaling,
+        seeds[:n],
+        labels,
+        settings,
+        npz=options.npz,
+        extra=film.files(),
+    )
+    rate = f"{n / seconds:.3g} images/s"
+    print(f"{n} samples in {seconds:.1f} s ({rate}), NFE {drawn.nfe:g}: {options.out}")
+    if stop.signal is not None:
+        print(
+            f"{stop.signal.name}: {n - drawn.unfinished} of {len(seeds)} samples finished, "
+            f"{drawn.unfinished} more as denoised so far (the last ones; {RECORD} says so)",
+            file=sys.stderr,
+        )
+        raise SystemExit(128 + stop.signal)
     return 0
+
+
+def optimised_grid(loaded: LoadedRun, want: Wanted) -> Grid:
+    """The grid kept for the model, or one found now, which is said."""
+    path = grid_file(loaded, want)
+    if (kept := kept_grid(loaded, want)) is not None:
+        print(f"grid: {path}", file=sys.stderr)
+        return kept
+    with progress(
+        want.settings.budget, f"{want.kind}: network calls to optimise the grid"
+    ) as tell:
+        grid, notes = find_grid(loaded, want, tell)
+    gain = math.exp(notes["log_error_before"] - notes["log_error"])
+    print(
+        f"grid: found in {notes['network_calls']} network calls, {gain:.2g} times the accuracy of "
+        f"the best standard grid on {want.settings.starts} paths: {path}",
+        file=sys.stderr,
+    )
+    return grid
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """Samples (N, ...) on the host, and the network calls each of them took, on average."""
+    """Samples (N, ...) on the host, and the network calls each of them took, on average.
+
+    The last ``unfinished`` of them are what a sampler that was stopped thought of them so far.
+    """
 
     x: Tensor
     nfe: float
-
-
-@dataclass
-class Calls:
-    """A count of denoiser calls."""
-
-    count: int = 0
-
-
-def counted(denoiser: Denoiser, calls: Calls) -> Denoiser:
-    """The denoiser, counting every call."""
-
-    def predict(x: Tensor, t: Tensor) -> Tensor:
-        calls.count += 1
-        return denoiser(x, t)
-
-    return replace(denoiser, predict=predict)
+    unfinished: int = 0
 
 
 def draw(
@@ -98,29 +143,77 @@ def draw(
     seeds: Sequence[int],
     labels: Tensor | None = None,
     *,
+    name: str = "sampler",
     batch: int = DEFAULT_NUM,
-    advance: Callable[[int], None] = lambda n: None,
+    advance: Advance = lambda n, note="": None,
+    look: Callable[[int, Seen], None] = lambda first, seen: None,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> Drawn:
     """One sample of ``shape`` a seed, from its own stream of noise, the starting noise included.
 
     So a sample does not depend on the others in its batch (those of black-box solvers do, see
-    ``build``). ``labels`` (N,) or None for none. Raises ValueError unless batch >= 1,
-    RuntimeError for samples that are not finite.
+    ``build``). ``labels`` (N,) or None for none. ``look`` is shown every network call, with the
+    place of the first sample of its batch; ``stopping`` is asked before each. Raises ValueError
+    unless batch >= 1, RuntimeError for samples that are not finite.
     """
     if batch < 1:
         raise ValueError(f"--batch: need at least 1, got {batch}")
     device = next(model.parameters()).device
-    parts, total = [], 0
+    parts: list[Tensor] = [torch.empty(0, *shape)]
+    total, unfinished, started, calls = 0, 0, time.perf_counter(), 0
     for first in range(0, len(seeds), batch):
         some = seeds[first : first + batch]
         label = None if labels is None else labels[first : first + batch].to(device)
-        calls, noise = Calls(), per_sample_noise(some)
+
+        def seen(call: Seen, first: int = first) -> None:
+            nonlocal calls
+            calls += 1
+            advance(0, f"call {call.call}, {calls / (time.perf_counter() - started):.3g} calls/s")
+            look(first, call)
+
+        watch, noise = Watch(name, seen, stopping), per_sample_noise(some)
         x = starting_noise(model.sde, torch.empty(len(some), *shape, device=device), noise)
-        denoiser = counted(model.denoiser(label=label), calls)
-        parts.append(sampler(denoiser, x, noise, some[0]).cpu())
-        total += calls.count * len(some)
+        try:
+            end = sampler(watch.over(model.denoiser(label=label)), x, noise, some[0])
+        except Stopped:
+            if watch.last is None:
+                break
+            end, unfinished = watch.last.x0, len(some)
+        parts.append(end.cpu())
+        total += watch.count * len(some)
         advance(len(some))
-    return Drawn(_finite(torch.cat(parts)), total / len(seeds))
+        if unfinished:
+            break
+    drawn = torch.cat(parts)
+    require_finite(drawn, name, "at the end")
+    return Drawn(drawn, total / max(len(drawn), 1), unfinished)
+
+
+@dataclass
+class Film:
+    """Previews of the first batch while it is sampled, and its trajectory."""
+
+    options: SampleOptions
+    scaling: Scaling
+    labels: Tensor | None
+    calls: list[Seen] = field(default_factory=list)
+
+    def look(self, first: int, seen: Seen) -> None:
+        """Draw and keep what the options ask for."""
+        every = self.options.preview_every
+        if first:
+            return
+        if every is not None and seen.call % every == 0:
+            save_preview(self.options.out, seen, self.scaling, self.labels)
+        if self.options.trajectory:
+            t = seen.t.double().cpu()
+            self.calls.append(Seen(seen.call, t, seen.x.cpu(), seen.x0.cpu()))
+
+    def files(self) -> dict[str, Make]:
+        """What to write at the end."""
+        if not self.calls:
+            return {}
+        return trajectory_files(self.calls, self.scaling, self.labels)
 
 
 def starting_noise(sde: SDE, like: Tensor, noise: Noise) -> Tensor:
@@ -189,6 +282,20 @@ def _label(option: str, name: str, classes: tuple[str, ...]) -> int:
     raise ValueError(f"{option}: no class {name!r}; choose {known}")
 
 
+def _check(options: SampleOptions) -> None:
+    if options.preview_every is not None and options.preview_every < 1:
+        raise ValueError(f"--preview-every: need at least 1, got {options.preview_every}")
+
+
+def _with_grid(grid: str | None, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The overrides with ``--grid`` among them."""
+    if grid is None:
+        return dict(overrides)
+    if given := [key for key in overrides if key in ("sample.grid", "sample.grid.kind")]:
+        raise ValueError(f"--grid and --{given[0]}: give one of them")
+    return {"sample.grid.kind": grid, **overrides}
+
+
 def _require_trained(config: Config, labels: Tensor | None) -> None:
     if labels is None and config.conditional and config.train.label_dropout == 0:
         raise ValueError(
@@ -215,10 +322,3 @@ def _settings(options: SampleOptions, loaded: LoadedRun, config: Config) -> dict
         "batch": options.batch,
         **chosen,
     }
-
-
-def _finite(x: Tensor) -> Tensor:
-    bad = int((~x.isfinite()).flatten(1).any(1).sum())
-    if bad:
-        raise RuntimeError(f"{bad} of {len(x)} samples are not finite; use more --sample.steps")
-    return x

@@ -50,6 +50,7 @@ Variable = _option(
 Ramp = _option(bool, "start at order 1 instead of with more calls; second order at most")
 Published = _option(bool, "the formulas of the released code")
 NoiseRatio = _option(Positive, "in units of sigma / alpha")
+Deviation = _option(Real, "deviation of Gaussian data that would cost no error", ge=0)
 Langevin = _option(Real, "size of a corrector step", gt=0, lt=1)
 Corrections = _option(Count, "corrector steps at each time")
 
@@ -140,7 +141,14 @@ class SDESampler(SamplerSection):
     """noise: 1 the reverse SDE, 0 the probability flow"""
 
 
+class RecommendedSampler(SamplerSection):
+    """What ``samplers.recommended`` advises for steps + 1 calls, the denoising included."""
+
+    kind: Literal["recommended"] = "recommended"
+
+
 SECTIONS: tuple[type[SamplerSection], ...] = (
+    RecommendedSampler,
     ChurnSampler,
     RestartSampler,
     _section(
@@ -217,7 +225,15 @@ SECTIONS: tuple[type[SamplerSection], ...] = (
         "SA-Solver.",
         predictor=(Readings, 2),
         corrector=(Readings, 2),
-        tau=(_option(Real, "noise: 0 none, 1 that of the reverse SDE", ge=0), 1.0),
+        tau=(Noise, 1.0),
+        std=(Deviation, 0.0),
+    ),
+    _section(
+        "eab_sde",
+        "Exponential Adams-Bashforth with noise.",
+        points=(Readings, 2),
+        eta=(Noise, 1.0),
+        std=(Deviation, 0.0),
     ),
     _section(
         "pc",
@@ -285,6 +301,22 @@ class LevelGrid(Section):
     levels: Annotated[Whole, Field(ge=2)] = 1000
 
 
+class OwnGrid(Section):
+    """The grid that suits the sampler: arctan, log_snr with noise, karras without."""
+
+    kind: Literal["own"] = "own"
+
+
+class OptimisedGrid(Section):
+    """Found for the model, the sampler and the steps, at first use; kept beside the checkpoint."""
+
+    kind: Literal["optimised"] = "optimised"
+    budget: Annotated[Whole, Field(ge=500)] = 2000
+    """network calls to find it"""
+    starts: Count = 32
+    """trajectories it is found on, never those of the samples"""
+
+
 class FileGrid(Section):
     """Times from a JSON file."""
 
@@ -294,15 +326,23 @@ class FileGrid(Section):
 
 
 Grid = Annotated[
-    PlainGrid | KarrasGrid | PolyexponentialGrid | ArctanGrid | LevelGrid | FileGrid, Choice
+    OwnGrid
+    | PlainGrid
+    | KarrasGrid
+    | PolyexponentialGrid
+    | ArctanGrid
+    | LevelGrid
+    | OptimisedGrid
+    | FileGrid,
+    Choice,
 ]
 
 
 class Sample(Section):
     """How it is sampled."""
 
-    sampler: Sampler = ChurnSampler()
-    grid: Grid = KarrasGrid()
+    sampler: Sampler = RecommendedSampler()
+    grid: Grid = OwnGrid()
     steps: Count = 18
     """of the grid; ode counts them for its fixed-step methods, sde takes them in log-SNR"""
     denoise: bool = True

@@ -272,18 +272,28 @@ class StoredGrid:
     def __call__(self, sde: SDE, n: int) -> Tensor:
         ts = grids.fixed(self.times, self.name)(sde, n)
         if not torch.allclose(sde.lam(ts), torch.tensor(self.lams).double(), rtol=0, atol=1e-5):
-            raise ValueError(f"{self.name} is for {self.process}, not for {_described(sde)}")
+            raise ValueError(f"{self.name} is for {self.process}, not for {described(sde)}")
         return ts
 
 
-def save_grid(path: str | PathLike[str], ts: Tensor, sde: SDE, step: Step) -> None:
-    """Write a grid as JSON, with the process and the step it is for, for people and load_grid."""
+def save_grid(
+    path: str | PathLike[str],
+    ts: Tensor,
+    sde: SDE,
+    step: Step,
+    notes: Mapping[str, object] | None = None,
+) -> None:
+    """Write a grid as JSON, with the process and the step it is for, for people and load_grid.
+
+    ``notes`` are further entries, such as how it was found.
+    """
     ts = ts.detach().double().cpu()
     content = {
+        **(notes or {}),
         "times": ts.tolist(),
         "lams": sde.lam(ts).tolist(),
-        "process": _described(sde),
-        "step": _described(step),
+        "process": described(sde),
+        "step": described(step),
     }
     target = Path(path)
     part = target.with_name(target.name + ".part")
@@ -307,7 +317,7 @@ def _labels(content: object) -> tuple[str, str]:
     return str(found.get("process", "another process")), str(found.get("step", "another step"))
 
 
-def _described(value: object) -> str:
+def described(value: object) -> str:
     """The repr of a dataclass, without addresses and of bounded length."""
     text = re.sub(r"<function (\w+) at 0x[0-9a-f]+>", r"\1", repr(value))
     return text if len(text) <= 300 else text[:297] + "..."

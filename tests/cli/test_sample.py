@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
-from scoresde import build
+from scoresde import build, samplers
 from scoresde.cli import pictures
 from scoresde.cli import sample as module
 from scoresde.cli.main import main
 from scoresde.cli.sample import chosen_seeds, draw
 from scoresde.config import override
 from scoresde.config.schema import Sample
+from scoresde.parameterization import ScoreModel
 from scoresde.samplers import DDIM, grids, per_sample_noise
 
 
@@ -104,6 +107,123 @@ class TestDraws:
         assert chosen_seeds(None, "0-2, 7,5-5") == [0, 1, 2, 7, 5]
 
 
+class TestChoices:
+    def test_without_a_choice_it_is_the_recommended_sampler(self, points, tmp_path):
+        found = record(sample(points, tmp_path / "out", "--num", "3"))
+        assert (found["sampler"], found["grid"]) == ({"kind": "recommended"}, {"kind": "own"})
+        assert found["nfe"] == 4  # 3 steps and the denoising
+        run = build.load_run(points)
+        step, grid = samplers.recommended(4)
+        sampler = build.GridSampler(grid, step, 3)
+        assert np.allclose(
+            draw(run.model, sampler, (2,), range(3)).x,
+            arrays(tmp_path / "out")["arr_0"],
+            atol=1e-6,
+        )
+
+    def test_grid_is_short_for_its_kind(self, points, tmp_path):
+        one = sample(points, tmp_path / "one", "--num", "3", "--grid", "log_snr")
+        two = sample(points, tmp_path / "two", "--num", "3", "--sample.grid", "log_snr")
+        assert record(one)["grid"] == record(two)["grid"] == {"kind": "log_snr"}
+        assert np.array_equal(arrays(one)["arr_0"], arrays(two)["arr_0"])
+
+    def test_an_optimised_grid_is_found_once_and_kept(self, wild, tmp_path, capsys):
+        flags = ("--num", "2", "--classes", "1,2", "--sample.sampler", "dpmpp_2m", "--npz")
+        flags += (
+            "--grid",
+            "optimised",
+            "--sample.grid.budget",
+            "500",
+            "--sample.grid.starts",
+            "3",
+        )
+        checkpoint = tmp_path / "model.pt"
+        checkpoint.write_bytes(wild.read_bytes())
+        one = sample(checkpoint, tmp_path / "one", *flags)
+        (kept,) = (tmp_path / "grids").glob("*.json")
+        assert kept.name.startswith("dpmpp_2m-3-")
+        notes = json.loads(kept.read_text())
+        assert notes["log_error"] <= notes["log_error_before"]
+        assert notes["network_calls"] <= 600
+        assert "grid: found in" in capsys.readouterr().err
+        before = kept.stat().st_mtime_ns
+        two = sample(checkpoint, tmp_path / "two", *flags)
+        assert f"grid: {kept}" in capsys.readouterr().err
+        assert kept.stat().st_mtime_ns == before
+        assert np.array_equal(arrays(one)["arr_0"], arrays(two)["arr_0"])
+        # Of other weights it is another: the step of the checkpoint is kept with it.
+        kept.write_text(json.dumps(notes | {"checkpoint_step": 6}))
+        sample(checkpoint, tmp_path / "three", *flags)
+        assert "grid: found in" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("flags", "words"),
+        [
+            (("--grid", "optimised", "--sample.sampler", "euler_a"), "euler_a draws noise"),
+            (("--grid", "optimised", "--sample.sampler", "ode"), "ode paces itself"),
+            (("--grid", "karras", "--sample.grid", "uniform"), "--grid and --sample.grid"),
+            (("--grid", "karas"), "did you mean 'karras'?"),
+            (("--preview-every", "0"), "--preview-every: need at least 1, got 0"),
+        ],
+    )
+    def test_what_cannot_be_done_is_said_before_any_call(
+        self, points, tmp_path, capsys, monkeypatch, flags, words
+    ):
+        monkeypatch.setattr(ScoreModel, "denoiser", None)  # no network is to be called
+        assert words in refusal(capsys, points, tmp_path / "out", *flags)
+
+
+class TestWatching:
+    def test_previews_and_the_trajectory_cost_no_call(self, wild, tmp_path):
+        flags = ("--num", "4", "--class", "2", "--preview-every", "2", "--trajectory")
+        out = sample(wild, tmp_path / "out", *flags, "--sample.steps", "5", "--npz")
+        assert record(out)["nfe"] == 6
+        names = sorted(path.name for path in (out / "previews").iterdir())
+        assert names == ["call-0002.png", "call-0004.png", "call-0006.png"]
+        with np.load(out / "trajectory.npz") as found:
+            assert found["x"].shape == found["x0"].shape == (6, 4, 1, 8, 8)
+            assert (np.diff(found["t"]) < 0).all()
+            last = torch.from_numpy(found["x0"][-1])
+        pixels = build.load_run(wild).data.scaling.to_uint8(last)
+        assert np.array_equal(pixels.permute(0, 2, 3, 1).numpy(), arrays(out)["arr_0"])
+        with Image.open(out / "trajectory.gif") as film:
+            assert film.n_frames == 6
+        assert set(record(out)["files"]) >= {"trajectory.npz", "trajectory.gif"}
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_a_stop_keeps_what_there_is(self, wild, tmp_path, capsys, monkeypatch, number):
+        """During call 3 of the second batch: 2 samples finished, 2 as denoised so far, 3 lost."""
+        calls = []
+
+        def interrupting(self, c, x, condition):
+            calls.append(1)
+            if len(calls) == 6 + 3:
+                os.kill(os.getpid(), number)
+            return evaluate(self, c, x, condition)
+
+        evaluate = ScoreModel._evaluate
+        monkeypatch.setattr(ScoreModel, "_evaluate", interrupting)
+        common = ["--checkpoint", str(wild), "--out", str(tmp_path / "out"), "--device", "cpu"]
+        common += ["--num", "7", "--class", "1", "--batch", "2", "--sample.steps", "5", "--npz"]
+        assert main(["sample", *common]) == 128 + number
+        assert "2 of 7 samples finished, 2 more as denoised so far" in capsys.readouterr().err
+        found = record(tmp_path / "out")
+        assert (found["stopped"], found["unfinished"]) == (number.name, 2)
+        assert found["seeds"] == [0, 1, 2, 3]
+        monkeypatch.undo()
+        whole = sample(
+            wild, tmp_path / "whole", "--num", "2", "--class", "1", "--sample.steps", "5", "--npz"
+        )
+        kept = arrays(tmp_path / "out")["arr_0"]
+        assert np.array_equal(kept[:2], arrays(whole)["arr_0"])
+        assert kept.shape == (4, 8, 8, 1)
+
+    def test_a_failure_names_the_sampler_the_time_and_how_many(self, broken, tmp_path, capsys):
+        flags = ("--num", "3", "--class", "1", "--sample.sampler", "ddim")
+        text = refusal(capsys, broken, tmp_path / "out", *flags, code=1)
+        assert re.search(r"ddim: 3 of 3 samples are not finite at t=1, call 1;", text)
+
+
 class TestFiles:
     def test_images_with_their_settings(self, images, tmp_path):
         flags = ("--num", "20", "--classes", "all", "--npz", "--batch", "7")
@@ -116,7 +236,7 @@ class TestFiles:
             with Image.open(out / f"{i:06d}.png") as picture:
                 assert np.array_equal(np.asarray(picture), found["arr_0"][i, :, :, 0])
                 settings = json.loads(picture.text["scoresde"])
-            assert (settings["seed"], settings["label"], settings["nfe"]) == (i, i // 2, 7)
+            assert (settings["seed"], settings["label"], settings["nfe"]) == (i, i // 2, 4)
         with Image.open(out / "grid.png") as grid:
             assert grid.height > grid.width  # ten rows, a class each, of two
 

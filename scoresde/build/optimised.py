@@ -1,0 +1,126 @@
+"""Grids optimised for a trained model, kept beside its checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoresde.build.runs import LoadedRun
+from scoresde.build.steps import SELF_PACED, STEPS, build_step
+from scoresde.config import ConfigError
+from scoresde.config.sampling import OptimisedGrid, Sample
+from scoresde.denoiser import Denoiser
+from scoresde.measure import draws_noise
+from scoresde.samplers import Grid, Step, per_sample_noise
+from scoresde.samplers.optimise import described, load_grid, save_grid, search_grid
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A grid to find: for a step of this name, in so many steps, with so much effort."""
+
+    kind: str
+    step: Step
+    steps: int
+    settings: OptimisedGrid
+
+
+def wanted(sample: Sample) -> Wanted | None:
+    """What ``config.sample`` asks to optimise, None where it names another grid.
+
+    Raises ConfigError for a sampler that has no grid, or draws noise.
+    """
+    if not isinstance(sample.grid, OptimisedGrid):
+        return None
+    options = sample.sampler.model_dump()
+    kind = options.pop("kind")
+    if kind not in STEPS or kind in SELF_PACED:
+        raise ConfigError(f"sample.grid optimised: {kind} paces itself; leave the grid out")
+    step, steps = build_step(kind, options, sample.steps)
+    return checked(Wanted(kind, step, steps, sample.grid))
+
+
+def checked(want: Wanted) -> Wanted:
+    """The same. Raises ConfigError for a step that draws noise."""
+    if draws_noise(want.step):
+        raise ConfigError(
+            f"sample.grid optimised: {want.kind} draws noise, and a grid is optimised on paths "
+            "without; choose another grid, or a sampler such as dpmpp_2m"
+        )
+    return want
+
+
+def grid_file(loaded: LoadedRun, want: Wanted) -> Path:
+    """Where the grid is kept: in ``grids`` of the run folder, or beside a lone checkpoint."""
+    folder = loaded.source.parent
+    run = folder.parent if folder.name == "checkpoints" else folder
+    digest = hashlib.sha256(described(want.step).encode()).hexdigest()[:8]
+    return run / "grids" / f"{want.kind}-{want.steps}-{digest}.json"
+
+
+def kept_grid(loaded: LoadedRun, want: Wanted) -> Grid | None:
+    """The grid found earlier for these very weights, if there is one that can be read."""
+    path = grid_file(loaded, want)
+    try:
+        notes = json.loads(path.read_text(encoding="utf-8"))
+        if notes.get("checkpoint_step") != loaded.step:
+            return None
+        return load_grid(path)
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def find_grid(
+    loaded: LoadedRun, want: Wanted, advance: Callable[[int], None] = lambda n: None
+) -> tuple[Grid, dict[str, Any]]:
+    """The grid found now and kept, with how it was found; ``advance`` is told every call.
+
+    Its starts are those of negative seeds, which no sample has.
+    """
+    model, want = loaded.model, checked(want)
+    weight = next(model.parameters())
+    noise = per_sample_noise([-1 - i for i in range(want.settings.starts)])
+    x = noise(torch.empty(want.settings.starts, *loaded.data.shape, device=weight.device))
+    denoiser = _told(_unguided(loaded, len(x)), advance)
+    found = search_grid(
+        denoiser,
+        want.step,
+        want.steps,
+        x * float(model.sde.prior().stddev),
+        budget=want.settings.budget,
+    )
+    notes = {
+        "checkpoint_step": loaded.step,
+        "starts": want.settings.starts,
+        "network_calls": found.calls,
+        "log_error_before": found.loss_before,
+        "log_error": found.loss,
+    }
+    path = grid_file(loaded, want)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_grid(path, found.times, model.sde, want.step, notes)
+    return load_grid(path), notes
+
+
+def _unguided(loaded: LoadedRun, n: int) -> Denoiser:
+    """Without classes where the model knows how, else over all of them in turn."""
+    classes = loaded.data.classes if loaded.config.conditional else None
+    if classes is None or loaded.config.train.label_dropout:
+        return loaded.model.denoiser()
+    device = next(loaded.model.parameters()).device
+    return loaded.model.denoiser(label=torch.arange(n, device=device) % len(classes))
+
+
+def _told(denoiser: Denoiser, advance: Callable[[int], None]) -> Denoiser:
+    def predict(x: Tensor, t: Tensor) -> Tensor:
+        advance(1)
+        return denoiser(x, t)
+
+    return replace(denoiser, predict=predict)

@@ -1,0 +1,67 @@
+"""Watching a sampler where it calls the network: a count, a look, and a way to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from scoresde.denoiser import Denoiser
+
+
+class Stopped(Exception):
+    """The sampler was told to stop before this call of the network."""
+
+
+class Seen(NamedTuple):
+    """A call of the network: its number, from 1, and what went in and came out (B, ...)."""
+
+    call: int
+    t: Tensor
+    x: Tensor
+    x0: Tensor
+
+
+@dataclass
+class Watch:
+    """Counts calls, remembers the last, hands each to ``look``, and stops where ``stopping``.
+
+    On the host every prediction is checked: a device would have to be waited for.
+    """
+
+    name: str = "sampler"
+    look: Callable[[Seen], None] = lambda seen: None
+    stopping: Callable[[], bool] = lambda: False
+    count: int = 0
+    last: Seen | None = None
+
+    def over(self, denoiser: Denoiser) -> Denoiser:
+        """The denoiser, watched. Its calls raise Stopped, and RuntimeError if not finite."""
+
+        def predict(x: Tensor, t: Tensor) -> Tensor:
+            if self.stopping():
+                raise Stopped
+            x0 = denoiser(x, t)
+            self.count += 1
+            self.last = Seen(self.count, t, x, x0)
+            if x0.device.type == "cpu":
+                where = f"at t={float(t.flatten()[0]):.3g}, call {self.count}"
+                require_finite(x0, self.name, where)
+            self.look(self.last)
+            return x0
+
+        return replace(denoiser, predict=predict)
+
+
+def require_finite(x: Tensor, name: str, where: str) -> None:
+    """Raise RuntimeError, saying how many, unless all samples (B, ...) are finite."""
+    if bool(torch.isfinite(x).all()):
+        return
+    bad = int((~x.isfinite()).flatten(1).any(1).sum())
+    raise RuntimeError(
+        f"{name}: {bad} of {len(x)} samples are not finite {where}; use more --sample.steps, or "
+        "another --sample.sampler"
+    )
