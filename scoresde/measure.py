@@ -30,7 +30,7 @@ PATHS = 32
 TOLERANCE = 1e-11
 END = math.log(1 / 0.3)
 """lam where paths end: in the last decade of noise 25 sharp modes need more steps than these."""
-LINE = Gaussian(*torch.tensor([[0.3], [0.25]], dtype=torch.float64))
+LINE = Gaussian(*torch.tensor([[0.3], [0.36]], dtype=torch.float64))
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def draws_noise(step: Step) -> bool:
 
 
 def weak_order(make: Make, sde: SDE) -> Convergence:
-    """The errors of a step's mean and variance on N(0.3, 0.5^2), summed, over the whole range.
+    """The errors of a step's mean and variance on N(0.3, 0.6^2), summed, over the whole range.
 
     On Gaussian data a step is affine in the state and its draws, so the moments are exact. Terms
     of the error may cancel there that do not elsewhere.

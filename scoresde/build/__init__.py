@@ -24,7 +24,6 @@ from scoresde.build.samplers import (
     SDESampler,
     build_grid,
     build_sampler,
-    own_grid,
 )
 from scoresde.build.steps import PREDICTIONS, SELF_PACED, STEPS, VARIABLES, build_step
 from scoresde.build.tables import (
@@ -80,6 +79,5 @@ __all__ = [
     "constructor",
     "load_model",
     "load_run",
-    "own_grid",
     "summary",
 ]

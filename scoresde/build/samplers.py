@@ -16,8 +16,7 @@ from scoresde.config import ConfigError
 from scoresde.config.base import Section
 from scoresde.config.sampling import Sample
 from scoresde.denoiser import Denoiser
-from scoresde.measure import draws_noise
-from scoresde.samplers import Grid, Noise, Step, grids
+from scoresde.samplers import Grid, Noise, Step
 from scoresde.solvers import solve_ode, solve_sde
 
 
@@ -100,8 +99,6 @@ class SDESampler:
         return _denoised(denoiser, end) if self.denoise else end
 
 
-MANY = 1000
-
 # What a configuration may name: a step, which takes a grid, or a black-box solver.
 SAMPLERS: Mapping[str, Callable[..., Any]] = table(**STEPS, ode=ODESampler, sde=SDESampler)
 
@@ -112,32 +109,20 @@ def build_sampler(sample: Sample, grid: Grid | None = None) -> Sampler:
     kind = options.pop("kind")
     if kind in STEPS:
         step, steps = build_step(kind, options, sample.steps)
-        found = build_grid(sample.grid, step) if grid is None else grid
+        found = build_grid(sample.grid) if grid is None else grid
         return GridSampler(found, step, steps, sample.denoise)
     make = constructor(SAMPLERS, kind)
     solver: Sampler = make(**options, steps=sample.steps, denoise=sample.denoise)
     return solver
 
 
-def build_grid(section: Section, step: Step | None = None) -> Grid:
-    """The grid of ``config.sample.grid``; ``own`` is that of the step.
-
-    Raises ConfigError without the path of a file, and for a grid that needs more than a step.
-    """
+def build_grid(section: Section) -> Grid:
+    """The grid of ``config.sample.grid``. Raises ConfigError without a file or model it needs."""
     options = section.model_dump()
-    if options["kind"] == "own" and step is not None:
-        return own_grid(step)
     if options.get("path", "") is None:
         raise ConfigError("sample.grid.path is not given; pass --sample.grid.path FILE")
     grid: Grid = construct(GRID_CHOICES, section)
     return grid
-
-
-def own_grid(step: Step) -> Grid:
-    """The grid for a step when nobody chose one; measured in docs/samplers.md."""
-    if step in (samplers.recommended(nfe)[0] for nfe in (2, MANY)):
-        return samplers.ArctanGrid()
-    return grids.log_snr if draws_noise(step) else grids.karras()
 
 
 def _denoised(denoiser: Denoiser, x: Tensor) -> Tensor:

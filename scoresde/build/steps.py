@@ -65,9 +65,9 @@ def restart(low: float = 0.05, high: float = 0.3, times: int = 1, inner_steps: i
     return samplers.restart(samplers.Heun(), low, high, times, inner_steps)
 
 
-def recommended(steps: int = 18) -> Step:
+def recommended(eta: float = 0.0, steps: int = 18) -> Step:
     """The default: exponential Adams-Bashforth on what Gaussian data would leave over."""
-    return samplers.recommended(steps + 1)[0]
+    return samplers.recommended(steps + 1, eta)[0]
 
 
 @dataclass(frozen=True)

@@ -87,19 +87,14 @@ GRIDS: Mapping[str, Callable[..., Grid]] = table(
 )
 
 
-def own_grid() -> Grid:
-    """The grid that suits the sampler: arctan, log_snr with noise, karras without."""
-    raise ConfigError("grid 'own' means something beside a sampler only; name another")
-
-
 def optimised(budget: int = 2000, starts: int = 32) -> Grid:
     """Found for the model, the sampler and the steps at first use; kept beside the checkpoint."""
     raise ConfigError("grid 'optimised' means something beside a trained model only")
 
 
-# What a configuration may name: those, and such as need a file, a sampler or a model.
+# What a configuration may name: those, and such as need a file or a model.
 GRID_CHOICES: Mapping[str, Callable[..., Grid]] = table(
-    own=own_grid, **GRIDS, optimised=optimised, file=grids.from_file
+    **GRIDS, optimised=optimised, file=grids.from_file
 )
 NETWORKS: Mapping[str, Callable[..., nn.Module]] = table(
     mlp=MLP,

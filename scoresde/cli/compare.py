@@ -23,7 +23,6 @@ from scoresde.build import (
     build_grid,
     build_step,
     load_run,
-    own_grid,
 )
 from scoresde.build.optimised import Wanted, checked
 from scoresde.cli.choices import counts, names
@@ -32,14 +31,13 @@ from scoresde.cli.console import pick_device, progress
 from scoresde.cli.folder import write_text
 from scoresde.cli.options import CompareOptions
 from scoresde.cli.sample import optimised_grid, starting_noise
-from scoresde.config.base import Section
 from scoresde.config.sampling import OptimisedGrid
 from scoresde.denoiser import Denoiser
 from scoresde.measure import draws_noise, gap
-from scoresde.samplers import Grid, Step, per_sample_noise, solve_adaptive
+from scoresde.samplers import per_sample_noise, solve_adaptive
 
 MOST_CALLS = 20_000
-CHOICES = ("own", *GRIDS, "optimised")
+CHOICES = (*GRIDS, "optimised")
 FINEST = 1e-8  # what float32 resolves
 FILES = ("compare.json", "compare.png")
 
@@ -143,17 +141,8 @@ def contenders(
                     grid = optimised_grid(loaded, want)
                     yield Contender(kind, name, GridSampler(grid, step, planned))
                 else:
-                    section = run if asked is None else None
-                    yield Contender(
-                        kind, name, GridSampler(_grid(name, section, step), step, planned)
-                    )
-
-
-def _grid(name: str, section: Section | None, step: Step) -> Grid:
-    """A grid by its name with its default options, or as the run describes it."""
-    if section is not None:
-        return build_grid(section, step)
-    return own_grid(step) if name == "own" else GRIDS[name]()
+                    grid = build_grid(run) if asked is None else GRIDS[name]()
+                    yield Contender(kind, name, GridSampler(grid, step, planned))
 
 
 def solve(loaded: LoadedRun, options: CompareOptions) -> Problem:

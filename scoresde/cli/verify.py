@@ -27,11 +27,13 @@ TOLERANCE = 0.15
 FOURTH = 0.3  # order 4 shows on finer grids than these
 ORDERS = [{"order": order} for order in (1, 2, 3, 4)]
 VARIANTS: Mapping[str, Sequence[Mapping[str, Any]]] = {
+    "recommended": [{"eta": 0.5}],  # without noise: eab, from where its ramp does no harm
     "heun": [{}, {"s_churn": 10.0}],
     "ddim": [{}, {"eta": 1.0}],
     "ddpm": [{}, {"large": True}],
     "dpmpp_2m_sde": [{}, {"heun": True}],
     "sa_solver": [{}, {"predictor": 3, "corrector": 3}],
+    "eab_sde": [{}, {"std": 0.5}],
     "dpm_solver": ORDERS[:3],
     "dpm_solver_singlestep": ORDERS[:3],
     "eab": [*ORDERS, *({"prediction": name} for name in PREDICTIONS if name != "x0")],

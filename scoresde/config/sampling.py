@@ -145,6 +145,8 @@ class RecommendedSampler(SamplerSection):
     """What ``samplers.recommended`` advises for steps + 1 calls, the denoising included."""
 
     kind: Literal["recommended"] = "recommended"
+    eta: Annotated[Real, Field(ge=0)] = 0.0
+    """noise: 1 that of the reverse SDE; 0.25 is enough to forget errors"""
 
 
 SECTIONS: tuple[type[SamplerSection], ...] = (
@@ -301,12 +303,6 @@ class LevelGrid(Section):
     levels: Annotated[Whole, Field(ge=2)] = 1000
 
 
-class OwnGrid(Section):
-    """The grid that suits the sampler: arctan, log_snr with noise, karras without."""
-
-    kind: Literal["own"] = "own"
-
-
 class OptimisedGrid(Section):
     """Found for the model, the sampler and the steps, at first use; kept beside the checkpoint."""
 
@@ -326,8 +322,7 @@ class FileGrid(Section):
 
 
 Grid = Annotated[
-    OwnGrid
-    | PlainGrid
+    PlainGrid
     | KarrasGrid
     | PolyexponentialGrid
     | ArctanGrid
@@ -342,7 +337,7 @@ class Sample(Section):
     """How it is sampled."""
 
     sampler: Sampler = RecommendedSampler()
-    grid: Grid = OwnGrid()
+    grid: Grid = ArctanGrid()
     steps: Count = 18
     """of the grid; ode counts them for its fixed-step methods, sde takes them in log-SNR"""
     denoise: bool = True

@@ -13,6 +13,7 @@ from scoresde.samplers.grids import Grid
 from scoresde.samplers.integrals import Residual
 from scoresde.samplers.loop import Step
 from scoresde.samplers.multistep import Multistep
+from scoresde.samplers.stochastic_multistep import StochasticMultistep
 from scoresde.sde import SDE
 
 
@@ -45,14 +46,17 @@ class ArctanGrid:
         return ts
 
 
-def recommended(nfe: int) -> tuple[Step, Grid]:
+def recommended(nfe: int, eta: float = 0.0) -> tuple[Step, Grid]:
     """The default step and grid for ``nfe`` calls: nfe - 1 steps, one call each, and the
     denoising call.
 
-    Exponential Adams-Bashforth on the residual of Gaussian data, through 3 readings or, from 16
-    calls on, 4; chosen by measurement (docs/samplers.md). For data scaled to a deviation of about
-    0.5. Raises ValueError unless nfe >= 2.
+    Exponential Adams-Bashforth on the residual of Gaussian data, through 3 readings or, without
+    noise and from 16 calls on, 4; ``eta`` is the share of the noise of the reverse SDE. Chosen by
+    measurement (docs/samplers.md), for data scaled to a deviation of about 0.5. Raises ValueError
+    unless nfe >= 2 and eta >= 0.
     """
     if nfe < 2:
         raise ValueError(f"need at least 2 calls, one step and the denoising, got nfe={nfe}")
+    if eta:
+        return StochasticMultistep(3, eta, Residual().std), ArctanGrid()
     return Multistep(Residual(), 3 if nfe < 16 else 4), ArctanGrid()
