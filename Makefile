@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test test-all lint format clean
+.PHONY: demo test test-all parity lint format clean
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -19,6 +19,10 @@ test: .venv/.installed  ## the default suite, two processes of one thread
 
 test-all: .venv/.installed  ## the slow tests too
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not parity and not gpu"
+
+parity: .venv/.installed  ## against diffusers, which it installs
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[parity]"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m parity
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

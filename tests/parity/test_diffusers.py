@@ -1,0 +1,294 @@
+"""Against the schedulers of diffusers, from the same start and the same noise, to 1e-4.
+
+    pip install -e ".[dev,parity]" -c constraints.txt && pytest -m parity
+
+An exact score, the same table of betas, thresholding and clipping off. Where their samples differ
+from ours by design, a test says by what (docs/parity.md).
+"""
+
+import warnings
+from itertools import count
+
+import pytest
+import torch
+
+from scoresde import DiscreteVP, sample
+from scoresde.samplers import (
+    DDIM,
+    DDPM,
+    EPS,
+    X0,
+    EulerA,
+    Heun,
+    deis,
+    dpm_solver,
+    dpmpp_2m,
+    dpmpp_2m_sde,
+    lms,
+    unipc,
+)
+from scoresde.testing import Mixture
+
+pytestmark = pytest.mark.parity
+F64 = torch.float64
+LEVELS = 1000
+
+
+@pytest.fixture(scope="module")
+def diffusers():
+    """The package; without it these tests are skipped."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return pytest.importorskip("diffusers", reason="needs diffusers: the extra 'parity'")
+
+
+@pytest.fixture(autouse=True)
+def their_warnings():
+    """What diffusers warns of is its own affair."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def problem():
+    """Three Gaussians in 6 dimensions."""
+    g = torch.Generator().manual_seed(0)
+    means = torch.randn(3, 6, generator=g, dtype=F64)
+    return Mixture(torch.ones(3, dtype=F64), means, 0.2 + 0.3 * torch.rand(3, 6, generator=g))
+
+
+def table(kind="linear"):
+    """The betas of DDPM, and of Stable Diffusion."""
+    if kind == "linear":
+        return {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
+    return {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+class Both:
+    """A scheduler of theirs, and our process, denoiser, levels and start for it."""
+
+    def __init__(self, scheduler, n, dtype=F64, prediction="epsilon"):
+        self.dtype = dtype
+        self.theirs, self.prediction = scheduler, prediction
+        scheduler.set_timesteps(n)
+        one = torch.ones(1, dtype=F64)
+        # Whether their state is x / alpha.
+        self.in_sigma = bool(scheduler.scale_model_input(one, scheduler.timesteps[0]) != 1)
+        scheduler.set_timesteps(n)
+        self.sde = DiscreteVP(tuple(scheduler.betas.double().tolist()))
+        self.denoiser = problem().denoiser(self.sde)
+        z = torch.randn(5, 6, generator=torch.Generator().manual_seed(1), dtype=F64)
+        self.start = z * float(scheduler.init_noise_sigma)
+        self.noise = torch.randn(200, 5, 6, generator=torch.Generator().manual_seed(2), dtype=F64)
+        self.levels = [float(t) for t in scheduler.timesteps]
+
+    def time(self, level):
+        return torch.tensor((level + 1) / LEVELS, dtype=F64)
+
+    def model(self, x, level):
+        """What their network would return for x of our process."""
+        t = self.time(float(level))
+        alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
+        x0 = self.denoiser(x, t)
+        eps = (x - alpha * x0) / sigma
+        return eps if self.prediction == "epsilon" else alpha * eps - sigma * x0
+
+    def run_theirs(self, monkeypatch, last=True):
+        """Their loop, with our draws in place of theirs; perhaps without its last step."""
+        draws = count()
+        module = __import__(type(self.theirs).__module__, fromlist=["x"])
+        if hasattr(module, "randn_tensor"):
+            replacement = lambda shape, **k: self.noise[next(draws)].to(self.dtype)  # noqa: E731
+            monkeypatch.setattr(module, "randn_tensor", replacement)
+        x = self.start.to(self.dtype)  # UniPC solves its weights in single precision
+        for level in self.theirs.timesteps[: None if last else -1]:
+            inp = self.theirs.scale_model_input(x, level)
+            output = self.model(inp.double(), level).to(x)
+            x = self.theirs.step(output, level, x).prev_sample
+        return x.double()
+
+    def run_ours(self, step, last=True):
+        """Ours over the levels they visited, and the denoising call for their step to no noise."""
+        draws = count()
+        ts = torch.stack([self.time(level) for level in dict.fromkeys(self.levels)])
+        x = self.start * float(self.sde.alpha(ts[0])) if self.in_sigma else self.start
+        noise = lambda x, t=None, s=None: self.noise[next(draws)]  # noqa: E731
+        x = sample(self.denoiser, x, ts, step, noise, denoise=last)
+        return x / self.sde.alpha(ts[-1]) if self.in_sigma and not last else x
+
+
+def agree(ours, theirs, tolerance=1e-4):
+    gap = (ours - theirs).norm(dim=1) / theirs.norm(dim=1)
+    assert gap.max() < tolerance, f"{gap.max():.1e}"
+
+
+def differ(ours, theirs, least):
+    gap = (ours - theirs).norm(dim=1) / theirs.norm(dim=1)
+    assert gap.max() > least, f"{gap.max():.1e}"
+
+
+TABLES = pytest.mark.parametrize("kind", ["linear", "scaled_linear"])
+SPACINGS = pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+
+
+@TABLES
+@SPACINGS
+@pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_ddim(diffusers, monkeypatch, kind, spacing, eta, prediction):
+    scheduler = diffusers.DDIMScheduler(
+        **table(kind), clip_sample=False, timestep_spacing=spacing, prediction_type=prediction
+    )
+    both = Both(scheduler, 20, prediction=prediction)
+    step = scheduler.step
+    scheduler.step = lambda *a: step(*a, eta=eta)
+    ours, theirs = both.run_ours(DDIM(eta)), both.run_theirs(monkeypatch)
+    if spacing == "linspace":
+        # They step to t - 1000 / 20, and call the network at the next of their levels, another.
+        differ(ours, theirs, 1e-3)
+    else:
+        agree(ours, theirs)
+
+
+@TABLES
+@SPACINGS
+@pytest.mark.parametrize("large", [False, True])
+def test_ddpm(diffusers, monkeypatch, kind, spacing, large):
+    """Strided; their fixed_large is beta of the stride, ours too."""
+    scheduler = diffusers.DDPMScheduler(
+        **table(kind),
+        clip_sample=False,
+        timestep_spacing=spacing,
+        variance_type="fixed_large" if large else "fixed_small",
+    )
+    both = Both(scheduler, 25)
+    theirs = both.run_theirs(monkeypatch)
+    if large and both.levels[-1] > 0:
+        # Their last step adds noise of variance beta on the way to no noise at all.
+        differ(both.run_ours(DDPM(large)), theirs, 1e-3)
+    else:
+        agree(both.run_ours(DDPM(large)), theirs)
+
+
+@TABLES
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_euler(diffusers, monkeypatch, kind, spacing, prediction):
+    scheduler = diffusers.EulerDiscreteScheduler(
+        **table(kind), timestep_spacing=spacing, prediction_type=prediction
+    )
+    both = Both(scheduler, 20, prediction=prediction)
+    agree(both.run_ours(DDIM()), both.run_theirs(monkeypatch))
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+def test_euler_ancestral(diffusers, monkeypatch, spacing):
+    scheduler = diffusers.EulerAncestralDiscreteScheduler(**table(), timestep_spacing=spacing)
+    both = Both(scheduler, 20)
+    agree(both.run_ours(EulerA()), both.run_theirs(monkeypatch))
+
+
+@TABLES
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+def test_heun(diffusers, monkeypatch, kind, spacing):
+    scheduler = diffusers.HeunDiscreteScheduler(**table(kind), timestep_spacing=spacing)
+    both = Both(scheduler, 20)
+    theirs = both.run_theirs(monkeypatch)
+    agree(both.run_ours(Heun(published=True)), theirs)
+    differ(both.run_ours(Heun()), theirs, 1e-4)  # along the straight path
+
+
+@TABLES
+@SPACINGS
+@pytest.mark.parametrize("solver", ["midpoint", "heun"])
+def test_dpmpp_2m(diffusers, monkeypatch, kind, spacing, solver):
+    """Their heun type of DPM-Solver++(2M) is the exact integral."""
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        **table(kind), timestep_spacing=spacing, solver_type=solver, lower_order_final=False
+    )
+    both = Both(scheduler, 20)
+    agree(both.run_ours(dpmpp_2m(published=solver == "midpoint")), both.run_theirs(monkeypatch))
+
+
+@pytest.mark.parametrize("solver", ["midpoint", "heun"])
+def test_dpm_solver_2_in_noise_form(diffusers, monkeypatch, solver):
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        **table(), algorithm_type="dpmsolver", solver_type=solver, final_sigmas_type="sigma_min"
+    )
+    both = Both(scheduler, 20)
+    theirs = both.run_theirs(monkeypatch)
+    # Their last step goes to the cleanest level, and no denoising follows.
+    levels = [*both.levels, 0.0]
+    ts = torch.stack([both.time(level) for level in levels])
+    step = dpm_solver(2, EPS, published=solver == "midpoint")
+    ours = sample(both.denoiser, both.start, ts, step, denoise=False)
+    agree(ours, theirs)
+
+
+def test_third_order_multistep_lacks_a_factor(diffusers, monkeypatch):
+    """Theirs is our published form, second order at best, and not our third-order one."""
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        **table(), solver_order=3, lower_order_final=False, timestep_spacing="trailing"
+    )
+    both = Both(scheduler, 20)
+    theirs = both.run_theirs(monkeypatch)
+    agree(both.run_ours(dpm_solver(3, X0, published=True)), theirs)
+    differ(both.run_ours(dpm_solver(3, X0)), theirs, 1e-3)
+
+
+@pytest.mark.parametrize("solver", ["midpoint", "heun"])
+def test_dpmpp_2m_sde(diffusers, monkeypatch, solver):
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        **table(),
+        algorithm_type="sde-dpmsolver++",
+        solver_type=solver,
+        timestep_spacing="trailing",
+    )
+    both = Both(scheduler, 20)
+    agree(both.run_ours(dpmpp_2m_sde(heun=solver == "heun")), both.run_theirs(monkeypatch))
+
+
+@TABLES
+@SPACINGS
+@pytest.mark.parametrize("order", [1, 2])
+def test_unipc(diffusers, monkeypatch, kind, spacing, order):
+    """Their default, bh2, whose last step is of first order: our denoising."""
+    scheduler = diffusers.UniPCMultistepScheduler(
+        **table(kind), timestep_spacing=spacing, solver_order=order
+    )
+    both = Both(scheduler, 20, torch.float32)
+    agree(both.run_ours(unipc(order, published=True)), both.run_theirs(monkeypatch))
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("variant", ["bh1", "bh2"])
+def test_unipc_before_its_last_step(diffusers, monkeypatch, order, variant):
+    """Of bh1 the last step is infinity times zero; of order 3 the last two change their order."""
+    scheduler = diffusers.UniPCMultistepScheduler(
+        **table(), solver_order=order, solver_type=variant, lower_order_final=False
+    )
+    both = Both(scheduler, 20, torch.float32)
+    ours = unipc(order, exponential=variant == "bh2", published=True)
+    agree(both.run_ours(ours, last=False), both.run_theirs(monkeypatch, last=False))
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_deis_before_its_last_step(diffusers, monkeypatch, order):
+    """Theirs stops at the cleanest level and does not denoise."""
+    scheduler = diffusers.DEISMultistepScheduler(
+        **table(), solver_order=order, lower_order_final=False, timestep_spacing="trailing"
+    )
+    both = Both(scheduler, 20, torch.float32)
+    ours = deis(order, ramp=True)
+    agree(both.run_ours(ours, last=False), both.run_theirs(monkeypatch, last=False))
+
+
+@pytest.mark.parametrize("order", [1, 2, 4])
+def test_lms_before_its_last_step(diffusers, monkeypatch, order):
+    """Their last step extrapolates to no noise through past readings; ours denoises."""
+    scheduler = diffusers.LMSDiscreteScheduler(**table(), timestep_spacing="trailing")
+    both = Both(scheduler, 20)
+    step = scheduler.step
+    scheduler.step = lambda *a: step(*a, order=order)
+    ours = both.run_ours(lms(order, ramp=True), last=False)
+    agree(ours, both.run_theirs(monkeypatch, last=False))
