@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "parameterization": {"sde", "denoiser"},
     "samplers": THEORY,
     "solvers": THEORY,
-    "likelihood": THEORY | {"solvers"},
+    "likelihood": THEORY | {"solvers", "samplers"},
     "testing": THEORY | {"samplers", "solvers", "likelihood"},
     "measure": THEORY | {"samplers", "testing"},
     "training": THEORY | {"samplers", "data"},

@@ -11,6 +11,7 @@ from scoresde.likelihood.divergence import (
     rademacher,
 )
 from scoresde.likelihood.flow import LogLikelihood, log_likelihood
+from scoresde.likelihood.path import Orthogonal, Probing, exactly, gregory, path_log_likelihood
 from scoresde.likelihood.units import bits_per_dim
 
 __all__ = [
@@ -20,9 +21,14 @@ __all__ = [
     "HutchPlusPlus",
     "Hutchinson",
     "LogLikelihood",
+    "Orthogonal",
+    "Probing",
     "bits_per_dim",
     "exact",
+    "exactly",
+    "gregory",
     "hutchinson",
     "log_likelihood",
+    "path_log_likelihood",
     "rademacher",
 ]

@@ -1,0 +1,181 @@
+"""The divergence read along a path that does not depend on it: fresh probes at every node.
+
+The trajectory of a likelihood is the same whatever estimates its divergence, so it needs no held
+probe. Here a high-order multistep method walks n equal steps of lam, and where it calls the
+network the divergence is read too, by probes of that node alone; the integral of (10) is Gregory's
+quadrature of the readings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from scoresde.denoiser import Denoiser
+from scoresde.likelihood.divergence import Divergence, Field, Hutchinson, exact
+from scoresde.likelihood.flow import LogLikelihood, standard_error_of, terminal_log_prob
+from scoresde.samplers import V, eab, sample
+from scoresde.solvers import require_samples, scale, time_of, unit_alpha
+
+GREGORY = 6
+"""Order of the corrections at the ends of the quadrature."""
+
+
+class Probing(Protocol):
+    """The divergence estimator of node k of a path of states like ``x``."""
+
+    def __call__(self, k: int, x: Tensor) -> Divergence: ...
+
+
+def exactly(k: int, x: Tensor) -> Divergence:
+    """The exact trace at every node."""
+    return exact
+
+
+@dataclass(frozen=True)
+class Orthogonal:
+    """``rows`` probes a node, which are orthogonal to those of the nodes before until all
+    directions are used; in ``groups`` that know nothing of each other.
+
+        v = s * h,   h the next rows of a Hadamard matrix,   s random signs (groups, B, ...)
+
+    v v^T has the mean 1 at every node, so each estimate is unbiased; and because the rows of a
+    Hadamard matrix complete each other, off-diagonal parts of a Jacobian that changes little from
+    node to node cancel in the integral. The error between groups tells the standard error.
+    """
+
+    signs: Tensor
+    rows: int = 1
+
+    def __post_init__(self) -> None:
+        if self.rows < 1:
+            raise ValueError(f"need rows >= 1, got {self.rows}")
+
+    def __call__(self, k: int, x: Tensor) -> Divergence:
+        groups, shape = len(self.signs), x.shape
+        dim = math.prod(shape[1:])
+        first = torch.arange(k * self.rows, (k + 1) * self.rows)
+        h = _hadamard(first, dim).to(x).reshape(self.rows, 1, *shape[1:])
+        probes = self.signs.to(x).unsqueeze(1) * h  # (groups, rows, B, ...)
+        return Averaged(Hutchinson(probes.reshape(groups * self.rows, *shape)), groups)
+
+
+@dataclass(frozen=True)
+class Averaged:
+    """An estimator whose estimates are averaged in groups."""
+
+    inner: Divergence
+    groups: int
+
+    @property
+    def estimates(self) -> int:
+        return self.groups
+
+    @property
+    def random(self) -> bool:
+        return self.inner.random
+
+    def __call__(self, field: Field, x: Tensor) -> tuple[Tensor, Tensor]:
+        value, found = self.inner(field, x)
+        return value, found.reshape(self.groups, -1, len(x)).mean(1)
+
+
+def path_log_likelihood(
+    denoiser: Denoiser,
+    x: Tensor,
+    probing: Probing = exactly,
+    *,
+    prior: Any = None,
+    t0: float | None = None,
+    nodes: int = 64,
+) -> LogLikelihood:
+    """Log-density (10) of samples ``x`` (B, ...) at ``t0`` (``t_min``), by ``nodes`` equal steps.
+
+    About one network call a node, each with the products that its divergence takes; samples never
+    influence each other. ``prior`` is as in ``log_likelihood``. Raises ValueError unless
+    nodes >= 12, or for an empty batch.
+    """
+    require_samples(x)
+    if nodes < 2 * GREGORY:
+        raise ValueError(f"need nodes >= {2 * GREGORY}, got {nodes}")
+    sde, dim = denoiser.sde, x[0].numel()
+    first, last = time_of(sde, sde.t_min if t0 is None else t0), time_of(sde, sde.t_max)
+    lam = torch.linspace(float(sde.lam(first)), float(sde.lam(last)), nodes + 1).double()
+    ts = sde.time(lam)
+    ts[0], ts[-1] = first, last
+    reader = _Reader(denoiser, probing, {float(t): k for k, t in enumerate(ts)})
+    watched = replace(denoiser, predict=reader)
+    end = sample(watched, x.double(), ts, eab(V, 4), denoise=False)
+    reader(end, last)
+    weights = gregory(nodes) * float(lam[1] - lam[0])
+    rates = [
+        unit_alpha(float(at)) * (reader.found[k] - unit_alpha(float(at)) * dim)
+        for k, at in enumerate(lam)
+    ]
+    gain = torch.einsum("n,nkb->kb", weights.to(end), torch.stack(rates))
+    terminal = terminal_log_prob(sde.prior() if prior is None else prior, end)
+    log_prob = terminal + dim * math.log(scale(sde, last) / scale(sde, first)) + gain.mean(0)
+    error = standard_error_of(gain, probing(0, end))
+    return LogLikelihood(log_prob, end, reader.calls, error)
+
+
+@dataclass
+class _Reader:
+    """A denoiser that reads the divergence of x0 over w where it is called at a node."""
+
+    denoiser: Denoiser
+    probing: Probing
+    places: dict[float, int]
+    found: dict[int, Tensor] = dataclasses.field(default_factory=dict, init=False)
+    calls: int = dataclasses.field(default=0, init=False)
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        self.calls += 1
+        k = self.places.get(float(t))
+        if k is None or k in self.found:
+            return self.denoiser(x, t)
+        n = scale(self.denoiser.sde, t)
+        value, found = self.probing(k, x)(lambda w: self.denoiser(w * n, t), x / n)
+        self.found[k] = found
+        return value
+
+
+def gregory(n: int, order: int = GREGORY) -> Tensor:
+    """Weights of the trapezoid rule over n unit steps, its ends corrected to a high order.
+
+        sum_k f_k - (f_0 + f_n) / 2 - sum_j |G_{j+1}| (nabla^j f_n + (-1)^j Delta^j f_0), j < order
+
+    with Gregory's coefficients, z / log(1 + z) = 1 + sum_j G_j z^j. Of order ``order`` + 1.
+    """
+    log_ratio = [(-1) ** k / (k + 1) for k in range(order + 2)]  # log(1 + z) / z
+    g = [1.0]
+    for k in range(1, order + 2):
+        g.append(-sum(log_ratio[j] * g[k - j] for j in range(1, k + 1)))
+    weights = torch.ones(n + 1, dtype=torch.float64)
+    weights[0] -= 0.5
+    weights[-1] -= 0.5
+    for j in range(1, order):
+        for i in range(j + 1):
+            change = abs(g[j + 1]) * (-1) ** i * math.comb(j, i)
+            weights[i] -= change
+            weights[n - i] -= change
+    return weights
+
+
+def _hadamard(rows: Tensor, dim: int) -> Tensor:
+    """Rows of Sylvester's matrix, cut to ``dim`` columns: (-1)^(number of ones in row & column).
+
+    Neighbouring rows differ first between neighbouring columns, where the Jacobian of an image is
+    largest.
+    """
+    bits = max(1, (dim - 1).bit_length())
+    common = (rows % (1 << bits)).unsqueeze(1) & torch.arange(dim)
+    parity = torch.zeros_like(common)
+    for k in range(bits):
+        parity ^= (common >> k) & 1
+    return 1 - 2 * parity

@@ -1,0 +1,43 @@
+"""The documentation says what the code does: its examples run, its numbers are stored ones."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from scoresde import build
+
+ROOT = Path(__file__).parent.parent
+SAMPLERS = (ROOT / "docs" / "samplers.md").read_text()
+
+
+def stored(name):
+    return json.loads((ROOT / "experiments" / "results" / f"{name}.json").read_text())
+
+
+def test_the_sampler_of_the_documentation_has_the_order_it_says(capsys):
+    blocks = re.findall(r"```python\n(.*?)```", SAMPLERS, re.DOTALL)
+    assert "class Midpoint" in blocks[0]
+    assert blocks[0].count("\n") <= 30
+    names: dict[str, object] = {"__name__": "example"}
+    for block in blocks:
+        exec(block, names)
+    assert float(capsys.readouterr().out) == pytest.approx(names["Midpoint"].order, abs=0.15)
+
+
+def test_every_name_is_in_the_table_of_names():
+    table = SAMPLERS.split("## Names")[1].split("## Noise")[0]
+    missing = [name for name in build.SAMPLERS if f"`{name}`" not in table]
+    missing += [name for name in build.GRID_CHOICES if f"`{name}`" not in table]
+    assert not missing
+
+
+def test_the_figures_of_the_samplers_are_the_stored_ones():
+    for trial in stored("samplers")["trials"]:
+        assert f"{trial['relative']:.1e} ({trial['nfe']})" in SAMPLERS
+    for title, rows in stored("stochastic").items():
+        ours = rows["eab_sde points=3 eta=0.25 std=0.5 [arctan]"]
+        assert " | ".join(f"{value:.1e}" for value in ours) in SAMPLERS, title
+    for name, row in stored("overhead")["64x3x32x32"]["steps"].items():
+        assert f"| {name} | {row['kind']} | {row['ratio']:.1f}" in SAMPLERS
