@@ -1,5 +1,16 @@
 """Likelihoods: the probability flow with its divergence, and bounds, in nats and bits."""
 
+from scoresde.likelihood.bounds import Bound, elbo
+from scoresde.likelihood.dequantise import (
+    Decoder,
+    Dequantisation,
+    Draw,
+    Levels,
+    TruncatedNormal,
+    Uniform,
+    importance_weighted,
+    tight_time,
+)
 from scoresde.likelihood.divergence import (
     Divergence,
     Exact,
@@ -15,20 +26,30 @@ from scoresde.likelihood.path import Orthogonal, Probing, exactly, gregory, path
 from scoresde.likelihood.units import bits_per_dim
 
 __all__ = [
+    "Bound",
+    "Decoder",
+    "Dequantisation",
     "Divergence",
+    "Draw",
     "Exact",
     "Field",
     "HutchPlusPlus",
     "Hutchinson",
+    "Levels",
     "LogLikelihood",
     "Orthogonal",
     "Probing",
+    "TruncatedNormal",
+    "Uniform",
     "bits_per_dim",
+    "elbo",
     "exact",
     "exactly",
     "gregory",
     "hutchinson",
+    "importance_weighted",
     "log_likelihood",
     "path_log_likelihood",
     "rademacher",
+    "tight_time",
 ]

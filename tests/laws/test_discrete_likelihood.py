@@ -1,0 +1,177 @@
+"""Discrete data: exact entropies, dequantisations, and the variational bound."""
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from scoresde import EDM, VE, VP, Denoiser, SubVP
+from scoresde.data import Scaling
+from scoresde.likelihood import (
+    Decoder,
+    TruncatedNormal,
+    Uniform,
+    elbo,
+    importance_weighted,
+    log_likelihood,
+    tight_time,
+)
+from scoresde.testing import Gaussian
+
+F64 = torch.float64
+PROCESSES = [VP(), SubVP(), VE(sigma_min=1e-4), EDM()]
+FOUR = pytest.mark.parametrize("sde", PROCESSES, ids=lambda s: type(s).__name__)
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Independent pixels with the law ``p`` over the levels of a scaling: all of it is known."""
+
+    p: torch.Tensor
+    scaling: Scaling
+
+    @property
+    def bits(self):
+        """Entropy of a pixel."""
+        return float(-(self.p * self.p.log2()).sum())
+
+    @property
+    def middles(self):
+        return self.scaling.low + self.scaling.step * (torch.arange(len(self.p), dtype=F64) + 0.5)
+
+    def denoiser(self, sde):
+        def predict(x, t):
+            alpha, sigma = (f(t).reshape(-1, *[1] * x.ndim) for f in (sde.alpha, sde.sigma))
+            logits = self.p.log() - ((x.unsqueeze(-1) - alpha * self.middles) / sigma) ** 2 / 2
+            return logits.softmax(-1) @ self.middles
+
+        return Denoiser(sde, predict)
+
+    def sample(self, n, dim, seed=0):
+        g = torch.Generator().manual_seed(seed)
+        return torch.multinomial(self.p, n * dim, replacement=True, generator=g).reshape(n, dim)
+
+    def log2(self, k):
+        """Bits of each sample (B,)."""
+        return -self.p.log2()[k].sum(1)
+
+
+def mostly_black():
+    """256 levels, 80 % of the mass at 0."""
+    tail = torch.linspace(2, 0.5, 255, dtype=F64)
+    return Pixels(torch.cat([torch.tensor([0.8]).double(), 0.2 * tail / tail.sum()]), Scaling(256))
+
+
+def bits(pixels, sde, dequantisation, k, seed=1, t0=None):
+    """Bits per pixel of each sample, (B,)."""
+    u = torch.rand(k.shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
+    t0 = sde.t_min if t0 is None else t0
+    drawn = dequantisation.draw(k, u, pixels.scaling, sde, t0)
+    tolerance = {"method": "dopri5", "rtol": 1e-5, "atol": 1e-5}
+    found = log_likelihood(pixels.denoiser(sde), drawn.x, t0=t0, **tolerance)
+    return -(found.log_prob + drawn.weight) / k.shape[1] / math.log(2)
+
+
+@FOUR
+@pytest.mark.parametrize("dequantisation", [TruncatedNormal(), Decoder()], ids=repr)
+def test_within_a_hundredth_of_a_bit_of_the_entropy(sde, dequantisation):
+    """Against the exact bits of the very samples, so that their scatter does not count."""
+    pixels = mostly_black()
+    k = pixels.sample(400, 3)
+    t0 = tight_time(sde, pixels.scaling)
+    gap = bits(pixels, sde, dequantisation, k, t0=t0) - pixels.log2(k) / 3
+    assert abs(gap.mean()) < 0.01
+    assert gap.mean() > -4 * gap.std() / math.sqrt(len(k)) - 1e-3  # a bound, on average
+
+
+def test_uniform_dequantisation_loses_what_the_others_do_not():
+    """A perfect model of the levels gives half of an empty place around each of them."""
+    pixels = mostly_black()
+    k = pixels.sample(200, 3)
+    for sde in (VP(t_min=1e-3), VE()):
+        gap = bits(pixels, sde, Uniform(), k) - pixels.log2(k) / 3
+        assert gap.mean() > 0.1
+
+
+def test_more_draws_never_loosen_the_bound_on_average():
+    pixels, sde = mostly_black(), VP()
+    k = pixels.sample(100, 2)
+    values = torch.stack([-bits(pixels, sde, Uniform(), k, seed) for seed in range(8)])
+    values = values * 2 * math.log(2)
+    one, eight = values.mean(), importance_weighted(values).mean()
+    assert eight >= one
+    exact = -pixels.log2(k).mean() * math.log(2)
+    assert abs(eight - exact) < abs(one - exact)
+
+
+@pytest.mark.parametrize("levels", [2, 17, 256, 65536])
+def test_a_decoder_is_a_law_over_the_levels(levels):
+    scaling, sde = Scaling(levels, -0.5, 1.5), VP(t_min=1e-3)
+    x = torch.tensor([[-0.3, 0.41]], dtype=F64)
+    near = torch.round((x - scaling.low) / scaling.step - 0.5).long().clamp(0, levels - 1)
+    wide = math.ceil(12 * float(sde.sigma(torch.tensor(1e-3))) / scaling.step) + 2
+    total = torch.zeros(1, dtype=F64)
+    for column in (0, 1):
+        lowest = max(0, int(near[0, column]) - wide)
+        k = torch.arange(lowest, min(levels, int(near[0, column]) + wide + 1))
+        logs = Decoder().log_prob(
+            k[:, None], x[:, column].expand(len(k), 1), scaling, sde, sde.t_min
+        )
+        total += logs.exp().sum()
+    assert float(total) == pytest.approx(2, abs=1e-9)
+
+
+def test_truncated_draws_stay_in_their_level_and_have_its_density():
+    scaling, sde = Scaling(17), VP(t_min=1e-2, t_eps=1e-2)
+    k = torch.arange(17).repeat_interleave(4000)[:, None]
+    u = torch.rand(k.shape, generator=torch.Generator().manual_seed(0), dtype=F64)
+    drawn = TruncatedNormal().draw(k, u, scaling, sde, sde.t_min)
+    alpha = float(sde.alpha(torch.tensor(1e-2, dtype=F64)))
+    place = (drawn.x / alpha - scaling.low) / scaling.step
+    assert ((place >= k - 1e-9) & (place <= k + 1 + 1e-9)).all()
+    # The mean of 1 / q over draws from q is the length of the level.
+    assert drawn.weight.exp().mean() == pytest.approx(alpha * scaling.step, rel=0.01)
+
+
+@FOUR
+def test_the_variational_bound_is_below_the_truth_and_near_it(sde):
+    g = torch.Generator().manual_seed(0)
+    data = Gaussian(torch.zeros(4, dtype=F64), torch.tensor([0.1, 0.3, 0.6, 1.0]).double() ** 2)
+    x = data.sample(300, g)
+    got = elbo(data.denoiser(sde), x, times=64, generator=g)
+    gap = (data.log_prob(x) - got.log_prob) / 4 / math.log(2)  # bits per dimension
+    scatter = gap.std() / math.sqrt(len(x))
+    assert abs(gap.mean()) < 0.01 + 2 * scatter
+    assert gap.mean() > -4 * scatter
+    told = got.standard_error.square().mean().sqrt() / 4 / math.log(2)
+    assert 0.5 * gap.std() < told < 3 * gap.std()  # stratified: it tells no less than there is
+
+
+def test_the_bound_of_levels_through_a_decoder():
+    pixels, sde = mostly_black(), VP()
+    k = pixels.sample(400, 3)
+    decode = lambda z: Decoder().log_prob(k, z, pixels.scaling, sde, sde.t_min)  # noqa: E731
+    got = elbo(
+        pixels.denoiser(sde),
+        pixels.middles[k],
+        times=256,
+        reconstruction=decode,
+        generator=torch.Generator().manual_seed(3),
+    )
+    gap = -got.log_prob / math.log(2) / 3 - pixels.log2(k) / 3
+    scatter = gap.std() / math.sqrt(len(k))
+    assert -4 * scatter < gap.mean() < 0.03 + 4 * scatter
+
+
+def test_a_process_that_stops_at_more_noise_is_told():
+    with pytest.raises(ValueError, match="never has as little noise"):
+        tight_time(VE(sigma_min=0.01), Scaling(256))
+
+
+def test_bad_arguments():
+    sde, data = VP(), Gaussian(torch.zeros(2).double(), torch.ones(2).double())
+    with pytest.raises(ValueError, match="times >= 2"):
+        elbo(data.denoiser(sde), data.sample(2), times=1)
+    with pytest.raises(ValueError, match="std > 0"):
+        elbo(data.denoiser(sde), data.sample(2), std=0)
