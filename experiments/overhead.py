@@ -37,7 +37,7 @@ STEPS_TAKEN = 50
 LIMITS = {"one call": 2.5, "multistep": 4.0, "several calls": None, "stochastic": 12.0}
 MULTISTEP = frozenset(
     ("eab", "deis", "lms", "plms", "ipndm", "ipndm_v", "dpm_solver", "dpmpp_2m", "dpmpp_3m")
-) | {"unipc"}
+) | {"unipc", "recommended"}
 NOISE_LIMIT = 3.0
 
 
