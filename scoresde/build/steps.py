@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
@@ -13,6 +13,7 @@ from scoresde import samplers
 from scoresde.build.tables import constructor, table
 from scoresde.denoiser import Denoiser
 from scoresde.samplers import EPS, X0, Noise, Prediction, Residual, State, Step, V, solve_adaptive
+from scoresde.samplers.adaptive import DORMAND_PRINCE, EXPONENTIAL, Pair
 from scoresde.samplers.integrals import Variable, clock, log_snr, ratio, share
 
 
@@ -74,20 +75,33 @@ def recommended(eta: float = 0.0, steps: int = 18) -> Step:
 class DPMAdaptive:
     """The probability flow at a tolerance, every sample by steps of its own: ``solve_adaptive``.
 
-    For a grid of one step; ``nfe_per_step`` is the least that one costs. Raises RuntimeError where
-    ``max_nfe`` calls do not suffice.
+    By the 5(4) pair, or ``exponential`` the 3(2) pair of the DPM-Solver paper. For a grid of one
+    step; ``nfe_per_step`` is the least that one costs. Raises RuntimeError where ``max_nfe`` calls
+    do not suffice.
     """
 
     rtol: float = 1e-3
     atol: float = 1e-3
     max_nfe: int = 1000
-    order: ClassVar[int] = 5
-    nfe_per_step: ClassVar[int] = 7
+    exponential: bool = False
+
+    @property
+    def _pair(self) -> Pair:
+        return EXPONENTIAL if self.exponential else DORMAND_PRINCE
+
+    @property
+    def order(self) -> int:
+        return self._pair.order
+
+    @property
+    def nfe_per_step(self) -> int:
+        return self._pair.calls + 1
 
     def __call__(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, state: State, noise: Noise
     ) -> tuple[Tensor, State]:
-        end = solve_adaptive(denoiser, x, float(t), float(s), self.rtol, self.atol, self.max_nfe)
+        limits = (self.rtol, self.atol, self.max_nfe)
+        end = solve_adaptive(denoiser, x, float(t), float(s), *limits, pair=self._pair)
         if late := int((~end.finished).sum()):
             raise RuntimeError(
                 f"dpm_adaptive: {late} of {len(x)} samples did not reach t={float(s):g} within "

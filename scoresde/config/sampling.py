@@ -166,6 +166,7 @@ SECTIONS: tuple[type[SamplerSection], ...] = (
         rtol=(Positive, 1e-3),
         atol=(Positive, 1e-3),
         max_nfe=(_option(Count, "most network calls"), 1000),
+        exponential=(_option(bool, "the 3(2) pair of DPM-Solver instead of the 5(4) pair"), False),
     ),
     _section(
         "dpm_solver",

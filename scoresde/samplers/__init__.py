@@ -1,7 +1,7 @@
 """Samplers: a time grid (``grids``), a step (``steps``, ``combinators``), one loop (``loop``)."""
 
 from scoresde.samplers import grids
-from scoresde.samplers.adaptive import Adaptive, solve_adaptive
+from scoresde.samplers.adaptive import DORMAND_PRINCE, EXPONENTIAL, Adaptive, solve_adaptive
 from scoresde.samplers.combinators import (
     Corrected,
     Kernel,
@@ -58,9 +58,11 @@ from scoresde.samplers.stochastic_multistep import (
 
 __all__ = [
     "DDIM",
+    "DORMAND_PRINCE",
     "DDPM",
     "DPM2A",
     "EPS",
+    "EXPONENTIAL",
     "X0",
     "Adaptive",
     "Ancestral",

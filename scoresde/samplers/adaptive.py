@@ -7,8 +7,9 @@ w = x / sqrt(alpha^2 + sigma^2); tolerances are in units of w.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -40,18 +41,20 @@ def solve_adaptive(
     atol: float = 1e-3,
     max_nfe: int = 1000,
     noise: BrownianPath | None = None,
+    pair: Pair | None = None,
 ) -> Adaptive:
     """Carry ``x`` (B, ...) from ``t0`` to ``t1`` at a tolerance, each sample by its own steps.
 
-    Without ``noise`` the probability flow, either way, by Dormand and Prince's 5(4) pair; with a
-    BrownianPath the reverse SDE, by Heun with Euler inside, whose rejected steps are halved on the
-    same path. After ``max_nfe`` calls the states reached are returned as they are.
+    Without ``noise`` the probability flow, either way, by ``DORMAND_PRINCE`` 5(4) or the
+    ``EXPONENTIAL`` pair 3(2), half as many calls a step; with a BrownianPath the reverse SDE, by
+    Heun with Euler inside, whose rejected steps are halved on the same path. After ``max_nfe``
+    calls the states reached are returned as they are.
     Raises ValueError for bad arguments, RuntimeError where the denoiser is not finite.
     """
     _check(denoiser.sde, t0, t1, rtol, atol, max_nfe)
     problem = _Problem(denoiser, x, t0, t1, rtol, atol)
     if noise is None:
-        w, lam = _dormand_prince(problem, max_nfe)
+        w, lam = _embedded(problem, max_nfe, pair or DORMAND_PRINCE)
     elif t1 < t0:
         w, lam = _stochastic_heun(problem, max_nfe, noise)
     else:
@@ -128,23 +131,41 @@ _STAGES = (
 _ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
 
 
-def _dormand_prince(problem: _Problem, max_nfe: int) -> tuple[Tensor, Tensor]:
+class Stages(Protocol):
+    """From (problem, lam, w, reading at w, h): the new w, the reading there, and the error."""
+
+    def __call__(
+        self, problem: _Problem, lam: Tensor, w: Tensor, k: Tensor, h: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An embedded pair: what it reads at a state, its stages, its calls a step, and its order."""
+
+    read: Callable[[_Problem, Tensor, Tensor], Tensor]
+    stages: Stages
+    calls: int
+    order: int
+
+
+def _embedded(problem: _Problem, max_nfe: int, pair: Pair) -> tuple[Tensor, Tensor]:
     """w and lam (B,) at the end, or after the last step that ``max_nfe`` allows."""
     w, end = problem.start(), problem.lam1
     lam = torch.full((len(w),), problem.lam0, dtype=torch.float64, device=w.device)
     h = torch.full_like(lam, 0.05 * (end - problem.lam0))
-    k = problem.flow(lam, w)
-    while problem.nfe + 6 <= max_nfe and bool((lam != end).any()):
+    k = pair.read(problem, lam, w)
+    while problem.nfe + pair.calls <= max_nfe and bool((lam != end).any()):
         last = h.abs() >= (end - lam).abs()
         h = torch.where(last, end - lam, h)
-        new, k_new, error = _stages(problem, lam, w, k, h)
+        new, k_new, error = pair.stages(problem, lam, w, k, h)
         ratio = problem.ratio(error, w, new, lam)
         accept = ratio <= 1
         keep = match(accept, w).bool()
         w, k = torch.where(keep, new, w), torch.where(keep, k_new, k)
         # A finished sample goes on with steps of length zero, which change nothing.
         lam = torch.where(accept, torch.where(last, end, lam + h), lam)
-        h = h * (0.9 * ratio.clamp(min=1e-10) ** -0.2).clamp(0.2, 5.0)
+        h = h * (0.9 * ratio.clamp(min=1e-10) ** (-1 / pair.order)).clamp(0.2, 5.0)
     return w, lam
 
 
@@ -159,12 +180,43 @@ def _stages(
     return state, slopes[-1], step * _combine(_ERROR, slopes)
 
 
+def _exponential_stages(
+    problem: _Problem, lam: Tensor, w: Tensor, k: Tensor, h: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """DPM-Solver++(3S) and the second-order step inside it: only x0 is approximated.
+
+    DPM-Solver++, arXiv 2211.01095, appendix, with r = 1/3 and 2/3; the pair is that of DPM-Solver,
+    arXiv 2206.00927, algorithm 4.
+    """
+    first = problem.x0(lam + h / 3, _held(w, k, lam, h / 3)) - k
+    state = _held(w, k, lam, 2 * h / 3) + 2 * match(_slope(lam, 2 * h / 3), w) * first
+    second = problem.x0(lam + 2 * h / 3, state) - k
+    gain = match(_slope(lam, h), w)
+    new = _held(w, k, lam, h) + gain * 1.5 * second
+    return new, problem.x0(lam + h, new), gain * (1.5 * second - 3 * first)
+
+
+def _held(w: Tensor, x0: Tensor, lam: Tensor, h: Tensor) -> Tensor:
+    """w after h with x0 held: (b_s / b_t) w - a_s expm1(-h) x0, a^2 + b^2 = 1."""
+    kept = _unit_alpha(-lam - h) / _unit_alpha(-lam)
+    return match(kept, w) * w - match(_unit_alpha(lam + h) * torch.expm1(-h), w) * x0
+
+
+def _slope(lam: Tensor, h: Tensor) -> Tensor:
+    """a_s (expm1(-h) / h + 1), the weight of a slope of x0 over the step; 0 for h = 0."""
+    safe = torch.where(h == 0, torch.ones_like(h), h)
+    return _unit_alpha(lam + h) * torch.where(h == 0, 0.0, torch.expm1(-safe) / safe + 1)
+
+
 def _combine(weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
     total = torch.zeros_like(slopes[0])
     for weight, slope in zip(weights, slopes, strict=True):
         total = total.add(slope, alpha=weight) if weight else total
     return total
 
+
+DORMAND_PRINCE = Pair(_Problem.flow, _stages, 6, 5)
+EXPONENTIAL = Pair(_Problem.x0, _exponential_stages, 3, 3)
 
 _DEPTH = 20
 """The smallest step of the stochastic solver is 2^-20 of the range of lam."""

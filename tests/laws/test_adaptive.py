@@ -7,6 +7,7 @@ import torch
 
 from scoresde import EDM, VP, Denoiser
 from scoresde.samplers import BrownianPath, solve_adaptive
+from scoresde.samplers.adaptive import EXPONENTIAL
 from scoresde.testing import Gaussian, grid25
 
 F64 = torch.float64
@@ -42,6 +43,36 @@ def test_the_error_follows_the_tolerance():
     assert errors[0] < 0.02
     assert errors[1] < 0.02 * errors[0]
     assert errors[2] < 0.02 * errors[1]
+
+
+@pytest.mark.parametrize("sde", [VP(), EDM()], ids=lambda s: type(s).__name__)
+def test_the_exponential_pair_follows_its_tolerance_both_ways(sde):
+    """On a mixture: the error falls with the tolerance, its cost as a third-order method's; and
+    for data at a point, where x0 is constant, one step is exact.
+    """
+    data = grid25(std=0.2)
+    denoiser = data.denoiser(sde)
+    x = torch.randn(16, 2, generator=torch.Generator().manual_seed(0), dtype=F64)
+    x = x * sde.prior().stddev
+    ends = (sde.t_max, float(sde.time(torch.tensor(1.0, dtype=F64))))
+    exact = solve_adaptive(denoiser, x, *ends, 1e-11, 1e-11, 20_000).x
+    errors, calls = [], []
+    for tolerance in (1e-3, 1e-6):
+        got = solve_adaptive(denoiser, x, *ends, tolerance, tolerance, 5000, pair=EXPONENTIAL)
+        assert bool(got.finished.all())
+        errors.append(float((got.x - exact).square().mean().sqrt()))
+        calls.append(got.nfe)
+    assert errors[0] < 1e-2
+    assert errors[1] < 1e-5
+    assert 4 < calls[1] / calls[0] < 20  # (1e3)^(1/3) = 10
+    back = solve_adaptive(denoiser, exact, *ends[::-1], 1e-8, 1e-8, 20_000, pair=EXPONENTIAL)
+    torch.testing.assert_close(back.x, x, rtol=1e-4, atol=1e-4)
+    point = Denoiser(sde, lambda x, t: torch.full_like(x, 0.7))
+    one = solve_adaptive(point, x, *ends, 1e-9, 1e-9, 1000, pair=EXPONENTIAL)
+    t, s = (torch.tensor(end, dtype=F64) for end in ends)
+    kept = sde.sigma(s) / sde.sigma(t)
+    torch.testing.assert_close(one.x, kept * (x - 0.7 * sde.alpha(t)) + 0.7 * sde.alpha(s))
+    assert one.nfe < 20
 
 
 @pytest.mark.parametrize("noisy", [False, True], ids=["ode", "sde"])
