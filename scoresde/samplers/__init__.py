@@ -58,8 +58,8 @@ from scoresde.samplers.stochastic_multistep import (
 
 __all__ = [
     "DDIM",
-    "DORMAND_PRINCE",
     "DDPM",
+    "DORMAND_PRINCE",
     "DPM2A",
     "EPS",
     "EXPONENTIAL",
