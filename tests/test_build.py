@@ -10,6 +10,7 @@ from scoresde import build, samplers
 from scoresde.config import Config, ConfigError, config_from, load_config, override, to_plain
 from scoresde.data import Dataset
 from scoresde.denoiser import Denoiser
+from scoresde.measure import draws_noise
 from scoresde.parameterization import Coeffs
 from scoresde.samplers import grids, per_sample_noise
 from scoresde.samplers.integrals import clock
@@ -63,6 +64,15 @@ def checkpoint(config: Config, step: int = 1) -> Checkpoint:
         ema=randomised(model, 2 * step + 1),
         optimizer={},
     )
+
+
+@pytest.mark.parametrize("kind", sorted(build.STEPS))
+def test_every_step_declares_its_order_and_its_calls(kind):
+    step = build.STEPS[kind]()
+    assert step.order >= 1
+    assert step.nfe_per_step >= 1
+    if draws_noise(step):
+        assert step.weak_order == step.order
 
 
 class TestTables:

@@ -91,6 +91,10 @@ class Corrected:
         return self.step.order
 
     @property
+    def weak_order(self) -> int:
+        return self.step.order
+
+    @property
     def nfe_per_step(self) -> int:
         return self.step.nfe_per_step + self.kernel.nfe
 

@@ -18,8 +18,8 @@ State = Any  # whatever a step hands to its successor; None before the first
 class Step(Protocol):
     """One step from time ``t`` to time ``s``: a pure function of its arguments.
 
-    ``order`` is the global order of convergence, of the path for a deterministic step and weak
-    for a stochastic one; ``nfe_per_step`` counts denoiser calls.
+    ``order`` is the global order of convergence of paths, and of a step that draws noise that of
+    moments, which it declares as ``weak_order`` too; ``nfe_per_step`` counts denoiser calls.
     """
 
     @property

@@ -34,6 +34,7 @@ class EulerMaruyama:
     """
 
     order: ClassVar[int] = 1
+    weak_order: ClassVar[int] = 1
     nfe_per_step: ClassVar[int] = 1
 
     def __call__(
@@ -58,6 +59,7 @@ class ReverseDiffusion:
     """
 
     order: ClassVar[int] = 1
+    weak_order: ClassVar[int] = 1
     nfe_per_step: ClassVar[int] = 1
 
     def __call__(
@@ -82,6 +84,7 @@ class DDIM:
 
     eta: float = 0.0
     order: ClassVar[int] = 1
+    weak_order: ClassVar[int] = 1
     nfe_per_step: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
@@ -109,6 +112,7 @@ class Ancestral:
     """
 
     order: ClassVar[int] = 1
+    weak_order: ClassVar[int] = 1
     nfe_per_step: ClassVar[int] = 1
 
     def __call__(
