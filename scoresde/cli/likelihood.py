@@ -21,7 +21,17 @@ from scoresde.cli.options import LikelihoodOptions
 from scoresde.config import Config, ConfigError, override
 from scoresde.config.schema import Likelihood
 from scoresde.data import Dataset, Scaling, Split
-from scoresde.likelihood import Divergence, Hutchinson, bits_per_dim, exact, log_likelihood
+from scoresde.denoiser import Denoiser
+from scoresde.likelihood import (
+    Hutchinson,
+    LogLikelihood,
+    Orthogonal,
+    bits_per_dim,
+    exact,
+    log_likelihood,
+    path_log_likelihood,
+)
+from scoresde.likelihood import exactly as at_every_node
 from scoresde.parameterization import ScoreModel
 from scoresde.solvers import FIXED_STEP_METHODS
 from scoresde.training.checkpoint import DataDescription
@@ -116,21 +126,33 @@ def score_split(
         for repeat in range(settings.repeats):
             streams = [_stream(seed, int(row), repeat) for row in rows]
             x = _dequantised(part.x, scaling, streams).to(device)
-            found = log_likelihood(
-                model.denoiser(label=label),
-                x,
-                _divergence(settings, x, streams),
-                method=settings.method,
-                rtol=settings.rtol,
-                atol=settings.atol,
-                steps=settings.steps,
-            )
+            found = _log_likelihood(model.denoiser(label=label), x, settings, streams)
             nats[rows] += found.log_prob.cpu() / settings.repeats
             calls += found.nfe * len(rows)
         advance(len(rows))
     bits = bits_per_dim(nats, split.x.shape[1:], scaling.step)
     nfe = calls / (len(split) * settings.repeats)
     return Scores(nats, bits, nfe, -math.log2(scaling.step))
+
+
+def _log_likelihood(
+    denoiser: Denoiser, x: Tensor, settings: Likelihood, streams: list[torch.Generator]
+) -> LogLikelihood:
+    """By the method of the settings, with probes from the stream of each example."""
+    exactly = settings.trace == "exact"
+    if settings.method == "path":
+        probing = at_every_node if exactly else Orthogonal(_signs(1, x, streams), settings.probes)
+        return path_log_likelihood(denoiser, x, probing, nodes=settings.steps)
+    divergence = exact if exactly else Hutchinson(_signs(settings.probes, x, streams))
+    return log_likelihood(
+        denoiser,
+        x,
+        divergence,
+        method=settings.method,
+        rtol=settings.rtol,
+        atol=settings.atol,
+        steps=settings.steps,
+    )
 
 
 def _stream(seed: int, index: int, repeat: int) -> torch.Generator:
@@ -145,12 +167,11 @@ def _dequantised(levels: Tensor, scaling: Scaling, streams: list[torch.Generator
     return scaling.encode(levels, torch.stack(u), dtype=torch.float64)
 
 
-def _divergence(settings: Likelihood, x: Tensor, streams: list[torch.Generator]) -> Divergence:
-    if settings.trace == "exact":
-        return exact
-    size = (settings.probes, *x.shape[1:])
+def _signs(n: int, x: Tensor, streams: list[torch.Generator]) -> Tensor:
+    """Random signs (n, *x.shape), those of an example from its stream."""
+    size = (n, *x.shape[1:])
     signs = torch.stack([torch.randint(0, 2, size, generator=g) for g in streams], dim=1)
-    return Hutchinson((2 * signs - 1).to(x))
+    return (2 * signs - 1).to(x)
 
 
 def _first(split: Split, num: int | None) -> Split:
@@ -232,7 +253,7 @@ def _report(
 
 def _page(report: Mapping[str, Any]) -> str:
     law = "log p(x | y), true classes" if report["conditional"] else "log p(x)"
-    fixed = report["method"] in FIXED_STEP_METHODS
+    fixed = report["method"] in (*FIXED_STEP_METHODS, "path")
     effort = f"{report['steps']} steps" if fixed else f"rtol {report['rtol']:g}"
     trace = f"{report['trace']} trace, {report['method']}, {effort}"
     lines = [f"{report['data']}: {report['examples']} test examples, {law}, {trace}"]

@@ -6,7 +6,7 @@ Sections with a ``kind`` are choices; their other keys are the arguments of the 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -126,16 +126,21 @@ class Train(Section):
 
 # Likelihood and the whole ------------------------------------------------------------------
 
+if TYPE_CHECKING:
+    ScoringMethod = str
+else:
+    ScoringMethod = Literal[("path", *get_args(ODEMethod))]
+
 
 class Likelihood(Section):
     """How it is scored, by the probability-flow ODE."""
 
-    method: ODEMethod = "dopri5"
-    """of torchdiffeq"""
+    method: ScoringMethod = "dopri5"
+    """of torchdiffeq; path: fresh, orthogonal probes at equal steps of log-SNR"""
     rtol: Positive = 1e-5
     atol: Positive = 1e-5
     steps: Count = 50
-    """of fixed-step methods"""
+    """of fixed-step methods and path"""
     trace: Literal["hutchinson", "exact"] = "hutchinson"
     """the divergence: estimated by random probes, or exact"""
     probes: Count = 1
@@ -143,6 +148,14 @@ class Likelihood(Section):
     repeats: Count = 1
     """dequantisation draws an image"""
     batch: Count = 128
+
+    @model_validator(mode="after")
+    def _enough_nodes(self) -> Self:
+        if self.method == "path" and self.steps < 12:
+            raise ValueError(
+                f"method=path needs steps >= 12 for its quadrature, got steps={self.steps}"
+            )
+        return self
 
 
 class Config(Section):

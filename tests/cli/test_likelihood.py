@@ -51,6 +51,16 @@ class TestScores:
         assert torch.allclose(scores.bits, -scores.nats / 2 / math.log(2), atol=1e-12)
         assert scores.offset == 0
 
+    @pytest.mark.parametrize("trace", ["exact", "hutchinson"])
+    def test_along_the_path_of_a_normal_model(self, points, trace):
+        """Its Jacobian is diagonal, where probes of signs are exact."""
+        run = build.load_run(points)
+        split = build.build_dataset(run.config.data).test
+        settings = Likelihood(method="path", trace=trace, steps=60, batch=4)
+        scores = score_split(run.model, split, Scaling(None), settings)
+        assert torch.allclose(scores.nats, normal_nats(split.x), atol=2e-4)
+        assert scores.nfe == 60 + 3
+
     def test_a_pixel_is_scored_within_its_level(self, images):
         """log p of a level lies between its least and its largest density times its width."""
         run = build.load_run(images)
@@ -64,11 +74,13 @@ class TestScores:
         assert bool((scores.bits * math.log(2) < least + 1e-4).all())
         assert scores.offset == pytest.approx(math.log2(17 / 2))
 
+    @pytest.mark.parametrize("method", ["rk4", "path"])
     @pytest.mark.parametrize("trace", ["exact", "hutchinson"])
-    def test_a_score_depends_on_its_example_and_the_seed_alone(self, wild, trace):
+    def test_a_score_depends_on_its_example_and_the_seed_alone(self, wild, trace, method):
         run = build.load_run(wild)
         split = build.build_dataset(run.config.data).test.take(torch.arange(5))
-        settings = {"trace": trace, "method": "rk4", "steps": 4, "repeats": 2}
+        steps = 4 if method == "rk4" else 12
+        settings = {"trace": trace, "method": method, "steps": steps, "repeats": 2}
 
         def bits(batch: int, seed: int) -> torch.Tensor:
             chosen = Likelihood(**settings, batch=batch)
@@ -202,6 +214,10 @@ class TestRefusals:
         same, other = {"--data.seed": ("0", "1"), "--data.holdout": ("0.1", "0.4")}[flag]
         assert "would score training examples" in refusal(capsys, split_points, flag, other)
         assert score(capsys, split_points, flag, same)["examples"] == 2
+
+    def test_too_few_nodes(self, points, capsys):
+        flags = ("--likelihood.method", "path", "--likelihood.steps", "11")
+        assert "needs steps >= 12" in refusal(capsys, points, *flags)
 
     def test_a_tolerance_that_cannot_be_reached(self, wild, capsys):
         flags = ("--likelihood.rtol", "1e-15", "--likelihood.atol", "1e-300", "--num", "1")
