@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import signal
 import sys
 import tempfile
 import time
@@ -33,11 +34,52 @@ DEFAULT_NUM = 64
 MOST = 10_000_000
 
 
+@dataclass(frozen=True)
+class Job:
+    """What is to be drawn: the options, the model with its settings, and a label a seed."""
+
+    options: SampleOptions
+    loaded: LoadedRun
+    config: Config
+    seeds: list[int]
+    labels: Tensor | None
+
+
 def run(options: SampleOptions, overrides: Mapping[str, Any]) -> int:
     """Draw, write and report.
 
     After SIGINT or SIGTERM what there is is written, and SystemExit with 130 or 143 raised.
     """
+    job = prepared(options, overrides)
+    want = wanted(job.config.sample)
+    grid = None if want is None else optimised_grid(job.loaded, want)
+    sampler = build_sampler(job.config.sample, grid)
+    film = Film(options, job.loaded.data.scaling, job.labels)
+    started = time.perf_counter()
+    with Stopping() as stop, progress(len(job.seeds), "samples") as advance:
+        drawn = draw(
+            job.loaded.model,
+            sampler,
+            job.loaded.data.shape,
+            job.seeds,
+            job.labels,
+            name=job.config.sample.sampler.kind,
+            batch=options.batch,
+            advance=advance,
+            look=film.look,
+            stopping=lambda: stop.signal is not None,
+        )
+    seconds = time.perf_counter() - started
+    if len(drawn.x):
+        _write(job, drawn, film, seconds, stop.signal)
+    if stop.signal is None:
+        return 0
+    print(_kept(job, drawn, stop.signal), file=sys.stderr)
+    raise SystemExit(128 + stop.signal)
+
+
+def prepared(options: SampleOptions, overrides: Mapping[str, Any]) -> Job:
+    """The model on its device, with everything checked that can be before it is called."""
     seeds = chosen_seeds(options.num, options.seeds)
     _check(options)
     require_free(options.out, options.overwrite)
@@ -48,61 +90,46 @@ def run(options: SampleOptions, overrides: Mapping[str, Any]) -> int:
     labels = chosen_labels(
         options, loaded.data.classes if config.conditional else None, len(seeds)
     )
-    model = loaded.model.to(pick_device(options.device))
+    loaded.model.to(pick_device(options.device))
     _require_trained(config, labels)
     _require_writable(options.out)
-    want = wanted(config.sample)
-    sampler = build_sampler(config.sample, None if want is None else optimised_grid(loaded, want))
-    film = Film(options, loaded.data.scaling, labels)
-    started = time.perf_counter()
-    with Stopping() as stop, progress(len(seeds), "samples") as advance:
-        drawn = draw(
-            model,
-            sampler,
-            loaded.data.shape,
-            seeds,
-            labels,
-            name=config.sample.sampler.kind,
-            batch=options.batch,
-            advance=advance,
-            look=film.look,
-            stopping=lambda: stop.signal is not None,
-        )
-    seconds = time.perf_counter() - started
-    n = len(drawn.x)
-    if stop.signal is not None and not n:
-        print(
-            f"{stop.signal.name} before the first network call: nothing written", file=sys.stderr
-        )
-        raise SystemExit(128 + stop.signal)
-    settings = _settings(options, loaded, config) | {
+    return Job(options, loaded, config, seeds, labels)
+
+
+def _write(
+    job: Job, drawn: Drawn, film: Film, seconds: float, stopped: signal.Signals | None
+) -> None:
+    """The samples with their settings; and a line about them."""
+    n, out = len(drawn.x), job.options.out
+    settings = _settings(job.options, job.loaded, job.config) | {
         "nfe": drawn.nfe,
         "seconds": seconds,
         "images_per_second": n / seconds,
     }
-    if stop.signal is not None:
-        settings |= {"stopped": stop.signal.name, "unfinished": drawn.unfinished}
-    labels = None if labels is None else labels[:n]
+    if stopped is not None:
+        settings |= {"stopped": stopped.name, "unfinished": drawn.unfinished}
     write(
-        options.out,
+        out,
         drawn.x,
-        loaded.data.scaling,
-        seeds[:n],
-        labels,
+        job.loaded.data.scaling,
+        job.seeds[:n],
+        None if job.labels is None else job.labels[:n],
         settings,
-        npz=options.npz,
+        npz=job.options.npz,
         extra=film.files(),
     )
     rate = f"{n / seconds:.3g} images/s"
-    print(f"{n} samples in {seconds:.1f} s ({rate}), NFE {drawn.nfe:g}: {options.out}")
-    if stop.signal is not None:
-        print(
-            f"{stop.signal.name}: {n - drawn.unfinished} of {len(seeds)} samples finished, "
-            f"{drawn.unfinished} more as denoised so far (the last ones; {RECORD} says so)",
-            file=sys.stderr,
-        )
-        raise SystemExit(128 + stop.signal)
-    return 0
+    print(f"{n} samples in {seconds:.1f} s ({rate}), NFE {drawn.nfe:g}: {out}")
+
+
+def _kept(job: Job, drawn: Drawn, stopped: signal.Signals) -> str:
+    """What a stop has left."""
+    if not len(drawn.x):
+        return f"{stopped.name} before the first network call: nothing written"
+    return (
+        f"{stopped.name}: {len(drawn.x) - drawn.unfinished} of {len(job.seeds)} samples finished, "
+        f"{drawn.unfinished} more as denoised so far (the last ones; {RECORD} says so)"
+    )
 
 
 def optimised_grid(loaded: LoadedRun, want: Wanted) -> Grid:

@@ -102,7 +102,7 @@ class StochasticMultistep:
 
     def __post_init__(self) -> None:
         _require_points(points=self.points)
-        self.prediction  # noqa: B018 - refuses what it cannot do
+        Forgetting(self.std, self.eta)  # refuses what no frame can do
 
     @property
     def prediction(self) -> Forgetting:
