@@ -66,7 +66,10 @@ def grid_file(loaded: LoadedRun, want: Wanted) -> Path:
 
 
 def kept_grid(loaded: LoadedRun, want: Wanted) -> Grid | None:
-    """The grid found earlier for these very weights, if there is one that can be read."""
+    """The grid found earlier for a checkpoint of this step, if there is one that can be read.
+
+    Other weights of the same step, or other effort, are not told apart: delete the file for them.
+    """
     path = grid_file(loaded, want)
     try:
         notes = json.loads(path.read_text(encoding="utf-8"))
