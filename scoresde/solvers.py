@@ -287,6 +287,16 @@ def require_samples(x: Tensor) -> None:
         raise ValueError("the batch is empty; give at least one sample")
 
 
+def require_continuous(x: Tensor) -> None:
+    """Raise ValueError for an empty batch, or integer levels, which have no density."""
+    require_samples(x)
+    if not x.is_floating_point():
+        raise ValueError(
+            f"integer levels ({x.dtype}) have no density; dequantise them first, for instance "
+            "with likelihood.Uniform"
+        )
+
+
 def _require_finite(x: Tensor, solver: str, remedy: str) -> None:
     bad = (
         int((~x.isfinite()).flatten(1).any(1).sum()) if x.ndim > 1 else int((~x.isfinite()).sum())

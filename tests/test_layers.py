@@ -23,7 +23,8 @@ MAY_IMPORT = {
     "data": set(),
     "evaluation": set(),
     "config": set(),
-    "build": THEORY | {"samplers", "solvers", "measure", "training", "nn", "data", "config"},
+    "build": THEORY
+    | {"samplers", "solvers", "likelihood", "measure", "training", "nn", "data", "config"},
     "cli": None,  # anything
     "__main__": {"cli"},
 }

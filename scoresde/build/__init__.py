@@ -25,6 +25,7 @@ from scoresde.build.samplers import (
     build_grid,
     build_sampler,
 )
+from scoresde.build.scoring import DEQUANTISATIONS, TRACES, bound_of, build_estimator
 from scoresde.build.steps import PREDICTIONS, SELF_PACED, STEPS, VARIABLES, build_step
 from scoresde.build.tables import (
     DATASETS,
@@ -44,6 +45,7 @@ from scoresde.build.tables import (
 
 __all__ = [
     "DATASETS",
+    "DEQUANTISATIONS",
     "DRAWS",
     "GRIDS",
     "GRID_CHOICES",
@@ -56,6 +58,7 @@ __all__ = [
     "SELF_PACED",
     "STEPS",
     "TIMES",
+    "TRACES",
     "VARIABLES",
     "WEIGHTINGS",
     "Described",
@@ -64,7 +67,9 @@ __all__ = [
     "ODESampler",
     "SDESampler",
     "Sampler",
+    "bound_of",
     "build_dataset",
+    "build_estimator",
     "build_grid",
     "build_learning_rate",
     "build_model",

@@ -1,50 +1,53 @@
-"""``scoresde likelihood``: bits per dimension of every test example, with the standard error."""
+"""``scoresde likelihood``: log P of every example, and how sure its mean is."""
 
 from __future__ import annotations
 
-import csv
 import json
 import math
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from scoresde.build import build_dataset, load_run
+from scoresde.build import bound_of, build_dataset, build_estimator, load_run
+from scoresde.cli import scoring
 from scoresde.cli.console import pick_device, progress
-from scoresde.cli.options import LikelihoodOptions
-from scoresde.config import Config, ConfigError, override
-from scoresde.config.schema import Likelihood
-from scoresde.data import Dataset, Scaling, Split
-from scoresde.denoiser import Denoiser
-from scoresde.likelihood import (
-    Hutchinson,
-    LogLikelihood,
-    Orthogonal,
-    bits_per_dim,
-    exact,
-    log_likelihood,
-    path_log_likelihood,
+from scoresde.cli.likelihood_report import (
+    FILES,
+    Prepared,
+    page,
+    report_of,
+    with_error,
+    write_files,
 )
-from scoresde.likelihood import exactly as at_every_node
+from scoresde.cli.options import LikelihoodOptions
+from scoresde.cli.report import Stopping
+from scoresde.cli.scoring import Job, Partial, Values, World, together
+from scoresde.config import Config, ConfigError, override, to_plain
+from scoresde.config.schema import Likelihood
+from scoresde.data import Dataset, Scaling, Split, examples
+from scoresde.likelihood import mean
 from scoresde.parameterization import ScoreModel
-from scoresde.solvers import FIXED_STEP_METHODS
 from scoresde.training.checkpoint import DataDescription
-from scoresde.training.files import atomic_write, writing
-from scoresde.training.loop import stream
+from scoresde.training.files import writing
+
+KEEP_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Of every example (N,): its log-density in nats (in model units) and its bits per dimension.
+    """Of every example (N,): log P in nats and its bits per dimension.
 
-    With several dequantisation draws both are means over them. ``nfe`` is the mean number of
-    network calls, ``offset`` the part of the bits that only reflects the units, -log2(step).
+    ``nfe`` is the mean number of network calls a draw, ``offset`` the part of the bits that only
+    reflects the units, -log2(step).
     """
 
     nats: Tensor
@@ -59,47 +62,54 @@ class Scores:
     @property
     def standard_error(self) -> float:
         """Over examples; NaN for a single one."""
-        return _standard_error(self.bits)
+        return mean(self.bits).error
 
 
 def run(options: LikelihoodOptions, overrides: Mapping[str, Any]) -> int:
-    """Score and report."""
-    if options.seed < 0:
-        raise ValueError(f"--seed: need at least 0, got {options.seed}")
-    if options.csv is not None:
-        _require_writable(options.csv)
-    loaded = load_run(options.checkpoint, ema=not options.no_ema)
-    for note in loaded.notes:
-        print(note, file=sys.stderr)
-    config = override(loaded.config, overrides)
-    _require_same_split(config, loaded.config)
-    dataset = build_dataset(config.data)
-    _require_same_data(dataset, loaded.data)
-    if options.conditional:
-        _require_classes(config, dataset, loaded.data)
-    elif config.conditional and config.train.label_dropout == 0:
-        raise ValueError(
-            "this model never learned to do without a class (train.label_dropout=0); "
-            "give --conditional"
-        )
-    split = _first(dataset.test, options.num)
+    """Score and report.
+
+    After SIGINT or SIGTERM the values so far are kept in the folder of the report, and SystemExit
+    with 130 or 143 raised. Of several processes the first reports.
+    """
+    world = World.found()
+    _check(options, world)
+    ready = prepared(options, overrides, world)
+    job = ready.job
+    part = None if options.out is None else _partial(ready, options.out, world)
     started = time.perf_counter()
-    with progress(len(split), "scored") as advance:
-        scores = score_split(
-            loaded.model.to(pick_device(options.device)),
-            split,
-            dataset.scaling,
-            config.likelihood,
-            conditional=options.conditional,
-            seed=options.seed,
-            advance=advance,
-        )
-    report = _report(options, dataset, config.likelihood, scores, time.perf_counter() - started)
-    # First what no disk can take away.
-    print(json.dumps(report, indent=2) if options.json else _page(report), flush=True)
-    if options.csv is not None:
-        _write_csv(options.csv, scores, split.label)
+    with together(world) as barrier:
+        barrier()  # what --overwrite forgets is gone
+        values = Values.empty(len(job.split)) if part is None else part.read(len(job.split))
+        barrier()  # all have read what there was before any adds to it
+        score_rows(job, values, part, world)
+        barrier()
+        if world.rank == 0:
+            _conclude(ready, values, part, started, options.json)
+        barrier()
     return 0
+
+
+def _conclude(
+    ready: Prepared, values: Values, part: Partial | None, started: float, as_json: bool
+) -> None:
+    """The report of the whole, printed and written."""
+    if part is not None:
+        values = part.read(len(ready.job.split)).joined(values)
+    if missing := len(ready.job.split) - len(values.done):
+        raise RuntimeError(f"{missing} examples have no value; go on with --resume")
+    other = None if ready.against is None else _all_of(ready.against)
+    report = report_of(ready, values, other, time.perf_counter() - started)
+    # First what no disk can take away.
+    print(json.dumps(report, indent=2) if as_json else page(report), flush=True)
+    write_files(ready, values, other, report)
+    if part is not None:
+        part.remove()
+
+
+def _all_of(job: Job) -> Values:
+    values = Values.empty(len(job.split))
+    score_rows(job, values, None, World())
+    return values
 
 
 def score_split(
@@ -112,73 +122,192 @@ def score_split(
     seed: int = 0,
     advance: Callable[[int], None] = lambda n: None,
 ) -> Scores:
-    """Score every example of a split, at uniform dequantisation within its pixel levels.
+    """Score every example of a split, as ``scoresde likelihood`` does, without its checks.
 
-    Dequantisation and probes of an example are a function of (seed, its index, the repeat), so
-    batches do not change them. ``conditional`` scores p(x | y). Raises SolverError as
-    ``log_likelihood`` does.
+    Raises SolverError as the solvers do, RuntimeError for values that are not finite.
     """
-    device = next(model.parameters()).device
-    nats, calls = torch.zeros(len(split), dtype=torch.float64), 0
-    for rows in torch.arange(len(split)).split(settings.batch):
-        part = split.take(rows)
-        label = part.label.to(device) if conditional and part.label is not None else None
-        for repeat in range(settings.repeats):
-            streams = [_stream(seed, int(row), repeat) for row in rows]
-            x = _dequantised(part.x, scaling, streams).to(device)
-            found = _log_likelihood(model.denoiser(label=label), x, settings, streams)
-            nats[rows] += found.log_prob.cpu() / settings.repeats
-            calls += found.nfe * len(rows)
+    job = _job(model, split, scaling, settings, conditional=conditional, seed=seed)
+    job = replace(job, check=0)
+    values = Values.empty(len(split))
+    for rows, found in scoring.score(job, torch.arange(len(split))):
+        values.put(rows, found)
         advance(len(rows))
-    bits = bits_per_dim(nats, split.x.shape[1:], scaling.step)
-    nfe = calls / (len(split) * settings.repeats)
-    return Scores(nats, bits, nfe, -math.log2(scaling.step))
+    nats = values.columns["nats"]
+    nfe = float(values.columns["nfe"].mean())
+    return Scores(nats, scoring.bits(job, nats), nfe, -math.log2(scaling.step))
 
 
-def _log_likelihood(
-    denoiser: Denoiser, x: Tensor, settings: Likelihood, streams: list[torch.Generator]
-) -> LogLikelihood:
-    """By the method of the settings, with probes from the stream of each example."""
-    exactly = settings.trace == "exact"
-    if settings.method == "path":
-        probing = at_every_node if exactly else Orthogonal(_signs(1, x, streams), settings.probes)
-        return path_log_likelihood(denoiser, x, probing, nodes=settings.steps)
-    divergence = exact if exactly else Hutchinson(_signs(settings.probes, x, streams))
-    return log_likelihood(
-        denoiser,
-        x,
-        divergence,
-        method=settings.method,
-        rtol=settings.rtol,
-        atol=settings.atol,
-        steps=settings.steps,
+def score_rows(job: Job, values: Values, part: Partial | None, world: World) -> None:
+    """Fill in the rows of this process that have no value yet. Raises SystemExit when stopped."""
+    n, before = len(job.split), values.done
+    everything = torch.arange(n)
+    rows = world.share(everything[~torch.isin(everything, before)])
+    own = torch.cat([before, rows]) if world.rank == 0 else rows
+    shown = progress(len(own), "scored") if world.rank == 0 else nullcontext(_silent)
+    last = time.monotonic()
+    with Stopping() as stop, shown as advance:
+        advance(len(own) - len(rows))
+        for some, found in scoring.score(job, rows):
+            values.put(some, found)
+            advance(len(some), _running(job, values))
+            due = stop.signal is not None or time.monotonic() - last >= KEEP_SECONDS
+            if part is not None and due:
+                part.write(values, own)
+                last = time.monotonic()
+            if stop.signal is not None and len(values.done) < n:
+                raise _stopped(stop.signal, values, part)
+    if part is not None and world.size > 1:
+        part.write(values, own)
+
+
+def _silent(n: int, note: str = "") -> None:
+    """The progress of a process whose terminal another one has."""
+
+
+def _running(job: Job, values: Values) -> str:
+    found = mean(scoring.bits(job, values.columns["nats"][values.done]))
+    return with_error(found.value, found.error) + " bits/dim so far"
+
+
+def _stopped(stop: signal.Signals, values: Values, part: Partial | None) -> SystemExit:
+    where = "nothing is kept without --out"
+    if part is not None:
+        where = f"kept in {part.folder}; go on with --resume"
+    n = len(values.columns["nats"])
+    print(f"{stop.name}: {len(values.done)} of {n} examples scored, {where}", file=sys.stderr)
+    return SystemExit(128 + stop)
+
+
+# --- before anything is computed ----------------------------------------------------------------
+
+
+def prepared(options: LikelihoodOptions, overrides: Mapping[str, Any], world: World) -> Prepared:
+    """The model on its device and what it is to score, checked."""
+    loaded = load_run(options.checkpoint, ema=not options.no_ema)
+    if world.rank == 0:
+        for note in loaded.notes:
+            print(note, file=sys.stderr)
+    config = override(loaded.config, overrides)
+    _require_same_split(config, loaded.config)
+    split, name, classes = _chosen(options, config, loaded.data)
+    if options.conditional:
+        _require_classes(config, name, classes, split, loaded.data)
+    elif config.conditional and config.train.label_dropout == 0:
+        raise ValueError(
+            "this model never learned to do without a class (train.label_dropout=0); "
+            "give --conditional"
+        )
+    device = options.device
+    if device == "auto" and world.size > 1 and torch.cuda.is_available():
+        device = f"cuda:{world.local}"
+    loaded.model.to(pick_device(device))
+    make = partial(
+        _job,
+        loaded.model,
+        scaling=loaded.data.scaling,
+        settings=config.likelihood,
+        seed=options.seed,
+        bound=options.bound,
+    )
+    job = make(split=_first(split, options.num), conditional=options.conditional)
+    against = None
+    if options.against is not None:
+        other = examples(options.against, loaded.data.shape, loaded.data.scaling)
+        against = replace(make(split=other), beside=None, check=0)
+    return Prepared(options, loaded, config, job, name, against)
+
+
+def _job(
+    model: ScoreModel,
+    split: Split,
+    scaling: Scaling,
+    settings: Likelihood,
+    *,
+    conditional: bool = False,
+    seed: int = 0,
+    bound: bool = False,
+) -> Job:
+    return Job(
+        model,
+        split,
+        scaling,
+        build_estimator(settings, scaling),
+        bound_of(settings, scaling) if bound else None,
+        settings.repeats,
+        settings.importance,
+        settings.check,
+        conditional,
+        settings.batch,
+        seed,
     )
 
 
-def _stream(seed: int, index: int, repeat: int) -> torch.Generator:
-    """The random numbers of one example."""
-    return torch.Generator().manual_seed(stream(seed, index, f"likelihood {repeat}"))
+def _chosen(
+    options: LikelihoodOptions, config: Config, data: DataDescription
+) -> tuple[Split, str, tuple[str, ...] | None]:
+    """The examples to score, their name, and the names of their classes."""
+    if options.images is not None:
+        found = examples(options.images, data.shape, data.scaling)
+        return found, str(options.images), data.classes
+    dataset = build_dataset(config.data)
+    _require_same_data(dataset, data)
+    split = dataset.train if options.split == "train" else dataset.test
+    return split, f"{dataset.name}, {options.split} split", dataset.classes
 
 
-def _dequantised(levels: Tensor, scaling: Scaling, streams: list[torch.Generator]) -> Tensor:
-    if scaling.levels is None:
-        return levels.double()
-    u = [torch.rand(levels.shape[1:], generator=g, dtype=torch.float64) for g in streams]
-    return scaling.encode(levels, torch.stack(u), dtype=torch.float64)
+def _check(options: LikelihoodOptions, world: World) -> None:
+    if options.seed < 0:
+        raise ValueError(f"--seed: need at least 0, got {options.seed}")
+    if options.num is not None and options.num < 1:
+        raise ValueError(f"--num: need at least 1, got {options.num}")
+    if options.csv is not None:
+        _require_writable(options.csv)
+    if options.out is None:
+        if options.resume:
+            raise ValueError("--resume: give the --out folder of the run that was interrupted")
+        if world.size > 1:
+            raise ValueError("--out is missing: several processes meet in its folder")
+        return
+    if options.out.exists() and not options.out.is_dir():
+        raise ValueError(f"--out {options.out}: a file; give a folder")
+    _require_room(options, options.out)
 
 
-def _signs(n: int, x: Tensor, streams: list[torch.Generator]) -> Tensor:
-    """Random signs (n, *x.shape), those of an example from its stream."""
-    size = (n, *x.shape[1:])
-    signs = torch.stack([torch.randint(0, 2, size, generator=g) for g in streams], dim=1)
-    return (2 * signs - 1).to(x)
+def _require_room(options: LikelihoodOptions, out: Path) -> None:
+    if options.overwrite:
+        return
+    if options.resume:
+        if not list(out.glob("partial-*.npz")):
+            raise ValueError(f"--resume: {out} holds nothing to go on with; leave it out")
+        return
+    if taken := [name for name in FILES if (out / name).exists()]:
+        raise ValueError(f"--out {out}: holds {taken[0]}; give another --out, or --overwrite")
+    if list(out.glob("partial-*.npz")):
+        raise ValueError(
+            f"--out {out}: holds an interrupted evaluation; go on with --resume, or --overwrite"
+        )
+
+
+def _partial(ready: Prepared, out: Path, world: World) -> Partial:
+    """Where the values so far are kept, with nothing of other jobs there."""
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    plain = to_plain(ready.config)
+    parts = {name: plain[name] for name in ("likelihood", "sde", "parameterization", "network")}
+    settings = parts.pop("likelihood") | parts
+    part = Partial(
+        out, scoring.key(ready.job, scoring.weights_of(ready.loaded.model), settings), world.rank
+    )
+    if ready.options.overwrite and not ready.options.resume and world.rank == 0:
+        part.remove()
+    return part
 
 
 def _first(split: Split, num: int | None) -> Split:
     if num is None:
         return split
-    if not 1 <= num <= len(split):
-        raise ValueError(f"--num: the test split has {len(split)} examples, got {num}")
+    if num > len(split):
+        raise ValueError(f"--num: there are {len(split)} examples, got {num}")
     return split.take(torch.arange(num))
 
 
@@ -214,87 +343,19 @@ def _require_same_data(dataset: Dataset, trained: DataDescription) -> None:
         )
 
 
-def _require_classes(config: Config, dataset: Dataset, trained: DataDescription) -> None:
+def _require_classes(
+    config: Config,
+    name: str,
+    classes: tuple[str, ...] | None,
+    split: Split,
+    trained: DataDescription,
+) -> None:
     if not config.conditional:
         raise ValueError("--conditional: this model was trained without classes; leave it out")
-    if dataset.classes != trained.classes:
+    if classes != trained.classes or split.label is None:
         raise ValueError(
-            f"--conditional: {dataset.name} has other classes than {trained.name}; leave it out"
+            f"--conditional: {name} has not the classes of {trained.name}; leave it out"
         )
-
-
-def _report(
-    options: LikelihoodOptions,
-    dataset: Dataset,
-    settings: Likelihood,
-    scores: Scores,
-    seconds: float,
-) -> dict[str, Any]:
-    error = scores.standard_error
-    nats_error = _standard_error(scores.nats)
-    discrete = dataset.scaling.levels is not None
-    return {
-        "data": dataset.name,
-        "examples": len(scores.bits),
-        "bits_per_dim": scores.mean,
-        "bits_per_dim_se": None if math.isnan(error) else error,
-        "nats": float(scores.nats.mean()),
-        "nats_se": None if math.isnan(nats_error) else nats_error,
-        "dequantization": "uniform" if discrete else None,
-        "levels": dataset.scaling.levels,
-        "offset": scores.offset,
-        "conditional": options.conditional,
-        "seed": options.seed,
-        "nfe": scores.nfe,
-        "seconds": seconds,
-        **settings.model_dump(),
-    }
-
-
-def _page(report: Mapping[str, Any]) -> str:
-    law = "log p(x | y), true classes" if report["conditional"] else "log p(x)"
-    fixed = report["method"] in (*FIXED_STEP_METHODS, "path")
-    effort = f"{report['steps']} steps" if fixed else f"rtol {report['rtol']:g}"
-    trace = f"{report['trace']} trace, {report['method']}, {effort}"
-    lines = [f"{report['data']}: {report['examples']} test examples, {law}, {trace}"]
-    if report["levels"] is None:
-        lines.append(
-            f"continuous data: {_with_error(-report['nats'], report['nats_se'])} nats a sample "
-            "(negative log-density); bits/dim are in the units of the data"
-        )
-    else:
-        lines.append(
-            f"uniform dequantisation, {report['repeats']} draw(s) an image; offset "
-            f"{report['offset']:.4f} bits/dim for {report['levels']} levels"
-        )
-    bits = _with_error(report["bits_per_dim"], report["bits_per_dim_se"])
-    lines.append(f"{bits} bits/dim, NFE {report['nfe']:.4g}, {report['seconds']:.1f} s")
-    return "\n".join(lines)
-
-
-def _with_error(value: float, error: float | None) -> str:
-    return f"{value:.4f}" if error is None else f"{value:.4f} +- {error:.4f}"
-
-
-def _standard_error(values: Tensor) -> float:
-    return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
-
-
-def _write_csv(path: Path, scores: Scores, label: Tensor | None) -> None:
-    labels = [""] * len(scores.bits) if label is None else label.tolist()
-    rows = zip(labels, scores.nats.tolist(), scores.bits.tolist(), strict=True)
-
-    def write(target: Path) -> None:
-        with target.open("w", newline="") as file:
-            table = csv.writer(file)
-            table.writerow(["index", "label", "nats", "bits_per_dim"])
-            table.writerows([i, *row] for i, row in enumerate(rows))
-
-    if path.is_symlink() or (path.exists() and not path.is_file()):
-        with writing(path):  # such as /dev/stdout, which no new file may replace
-            write(path)
-    else:
-        atomic_write(path, write)
 
 
 def _require_writable(path: Path) -> None:

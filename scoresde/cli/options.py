@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -69,20 +69,35 @@ class SampleOptions(Common):
 
 @dataclass(frozen=True, kw_only=True)
 class LikelihoodOptions(Common):
-    """Score the test split in bits per dimension."""
+    """Score data in bits per dimension, and say how sure that is."""
 
     checkpoint: Path
     """run folder, checkpoint (.pt) or exported weights (.safetensors)"""
+    out: Path | None = None
+    """folder for the report, the value of every example and a histogram; an interruption is kept
+    there"""
+    split: Literal["test", "train"] = "test"
+    """of the data set"""
+    images: Path | None = None
+    """score these instead: a folder of pictures or samples, or .npz"""
+    against: Path | None = None
+    """other images, scored too and drawn beside: does the model tell them apart?"""
     num: int | None = None
     """only the first examples; all by default"""
     conditional: bool = False
     """score log p(x | y) with the true classes instead of log p(x)"""
+    bound: bool = False
+    """also print the variational lower bound"""
     seed: int = 0
-    """of the dequantisation and the probes"""
+    """of the dequantisation, the probes and the times"""
     csv: Path | None = None
     """file for the value of every example"""
     json: bool = False
     """print JSON"""
+    resume: bool = False
+    """go on with the interrupted evaluation in --out"""
+    overwrite: bool = False
+    """replace the evaluation in --out"""
     no_ema: bool = False
     """use the raw weights instead of their moving average"""
 

@@ -126,35 +126,63 @@ class Train(Section):
 
 # Likelihood and the whole ------------------------------------------------------------------
 
+OWN_METHODS = ("path", "adaptive", "elbo", "discrete")
 if TYPE_CHECKING:
     ScoringMethod = str
 else:
-    ScoringMethod = Literal[("path", *get_args(ODEMethod))]
+    ScoringMethod = Literal[(*OWN_METHODS, *get_args(ODEMethod))]
 
 
 class Likelihood(Section):
-    """How it is scored, by the probability-flow ODE."""
+    """How it is scored: by the probability flow, or by a variational bound."""
 
-    method: ScoringMethod = "dopri5"
-    """of torchdiffeq; path: fresh, orthogonal probes at equal steps of log-SNR"""
+    method: ScoringMethod = "path"
+    """path: orthogonal probes at equal steps of log-SNR; adaptive: steps of every image's own;
+    elbo, discrete: the bound in continuous time, or of a chain; the others are torchdiffeq's"""
+    dequantisation: Literal["uniform", "truncated_normal", "decoder"] = "uniform"
+    """of levels; the last two for a model of the levels themselves (train.dither false)"""
+    t0: Positive | None = None
+    """time at which the model takes over; null: t_min, or where a level is 16 deviations wide"""
+    steps: Count = 64
+    """of path, of fixed-step methods, of the chain"""
     rtol: Positive = 1e-5
     atol: Positive = 1e-5
-    steps: Count = 50
-    """of fixed-step methods and path"""
-    trace: Literal["hutchinson", "exact"] = "hutchinson"
+    trace: Literal["hutchinson", "exact", "hutch++"] = "hutchinson"
     """the divergence: estimated by random probes, or exact"""
     probes: Count = 1
-    """of hutchinson"""
+    """of hutchinson and hutch++"""
+    times: Count = 32
+    """levels of noise an image of elbo"""
+    variance: Literal["small", "large", "learned"] = "small"
+    """of the steps of the chain"""
     repeats: Count = 1
-    """dequantisation draws an image"""
+    """draws of the dequantisation, the probes and the times an image"""
+    importance: bool = False
+    """combine the repeats to the importance-weighted bound instead of their mean"""
+    check: Annotated[Whole, Field(ge=0)] = 32
+    """images scored twice more, by other draws and a coarser solver, to tell those errors"""
     batch: Count = 128
 
     @model_validator(mode="after")
-    def _enough_nodes(self) -> Self:
+    def _consistent(self) -> Self:
         if self.method == "path" and self.steps < 12:
             raise ValueError(
                 f"method=path needs steps >= 12 for its quadrature, got steps={self.steps}"
             )
+        if self.method == "path" and self.trace == "hutch++":
+            raise ValueError(
+                "method=path has fresh probes at every node, trace=hutch++ holds its sketch; "
+                "choose trace: hutchinson, or method: adaptive"
+            )
+        if self.method == "elbo" and self.dequantisation == "truncated_normal":
+            raise ValueError(
+                "method=elbo bounds uniform levels or decodes them, got "
+                "dequantisation=truncated_normal; choose uniform or decoder"
+            )
+        if self.method == "elbo" and self.times < 2:
+            raise ValueError(f"method=elbo needs times >= 2, got times={self.times}")
+        if self.importance and self.repeats < 2:
+            raise ValueError("importance=true combines repeats >= 2, got repeats=1; raise repeats")
         return self
 
 

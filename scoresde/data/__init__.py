@@ -3,6 +3,7 @@
 from scoresde.data.arrays import arrays
 from scoresde.data.dataset import DataError, Dataset, Split, batch_indices, holdout
 from scoresde.data.digits import digits
+from scoresde.data.examples import examples
 from scoresde.data.idx import idx_folder
 from scoresde.data.images import cifar_subset, image_folder
 from scoresde.data.scaling import Scaling
@@ -18,6 +19,7 @@ __all__ = [
     "checkerboard",
     "cifar_subset",
     "digits",
+    "examples",
     "gaussians25",
     "holdout",
     "idx_folder",

@@ -54,7 +54,7 @@ def image_folder(
             raise DataError("no such folder; check the path")
         whole = not ((path / "train").is_dir() and (path / "test").is_dir())
     roots = [path] if whole else [path / "train", path / "test"]
-    files = [_files(root) for root in roots]
+    files = [picture_files(root) for root in roots]
     names = sorted({name for found in files for name, _ in found})
     if "" in names and len(names) > 1:
         raise DataError(
@@ -107,7 +107,7 @@ def _held_out(split: Split, size: int | float, seed: int) -> tuple[Split, Split]
         return hold_out(split, size, seed)
 
 
-def _files(root: Path) -> list[tuple[str, Path]]:
+def picture_files(root: Path) -> list[tuple[str, Path]]:
     """(class, file) of every picture below `root`, in an order that depends on the names alone."""
     entries = sorted(p for p in root.iterdir() if not p.name.startswith("."))
     loose = [("", p) for p in entries if _is_picture(p)]
@@ -138,7 +138,7 @@ def _split(
     size: int | None,
     channels: Literal[1, 3] | None,
 ) -> Split:
-    pictures = [_pixels(file, size, channels) for _, file in files]
+    pictures = [read_picture(file, size, channels) for _, file in files]
     for (_, file), pixels in zip(files, pictures, strict=True):
         if pixels.shape != pictures[0].shape:
             found, first = pixels.shape, pictures[0].shape
@@ -150,7 +150,10 @@ def _split(
         return Split(torch.from_numpy(np.stack(pictures)), None if names == [""] else label)
 
 
-def _pixels(file: Path, size: int | None, channels: Literal[1, 3] | None) -> np.ndarray:
+def read_picture(
+    file: Path, size: int | None = None, channels: Literal[1, 3] | None = None
+) -> np.ndarray:
+    """The shades of a picture, uint8 (C, H, W), as ``image_folder`` takes it; or DataError."""
     from PIL import Image, ImageOps
 
     with reading(file):

@@ -149,6 +149,30 @@ def scatter(path: Path | str, panels: Mapping[str, Tensor], limit: int = 5000) -
     figure.savefig(path, format="png")
 
 
+def histogram(path: Path | str, sets: Mapping[str, Tensor], label: str) -> None:
+    """Draw the distributions of sets of numbers (N,) over one another, with their means, as a PNG.
+
+    Raises ValueError for no sets or empty ones.
+    """
+    from matplotlib.figure import Figure
+
+    found = {name: x.detach().cpu().double().numpy().ravel() for name, x in sets.items()}
+    if not found or not all(len(x) for x in found.values()):
+        raise ValueError("a histogram needs at least one set of numbers, none of them empty")
+    edges = np.histogram_bin_edges(np.concatenate(list(found.values())), FEW)
+    figure = Figure(figsize=(7, 3.5), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    for (name, x), color in zip(found.items(), (BLUE, ORANGE, GREY), strict=False):
+        axes.hist(
+            x, list(edges), density=True, alpha=0.6, color=color, label=f"{name}: {x.mean():.3f}"
+        )
+        axes.axvline(x.mean(), color=color, linewidth=1.2)
+    axes.set(xlabel=label, ylabel="density")
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, format="png")
+
+
 def _series(records: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
     pairs = [(r["step"], r[key]) for r in records if "step" in r and r.get(key) is not None]
     pairs = [(step, value) for step, value in pairs if math.isfinite(value)]

@@ -1,7 +1,9 @@
 """Likelihoods: the probability flow with its divergence, and bounds, in nats and bits."""
 
+from scoresde.likelihood.adaptive import adaptive_log_likelihood
 from scoresde.likelihood.bounds import Bound, elbo
 from scoresde.likelihood.dequantise import (
+    Continuous,
     Decoder,
     Dequantisation,
     Draw,
@@ -21,34 +23,69 @@ from scoresde.likelihood.divergence import (
     hutchinson,
     rademacher,
 )
+from scoresde.likelihood.estimators import (
+    AlongPath,
+    BlackBox,
+    DecodedVariational,
+    Estimate,
+    Estimator,
+    FlowEstimator,
+    FlowSolver,
+    Held,
+    Sketched,
+    Tolerant,
+    Trace,
+    Variational,
+    exact_trace,
+)
 from scoresde.likelihood.flow import LogLikelihood, log_likelihood
 from scoresde.likelihood.path import Orthogonal, Probing, exactly, gregory, path_log_likelihood
+from scoresde.likelihood.uncertainty import Mean, bootstrap_interval, draw_error, mean
 from scoresde.likelihood.units import bits_per_dim
 
 __all__ = [
+    "AlongPath",
+    "BlackBox",
     "Bound",
+    "Continuous",
+    "DecodedVariational",
     "Decoder",
     "Dequantisation",
     "Divergence",
     "Draw",
+    "Estimate",
+    "Estimator",
     "Exact",
     "Field",
+    "FlowEstimator",
+    "FlowSolver",
+    "Held",
     "HutchPlusPlus",
     "Hutchinson",
     "Levels",
     "LogLikelihood",
+    "Mean",
     "Orthogonal",
     "Probing",
+    "Sketched",
+    "Tolerant",
+    "Trace",
     "TruncatedNormal",
     "Uniform",
+    "Variational",
+    "adaptive_log_likelihood",
     "bits_per_dim",
+    "bootstrap_interval",
+    "draw_error",
     "elbo",
     "exact",
+    "exact_trace",
     "exactly",
     "gregory",
     "hutchinson",
     "importance_weighted",
     "log_likelihood",
+    "mean",
     "path_log_likelihood",
     "rademacher",
     "tight_time",

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, final
+from typing import ClassVar, NamedTuple, Protocol, final
 
 import torch
 from torch import Tensor
@@ -51,6 +51,23 @@ class Dequantisation(ABC):
     def bounds(self) -> str:
         """What the value bounds, for a report."""
 
+    at_noise: ClassVar[bool] = False
+    """Whether it draws the state that the process would have at t_0, which then matters."""
+
+
+@final
+@dataclass(frozen=True)
+class Continuous(Dequantisation):
+    """Real numbers, taken to lie at t_0 as they are: weight 0."""
+
+    def draw(self, k: Tensor, u: Tensor, levels: Levels, sde: SDE, t0: float) -> Draw:
+        x = k.double()
+        return Draw(x, x.new_zeros(len(x)))
+
+    @property
+    def bounds(self) -> str:
+        return "the log-density at t_0 of real numbers"
+
 
 @final
 @dataclass(frozen=True)
@@ -83,6 +100,8 @@ class TruncatedNormal(Dequantisation):
     Likelihood Estimation for Diffusion ODEs, arXiv 2305.03935, section 3.2.
     """
 
+    at_noise: ClassVar[bool] = True
+
     def draw(self, k: Tensor, u: Tensor, levels: Levels, sde: SDE, t0: float) -> Draw:
         alpha, sigma = _marginal(sde, t0)
         mass = math.erf(alpha * levels.step / (2 * sigma) / math.sqrt(2))
@@ -106,6 +125,8 @@ class Decoder(Dequantisation):
     Levels beyond 10 deviations are left out. Variational Diffusion Models, arXiv 2107.00630, eq. 8
     with appendix C.
     """
+
+    at_noise: ClassVar[bool] = True
 
     def draw(self, k: Tensor, u: Tensor, levels: Levels, sde: SDE, t0: float) -> Draw:
         alpha, sigma = _marginal(sde, t0)

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from scoresde.denoiser import Denoiser
 from scoresde.likelihood.divergence import Divergence, exact
+from scoresde.sde import SDE
 from scoresde.solvers import (
     Flow,
     Tolerance,
     integrate,
-    require_samples,
+    require_continuous,
     scale,
     time_of,
     unit_alpha,
@@ -59,10 +60,9 @@ def log_likelihood(
     ``solve_ode``. Raises ValueError and SolverError as ``solve_ode`` does. Score-Based Generative
     Modeling through SDEs, arXiv 2011.13456, eq. 39, in the variables of (8).
     """
-    require_samples(x)
+    require_continuous(x)
     sde, flow, dim = denoiser.sde, Flow(denoiser), x[0].numel()
     first, last = time_of(sde, sde.t_min if t0 is None else t0), time_of(sde, sde.t_max)
-    n0, n1 = scale(sde, first), scale(sde, last)
 
     def rate(lam: float, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         a = unit_alpha(lam)
@@ -70,14 +70,19 @@ def log_likelihood(
         return a * (x0 - a * state[0]), a * (div - a * dim)
 
     # A float32 state would put a floor under the tolerances; the network keeps its own dtype.
-    state = x.double() / n0
+    state = x.double() / scale(sde, first)
     start = (state, state.new_zeros(divergence.estimates, len(x)))
     tolerance = Tolerance(method, rtol, atol, steps, max_nfe)
     w, gain = integrate(rate, start, float(sde.lam(first)), float(sde.lam(last)), tolerance)
-    latent = w * n1
-    terminal = terminal_log_prob(sde.prior() if prior is None else prior, latent)
-    log_prob = terminal + dim * math.log(n1 / n0) + gain.mean(0)
+    latent = w * scale(sde, last)
+    log_prob = closed(sde, latent, prior, first, last) + gain.mean(0)
     return LogLikelihood(log_prob, latent, flow.nfe, standard_error_of(gain, divergence))
+
+
+def closed(sde: SDE, latent: Tensor, prior: Any, first: Tensor, last: Tensor) -> Tensor:
+    """What (10) adds to the integral, log p_T(x_T) + D log(n_T / n_t0), of each sample (B,)."""
+    units = latent[0].numel() * math.log(scale(sde, last) / scale(sde, first))
+    return terminal_log_prob(sde.prior() if prior is None else prior, latent) + units
 
 
 def terminal_log_prob(prior: Any, x: Tensor) -> Tensor:

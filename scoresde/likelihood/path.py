@@ -18,9 +18,9 @@ from torch import Tensor
 
 from scoresde.denoiser import Denoiser
 from scoresde.likelihood.divergence import Divergence, Field, Hutchinson, exact
-from scoresde.likelihood.flow import LogLikelihood, standard_error_of, terminal_log_prob
+from scoresde.likelihood.flow import LogLikelihood, closed, standard_error_of
 from scoresde.samplers import V, eab, sample
-from scoresde.solvers import require_samples, scale, time_of, unit_alpha
+from scoresde.solvers import require_continuous, scale, time_of, unit_alpha
 
 GREGORY = 6
 """Order of the corrections at the ends of the quadrature."""
@@ -100,7 +100,7 @@ def path_log_likelihood(
     influence each other. ``prior`` is as in ``log_likelihood``. Raises ValueError unless
     nodes >= 12, or for an empty batch.
     """
-    require_samples(x)
+    require_continuous(x)
     if nodes < 2 * GREGORY:
         raise ValueError(f"need nodes >= {2 * GREGORY}, got {nodes}")
     sde, dim = denoiser.sde, x[0].numel()
@@ -118,8 +118,7 @@ def path_log_likelihood(
         for k, at in enumerate(lam)
     ]
     gain = torch.einsum("n,nkb->kb", weights.to(end), torch.stack(rates))
-    terminal = terminal_log_prob(sde.prior() if prior is None else prior, end)
-    log_prob = terminal + dim * math.log(scale(sde, last) / scale(sde, first)) + gain.mean(0)
+    log_prob = closed(sde, end, prior, first, last) + gain.mean(0)
     error = standard_error_of(gain, probing(0, end))
     return LogLikelihood(log_prob, end, reader.calls, error)
 

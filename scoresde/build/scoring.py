@@ -1,0 +1,66 @@
+"""Estimators of the likelihood: the objects that ``config.likelihood`` describes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from scoresde.build.tables import constructor, table
+from scoresde.config.schema import Likelihood
+from scoresde.likelihood import (
+    AlongPath,
+    BlackBox,
+    Continuous,
+    DecodedVariational,
+    Decoder,
+    Dequantisation,
+    Estimator,
+    FlowEstimator,
+    FlowSolver,
+    Held,
+    Levels,
+    Sketched,
+    Tolerant,
+    Trace,
+    TruncatedNormal,
+    Uniform,
+    Variational,
+    exact_trace,
+)
+
+DEQUANTISATIONS: Mapping[str, Dequantisation] = table(
+    uniform=Uniform(), truncated_normal=TruncatedNormal(), decoder=Decoder()
+)
+TRACES: Mapping[str, Callable[[int], Trace]] = table(
+    **{"exact": lambda probes: exact_trace, "hutchinson": Held, "hutch++": Sketched}
+)
+
+
+def build_estimator(section: Likelihood, scaling: Levels) -> Estimator:
+    """The estimator of ``config.likelihood`` for data of this scaling."""
+    if section.method == "elbo":
+        return bound_of(section, scaling)
+    return FlowEstimator(_solver(section), dequantisation_of(section, scaling), section.t0)
+
+
+def bound_of(section: Likelihood, scaling: Levels) -> Estimator:
+    """The variational bound that goes with the dequantisation of the section."""
+    law = dequantisation_of(section, scaling)
+    if scaling.levels is None or section.dequantisation == "uniform":
+        return Variational(section.times, dequantisation=law)
+    return DecodedVariational(section.times, t0=section.t0)
+
+
+def dequantisation_of(section: Likelihood, scaling: Levels) -> Dequantisation:
+    """That of the section; real numbers have none."""
+    if scaling.levels is None:
+        return Continuous()
+    return constructor(DEQUANTISATIONS, section.dequantisation)
+
+
+def _solver(section: Likelihood) -> FlowSolver:
+    if section.method == "path":
+        return AlongPath(section.steps, None if section.trace == "exact" else section.probes)
+    trace = constructor(TRACES, section.trace)(section.probes)
+    if section.method == "adaptive":
+        return Tolerant(section.rtol, section.atol, trace)
+    return BlackBox(section.method, section.rtol, section.atol, section.steps, trace)

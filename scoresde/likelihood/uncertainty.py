@@ -1,0 +1,64 @@
+"""How sure a mean over images is: its standard error, an interval, and what the draws add."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+RESAMPLES = 4000
+
+
+class Mean(NamedTuple):
+    """A mean with its standard error; NaN where a single value cannot tell."""
+
+    value: float
+    error: float
+
+
+def mean(values: Tensor) -> Mean:
+    """The mean of ``values`` (N,) and s / sqrt(N), over images and all that is drawn for them."""
+    n = len(values)
+    error = float(values.std()) / math.sqrt(n) if n > 1 else math.nan
+    return Mean(float(values.mean()), error)
+
+
+def draw_error(first: Tensor, second: Tensor, images: int, draws: int = 1) -> float:
+    """The part of the standard error that other probes and dequantisations would change.
+
+        sqrt(mean_i (v_i - v'_i)^2 / 2 / (draws images))
+
+    v and v' (M,) are independent draws for some of the ``images``, whose values are means of
+    ``draws`` of them. NaN where there is no pair.
+    """
+    if not len(first):
+        return math.nan
+    variance = float((first - second).square().mean()) / 2
+    return math.sqrt(variance / (draws * images))
+
+
+def bootstrap_interval(
+    values: Tensor, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, float]:
+    """The expanded percentile interval of the mean of ``values`` (N,), N >= 2, by resampling.
+
+    Its quantiles are Phi(-+ sqrt(N / (N - 1)) t), t that of Student's law with N - 1 degrees,
+    which mends the narrowness of plain percentiles at small N. Raises ValueError for a single
+    value. What Teachers Should Know about the Bootstrap, arXiv 1411.5279, section 5.1.
+    """
+    from scipy.special import ndtr, stdtrit
+
+    n = len(values)
+    if n < 2:
+        raise ValueError("an interval needs at least 2 values")
+    generator = torch.Generator().manual_seed(seed)
+    centred, means = (values - values.mean()).double().cpu(), []
+    for rows in torch.empty(resamples).split(max(1, 10_000_000 // n)):
+        chosen = torch.randint(n, (len(rows), n), generator=generator)
+        means.append(centred[chosen].mean(1))
+    tail = float(ndtr(math.sqrt(n / (n - 1)) * stdtrit(n - 1, (1 - level) / 2)))
+    ends = torch.cat(means).quantile(torch.tensor([tail, 1 - tail]).double())
+    low, high = (float(end + values.mean()) for end in ends)
+    return low, high

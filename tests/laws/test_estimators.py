@@ -1,0 +1,212 @@
+"""Estimators of log P through one interface: exact answers, independence, honest errors."""
+
+import math
+
+import pytest
+import torch
+
+from scoresde import VP, Denoiser
+from scoresde.data import Scaling
+from scoresde.likelihood import (
+    AlongPath,
+    BlackBox,
+    Continuous,
+    DecodedVariational,
+    Decoder,
+    FlowEstimator,
+    Held,
+    Sketched,
+    Tolerant,
+    TruncatedNormal,
+    Uniform,
+    Variational,
+    adaptive_log_likelihood,
+    bootstrap_interval,
+    draw_error,
+    exact_trace,
+    log_likelihood,
+    mean,
+)
+from scoresde.samplers import per_sample_noise
+from scoresde.solvers import SolverError
+from scoresde.testing import Gaussian, grid25
+
+F64 = torch.float64
+REAL = Scaling(None)
+LEVELS = Scaling(17)
+
+
+def turned(d: int = 4, seed: int = 0) -> Gaussian:
+    """Correlated Gaussian data."""
+    a = torch.randn(d, d, generator=torch.Generator().manual_seed(seed), dtype=F64)
+    return Gaussian(
+        torch.linspace(-0.5, 0.5, d, dtype=F64), 0.3 * a @ a.T / d + 0.05 * torch.eye(d)
+    )
+
+
+def ends(sde):
+    return (torch.tensor(t, dtype=F64) for t in (sde.t_min, sde.t_max))
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        AlongPath(240, None),
+        Tolerant(1e-7, 1e-7, exact_trace),
+        BlackBox("dopri8", 1e-6, 1e-6, trace=exact_trace),
+        BlackBox("rk4", steps=100, trace=exact_trace),
+    ],
+    ids=lambda s: type(s).__name__ + getattr(s, "method", ""),
+)
+def test_every_solver_finds_the_density(sde, solver):
+    law = turned()
+    x = law.sample(5, torch.Generator().manual_seed(1))
+    t0, end = ends(sde)
+    found = FlowEstimator(solver)(law.denoiser(sde), x, REAL, per_sample_noise(range(5)))
+    # The prior of the process stands in for the law at t_max; take its error out.
+    codes = law.flow(x, sde, t0, end)
+    gap = sde.prior().log_prob(codes).sum(1) - law.log_prob(codes, sde, end)
+    assert torch.allclose(found.log_prob - gap, law.log_prob(x, sde, t0), atol=4e-5)
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        FlowEstimator(AlongPath(16)),
+        FlowEstimator(Tolerant(1e-3, 1e-3, Held(2))),
+        FlowEstimator(Tolerant(1e-3, 1e-3, Sketched(1))),
+        FlowEstimator(BlackBox("rk4", steps=8)),
+        Variational(8),
+    ],
+    ids=lambda e: type(e).__name__ + type(getattr(e, "solver", None)).__name__,
+)
+def test_batch_mates_never_change_a_value(estimator):
+    law = grid25(0.2)
+    denoiser, x = law.denoiser(VP()), law.sample(7, torch.Generator().manual_seed(0))
+    together = estimator(denoiser, x, REAL, per_sample_noise(range(7))).log_prob
+    for i in (0, 4):
+        alone = estimator(denoiser, x[i : i + 1], REAL, per_sample_noise([i])).log_prob
+        assert torch.allclose(alone, together[i : i + 1], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("law", [Uniform(), TruncatedNormal(), Decoder()], ids=repr)
+def test_levels_are_drawn_from_the_stream_of_each_sample(law):
+    k = torch.randint(0, 17, (4, 1, 2, 2), generator=torch.Generator().manual_seed(0))
+    denoiser = Gaussian(torch.zeros(1, 2, 2, dtype=F64), 0.25).denoiser(VP())
+    estimator = FlowEstimator(AlongPath(12), law)
+    together = estimator(denoiser, k, LEVELS, per_sample_noise(range(4))).log_prob
+    alone = estimator(denoiser, k[2:3], LEVELS, per_sample_noise([2])).log_prob
+    assert torch.allclose(alone, together[2:3], rtol=0, atol=1e-9)
+    other = estimator(denoiser, k, LEVELS, per_sample_noise(range(4, 8))).log_prob
+    assert not torch.allclose(other, together)
+
+
+def test_the_model_takes_over_where_its_dequantisation_is_tight():
+    sde = VP(t_min=1e-6)
+    assert FlowEstimator(dequantisation=Uniform()).start(sde, LEVELS) == sde.t_min
+    tight = FlowEstimator(dequantisation=TruncatedNormal()).start(sde, LEVELS)
+    assert float(sde.sigma(torch.tensor(tight, dtype=F64))) == pytest.approx(
+        LEVELS.step / 16, rel=1e-3
+    )
+    assert DecodedVariational(t0=0.01).start(sde, LEVELS) == 0.01
+    late = VP(t_min=1e-2, t_eps=1e-2)  # never below what a model was trained at
+    assert FlowEstimator(dequantisation=Decoder()).start(late, LEVELS) == late.t_min
+
+
+def test_half_the_effort_shows_the_error_of_the_solver():
+    law, sde = grid25(0.1), VP()
+    x = law.sample(20, torch.Generator().manual_seed(0))
+    fine = FlowEstimator(AlongPath(48, None))
+    exact = FlowEstimator(AlongPath(400, None))
+    values = [
+        e(law.denoiser(sde), x, REAL, per_sample_noise(range(20))).log_prob
+        for e in (fine.coarser(), fine, exact)
+    ]
+    told, error = (values[0] - values[1]).abs().mean(), (values[1] - values[2]).abs().mean()
+    assert error < told < 1
+    assert Variational().coarser() is None
+    assert FlowEstimator(AlongPath(12)).coarser().solver.nodes == 12
+
+
+def test_what_it_is_is_said():
+    assert "lower bound" in FlowEstimator(dequantisation=TruncatedNormal()).bounds
+    assert "lower bound" in Variational().bounds
+    assert "lower bound" in DecodedVariational().bounds
+    assert "lower bound" not in FlowEstimator(dequantisation=Continuous()).bounds
+
+
+# --- error control per sample ---------------------------------------------------------------------
+
+
+def test_the_adaptive_value_is_exact_and_agrees_with_the_black_box(sde):
+    law = turned(3)
+    x = law.sample(6, torch.Generator().manual_seed(2)).reshape(6, 1, 3)
+    shaped = Denoiser(sde, lambda x, t: law.denoiser(sde)(x.flatten(1), t).reshape(x.shape))
+    found = adaptive_log_likelihood(shaped, x, rtol=1e-8, atol=1e-8)
+    known = log_likelihood(shaped, x, rtol=1e-8, atol=1e-8)
+    assert torch.allclose(found.log_prob, known.log_prob, atol=1e-5)
+    assert torch.allclose(found.latent, known.latent, atol=1e-4 * float(sde.prior().stddev))
+    assert found.nfe > 0
+
+
+def test_a_solve_that_is_cut_short_says_how_many():
+    law = grid25()
+    x = law.sample(3, torch.Generator().manual_seed(0))
+    with pytest.raises(SolverError, match="3 of 3 samples did not reach t=1 within 20 calls"):
+        adaptive_log_likelihood(law.denoiser(VP()), x, max_nfe=20)
+
+
+@pytest.mark.parametrize("score", [log_likelihood, adaptive_log_likelihood])
+def test_integers_are_refused(score):
+    with pytest.raises(ValueError, match="dequantise them first"):
+        score(grid25().denoiser(VP()), torch.zeros(2, 2, dtype=torch.int64))
+
+
+# --- how sure -------------------------------------------------------------------------------------
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says():
+    """200 evaluations of 40 samples each, by one probe a node: truth in 90 to 99 % of them."""
+    sde, repetitions, n = VP(), 200, 40
+    law = turned(2, seed=3)
+    x = law.sample(repetitions * n, torch.Generator().manual_seed(5))
+    noise = per_sample_noise(range(len(x)))
+    values = FlowEstimator(AlongPath(24))(law.denoiser(sde), x, REAL, noise).log_prob
+    t0, _ = ends(sde)
+    alpha, sigma = float(sde.alpha(t0)), float(sde.sigma(t0))
+    covariance = alpha**2 * law.cov + sigma**2 * torch.eye(2, dtype=F64)
+    # The data lie at t_0 as they are: a cross-entropy.
+    inverse, shift = torch.linalg.inv(covariance), (1 - alpha) * law.mean
+    quadratic = (inverse * law.cov).sum() + shift @ inverse @ shift
+    truth = -0.5 * (quadratic + torch.logdet(2 * math.pi * covariance))
+    inside = 0
+    for part in values.reshape(repetitions, n):
+        low, high = bootstrap_interval(part, resamples=1000)
+        inside += low <= float(truth) <= high
+    assert 0.90 * repetitions <= inside <= 0.99 * repetitions
+
+
+def test_small_samples_get_the_wider_interval():
+    """Of 8 normal numbers: the plain percentiles would cover 88 %."""
+    z = torch.randn(400, 8, generator=torch.Generator().manual_seed(0), dtype=F64)
+    inside = sum(low <= 0 <= high for low, high in map(bootstrap_interval, z))
+    assert 0.91 * 400 <= inside <= 0.98 * 400
+
+
+def test_an_interval_of_one_value_is_refused():
+    with pytest.raises(ValueError, match="at least 2"):
+        bootstrap_interval(torch.ones(1))
+
+
+def test_errors_of_images_and_of_draws_come_apart():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(4000, generator=generator, dtype=F64)
+    first, second = (
+        images + 0.3 * torch.randn(4000, generator=generator, dtype=F64) for _ in range(2)
+    )
+    assert mean(first).error == pytest.approx(math.sqrt(1.09 / 4000), rel=0.05)
+    assert draw_error(first[:1000], second[:1000], 4000) == pytest.approx(
+        0.3 / math.sqrt(4000), rel=0.1
+    )
+    assert math.isnan(draw_error(first[:0], second[:0], 4000))
+    assert math.isnan(mean(first[:1]).error)
