@@ -156,6 +156,70 @@ class Mixture:
         return alpha, gap, total, log_weights + log_normal
 
 
+@dataclass(frozen=True)
+class PixelScale:
+    """Level k covers low + step [k, k + 1): the ``Levels`` of a likelihood."""
+
+    levels: int
+    low: float
+    step: float
+
+
+@dataclass(frozen=True, eq=False)
+class Pixels:
+    """Independent pixels whose level is k with probability ``p[k]``, in the middle of a level.
+
+    The levels share [-1, 1). Raises ValueError unless ``p`` (K,) is a law.
+    """
+
+    p: Tensor
+
+    def __post_init__(self) -> None:
+        if self.p.ndim != 1 or not (self.p > 0).all() or abs(float(self.p.sum()) - 1) > 1e-9:
+            raise ValueError("the probabilities of levels must be positive and add up to 1")
+
+    @property
+    def scale(self) -> PixelScale:
+        """Where the levels lie."""
+        return PixelScale(len(self.p), -1.0, 2 / len(self.p))
+
+    @property
+    def middles(self) -> Tensor:
+        """The numbers that stand for the levels, (K,)."""
+        k = torch.arange(len(self.p), dtype=torch.float64)
+        return self.scale.low + self.scale.step * (k + 0.5)
+
+    @property
+    def entropy(self) -> float:
+        """Bits of a pixel."""
+        return float(-(self.p * self.p.log2()).sum())
+
+    def sample(self, n: int, dim: int, generator: torch.Generator | None = None) -> Tensor:
+        """Levels (n, dim)."""
+        drawn = torch.multinomial(self.p, n * dim, replacement=True, generator=generator)
+        return drawn.reshape(n, dim)
+
+    def log_prob(self, k: Tensor) -> Tensor:
+        """log P of levels (B, ...), in nats, (B,)."""
+        return self.p.log()[k].flatten(1).sum(1)
+
+    def denoiser(self, sde: SDE) -> Denoiser:
+        """x0_hat = sum_k m_k p(k | x),   p(k | x) ~ p_k N(x; alpha m_k, sigma^2)."""
+
+        def predict(x: Tensor, t: Tensor) -> Tensor:
+            alpha, sigma = (f(t).reshape(-1, *[1] * x.ndim).to(x) for f in (sde.alpha, sde.sigma))
+            away = (x.unsqueeze(-1) - alpha * self.middles.to(x)) / sigma
+            return (self.p.log().to(x) - away**2 / 2).softmax(-1) @ self.middles.to(x)
+
+        return Denoiser(sde, predict)
+
+
+def mostly_black(black: float = 0.8, levels: int = 256) -> Pixels:
+    """Pixels of which a share is at level 0, and the rest on a falling ramp, as of digits."""
+    ramp = torch.linspace(2, 0.5, levels - 1, dtype=torch.float64)
+    return Pixels(torch.cat([ramp.new_tensor([black]), (1 - black) * ramp / ramp.sum()]))
+
+
 def grid25(std: float = 0.05, total: float = 0.5) -> Mixture:
     """25 equal Gaussians on a 5 x 5 grid in the plane, of a total deviation per dimension."""
     ticks = torch.linspace(-1, 1, 5, dtype=torch.float64)

@@ -1,12 +1,11 @@
 """Discrete data: exact entropies, dequantisations, and the variational bound."""
 
 import math
-from dataclasses import dataclass
 
 import pytest
 import torch
 
-from scoresde import EDM, VE, VP, Denoiser, SubVP
+from scoresde import EDM, VE, VP, SubVP
 from scoresde.data import Scaling
 from scoresde.likelihood import (
     Decoder,
@@ -17,60 +16,31 @@ from scoresde.likelihood import (
     log_likelihood,
     tight_time,
 )
-from scoresde.testing import Gaussian
+from scoresde.testing import Gaussian, mostly_black
 
 F64 = torch.float64
 PROCESSES = [VP(), SubVP(), VE(sigma_min=1e-4), EDM()]
 FOUR = pytest.mark.parametrize("sde", PROCESSES, ids=lambda s: type(s).__name__)
 
 
-@dataclass(frozen=True)
-class Pixels:
-    """Independent pixels with the law ``p`` over the levels of a scaling: all of it is known."""
-
-    p: torch.Tensor
-    scaling: Scaling
-
-    @property
-    def bits(self):
-        """Entropy of a pixel."""
-        return float(-(self.p * self.p.log2()).sum())
-
-    @property
-    def middles(self):
-        return self.scaling.low + self.scaling.step * (torch.arange(len(self.p), dtype=F64) + 0.5)
-
-    def denoiser(self, sde):
-        def predict(x, t):
-            alpha, sigma = (f(t).reshape(-1, *[1] * x.ndim) for f in (sde.alpha, sde.sigma))
-            logits = self.p.log() - ((x.unsqueeze(-1) - alpha * self.middles) / sigma) ** 2 / 2
-            return logits.softmax(-1) @ self.middles
-
-        return Denoiser(sde, predict)
-
-    def sample(self, n, dim, seed=0):
-        g = torch.Generator().manual_seed(seed)
-        return torch.multinomial(self.p, n * dim, replacement=True, generator=g).reshape(n, dim)
-
-    def log2(self, k):
-        """Bits of each sample (B,)."""
-        return -self.p.log2()[k].sum(1)
+def drawn(pixels, n, dim):
+    """Levels, always the same."""
+    return pixels.sample(n, dim, torch.Generator().manual_seed(0))
 
 
-def mostly_black():
-    """256 levels, 80 % of the mass at 0."""
-    tail = torch.linspace(2, 0.5, 255, dtype=F64)
-    return Pixels(torch.cat([torch.tensor([0.8]).double(), 0.2 * tail / tail.sum()]), Scaling(256))
+def exact(pixels, k):
+    """Bits of each sample (B,)."""
+    return -pixels.log_prob(k) / math.log(2)
 
 
 def bits(pixels, sde, dequantisation, k, seed=1, t0=None):
     """Bits per pixel of each sample, (B,)."""
     u = torch.rand(k.shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
     t0 = sde.t_min if t0 is None else t0
-    drawn = dequantisation.draw(k, u, pixels.scaling, sde, t0)
+    draw = dequantisation.draw(k, u, pixels.scale, sde, t0)
     tolerance = {"method": "dopri5", "rtol": 1e-5, "atol": 1e-5}
-    found = log_likelihood(pixels.denoiser(sde), drawn.x, t0=t0, **tolerance)
-    return -(found.log_prob + drawn.weight) / k.shape[1] / math.log(2)
+    found = log_likelihood(pixels.denoiser(sde), draw.x, t0=t0, **tolerance)
+    return -(found.log_prob + draw.weight) / k.shape[1] / math.log(2)
 
 
 @FOUR
@@ -78,9 +48,9 @@ def bits(pixels, sde, dequantisation, k, seed=1, t0=None):
 def test_within_a_hundredth_of_a_bit_of_the_entropy(sde, dequantisation):
     """Against the exact bits of the very samples, so that their scatter does not count."""
     pixels = mostly_black()
-    k = pixels.sample(400, 3)
-    t0 = tight_time(sde, pixels.scaling)
-    gap = bits(pixels, sde, dequantisation, k, t0=t0) - pixels.log2(k) / 3
+    k = drawn(pixels, 400, 3)
+    t0 = tight_time(sde, pixels.scale)
+    gap = bits(pixels, sde, dequantisation, k, t0=t0) - exact(pixels, k) / 3
     assert abs(gap.mean()) < 0.01
     assert gap.mean() > -4 * gap.std() / math.sqrt(len(k)) - 1e-3  # a bound, on average
 
@@ -88,20 +58,20 @@ def test_within_a_hundredth_of_a_bit_of_the_entropy(sde, dequantisation):
 def test_uniform_dequantisation_loses_what_the_others_do_not():
     """A perfect model of the levels gives half of an empty place around each of them."""
     pixels = mostly_black()
-    k = pixels.sample(200, 3)
+    k = drawn(pixels, 200, 3)
     for sde in (VP(t_min=1e-3), VE()):
-        gap = bits(pixels, sde, Uniform(), k) - pixels.log2(k) / 3
+        gap = bits(pixels, sde, Uniform(), k) - exact(pixels, k) / 3
         assert gap.mean() > 0.1
 
 
 def test_more_draws_never_loosen_the_bound_on_average():
     pixels, sde = mostly_black(), VP()
-    k = pixels.sample(100, 2)
+    k = drawn(pixels, 100, 2)
     values = torch.stack([-bits(pixels, sde, Uniform(), k, seed) for seed in range(8)])
     values = values * 2 * math.log(2)
     one, eight = values.mean(), importance_weighted(values).mean()
     assert eight >= one
-    exact = -pixels.log2(k).mean() * math.log(2)
+    exact = pixels.log_prob(k).mean()
     assert abs(eight - exact) < abs(one - exact)
 
 
@@ -150,8 +120,8 @@ def test_the_variational_bound_is_below_the_truth_and_near_it(sde):
 
 def test_the_bound_of_levels_through_a_decoder():
     pixels, sde = mostly_black(), VP()
-    k = pixels.sample(400, 3)
-    decode = lambda z: Decoder().log_prob(k, z, pixels.scaling, sde, sde.t_min)  # noqa: E731
+    k = drawn(pixels, 400, 3)
+    decode = lambda z: Decoder().log_prob(k, z, pixels.scale, sde, sde.t_min)  # noqa: E731
     got = elbo(
         pixels.denoiser(sde),
         pixels.middles[k],
@@ -159,7 +129,7 @@ def test_the_bound_of_levels_through_a_decoder():
         reconstruction=decode,
         generator=torch.Generator().manual_seed(3),
     )
-    gap = -got.log_prob / math.log(2) / 3 - pixels.log2(k) / 3
+    gap = -got.log_prob / math.log(2) / 3 - exact(pixels, k) / 3
     scatter = gap.std() / math.sqrt(len(k))
     assert -4 * scatter < gap.mean() < 0.03 + 4 * scatter
 

@@ -135,7 +135,7 @@ def test_what_it_is_is_said():
     assert "lower bound" not in FlowEstimator(dequantisation=Continuous()).bounds
 
 
-# --- error control per sample ---------------------------------------------------------------------
+# --- error control per sample ---
 
 
 def test_the_adaptive_value_is_exact_and_agrees_with_the_black_box(sde):
@@ -162,7 +162,7 @@ def test_integers_are_refused(score):
         score(grid25().denoiser(VP()), torch.zeros(2, 2, dtype=torch.int64))
 
 
-# --- how sure -------------------------------------------------------------------------------------
+# --- how sure ---
 
 
 def test_the_interval_covers_the_truth_as_often_as_it_says():
