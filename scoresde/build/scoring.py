@@ -9,6 +9,7 @@ from scoresde.config.schema import Likelihood
 from scoresde.likelihood import (
     AlongPath,
     BlackBox,
+    Chain,
     Continuous,
     DecodedVariational,
     Decoder,
@@ -26,6 +27,9 @@ from scoresde.likelihood import (
     Variational,
     exact_trace,
 )
+from scoresde.likelihood.discrete import LARGE, LEARNED, SMALL
+from scoresde.samplers import Grid
+from scoresde.samplers.grids import log_snr, uniform
 
 DEQUANTISATIONS: Mapping[str, Dequantisation] = table(
     uniform=Uniform(), truncated_normal=TruncatedNormal(), decoder=Decoder()
@@ -33,12 +37,17 @@ DEQUANTISATIONS: Mapping[str, Dequantisation] = table(
 TRACES: Mapping[str, Callable[[int], Trace]] = table(
     **{"exact": lambda probes: exact_trace, "hutchinson": Held, "hutch++": Sketched}
 )
+VARIANCES: Mapping[str, float | None] = table(small=SMALL, large=LARGE, learned=LEARNED)
+CHAINS: Mapping[str, Grid] = table(uniform=uniform, log_snr=log_snr)
 
 
 def build_estimator(section: Likelihood, scaling: Levels) -> Estimator:
     """The estimator of ``config.likelihood`` for data of this scaling."""
     if section.method == "elbo":
         return bound_of(section, scaling)
+    if section.method == "discrete":
+        mix, grid = constructor(VARIANCES, section.variance), constructor(CHAINS, section.chain)
+        return Chain(section.steps, mix, section.times, grid=grid)
     return FlowEstimator(_solver(section), dequantisation_of(section, scaling), section.t0)
 
 

@@ -185,7 +185,9 @@ def _effort(report: Mapping[str, Any]) -> str:
     method = report["method"]
     if method == "elbo":
         return f"elbo, {report['times']} times"
-    if method in ("path", "discrete", *FIXED_STEP_METHODS):
+    if method == "discrete":
+        return f"discrete, {report['steps']} levels, {report['variance']} variance"
+    if method in ("path", *FIXED_STEP_METHODS):
         effort = f"{report['steps']} steps"
     else:
         effort = f"rtol {report['rtol']:g}"

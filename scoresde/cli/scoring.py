@@ -199,7 +199,8 @@ class Partial:
         values = Values.empty(n)
         for path in self.files:
             try:
-                with np.load(path, allow_pickle=False) as found:
+                # Opened here: numpy leaves the file open when it is a damaged archive.
+                with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
                     same = str(found["key"]) == self.key
                     rows = torch.from_numpy(found["rows"])
                     columns = {name: torch.from_numpy(found[name]) for name in COLUMNS}

@@ -144,7 +144,7 @@ class Likelihood(Section):
     t0: Positive | None = None
     """time at which the model takes over; null: t_min, or where a level is 16 deviations wide"""
     steps: Count = 64
-    """of path, of fixed-step methods, of the chain"""
+    """of path, of fixed-step methods, of discrete"""
     rtol: Positive = 1e-5
     atol: Positive = 1e-5
     trace: Literal["hutchinson", "exact", "hutch++"] = "hutchinson"
@@ -152,9 +152,11 @@ class Likelihood(Section):
     probes: Count = 1
     """of hutchinson and hutch++"""
     times: Count = 32
-    """levels of noise an image of elbo"""
+    """levels of noise an image of elbo, or transitions of discrete"""
+    chain: Literal["uniform", "log_snr"] = "uniform"
+    """what the levels of discrete are equal steps of; uniform: t, as in a DDPM table"""
     variance: Literal["small", "large", "learned"] = "small"
-    """of the steps of the chain"""
+    """of the reverse steps of discrete"""
     repeats: Count = 1
     """draws of the dequantisation, the probes and the times an image"""
     importance: bool = False
@@ -179,8 +181,12 @@ class Likelihood(Section):
                 "method=elbo bounds uniform levels or decodes them, got "
                 "dequantisation=truncated_normal; choose uniform or decoder"
             )
-        if self.method == "elbo" and self.times < 2:
-            raise ValueError(f"method=elbo needs times >= 2, got times={self.times}")
+        if self.method in ("elbo", "discrete") and self.times < 2:
+            raise ValueError(f"method={self.method} needs times >= 2, got times={self.times}")
+        if self.method == "discrete" and self.steps < 3:
+            raise ValueError(f"method=discrete needs steps >= 3, got steps={self.steps}")
+        if self.method == "discrete" and self.dequantisation == "truncated_normal":
+            raise ValueError("method=discrete decodes levels itself; leave dequantisation out")
         if self.importance and self.repeats < 2:
             raise ValueError("importance=true combines repeats >= 2, got repeats=1; raise repeats")
         return self

@@ -26,6 +26,7 @@ from scoresde.likelihood.divergence import (
 from scoresde.likelihood.estimators import (
     AlongPath,
     BlackBox,
+    Chain,
     DecodedVariational,
     Estimate,
     Estimator,
@@ -47,6 +48,7 @@ __all__ = [
     "AlongPath",
     "BlackBox",
     "Bound",
+    "Chain",
     "Continuous",
     "DecodedVariational",
     "Decoder",

@@ -14,10 +14,12 @@ from scoresde.denoiser import Denoiser
 from scoresde.likelihood.adaptive import adaptive_log_likelihood
 from scoresde.likelihood.bounds import elbo
 from scoresde.likelihood.dequantise import Continuous, Decoder, Dequantisation, Levels, tight_time
+from scoresde.likelihood.discrete import SMALL, discrete_elbo
 from scoresde.likelihood.divergence import Divergence, Hutchinson, HutchPlusPlus, exact
 from scoresde.likelihood.flow import LogLikelihood, log_likelihood
 from scoresde.likelihood.path import GREGORY, Orthogonal, Probing, exactly, path_log_likelihood
-from scoresde.samplers import Noise
+from scoresde.samplers import Grid, Noise
+from scoresde.samplers.grids import uniform
 from scoresde.sde import SDE
 
 CONTINUOUS, DECODER = Continuous(), Decoder()
@@ -269,6 +271,46 @@ class DecodedVariational(Estimator):
 
     def start(self, sde: SDE, scaling: Levels) -> float:
         return _start(sde, scaling, self.decoder) if self.t0 is None else self.t0
+
+    def coarser(self) -> None:
+        return None
+
+
+@final
+@dataclass(frozen=True)
+class Chain(Estimator):
+    """The variational bound of a chain of ``steps`` levels of a grid, as of DDPM.
+
+    ``mix`` is the reverse variance (``SMALL``, ``LARGE``, ``LEARNED``); at most ``times`` of the
+    transitions are drawn, in proportion to their terms for data of deviation ``std``.
+    """
+
+    steps: int = 1000
+    mix: float | None = SMALL
+    times: int = 1000
+    std: float = 0.5
+    grid: Grid = uniform
+
+    def __call__(self, denoiser: Denoiser, x: Tensor, scaling: Levels, noise: Noise) -> Estimate:
+        discrete = scaling.levels is not None
+        bound = discrete_elbo(
+            denoiser,
+            scaling.low + scaling.step * (x.double() + 0.5) if discrete else x,
+            self.grid(denoiser.sde, self.steps - 1),
+            mix=self.mix,
+            levels=scaling if discrete else None,
+            times=self.times if self.times < self.steps else None,
+            std=self.std,
+            noise=noise,
+        )
+        return Estimate(bound.log_prob, bound.nfe)
+
+    @property
+    def bounds(self) -> str:
+        return f"variational lower bound of a chain of {self.steps} levels"
+
+    def start(self, sde: SDE, scaling: Levels) -> float:
+        return float(self.grid(sde, self.steps - 1)[-1])
 
     def coarser(self) -> None:
         return None

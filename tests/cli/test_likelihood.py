@@ -6,8 +6,12 @@ import csv
 import json
 import math
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.distributions import Normal
@@ -225,3 +229,175 @@ class TestRefusals:
         message = refusal(capsys, wild, *flags, code=1)
         assert "torchdiffeq dopri5" in message
         assert "loosen rtol and atol" in message
+
+
+CHEAP = ("--likelihood.method", "euler", "--likelihood.steps", "1", "--likelihood.check", "3")
+
+
+class TestReport:
+    def test_errors_of_images_draws_and_solver_are_told_apart(self, wild, capsys):
+        flags = ("--likelihood.steps", "16", "--num", "6", "--likelihood.check", "4", "--bound")
+        report = score(capsys, wild, *flags)
+        low, high = report["interval"]
+        assert low < report["bits_per_dim"] < high
+        assert 0 < report["draws_se"] < report["bits_per_dim_se"]
+        assert report["solver_error"]["examples"] == 4
+        assert report["solver_error"]["change"] != 0
+        assert report["lower_bound"]["is"].startswith("variational lower bound")
+        assert report["is"].startswith("uniform dequantisation")
+        assert report["warnings"] == ["the first 6 examples only"]
+        assert 0 < report["prior_gap"] < 1e-3
+
+    def test_without_a_check_nothing_is_said_of_draws_and_solver(self, points, capsys):
+        report = score(capsys, points, "--num", "3", "--likelihood.check", "0")
+        assert report["draws_se"] is None
+        assert report["solver_error"] is None
+
+    @pytest.mark.parametrize("law", ["truncated_normal", "decoder"])
+    def test_a_bound_for_levels_on_a_model_of_dithered_ones_is_labelled(self, wild, capsys, law):
+        flags = (*CHEAP, "--num", "3", "--likelihood.dequantisation", law)
+        report = score(capsys, wild, *flags)
+        assert "lower bound" in report["is"]
+        assert any("trained on dithered levels" in warning for warning in report["warnings"])
+
+    @pytest.mark.parametrize("law", ["uniform", "decoder"])
+    def test_the_variational_bound_alone(self, wild, capsys, law):
+        flags = ("--likelihood.method", "elbo", "--likelihood.times", "4", "--num", "3")
+        report = score(capsys, wild, *flags, "--likelihood.dequantisation", law)
+        assert report["is"].startswith("variational lower bound")
+        assert report["nfe"] >= 4
+        assert report["solver_error"] is None
+
+    def test_the_bound_of_a_chain(self, wild, capsys):
+        flags = ("--likelihood.method", "discrete", "--likelihood.steps", "8", "--num", "3")
+        report = score(capsys, wild, *flags)
+        assert report["is"] == "variational lower bound of a chain of 8 levels"
+        learned = refusal(capsys, wild, *flags, "--likelihood.variance", "learned")
+        assert "no learned variance" in learned
+
+    def test_importance_weights_never_lower_the_bound(self, wild, capsys):
+        flags = (*CHEAP, "--num", "4", "--likelihood.repeats", "4")
+        plain = score(capsys, wild, *flags)
+        joined = score(capsys, wild, *flags, "--likelihood.importance", "true")
+        assert joined["bits_per_dim"] <= plain["bits_per_dim"]
+
+    def test_another_set_is_told_apart(self, images, capsys, tmp_path):
+        """Under a standard normal model bright pixels are less likely than middling ones."""
+        np.save(tmp_path / "white.npy", np.full((5, 8, 8), 255, np.uint8))
+        flags = (*CHEAP, "--against", str(tmp_path / "white.npy"), "--out", str(tmp_path / "o"))
+        report = score(capsys, images, *flags, "--num", "5")
+        assert report["against"]["examples"] == 5
+        assert report["against"]["auroc"] > 0.9
+        assert (tmp_path / "o" / "histogram.png").stat().st_size > 1000
+
+
+class TestFolder:
+    def test_the_files_agree(self, points, capsys, tmp_path):
+        report = score(capsys, points, "--out", str(tmp_path), "--num", "5", "--bound")
+        assert json.loads((tmp_path / "likelihood.json").read_text()) == report
+        with np.load(tmp_path / "values.npz") as arrays:
+            assert arrays["bits_per_dim"].mean() == pytest.approx(report["bits_per_dim"])
+            assert arrays["label"].shape == (5,)
+        with (tmp_path / "values.csv").open() as lines:
+            rows = list(csv.DictReader(lines))
+        assert sum(float(r["bound_bits_per_dim"]) for r in rows) / 5 == pytest.approx(
+            report["lower_bound"]["bits_per_dim"]
+        )
+        assert not list(tmp_path.glob("partial*"))
+
+    def test_a_second_evaluation_needs_leave(self, points, capsys, tmp_path):
+        score(capsys, points, "--out", str(tmp_path), "--num", "2")
+        flags = ("--out", str(tmp_path), "--num", "2")
+        assert "--overwrite" in refusal(capsys, points, *flags)
+        assert score(capsys, points, *flags, "--overwrite")["examples"] == 2
+
+    def test_own_samples_are_scored(self, images, capsys, tmp_path):
+        argv = ["sample", "--checkpoint", str(images), "--out", str(tmp_path), "--num", "3"]
+        assert main([*argv, "--sample.steps", "2"]) == 0
+        capsys.readouterr()
+        report = score(capsys, images, *CHEAP, "--images", str(tmp_path))
+        assert report["examples"] == 3
+
+    def test_training_examples_are_labelled(self, points, capsys):
+        report = score(capsys, points, "--split", "train", "--num", "2")
+        assert "examples that the model was trained on" in report["warnings"]
+
+    def test_interrupted_and_resumed_is_the_same_as_in_one_go(
+        self, wild, capsys, tmp_path, monkeypatch
+    ):
+        flags = (*CHEAP, "--num", "7", "--likelihood.batch", "2", "--bound")
+        whole = score(capsys, wild, *flags)
+        interrupt_after(2, monkeypatch)
+        argv = ["likelihood", "--checkpoint", str(wild), "--device", "cpu", *flags]
+        assert main([*argv, "--out", str(tmp_path)]) == 130
+        captured = capsys.readouterr()
+        assert captured.out == ""  # a part is never reported as a whole
+        assert "SIGINT: 4 of 7 examples scored" in captured.err
+        assert [p.name for p in tmp_path.iterdir()] == ["partial-0.npz"]
+        monkeypatch.undo()
+        assert "--resume, or --overwrite" in refusal(capsys, wild, *flags, "--out", str(tmp_path))
+        batches = counted(monkeypatch)
+        resumed = score(capsys, wild, *flags, "--out", str(tmp_path), "--resume")
+        assert batches == [2, 1]
+        different = {"seconds"}
+        assert {k: v for k, v in resumed.items() if k not in different} == {
+            k: v for k, v in whole.items() if k not in different
+        }
+
+    def test_values_of_another_job_are_not_taken_over(self, wild, capsys, tmp_path, monkeypatch):
+        flags = (*CHEAP, "--num", "4", "--likelihood.batch", "2", "--out", str(tmp_path))
+        interrupt_after(1, monkeypatch)
+        assert main(["likelihood", "--checkpoint", str(wild), "--device", "cpu", *flags]) == 130
+        monkeypatch.undo()
+        capsys.readouterr()
+        other = refusal(capsys, wild, *flags, "--resume", "--seed", "1")
+        assert "left by other weights, data or settings" in other
+        (tmp_path / "partial-0.npz").write_bytes(b"PK\x03\x04 torn")
+        assert "damaged" in refusal(capsys, wild, *flags, "--resume")
+
+    def test_nothing_to_resume(self, points, capsys, tmp_path):
+        assert "give the --out folder" in refusal(capsys, points, "--resume")
+        flags = ("--resume", "--out", str(tmp_path))
+        assert "holds nothing to go on with" in refusal(capsys, points, *flags)
+
+
+@pytest.mark.slow
+def test_two_processes_score_what_one_does(wild, tmp_path, capsys):
+    """Under torchrun, with gloo; slow because each of the two imports torch."""
+    flags = [*CHEAP, "--num", "7", "--likelihood.batch", "2"]
+    alone = score(capsys, wild, *flags)
+    argv = ["likelihood", "--checkpoint", str(wild), "--device", "cpu", *flags]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    subprocess.run(
+        [*launch, "-m", "scoresde", *argv, "--out", str(tmp_path)], check=True, timeout=200
+    )
+    together = json.loads((tmp_path / "likelihood.json").read_text())
+    assert together["bits_per_dim"] == pytest.approx(alone["bits_per_dim"], abs=1e-9)
+    assert together["examples"] == 7
+    assert not list(tmp_path.glob("partial*"))
+
+
+def interrupt_after(batches: int, monkeypatch) -> None:
+    """SIGINT comes after so many batches."""
+    score_rows = module.scoring.score
+
+    def interrupted(job, rows):
+        for i, found in enumerate(score_rows(job, rows), 1):
+            if i == batches:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield found
+
+    monkeypatch.setattr(module.scoring, "score", interrupted)
+
+
+def counted(monkeypatch) -> list[int]:
+    """The sizes of the batches that are scored."""
+    sizes, score_rows = [], module.scoring.score
+
+    def counting(job, rows):
+        for some, found in score_rows(job, rows):
+            sizes.append(len(some))
+            yield some, found
+
+    monkeypatch.setattr(module.scoring, "score", counting)
+    return sizes
