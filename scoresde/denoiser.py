@@ -17,11 +17,14 @@ class Denoiser:
     ``predict(x, t)`` maps a state (B, ...) at time ``t`` (0-dim or (B,)) to x0_hat (B, ...).
     Noise, score and velocity are never stored: each is one line of x0_hat, (4)-(6) of
     docs/theory.md. Conditions and guidance are bound inside ``predict``; a guide maps one
-    denoiser to another.
+    denoiser to another. A model with a learned reverse variance has ``variance_mix(x, t)`` too,
+    v in [0, 1] shaped like ``x``: the logarithm of the variance lies at v between that of the
+    posterior and that of the forward transition, Improved DDPM, arXiv 2102.09672, eq. 15.
     """
 
     sde: SDE
     predict: Callable[[Tensor, Tensor], Tensor]
+    variance_mix: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """x0_hat = E[x_0 | x_t]."""

@@ -11,6 +11,13 @@ from scoresde.likelihood.dequantise import (
     importance_weighted,
     tight_time,
 )
+from scoresde.likelihood.discrete import (
+    LARGE,
+    LEARNED,
+    SMALL,
+    discrete_elbo,
+    discretised_gaussian,
+)
 from scoresde.likelihood.divergence import (
     Divergence,
     Exact,
@@ -26,6 +33,9 @@ from scoresde.likelihood.path import Orthogonal, Probing, exactly, gregory, path
 from scoresde.likelihood.units import bits_per_dim
 
 __all__ = [
+    "LARGE",
+    "LEARNED",
+    "SMALL",
     "Bound",
     "Decoder",
     "Dequantisation",
@@ -42,6 +52,8 @@ __all__ = [
     "TruncatedNormal",
     "Uniform",
     "bits_per_dim",
+    "discrete_elbo",
+    "discretised_gaussian",
     "elbo",
     "exact",
     "exactly",

@@ -1,0 +1,208 @@
+"""The variational bound of a chain of levels, as DDPM and its kin are trained and scored.
+
+    log p(x) >= E log p(x | z_0) - sum_t E KL(q(z_s | z_t, x) | p(z_s | z_t))
+                - KL(q(z_T | x) | prior)
+
+over neighbours t > s of a grid. Both conditionals of a transition are Gaussian,
+
+    q = N(kept z_t + gain x, v_0),          v_0 = sigma_s^2 v_1 / sigma_t^2
+    p = N(kept z_t + gain x0_hat, v_p),     log v_p = (1 - mix) log v_0 + mix log v_1
+
+with v_1 the variance of the forward transition and gain = alpha_s v_1 / sigma_t^2.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from scoresde.denoiser import Denoiser
+from scoresde.likelihood.bounds import Bound, excess, strata, stratified_mean, terminal_gap
+from scoresde.likelihood.dequantise import Levels
+from scoresde.samplers.noise import Noise, white_noise
+from scoresde.sde import SDE, log1mexp, match
+from scoresde.solvers import require_samples, time_of
+
+SMALL, LARGE, LEARNED = 0.0, 1.0, None
+"""Mixes of the reverse variance: the posterior's, the forward transition's, the denoiser's own."""
+
+
+def discrete_elbo(
+    denoiser: Denoiser,
+    x: Tensor,
+    ts: Tensor,
+    *,
+    mix: float | None = SMALL,
+    levels: Levels | None = None,
+    times: int | None = None,
+    decodes: int = 8,
+    std: float = 0.5,
+    noise: Noise | None = None,
+) -> Bound:
+    """The variational bound of clean data ``x`` (B, ...) for the chain down the grid ``ts``.
+
+    One draw of every transition, or of ``times`` of them, a sample at a time, drawn in proportion
+    to their terms for Gaussian data of deviation ``std``; ``decodes`` draws of z_0. The multiples
+    of 1 / N are the chain of ``DiscreteVP``. For discrete data ``x`` are the middles of the
+    ``levels``, and z_0 is decoded by a Gaussian summed over each level, its variance at s = 0 that
+    of the transition before, as in published code; continuous data have its density, of variance
+    (sigma / alpha)^2; a learned variance lies between. ``noise`` is as in ``elbo``. Raises
+    ValueError for a grid that does not decrease, a count below 2, a mix outside [0, 1], or None
+    without a learned one. DDPM, arXiv 2006.11239, eq. 5 and 13; arXiv 2102.09672, eq. 15.
+    """
+    require_samples(x)
+    _check(denoiser, ts, mix, times, decodes)
+    sde, clean, noise = denoiser.sde, x.double(), noise or white_noise()
+    chain = _chain(sde, ts, mix, std)
+    model = _Model(denoiser, mix)
+    value, error = (
+        _every_term(model, clean, chain, noise)
+        if times is None
+        else _some_terms(model, clean, chain, times, noise)
+    )
+    found = torch.stack([_decoded(model, clean, chain, levels, noise) for _ in range(decodes)])
+    log_prob = found.mean(0) - value - terminal_gap(sde, clean, chain.t[0])
+    both = (error.square() + found.var(0) / decodes).sqrt()
+    calls = (len(chain.t) - 1 if times is None else times) + decodes
+    return Bound(log_prob, both, calls)
+
+
+class _Chain(NamedTuple):
+    """The times (n + 1,), and of every transition (n,): v_0, v_1 and gain; then, of data of
+    deviation ``std``, how far x0_hat moves with eps, v_p, and the share of the term in the bound.
+    """
+
+    t: Tensor
+    small: Tensor
+    large: Tensor
+    gain: Tensor
+    slope: Tensor
+    usual: Tensor
+    share: Tensor
+
+
+class _Model(NamedTuple):
+    denoiser: Denoiser
+    mix: float | None
+
+    def __call__(self, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """x0_hat, and the mix of the reverse variance, at a state."""
+        with torch.no_grad():
+            x0 = self.denoiser(z, t)
+            if self.mix is not None or self.denoiser.variance_mix is None:
+                return x0, z.new_tensor(self.mix)
+            return x0, self.denoiser.variance_mix(z, t).to(z)
+
+
+def _chain(sde: SDE, ts: Tensor, mix: float | None, std: float) -> _Chain:
+    t = torch.stack([time_of(sde, each) for each in ts])
+    alpha, sigma, lam = sde.alpha(t), sde.sigma(t), sde.lam(t)
+    large = -(sigma[:-1] ** 2) * torch.expm1(2 * lam.diff().neg())
+    small = large * (sigma[1:] / sigma[:-1]) ** 2
+    gain = alpha[1:] * large / sigma[:-1] ** 2
+    # Gaussian data: x0_hat = c z, c = alpha std^2 / (alpha^2 std^2 + sigma^2).
+    unit = torch.sigmoid(2 * lam[:-1] + 2 * math.log(std))
+    slope = unit * sigma[:-1] / alpha[:-1]
+    usual = _between(small, large, torch.tensor(0.5 if mix is None else mix).double())
+    term = _gap(small, usual) + gain**2 * std**2 * (1 - unit) / (2 * usual)
+    return _Chain(t, small, large, gain, slope, usual, term / term.sum())
+
+
+def _every_term(model: _Model, x: Tensor, chain: _Chain, noise: Noise) -> tuple[Tensor, Tensor]:
+    """The sum of the terms and its standard error, from neighbours over their shares."""
+    index = torch.arange(len(chain.share)).unsqueeze(1).expand(-1, len(x))
+    ratios = torch.stack([_ratio(model, x, chain, i, noise) for i in index])
+    share = chain.share.to(x).unsqueeze(1)
+    steps = ratios.diff(dim=0).square() / 2
+    # A transition between two others has the mean of both differences, one at the end its own.
+    variance = torch.cat([steps[:1], (steps[1:] + steps[:-1]) / 2, steps[-1:]])
+    return (share * ratios).sum(0), (share**2 * variance).sum(0).sqrt()
+
+
+def _some_terms(
+    model: _Model, x: Tensor, chain: _Chain, times: int, noise: Noise
+) -> tuple[Tensor, Tensor]:
+    """An estimate of the sum from as many transitions, stratified by their shares."""
+    edges = chain.share.cumsum(0)[:-1].to(x)
+    ratios = [
+        _ratio(model, x, chain, torch.searchsorted(edges, u, right=True).cpu(), noise)
+        for u in strata(x, times, noise)
+    ]
+    return stratified_mean(torch.stack(ratios))
+
+
+def _ratio(model: _Model, x: Tensor, chain: _Chain, i: Tensor, noise: Noise) -> Tensor:
+    """KL(q | p) of transition i (B,) over its share, without its known dependence on |eps|^2."""
+    eps, t = noise(x), chain.t[i].to(x.device)
+    x0, mix = model(model.denoiser.sde.perturb(x, t, eps), t)
+    small, large, gain, slope, usual = (match(part[i], x) for part in chain[1:6])
+    variance = _between(small, large, mix)
+    kl = _gap(small, variance) + (gain * (x - x0)).square() / (2 * variance)
+    known = ((gain * slope).square() / (2 * usual)).flatten() * excess(eps)
+    return (kl.flatten(1).sum(1) - known) / chain.share[i].to(x)
+
+
+def _decoded(
+    model: _Model, x: Tensor, chain: _Chain, levels: Levels | None, noise: Noise
+) -> Tensor:
+    """log p(x | z_0) (B,) at a draw of z_0."""
+    sde, t = model.denoiser.sde, chain.t[-1]
+    x0, mix = model(sde.perturb(x, t, noise(x)), t)
+    if model.mix is not None:
+        mix = x.new_tensor(LARGE if levels is None else SMALL)
+    large = (-2 * sde.lam(t)).exp().to(x)
+    variance = _between(torch.minimum(chain.small[-1].to(x), large), large, mix)
+    if levels is not None:
+        return discretised_gaussian(x, x0, variance, levels)
+    density = (x - x0).square() / variance + variance.log() + math.log(2 * math.pi)
+    return -density.flatten(1).sum(1) / 2
+
+
+def discretised_gaussian(x: Tensor, mean: Tensor, variance: Tensor, levels: Levels) -> Tensor:
+    """log of the mass that N(mean, variance) has on the levels with middles ``x``, summed (B,).
+
+        log(Phi((x + step / 2 - mean) / std) - Phi((x - step / 2 - mean) / std))
+
+    The lowest and the highest level are open. DDPM, arXiv 2006.11239, eq. 13.
+    """
+    std, k = variance.sqrt(), torch.round((x - levels.low) / levels.step - 0.5)
+    top = math.inf if levels.levels is None else levels.levels - 1
+    low = ((x - levels.step / 2 - mean) / std).masked_fill(k <= 0, -math.inf)
+    high = ((x + levels.step / 2 - mean) / std).masked_fill(k >= top, math.inf)
+    # In the lower tail, where the logarithms keep their digits.
+    upper = low > 0
+    low, high = torch.where(upper, -high, low), torch.where(upper, -low, high)
+    below, within = torch.special.log_ndtr(low), torch.special.log_ndtr(high)
+    mass: Tensor = within + log1mexp(below - within)
+    return mass.flatten(1).sum(1)
+
+
+def _between(small: Tensor, large: Tensor, mix: Tensor) -> Tensor:
+    """The variance at ``mix`` between two, in its logarithm."""
+    between: Tensor = small * (mix * (large / small).log()).exp()
+    return between
+
+
+def _gap(variance: Tensor, other: Tensor) -> Tensor:
+    """KL(N(0, variance) | N(0, other))."""
+    return (variance / other - 1 - (variance / other).log()) / 2
+
+
+def _check(
+    denoiser: Denoiser, ts: Tensor, mix: float | None, times: int | None, decodes: int
+) -> None:
+    if ts.ndim != 1 or len(ts) < 3 or not bool((ts.diff() < 0).all()):
+        raise ValueError(
+            f"a chain needs at least 3 decreasing times in 1-D, got shape {tuple(ts.shape)}"
+        )
+    if min(decodes, 2 if times is None else times) < 2:
+        raise ValueError(f"need times and decodes >= 2, got {times} and {decodes}")
+    if mix is None and denoiser.variance_mix is None:
+        raise ValueError(
+            "mix=None, but this denoiser has no learned variance; give SMALL or LARGE"
+        )
+    if mix is not None and not 0 <= mix <= 1:
+        raise ValueError(f"need 0 <= mix <= 1, got {mix:g}")
