@@ -13,6 +13,13 @@ from scoresde.likelihood.dequantise import (
     importance_weighted,
     tight_time,
 )
+from scoresde.likelihood.discrete import (
+    LARGE,
+    LEARNED,
+    SMALL,
+    discrete_elbo,
+    discretised_gaussian,
+)
 from scoresde.likelihood.divergence import (
     Divergence,
     Exact,
@@ -45,8 +52,9 @@ from scoresde.likelihood.uncertainty import Mean, bootstrap_interval, draw_error
 from scoresde.likelihood.units import bits_per_dim
 
 __all__ = [
-    "AlongPath",
-    "BlackBox",
+    "LARGE",
+    "LEARNED",
+    "SMALL",
     "Bound",
     "Chain",
     "Continuous",
@@ -77,8 +85,8 @@ __all__ = [
     "Variational",
     "adaptive_log_likelihood",
     "bits_per_dim",
-    "bootstrap_interval",
-    "draw_error",
+    "discrete_elbo",
+    "discretised_gaussian",
     "elbo",
     "exact",
     "exact_trace",

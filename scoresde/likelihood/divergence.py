@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -10,6 +11,9 @@ import torch
 from torch import Tensor
 
 Field = Callable[[Tensor], Tensor]
+
+CACHE, MEMORY = 32 << 20, 1 << 30
+"""Bytes of backward passes at a time: on a CPU more than its caches hold only slows it down."""
 
 
 class Divergence(Protocol):
@@ -28,20 +32,53 @@ class Divergence(Protocol):
 
 @dataclass(frozen=True)
 class Exact:
-    """The trace of the Jacobian, by ``chunk`` batched backward passes at a time."""
+    """The trace of the Jacobian, by backward passes over as many directions as ``budget`` holds.
 
-    chunk: int = 64
+        tr J = sum_i e_i^T J e_i,   budget // (bytes that one pass over the batch keeps) at a time
+
+    The budget is in bytes, by default 32 MiB on a CPU and 1 GiB elsewhere; it does not change the
+    value. Raises ValueError unless it is positive.
+    """
+
+    budget: int | None = None
     estimates: ClassVar[int] = 1
     random: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        if self.budget is not None and self.budget < 1:
+            raise ValueError(f"need a budget of at least 1 byte, got {self.budget}")
+
     def __call__(self, field: Field, x: Tensor) -> tuple[Tensor, Tensor]:
-        value, pull = _pullback(field, x)
+        kept = _Kept()
+        with torch.autograd.graph.saved_tensors_hooks(kept, _as_it_is):
+            value, pull = _pullback(field, x)
+        budget = self.budget or (CACHE if x.device.type == "cpu" else MEMORY)
+        chunk = max(1, budget // max(kept.bytes, x.nbytes))
         basis = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device)
         trace = x.new_zeros(len(x))
-        for rows in basis.split(self.chunk):
+        for rows in basis.split(chunk):
             probes = rows.reshape(-1, 1, *x.shape[1:]).expand(-1, *x.shape)
             trace = trace + (pull(probes) * probes).flatten(2).sum((0, 2))
         return value, trace[None]
+
+
+class _Kept:
+    """Counts the bytes of activations kept for a backward pass: a hook on what is saved."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._seen: set[int] = set()
+
+    def __call__(self, saved: Tensor) -> Tensor:
+        # Weights are there whatever the batch; what was computed from x has a graph.
+        if saved.grad_fn is not None and saved.data_ptr() not in self._seen:
+            self._seen.add(saved.data_ptr())
+            self.bytes += saved.nbytes
+        return saved
+
+
+def _as_it_is(saved: Tensor) -> Tensor:
+    return saved
 
 
 @dataclass(frozen=True)
@@ -65,7 +102,7 @@ class Hutchinson:
 
 
 exact = Exact()
-"""The exact divergence with its default chunk."""
+"""The exact divergence within its default budget."""
 
 
 def hutchinson(probe: Tensor) -> Hutchinson:
@@ -127,13 +164,18 @@ def _pullback(field: Field, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tenso
         u = x.detach().clone().requires_grad_()
         value = field(u)
 
+    def product(cotangent: Tensor) -> Tensor:
+        return torch.autograd.grad(value, u, cotangent, retain_graph=True)[0]
+
     def pull(cotangents: Tensor) -> Tensor:
-        batched = len(cotangents) > 1
-        v = cotangents if batched else cotangents[0]
-        with torch.inference_mode(False):
-            (rows,) = torch.autograd.grad(
-                value, u, v.to(value).clone(), retain_graph=True, is_grads_batched=batched
-            )
-        return rows if batched else rows[None]
+        with torch.inference_mode(False), warnings.catch_warnings():
+            v = cotangents.to(value).clone()
+            if len(v) == 1:
+                return product(v[0])[None]
+            # An operation without a batching rule is looped over, which is all that can be done.
+            warnings.filterwarnings("ignore", message="There is a performance drop")
+            # The flag is_grads_batched would loop over every convolution and normalisation.
+            products: Tensor = torch.func.vmap(product)(v)
+            return products
 
     return value.detach(), pull

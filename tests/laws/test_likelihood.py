@@ -8,6 +8,7 @@ import torch
 from scoresde import EDM, VP, Denoiser, ScoreModel, SubVP, bits_per_dim, log_likelihood
 from scoresde import parameterization as params
 from scoresde.likelihood import Exact, Hutchinson, exact, hutchinson, rademacher
+from scoresde.nn import UNet
 from scoresde.testing import Gaussian, Mixture, grid25
 from tests.laws.test_samplers import ExactNetwork
 
@@ -62,15 +63,63 @@ def test_through_every_parameterisation(sde, name, gaussian):
     assert (got.log_prob - truth).abs().max() < 1e-4
 
 
-def test_exact_divergence_is_the_trace_for_any_chunk():
+def test_exact_divergence_is_the_trace_within_any_budget():
     matrix = torch.randn(6, 6, generator=torch.Generator().manual_seed(0), dtype=F64)
     x = torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(1), dtype=F64)
     field = lambda x: (torch.sin(x.flatten(1)) @ matrix.T).reshape(x.shape)  # noqa: E731
     truth = (x.flatten(1).cos() * matrix.diag()).sum(1)
-    for chunk in (1, 4, 64):
-        value, trace = Exact(chunk)(field, x)
+    for budget in (1, 500, 10**9, None):
+        value, trace = Exact(budget)(field, x)
         torch.testing.assert_close(trace, truth[None])
         torch.testing.assert_close(value, field(x))
+
+
+def test_a_budget_is_kept_in_memory():
+    """What is alive at once grows with the budget, and a direction at a time needs the least."""
+    kept = []
+
+    class Watched(torch.autograd.Function):
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(x):
+            return x.clone()
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            pass
+
+        @staticmethod
+        def backward(ctx, v):
+            kept.append(1)
+            return v
+
+    field = lambda x: torch.sin(Watched.apply(x.sin()))  # noqa: E731
+    x = torch.randn(10, 16, generator=torch.Generator().manual_seed(0), dtype=F64)
+    passes = {}
+    for budget in (1, 4 * x.nbytes, 10**9):  # one activation of the size of x is kept
+        kept.clear()
+        Exact(budget)(field, x)
+        passes[budget] = len(kept)
+    assert list(passes.values()) == [16, 4, 1]
+    with pytest.raises(ValueError, match="at least 1 byte"):
+        Exact(0)
+
+
+@pytest.mark.parametrize("attention", [(), (0,)])
+def test_many_products_at_once_are_those_of_a_loop(attention):
+    """Through convolutions, normalisations and fused attention, in any state of gradients."""
+    torch.manual_seed(0)
+    net = UNet(1, width=8, multipliers=(1, 2), blocks=1, attention=attention, dropout=0)
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    field = lambda x: net(x.float(), x.new_zeros(len(x)).float()).to(x)  # noqa: E731
+    x = torch.randn(2, 1, 4, 4, dtype=F64)
+    _, looped = Exact(1)(field, x)
+    with torch.inference_mode():
+        value, trace = Exact(10**9)(field, x)
+    torch.testing.assert_close(trace, looped, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(value, field(x).detach())
 
 
 def test_hutchinson_is_unbiased_and_knows_its_error():
