@@ -17,7 +17,7 @@ from scoresde.likelihood import (
     tight_time,
 )
 from scoresde.samplers import per_sample_noise
-from scoresde.testing import Gaussian
+from scoresde.testing import Gaussian, mostly_black
 
 F64 = torch.float64
 PROCESSES = [VP(), SubVP(), VE(sigma_min=1e-4), EDM()]
