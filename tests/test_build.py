@@ -174,6 +174,8 @@ class TestWeighting:
         assert plan.times == times.Levels(7)
         assert plan.clip is None
         assert (plan.classes, plan.label_dropout) == (2, 0.1)
+        assert plan.dither
+        assert not build.build_plan(small(train__dither=False), dataset(config)).dither
         assert build.build_plan(small(), dataset(small())).label_dropout == 0
 
 

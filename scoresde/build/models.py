@@ -129,6 +129,7 @@ def build_plan(config: Config, described: Described) -> Plan:
         clip=train.clip,
         classes=classes,
         label_dropout=0.0 if classes is None else train.label_dropout,
+        dither=train.dither,
     )
 
 

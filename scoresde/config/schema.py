@@ -95,6 +95,9 @@ class Train(Section):
     times: Annotated[PlainTimes | LogNormalTimes | LevelTimes, Choice] = PlainTimes()
     draw: Literal["independent", "antithetic", "stratified"] = "stratified"
     """how the times of a batch hang together"""
+    dither: bool = True
+    """uniform noise within each level; false trains on the middles of the levels, for likelihoods
+    by truncated-normal dequantisation or a decoder"""
     label_dropout: Fraction = LABEL_DROPOUT
     """share of examples trained without their class, when conditional"""
     holdout: Fraction = 0.1
