@@ -196,6 +196,21 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _head_fits(self) -> Self:
+        if self.network.kind == "unet" and self.network.head == "levels":
+            if self.parameterization.kind != "x0":
+                raise ValueError(
+                    "network.head=levels gives x0, got parameterization="
+                    f"{self.parameterization.kind}; set parameterization: x0"
+                )
+            if self.train.dither:
+                raise ValueError(
+                    "network.head=levels knows the middles of the levels only; "
+                    "set train.dither: false"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _labels_used(self) -> Self:
         dropout = self.train.label_dropout
         if not self.conditional and dropout not in (0, LABEL_DROPOUT):
