@@ -123,6 +123,22 @@ class TestModels:
         weights(3)
         assert torch.equal(torch.get_rng_state(), before)
 
+    def test_a_head_over_levels_fits_the_data(self):
+        over_levels = {
+            "network.kind": "unet", "network.head": "levels", "network.width": 4,
+            "parameterization": "x0", "train.dither": False,
+        }  # fmt: skip
+        config = override(Config(), over_levels)
+        digits = dataset(config)
+        model = build.build_model(config, digits)
+        middles = digits.scaling.encode(torch.arange(17))
+        x, t = torch.randn(2, 1, 8, 8), torch.tensor(1.0)
+        # Untrained and in pure noise, every level is as likely as another.
+        assert torch.allclose(model.denoiser()(x, t), middles.mean(), atol=0.05)
+        points = build.build_dataset(small().data)
+        with pytest.raises(ConfigError, match=r"head=levels needs data of levels.*moons"):
+            build.build_model(config, points)
+
     def test_an_image_network_on_points_is_refused(self):
         config = override(small(), {"network.kind": "unet"})
         with pytest.raises(ConfigError, match=r"network\.kind=unet needs images.*moons"):
@@ -174,6 +190,8 @@ class TestWeighting:
         assert plan.times == times.Levels(7)
         assert plan.clip is None
         assert (plan.classes, plan.label_dropout) == (2, 0.1)
+        assert plan.dither
+        assert not build.build_plan(small(train__dither=False), dataset(config)).dither
         assert build.build_plan(small(), dataset(small())).label_dropout == 0
 
 

@@ -165,6 +165,11 @@ class TestProblems:
             ("train: {holdout: 0}", ("keep_best=true", "holdout=0")),
             ("train: {label_dropout: 0.5}", ("label_dropout=0.5", "conditional=false")),
             ("network: {heads: 5}", ("heads=5", "width=64")),
+            ("network: {head: levels}", ("head=levels", "parameterization=eps")),
+            (
+                "network: {head: levels}\nparameterization: x0",
+                ("head=levels", "train.dither: false"),
+            ),
             ("network: {attention: [2]}", ("attention=2", "multipliers=(1, 2)")),
         ],
     )
@@ -219,9 +224,11 @@ class TestMirrors:
             defaults = {
                 name: p.default
                 for name, p in inspect.signature(network).parameters.items()
-                if name not in ("dim", "channels", "classes")
+                if name not in ("dim", "channels", "classes", "outputs")
             }
             assert section.pop("kind") == kind
+            # By the data, as the classes: the head says how many outputs there are.
+            assert section.pop("head", "value") == "value"
             assert section == defaults
 
     def test_samplers_and_grids_have_the_arguments_of_their_constructors(self):

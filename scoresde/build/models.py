@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from scoresde.build.tables import (
     DATASETS,
@@ -25,7 +25,8 @@ from scoresde.build.tables import (
 from scoresde.config import Config, ConfigError
 from scoresde.config.base import Section
 from scoresde.config.schema import Train
-from scoresde.data import Dataset
+from scoresde.data import Dataset, Scaling
+from scoresde.nn import LevelMean
 from scoresde.parameterization import ScoreModel
 from scoresde.sde import SDE
 from scoresde.training import losses, times
@@ -39,6 +40,8 @@ class Described(Protocol):
     def name(self) -> str: ...
     @property
     def shape(self) -> tuple[int, ...]: ...
+    @property
+    def scaling(self) -> Scaling: ...
     @property
     def classes(self) -> tuple[str, ...] | None: ...
 
@@ -70,12 +73,17 @@ def build_network(config: Config, described: Described) -> nn.Module:
     Raises ConfigError when network and data do not fit.
     """
     arguments = config.network.model_dump()
-    kind = arguments.pop("kind")
+    kind, head = arguments.pop("kind"), arguments.pop("head", "value")
+    middles = _middles(described) if head == "levels" else None
+    inputs = _inputs(kind, described)
+    if middles is not None:
+        arguments["outputs"] = inputs * len(middles)
     with torch.random.fork_rng(devices=[]):  # layers draw their weights from the global generator
         torch.manual_seed(config.seed)
-        return constructor(NETWORKS, kind)(
-            _inputs(kind, described), classes=_classes(config, described), **arguments
+        network: nn.Module = constructor(NETWORKS, kind)(
+            inputs, classes=_classes(config, described), **arguments
         )
+    return network if middles is None else LevelMean(network, middles)
 
 
 def build_model(config: Config, described: Described) -> ScoreModel:
@@ -129,6 +137,7 @@ def build_plan(config: Config, described: Described) -> Plan:
         clip=train.clip,
         classes=classes,
         label_dropout=0.0 if classes is None else train.label_dropout,
+        dither=train.dither,
     )
 
 
@@ -143,6 +152,16 @@ def _inputs(kind: str, described: Described) -> int:
             "set network.kind to mlp"
         )
     return shape[0]
+
+
+def _middles(described: Described) -> Tensor:
+    """The middles of the levels, in model units."""
+    if described.scaling.levels is None:
+        raise ConfigError(
+            f"network.head=levels needs data of levels, but data {described.name} is continuous; "
+            "set network.head to value"
+        )
+    return described.scaling.encode(torch.arange(described.scaling.levels))
 
 
 def _classes(config: Config, described: Described) -> int | None:

@@ -209,6 +209,7 @@ def _validate(run: Run) -> float | None:
         run.held_out,
         run.dataset.scaling,
         conditional=run.plan.classes is not None,
+        dither=run.plan.dither,
         draws=max(1, HELD_OUT_EVALUATIONS // len(run.held_out)),
         seed=run.plan.seed,
     )

@@ -238,6 +238,8 @@ class UNetNetwork(Network):
     """levels with self-attention, 0 the full resolution"""
     heads: Count = 4
     """of the attention"""
+    head: Literal["value", "levels"] = "value"
+    """levels: the logits of the levels, whose mean given the noisy pixels is x0"""
 
     @model_validator(mode="after")
     def _attention_fits(self) -> Self:

@@ -95,6 +95,9 @@ class Train(Section):
     times: Annotated[PlainTimes | LogNormalTimes | LevelTimes, Choice] = PlainTimes()
     draw: Literal["independent", "antithetic", "stratified"] = "stratified"
     """how the times of a batch hang together"""
+    dither: bool = True
+    """uniform noise within each level; false trains on the middles of the levels, for likelihoods
+    by truncated-normal dequantisation or a decoder"""
     label_dropout: Fraction = LABEL_DROPOUT
     """share of examples trained without their class, when conditional"""
     holdout: Fraction = 0.1
@@ -224,6 +227,21 @@ class Config(Section):
                 f"parameterization.sigma_data={network.sigma_data:g} and "
                 f"train.weighting.sigma_data={loss.sigma_data:g} differ; give both the same"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _head_fits(self) -> Self:
+        if self.network.kind == "unet" and self.network.head == "levels":
+            if self.parameterization.kind != "x0":
+                raise ValueError(
+                    "network.head=levels gives x0, got parameterization="
+                    f"{self.parameterization.kind}; set parameterization: x0"
+                )
+            if self.train.dither:
+                raise ValueError(
+                    "network.head=levels knows the middles of the levels only; "
+                    "set train.dither: false"
+                )
         return self
 
     @model_validator(mode="after")

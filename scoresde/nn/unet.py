@@ -41,7 +41,8 @@ class UNet(nn.Module):
     the sum of both; the lowest level has one stage.
     attention: levels with self-attention (0 = full resolution), of ``heads`` heads; embedding:
     noise features (even); fourier: random instead of geometric frequencies; classes: number of
-    labels or None; dropout: in each block. The output is zero at the start.
+    labels or None; dropout: in each block; outputs: output channels (``channels``). The output is
+    zero at the start.
     Raises ValueError for sizes that do not fit. DDPM, arXiv 2006.11239, appendix B.
     """
 
@@ -58,6 +59,7 @@ class UNet(nn.Module):
         fourier: bool = False,
         classes: int | None = None,
         dropout: float = 0.1,
+        outputs: int | None = None,
     ) -> None:
         super().__init__()
         _check(channels, width, multipliers, blocks, attention)
@@ -81,10 +83,10 @@ class UNet(nn.Module):
         )
         self.up = nn.ModuleList(stage(level) for level in reversed(range(len(widths) - 1)))
         self.norm = group_norm(widths[0])
-        self.head = zeroed(nn.Conv2d(widths[0], channels, 3, padding=1))
+        self.head = _head(widths[0], channels, outputs)
 
     def forward(self, x: Tensor, noise: Tensor, label: Tensor | None = None) -> Tensor:
-        """x (B, channels, H, W), noise (B,), label (B,) int64 or None -> the shape of x.
+        """x (B, channels, H, W), noise (B,), label (B,) int64 or None -> (B, outputs, H, W).
 
         Raises ValueError for another shape.
         """
@@ -105,6 +107,20 @@ class UNet(nn.Module):
         for stage, grow, skip in zip(self.up, self.grow, reversed(skips), strict=True):
             h = stage(skip + _resize(grow(h), skip), condition)
         return h
+
+
+class Pointwise(nn.Linear):
+    """A linear map of the channels of (B, C, ...): its outputs lie side by side in memory."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+def _head(width: int, channels: int, outputs: int | None) -> nn.Module:
+    # Outputs may be hundreds: neighbours are left to the layers before.
+    if outputs is not None:
+        return zeroed(Pointwise(width, outputs))
+    return zeroed(nn.Conv2d(width, channels, 3, padding=1))
 
 
 def _resize(h: Tensor, like: Tensor) -> Tensor:

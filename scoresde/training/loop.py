@@ -49,7 +49,7 @@ class Plan:
     of ``draw`` give t, ``weight`` weighs x0_hat (None: the network output). ``classes`` is the
     number of classes of a conditional model, whose labels become ``classes``, that is no label,
     each with probability ``label_dropout``. ``clip`` bounds the gradient norm (None: no bound).
-    Raises ValueError for numbers out of range.
+    ``dither`` is that of ``dequantised``. Raises ValueError for numbers out of range.
     """
 
     steps: int
@@ -63,6 +63,7 @@ class Plan:
     clip: float | None = 1.0
     classes: int | None = None
     label_dropout: float = 0.0
+    dither: bool = True
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch) < 1 or self.seed < 0:
@@ -133,15 +134,20 @@ def draw_batch(plan: Plan, split: Split, scaling: Scaling, sde: SDE, step: int) 
     """
     generator = torch.Generator().manual_seed(stream(plan.seed, step, "batch"))
     chosen = split.take(batch_indices(len(split), plan.batch, plan.seed, step))
-    x0 = dequantised(chosen.x, scaling, generator)
+    x0 = dequantised(chosen.x, scaling, generator, plan.dither)
     t = plan.times(sde, plan.draw(plan.batch, generator))
     eps = torch.randn(x0.shape, generator=generator)
     return Batch(x0, t, eps, _labels(plan, chosen.label, generator))
 
 
-def dequantised(levels: Tensor, scaling: Scaling, generator: torch.Generator) -> Tensor:
-    """Model units of pixel levels with uniform noise within each level; float32."""
-    if scaling.levels is None:
+def dequantised(
+    levels: Tensor, scaling: Scaling, generator: torch.Generator, dither: bool = True
+) -> Tensor:
+    """Model units of pixel levels: with ``dither`` uniform within each, else its middle; float32.
+
+    Continuous data stay as they are.
+    """
+    if scaling.levels is None or not dither:
         return scaling.encode(levels)
     return scaling.encode(levels, torch.rand(levels.shape, generator=generator))
 
@@ -162,6 +168,7 @@ def held_out_loss(
     *,
     weight: Weight | None = losses.sigma2,
     conditional: bool = False,
+    dither: bool = True,
     draws: int = 8,
     batch: int = 256,
     seed: int = 0,
@@ -181,7 +188,8 @@ def held_out_loss(
         for part, ts in enumerate(times):
             generator = torch.Generator().manual_seed(stream(seed, part, "held out"))
             label = split.label if conditional else None
-            b = _held_out_batch(split, scaling, ts, label, generator)
+            x0 = dequantised(split.x, scaling, generator, dither)
+            b = _held_out_batch(x0, ts, label, generator)
             for rows in torch.arange(len(split)).split(batch):
                 total += _loss_of(model, _take(b, rows), weight).double().sum()
     return float(total) / times.numel()
@@ -261,9 +269,8 @@ def _labels(plan: Plan, label: Tensor | None, generator: torch.Generator) -> Ten
 
 
 def _held_out_batch(
-    split: Split, scaling: Scaling, ts: Tensor, label: Tensor | None, generator: torch.Generator
+    x0: Tensor, ts: Tensor, label: Tensor | None, generator: torch.Generator
 ) -> Batch:
-    x0 = dequantised(split.x, scaling, generator)
     t = ts[torch.randperm(len(ts), generator=generator)]
     return Batch(x0, t, torch.randn(x0.shape, generator=generator), label)
 

@@ -42,8 +42,11 @@ def everything(state):
     return [*state.model.state_dict().values(), *state.ema.state_dict().values(), *moments]
 
 
-def test_resume_is_bit_exact_in_mid_epoch_with_dropout(plan, split, scaling, fresh, tmp_path):
-    whole = fresh()
+@pytest.mark.parametrize("dither", [True, False])
+def test_resume_is_bit_exact_in_mid_epoch_with_dropout(
+    plan, split, scaling, fresh, tmp_path, dither
+):
+    plan, whole = replace(plan, dither=dither), fresh()
     losses_whole = run(whole, plan, split, scaling)
 
     half = fresh()
@@ -116,6 +119,24 @@ def test_batch_is_dequantised_within_its_levels(plan, split, scaling):
     assert ((batch.t >= VP().t_min) & (batch.t <= VP().t_max)).all()
 
 
+def test_dither_is_the_first_draw_of_a_batch_and_its_absence_the_middle(plan, split, scaling):
+    dithered = draw_batch(plan, split, scaling, VP(), 3)
+    levels = scaling.decode(dithered.x0)
+    u = torch.rand(levels.shape, generator=torch.Generator().manual_seed(stream(3, 3, "batch")))
+    assert torch.equal(dithered.x0, scaling.encode(levels, u))
+    plain = draw_batch(replace(plan, dither=False), split, scaling, VP(), 3)
+    assert torch.equal(plain.x0, scaling.encode(levels))
+
+
+def test_dither_leaves_continuous_data_alone(plan, unconditional):
+    numbers = Split(torch.randn(50, 2, generator=torch.Generator().manual_seed(0)))
+    found = [
+        draw_batch(replace(unconditional, dither=dither), numbers, Scaling(None), VP(), 3)
+        for dither in (True, False)
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(found[0][:3], found[1][:3], strict=True))
+
+
 def test_streams_do_not_collide():
     seeds = [stream(a, b, p) for a in range(40) for b in range(40) for p in ("batch", "dropout")]
     assert len(set(seeds)) == len(seeds)
@@ -168,6 +189,14 @@ def test_held_out_loss_is_deterministic_and_restores_the_mode(fresh, split, scal
     in_parts = held_out_loss(state.model, split, scaling, conditional=True, batch=7)
     assert in_parts == pytest.approx(first, rel=1e-5)
     assert held_out_loss(state.model, split, scaling, conditional=False) != first
+
+
+def test_held_out_loss_without_dither_is_that_of_the_middles(fresh, split, scaling):
+    state = fresh()
+    middles = Split(scaling.encode(split.x), split.label)
+    found = held_out_loss(state.model, split, scaling, dither=False)
+    assert found == held_out_loss(state.model, middles, Scaling(None))
+    assert found != held_out_loss(state.model, split, scaling)
 
 
 def test_training_reaches_the_optimum_of_a_gaussian():

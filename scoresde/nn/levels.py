@@ -1,0 +1,45 @@
+"""A head for data of levels: what a noisy number says of its own level is known, not learnt."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+CHUNK = 1 << 21
+"""Probabilities at a time: what stays in the cache of a processor."""
+
+
+class LevelMean(nn.Module):
+    """The mean over levels c_k of each number of x0, by the logits of another network.
+
+        x0_hat = sum_k c_k p_k,   p = softmax_k(F_k(x, noise) - (x - a c_k)^2 / 2 b^2),
+        x = a x0 + b eps,   a^2 + b^2 = 1,   noise = log(b / a) / 4
+
+    The evidence of a number about itself is exact, so that where the mean is a staircase nothing
+    is left to learn; F says what the surroundings tell. ``inner`` maps (B, C, ...) to
+    (B, C K, ...) for ``middles`` (K,). Continuous Diffusion for Categorical Data, arXiv
+    2211.15089, section 3.1.
+    """
+
+    middles: Tensor
+
+    def __init__(self, inner: nn.Module, middles: Tensor) -> None:
+        super().__init__()
+        self.inner = inner
+        # Known from the data: no part of what is trained and saved.
+        self.register_buffer("middles", middles, persistent=False)
+
+    def forward(self, x: Tensor, noise: Tensor, label: Tensor | None = None) -> Tensor:
+        """x (B, C, ...), noise (B,), label (B,) int64 or None -> the shape of x."""
+        logits = self.inner(x, noise, label).movedim(1, -1).unflatten(-1, (x.shape[1], -1))
+        at = x.movedim(1, -1).unsqueeze(-1)  # (B, ..., C, 1)
+        each = max(1, CHUNK // logits[0].numel())
+        parts = zip(logits.split(each), at.split(each), noise.split(each), strict=True)
+        mean = torch.cat([self._mean(*part) for part in parts])
+        return mean.movedim(-1, 1)
+
+    def _mean(self, logits: Tensor, x: Tensor, noise: Tensor) -> Tensor:
+        noise = noise.reshape(-1, *[1] * (x.ndim - 1))
+        away = x - torch.sigmoid(-8 * noise).sqrt() * self.middles  # a^2 = 1 / (1 + e^(8 noise))
+        precision = 1 + torch.exp(-8 * noise)  # 1 / b^2
+        return torch.addcmul(logits, away, precision * away, value=-0.5).softmax(-1) @ self.middles
