@@ -20,11 +20,14 @@ class Denoiser:
     denoiser to another. A model with a learned reverse variance has ``variance_mix(x, t)`` too,
     v in [0, 1] shaped like ``x``: the logarithm of the variance lies at v between that of the
     posterior and that of the forward transition, Improved DDPM, arXiv 2102.09672, eq. 15.
+    A guide that leaves the score of no law, as guidance and clipping do, says so by
+    ``normalised=False``; likelihoods refuse it.
     """
 
     sde: SDE
     predict: Callable[[Tensor, Tensor], Tensor]
     variance_mix: Callable[[Tensor, Tensor], Tensor] | None = None
+    normalised: bool = True
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """x0_hat = E[x_0 | x_t]."""

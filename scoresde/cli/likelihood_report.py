@@ -123,7 +123,7 @@ def _prior_gap(job: Job) -> float:
 def _warnings(ready: Prepared) -> list[str]:
     """What a reader of the number must know."""
     config, found = ready.config, []
-    dithered = getattr(ready.loaded.config.train, "dither", True)
+    dithered = ready.loaded.config.train.dither
     uniform = config.likelihood.dequantisation == "uniform"
     if ready.job.scaling.levels is not None:
         if uniform and not dithered:

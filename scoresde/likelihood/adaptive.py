@@ -11,7 +11,7 @@ from torch import Tensor
 
 from scoresde.denoiser import Denoiser
 from scoresde.likelihood.divergence import Divergence, exact
-from scoresde.likelihood.flow import LogLikelihood, closed, standard_error_of
+from scoresde.likelihood.flow import LogLikelihood, closed, require_law, standard_error_of
 from scoresde.samplers import solve_adaptive
 from scoresde.sde import match
 from scoresde.solvers import SolverError, require_continuous, scale, time_of
@@ -34,6 +34,7 @@ def adaptive_log_likelihood(
     together: batch mates never change a value. Arguments as ``log_likelihood``. Raises ValueError
     for an empty batch or integers, SolverError for samples that ``max_nfe`` calls do not suffice.
     """
+    require_law(denoiser)
     require_continuous(x)
     sde, dim = denoiser.sde, x[0].numel()
     first, last = time_of(sde, sde.t_min if t0 is None else t0), time_of(sde, sde.t_max)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser
+from scoresde.likelihood.flow import require_law
 from scoresde.samplers.noise import Noise, white_noise
 from scoresde.sde import SDE, match
 from scoresde.solvers import require_samples, time_of
@@ -48,6 +49,7 @@ def elbo(
     from ``noise``, so with ``per_sample_noise`` a value does not depend on the batch. Raises
     ValueError unless times >= 2. Variational Diffusion Models, arXiv 2107.00630, eq. 11-17.
     """
+    require_law(denoiser)
     require_samples(x)
     if times < 2:
         raise ValueError(f"need times >= 2, got {times}")

@@ -22,6 +22,7 @@ from torch import Tensor
 from scoresde.denoiser import Denoiser
 from scoresde.likelihood.bounds import Bound, excess, strata, stratified_mean, terminal_gap
 from scoresde.likelihood.dequantise import Levels
+from scoresde.likelihood.flow import require_law
 from scoresde.samplers.noise import Noise, white_noise
 from scoresde.sde import SDE, log1mexp, match
 from scoresde.solvers import require_samples, time_of
@@ -53,6 +54,7 @@ def discrete_elbo(
     ValueError for a grid that does not decrease, a count below 2, a mix outside [0, 1], or None
     without a learned one. DDPM, arXiv 2006.11239, eq. 5 and 13; arXiv 2102.09672, eq. 15.
     """
+    require_law(denoiser)
     require_samples(x)
     _check(denoiser, ts, mix, times, decodes)
     sde, clean, noise = denoiser.sde, x.double(), noise or white_noise()

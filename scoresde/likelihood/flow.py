@@ -60,6 +60,7 @@ def log_likelihood(
     ``solve_ode``. Raises ValueError and SolverError as ``solve_ode`` does. Score-Based Generative
     Modeling through SDEs, arXiv 2011.13456, eq. 39, in the variables of (8).
     """
+    require_law(denoiser)
     require_continuous(x)
     sde, flow, dim = denoiser.sde, Flow(denoiser), x[0].numel()
     first, last = time_of(sde, sde.t_min if t0 is None else t0), time_of(sde, sde.t_max)
@@ -77,6 +78,15 @@ def log_likelihood(
     latent = w * scale(sde, last)
     log_prob = closed(sde, latent, prior, first, last) + gain.mean(0)
     return LogLikelihood(log_prob, latent, flow.nfe, standard_error_of(gain, divergence))
+
+
+def require_law(denoiser: Denoiser) -> None:
+    """Raise ValueError for a denoiser that is the score of no law."""
+    if not denoiser.normalised:
+        raise ValueError(
+            "a guided or clipped denoiser is the score of no law, and has no likelihood; score "
+            "the model without the guide"
+        )
 
 
 def closed(sde: SDE, latent: Tensor, prior: Any, first: Tensor, last: Tensor) -> Tensor:

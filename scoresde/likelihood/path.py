@@ -18,7 +18,7 @@ from torch import Tensor
 
 from scoresde.denoiser import Denoiser
 from scoresde.likelihood.divergence import Divergence, Field, Hutchinson, exact
-from scoresde.likelihood.flow import LogLikelihood, closed, standard_error_of
+from scoresde.likelihood.flow import LogLikelihood, closed, require_law, standard_error_of
 from scoresde.samplers import V, eab, sample
 from scoresde.solvers import require_continuous, scale, time_of, unit_alpha
 
@@ -100,6 +100,7 @@ def path_log_likelihood(
     influence each other. ``prior`` is as in ``log_likelihood``. Raises ValueError unless
     nodes >= 12, or for an empty batch.
     """
+    require_law(denoiser)
     require_continuous(x)
     if nodes < 2 * GREGORY:
         raise ValueError(f"need nodes >= {2 * GREGORY}, got {nodes}")

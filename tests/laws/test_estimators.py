@@ -1,6 +1,7 @@
 """Estimators of log P through one interface: exact answers, independence, honest errors."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from scoresde.data import Scaling
 from scoresde.likelihood import (
     AlongPath,
     BlackBox,
+    Chain,
     Continuous,
     DecodedVariational,
     Decoder,
@@ -160,6 +162,23 @@ def test_a_solve_that_is_cut_short_says_how_many():
 def test_integers_are_refused(score):
     with pytest.raises(ValueError, match="dequantise them first"):
         score(grid25().denoiser(VP()), torch.zeros(2, 2, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        FlowEstimator(AlongPath(12)),
+        FlowEstimator(Tolerant()),
+        FlowEstimator(BlackBox()),
+        Variational(),
+        Chain(8),
+    ],
+    ids=repr,
+)
+def test_the_score_of_no_law_is_refused(estimator):
+    guided = replace(grid25().denoiser(VP()), normalised=False)
+    with pytest.raises(ValueError, match="score of no law"):
+        estimator(guided, torch.zeros(2, 2), REAL, per_sample_noise([0, 1]))
 
 
 # --- how sure ---
