@@ -19,8 +19,7 @@ from scoresde.likelihood import (
 )
 from scoresde.samplers import per_sample_noise, white_noise
 from scoresde.sde import linear_betas
-from scoresde.testing import Gaussian, grid25
-from tests.laws.test_discrete_likelihood import mostly_black
+from scoresde.testing import Gaussian, grid25, mostly_black
 
 F64 = torch.float64
 
@@ -58,8 +57,8 @@ class TestContinuous:
         """At a time where a level is two deviations wide, decoding is most of the scatter."""
         pixels, sde = mostly_black(), VP()
         k = torch.full((400, 3), 7)
-        t0 = float(sde.time(torch.tensor(math.log(2 / pixels.scaling.step), dtype=F64)))
-        decode = lambda z: Decoder().log_prob(k, z, pixels.scaling, sde, t0)  # noqa: E731
+        t0 = float(sde.time(torch.tensor(math.log(2 / pixels.scale.step), dtype=F64)))
+        decode = lambda z: Decoder().log_prob(k, z, pixels.scale, sde, t0)  # noqa: E731
         got = elbo(
             pixels.denoiser(sde),
             pixels.middles[k],
@@ -175,8 +174,8 @@ class TestDiscrete:
 
     def test_bits_of_levels_are_at_least_their_entropy(self):
         pixels, sde = mostly_black(), VP()
-        k = pixels.sample(300, 3)
-        t0 = float(sde.time(torch.tensor(math.log(12 / pixels.scaling.step), dtype=F64)))
+        k = pixels.sample(300, 3, torch.Generator().manual_seed(0))
+        t0 = float(sde.time(torch.tensor(math.log(12 / pixels.scale.step), dtype=F64)))
         gaps = []
         for n in (20, 100):
             ts = uniform_log_snr(sde, n, t0)
@@ -184,10 +183,10 @@ class TestDiscrete:
                 pixels.denoiser(sde),
                 pixels.middles[k],
                 ts,
-                levels=pixels.scaling,
+                levels=pixels.scale,
                 noise=per_sample_noise(range(300)),
             )
-            gap = -got.log_prob / 3 / math.log(2) - pixels.log2(k) / 3
+            gap = -got.log_prob / 3 / math.log(2) - (-pixels.log_prob(k) / math.log(2)) / 3
             assert gap.mean() > -4 * gap.std() / math.sqrt(300)
             gaps.append(float(gap.mean()))
         assert gaps[1] < gaps[0]
