@@ -18,6 +18,12 @@ from scoresde.build import LoadedRun, build_dataset, load_run
 from scoresde.cli.choices import names
 from scoresde.cli.console import pick_device, progress
 from scoresde.cli.drawn import Samples, draw_samples, read_samples, sample_record
+from scoresde.cli.evaluate_features import (
+    chosen_features,
+    features_of,
+    require_matching,
+    titles,
+)
 from scoresde.cli.evaluate_report import page, picture, require_free, write
 from scoresde.cli.measures import (
     METRICS,
@@ -31,24 +37,18 @@ from scoresde.cli.measures import (
 from scoresde.cli.options import EvaluateOptions
 from scoresde.cli.sample import MOST
 from scoresde.config import Config, ConfigError, load_config, override
-from scoresde.config.problems import nearest
 from scoresde.data import Dataset, Split
 from scoresde.evaluation import (
     Extractor,
     Moments,
-    classifier_features,
-    fit_classifier,
     load_moments,
     moments,
-    raw_features,
     save_moments,
-    torchscript_features,
 )
 from scoresde.training.checkpoint import DataDescription
-from scoresde.training.files import atomic_write, digest
+from scoresde.training.files import atomic_write
 
 DEFAULT_NUM = 1000
-CHOICES = ("classifier", "pixels")
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ class Job:
     dataset: Dataset
     loaded: LoadedRun | None
     metrics: list[str]
+    given: Moments | None
 
     @property
     def reference(self) -> Split:
@@ -74,22 +75,25 @@ class Job:
 
 def run(options: EvaluateOptions, overrides: Mapping[str, Any]) -> int:
     """Measure everything, then print and write it: there is no half of a report."""
-    _check(options)
+    _check(options, overrides)
     started = time.perf_counter()
     job = prepared(options, overrides)
-    there = None if options.samples is None else _chosen(job, options.samples)
-    n = _num(options) if there is None else len(there.x)
+    there = None if options.samples is None else read_samples(options.samples, job.dataset)
+    n = options.num or (DEFAULT_NUM if there is None else len(there.x))
+    if there is not None and n > len(there.x):
+        held = f"{options.samples} holds {len(there.x)} samples"
+        raise ValueError(f"--num {n}: {held}; ask for fewer")
     require_enough(job.metrics, n, len(job.reference))
-    extractor, about = chosen_features(job)
-    reference, given = extractor.of(_input(extractor, job, job.reference.x)), None
-    if options.statistics is not None:
-        given = matching(options.statistics, reference, extractor)
-    samples = _drawn(job) if there is None else there
+    extractor, about = chosen_features(options.features, job.dataset, pick_device(options.device))
+    reference = features_of(extractor, job.dataset, job.reference.x)
+    if options.statistics is not None and job.given is not None:
+        require_matching(options.statistics, job.given, reference, extractor)
+    samples = _drawn(job, n) if there is None else there
     for note in samples.notes:
         print(note, file=sys.stderr)
-    x = samples.x[_shuffled(len(samples.x), options.seed)]
-    found = measured(job, extractor, x, reference, given)
-    report = _report(job, samples, about, found)
+    x = samples.x[_shuffled(len(samples.x), options.seed)][:n]
+    found = measured(job, extractor, x, reference)
+    report = _report(job, samples, len(x), about, found)
     text = page(report, time.perf_counter() - started)
     # First what no disk can take away.
     print(json.dumps(report, indent=2) if options.json else text, flush=True)
@@ -103,8 +107,8 @@ def run(options: EvaluateOptions, overrides: Mapping[str, Any]) -> int:
 
 def prepared(options: EvaluateOptions, overrides: Mapping[str, Any]) -> Job:
     """The data and the model, with everything checked that can be before anything is computed."""
-    given = None if options.metrics is None else names("--metrics", options.metrics, METRICS)
-    require_packages(given or ())
+    asked = None if options.metrics is None else names("--metrics", options.metrics, METRICS)
+    require_packages(asked or ())
     source = _source(options, overrides)
     loaded = None if source is None else load_run(source, ema=not options.no_ema)
     if loaded is None:
@@ -118,90 +122,34 @@ def prepared(options: EvaluateOptions, overrides: Mapping[str, Any]) -> Job:
     if loaded is not None:
         _require_same_data(dataset, loaded.data)
         loaded.model.to(pick_device(options.device))
-    metrics = given or defaults(images=len(dataset.shape) == 3)
-    return Job(options, config, dataset, loaded, metrics)
+    metrics = asked or defaults(images=len(dataset.shape) == 3)
+    given = None if options.statistics is None else load_moments(options.statistics)
+    if given is not None and "frechet" not in metrics:
+        raise ValueError("--statistics: only frechet uses them; add it to --metrics")
+    return Job(options, config, dataset, loaded, metrics, given)
 
 
-def chosen_features(job: Job) -> tuple[Extractor, dict[str, Any]]:
-    """The features of ``--features``, and facts about them for the report."""
-    train, device = job.dataset.train, pick_device(job.options.device)
-    labelled = len(job.dataset.shape) == 3 and train.label is not None
-    kind = job.options.features or ("classifier" if labelled else "pixels")
-    if kind == "pixels":
-        extractor = raw_features(train.x, job.dataset.name)
-        return extractor, {"name": extractor.name}
-    if kind == "classifier":
-        if not labelled or train.label is None:
-            raise ValueError(
-                f"--features classifier: {job.dataset.name} has no images with classes; "
-                "give --features pixels"
-            )
-        print(f"fitting a classifier to {len(train)} training images", file=sys.stderr)
-        classes = len(job.dataset.classes or ())
-        judge = fit_classifier(train.x.to(device), train.label.to(device), classes)
-        extractor, test = classifier_features(judge, job.dataset.name), job.dataset.test
-        label = test.label if test.label is not None else torch.empty(0)
-        accuracy = judge.accuracy(test.x.to(device), label.to(device))
-        return extractor, {"name": extractor.name, "test_accuracy": accuracy}
-    path = Path(kind)
-    if not path.is_file():
-        raise ValueError(f"--features {kind}: no such file; {nearest(kind, CHOICES)}")
-    if len(job.dataset.shape) != 3 or job.dataset.shape[0] not in (1, 3):
-        raise ValueError(f"--features {kind}: takes grey or colour images; give pixels")
-    extractor = torchscript_features(path, device)
-    return extractor, {"name": extractor.name, "file": kind, "sha256": digest(path)}
-
-
-def matching(path: Path, reference: Tensor, extractor: Extractor) -> Moments:
-    """Statistics of the same features. Raises ValueError for those of others."""
-    found, dimensions = load_moments(path), reference.shape[1]
-    if len(found.mean) != dimensions:
-        raise ValueError(
-            f"--statistics {path}: of {len(found.mean)} features, but the {extractor.name} are "
-            f"{dimensions}; give --features as they were made with"
-        )
-    if found.features not in (None, extractor.name):
-        raise ValueError(
-            f"--statistics {path}: made with {found.features}, not {extractor.name}; "
-            "give --features as they were made with"
-        )
-    return found
-
-
-def measured(
-    job: Job, extractor: Extractor, x: Tensor, reference: Tensor, given: Moments | None
-) -> dict[str, Row]:
+def measured(job: Job, extractor: Extractor, x: Tensor, reference: Tensor) -> dict[str, Row]:
     """Every metric of shuffled samples ``x``; the real data are shuffled alike."""
     options, train, test = job.options, job.dataset.train.x, job.dataset.test.x
     other = job.other.x[_shuffled(len(job.other), options.seed)][: len(x)]
     features = Sets(
-        extractor.of(_input(extractor, job, x)),
+        features_of(extractor, job.dataset, x),
         reference[_shuffled(len(reference), options.seed)],
-        extractor.of(_input(extractor, job, other)),
+        features_of(extractor, job.dataset, other),
     )
     with progress(len(job.metrics), "metrics") as advance:
         found = rows(
             job.metrics,
             features,
             Sets(x, train, test),
-            given=given,
-            title=_frechet_title(extractor, reference),
+            given=job.given,
+            titles=titles(extractor, reference.shape[1]),
             resamples=options.resamples,
             seed=options.seed,
             advance=advance,
         )
         return dict(found)
-
-
-def _frechet_title(extractor: Extractor, reference: Tensor) -> str:
-    """FID is the distance in the 2048 features of the one network that gave it its name."""
-    return extractor.frechet if reference.shape[1] == 2048 else "Frechet distance"
-
-
-def _input(extractor: Extractor, job: Job, x: Tensor) -> Tensor:
-    """Examples as the features take them: levels or numbers, or pictures."""
-    scaling = job.dataset.scaling
-    return scaling.to_uint8(scaling.encode(x)) if extractor.pictures else x
 
 
 def _shuffled(n: int, seed: int) -> Tensor:
@@ -226,44 +174,30 @@ def _source(options: EvaluateOptions, overrides: Mapping[str, Any]) -> Path | No
     )
 
 
-def _chosen(job: Job, path: Path) -> Samples:
-    """The samples that are there, or as many of them as asked for, at random."""
-    found, num = read_samples(path, job.dataset), job.options.num
-    if num is None:
-        return found
-    if num > len(found.x):
-        raise ValueError(f"--num {num}: {path} holds {len(found.x)} samples; ask for fewer")
-    some = _shuffled(len(found.x), job.options.seed)[:num]
-    return Samples(found.x[some], found.settings, found.notes)
-
-
-def _drawn(job: Job) -> Samples:
-    """Samples of the run, a model with classes given those of the references."""
+def _drawn(job: Job, n: int) -> Samples:
+    """So many samples of the run, a model with classes given those of the references."""
     assert job.loaded is not None
     label = None
     if job.config.conditional:
         if job.dataset.classes != job.loaded.data.classes or job.reference.label is None:
             raise ValueError(f"{job.dataset.name} has other classes than {job.loaded.data.name}")
         label = job.reference.label[_shuffled(len(job.reference), job.options.seed)]
-    found = draw_samples(
-        job.loaded, job.config, _num(job.options), job.options.seed, job.options.batch, label
-    )
+    found = draw_samples(job.loaded, job.config, n, job.options.seed, job.options.batch, label)
     weights = {"weights": "raw" if job.options.no_ema else "ema"}
     classes = {"classes": None if label is None else f"as in the {job.options.against} split"}
     return Samples(found.x, {**found.settings, **weights, **classes})
 
 
-def _num(options: EvaluateOptions) -> int:
-    return options.num or DEFAULT_NUM
-
-
 # Checks ---------------------------------------------------------------------------------------
 
 
-def _check(options: EvaluateOptions) -> None:
+def _check(options: EvaluateOptions, overrides: Mapping[str, Any]) -> None:
     """Raise ValueError for options that cannot be used, and for files in use."""
     if options.samples is None and options.checkpoint is None:
         raise ValueError("give --samples FOLDER, or --checkpoint RUN to draw them now")
+    how = [key for key in overrides if key.startswith("sample.")]
+    if options.samples is not None and how:
+        raise ValueError(f"--{how[0]}: the samples of --samples are drawn; leave it out")
     if options.num is not None and not 1 <= options.num <= MOST:
         raise ValueError(f"--num: need 1 to {MOST:,}, got {options.num}")
     if options.seed < 0:
@@ -306,7 +240,7 @@ def _require_same_data(dataset: Dataset, trained: DataDescription) -> None:
 
 
 def _report(
-    job: Job, samples: Samples, about: Mapping[str, Any], found: Mapping[str, Row]
+    job: Job, samples: Samples, n: int, about: Mapping[str, Any], found: Mapping[str, Row]
 ) -> dict[str, Any]:
     """Everything but the time it took: a function of the options and the files."""
     statistics = job.options.statistics
@@ -316,7 +250,8 @@ def _report(
         "references": len(job.reference),
         "statistics": None if statistics is None else str(statistics),
         "features": dict(about),
-        "samples": len(samples.x),
+        "samples": n,
+        "real": min(n, len(job.other)),
         "source": dict(samples.settings),
         "seed": job.options.seed,
         "resamples": job.options.resamples,

@@ -63,8 +63,8 @@ def _lines(report: Mapping[str, Any], seconds: float) -> list[str]:
         f"{report['samples']} samples against the {report['references']} examples of the "
         f"{report['against']} split of {report['data']}, in {seconds:.1f} s",
         f"in {report['features']['name']}{judged}",
-        f"real: {other} examples in the samples' place (of the copy rate: test examples); "
-        "halves: one half of the references against the other",
+        f"real: {report['real']} {other} examples in the samples' place (of the copy rate: the "
+        "test split); halves: one half of the references against the other",
     ]
     if report["statistics"] is not None:
         lines.append(f"Frechet distance from the statistics in {report['statistics']}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 
@@ -157,7 +157,7 @@ def rows(
     raw: Sets,
     *,
     given: Moments | None,
-    title: str,
+    titles: Mapping[str, str],
     resamples: int,
     seed: int,
     advance: Advance,
@@ -166,15 +166,15 @@ def rows(
 
     The copy rate compares the ``raw`` examples with the training ones, which are the references
     there; the others compare ``features``. ``given`` moments replace those of the references, and
-    ``title`` is the name of the Frechet distance.
+    ``titles`` replace some of the table's.
     """
     for name in names:
         metric = METRICS[name]
+        metric = replace(metric, title=titles.get(name, metric.title))
         if name == COPIES:
             yield name, _copies_row(metric, raw)
         elif name == "frechet":
-            row = _frechet_row(replace(metric, title=title), features, given, resamples, seed)
-            yield name, row
+            yield name, _frechet_row(metric, features, given, resamples, seed)
         else:
             yield name, _row(metric, features, resamples, seed)[0]
         advance(1, name)

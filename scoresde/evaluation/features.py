@@ -20,16 +20,17 @@ SIDE = 299
 
 @dataclass(frozen=True)
 class Extractor:
-    """Features of examples, with their name and what the Frechet distance in them is called.
+    """Features of examples, with their name.
 
     ``of`` takes (N, ...) and returns (N, D); ``pictures`` says that it takes uint8 (N, C, H, W)
-    with C = 1 or 3, else the levels or numbers of the data set.
+    with C = 1 or 3, else the levels or numbers of the data set. ``inception`` says that it is the
+    network whose distances are called FID and KID.
     """
 
     name: str
     of: Callable[[Tensor], Tensor]
     pictures: bool = False
-    frechet: str = "Frechet distance"
+    inception: bool = False
 
 
 def classifier_features(judge: Classifier, data: str) -> Extractor:
@@ -55,8 +56,8 @@ def torchscript_features(path: Path, device: torch.device | str = "cpu") -> Extr
     """The features of a network in a TorchScript file, which is a program: it is run.
 
     A file whose forward takes ``return_features``, as the Inception of StyleGAN and EDM does, is
-    given uint8 colour images of any size, which it resizes itself; the Frechet distance in 2048
-    such features is FID. Another is given numbers in [0, 1], resized to 299 x 299, and returns a
+    given uint8 colour images of any size, which it resizes itself, and counts as that network if
+    its features are 2048. Another is given numbers in [0, 1], resized to 299 x 299, and returns a
     tensor, or a list of one. Grey images are given three times. Raises ValueError, naming the
     file, unless it can be read and returns features (N, D), which are finite.
     """
@@ -81,8 +82,7 @@ def torchscript_features(path: Path, device: torch.device | str = "cpu") -> Extr
             parts = [batch(part.to(device)) for part in x.split(CHUNK)]
         return torch.cat(parts)
 
-    frechet = "FID" if inception else "Frechet distance"
-    return Extractor(f"features of {path.name}", of, pictures=True, frechet=frechet)
+    return Extractor(f"features of {path.name}", of, pictures=True, inception=inception)
 
 
 def _resized(x: Tensor) -> Tensor:
