@@ -10,6 +10,7 @@ from scoresde.evaluation.resampling import Estimate, share
 
 HIDDEN = 64
 STEPS = 200
+FAR = 5.0
 LEAST = 20
 """Items of each set, below which the test says nothing."""
 
@@ -19,10 +20,10 @@ def two_sample_test(x: Tensor, y: Tensor, generator: torch.Generator) -> Estimat
 
         1/2 +- sqrt(1 / (4 n)) for the same law, n held-out items
 
-    As many of each set are taken; half of each trains the network, one hidden layer on
-    standardised features, and the other half is judged. Raises ValueError for unlike shapes or
-    fewer than 20 of either. Lopez-Paz and Oquab, Revisiting classifier two-sample tests, arXiv
-    1610.06545, section 3.
+    As many of each set are taken; half of each trains the network, which has one hidden layer and
+    takes the features in deviations of the references, and the other half is judged. Raises
+    ValueError for unlike shapes or fewer than 20 of either. Lopez-Paz and Oquab, Revisiting
+    classifier two-sample tests, arXiv 1610.06545, section 3.
     """
     if x.ndim != 2 or x.shape[1:] != y.shape[1:] or min(len(x), len(y)) < LEAST:
         shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
@@ -31,10 +32,12 @@ def two_sample_test(x: Tensor, y: Tensor, generator: torch.Generator) -> Estimat
     x, y = (part[torch.randperm(len(part), generator=generator)[:n]] for part in (x, y))
     seen = torch.cat([x[: n // 2], y[: n // 2]]).float()
     fresh = torch.cat([x[n // 2 :], y[n // 2 :]]).float()
-    std, mean = torch.std_mean(seen, dim=0)
+    std, mean = torch.std_mean(y[: n // 2].float(), dim=0)
     scale = torch.where(std > 0, std, 1)
-    logit = _fitted((seen - mean) / scale, _truth(n // 2), generator)
-    return share((logit((fresh - mean) / scale) > 0) == _truth(n - n // 2))
+    # Stray samples, far away, would else drown the rest.
+    seen, fresh = (((part - mean) / scale).clamp(-FAR, FAR) for part in (seen, fresh))
+    logit = _fitted(seen, _truth(n // 2), generator)
+    return share((logit(fresh) > 0) == _truth(n - n // 2))
 
 
 class _Network:

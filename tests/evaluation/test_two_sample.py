@@ -30,6 +30,12 @@ def test_different_means_and_different_shapes_are_seen():
     assert judged(x, ring, 0).value > 0.75
 
 
+def test_stray_samples_do_not_hide_the_rest():
+    x, y = normal(600, 2, 0) + 4, normal(600, 2, 1)
+    x[:10] *= 1e4
+    assert judged(x, y, 0).value > 0.95
+
+
 def test_it_depends_on_its_generator_alone():
     x, y = normal(100, 3, 0), normal(150, 3, 1)
     before = torch.get_rng_state()
