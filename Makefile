@@ -20,7 +20,7 @@ test: .venv/.installed  ## the default suite, two processes of one thread
 test-all: .venv/.installed  ## the slow tests too
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not parity and not gpu"
 
-parity: .venv/.installed  ## against diffusers, which it installs
+parity: .venv/.installed  ## against diffusers, POT and torchmetrics, which it installs
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[parity]"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m parity
 

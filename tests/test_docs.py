@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from scoresde import build
+from scoresde.cli.measures import METRICS
 
 ROOT = Path(__file__).parent.parent
 SAMPLERS = (ROOT / "docs" / "samplers.md").read_text()
+EVALUATION = (ROOT / "docs" / "evaluation.md").read_text()
 
 
 def stored(name):
@@ -24,6 +26,14 @@ def test_the_sampler_of_the_documentation_has_the_order_it_says(capsys):
     for block in blocks:
         exec(block, names)
     assert float(capsys.readouterr().out) == pytest.approx(names["Midpoint"].order, abs=0.15)
+
+
+def test_the_example_of_the_evaluation_runs_and_every_metric_is_explained(capsys):
+    exec(re.findall(r"```python\n(.*?)```", EVALUATION, re.DOTALL)[0], {})
+    value, error, limit = map(float, capsys.readouterr().out.split())
+    assert 0 < error < value
+    assert abs(limit) < value
+    assert not [name for name in METRICS if f"`{name}`" not in EVALUATION]
 
 
 def test_every_name_is_in_the_table_of_names():

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from scoresde import build
+from scoresde.cli.measures import METRICS
 from scoresde.cli.options import InfoOptions
 from scoresde.measure import draws_noise
 
@@ -28,6 +29,7 @@ LISTINGS = {
     "times": Listing("train.times.kind", build.TIMES),
     "draws": Listing("train.draw", build.DRAWS),
     "data": Listing("data.kind", build.DATASETS),
+    "metrics": Listing("evaluate --metrics", {k: m.documented for k, m in METRICS.items()}),
 }
 
 

@@ -150,3 +150,39 @@ class CompareOptions(Common):
     """replace those in the folder"""
     json: bool = False
     """print JSON"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(Common):
+    """Compare samples with real data: distances, precision and recall, copies, with errors."""
+
+    samples: Path | None = None
+    """folder of `scoresde sample` or of pictures, or an .npz; drawn from --checkpoint without"""
+    checkpoint: Path | None = None
+    """run folder, checkpoint (.pt) or exported weights: its data set, and its samples"""
+    against: Literal["test", "train"] = "test"
+    """the split that they are compared with"""
+    features: str | None = None
+    """classifier (where images have classes), pixels, or a TorchScript file, which is run"""
+    statistics: Path | None = None
+    """.npz of mu and sigma, in place of the split in the Frechet distance"""
+    save_statistics: Path | None = None
+    """.npz for mu and sigma of the split"""
+    metrics: str | None = None
+    """such as frechet,kid,precision; see `scoresde info`"""
+    num: int | None = None
+    """samples; 1000 are drawn, or all there are"""
+    seed: int = 0
+    """of the first sample, the others count on; and of the errors"""
+    batch: int = 64
+    """samples drawn at a time; it does not change them"""
+    resamples: int = 50
+    """random halves that an error is found from; 0 for no errors"""
+    out: Path | None = None
+    """folder for evaluate.json, evaluate.txt and a picture"""
+    overwrite: bool = False
+    """replace those in the folder, and the file of --save-statistics"""
+    json: bool = False
+    """print JSON"""
+    no_ema: bool = False
+    """use the raw weights instead of their moving average"""

@@ -1,16 +1,68 @@
-"""Judging samples without knowing where they come from: classes, copies, pictures."""
+"""Judging samples without knowing where they come from: distances, classes, copies, pictures."""
 
 from scoresde.evaluation.classifier import Classifier, fit_classifier
-from scoresde.evaluation.copying import copy_rate
-from scoresde.evaluation.figures import image_grid, loss_curve, save_gif, save_png, scatter
+from scoresde.evaluation.copying import copies, copy_rate, nearest
+from scoresde.evaluation.features import (
+    Extractor,
+    classifier_features,
+    raw_features,
+    torchscript_features,
+)
+from scoresde.evaluation.figures import (
+    image_grid,
+    loss_curve,
+    neighbour_grid,
+    save_gif,
+    save_png,
+    scatter,
+)
+from scoresde.evaluation.gaussian import (
+    Moments,
+    frechet_distance,
+    load_moments,
+    moments,
+    save_moments,
+)
+from scoresde.evaluation.kernels import gaussian_mmd2, kid, kid_blocks, mmd2
+from scoresde.evaluation.neighbours import coverage, density, precision, recall
+from scoresde.evaluation.resampling import Estimate, by_halves, share
+from scoresde.evaluation.transport import directions, sliced_wasserstein, wasserstein
+from scoresde.evaluation.two_sample import two_sample_test
 
 __all__ = [
     "Classifier",
+    "Estimate",
+    "Extractor",
+    "Moments",
+    "by_halves",
+    "classifier_features",
+    "copies",
     "copy_rate",
+    "coverage",
+    "density",
+    "directions",
     "fit_classifier",
+    "frechet_distance",
+    "gaussian_mmd2",
     "image_grid",
+    "kid",
+    "kid_blocks",
+    "load_moments",
     "loss_curve",
+    "mmd2",
+    "moments",
+    "nearest",
+    "neighbour_grid",
+    "precision",
+    "raw_features",
+    "recall",
     "save_gif",
+    "save_moments",
     "save_png",
     "scatter",
+    "share",
+    "sliced_wasserstein",
+    "torchscript_features",
+    "two_sample_test",
+    "wasserstein",
 ]

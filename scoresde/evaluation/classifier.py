@@ -16,7 +16,7 @@ CHUNK = 500
 class Classifier:
     """A fitted network with the mean and deviation of the images that it was fitted on."""
 
-    net: nn.Module
+    net: nn.Sequential
     mean: Tensor
     std: Tensor
 
@@ -25,6 +25,13 @@ class Classifier:
         """Most likely class (N,) of images (N, C, H, W), in the units of the fitted ones."""
         inputs = (self._standardise(part) for part in x.split(CHUNK))
         return torch.cat([self.net(part).argmax(1) for part in inputs])
+
+    @torch.no_grad()
+    def features(self, x: Tensor) -> Tensor:
+        """What it decides by (N, 64): its last maps, averaged over the image; float64."""
+        maps, device = self.net[:-2], self.mean.device
+        inputs = (self._standardise(part.to(device)) for part in x.split(CHUNK))
+        return torch.cat([maps(part).mean((2, 3)).double().cpu() for part in inputs])
 
     def accuracy(self, x: Tensor, label: Tensor) -> float:
         """Share of the images `x` whose predicted class is `label`."""
@@ -71,7 +78,7 @@ def _check(x: Tensor, label: Tensor, classes: int) -> None:
         raise ValueError(f"labels run over {found}, expected 0..{classes - 1}")
 
 
-def _network(channels: int, side: int, classes: int, generator: torch.Generator) -> nn.Module:
+def _network(channels: int, side: int, classes: int, generator: torch.Generator) -> nn.Sequential:
     """Blocks and pooling down to 8 pixels, two levels of two blocks, and one linear layer."""
     layers: list[nn.Module] = []
     while side > 8:
@@ -94,7 +101,7 @@ def _block(inputs: int, outputs: int) -> list[nn.Module]:
         ]
 
 
-def _initialised(net: nn.Module, generator: torch.Generator) -> nn.Module:
+def _initialised(net: nn.Sequential, generator: torch.Generator) -> nn.Sequential:
     for layer in net.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)

@@ -18,12 +18,17 @@ def copy_rate(samples: Tensor, train: Tensor) -> float:
     digits 0.46: compare with theirs. Raises ValueError for empty or unlike shapes, NaN or
     infinity.
     """
+    return copies(samples, train).double().mean().item()
+
+
+def copies(samples: Tensor, train: Tensor) -> Tensor:
+    """Which samples (M,) ``copy_rate`` counts."""
     _check(samples, train)
     samples, train = samples.flatten(1), train.flatten(1)
     index, distance = nearest(samples, train)
     hit, where = index.unique(return_inverse=True)
     _, between = nearest(train[hit], train, skip=hit)
-    return ((distance < between[where]) | (distance == 0)).double().mean().item()
+    return (distance < between[where]) | (distance == 0)
 
 
 def nearest(a: Tensor, b: Tensor, skip: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -45,6 +45,20 @@ def image_grid(
     return grid
 
 
+def neighbour_grid(samples: Tensor, neighbours: Tensor, columns: int = 6) -> np.ndarray:
+    """One picture of pairs, `columns` in a row: each sample, and to its right its neighbour.
+
+    Both are uint8 (N, C, H, W). Raises ValueError as `image_grid` does, and for unlike shapes.
+    """
+    if samples.shape != neighbours.shape:
+        shapes = f"{tuple(samples.shape)} and {tuple(neighbours.shape)}"
+        raise ValueError(f"images and their neighbours are {shapes}; expected as many alike")
+    gap = samples.new_full((*samples.shape[:3], 1), BACKGROUND)
+    zoom = max(1, round(TILE / max(samples.shape[2:])))
+    pairs = torch.cat([samples, gap, neighbours], dim=3)
+    return image_grid(pairs, columns, zoom, margin=4 * zoom)
+
+
 def save_png(path: Path | str, picture: np.ndarray) -> None:
     """Write a picture, uint8 (height, width, 3), as a PNG."""
     from PIL import Image

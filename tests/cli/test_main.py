@@ -187,6 +187,7 @@ class TestInfo:
         assert set(found["samplers"]) == set(build.STEPS) | {"ode", "sde"}
         assert set(found["grids"]) == set(build.GRIDS) | {"optimised", "file"}
         assert set(found["data"]) == set(build.DATASETS)
+        assert {"frechet", "kid", "two_sample", "copies"} <= set(found["metrics"])
         assert all(line for table in found.values() for line in table.values())
         assert found["samplers"]["heun"].endswith("(order 2, 2 calls a step)")
         assert found["samplers"]["dpmpp_2m_sde"].endswith("(weak order 2, 1 call a step)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scoresde.evaluation import copy_rate
+from scoresde.evaluation import copies, copy_rate
 from scoresde.evaluation.copying import nearest
 
 
@@ -27,6 +27,7 @@ def test_definition_on_the_line():
     # Nearest to 1, whose neighbour is 1 away; nearest to 5, whose neighbour is 4 away; and a tie.
     samples = torch.tensor([[2.5], [1.9], [8.0], [10.0], [2.0]])
     assert [copy_rate(s[None], train) for s in samples] == [0.0, 1.0, 1.0, 0.0, 0.0]
+    assert copies(samples, train).tolist() == [False, True, True, False, False]
 
 
 def test_exact_copies_of_a_doubled_image_count():

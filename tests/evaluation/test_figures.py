@@ -7,7 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-from scoresde.evaluation import image_grid, loss_curve, save_gif, save_png, scatter
+from scoresde.evaluation import (
+    image_grid,
+    loss_curve,
+    neighbour_grid,
+    save_gif,
+    save_png,
+    scatter,
+)
 from scoresde.evaluation.figures import smoothed
 
 
@@ -47,6 +54,21 @@ def test_small_images_are_enlarged_and_large_ones_are_not():
 def test_grids_that_cannot_be_drawn(x, columns):
     with pytest.raises(ValueError, match="images"):
         image_grid(x, columns)
+
+
+def test_neighbours_stand_beside_their_images():
+    left, right = images(5, shape=(4, 6)), images(5, shape=(4, 6)).flip(0)
+    grid, zoom = neighbour_grid(left, right, columns=2), 8
+    height, width, margin = 4 * zoom, 13 * zoom, 4 * zoom
+    assert grid.shape == (margin + 3 * (height + margin), margin + 2 * (width + margin), 3)
+    for k in range(5):
+        top = margin + k // 2 * (height + margin)
+        start = margin + k % 2 * (width + margin)
+        pair = grid[top : top + height : zoom, start : start + width : zoom, 0]
+        assert np.array_equal(pair[:, :6], left[k, 0])
+        assert np.array_equal(pair[:, 7:], right[k, 0])
+    with pytest.raises(ValueError, match="as many alike"):
+        neighbour_grid(left, right[:3])
 
 
 def test_png_is_lossless(tmp_path):

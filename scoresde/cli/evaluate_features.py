@@ -1,0 +1,84 @@
+"""The features of ``scoresde evaluate``, and statistics made with them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoresde.config.problems import nearest
+from scoresde.data import Dataset
+from scoresde.evaluation import (
+    Extractor,
+    Moments,
+    classifier_features,
+    fit_classifier,
+    raw_features,
+    torchscript_features,
+)
+from scoresde.training.files import digest
+
+CHOICES = ("classifier", "pixels")
+INCEPTION = 2048
+TITLES = {"frechet": "FID", "kid": "KID"}
+
+
+def chosen_features(
+    choice: str | None, dataset: Dataset, device: torch.device
+) -> tuple[Extractor, dict[str, Any]]:
+    """The features of ``--features``, and facts about them for the report. Raises ValueError."""
+    train = dataset.train
+    labelled = len(dataset.shape) == 3 and train.label is not None
+    kind = choice or ("classifier" if labelled else "pixels")
+    if kind == "pixels":
+        extractor = raw_features(train.x, dataset.name)
+        return extractor, {"name": extractor.name}
+    if kind == "classifier":
+        if not labelled or train.label is None:
+            raise ValueError(
+                f"--features classifier: {dataset.name} has no images with classes; "
+                "give --features pixels"
+            )
+        print(f"fitting a classifier to {len(train)} training images", file=sys.stderr)
+        classes = len(dataset.classes or ())
+        judge = fit_classifier(train.x.to(device), train.label.to(device), classes)
+        extractor, test = classifier_features(judge, dataset.name), dataset.test
+        label = test.label if test.label is not None else torch.empty(0)
+        accuracy = judge.accuracy(test.x.to(device), label.to(device))
+        return extractor, {"name": extractor.name, "test_accuracy": accuracy}
+    path = Path(kind)
+    if not path.is_file():
+        raise ValueError(f"--features {kind}: no such file; {nearest(kind, CHOICES)}")
+    if len(dataset.shape) != 3 or dataset.shape[0] not in (1, 3):
+        raise ValueError(f"--features {kind}: takes grey or colour images; give pixels")
+    extractor = torchscript_features(path, device)
+    return extractor, {"name": extractor.name, "file": kind, "sha256": digest(path)}
+
+
+def require_matching(path: Path, found: Moments, reference: Tensor, extractor: Extractor) -> None:
+    """Raise ValueError for statistics in ``path`` of other features than the extractor's."""
+    dimensions = reference.shape[1]
+    if len(found.mean) != dimensions:
+        raise ValueError(
+            f"--statistics {path}: of {len(found.mean)} features, but the {extractor.name} are "
+            f"{dimensions}; give --features as they were made with"
+        )
+    if found.features not in (None, extractor.name):
+        raise ValueError(
+            f"--statistics {path}: made with {found.features}, not {extractor.name}; "
+            "give --features as they were made with"
+        )
+
+
+def features_of(extractor: Extractor, dataset: Dataset, x: Tensor) -> Tensor:
+    """Features (N, D) of examples, given as levels or numbers, or as pictures."""
+    scaling = dataset.scaling
+    return extractor.of(scaling.to_uint8(scaling.encode(x)) if extractor.pictures else x)
+
+
+def titles(extractor: Extractor, dimensions: int) -> dict[str, str]:
+    """FID and KID are distances in the 2048 features of the network that gave them their names."""
+    return TITLES if extractor.inception and dimensions == INCEPTION else {}

@@ -1,0 +1,259 @@
+"""The numbers of ``scoresde evaluate``: each with its error, and what real data would get."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from scoresde.cli.console import Advance
+from scoresde.evaluation import (
+    Estimate,
+    Moments,
+    by_halves,
+    copies,
+    copy_rate,
+    coverage,
+    density,
+    directions,
+    frechet_distance,
+    gaussian_mmd2,
+    kid,
+    moments,
+    precision,
+    recall,
+    share,
+    sliced_wasserstein,
+    two_sample_test,
+    wasserstein,
+)
+from scoresde.evaluation.resampling import Measure
+from scoresde.evaluation.two_sample import LEAST as TESTED
+
+LINES = 256
+"""Random lines of the sliced distance; always the same."""
+
+Compare = Callable[[Tensor, Tensor, int, torch.Generator], Estimate]
+"""Of samples (N, D), references (M, D) and a number of halves for the error."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A comparison by its name: what is better, the items it needs, and the most it is given."""
+
+    title: str
+    better: str
+    compare: Compare
+    documented: Callable[..., object]
+    least: int = 4
+    most: int | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the report; None is unknown or has no meaning.
+
+    ``real`` is the value of other real data in the samples' place, ``halves`` that of two halves
+    of the references, ``extrapolated`` the value for endless items.
+    """
+
+    title: str
+    better: str
+    value: float
+    error: float | None
+    real: float | None
+    halves: float | None
+    extrapolated: float | None
+    samples: int
+    references: int | None
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Sets:
+    """Features (N, D) of the samples, of the references, and of other real data."""
+
+    samples: Tensor
+    references: Tensor
+    others: Tensor
+
+
+def halved(measure: Measure) -> Compare:
+    """With an error from random halves."""
+
+    def compare(x: Tensor, y: Tensor, resamples: int, generator: torch.Generator) -> Estimate:
+        return by_halves(measure, x, y, resamples, generator)
+
+    return compare
+
+
+def _frechet(x: Tensor, y: Tensor) -> float:
+    return frechet_distance(moments(x), moments(y))
+
+
+def _wasserstein(x: Tensor, y: Tensor) -> float:
+    n = min(len(x), len(y))
+    return wasserstein(x[:n], y[:n])
+
+
+def _sliced(x: Tensor, y: Tensor) -> float:
+    lines = directions(LINES, x.shape[1], torch.Generator().manual_seed(0))
+    return sliced_wasserstein(x, y, lines)
+
+
+def _tested(x: Tensor, y: Tensor, resamples: int, generator: torch.Generator) -> Estimate:
+    return two_sample_test(x, y, generator)
+
+
+def _copied(x: Tensor, y: Tensor, resamples: int, generator: torch.Generator) -> Estimate:
+    return share(copies(x, y))
+
+
+METRICS = {
+    "frechet": Metric("Frechet distance", "lower", halved(_frechet), frechet_distance),
+    "kid": Metric("kernel distance", "lower", halved(kid), kid),
+    "precision": Metric("precision", "higher", halved(precision), precision, 8, 10_000),
+    "recall": Metric("recall", "higher", halved(recall), recall, 8, 10_000),
+    "density": Metric("density", "near 1", halved(density), density, 12, 10_000),
+    "coverage": Metric("coverage", "higher", halved(coverage), coverage, 12, 10_000),
+    "wasserstein": Metric("Wasserstein-2", "lower", halved(_wasserstein), wasserstein, 4, 1000),
+    "sliced": Metric("sliced Wasserstein-2", "lower", halved(_sliced), sliced_wasserstein),
+    "mmd": Metric("Gaussian MMD^2", "lower", halved(gaussian_mmd2), gaussian_mmd2, 4, 5000),
+    "two_sample": Metric("two-sample test", "near 0.5", _tested, two_sample_test, TESTED, 10_000),
+    "copies": Metric("copy rate", "near real", _copied, copy_rate, 2),
+}
+COPIES = "copies"
+OF_IMAGES = (
+    "frechet",
+    "kid",
+    "precision",
+    "recall",
+    "density",
+    "coverage",
+    "two_sample",
+    "copies",
+)
+OF_POINTS = ("wasserstein", "sliced", "mmd", "precision", "recall", "two_sample", "copies")
+
+
+def require_enough(names: Iterable[str], samples: int, references: int) -> None:
+    """Raise ValueError for a metric that so few items say nothing about."""
+    for name in names:
+        least = METRICS[name].least
+        if min(samples, references) < least:
+            raise ValueError(
+                f"--metrics {name}: needs {least} samples and as many references, got {samples} "
+                f"and {references}; give more, or leave it out"
+            )
+
+
+def rows(
+    names: Iterable[str],
+    features: Sets,
+    raw: Sets,
+    *,
+    given: Moments | None,
+    titles: Mapping[str, str],
+    resamples: int,
+    seed: int,
+    advance: Advance,
+) -> Iterator[tuple[str, Row]]:
+    """The rows of the metrics named, each from random numbers of its own.
+
+    The copy rate compares the ``raw`` examples with the training ones, which are the references
+    there; the others compare ``features``. ``given`` moments replace those of the references, and
+    ``titles`` replace some of the table's.
+    """
+    for name in names:
+        metric = METRICS[name]
+        metric = replace(metric, title=titles.get(name, metric.title))
+        if name == COPIES:
+            yield name, _copies_row(metric, raw)
+        elif name == "frechet":
+            yield name, _frechet_row(metric, features, given, resamples, seed)
+        else:
+            yield name, _row(metric, features, resamples, seed)[0]
+        advance(1, name)
+
+
+def _row(metric: Metric, sets: Sets, resamples: int, seed: int) -> tuple[Row, Estimate]:
+    x, y = sets.samples[: metric.most], sets.references[: metric.most]
+
+    def plain(a: Tensor, b: Tensor) -> float | None:
+        """Without an error, where there are enough of both."""
+        if min(len(a), len(b)) < metric.least:
+            return None
+        return metric.compare(a, b, 0, torch.Generator().manual_seed(seed)).value
+
+    found = metric.compare(x, y, resamples, torch.Generator().manual_seed(seed))
+    row = Row(
+        title=metric.title,
+        better=metric.better,
+        value=found.value,
+        error=_known(found.error),
+        real=plain(sets.others[: len(x)], y),
+        halves=plain(y[: len(y) // 2], y[len(y) // 2 :]),
+        extrapolated=None,
+        samples=len(x),
+        references=len(y),
+    )
+    return row, found
+
+
+def _frechet_row(
+    metric: Metric, sets: Sets, given: Moments | None, resamples: int, seed: int
+) -> Row:
+    """Too few features for a covariance are noted; with enough the limit of many is estimated."""
+    if given is not None:
+        metric = replace(metric, compare=halved(lambda a, b: frechet_distance(moments(a), given)))
+    row, found = _row(metric, sets, resamples, seed)
+    dimensions = sets.samples.shape[1]
+    fewest = row.samples if given is not None else min(row.samples, len(sets.references))
+    if given is not None:
+        row = replace(row, halves=None, references=None)
+    if fewest <= dimensions:
+        return replace(row, notes=[f"rank-deficient: {fewest} items in {dimensions} dimensions"])
+    full = fewest // 2 > dimensions
+    return replace(row, extrapolated=_known(found.extrapolated) if full else None)
+
+
+def _copies_row(metric: Metric, sets: Sets) -> Row:
+    """The share of samples, and of other real data, that copy a training example."""
+    found = share(copies(sets.samples, sets.references))
+    return Row(
+        title=metric.title,
+        better=metric.better,
+        value=found.value,
+        error=found.error,
+        real=copy_rate(sets.others, sets.references),
+        halves=None,
+        extrapolated=None,
+        samples=len(sets.samples),
+        references=len(sets.references),
+    )
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def defaults(images: bool) -> list[str]:
+    """What is measured unless told, in the order of the table, without what lacks a package."""
+    wanted = OF_IMAGES if images else OF_POINTS
+    return [name for name in METRICS if name in wanted and _missing(name) is None]
+
+
+def require_packages(names: Iterable[str]) -> None:
+    """Raise ValueError for a metric that needs a package which is not there."""
+    for name in names:
+        if (package := _missing(name)) is not None:
+            raise ValueError(f"--metrics {name}: needs {package}; pip install {package}")
+
+
+def _missing(name: str) -> str | None:
+    absent = name == "wasserstein" and find_spec("scipy") is None
+    return "scipy" if absent else None

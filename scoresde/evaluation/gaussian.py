@@ -1,0 +1,103 @@
+"""The Frechet distance between the Gaussians of two sets of features."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+DAMAGE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean (D,) and covariance (D, D) of features; ``features`` names them where that is known.
+
+    Raises ValueError for other shapes, for NaN or infinity, and for an asymmetric covariance.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+    features: str | None = None
+
+    def __post_init__(self) -> None:
+        mean, covariance = self.mean, self.covariance
+        if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)) or len(mean) == 0:
+            shapes = f"{tuple(mean.shape)} and {tuple(covariance.shape)}"
+            raise ValueError(f"mean and covariance are {shapes}; expected (D,) and (D, D)")
+        if not bool(torch.isfinite(mean).all() and torch.isfinite(covariance).all()):
+            raise ValueError("mean or covariance hold NaN or infinity")
+        largest = float(covariance.abs().max())
+        if float((covariance - covariance.T).abs().max()) > 1e-4 * largest:
+            raise ValueError("the covariance is not symmetric")
+
+
+def moments(x: Tensor, features: str | None = None) -> Moments:
+    """The mean and the covariance, divided by N - 1, of features ``x`` (N, D), in float64.
+
+    Raises ValueError unless N >= 2.
+    """
+    if x.ndim != 2 or len(x) < 2:
+        raise ValueError(f"features are {tuple(x.shape)}; expected (N, D) with at least 2 of them")
+    x = x.double()
+    centred = x - x.mean(0)
+    return Moments(x.mean(0), centred.T @ centred / (len(x) - 1), features)
+
+
+def frechet_distance(a: Moments, b: Moments) -> float:
+    """The Frechet distance between two Gaussians: the square of their Wasserstein-2 distance.
+
+        |m_a - m_b|^2 + tr(S_a) + tr(S_b) - 2 tr((S_a S_b)^1/2)
+
+    The last trace is the sum of the singular values of S_a^1/2 S_b^1/2, which takes roots of
+    symmetric matrices only, and so holds for singular covariances. Raises ValueError for moments
+    of different dimensions. Heusel and others, GANs trained by a two time-scale update rule, arXiv
+    1706.08500, eq. 6.
+    """
+    if a.mean.shape != b.mean.shape:
+        raise ValueError(f"moments are of {len(a.mean)} and {len(b.mean)} features; give alike")
+    gap = (a.mean - b.mean).square().sum()
+    common = torch.linalg.svdvals(_root(a.covariance) @ _root(b.covariance)).sum()
+    return float(gap + a.covariance.trace() + b.covariance.trace() - 2 * common)
+
+
+def _root(covariance: Tensor) -> Tensor:
+    """The symmetric root; eigenvalues within the rounding error of 0 are 0."""
+    values, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)
+    rounding = len(values) * torch.finfo(values.dtype).eps * values[-1].clamp_min(0)
+    roots = torch.where(values > rounding, values, 0).sqrt()
+    root: Tensor = (vectors * roots) @ vectors.T
+    return root
+
+
+def save_moments(path: Path, found: Moments) -> None:
+    """Write an .npz of ``mu`` and ``sigma``, as pytorch-fid and EDM do, and the features' name."""
+    arrays = {"mu": found.mean.cpu().numpy(), "sigma": found.covariance.cpu().numpy()}
+    if found.features is not None:
+        arrays["features"] = np.array(found.features)
+    with path.open("wb") as file:  # of a path numpy would make NAME.npz
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def load_moments(path: Path) -> Moments:
+    """Moments from an .npz of ``mu`` and ``sigma``, written here or by other tools.
+
+    Nothing is unpickled. Raises ValueError, naming the file, for anything else.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; check the path")
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
+            mean, covariance = (torch.from_numpy(found[k].astype(float)) for k in ("mu", "sigma"))
+            name = str(found["features"]) if "features" in found.files else None
+        return Moments(mean, covariance, name)
+    except (*DAMAGE, TypeError, AttributeError) as error:
+        reason = str(error).partition("\n")[0].strip("'\"")
+        raise ValueError(
+            f"{path}: no statistics ({reason}); give an .npz with mu (D,) and sigma (D, D)"
+        ) from error
