@@ -60,7 +60,7 @@ _HOMES = {
     "solvers": ("Solution", "SolverError", "solve_ode", "solve_sde"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
-_MODULES = {*_HOMES, "build", "config", "testing"}
+_MODULES = {*_HOMES, "build", "codes", "config", "testing"}
 
 
 def __getattr__(name: str) -> Any:

@@ -16,6 +16,7 @@ MAY_IMPORT = {
     "samplers": THEORY,
     "solvers": THEORY,
     "likelihood": THEORY | {"solvers", "samplers"},
+    "codes": THEORY | {"solvers", "samplers"},
     "testing": THEORY | {"samplers", "solvers", "likelihood"},
     "measure": THEORY | {"samplers", "testing"},
     "training": THEORY | {"samplers", "data"},

@@ -46,6 +46,9 @@ COMMANDS = {
         "score the test split in bits per dimension", "LikelihoodOptions", ("likelihood", "data")
     ),
     "evaluate": Command("compare samples with real data", "EvaluateOptions", ("data", "sample")),
+    "edit": Command(
+        "latent codes: encode, decode, interpolate, reconstruct", "EditOptions", ("data",)
+    ),
     "compare": Command("compare samplers on a trained model: error and calls", "CompareOptions"),
     "verify": Command("measure the order of every sampler", "VerifyOptions"),
     "info": Command("list everything that can be chosen", "InfoOptions"),

@@ -103,6 +103,35 @@ class LikelihoodOptions(Common):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EditOptions(Common):
+    """Latent codes of test examples: encode, decode, interpolate, or go there and back."""
+
+    checkpoint: Path
+    """run folder, checkpoint (.pt) or exported weights (.safetensors)"""
+    out: Path
+    """folder to write: codes.npz, edited.npz, edit.png, edit.json"""
+    operation: Literal["encode", "decode", "interpolate", "reconstruct"] = "reconstruct"
+    """what to do: examples to codes, codes to samples, paths between pairs of examples, or
+    examples to codes and back"""
+    num: int | None = None
+    """the first test examples; 16 by default. Of interpolate they are pairs: 1-2, 3-4, ..."""
+    codes: Path | None = None
+    """codes.npz for decode"""
+    columns: int = 9
+    """samples on a path of interpolate, both ends included"""
+    label: Annotated[str | None, tyro.conf.arg(name="class")] = None
+    """class for every example, by number or name; their own by default"""
+    tolerance: float = 1e-5
+    """of the probability flow, relative and absolute"""
+    batch: int = 64
+    """samples carried at a time"""
+    no_ema: bool = False
+    """use the raw weights instead of their moving average"""
+    overwrite: bool = False
+    """replace the results in the folder"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class InfoOptions:
     """List every process, parameterisation, network, sampler, grid, weighting and data set."""
 

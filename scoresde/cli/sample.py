@@ -286,6 +286,13 @@ def chosen_labels(
     return wanted[torch.arange(n) * len(wanted) // n]
 
 
+def one_class(name: str, classes: tuple[str, ...] | None, n: int) -> Tensor:
+    """The label of ``--class``, n times. Raises ValueError as ``chosen_labels`` does."""
+    if classes is None:
+        raise ValueError("--class: this model was trained without classes; leave it out")
+    return torch.full((n,), _label("--class", name.strip(), classes))
+
+
 def _range(part: str) -> range:
     found = re.fullmatch(r"([0-9]{1,20})(?:-([0-9]{1,20}))?", part)
     if found is None:

@@ -1,0 +1,120 @@
+"""Latent codes: samples carried along the probability flow to ``t_max`` and back.
+
+    z = x(t_max) / std of the prior,      dx/dt by (6) from x(t_min) = x
+
+A code has unit variance where the model knows nothing, so codes of different processes compare.
+The flow is solved at a tolerance, or walked by any deterministic step down a grid and, to encode,
+up the same grid.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from scoresde.denoiser import Denoiser
+from scoresde.samplers import Step, sample
+from scoresde.solvers import require_samples, solve_ode
+
+PARALLEL = 1e-6
+"""Sine of the angle below which a great circle is a straight line to rounding."""
+
+
+class Flow(Protocol):
+    """Carries ``x`` (B, ...) along the probability flow between ``t_max`` and its clean end."""
+
+    def __call__(self, denoiser: Denoiser, x: Tensor, *, encode: bool) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Solved:
+    """The flow between ``t_max`` and ``t0`` (``t_min``) by ``solve_ode``, which it follows to
+    ``tolerance``, relative and absolute, in units of w.
+    """
+
+    tolerance: float = 1e-6
+    t0: float | None = None
+    method: str = "dopri5"
+
+    def __call__(self, denoiser: Denoiser, x: Tensor, *, encode: bool) -> Tensor:
+        sde, tolerance = denoiser.sde, self.tolerance
+        clean = sde.t_min if self.t0 is None else self.t0
+        t, s = (clean, sde.t_max) if encode else (sde.t_max, clean)
+        return solve_ode(denoiser, x, t, s, method=self.method, rtol=tolerance, atol=tolerance).x
+
+
+@dataclass(frozen=True)
+class Walked:
+    """The flow down the times ``ts`` by ``step``, and up the same times to encode.
+
+    Such as ``Walked(karras(sde, 18), Heun())``. A step that draws noise follows no flow.
+    """
+
+    ts: Tensor
+    step: Step
+
+    def __call__(self, denoiser: Denoiser, x: Tensor, *, encode: bool) -> Tensor:
+        ts = self.ts.flip(0) if encode else self.ts
+        return sample(denoiser, x, ts, self.step, _silent, denoise=False)
+
+
+def encode(denoiser: Denoiser, x: Tensor, flow: Flow | None = None) -> Tensor:
+    """The code (B, ...) of clean samples ``x``, in float64: where the flow takes them, unit size.
+
+    ``flow`` is ``Solved()`` by default. Raises ValueError for an empty batch, SolverError as
+    ``solve_ode`` does. Score-Based Generative Modeling through SDEs, arXiv 2011.13456, sect. 4.3.
+    """
+    require_samples(x)
+    end = (flow or Solved())(denoiser, x.double(), encode=True)
+    return end / float(denoiser.sde.prior().stddev)
+
+
+def decode(denoiser: Denoiser, z: Tensor, flow: Flow | None = None) -> Tensor:
+    """The sample (B, ...) of codes ``z``, in float64: the inverse of ``encode`` with its flow.
+
+    Raises as ``encode`` does.
+    """
+    require_samples(z)
+    start = z.double() * float(denoiser.sde.prior().stddev)
+    return (flow or Solved())(denoiser, start, encode=False)
+
+
+def round_trip_error(denoiser: Denoiser, x: Tensor, flow: Flow | None = None) -> Tensor:
+    """Root mean square of decode(encode(x)) - x over each sample (B,), in model units."""
+    back = decode(denoiser, encode(denoiser, x, flow), flow)
+    return (back - x.double()).flatten(1).square().mean(1).sqrt()
+
+
+def interpolate(z0: Tensor, z1: Tensor, n: int) -> Tensor:
+    """n codes (n, B, ...) from ``z0`` to ``z1`` along great circles, ends included.
+
+        z(u) = [sin((1 - u) w) z0 + sin(u w) z1] / sin w,    cos w = z0 . z1 / |z0| |z1|
+
+    Between two independent normal codes they stay typical of the normal law, as a straight line
+    does not; of parallel or opposite codes, which span no circle, it is the straight line. Raises
+    ValueError unless n >= 2 and the shapes agree. DDIM, arXiv 2010.02502, appendix D.5.
+    """
+    if n < 2 or z0.shape != z1.shape:
+        raise ValueError(
+            f"need n >= 2 and codes alike, got n={n}, {tuple(z0.shape)} and {tuple(z1.shape)}"
+        )
+    a, b = z0.flatten(1).double(), z1.flatten(1).double()
+    cosine = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)).clamp(min=math.ulp(0.0))
+    angle = torch.arccos(cosine.clamp(-1, 1))
+    u = torch.linspace(0, 1, n, dtype=torch.float64, device=a.device).unsqueeze(1)
+    sine = torch.sin(angle)
+    flat = sine < PARALLEL
+    safe = torch.where(flat, 1.0, sine)
+    first = torch.where(flat, 1 - u, torch.sin((1 - u) * angle) / safe)
+    second = torch.where(flat, u, torch.sin(u * angle) / safe)
+    path = first.unsqueeze(2) * a + second.unsqueeze(2) * b
+    return path.reshape(n, *z0.shape)
+
+
+def _silent(x: Tensor, t: Tensor | None = None, s: Tensor | None = None) -> Tensor:
+    """The noise of a walk that must not draw any."""
+    raise ValueError("a code needs a deterministic step, and this one draws noise; take another")

@@ -1,0 +1,166 @@
+"""``scoresde edit``: codes of known models, round trips, paths, files, refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from scoresde import build
+from scoresde.cli.main import main
+
+LOOSE = ("--tolerance", "1e-3")
+
+
+def edit(checkpoint: Path, out: Path, *flags: str) -> dict[str, object]:
+    common = ["--checkpoint", str(checkpoint), "--out", str(out), "--device", "cpu"]
+    assert main(["edit", *common, *flags]) == 0
+    found: dict[str, object] = json.loads((out / "edit.json").read_text())
+    return found
+
+
+def refusal(capsys, checkpoint: Path, out: Path, *flags: str, code: int = 2) -> str:
+    common = ["--checkpoint", str(checkpoint), "--out", str(out), "--device", "cpu"]
+    assert main(["edit", *common, *flags]) == code
+    error = capsys.readouterr().err
+    assert error.startswith("scoresde: error: ")
+    assert error.count("\n") == 1
+    return error
+
+
+def arrays(file: Path) -> dict[str, np.ndarray]:
+    with np.load(file, allow_pickle=False) as found:
+        return dict(found)
+
+
+def size(picture: Path) -> tuple[int, int]:
+    with Image.open(picture) as found:
+        return found.size
+
+
+class TestCodes:
+    def test_the_code_of_a_normal_law_is_the_sample(self, points, tmp_path):
+        record = edit(points, tmp_path, "--operation", "encode", "--num", "8")
+        run = build.load_run(points)
+        x = build.build_dataset(run.config.data).test.x[:8]
+        z = arrays(tmp_path / "codes.npz")["z"]
+        assert np.allclose(z, x, atol=1e-3)
+        assert record["num"] == 8
+        assert not (tmp_path / "edit.png").exists()
+
+    def test_codes_decode_to_what_they_came_from(self, wild, tmp_path):
+        codes, back = tmp_path / "codes", tmp_path / "back"
+        edit(wild, codes, "--operation", "encode", "--num", "3")
+        file = str(codes / "codes.npz")
+        edit(wild, back, "--operation", "decode", "--codes", file)
+        run = build.load_run(wild)
+        split = build.build_dataset(run.config.data).test.take(torch.arange(3))
+        assert (arrays(codes / "codes.npz")["label"] == split.label.numpy()).all()
+        x = run.data.scaling.encode(split.x)
+        assert np.allclose(arrays(back / "edited.npz")["x"], x, atol=0.02)
+        assert size(back / "edit.png")[0] > 3 * 48
+
+    def test_codes_in_the_folder_itself_are_kept(self, points, tmp_path):
+        edit(points, tmp_path, "--operation", "encode", "--num", "2")
+        file = str(tmp_path / "codes.npz")
+        edit(points, tmp_path, "--operation", "decode", "--codes", file, "--overwrite")
+        assert len(arrays(tmp_path / "codes.npz")["z"]) == 2
+
+    def test_the_class_matters(self, wild, tmp_path):
+        for name, flags in (("own", ()), ("other", ("--class", "9"))):
+            edit(wild, tmp_path / name, "--operation", "encode", "--num", "2", *LOOSE, *flags)
+        own, other = (arrays(tmp_path / n / "codes.npz")["z"] for n in ("own", "other"))
+        assert not np.allclose(own, other, atol=1e-3)
+
+    def test_batches_do_not_matter_beyond_the_tolerance(self, images, tmp_path):
+        for batch in ("2", "3"):
+            edit(images, tmp_path / batch, "--operation", "encode", "--num", "3", "--batch", batch)
+        two, three = (arrays(tmp_path / b / "codes.npz")["z"] for b in ("2", "3"))
+        assert np.allclose(two, three, atol=1e-3)
+
+
+class TestPaths:
+    def test_between_pairs_of_a_normal_law(self, images, tmp_path):
+        """Its flow stands still: ends are the images, the middle their sum over its size."""
+        record = edit(
+            images, tmp_path, "--operation", "interpolate", "--num", "4", "--columns", "5"
+        )
+        assert (record["pairs"], record["columns"]) == (2, 5)
+        run = build.load_run(images)
+        x = run.data.scaling.encode(build.build_dataset(run.config.data).test.x[:4]).double()
+        found = arrays(tmp_path / "edited.npz")["x"].reshape(2, 5, 64)
+        a, b = x[0::2].flatten(1).numpy(), x[1::2].flatten(1).numpy()
+        assert np.allclose(found[:, 0], a, atol=2e-3)
+        assert np.allclose(found[:, -1], b, atol=2e-3)
+        cosine = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+        middle = (a + b) / (2 * np.cos(np.arccos(cosine) / 2))[:, None]
+        assert np.allclose(found[:, 2], middle, atol=5e-3)
+        assert size(tmp_path / "edit.png") == (4 + 5 * 52, 4 + 2 * 52)
+
+    def test_pairs_need_an_even_number(self, capsys, images, tmp_path):
+        flags = ("--operation", "interpolate", "--num", "3")
+        assert "even number" in refusal(capsys, images, tmp_path, *flags)
+        flags = ("--operation", "interpolate", "--columns", "1")
+        assert "--columns: need at least 2" in refusal(capsys, images, tmp_path, *flags)
+
+
+class TestReconstruction:
+    def test_there_and_back(self, capsys, wild, tmp_path):
+        record = edit(wild, tmp_path, "--num", "3")
+        assert record["error_rms"] < 0.01
+        assert len(record["errors"]) == 3
+        assert record["levels_changed"] == 0
+        assert "3 samples there and back" in capsys.readouterr().out
+        assert (tmp_path / "edit.png").exists()
+
+    def test_points(self, points, tmp_path):
+        record = edit(points, tmp_path, "--num", "4")
+        assert "levels_changed" not in record
+        assert record["error_max"] < 1e-3
+
+
+class TestRefusals:
+    def test_files_in_the_way(self, capsys, points, tmp_path):
+        edit(points, tmp_path, "--num", "2", *LOOSE)
+        assert "--overwrite" in refusal(capsys, points, tmp_path, "--num", "2")
+        (tmp_path / "edit.json").unlink()
+        flags = ("--num", "2", "--overwrite")
+        assert "but no edit.json" in refusal(capsys, points, tmp_path, *flags)
+
+    @pytest.mark.parametrize(
+        ("flags", "message"),
+        [
+            (("--num", "0"), "--num"),
+            (("--num", "100000"), "test split has 20"),
+            (("--batch", "0"), "--batch"),
+            (("--tolerance", "0"), "--tolerance"),
+            (("--class", "1"), "without classes"),
+            (("--operation", "decode"), "needs --codes"),
+            (("--codes", "codes.npz"), "is for --codes"),
+            (("--operation", "decode", "--codes", "absent.npz"), "No such file"),
+            (("--data.kind", "digits"), "the model was trained on"),
+            (("--operation", "dance"), "dance"),
+        ],
+    )
+    def test_options(self, capsys, points, tmp_path, flags, message):
+        assert message in refusal(capsys, points, tmp_path, *flags)
+
+    def test_codes_of_another_model(self, capsys, points, images, tmp_path):
+        file = tmp_path / "codes.npz"
+        flags = ("--operation", "decode", "--codes", str(file))
+        np.savez(file, z=np.zeros((2, 3)))
+        assert "needs (N, 2)" in refusal(capsys, points, tmp_path / "a", *flags)
+        np.savez(file, z=np.full((2, 2), np.nan))
+        assert "not finite" in refusal(capsys, points, tmp_path / "a", *flags)
+        file.write_bytes(b"nothing")
+        assert "not codes" in refusal(capsys, points, tmp_path / "a", *flags)
+        np.savez(file, z=np.zeros((2, 1, 8, 8)))
+        assert "give --class" in refusal(capsys, images, tmp_path / "a", *flags)
+        edit(images, tmp_path / "b", *flags, "--class", "3", *LOOSE)
+
+    def test_a_model_that_breaks(self, capsys, broken, tmp_path):
+        assert "torchdiffeq" in refusal(capsys, broken, tmp_path, "--num", "2", code=1)
