@@ -9,7 +9,7 @@ import torch
 from scoresde import VP, sample
 from scoresde.build import STEPS, build_step
 from scoresde.samplers import Ancestral, BrownianPath, grids, per_sample_noise
-from scoresde.samplers.noise import _mix, _mixed, _signed
+from scoresde.samplers.noise import _mix, _mixed, _signed, _table
 from scoresde.testing import grid25
 
 F64 = torch.float64
@@ -65,6 +65,18 @@ def test_the_tails_have_their_weight():
         (moments / draws).tolist(), (1, 3, 15), (2, 96, 10_170), strict=True
     ):
         assert abs(m - exact) < 4.5 * math.sqrt(variance / draws)
+
+
+def test_the_law_of_a_number_exactly():
+    """Over all 2^32 pairs of cells: variance, fourth moment, and what lies beyond c."""
+    for dtype in (torch.float32, F64):
+        values = _table(dtype, torch.device("cpu")).double()
+        assert float(2 * values.square().mean()) == pytest.approx(1, abs=1e-8)
+        assert float(4 * values.pow(4).mean()) == pytest.approx(3, abs=1e-8)
+        for c, error in ((1, 2e-5), (2, 2e-5), (3, 1e-4), (4.25, 1e-3), (4.5, 6e-3), (5, 0.04)):
+            within = torch.searchsorted(values, c - values, right=True)
+            beyond = float((len(values) - within).double().mean()) / len(values)
+            assert beyond == pytest.approx(math.erfc(c / math.sqrt(2)) / 2, rel=error)
 
 
 def test_numbers_of_one_word_are_independent():
