@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser
-from scoresde.samplers.kernels import level
+from scoresde.samplers.kernels import level, score_step
 from scoresde.samplers.loop import State, Step
 from scoresde.samplers.noise import Noise
 
@@ -58,12 +58,14 @@ class Langevin:
         return x
 
     def _once(self, denoiser: Denoiser, x: Tensor, t: Tensor, noise: Noise) -> Tensor:
-        score, z = denoiser.score(x, t), noise(x, t, t)
         if self.published:
+            score, z = denoiser.score(x, t), noise(x, t, t)
             root = self.snr * _mean_norm(z) / _mean_norm(score)
             return x + 2 * root**2 * score + 2 * root * z
-        root_h = self.snr * level(denoiser.sde, t).sigma
-        return x + 2 * root_h**2 * score + 2 * root_h * z
+        at = level(denoiser.sde, t)
+        root_h = self.snr * at.sigma
+        moved = score_step(x, 1.0, denoiser(x, t), 2 * root_h**2, at)
+        return moved.add_(noise(x, t, t), alpha=2 * root_h)
 
 
 def langevin(snr: float = 0.16, steps: int = 1, published: bool = False) -> Kernel:

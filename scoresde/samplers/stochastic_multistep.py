@@ -202,12 +202,11 @@ class SASolver:
 
         def moved(history: History) -> Tensor:
             weights = EXACT.weights(frame, sde, at, to, lams(history))
-            y = advance(frame, x, at, to, history, weights)
-            return y if fresh is None else y.add_(fresh, alpha=std)
+            return advance(frame, still, to, to, history, weights)
 
         past: History = state or (frame.read(x, denoiser(x, t), at),)
-        std = frame.deviation(at, to)
-        fresh = noise(x, t, s) if std else None
+        # What prediction and correction share: the step where the network says nothing.
+        still = noised(x * (frame.unit(to) / frame.unit(at)), frame.deviation(at, to), noise, t, s)
         guess = moved(past[: self.predictor])
         past = (frame.read(guess, denoiser(guess, s), to), *past)[:4]
         return moved(past[: self.corrector]), past
