@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 CHUNK = 1 << 21
-"""Probabilities at a time: what stays in the cache of a processor."""
+"""Probabilities at a time on a CPU: what stays in its cache."""
 
 
 class LevelMean(nn.Module):
@@ -33,7 +33,7 @@ class LevelMean(nn.Module):
         """x (B, C, ...), noise (B,), label (B,) int64 or None -> the shape of x."""
         logits = self.inner(x, noise, label).movedim(1, -1).unflatten(-1, (x.shape[1], -1))
         at = x.movedim(1, -1).unsqueeze(-1)  # (B, ..., C, 1)
-        each = max(1, CHUNK // logits[0].numel())
+        each = max(1, CHUNK // logits[0].numel()) if x.device.type == "cpu" else len(x)
         parts = zip(logits.split(each), at.split(each), noise.split(each), strict=True)
         mean = torch.cat([self._mean(*part) for part in parts])
         return mean.movedim(-1, 1)
