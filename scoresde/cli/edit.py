@@ -19,11 +19,12 @@ from torch import Tensor
 from scoresde.build import LoadedRun, build_dataset, load_run
 from scoresde.cli.console import Advance, pick_device, progress
 from scoresde.cli.folder import write_text
+from scoresde.cli.matching import require_same_data
 from scoresde.cli.options import EditOptions
 from scoresde.cli.sample import one_class
 from scoresde.cli.watch import require_finite
 from scoresde.codes import Solved, decode, encode, interpolate
-from scoresde.config import Config, ConfigError, override
+from scoresde.config import Config, override
 from scoresde.data import Scaling, Split
 from scoresde.denoiser import Denoiser
 from scoresde.evaluation import image_grid, save_png, scatter
@@ -199,15 +200,7 @@ def _require_free(folder: Path, overwrite: bool) -> None:
 def _examples(job: Job) -> Split:
     """The first test examples, of the data in training or of another set of their kind."""
     dataset = build_dataset(job.config.data)
-    found, expected = (
-        (tuple(d.shape), d.scaling.levels, d.scaling.low, d.scaling.high)
-        for d in (dataset, job.loaded.data)
-    )
-    if found != expected:
-        raise ConfigError(
-            f"data {dataset.name} has (shape, levels, low, high) = {found}, the model was trained "
-            f"on {expected}; give data of the same kind with --data.kind and --data.path"
-        )
+    require_same_data(dataset, job.loaded.data)
     num = job.options.num
     if num is None:
         num = min(DEFAULT_NUM, len(dataset.test) // 2 * 2 or 1)

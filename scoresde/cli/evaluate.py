@@ -17,7 +17,7 @@ from torch import Tensor
 from scoresde.build import LoadedRun, build_dataset, load_run
 from scoresde.cli.choices import names
 from scoresde.cli.console import pick_device, progress
-from scoresde.cli.drawn import Samples, draw_samples, read_samples, sample_record
+from scoresde.cli.drawn import Samples, draw_samples, read_samples
 from scoresde.cli.evaluate_features import (
     chosen_features,
     features_of,
@@ -25,6 +25,7 @@ from scoresde.cli.evaluate_features import (
     titles,
 )
 from scoresde.cli.evaluate_report import page, picture, require_free, write
+from scoresde.cli.matching import require_same_data, require_same_split
 from scoresde.cli.measures import (
     METRICS,
     Row,
@@ -36,8 +37,9 @@ from scoresde.cli.measures import (
 )
 from scoresde.cli.options import EvaluateOptions
 from scoresde.cli.sample import MOST
-from scoresde.config import Config, ConfigError, load_config, override
+from scoresde.config import Config, load_config, override
 from scoresde.data import Dataset, Split
+from scoresde.data.examples import sample_record
 from scoresde.evaluation import (
     Extractor,
     Moments,
@@ -45,7 +47,6 @@ from scoresde.evaluation import (
     moments,
     save_moments,
 )
-from scoresde.training.checkpoint import DataDescription
 from scoresde.training.files import atomic_write
 
 DEFAULT_NUM = 1000
@@ -117,10 +118,10 @@ def prepared(options: EvaluateOptions, overrides: Mapping[str, Any]) -> Job:
         for note in loaded.notes:
             print(note, file=sys.stderr)
         config = override(loaded.config, overrides)
-        _require_same_split(config, loaded.config)
+        require_same_split(config, loaded.config)
     dataset = build_dataset(config.data)
     if loaded is not None:
-        _require_same_data(dataset, loaded.data)
+        require_same_data(dataset, loaded.data)
         loaded.model.to(pick_device(options.device))
     metrics = asked or defaults(images=len(dataset.shape) == 3)
     given = None if options.statistics is None else load_moments(options.statistics)
@@ -211,32 +212,6 @@ def _check(options: EvaluateOptions, overrides: Mapping[str, Any]) -> None:
         raise ValueError(f"--save-statistics {file}: no such folder; make it first")
     if file is not None and file.exists() and not options.overwrite:
         raise ValueError(f"--save-statistics {file}: exists; give another, or --overwrite")
-
-
-def _require_same_split(config: Config, trained: Config) -> None:
-    """In another split of the same files the test examples were trained on."""
-    asked, known = config.data.model_dump(), trained.data.model_dump()
-    if (asked["kind"], asked.get("path")) != (known["kind"], known.get("path")):
-        return
-    for key in ("seed", "holdout"):
-        if asked.get(key) != known.get(key):
-            raise ValueError(
-                f"--data.{key} {asked[key]}: it was {known[key]} in training, and another split "
-                "would pass training examples for new ones; leave it out"
-            )
-
-
-def _require_same_data(dataset: Dataset, trained: DataDescription) -> None:
-    """Samples of one data set say nothing about another of other shapes or levels."""
-    found, expected = (
-        (tuple(d.shape), d.scaling.levels, d.scaling.low, d.scaling.high)
-        for d in (dataset, trained)
-    )
-    if found != expected:
-        raise ConfigError(
-            f"data {dataset.name} has (shape, levels, low, high) = {found}, the model was trained "
-            f"on {expected}; give the same data with --data.kind and --data.path"
-        )
 
 
 def _report(

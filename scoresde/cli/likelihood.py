@@ -28,12 +28,13 @@ from scoresde.cli.likelihood_report import (
     with_error,
     write_files,
 )
+from scoresde.cli.matching import require_same_data, require_same_split
 from scoresde.cli.options import LikelihoodOptions
 from scoresde.cli.report import Stopping
 from scoresde.cli.scoring import Job, Partial, Values, World, together
-from scoresde.config import Config, ConfigError, override, to_plain
+from scoresde.config import Config, override, to_plain
 from scoresde.config.schema import Likelihood
-from scoresde.data import Dataset, Scaling, Split, examples
+from scoresde.data import Scaling, Split, examples
 from scoresde.likelihood import mean
 from scoresde.parameterization import ScoreModel
 from scoresde.training.checkpoint import DataDescription
@@ -188,7 +189,7 @@ def prepared(options: LikelihoodOptions, overrides: Mapping[str, Any], world: Wo
         for note in loaded.notes:
             print(note, file=sys.stderr)
     config = override(loaded.config, overrides)
-    _require_same_split(config, loaded.config)
+    require_same_split(config, loaded.config)
     split, name, classes = _chosen(options, config, loaded.data)
     if options.conditional:
         _require_classes(config, name, classes, split, loaded.data)
@@ -250,7 +251,7 @@ def _chosen(
         found = examples(options.images, data.shape, data.scaling)
         return found, str(options.images), data.classes
     dataset = build_dataset(config.data)
-    _require_same_data(dataset, data)
+    require_same_data(dataset, data)
     split = dataset.train if options.split == "train" else dataset.test
     return split, f"{dataset.name}, {options.split} split", dataset.classes
 
@@ -309,38 +310,6 @@ def _first(split: Split, num: int | None) -> Split:
     if num > len(split):
         raise ValueError(f"--num: there are {len(split)} examples, got {num}")
     return split.take(torch.arange(num))
-
-
-def _require_same_split(config: Config, trained: Config) -> None:
-    """Another split of the same files would score examples the model was trained on."""
-    asked, known = config.data.model_dump(), trained.data.model_dump()
-    if asked["kind"] != known["kind"] or not _same_path(asked.get("path"), known.get("path")):
-        return
-    for key in ("seed", "holdout"):
-        if asked.get(key) != known.get(key):
-            raise ValueError(
-                f"--data.{key} {asked[key]}: it was {known[key]} in training, and another split "
-                "would score training examples; leave it out"
-            )
-
-
-def _same_path(a: str | None, b: str | None) -> bool:
-    if a is None or b is None:
-        return False
-    return Path(a).expanduser().resolve() == Path(b).expanduser().resolve()
-
-
-def _require_same_data(dataset: Dataset, trained: DataDescription) -> None:
-    """Bits per dimension mean nothing under another shape or scaling than the model's."""
-    found, expected = (
-        (tuple(d.shape), d.scaling.levels, d.scaling.low, d.scaling.high)
-        for d in (dataset, trained)
-    )
-    if found != expected:
-        raise ConfigError(
-            f"data {dataset.name} has (shape, levels, low, high) = {found}, the model was trained "
-            f"on {expected}; give the same data with --data.kind and --data.path"
-        )
 
 
 def _require_classes(

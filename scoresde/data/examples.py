@@ -3,103 +3,131 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.data.arrays import channels_first, integer_labels, read_arrays
+from scoresde.data.arrays import integer_labels, read_arrays
 from scoresde.data.dataset import DataError, Split, reading
 from scoresde.data.images import picture_files, read_picture
 from scoresde.data.scaling import Scaling
 
+RECORD, ARRAYS = "sample.json", "samples.npz"
+PICTURE = re.compile(r"\d{6,}\.png")
+SUFFIXES = (".npz", ".npy")
 SHADES = 256
-ARRAYS = (".npz", ".npy")
 
 
 def examples(path: Path | str, shape: tuple[int, ...], scaling: Scaling) -> Split:
     """The examples at a path, as levels or numbers of a data set of this shape and scaling.
 
-    A folder of pictures, of which one written by ``scoresde sample`` lists its own; or arrays
-    ``x`` (``arr_0``) and labels ``y``. Pictures and uint8 arrays show fewer levels than 256
-    stretched over all shades, as the samples of this program are. Raises DataError for other
-    shapes, shades between the levels, numbers that are not finite, and whatever cannot be read.
+    A folder of pictures or ``samples.npz``; of one written by ``scoresde sample`` those that its
+    record lists and that were finished, with their labels; or a file of arrays ``x`` (``arr_0``)
+    and ``y`` (``arr_1``). Shades become levels again. Raises DataError for other shapes, shades
+    between the levels, numbers that are not finite, and whatever cannot be read.
     """
-    path = Path(path)
+    path, shape = Path(path), tuple(shape)
     with reading(path):
         if not path.exists():
             raise DataError("no such file or folder; check the path")
-        if path.is_dir() and len(shape) != 3:
-            return examples(path / "samples.npz", shape, scaling)
-    found = _pictures(path, shape) if path.is_dir() else _arrays(path)
+    found = _of_folder(path, shape) if path.is_dir() else _of_arrays(path, shape)
     with reading(path):
-        if found.x.shape[1:] != torch.Size(shape):
-            raise DataError(
-                f"examples are {tuple(found.x.shape[1:])}, those of the model {tuple(shape)}; "
-                "give the same kind of data"
-            )
-        return Split(_leveled(found.x, scaling), found.label)
+        split = Split(_as_data(found.x, scaling), found.label)
+        finished = len(split) - unfinished(path, len(split))
+        if not finished:
+            raise DataError("no finished samples; draw them anew")
+        return split.take(torch.arange(finished))
 
 
-def _pictures(folder: Path, shape: tuple[int, ...]) -> Split:
-    channels: Literal[1, 3] = 1 if shape[0] == 1 else 3
-    files = _listed(folder) or [file for _, file in picture_files(folder)]
-    pixels = [read_picture(file, channels=channels) for file in files]
-    for file, picture in zip(files, pixels, strict=True):
-        if picture.shape != tuple(shape):
-            raise DataError(f"{file}: (C, H, W) is {picture.shape}, expected {tuple(shape)}")
-    return Split(torch.from_numpy(np.stack(pixels)), _labels_of(folder, len(files)))
+def sample_record(path: Path) -> dict[str, Any]:
+    """What ``scoresde sample`` noted in the folder, or beside the file; empty if nothing."""
+    try:
+        record = (path if path.is_dir() else path.parent) / RECORD
+        found = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    ours = isinstance(found, dict) and isinstance(found.get("files"), list)
+    return found if ours and (path.is_dir() or path.name in found["files"]) else {}
 
 
-def _listed(folder: Path) -> list[Path]:
-    """The pictures of single samples that a ``sample.json`` there lists."""
-    names = _record(folder).get("files", [])
-    return sorted(folder / name for name in names if Path(str(name)).stem.isdecimal())
+def unfinished(path: Path, n: int) -> int:
+    """How many of ``n`` samples, the last ones, an interrupted run left unfinished."""
+    return min(int(sample_record(path).get("unfinished", 0)), n)
 
 
-def _labels_of(folder: Path, n: int) -> Tensor | None:
-    labels = _record(folder).get("labels")
+def levels_of(pictures: Tensor, scaling: Scaling) -> Tensor:
+    """The levels that ``Scaling.to_uint8`` made the pictures from. Raises DataError for others."""
+    levels = scaling.levels
+    if levels is None or levels > SHADES:
+        kind = "real numbers" if levels is None else f"{levels} levels"
+        raise DataError(f"pictures of {SHADES} levels do not hold {kind}; give arrays of them")
+    shades = scaling.to_uint8(scaling.encode(torch.arange(levels))).long()
+    level = torch.full((SHADES,), -1).index_put((shades,), torch.arange(levels))[pictures.long()]
+    if bool((level < 0).any()):
+        wrong = int(pictures[level < 0][0])
+        few = ", ".join(map(str, shades[:3].tolist()))
+        raise DataError(
+            f"holds the shade {wrong}, none of the {levels} of the data ({few}, ...); "
+            "give examples of this data set"
+        )
+    return level.to(torch.uint8)
+
+
+def _of_folder(folder: Path, shape: tuple[int, ...]) -> Split:
+    record = sample_record(folder)
+    files = [folder / name for name in record.get("files", ()) if PICTURE.fullmatch(str(name))]
+    if not files and (folder / ARRAYS).is_file():
+        return _of_arrays(folder / ARRAYS, shape)
+    files = files or [file for _, file in picture_files(folder)]
+    pictures = [read_picture(file) for file in files]
+    for file, picture in zip(files, pictures, strict=True):
+        if picture.shape != shape:
+            raise DataError(f"{file}: (C, H, W) is {picture.shape}, the data has {shape}")
+    return Split(torch.from_numpy(np.stack(pictures)), _labels(record, len(files)))
+
+
+def _labels(record: dict[str, Any], n: int) -> Tensor | None:
+    labels = record.get("labels")
     return torch.tensor(labels) if isinstance(labels, list) and len(labels) == n else None
 
 
-def _record(folder: Path) -> dict[str, Any]:
-    try:
-        found = json.loads((folder / "sample.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _arrays(path: Path) -> Split:
-    with reading(path):
-        if path.suffix not in ARRAYS:
-            raise DataError(f"neither a folder nor one of {' '.join(ARRAYS)}; check the path")
-        found = read_arrays(path)
-        x = found["x"]
-        if x.dtype.kind not in "uif" or x.ndim < 2 or not x.size:
-            raise DataError(f"an array of {x.dtype} {x.shape}; expected examples (N, ...)")
-        x = channels_first(x, None) if x.ndim > 2 and x.dtype.kind != "f" else x
-        if x.dtype.kind != "f" and x.dtype != np.uint8:
-            x = x.astype(np.int32)
+def _of_arrays(file: Path, shape: tuple[int, ...]) -> Split:
+    with reading(file):
+        if file.suffix not in SUFFIXES:
+            raise DataError(f"neither a folder nor one of {' '.join(SUFFIXES)}; check the path")
+        found = read_arrays(file)
         label = integer_labels(found["y"]) if "y" in found else None
-        return Split(torch.from_numpy(np.ascontiguousarray(x)), label)
+        return Split(torch.from_numpy(_like(found["x"], shape)), label)
 
 
-def _leveled(x: Tensor, scaling: Scaling) -> Tensor:
+def _like(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Examples (N, *shape), channels first; images may have them last, or none for one."""
+    if x.ndim == 4 and (x.shape[-1], *x.shape[1:-1]) == shape:
+        x = np.moveaxis(x, -1, 1)
+    elif x.ndim == 3 and (1, *x.shape[1:]) == shape:
+        x = x[:, None]
+    if x.shape[1:] != shape or len(x) == 0:
+        raise DataError(f"examples are {x.shape}, the data has {shape}; give alike")
+    if x.dtype.kind not in "uif":
+        raise DataError(f"values are {x.dtype}; give numbers")
+    whole = x.dtype.kind != "f" and x.dtype != np.uint8
+    return np.ascontiguousarray(x.astype(np.int32) if whole else x)
+
+
+def _as_data(x: Tensor, scaling: Scaling) -> Tensor:
     """Levels of shades or of levels, numbers as they are."""
     levels = scaling.levels
+    if x.dtype == torch.uint8:
+        return levels_of(x, scaling)
     if (levels is None) != x.is_floating_point():
         wanted = "real numbers" if levels is None else f"{levels} levels"
-        raise DataError(f"values are {x.dtype}, the model is of {wanted}; convert them")
+        raise DataError(f"values are {x.dtype}, the data has {wanted}; convert them")
     if levels is None:
         return x.float()
-    if x.dtype == torch.uint8 and levels < SHADES:
-        k = (x.double() * (levels - 1) / (SHADES - 1)).round()
-        if not bool(((k * (SHADES - 1) / (levels - 1)).round() == x).all()):
-            raise DataError(f"shades between the {levels} levels of the model; give its own kind")
-        return k.to(torch.uint8)
     if int(x.min()) < 0 or int(x.max()) >= levels:
         found = f"{int(x.min())}..{int(x.max())}"
         raise DataError(f"levels run over {found}, expected 0..{levels - 1}; correct them")

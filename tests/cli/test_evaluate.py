@@ -14,10 +14,11 @@ from torch import nn
 
 from scoresde.cli import evaluate as module
 from scoresde.cli import evaluate_features, evaluate_report
-from scoresde.cli.drawn import levels_of, read_samples
+from scoresde.cli.drawn import read_samples
 from scoresde.cli.main import main
 from scoresde.cli.measures import METRICS
 from scoresde.data import DataError, Scaling, digits, moons
+from scoresde.data.examples import levels_of
 from scoresde.evaluation import fit_classifier
 
 SOME = ("--num", "24", "--resamples", "4", "--sample.steps", "2")
@@ -234,7 +235,7 @@ class TestSamples:
         with pytest.raises(DataError, match=r"the shade 3, none of the 17 .*\(0, 16, 32"):
             levels_of(torch.tensor([[[[0, 16, 3]]]], dtype=torch.uint8), Scaling(17))
         for levels in (None, 1000):
-            with pytest.raises(DataError, match="draw with --checkpoint"):
+            with pytest.raises(DataError, match="give arrays of them"):
                 levels_of(torch.zeros(1, 1, 1, 1, dtype=torch.uint8), Scaling(levels))
 
     def test_arrays_of_any_layout(self, tmp_path):
@@ -284,10 +285,10 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("x", "words"),
         [
-            (np.zeros((9, 3)), "the data has examples (2,)"),
-            (np.zeros((0, 2)), "samples are (0, 2)"),
-            (np.array([[0.0, 1.0], [np.nan, 1.0]]), "1 of 2 samples hold NaN"),
-            (np.zeros((9, 2), int), "values are torch.int64"),
+            (np.zeros((9, 3)), "the data has (2,)"),
+            (np.zeros((0, 2)), "examples are (0, 2)"),
+            (np.array([[0.0, 1.0], [np.nan, 1.0]]), "1 values are NaN"),
+            (np.zeros((9, 2), int), "values are torch.int32, the data has real numbers"),
             (np.zeros((2, 2)), "--metrics precision: needs 8 samples"),
         ],
     )
@@ -300,7 +301,7 @@ class TestRefusals:
         flags = ("--data", "digits", "--features", "pixels", "--samples")
         assert "no such file or folder" in refusal(capsys, *flags, tmp_path / "none")
         (tmp_path / "empty").mkdir()
-        assert "no pictures and no samples.npz" in refusal(capsys, *flags, tmp_path / "empty")
+        assert "no pictures" in refusal(capsys, *flags, tmp_path / "empty")
         Image.new("RGB", (8, 8)).save(copied / "000030.png")
         assert "000030.png: (C, H, W) is (3, 8, 8)" in refusal(capsys, *flags, copied)
         (copied / "000030.png").write_bytes(b"cut")
@@ -308,7 +309,7 @@ class TestRefusals:
 
     def test_another_split_of_the_same_data(self, capsys, split_points):
         flags = ("--checkpoint", split_points, "--data.seed", "1")
-        assert "would pass training examples for new ones" in refusal(capsys, *flags)
+        assert "would take training examples for new ones" in refusal(capsys, *flags)
 
     def test_samples_that_overflow(self, capsys, tmp_path, broken):
         flags = ("--checkpoint", broken, *SOME, "--features", "pixels", "--out", tmp_path / "out")

@@ -56,10 +56,22 @@ def test_samples_in_the_plane_are_found_in_their_folder(tmp_path):
 @pytest.mark.parametrize(
     ("name", "array", "shape", "scaling", "words"),
     [
-        ("a.npy", np.zeros((2, 3)), (2,), Scaling(None), r"\(3,\), those of the model \(2,\)"),
+        (
+            "a.npy",
+            np.zeros((2, 3)),
+            (2,),
+            Scaling(None),
+            r"examples are \(2, 3\), the data has \(2,\)",
+        ),
         ("a.npy", np.full((2, 2), np.nan), (2,), Scaling(None), "NaN"),
         ("a.npy", np.zeros((2, 1, 8, 8)), (1, 8, 8), Scaling(256), "values are torch.float64"),
-        ("a.npy", np.full((2, 8, 8), 7, np.uint8), (1, 8, 8), SEVENTEEN, "shades between"),
+        (
+            "a.npy",
+            np.full((2, 8, 8), 7, np.uint8),
+            (1, 8, 8),
+            SEVENTEEN,
+            "holds the shade 7, none of the 17",
+        ),
         ("a.npy", np.full((2, 8, 8), 300), (1, 8, 8), Scaling(256), "300..300, expected 0..255"),
         ("a.txt", np.zeros(3), (2,), Scaling(None), "neither a folder nor one of"),
     ],

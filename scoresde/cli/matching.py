@@ -1,0 +1,41 @@
+"""Whether data are those a model was trained for, and none that it was trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from scoresde.config import Config, ConfigError
+from scoresde.data import Dataset
+from scoresde.training.checkpoint import DataDescription
+
+
+def require_same_data(dataset: Dataset, trained: DataDescription) -> None:
+    """Raise ConfigError for another shape or scaling than the model's."""
+    found, expected = (
+        (tuple(d.shape), d.scaling.levels, d.scaling.low, d.scaling.high)
+        for d in (dataset, trained)
+    )
+    if found != expected:
+        raise ConfigError(
+            f"data {dataset.name} has (shape, levels, low, high) = {found}, the model was trained "
+            f"on {expected}; give data of the same kind with --data.kind and --data.path"
+        )
+
+
+def require_same_split(config: Config, trained: Config) -> None:
+    """Raise ValueError for another split of the same files: its tests were trained on."""
+    asked, known = config.data.model_dump(), trained.data.model_dump()
+    if asked["kind"] != known["kind"] or not _same_path(asked.get("path"), known.get("path")):
+        return
+    for key in ("seed", "holdout"):
+        if asked.get(key) != known.get(key):
+            raise ValueError(
+                f"--data.{key} {asked[key]}: it was {known[key]} in training, and another split "
+                "would take training examples for new ones; leave it out"
+            )
+
+
+def _same_path(a: str | None, b: str | None) -> bool:
+    if a is None or b is None:
+        return False
+    return Path(a).expanduser().resolve() == Path(b).expanduser().resolve()
