@@ -216,7 +216,7 @@ def _check(options: EvaluateOptions, overrides: Mapping[str, Any]) -> None:
 def _require_same_split(config: Config, trained: Config) -> None:
     """In another split of the same files the test examples were trained on."""
     asked, known = config.data.model_dump(), trained.data.model_dump()
-    if (asked["kind"], asked.get("path")) != (known["kind"], known.get("path")):
+    if asked["kind"] != known["kind"] or _resolved(config) != _resolved(trained):
         return
     for key in ("seed", "holdout"):
         if asked.get(key) != known.get(key):
@@ -224,6 +224,12 @@ def _require_same_split(config: Config, trained: Config) -> None:
                 f"--data.{key} {asked[key]}: it was {known[key]} in training, and another split "
                 "would pass training examples for new ones; leave it out"
             )
+
+
+def _resolved(config: Config) -> Path | None:
+    """Where the data are, however it is written."""
+    path = config.data.model_dump().get("path")
+    return None if path is None else Path(path).expanduser().resolve()
 
 
 def _require_same_data(dataset: Dataset, trained: DataDescription) -> None:
