@@ -310,6 +310,9 @@ class TestRefusals:
     def test_another_split_of_the_same_data(self, capsys, split_points):
         flags = ("--checkpoint", split_points, "--data.seed", "1")
         assert "would take training examples for new ones" in refusal(capsys, *flags)
+        folder = split_points.parent
+        path = ("--data.path", folder / ".." / folder.name / "x.npy")
+        assert "would take training examples" in refusal(capsys, *flags, *path)
 
     def test_samples_that_overflow(self, capsys, tmp_path, broken):
         flags = ("--checkpoint", broken, *SOME, "--features", "pixels", "--out", tmp_path / "out")
