@@ -162,21 +162,9 @@ def _against(ready: Prepared, bits: Tensor, other: Values) -> dict[str, Any]:
 def page(report: Mapping[str, Any]) -> str:
     """The report as a person reads it."""
     law = "log p(x | y), true classes" if report["conditional"] else "log p(x)"
-    lines = [f"{report['data']}: {report['examples']} examples, {law}, {_effort(report)}"]
+    lines = [f"{report['data']}: {report['examples']} examples, {law}; {_effort(report)}"]
     lines += [f"warning: {warning}" for warning in report["warnings"]]
-    if report["levels"] is None:
-        lines.append(
-            f"{report['is']}: {with_error(-report['nats'], report['nats_se'])} nats a sample "
-            "(negative log-density); bits/dim are in the units of the data"
-        )
-    else:
-        lines.append(
-            f"{report['is']}; t_0 {report['t0']:.3g}, {report['repeats']} draw(s) an image"
-            + (", importance-weighted" if report["importance"] else "")
-            + f", {report['levels']} levels, of which the units are {report['offset']:.4f} bits"
-        )
-    lines.append(_headline(report))
-    lines += _errors(report)
+    lines += [*_headline(report), *_beside_lines(report), *_errors(report)]
     lines.append(f"NFE {report['nfe']:.4g} a draw, {report['seconds']:.1f} s")
     return "\n".join(lines)
 
@@ -194,31 +182,48 @@ def _effort(report: Mapping[str, Any]) -> str:
     return f"{report['trace']} trace, {method}, {effort}"
 
 
-def _headline(report: Mapping[str, Any]) -> str:
-    text = with_error(report["bits_per_dim"], report["bits_per_dim_se"]) + " bits/dim"
+def _headline(report: Mapping[str, Any]) -> list[str]:
+    """The value with its interval, and what it is."""
+    value = with_error(report["bits_per_dim"], report["bits_per_dim_se"]) + " bits/dim"
     if report["interval"] is not None:
         low, high = report["interval"]
-        text += f", {LEVEL:.0%} interval {low:.4f} to {high:.4f}"
+        value += f", {LEVEL:.0%} interval {low:.4f} to {high:.4f}"
+    if report["levels"] is None:
+        nats = with_error(-report["nats"], report["nats_se"])
+        return [
+            f"{nats} nats a sample (negative log-density), {report['is']}",
+            f"{value}, in the units of the data",
+        ]
+    draws = f"{report['repeats']} draw(s) an image"
+    draws += ", importance-weighted" if report["importance"] else ""
+    units = f"{report['levels']} levels, of which the units are {report['offset']:.4f} bits"
+    return [value, f"  {report['is']}; t_0 = {report['t0']:.3g}, {draws}, {units}"]
+
+
+def _beside_lines(report: Mapping[str, Any]) -> list[str]:
+    """The bound, and the other set."""
+    lines = []
     if (bound := report["lower_bound"]) is not None:
         value = with_error(bound["bits_per_dim"], bound["bits_per_dim_se"])
-        text += f"\n{value} bits/dim: {bound['is']}"
+        lines += [f"{value} bits/dim", f"  {bound['is']}"]
     if (other := report["against"]) is not None:
         value = with_error(other["bits_per_dim"], other["bits_per_dim_se"])
-        text += (
-            f"\n{value} bits/dim: {other['data']}, {other['examples']} examples; the bits rank "
-            f"them above in {other['auroc']:.1%} of pairs (AUROC)"
+        lines.append(
+            f"{value} bits/dim: {other['data']}, {other['examples']} examples, which bits rank "
+            f"above in {other['auroc']:.1%} of pairs (AUROC)"
         )
-    return text
+    return lines
 
 
 def _errors(report: Mapping[str, Any]) -> list[str]:
+    """What is known of the parts of the error."""
     lines = []
     if report["draws_se"] is not None:
-        lines.append(f"of the error, draws and probes make {report['draws_se']:.4f} bits/dim")
+        lines.append(f"of the error, other draws and probes would change {report['draws_se']:.4f}")
     if (solver := report["solver_error"]) is not None:
         change = with_error(solver["change"], solver["se"])
         lines.append(
-            f"a coarser solver changes {solver['examples']} examples by {change} bits/dim"
+            f"half the effort of the solver changes {solver['examples']} of them by {change}"
         )
     lines.append(f"the prior at t_max costs at most {report['prior_gap']:.1e} bits/dim")
     return lines

@@ -173,7 +173,8 @@ def histogram(path: Path | str, sets: Mapping[str, Tensor], label: str) -> None:
     found = {name: x.detach().cpu().double().numpy().ravel() for name, x in sets.items()}
     if not found or not all(len(x) for x in found.values()):
         raise ValueError("a histogram needs at least one set of numbers, none of them empty")
-    edges = np.histogram_bin_edges(np.concatenate(list(found.values())), FEW)
+    everything = np.concatenate(list(found.values()))
+    edges = np.histogram_bin_edges(everything, min(60, 4 + math.isqrt(2 * len(everything))))
     figure = Figure(figsize=(7, 3.5), dpi=120, layout="constrained")
     axes = figure.subplots()
     for (name, x), color in zip(found.items(), (BLUE, ORANGE, GREY), strict=False):

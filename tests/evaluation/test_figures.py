@@ -15,7 +15,7 @@ from scoresde.evaluation import (
     save_png,
     scatter,
 )
-from scoresde.evaluation.figures import smoothed
+from scoresde.evaluation.figures import histogram, smoothed
 
 
 def images(n, channels=1, shape=(8, 8)):
@@ -137,3 +137,12 @@ def test_scatter_draws_every_set(tmp_path):
     for bad in ({}, {"a": points[:, :1]}, {"a": points[:0]}):
         with pytest.raises(ValueError, match="points"):
             scatter(tmp_path / "bad.png", bad)
+
+
+def test_histograms_of_two_sets(tmp_path):
+    histogram(tmp_path / "h.png", {"a": torch.randn(200), "b": torch.ones(3)}, "bits")
+    with Image.open(tmp_path / "h.png") as picture:
+        assert picture.size == (840, 420)
+    for empty in ({}, {"a": torch.ones(0)}):
+        with pytest.raises(ValueError, match="at least one"):
+            histogram(tmp_path / "h.png", empty, "bits")
