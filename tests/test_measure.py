@@ -6,11 +6,15 @@ import math
 
 import pytest
 import torch
+from numpy.polynomial.hermite_e import hermegauss
 
-from scoresde import EDM, VP, LinearFlow
+from scoresde import EDM, VP, Denoiser, LinearFlow, measure, sample
 from scoresde.measure import (
     LINE,
+    WINDOW,
+    Bias,
     Convergence,
+    bias,
     draws_noise,
     gap,
     mixture_paths,
@@ -19,11 +23,17 @@ from scoresde.measure import (
 )
 from scoresde.samplers import (
     DDIM,
+    DPMppSDE,
     EulerA,
     Heun,
+    ReverseDiffusion,
+    SASolver,
     churn,
+    corrected,
     dpm_solver_singlestep,
     dpmpp_2m_sde,
+    dpmpp_3m_sde,
+    langevin,
     restart,
 )
 
@@ -39,6 +49,7 @@ class Marginal:
         self.factor = factor
 
     def __call__(self, denoiser, x, t, s, state, noise):
+        denoiser(x, t)
         alpha, sigma = denoiser.sde.alpha(s), denoiser.sde.sigma(s)
         variance = self.factor * (alpha**2 * LINE.cov + sigma**2)
         return alpha * LINE.mean + variance.sqrt() * noise(x, t, s), None
@@ -85,9 +96,91 @@ def test_orders_of_paths():
         )
 
 
-def test_moments_are_exact():
-    right = weak_order(lambda n: Marginal(1.0), VP())
-    assert max(right.errors) < 1e-12
-    wrong = weak_order(lambda n: Marginal(1 + 3 / n**2), VP())
-    assert wrong.errors == pytest.approx([3 / n**2 for n in wrong.steps])
-    assert wrong.order == pytest.approx(2)
+def test_the_slope_is_waited_for(monkeypatch):
+    """Of n^-2 + 100 n^-3 the third-order part rules at 100 steps."""
+    error = lambda n: n**-2.0 + 100 * n**-3.0  # noqa: E731
+    exact = lambda step, sde, n: Bias(error(n), 0.0, (0.0, 0.0, 0.0))  # noqa: E731
+    monkeypatch.setattr(measure, "bias", exact)
+    found = weak_order(lambda n: DDIM(), VP())
+    assert found.steps[-1] >= 800
+    assert found.order == pytest.approx(2, abs=0.1)
+    monkeypatch.setattr(measure, "bias", lambda step, sde, n: Bias(1 / n, 0.0, ()))
+    assert weak_order(lambda n: DDIM(), VP()).steps == (100, 200, 400)
+
+
+def test_superconvergence_on_gaussian_data_is_no_order():
+    """SA-Solver's second-order terms cancel there, and not on skewed data."""
+    coarse, fine = (bias(SASolver(), EDM(), n) for n in (100, 200))
+    assert math.log2(coarse.variance / fine.variance) > 2.5
+    assert math.log2(coarse.skewed[0] / fine.skewed[0]) == pytest.approx(2.2, abs=0.15)
+
+
+def hermite(z):
+    """He_1, He_2 and He_3."""
+    return z, z**2 - 1, z**3 - 3 * z
+
+
+def skewed_denoiser(sde, eps):
+    """E[x0 | x] for data N(0.3, 0.6^2) (1 + eps He_3(z)): Gauss-Hermite over the posterior."""
+    nodes, weights = (torch.from_numpy(each) for each in hermegauss(6))
+
+    def predict(x, t):
+        alpha, sigma = float(sde.alpha(t)), float(sde.sigma(t))
+        total = alpha**2 * 0.36 + sigma**2
+        x0 = 0.3 + alpha * 0.36 / total * (x - alpha * 0.3) + 0.6 * sigma / total**0.5 * nodes
+        mass = weights * (1 + eps * hermite((x0 - 0.3) / 0.6)[2])
+        return (x0 * mass).sum(1, keepdim=True) / mass.sum(1, keepdim=True)
+
+    return Denoiser(sde, predict)
+
+
+def moments(step, sde, n, draws, eps):
+    """E He_i at the end of n steps from the marginal of skewed data, over a tensor of nodes."""
+    nodes, weights = (torch.from_numpy(each) for each in hermegauss(6))
+    axes = torch.cartesian_prod(*[nodes] * (draws + 1))
+    mass = torch.cartesian_prod(*[weights / weights.sum()] * (draws + 1)).prod(1)
+    ts = sde.time(torch.linspace(*WINDOW, n + 1, dtype=F64))
+    alphas, sigmas = sde.alpha(ts), sde.sigma(ts)
+    stds = (0.36 * alphas**2 + sigmas**2).sqrt()
+    mass = mass * (1 + eps * (0.6 * alphas[0] / stds[0]) ** 3 * hermite(axes[:, 0])[2])
+    columns = iter(axes.T[1:])
+    noise = lambda x, t=None, s=None: next(columns)[:, None]  # noqa: E731
+    x = alphas[0] * 0.3 + stds[0] * axes[:, :1]
+    end = sample(skewed_denoiser(sde, eps), x, ts, step, noise, denoise=False)[:, 0]
+    z = (end - alphas[-1] * 0.3) / stds[-1]
+    exact = 6 * float((0.6 * alphas[-1] / stds[-1]) ** 3)
+    return torch.stack([mass @ each for each in hermite(z)]), exact
+
+
+@pytest.mark.parametrize(
+    ("step", "n", "draws"),
+    [
+        (EulerA(), 3, 3),
+        (DPMppSDE(), 2, 4),
+        (dpmpp_3m_sde(), 4, 4),
+        (SASolver(), 4, 4),
+        (corrected(ReverseDiffusion(), langevin()), 2, 4),
+        (churn(Heun(), 1.0, steps=3), 3, 3),
+    ],
+    ids=["euler_a", "dpmpp_sde", "dpmpp_3m_sde", "sa_solver", "pc", "churn"],
+)
+def test_moments_are_those_of_a_cubature(step, n, draws):
+    """The derivatives by eps are central differences of moments over a tensor of nodes."""
+    for sde in (VP(), EDM()):
+        found = bias(step, sde, n)
+        gaussian, exact = moments(step, sde, n, draws, 0.0)
+        assert found.mean == pytest.approx(float(gaussian[0]), abs=1e-10)
+        assert found.variance == pytest.approx(
+            float(gaussian[1] - gaussian[0] ** 2), rel=1e-7, abs=1e-10
+        )
+        up, down = (moments(step, sde, n, draws, eps)[0] for eps in (1e-5, -1e-5))
+        response = (up - down) / 2e-5 / exact - torch.tensor([0.0, 0.0, 1.0])
+        assert found.skewed == pytest.approx(response.tolist(), rel=1e-5, abs=1e-6)
+
+
+def test_a_step_that_draws_the_marginal_has_no_bias_but_that_of_its_variance():
+    """And forgets the skew altogether."""
+    for sde in (VP(), EDM()):
+        mean, variance, skewed = bias(Marginal(1.25), sde, 4)
+        assert (mean, variance) == pytest.approx((0.0, 0.25), abs=1e-12)
+        assert skewed == pytest.approx((0.0, 0.0, -1.0), abs=1e-12)

@@ -28,12 +28,13 @@ FOURTH = 0.3  # order 4 shows on finer grids than these
 ORDERS = [{"order": order} for order in (1, 2, 3, 4)]
 VARIANTS: Mapping[str, Sequence[Mapping[str, Any]]] = {
     "recommended": [{"eta": 0.5}],  # without noise: eab, from where its ramp does no harm
-    "heun": [{}, {"s_churn": 10.0}],
+    "heun": [{}, {"s_churn": 3.0}],
     "ddim": [{}, {"eta": 1.0}],
     "ddpm": [{}, {"large": True}],
     "dpmpp_2m_sde": [{}, {"heun": True}],
-    "sa_solver": [{}, {"predictor": 3, "corrector": 3}],
+    "sa_solver": [{}, {"tau": 0.5}, {"predictor": 3, "corrector": 3}],
     "eab_sde": [{}, {"std": 0.5}],
+    "restart": [{"low": 0.4, "high": 1.5}],  # inside the range measured
     "dpm_solver": ORDERS[:3],
     "dpm_solver_singlestep": ORDERS[:3],
     "eab": [*ORDERS, *({"prediction": name} for name in PREDICTIONS if name != "x0")],
@@ -41,6 +42,8 @@ VARIANTS: Mapping[str, Sequence[Mapping[str, Any]]] = {
     **dict.fromkeys(("lms", "ipndm_v", "ipndm", "plms", "unipc"), ORDERS),
 }
 """The options a sampler is measured with, where those by default are not all."""
+LANGEVIN = {"pc": 1.0, "annealed_langevin": 1.2}
+"""Correctors, with n snr^2: their defaults in 40 steps."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,12 @@ class Case:
         """The step for a grid of n steps, finer as n grows in all it does."""
         if self.kind == "dpm_fast":
             return build_step(self.kind, {}, 3 * (n - 1))[0]
-        inner = {"inner_steps": n // 5} if self.kind == "restart" else {}
-        return build_step(self.kind, {**self.options, **inner}, n)[0]
+        finer: dict[str, Any] = {}
+        if self.kind == "restart":
+            finer = {"inner_steps": n // 5}
+        elif self.kind in LANGEVIN:  # a snr that stays leaves a bias of its square
+            finer = {"snr": math.sqrt(LANGEVIN[self.kind] / n)}
+        return build_step(self.kind, {**self.options, **finer}, n)[0]
 
 
 @dataclass(frozen=True)
@@ -76,14 +83,10 @@ class Finding:
 
     @property
     def ok(self) -> bool:
-        """Within the tolerance.
-
-        More than declared is no fault of a stochastic step, whose errors may cancel on Gaussian
-        data, or at order 4.
-        """
+        """Within the tolerance; more than declared is no fault at order 4."""
         measured = self.convergence.order
         below = FOURTH if self.declared >= 4 else TOLERANCE
-        above = math.inf if self.weak or self.declared >= 4 else TOLERANCE
+        above = math.inf if self.declared >= 4 else TOLERANCE
         return self.declared - below <= measured <= self.declared + above
 
 
@@ -171,7 +174,7 @@ def show(findings: Sequence[Finding]) -> None:
     off = [finding for finding in findings if not finding.ok]
     console.print(
         f"{len(findings) - len(off)} of {len(findings)} orders as declared, within {TOLERANCE} "
-        f"(at order 4, {FOURTH} below; more than declared is no fault of moments)."
+        f"(at order 4, no more than {FOURTH} below)."
     )
 
 

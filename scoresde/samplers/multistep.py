@@ -57,8 +57,12 @@ class Multistep:
 
     @property
     def order(self) -> int:
-        started = 1 if self.start is None else self.start.order
-        return min(self.points, self.rule.cap, started + 1)
+        return min(self.points, self.rule.cap, self.first_order + 1)
+
+    @property
+    def first_order(self) -> int:
+        """That of the first step, and of a walk that begins anew in every step."""
+        return 1 if self.start is None else self.start.order
 
     @property
     def nfe_to_start(self) -> int:
@@ -113,6 +117,11 @@ class UniPC:
     def order(self) -> int:
         started = 2 if self.start is None else self.start.order
         return min(self.points + 1, self.rule.cap, started + 1)
+
+    @property
+    def first_order(self) -> int:
+        """That of the first step, uncorrected, and of a walk that begins anew in every step."""
+        return 1 if self.start is None else self.start.order
 
     @property
     def nfe_to_start(self) -> int:

@@ -25,7 +25,8 @@ class Churned:
 
     Only where s_tmin <= r <= s_tmax, r = sigma / alpha, and never beyond ``t_max``; (a, v) is the
     forward transition. The draw is asked for at fixed time: it is no part of the reverse path.
-    A multistep method starts afresh after it. arXiv 2206.00364, algorithm 2, for any process.
+    A multistep method starts afresh after it, and has the order of its first step. arXiv
+    2206.00364, algorithm 2, for any process.
     """
 
     step: Step
@@ -48,11 +49,11 @@ class Churned:
 
     @property
     def order(self) -> int:
-        return self.step.order
+        return int(getattr(self.step, "first_order", self.step.order))
 
     @property
     def weak_order(self) -> int:
-        return self.step.order
+        return self.order
 
     @property
     def nfe_per_step(self) -> int:

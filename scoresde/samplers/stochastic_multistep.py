@@ -98,6 +98,7 @@ class StochasticMultistep:
     eta: float = 1.0
     std: float = 0.0
     rule: Rule = EXACT
+    first_order: ClassVar[int] = 1
     nfe_per_step: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
