@@ -12,7 +12,7 @@ from torch import Tensor
 
 Field = Callable[[Tensor], Tensor]
 
-CACHE, MEMORY = 32 << 20, 1 << 30
+CACHE, MEMORY = 16 << 20, 1 << 30
 """Bytes of backward passes at a time: on a CPU more than its caches hold only slows it down."""
 
 
@@ -36,7 +36,7 @@ class Exact:
 
         tr J = sum_i e_i^T J e_i,   budget // (bytes that one pass over the batch keeps) at a time
 
-    The budget is in bytes, by default 32 MiB on a CPU and 1 GiB elsewhere; it does not change the
+    The budget is in bytes, by default 16 MiB on a CPU and 1 GiB elsewhere; it does not change the
     value. Raises ValueError unless it is positive.
     """
 
