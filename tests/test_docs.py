@@ -29,7 +29,7 @@ def test_the_sampler_of_the_documentation_has_the_order_it_says(capsys):
 def test_every_name_is_in_the_table_of_names():
     table = SAMPLERS.split("## Names")[1].split("## Noise")[0]
     missing = [name for name in build.SAMPLERS if f"`{name}`" not in table]
-    missing += [name for name in build.GRID_CHOICES if f"`{name}`" not in table]
+    missing += [name for name in build.GRIDS if f"`{name}`" not in table]
     assert not missing
 
 
