@@ -81,9 +81,19 @@ class TestTables:
         t = torch.tensor([0.3], dtype=torch.float64)
         assert all(isinstance(make(), SDE) for make in build.SDES.values())
         assert all(isinstance(make()(sde, t), Coeffs) for make in build.PARAMETERIZATIONS.values())
-        assert all(make()(sde, 3).shape == (4,) for make in build.GRIDS.values())
+        grids_alone = [build.GRIDS[name] for name in set(build.GRIDS) - build.NEEDY_GRIDS]
+        assert all(make()(sde, 3).shape == (4,) for make in grids_alone)
         assert all(make().order >= 1 for make in build.STEPS.values())
         assert build.GRIDS["uniform"]() is grids.uniform
+
+    def test_the_promised_names_are_there(self):
+        steps = """euler euler_a heun dpm_2 dpm_2_a lms dpm_fast dpm_adaptive dpmpp_2s_a dpmpp_sde
+            dpmpp_2m dpmpp_3m dpmpp_2m_sde dpmpp_3m_sde dpm_solver plms ipndm ipndm_v ddim ddpm
+            unipc deis eab sa_solver restart euler_maruyama reverse_diffusion ancestral"""
+        found = """uniform quadratic log_snr karras polyexponential trailing leading linspace file
+            optimised"""
+        assert set(steps.split()) <= set(build.STEPS)
+        assert set(found.split()) <= set(build.GRIDS)
 
     def test_every_entry_describes_itself_in_one_sentence(self):
         tables = (build.SDES, build.SAMPLERS, build.DATASETS, build.WEIGHTINGS, build.DRAWS)

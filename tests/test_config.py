@@ -285,7 +285,7 @@ class TestMirrors:
             ("train.weighting", build.WEIGHTINGS),
             ("train.times", build.TIMES),
             ("sample.sampler", build.SAMPLERS),
-            ("sample.grid", build.GRID_CHOICES),
+            ("sample.grid", build.GRIDS),
         ],
     )
     def test_the_kinds_are_the_names_of_the_tables(self, path, table):

@@ -39,7 +39,7 @@ def test_the_example_of_the_evaluation_runs_and_every_metric_is_explained(capsys
 def test_every_name_is_in_the_table_of_names():
     table = SAMPLERS.split("## Names")[1].split("## Noise")[0]
     missing = [name for name in build.SAMPLERS if f"`{name}`" not in table]
-    missing += [name for name in build.GRID_CHOICES if f"`{name}`" not in table]
+    missing += [name for name in build.GRIDS if f"`{name}`" not in table]
     assert not missing
 
 

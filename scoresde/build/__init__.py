@@ -1,7 +1,8 @@
 """From names to objects: the one place where a configuration's strings mean something.
 
 The tables map the names of one ``kind`` to constructors whose keyword arguments are the other keys
-of its section; those of ``SDES PARAMETERIZATIONS STEPS GRIDS WEIGHTINGS TIMES`` work without any.
+of its section; those of ``SDES PARAMETERIZATIONS STEPS GRIDS WEIGHTINGS TIMES`` work without any,
+but for ``NEEDY_GRIDS``.
 """
 
 from scoresde.build.models import (
@@ -30,8 +31,8 @@ from scoresde.build.steps import PREDICTIONS, SELF_PACED, STEPS, VARIABLES, buil
 from scoresde.build.tables import (
     DATASETS,
     DRAWS,
-    GRID_CHOICES,
     GRIDS,
+    NEEDY_GRIDS,
     NETWORKS,
     OPTIMIZERS,
     PARAMETERIZATIONS,
@@ -48,7 +49,7 @@ __all__ = [
     "DEQUANTISATIONS",
     "DRAWS",
     "GRIDS",
-    "GRID_CHOICES",
+    "NEEDY_GRIDS",
     "NETWORKS",
     "OPTIMIZERS",
     "PARAMETERIZATIONS",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +18,7 @@ from scoresde.denoiser import Denoiser
 from scoresde.measure import draws_noise
 from scoresde.samplers import Grid, Step, per_sample_noise
 from scoresde.samplers.optimise import described, load_grid, save_grid, search_grid
+from scoresde.training.checkpoint import fingerprint
 
 
 @dataclass(frozen=True)
@@ -61,22 +60,25 @@ def grid_file(loaded: LoadedRun, want: Wanted) -> Path:
     """Where the grid is kept: in ``grids`` of the run folder, or beside a lone checkpoint."""
     folder = loaded.source.parent
     run = folder.parent if folder.name == "checkpoints" else folder
-    digest = hashlib.sha256(described(want.step).encode()).hexdigest()[:8]
-    return run / "grids" / f"{want.kind}-{want.steps}-{digest}.json"
+    return run / "grids" / f"{want.kind}-{want.steps}-{_key(loaded, want)}.json"
+
+
+def _key(loaded: LoadedRun, want: Wanted) -> str:
+    """A digest of all that a grid depends on: the weights, the process, the step, the effort."""
+    told = {
+        "process": described(loaded.model.sde),
+        "step": described(want.step),
+        "settings": repr(want.settings),
+    }
+    weights = {name: w.cpu() for name, w in loaded.model.state_dict().items()}
+    return fingerprint(told, weights)[:12]
 
 
 def kept_grid(loaded: LoadedRun, want: Wanted) -> Grid | None:
-    """The grid found earlier for a checkpoint of this step, if there is one that can be read.
-
-    Other weights of the same step, or other effort, are not told apart: delete the file for them.
-    """
-    path = grid_file(loaded, want)
+    """The grid found earlier for these very weights and settings, if it can be read."""
     try:
-        notes = json.loads(path.read_text(encoding="utf-8"))
-        if notes.get("checkpoint_step") != loaded.step:
-            return None
-        return load_grid(path)
-    except (OSError, ValueError, AttributeError):
+        return load_grid(grid_file(loaded, want))
+    except ValueError:
         return None
 
 
@@ -102,6 +104,7 @@ def find_grid(
     notes = {
         "checkpoint_step": loaded.step,
         "starts": want.settings.starts,
+        "budget": want.settings.budget,
         "network_calls": found.calls,
         "log_error_before": found.loss_before,
         "log_error": found.loss,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from scoresde import samplers
 from scoresde.build.steps import STEPS, build_step
-from scoresde.build.tables import GRID_CHOICES, construct, constructor, table
+from scoresde.build.tables import GRIDS, construct, constructor, table
 from scoresde.config import ConfigError
 from scoresde.config.base import Section
 from scoresde.config.sampling import Sample
@@ -121,7 +121,7 @@ def build_grid(section: Section) -> Grid:
     options = section.model_dump()
     if options.get("path", "") is None:
         raise ConfigError("sample.grid.path is not given; pass --sample.grid.path FILE")
-    grid: Grid = construct(GRID_CHOICES, section)
+    grid: Grid = construct(GRIDS, section)
     return grid
 
 

@@ -48,6 +48,11 @@ def discrete_vp(
     return DiscreteVP(linear_betas(levels, beta_start, beta_end))
 
 
+def optimised(budget: int = 2000, starts: int = 32) -> Grid:
+    """Found for the model, the sampler and the steps at first use; kept beside the checkpoint."""
+    raise ConfigError("grid 'optimised' means something beside a trained model only")
+
+
 def unit() -> None:
     """Weight 1 on the squared error of the network output."""
 
@@ -84,18 +89,11 @@ GRIDS: Mapping[str, Callable[..., Grid]] = table(
     linspace=grids.linspace,
     leading=grids.leading,
     trailing=grids.trailing,
+    file=grids.from_file,
+    optimised=optimised,
 )
-
-
-def optimised(budget: int = 2000, starts: int = 32) -> Grid:
-    """Found for the model, the sampler and the steps at first use; kept beside the checkpoint."""
-    raise ConfigError("grid 'optimised' means something beside a trained model only")
-
-
-# What a configuration may name: those, and such as need a file or a model.
-GRID_CHOICES: Mapping[str, Callable[..., Grid]] = table(
-    **GRIDS, optimised=optimised, file=grids.from_file
-)
+# Those that need a file or a model.
+NEEDY_GRIDS = frozenset({"file", "optimised"})
 NETWORKS: Mapping[str, Callable[..., nn.Module]] = table(
     mlp=MLP,
     unet=UNet,

@@ -24,7 +24,7 @@ LISTINGS = {
     "parameterizations": Listing("parameterization.kind", build.PARAMETERIZATIONS),
     "networks": Listing("network.kind", build.NETWORKS),
     "samplers": Listing("sample.sampler.kind", build.SAMPLERS),
-    "grids": Listing("sample.grid.kind", build.GRID_CHOICES),
+    "grids": Listing("sample.grid.kind", build.GRIDS),
     "weightings": Listing("train.weighting.kind", build.WEIGHTINGS),
     "times": Listing("train.times.kind", build.TIMES),
     "draws": Listing("train.draw", build.DRAWS),

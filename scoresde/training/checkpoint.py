@@ -251,7 +251,7 @@ def export_weights(path: str | Path, checkpoint: Checkpoint) -> None:
         "data": checkpoint.data.to_json(),
         "step": str(checkpoint.step),
     }
-    metadata["sha256"] = _content(metadata, tensors)
+    metadata["sha256"] = fingerprint(metadata, tensors)
     # Written here and not by save_file, whose files only their owner may read.
     atomic_write(path, lambda temporary: temporary.write_bytes(serialized(tensors, metadata)))
 
@@ -267,7 +267,7 @@ def load_weights(path: str | Path) -> Weights:
     require_kind(path, metadata.get("kind"), WEIGHTS)
     version = metadata.get("version", "")
     require_version(path, int(version) if version.isdecimal() else version)
-    if metadata.pop("sha256", None) != _content(metadata, tensors):
+    if metadata.pop("sha256", None) != fingerprint(metadata, tensors):
         raise CheckpointError(f"{path}: damaged (its checksum does not match); {REMEDY}")
     try:
         weights = _weights(metadata, tensors)
@@ -313,7 +313,7 @@ def _require_finite(path: Path, *groups: Mapping[str, Tensor]) -> None:
         raise CheckpointError(f"{path}: NaN or infinity in {first_few(bad)}; {REMEDY}")
 
 
-def _content(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+def fingerprint(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
     """sha256 over the description and every tensor's name, type, shape and bytes."""
     total = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for name in sorted(tensors):

@@ -185,7 +185,7 @@ class TestInfo:
         assert set(found["processes"]) == set(build.SDES)
         assert set(found["parameterizations"]) == set(build.PARAMETERIZATIONS)
         assert set(found["samplers"]) == set(build.STEPS) | {"ode", "sde"}
-        assert set(found["grids"]) == set(build.GRIDS) | {"optimised", "file"}
+        assert set(found["grids"]) == set(build.GRIDS)
         assert set(found["data"]) == set(build.DATASETS)
         assert {"frechet", "kid", "two_sample", "copies"} <= set(found["metrics"])
         assert all(line for table in found.values() for line in table.values())

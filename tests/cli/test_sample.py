@@ -152,10 +152,34 @@ class TestChoices:
         assert f"grid: {kept}" in capsys.readouterr().err
         assert kept.stat().st_mtime_ns == before
         assert np.array_equal(arrays(one)["arr_0"], arrays(two)["arr_0"])
-        # Of other weights it is another: the step of the checkpoint is kept with it.
-        kept.write_text(json.dumps(notes | {"checkpoint_step": 6}))
+        kept.write_text('{"times": [1.0')
         sample(checkpoint, tmp_path / "three", *flags)
         assert "grid: found in" in capsys.readouterr().err
+        assert json.loads(kept.read_text()) == notes
+
+    def test_an_optimised_grid_is_for_its_weights_and_its_effort(self, wild, tmp_path, capsys):
+        flags = ["--num", "2", "--class", "1", "--sample.sampler", "euler", "--grid", "optimised"]
+        flags += ["--sample.grid.starts", "3", "--sample.grid.budget"]
+        checkpoint, grids = tmp_path / "model.pt", tmp_path / "grids"
+        stored = torch.load(wild, weights_only=True)
+        stored["ema"] = {k: v * 1.1 for k, v in stored["ema"].items()}
+        torch.save(stored, checkpoint)
+
+        def drawn(name, budget, *more):
+            sample(checkpoint, tmp_path / name, *flags, budget, *more)
+            return len(list(grids.glob("euler-3-*.json"))), capsys.readouterr().err
+
+        assert drawn("ema", "500")[0] == 1
+        assert drawn("raw", "500", "--no-ema")[0] == 2
+        assert drawn("effort", "600")[0] == 3
+        count, said = drawn("again", "600")
+        assert count == 3
+        assert "grid: found in" not in said
+        checkpoint.write_bytes(wild.read_bytes())  # trained anew, to the same step
+        # Its EMA weights are the raw ones of before, whose grid serves.
+        count, said = drawn("anew", "500")
+        assert count == 3
+        assert "grid: found in" not in said
 
     @pytest.mark.parametrize(
         ("flags", "words"),
