@@ -68,7 +68,8 @@ def dequantisation_of(section: Likelihood, scaling: Levels) -> Dequantisation:
 
 def _solver(section: Likelihood) -> FlowSolver:
     if section.method == "path":
-        return AlongPath(section.steps, None if section.trace == "exact" else section.probes)
+        probes = None if section.trace == "exact" else section.probes
+        return AlongPath(section.steps, probes, section.between)
     trace = constructor(TRACES, section.trace)(section.probes)
     if section.method == "adaptive":
         return Tolerant(section.rtol, section.atol, trace)

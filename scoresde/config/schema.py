@@ -148,6 +148,8 @@ class Likelihood(Section):
     """time at which the model takes over; null: t_min, or where a level is 16 deviations wide"""
     steps: Count = 64
     """of path, of fixed-step methods, of discrete"""
+    between: Count = 1
+    """steps of the walk of path between two nodes of its quadrature"""
     rtol: Positive = 1e-5
     atol: Positive = 1e-5
     trace: Literal["hutchinson", "exact", "hutch++"] = "hutchinson"

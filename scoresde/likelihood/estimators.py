@@ -112,16 +112,22 @@ class FlowSolver(ABC):
 @final
 @dataclass(frozen=True)
 class AlongPath(FlowSolver):
-    """``path_log_likelihood``: ``probes`` orthogonal probes a node, or None for the trace."""
+    """``path_log_likelihood``: ``probes`` orthogonal probes a node, or None for the trace.
+
+    ``between`` steps of the walk lead from node to node.
+    """
 
     nodes: int = 64
     probes: int | None = 1
+    between: int = 1
 
     def __call__(self, denoiser: Denoiser, x: Tensor, noise: Noise, t0: float) -> LogLikelihood:
         probing: Probing = exactly
         if self.probes is not None:
             probing = Orthogonal(signs(x, 1, noise), self.probes)
-        return path_log_likelihood(denoiser, x, probing, t0=t0, nodes=self.nodes)
+        return path_log_likelihood(
+            denoiser, x, probing, t0=t0, nodes=self.nodes, between=self.between
+        )
 
     def coarser(self) -> AlongPath:
         return replace(self, nodes=max(self.nodes // 2, 2 * GREGORY))
