@@ -216,7 +216,7 @@ class TestRefusals:
     @pytest.mark.parametrize("flag", ["--data.seed", "--data.holdout"])
     def test_another_split_of_the_same_data(self, split_points, capsys, flag):
         same, other = {"--data.seed": ("0", "1"), "--data.holdout": ("0.1", "0.4")}[flag]
-        assert "would score training examples" in refusal(capsys, split_points, flag, other)
+        assert "would take training examples" in refusal(capsys, split_points, flag, other)
         assert score(capsys, split_points, flag, same)["examples"] == 2
 
     def test_too_few_nodes(self, points, capsys):
