@@ -26,7 +26,13 @@ from scoresde.build.samplers import (
     build_grid,
     build_sampler,
 )
-from scoresde.build.scoring import DEQUANTISATIONS, TRACES, bound_of, build_estimator
+from scoresde.build.scoring import (
+    DEQUANTISATIONS,
+    METHODS,
+    TRACES,
+    bound_of,
+    build_estimator,
+)
 from scoresde.build.steps import PREDICTIONS, SELF_PACED, STEPS, VARIABLES, build_step
 from scoresde.build.tables import (
     DATASETS,
@@ -49,6 +55,7 @@ __all__ = [
     "DEQUANTISATIONS",
     "DRAWS",
     "GRIDS",
+    "METHODS",
     "NEEDY_GRIDS",
     "NETWORKS",
     "OPTIMIZERS",

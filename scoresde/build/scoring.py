@@ -30,15 +30,33 @@ from scoresde.likelihood import (
 from scoresde.likelihood.discrete import LARGE, LEARNED, SMALL
 from scoresde.samplers import Grid
 from scoresde.samplers.grids import log_snr, uniform
+from scoresde.solvers import ODE_METHODS
 
-DEQUANTISATIONS: Mapping[str, Dequantisation] = table(
-    uniform=Uniform(), truncated_normal=TruncatedNormal(), decoder=Decoder()
-)
-TRACES: Mapping[str, Callable[[int], Trace]] = table(
-    **{"exact": lambda probes: exact_trace, "hutchinson": Held, "hutch++": Sketched}
+DEQUANTISATIONS: Mapping[str, Callable[[], Dequantisation]] = table(
+    uniform=Uniform, truncated_normal=TruncatedNormal, decoder=Decoder
 )
 VARIANCES: Mapping[str, float | None] = table(small=SMALL, large=LARGE, learned=LEARNED)
 CHAINS: Mapping[str, Grid] = table(uniform=uniform, log_snr=log_snr)
+
+
+def exactly(probes: int = 1) -> Trace:
+    """The trace of the Jacobian, direction by direction."""
+    return exact_trace
+
+
+_TRACES: dict[str, Callable[..., Trace]] = {
+    "exact": exactly,
+    "hutchinson": Held,
+    "hutch++": Sketched,
+}
+TRACES: Mapping[str, Callable[..., Trace]] = table(**_TRACES)
+METHODS: Mapping[str, Callable[..., object]] = table(
+    path=AlongPath,
+    adaptive=Tolerant,
+    elbo=Variational,
+    discrete=Chain,
+    **dict.fromkeys(ODE_METHODS, BlackBox),
+)
 
 
 def build_estimator(section: Likelihood, scaling: Levels) -> Estimator:
@@ -63,7 +81,7 @@ def dequantisation_of(section: Likelihood, scaling: Levels) -> Dequantisation:
     """That of the section; real numbers have none."""
     if scaling.levels is None:
         return Continuous()
-    return constructor(DEQUANTISATIONS, section.dequantisation)
+    return constructor(DEQUANTISATIONS, section.dequantisation)()
 
 
 def _solver(section: Likelihood) -> FlowSolver:

@@ -29,6 +29,9 @@ LISTINGS = {
     "times": Listing("train.times.kind", build.TIMES),
     "draws": Listing("train.draw", build.DRAWS),
     "data": Listing("data.kind", build.DATASETS),
+    "likelihoods": Listing("likelihood.method", build.METHODS),
+    "dequantisations": Listing("likelihood.dequantisation", build.DEQUANTISATIONS),
+    "traces": Listing("likelihood.trace", build.TRACES),
     "metrics": Listing("evaluate --metrics", {k: m.documented for k, m in METRICS.items()}),
 }
 

@@ -43,7 +43,9 @@ COMMANDS = {
     ),
     "sample": Command("draw samples from a trained model", "SampleOptions", ("sample",)),
     "likelihood": Command(
-        "score the test split in bits per dimension", "LikelihoodOptions", ("likelihood", "data")
+        "score data in bits per dimension, with errors",
+        "LikelihoodOptions",
+        ("likelihood", "data"),
     ),
     "evaluate": Command("compare samples with real data", "EvaluateOptions", ("data", "sample")),
     "edit": Command(

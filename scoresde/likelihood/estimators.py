@@ -112,8 +112,9 @@ class FlowSolver(ABC):
 @final
 @dataclass(frozen=True)
 class AlongPath(FlowSolver):
-    """``path_log_likelihood``: ``probes`` orthogonal probes a node, or None for the trace.
+    """The flow along equal steps of lam, its divergence read at ``nodes`` by fresh probes.
 
+    ``path_log_likelihood`` with ``probes`` orthogonal probes a node, or None for the exact trace;
     ``between`` steps of the walk lead from node to node.
     """
 
@@ -136,7 +137,7 @@ class AlongPath(FlowSolver):
 @final
 @dataclass(frozen=True)
 class Tolerant(FlowSolver):
-    """``adaptive_log_likelihood``: every sample by steps of its own."""
+    """The flow at a tolerance, every sample by steps of its own: ``adaptive_log_likelihood``."""
 
     rtol: float = 1e-5
     atol: float = 1e-5
@@ -155,7 +156,7 @@ class Tolerant(FlowSolver):
 @final
 @dataclass(frozen=True)
 class BlackBox(FlowSolver):
-    """``log_likelihood`` by a method of torchdiffeq, whose adaptive ones couple a batch."""
+    """The flow through torchdiffeq, whose adaptive methods couple a batch: ``log_likelihood``."""
 
     method: str = "dopri5"
     rtol: float = 1e-5
