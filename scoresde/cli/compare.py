@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from scoresde.cli.console import pick_device, progress
 from scoresde.cli.folder import write_text
 from scoresde.cli.options import CompareOptions
 from scoresde.cli.sample import optimised_grid, starting_noise
+from scoresde.cli.watch import Watch
 from scoresde.config.sampling import OptimisedGrid
 from scoresde.denoiser import Denoiser
 from scoresde.measure import draws_noise, gap
@@ -49,23 +50,6 @@ class Contender:
     kind: str
     grid: str
     sampler: GridSampler
-
-
-@dataclass
-class Calls:
-    """A count of denoiser calls."""
-
-    count: int = 0
-
-
-def counted(denoiser: Denoiser, calls: Calls) -> Denoiser:
-    """The denoiser, counting every call; one that diverges shows in the table."""
-
-    def predict(x: Tensor, t: Tensor) -> Tensor:
-        calls.count += 1
-        return denoiser(x, t)
-
-    return replace(denoiser, predict=predict)
 
 
 @dataclass(frozen=True)
@@ -166,15 +150,16 @@ def solve(loaded: LoadedRun, options: CompareOptions) -> Problem:
 
 
 def trial(problem: Problem, contender: Contender, advance: Callable[[int], None]) -> Trial:
-    """Let a sampler run from the starts of the problem."""
-    calls, noise, sampler = Calls(), per_sample_noise(problem.seeds), contender.sampler
+    """Let a sampler run from the starts of the problem; one that diverges shows in the table."""
+    watch, noise = Watch(strict=False), per_sample_noise(problem.seeds)
+    sampler = contender.sampler
     started = time.perf_counter()
-    x = sampler(counted(problem.denoiser, calls), problem.x, noise).cpu()
+    x = sampler(watch.over(problem.denoiser), problem.x, noise).cpu()
     seconds = time.perf_counter() - started
     advance(1)
     relative, median = (e if math.isfinite(e) else None for e in gap(x, problem.exact))
     kind, grid = contender.kind, contender.grid
-    return Trial(kind, grid, sampler.steps, calls.count, relative, median, seconds)
+    return Trial(kind, grid, sampler.steps, watch.count, relative, median, seconds)
 
 
 # Reports --------------------------------------------------------------------------------------

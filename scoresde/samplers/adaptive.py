@@ -55,6 +55,10 @@ def solve_adaptive(
     problem = _Problem(denoiser, x, t0, t1, rtol, atol)
     if noise is None:
         w, lam = _embedded(problem, max_nfe, pair or DORMAND_PRINCE)
+    elif not isinstance(noise, BrownianPath):
+        raise ValueError(
+            "a rejected step needs noise that can be refined; give noise=BrownianPath(seeds)"
+        )
     elif t1 < t0:
         w, lam = _stochastic_heun(problem, max_nfe, noise)
     else:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from scoresde import EDM, VP, Denoiser
-from scoresde.samplers import BrownianPath, solve_adaptive
+from scoresde.samplers import BrownianPath, per_sample_noise, solve_adaptive
 from scoresde.samplers.adaptive import EXPONENTIAL
 from scoresde.testing import Gaussian, grid25
 
@@ -168,6 +168,10 @@ def test_bad_input_is_named():
         (lambda: solve_adaptive(denoiser, x, 1.0, 0.1, rtol=0), "rtol=0"),
         (lambda: solve_adaptive(denoiser, x, 1.0, 0.1, max_nfe=0), "max_nfe >= 1, got 0"),
         (lambda: solve_adaptive(denoiser, x, 0.1, 1.0, noise=path), "needs t1 < t0"),
+        (
+            lambda: solve_adaptive(denoiser, x, 1.0, 0.1, noise=per_sample_noise([1, 2])),
+            r"give noise=BrownianPath\(seeds\)",
+        ),
     ]:
         with pytest.raises(ValueError, match=text):
             call()
