@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import ClassVar, NamedTuple
 
 from torch import Tensor
@@ -21,6 +22,7 @@ from scoresde.samplers.integrals import (
     PublishedTaylor,
     Rule,
     Variable,
+    Weights,
     advance,
     log_snr,
     ratio,
@@ -136,28 +138,33 @@ class UniPC:
         if not regular(at):
             return flow_step(x, x0, at, to), None
         here = self.prediction.read(x, x0, at)
-        past: History = ()
-        if state is not None:
-            past = state.history
-            x = self._corrected(denoiser.sde, x, at, here, state) if state.weights else x
+        points: History = (here,) if state is None else (here, *state.history)
+        changes = self._changes(denoiser.sde, at, here, state)
         if not regular(to):
+            x = advance(self.prediction, x, at, at, points, changes) if changes else x
             return flow_step(x, x0, at, to), None
         if state is None and self.start is not None:
             end, history = _begin(self.start, denoiser, x, s, at, to, here)
             return end, Pending(at, history, ())  # of an order that needs no correction
-        history = (here, *past)[: self.points]
+        history = points[: self.points]
         weights = self.rule.weights(self.prediction, denoiser.sde, at, to, lams(history))
-        end = advance(self.prediction, x, at, to, history, weights)
+        # Correction and prediction are linear in the same readings: one sum does for both.
+        scale = self.prediction.unit(to) / self.prediction.unit(at)
+        both = tuple(scale * c + w for c, w in zip_longest(changes, weights, fillvalue=0.0))
+        end = advance(self.prediction, x, at, to, points[: len(both)], both)
         return end, Pending(at, history, weights)
 
-    def _corrected(self, sde: SDE, x: Tensor, at: Level, here: Point, last: Pending) -> Tensor:
-        """The last step again with the reading at its end: only its weights change."""
+    def _changes(self, sde: SDE, at: Level, here: Point, last: Pending | None) -> Weights:
+        """The last step again with the reading at its end, ``here``: only its weights change.
+
+        Of (here, *history); none where there is nothing to correct.
+        """
+        if last is None or not last.weights:
+            return ()
         first, *older = last.history
         points = (first, here, *older)
-        weights = self.rule.weights(self.prediction, sde, last.at, at, lams(points))
-        before = (last.weights[0], 0.0, *last.weights[1:])
-        changes = (new - old for new, old in zip(weights, before, strict=True))
-        return advance(self.prediction, x, at, at, points, tuple(changes))
+        new = self.rule.weights(self.prediction, sde, last.at, at, lams(points))
+        return (new[1], *(a - b for a, b in zip((new[0], *new[2:]), last.weights, strict=True)))
 
 
 def _begin(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import struct
-from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -162,6 +161,14 @@ _SEED, _CALL = _signed(0x9E3779B97F4A7C15), _signed(0x243F6A8885A308D3)
 _POSITION = _signed(0x6A09E667F3BCC909)
 
 
+def _words(seeds: Sequence[int]) -> Tensor:
+    """Seeds of any size, modulo 2^64."""
+    try:
+        return torch.from_numpy(np.fromiter(seeds, np.int64, len(seeds)))
+    except OverflowError:  # the slow way, for seeds from 2^63 on
+        return torch.tensor([_signed(seed) for seed in seeds], dtype=torch.int64)
+
+
 def _mixed(word: int) -> int:
     """The finaliser of SplitMix64, of the last 64 bits on the host."""
     word &= _WORD
@@ -239,7 +246,7 @@ class _Scratch:
 
 
 class _Hashed:
-    """Normals as a function of (seed, counter, position).
+    """Normals as a function of (seed, counter, position), for samples of one shape.
 
         z, z' = (a - b) / sqrt 2, (a + b) / sqrt 2,   a, b means of cells of the normal law
 
@@ -249,8 +256,7 @@ class _Hashed:
     """
 
     def __init__(self, seeds: Sequence[int]) -> None:
-        words = np.array(array("Q", [seed & _WORD for seed in seeds])).view(np.int64)
-        self._keys = _mix(torch.from_numpy(words) * _SEED).unsqueeze(1)
+        self._keys = _mix(_words(seeds) * _SEED).unsqueeze(1)
         self._scratch: _Scratch | None = None
 
     def normal(self, x: Tensor, counter: Tensor | int) -> Tensor:
@@ -280,7 +286,7 @@ class _Hashed:
         """Cells for all numbers: 64 bits for four, the finaliser of seed ^ counter ^ position.
 
         Each of the three is a random word by now, and the first fold linear: it is left out, as
-        that of other random words. The last leaves the upper half of a word as it is.
+        that of other random words. The last is for the lower half: an upper half goes without.
         """
         if isinstance(counter, int):
             places = to.positions ^ _mixed(counter * _CALL)

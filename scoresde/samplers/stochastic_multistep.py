@@ -209,8 +209,9 @@ class SASolver:
         # What prediction and correction share: the step where the network says nothing.
         still = noised(x * (frame.unit(to) / frame.unit(at)), frame.deviation(at, to), noise, t, s)
         guess = moved(past[: self.predictor])
-        past = (frame.read(guess, denoiser(guess, s), to), *past)[:4]
-        return moved(past[: self.corrector]), past
+        past = (frame.read(guess, denoiser(guess, s), to), *past)
+        kept = max(self.predictor, self.corrector - 1)
+        return moved(past[: self.corrector]), past[:kept]
 
 
 def _unbounded(x: Tensor, x0: Tensor, at: Level, to: Level, eta: float) -> tuple[Tensor, float]:
