@@ -261,7 +261,7 @@ def _check(options: LikelihoodOptions, world: World) -> None:
         raise ValueError(f"--seed: need at least 0, got {options.seed}")
     if options.num is not None and options.num < 1:
         raise ValueError(f"--num: need at least 1, got {options.num}")
-    if options.csv is not None:
+    if options.csv is not None and world.rank == 0:
         _require_writable(options.csv)
     if options.out is None:
         if options.resume:
