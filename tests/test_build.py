@@ -255,13 +255,18 @@ class TestSamplers:
         assert step == samplers.churn(samplers.Heun(), 30.0, steps=77)
         assert build.build_step("dpm_2", {"s_churn": 0.0}, 77)[0] == samplers.dpm_2()
 
-    def test_an_adaptive_step_that_runs_out_of_calls_says_so(self):
-        sample = small(sample__sampler__kind="dpm_adaptive", sample__sampler__max_nfe=20).sample
-        noise, law = per_sample_noise([0, 1]), Gaussian(torch.zeros(2), torch.tensor(0.04))
-        with pytest.raises(RuntimeError, match=r"2 of 2 samples did not reach .* max_nfe=20"):
-            build.build_sampler(sample)(
-                law.denoiser(build.SDES["vp"]()), noise(torch.empty(2, 2)), noise
-            )
+    def test_an_adaptive_step_that_runs_out_of_calls_says_so_and_ends_by_ddim(self):
+        sde, law = build.SDES["vp"](), Gaussian(torch.zeros(2), torch.tensor(0.04))
+        x, s = per_sample_noise([0, 1])(torch.empty(2, 2).double()), torch.tensor(1e-3).double()
+        step, denoiser = build.STEPS["dpm_adaptive"](max_nfe=20), law.denoiser(sde)
+        with pytest.warns(RuntimeWarning, match=r"2 of 2 samples did not reach .* max_nfe=20"):
+            found, _ = step(denoiser, x, torch.tensor(1.0).double(), s, None, per_sample_noise([]))
+        reached = samplers.solve_adaptive(denoiser, x, 1.0, 1e-3, max_nfe=20)
+        alone = [
+            samplers.DDIM()(denoiser, reached.x[i : i + 1], reached.t[i], s, None, None)[0]
+            for i in range(2)
+        ]
+        assert torch.allclose(found, torch.cat(alone), rtol=1e-9)
 
     def test_a_grid_from_a_file(self, tmp_path):
         file = tmp_path / "grid.json"

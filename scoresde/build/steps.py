@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from scoresde.denoiser import Denoiser
 from scoresde.samplers import EPS, X0, Noise, Prediction, Residual, State, Step, V, solve_adaptive
 from scoresde.samplers.adaptive import DORMAND_PRINCE, EXPONENTIAL, Pair
 from scoresde.samplers.integrals import Variable, clock, log_snr, ratio, share
+from scoresde.sde import match
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,8 @@ class DPMAdaptive:
     """The probability flow at a tolerance, every sample by steps of its own: ``solve_adaptive``.
 
     By the 5(4) pair, or ``exponential`` the 3(2) pair of the DPM-Solver paper. For a grid of one
-    step; ``nfe_per_step`` is the least that one costs. Raises RuntimeError where ``max_nfe`` calls
-    do not suffice.
+    step; ``nfe_per_step`` is the least that one costs. Samples that ``max_nfe`` calls do not bring
+    to the end take one DDIM step from where they are, with a RuntimeWarning.
     """
 
     rtol: float = 1e-3
@@ -102,12 +104,23 @@ class DPMAdaptive:
     ) -> tuple[Tensor, State]:
         limits = (self.rtol, self.atol, self.max_nfe)
         end = solve_adaptive(denoiser, x, float(t), float(s), *limits, pair=self._pair)
-        if late := int((~end.finished).sum()):
-            raise RuntimeError(
-                f"dpm_adaptive: {late} of {len(x)} samples did not reach t={float(s):g} within "
-                f"max_nfe={self.max_nfe} calls; raise it, or rtol and atol"
-            )
-        return end.x, None
+        late = int((~end.finished).sum())
+        if not late:
+            return end.x, None
+        warnings.warn(
+            f"dpm_adaptive: {late} of {len(x)} samples did not reach t={float(s):g} within "
+            f"max_nfe={self.max_nfe} calls and took one DDIM step; raise it, or rtol and atol",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return _last_step(denoiser, end.x, end.t, s), None
+
+
+def _last_step(denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    """The DDIM step from a time of each sample's own (B,) to ``s``; none from there."""
+    sde = denoiser.sde
+    kept = sde.sigma(s) / sde.sigma(t)
+    return match(kept, x) * x + match(sde.alpha(s) - kept * sde.alpha(t), x) * denoiser(x, t)
 
 
 def eab_sde(points: int = 2, eta: float = 1.0, std: float = 0.0) -> Step:

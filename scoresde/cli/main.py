@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -61,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line (``sys.argv`` by default) and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
+    warnings.formatwarning = _one_line
     try:
         return _dispatch(arguments)
     except SystemExit as stop:
@@ -117,6 +119,17 @@ def _verdict(error: Exception) -> tuple[str, int]:
             return text, 1
         case _:
             return f"{type(error).__name__}: {text}; --debug prints the traceback", 1
+
+
+def _one_line(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    """A warning without its place in the code."""
+    return f"scoresde: warning: {message}\n"
 
 
 def _fail(message: str, code: int) -> int:
