@@ -7,6 +7,7 @@ grid that it has seen before, its coefficients known; the first pass is timed ap
 times each of them beside the loop, and medians are compared: time a network call over the time of
 a step of the loop. Noise has one stream a sample. The allocator of Linux is told to keep its
 memory: it would otherwise return some to the system in every step of one run and not of another.
+Times are of the thread: those of other programs do not count, but their use of the caches does.
 Prints the tables in markdown and stores them.
 """
 
@@ -168,7 +169,7 @@ def noise_ratios(x: Tensor, repeats: int) -> dict[str, float]:
 
 
 def timed(run: Callable[[], int]) -> float:
-    """Seconds of this thread a call: other work on the machine does not count."""
+    """Seconds of the thread a call."""
     started = time.thread_time()
     calls = run()
     return (time.thread_time() - started) / calls

@@ -83,12 +83,12 @@ class BrownianPath:
             self._moments += 1
             return self._hashed.normal(x, self._moments)
         start, length = self._value(x, at), math.sqrt(abs(to - at))
-        if self._extends(at, to):
-            # The step of a walk: its increment is the draw itself.
-            z = self._hashed.normal(x, _bits(to))
-            self._keep(to, torch.add(start, z, alpha=length))
-            return z
-        return torch.sub(self._value(x, to), start).mul_(1 / length)
+        if not self._extends(at, to):
+            return torch.sub(self._value(x, to), start).mul_(1 / length)
+        # The step of a walk: its increment is the draw itself.
+        z = self._hashed.normal(x, _bits(to))
+        self._keep(to, torch.add(start, z, alpha=length))
+        return z
 
     def cells(self, x: Tensor, level: Tensor, index: Tensor) -> Tensor:
         """Increments over cells of a dyadic partition of a unit interval, one cell a sample.

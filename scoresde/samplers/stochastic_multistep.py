@@ -75,8 +75,9 @@ class Forgetting(Prediction):
 
     def deviation(self, at: Level, to: Level) -> float:
         """u_s sqrt(1 - E^2), of the noise of a step."""
-        log_kept = self.eta / 2 * float(self._log_ratio(to.lam) - self._log_ratio(at.lam))
-        return self.frame.unit(to) * math.sqrt(-math.expm1(2 * log_kept))
+        end = self.frame.unit(to)
+        ratio = end / to.alpha * (at.alpha / self.frame.unit(at))  # E = ratio^eta
+        return end * math.sqrt(-math.expm1(2 * self.eta * math.log(ratio)))
 
     def _log_ratio(self, lam: Array | float) -> Array:
         """log (u / alpha)^2."""
