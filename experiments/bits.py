@@ -207,7 +207,7 @@ def command(arguments: argparse.Namespace) -> str:
 def write_footer(path: Path, r: dict[str, Any]) -> None:
     """Replace the configuration's footer with what was reached."""
     body = path.read_text().split(FOOTER)[0].rstrip("\n")
-    number = "{bits_per_dim:.3f} +- {standard_error:.3f} bits/dim"
+    number = "{bits_per_dim:.3f}~+-~{standard_error:.3f} bits/dim"  # to stay in one line
     text = (
         f"{FOOTER[2:]}: {number.format(**r['flow'])} by the flow from truncated normal draws "
         f"({r['flow']['images']} of {r['test_images']} test images), "
@@ -217,7 +217,8 @@ def write_footer(path: Path, r: dict[str, Any]) -> None:
         f"{'' if r['note'] is None else '; ' + r['note']}. "
         f"All numbers in experiments/results/bits.json, by {r['command']}"
     )
-    lines = ["# " + line for line in textwrap.wrap(text, 97, break_on_hyphens=False)]
+    wrapped = textwrap.wrap(text, 97, break_on_hyphens=False)
+    lines = [f"# {line}".replace("~", " ") for line in wrapped]
     path.write_text("\n".join([body, *lines]) + "\n")
 
 
