@@ -15,7 +15,7 @@ from scoresde.build.models import (
     build_sde,
     build_weight,
 )
-from scoresde.build.runs import LoadedRun, load_model, load_run
+from scoresde.build.runs import LoadedRun, load_model, load_run, load_width
 from scoresde.build.samplers import (
     SAMPLERS,
     GridSampler,
@@ -84,5 +84,6 @@ __all__ = [
     "constructor",
     "load_model",
     "load_run",
+    "load_width",
     "summary",
 ]

@@ -39,12 +39,14 @@ from scoresde.training import (
     start,
 )
 from scoresde.training import checkpoint as checkpoints
+from scoresde.training.snapshots import save_snapshots
 
 # Enough for a held-out loss that ranks checkpoints: its numbers are the same at every step.
 HELD_OUT_EVALUATIONS = 2048
 
 # What may change when a run goes on: how long, how often it reports, what training ignores.
-REPORTS = tuple(f"train.{name}_every" for name in ("log", "validate", "sample", "checkpoint"))
+EVERY = ("log", "validate", "sample", "checkpoint", "posthoc")
+REPORTS = tuple(f"train.{name}_every" for name in EVERY)
 # The learning rate and the clipping are the remedies for a loss that is not finite.
 REMEDIES = ("train.lr", "train.clip")
 FREE = ("train.steps", "train.keep", "data.path", "sample", "likelihood", *REMEDIES, *REPORTS)
@@ -116,7 +118,8 @@ def prepare(config: Config, folder: RunFolder, device: torch.device) -> Run:
     split, held_out = _splits(config, dataset)
     model = build_model(config, dataset).to(device)
     optimizer = build_optimizer(config.train, model.parameters())
-    return Run(config, folder, dataset, split, held_out, plan, start(model, optimizer))
+    state = start(model, optimizer, config.train.posthoc)
+    return Run(config, folder, dataset, split, held_out, plan, state)
 
 
 def restore(run: Run) -> list[str]:
@@ -131,6 +134,8 @@ def restore(run: Run) -> list[str]:
     changed = _require_same(run, found, path)
     checkpoints.load_tensors(run.state.model, found.model, path)
     checkpoints.load_tensors(run.state.ema, found.ema, path)
+    for sigma_rel, average in run.state.averages.items():
+        checkpoints.load_tensors(average, found.averages.get(str(sigma_rel), {}), path)
     run.state.optimizer.load_state_dict(found.optimizer)
     run.state.step, run.best = found.step, found.best
     folders.rewind(run.folder, found.step)
@@ -182,6 +187,9 @@ def _train(run: Run, report: Report, stop: Stopping) -> None:
         report.advance(step)
         if _due(run, every.sample_every):
             save_preview(run.folder.sample(step), run.state.ema, run.dataset, run.plan.classes)
+        if every.posthoc and _due(run, every.posthoc_every):
+            with _saving(run):
+                save_snapshots(run.folder.averages, snapshot(run))
         if stop.signal is not None or _due(run, every.checkpoint_every):
             _save(run)
         if stop.signal is not None and step < run.plan.steps:
@@ -234,6 +242,7 @@ def snapshot(run: Run) -> Checkpoint:
         ema=state.ema.state_dict(),
         optimizer=state.optimizer.state_dict(),
         best=run.best,
+        averages={str(width): a.state_dict() for width, a in state.averages.items()},
     )
 
 
@@ -358,7 +367,9 @@ def _require_same(run: Run, found: Checkpoint, path: Path) -> list[str]:
 
     Raises ValueError unless a run of this configuration and data can go on from there.
     """
-    ours, theirs = _flat(to_plain(run.config)), _flat(found.config)
+    # Read as a configuration, for what an older version has not written has its default.
+    stored = config_from(found.config, path)
+    ours, theirs = _flat(to_plain(run.config)), _flat(to_plain(stored))
     changed = {
         key: f"{key}={ours.get(key)} was {theirs.get(key)}"
         for key in sorted(ours.keys() | theirs.keys())

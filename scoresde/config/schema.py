@@ -89,6 +89,11 @@ class Train(Section):
     """largest gradient norm; null is off"""
     ema: Fraction = 0.999
     """decay of the averaged weights; 0 is off"""
+    posthoc: tuple[Annotated[Real, Field(ge=0.001, le=0.28)], ...] = ()
+    """widths (sigma_rel) of power-function averages kept beside it, such as 0.05,0.1, which give
+    any other width afterwards: `scoresde sample --ema-width`"""
+    posthoc_every: Count = 1_000
+    """steps between two snapshots of them"""
     weighting: Annotated[PlainWeighting | MinSNRWeighting | EDMWeighting, Choice] = (
         PlainWeighting()
     )
@@ -120,6 +125,8 @@ class Train(Section):
                 "the expectation of weighting=likelihood is over uniform times, its importance "
                 f"sampler log_snr, got times={self.times.kind}; choose one of the two"
             )
+        if len(set(self.posthoc)) < len(self.posthoc):
+            raise ValueError(f"need different widths, got posthoc={list(self.posthoc)}")
         if self.keep_best and self.holdout == 0:
             raise ValueError(
                 "keep_best=true needs held-out data, got holdout=0; set one of the two"

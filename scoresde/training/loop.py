@@ -7,9 +7,9 @@ exactly as an uninterrupted run would, in mid-epoch and with dropout.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from scoresde.data import Scaling, Split, batch_indices
 from scoresde.parameterization import ScoreModel
 from scoresde.sde import SDE
-from scoresde.training import ema, losses
+from scoresde.training import ema, losses, profiles
 from scoresde.training.losses import Weight, dsm_loss
 from scoresde.training.times import Draw, Times
 
@@ -33,12 +33,16 @@ class TrainingError(RuntimeError):
 
 @dataclass
 class TrainState:
-    """What changes while training: weights, their average, the optimiser, and updates made."""
+    """What changes while training: weights, their averages, the optimiser, and updates made.
+
+    ``averages`` are power-function averages by their width, in ascending order.
+    """
 
     model: ScoreModel
     ema: ScoreModel
     optimizer: torch.optim.Optimizer
     step: int = 0
+    averages: dict[float, ScoreModel] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -95,9 +99,15 @@ class Batch(NamedTuple):
     label: Tensor | None
 
 
-def start(model: ScoreModel, optimizer: torch.optim.Optimizer) -> TrainState:
-    """The state before the first update; the average starts at the weights."""
-    return TrainState(model, ema.averaged(model), optimizer)
+def start(
+    model: ScoreModel, optimizer: torch.optim.Optimizer, widths: Sequence[float] = ()
+) -> TrainState:
+    """The state before the first update; the averages start at the weights.
+
+    ``widths`` are those of power-function averages to be kept beside the exponential one.
+    """
+    averages = {sigma_rel: ema.averaged(model) for sigma_rel in sorted(widths)}
+    return TrainState(model, ema.averaged(model), optimizer, averages=averages)
 
 
 def fit(state: TrainState, plan: Plan, split: Split, scaling: Scaling) -> Iterator[Metrics]:
@@ -123,6 +133,8 @@ def update(state: TrainState, plan: Plan, split: Split, scaling: Scaling) -> Met
     _require_finite(step, loss.detach(), norm, rate)
     state.optimizer.step()
     ema.update(state.ema, model, ema.warmed_up(plan.ema_decay, step))
+    for sigma_rel, average in state.averages.items():
+        ema.update(average, model, profiles.decay(profiles.power(sigma_rel), step))
     state.step += 1
     return Metrics(state.step, loss.detach(), norm, rate)
 
