@@ -113,6 +113,7 @@ class Window:
     updates: int = 0
     loss: Tensor | float = 0.0
     grad_norm: Tensor | float = 0.0
+    skipped: int = 0
 
     def __post_init__(self) -> None:
         self.begin = self.seconds
@@ -122,20 +123,24 @@ class Window:
         self.updates += 1
         self.seconds += seconds
         self.loss = self.loss + metrics.loss
-        self.grad_norm = self.grad_norm + metrics.grad_norm
+        # That of an update that was skipped is infinite.
+        self.grad_norm = self.grad_norm + metrics.grad_norm.nan_to_num(0.0, 0.0, 0.0)
 
     def record(self, metrics: Metrics, batch: int, held_out: float | None) -> dict[str, Any]:
         """The line of ``metrics.jsonl``: means over the window, which then starts anew."""
+        skipped, self.skipped = metrics.skipped - self.skipped, metrics.skipped
         found = {
             "step": metrics.step,
             "images": metrics.step * batch,
             "loss": float(self.loss) / self.updates,
             "lr": metrics.learning_rate,
-            "grad_norm": float(self.grad_norm) / self.updates,
+            "grad_norm": float(self.grad_norm) / max(self.updates - skipped, 1),
             "seconds": self.seconds,
             "images_per_second": self.updates * batch / (self.seconds - self.begin),
         }
         self.begin, self.updates, self.loss, self.grad_norm = self.seconds, 0, 0.0, 0.0
+        if metrics.skipped:
+            found["skipped"] = metrics.skipped
         return found if held_out is None else found | {"held_out": held_out}
 
 

@@ -39,6 +39,7 @@ from scoresde.training import (
     start,
 )
 from scoresde.training import checkpoint as checkpoints
+from scoresde.training.precision import lay_out
 from scoresde.training.snapshots import save_snapshots
 
 # Enough for a held-out loss that ranks checkpoints: its numbers are the same at every step.
@@ -117,8 +118,12 @@ def prepare(config: Config, folder: RunFolder, device: torch.device) -> Run:
     plan = build_plan(config, dataset)
     split, held_out = _splits(config, dataset)
     model = build_model(config, dataset).to(device)
+    if config.train.channels_last:
+        lay_out(model)
     optimizer = build_optimizer(config.train, model.parameters())
     state = start(model, optimizer, config.train.posthoc)
+    if config.train.compile:
+        model.net.compile()  # the averages are copies that are not
     return Run(config, folder, dataset, split, held_out, plan, state)
 
 
@@ -137,7 +142,7 @@ def restore(run: Run) -> list[str]:
     for sigma_rel, average in run.state.averages.items():
         checkpoints.load_tensors(average, found.averages.get(str(sigma_rel), {}), path)
     run.state.optimizer.load_state_dict(found.optimizer)
-    run.state.step, run.best = found.step, found.best
+    run.state.step, run.state.scale, run.best = found.step, found.scale, found.best
     folders.rewind(run.folder, found.step)
     notes = [f"passed over {line}" for line in passed_over] + [f"resumed from {path}"]
     notes += [f"changed from here on: {'; '.join(changed)}"] if changed else []
@@ -175,7 +180,7 @@ def _to_the_end(run: Run, report: Report, notes: Sequence[str]) -> None:
 
 
 def _train(run: Run, report: Report, stop: Stopping) -> None:
-    every, window = run.config.train, Window(_seconds_so_far(run))
+    every, window = run.config.train, Window(_seconds_so_far(run), skipped=run.state.scale.skipped)
     for metrics, seconds in _steps(run):
         window.add(metrics, seconds)
         step = metrics.step
@@ -243,6 +248,7 @@ def snapshot(run: Run) -> Checkpoint:
         optimizer=state.optimizer.state_dict(),
         best=run.best,
         averages={str(width): a.state_dict() for width, a in state.averages.items()},
+        scale=state.scale,
     )
 
 

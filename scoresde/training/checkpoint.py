@@ -34,6 +34,7 @@ from scoresde.training.files import (
     require_kind,
     require_version,
 )
+from scoresde.training.precision import LossScale
 
 __all__ = [
     "BEST",
@@ -101,7 +102,7 @@ class Checkpoint:
 
     ``config`` is a JSON-able dict, ``step`` the number of updates made; ``model`` and ``ema`` are
     state dicts of a ScoreModel, ``optimizer`` that of its optimiser; ``averages`` are state dicts
-    too, by the width of their profile.
+    too, by the width of their profile; ``scale`` is the factor on the loss of fp16.
     """
 
     config: dict[str, Any]
@@ -112,6 +113,7 @@ class Checkpoint:
     optimizer: dict[str, Any]
     best: Best | None = None
     averages: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    scale: LossScale = field(default_factory=LossScale)
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,7 @@ def save(path: str | Path, checkpoint: Checkpoint) -> None:
         "optimizer": checkpoint.optimizer,
         "best": None if checkpoint.best is None else asdict(checkpoint.best),
         "averages": {name: dict(average) for name, average in checkpoint.averages.items()},
+        "scale": asdict(checkpoint.scale),
     }
     atomic_write(path, lambda temporary: torch.save(entries, temporary))
 
@@ -291,6 +294,7 @@ def _checkpoint(entries: Mapping[str, Any]) -> Checkpoint:
         optimizer=dict(entries["optimizer"]),
         best=None if best is None else Best(int(best["step"]), float(best["loss"])),
         averages={str(k): _state_dict(v) for k, v in entries.get("averages", {}).items()},
+        scale=LossScale(**entries.get("scale", {})),
     )
 
 

@@ -31,7 +31,7 @@ class Profile(NamedTuple):
 
 
 def width(gamma: float) -> float:
-    """sigma_rel of a power. arXiv 2312.02696, eq. 126."""
+    """sigma_rel of a power."""
     return math.sqrt(gamma + 1) / ((gamma + 2) * math.sqrt(gamma + 3))
 
 
@@ -52,7 +52,7 @@ def decay(gamma: float, step: int) -> float:
     """(1 - 1/t)^(gamma + 1) at update t = step + 1, ``step`` = 0 being the first.
 
     The first update replaces the initial weights. What it leaves of theta(tau) at t is the
-    integral of the profile over [tau - 1, tau]. arXiv 2312.02696, eq. 127.
+    integral of the profile over [tau - 1, tau]. arXiv 2312.02696, section 3.1.
     """
     return float((step / (step + 1)) ** (gamma + 1))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import signal
 import subprocess
@@ -175,6 +176,40 @@ def test_a_signal_saves_and_the_rest_is_bit_exact(finished, tmp_path, monkeypatc
         assert all(torch.equal(v, resumed.optimizer["state"][k][n]) for n, v in state.items())
     pictures = [(p / "samples/step-00000012.png").read_bytes() for p in (finished.path, out)]
     assert pictures[0] == pictures[1]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"train__precision": "fp16", "train__accumulate": "4"},
+        pytest.param({"train__compile": "true"}, marks=pytest.mark.slow),
+    ],
+)
+def test_every_mode_resumes_bit_exactly(tmp_path, monkeypatch, changes):
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    assert main(command(whole, **changes)) == 0
+    stop_at(monkeypatch, 7, signal.SIGTERM)
+    assert main(command(out, **changes)) == 143
+    monkeypatch.undo()
+    assert main(["train", "--out", str(out), "--device", "cpu", "--resume"]) == 0
+    a, b = (ck.load(p / "checkpoints" / ck.step_name(12)) for p in (whole, out))
+    assert a.scale == b.scale
+    for one, other in ((a.model, b.model), (a.ema, b.ema)):
+        assert all(torch.equal(one[k], other[k]) for k in one)
+
+
+def test_skipped_updates_are_counted_in_the_records(tmp_path, monkeypatch):
+    def overflowing(state, *args):
+        weight = next(state.model.parameters())
+        weight.register_hook(lambda grad: grad * math.inf if state.step < 5 else grad)
+        return fit(state, *args)
+
+    monkeypatch.setattr(train, "fit", overflowing)
+    out = RunFolder(train.train_run(tiny(train__precision="fp16"), tmp_path / "run", device="cpu"))
+    lines = folders.records(out)
+    assert [(line["step"], line["skipped"]) for line in lines][:3] == [(3, 3), (4, 4), (6, 5)]
+    assert all(math.isfinite(line["grad_norm"]) for line in lines)
+    assert lines[2]["grad_norm"] > 0
 
 
 def test_resume_goes_back_to_the_newest_good_checkpoint_and_says_so(copied, finished):
