@@ -28,6 +28,7 @@ OWN = (
     "metrics.jsonl",
     "log.txt",
     "loss.png",
+    "loss-levels.png",
     "weights-ema.safetensors",
 )
 
@@ -60,6 +61,10 @@ class RunFolder:
     @property
     def loss(self) -> Path:
         return self.path / "loss.png"
+
+    @property
+    def levels(self) -> Path:
+        return self.path / "loss-levels.png"
 
     @property
     def weights(self) -> Path:

@@ -32,7 +32,8 @@ class TrainOptions(Common):
     overwrite: bool = False
     """start anew in a folder that holds a run"""
     dry_run: bool = False
-    """print the resolved configuration and the number of parameters, and stop"""
+    """print the resolved configuration, parameters, operations and how the batch is split, and
+    stop"""
 
 
 @dataclass(frozen=True, kw_only=True)

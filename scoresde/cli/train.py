@@ -16,7 +16,9 @@ from torch import nn
 from scoresde.build import build_dataset, build_model, build_optimizer, build_plan
 from scoresde.cli import folder as folders
 from scoresde.cli.console import pick_device
+from scoresde.cli.cost import flops, memory, peak, short
 from scoresde.cli.folder import RunFolder, environment
+from scoresde.cli.levels_plot import levels_plot
 from scoresde.cli.options import TrainOptions
 from scoresde.cli.preview import save_preview
 from scoresde.cli.report import Report, Stopping, Window
@@ -39,6 +41,7 @@ from scoresde.training import (
     start,
 )
 from scoresde.training import checkpoint as checkpoints
+from scoresde.training.levels import LossByLevel
 from scoresde.training.precision import lay_out
 from scoresde.training.snapshots import save_snapshots
 
@@ -64,6 +67,7 @@ class Run:
     held_out: Split | None
     plan: Plan
     state: TrainState
+    flops: int
     best: Best | None = None
 
 
@@ -118,13 +122,14 @@ def prepare(config: Config, folder: RunFolder, device: torch.device) -> Run:
     plan = build_plan(config, dataset)
     split, held_out = _splits(config, dataset)
     model = build_model(config, dataset).to(device)
+    cost = flops(model, tuple(dataset.shape), plan.classes)
     if config.train.channels_last:
         lay_out(model)
     optimizer = build_optimizer(config.train, model.parameters())
     state = start(model, optimizer, config.train.posthoc)
     if config.train.compile:
         model.net.compile()  # the averages are copies that are not
-    return Run(config, folder, dataset, split, held_out, plan, state)
+    return Run(config, folder, dataset, split, held_out, plan, state, cost)
 
 
 def restore(run: Run) -> list[str]:
@@ -180,13 +185,14 @@ def _to_the_end(run: Run, report: Report, notes: Sequence[str]) -> None:
 
 
 def _train(run: Run, report: Report, stop: Stopping) -> None:
-    every, window = run.config.train, Window(_seconds_so_far(run), skipped=run.state.scale.skipped)
+    every, window = run.config.train, _window(run)
     for metrics, seconds in _steps(run):
         window.add(metrics, seconds)
         step = metrics.step
         held_out = _validate(run) if _due(run, every.validate_every) else None
         if held_out is not None or _due(run, every.log_every):
             record = window.record(metrics, run.plan.batch, held_out)
+            record |= _costs(run, record["images_per_second"])
             folders.append(run.folder, record)
             report.line(record)
         report.advance(step)
@@ -200,6 +206,19 @@ def _train(run: Run, report: Report, stop: Stopping) -> None:
         if stop.signal is not None and step < run.plan.steps:
             report.say(f"{stop.signal.name} at step {step}: checkpoint saved, go on with --resume")
             raise SystemExit(128 + stop.signal)
+
+
+def _window(run: Run) -> Window:
+    levels = LossByLevel(run.state.model.sde)
+    return Window(_seconds_so_far(run), levels, skipped=run.state.scale.skipped)
+
+
+def _costs(run: Run, images_per_second: float) -> dict[str, float]:
+    """The operations a second of the model, their share of the device's peak, and the memory."""
+    device = next(run.state.model.parameters()).device
+    rate, most = images_per_second * run.flops, peak(device)
+    found = {"flops_per_second": rate, "memory": memory(device)}
+    return found if most is None else found | {"utilisation": rate / most}
 
 
 def _steps(run: Run) -> Iterator[tuple[Metrics, float]]:
@@ -261,6 +280,7 @@ def finish(run: Run) -> str:
     lines = folders.records(run.folder)
     if lines:
         loss_curve(run.folder.loss, lines)
+        levels_plot(run.folder.levels, lines)
     why = f" (held-out loss {run.best.loss:.4f}, the least)" if keep_best and run.best else ""
     return f"{run.folder.weights}: EMA weights of step {chosen.step}{why}"
 
@@ -279,12 +299,16 @@ def introduction(run: Run, device: torch.device) -> str:
 def summary(config: Config) -> str:
     """What --dry-run prints: configuration, number of parameters, how the batch is split."""
     dataset = build_dataset(config.data)
-    build_plan(config, dataset)
+    plan = build_plan(config, dataset)
     model = build_model(config, dataset)
-    batch = config.train.batch
+    cost = flops(model, tuple(dataset.shape), plan.classes)
+    part = plan.batch // plan.accumulate
     return (
         f"{to_yaml(config)}# {parameters(model):,} parameters; data {dataset.name} "
-        f"{tuple(dataset.shape)}\n# batch {batch}: {batch} on each of 1 process"
+        f"{tuple(dataset.shape)}\n"
+        f"# {short(cost)}FLOP an example, forward and backward; {short(cost * plan.batch)}FLOP a "
+        f"step, {short(cost * plan.batch * plan.steps)}FLOP in all\n"
+        f"# batch {plan.batch}: {plan.accumulate} x {part} on each of 1 process"
     )
 
 

@@ -94,14 +94,17 @@ class Plan:
 class Metrics:
     """One update: updates made so far, loss and gradient norm (0-dim, on the device), rate.
 
-    ``skipped`` counts the updates so far left out because an fp16 gradient overflowed.
+    ``skipped`` counts the updates so far left out because an fp16 gradient overflowed; ``t`` (B,)
+    on the host and ``losses`` (B,) are those of the examples.
     """
 
     step: int
     loss: Tensor
     grad_norm: Tensor
     learning_rate: float
-    skipped: int = 0
+    skipped: int
+    t: Tensor
+    losses: Tensor
 
 
 class Batch(NamedTuple):
@@ -141,7 +144,8 @@ def update(state: TrainState, plan: Plan, split: Split, scaling: Scaling) -> Met
     for group in state.optimizer.param_groups:
         group["lr"] = rate
     state.optimizer.zero_grad(set_to_none=True)
-    loss = _backward(state, plan, batch).mean()
+    losses = _backward(state, plan, batch)
+    loss = losses.mean()
     norm = nn.utils.clip_grad_norm_(model.parameters(), plan.clip or math.inf)
     if _is_finite(state, plan, loss, norm, rate):
         state.optimizer.step()
@@ -149,7 +153,7 @@ def update(state: TrainState, plan: Plan, split: Split, scaling: Scaling) -> Met
     for sigma_rel, average in state.averages.items():
         ema.update(average, model, profiles.decay(profiles.power(sigma_rel), step))
     state.step += 1
-    return Metrics(state.step, loss, norm, rate, state.scale.skipped)
+    return Metrics(state.step, loss, norm, rate, state.scale.skipped, batch.t, losses)
 
 
 def draw_batch(plan: Plan, split: Split, scaling: Scaling, sde: SDE, step: int) -> Batch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import signal
 import subprocess
@@ -101,6 +102,7 @@ def stop_at(monkeypatch, step: int, number: signal.Signals) -> None:
 def test_a_run_leaves_its_files(finished):
     expected = {
         "config.yaml", "env.json", "metrics.jsonl", "log.txt", "loss.png",
+        "loss-levels.png",
         "weights-ema.safetensors", "checkpoints/latest.json", "checkpoints/best.pt",
         "checkpoints/step-00000008.pt", "checkpoints/step-00000012.pt",
         "samples/step-00000006.png", "samples/step-00000012.png", ".lock",
@@ -125,7 +127,8 @@ def test_metrics_have_every_number(finished):
     assert [line["step"] for line in lines if "held_out" in line] == [4, 8, 12]
     for line in lines:
         assert line["images"] == 16 * line["step"]
-        assert all(line[key] > 0 for key in ("loss", "lr", "grad_norm", "images_per_second"))
+        keys = ("loss", "lr", "grad_norm", "images_per_second", "flops_per_second", "memory")
+        assert all(line[key] > 0 for key in keys)
     seconds = [line["seconds"] for line in lines]
     assert seconds == sorted(seconds)
 
@@ -584,7 +587,8 @@ def test_dry_run_writes_nothing(tmp_path, capsys):
     model = build.build_model(tiny(), build.build_dataset(tiny().data))
     count = sum(p.numel() for p in model.parameters())
     assert f"# {count:,} parameters" in printed
-    assert "# batch 16" in printed
+    assert "# batch 16: 1 x 16 on each of 1 process" in printed
+    assert re.search(r"# [\d.]+ kFLOP an example, forward and backward", printed)
     assert not (tmp_path / "run").exists()
 
 
