@@ -16,7 +16,7 @@ from scoresde.build.models import (
     build_sde,
     build_weight,
 )
-from scoresde.build.runs import LoadedRun, load_model, load_run
+from scoresde.build.runs import LoadedRun, load_model, load_run, load_width
 from scoresde.build.samplers import (
     SAMPLERS,
     GridSampler,
@@ -92,5 +92,6 @@ __all__ = [
     "constructor",
     "load_model",
     "load_run",
+    "load_width",
     "summary",
 ]

@@ -30,7 +30,7 @@ from scoresde.nn import LevelMean
 from scoresde.parameterization import ScoreModel
 from scoresde.sde import SDE
 from scoresde.training import losses, times
-from scoresde.training.loop import LearningRate, Plan, cosine, warmup
+from scoresde.training.loop import LearningRate, Plan, cosine, inverse_sqrt, warmup
 
 
 class Described(Protocol):
@@ -110,7 +110,9 @@ def build_weight(train: Train) -> losses.Weight | None:
 
 
 def build_learning_rate(train: Train) -> LearningRate:
-    """The learning rate of every step: a warm-up, then constant or half a cosine."""
+    """The learning rate of every step: a warm-up, then what ``train.schedule`` says."""
+    if train.decay_from is not None:
+        return inverse_sqrt(train.lr, train.warmup, train.decay_from)
     if train.schedule == "cosine":
         return cosine(train.lr, train.warmup, train.steps)
     return warmup(train.lr, train.warmup)
@@ -138,6 +140,8 @@ def build_plan(config: Config, described: Described) -> Plan:
         classes=classes,
         label_dropout=0.0 if classes is None else train.label_dropout,
         dither=train.dither,
+        accumulate=train.accumulate,
+        precision=train.precision,
     )
 
 

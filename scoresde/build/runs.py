@@ -24,6 +24,7 @@ from scoresde.training.checkpoint import (
     newest,
     step_files,
 )
+from scoresde.training.snapshots import AVERAGES, snapshots, synthesised
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,27 @@ class LoadedRun:
 def load_model(run_or_file: str | PathLike[str]) -> ScoreModel:
     """The model of ``load_run`` with its EMA weights."""
     return load_run(run_or_file).model
+
+
+def load_width(run_folder: str | PathLike[str], sigma_rel: float) -> LoadedRun:
+    """The model of a run folder with the average of a width, made of the snapshots stored there.
+
+    It is that of the last snapshot's step; ``notes`` say how near its profile is. Raises
+    ValueError for a width out of range, CheckpointError for no snapshots or damaged ones.
+    """
+    folder = Path(run_folder).expanduser() / AVERAGES
+    if not (found := snapshots(folder)):
+        raise CheckpointError(f"{folder}: no averages stored; train with train.posthoc set")
+    last = load_weights(found[-1].path)
+    model = build_model(config_from(last.config, found[-1].path), last.data)
+    made = synthesised(found, sigma_rel, [name for name, _ in model.named_parameters()])
+    widths = ", ".join(f"{w:g}" for w in sorted({snapshot.sigma_rel for snapshot in found}))
+    note = (
+        f"{folder}: width {sigma_rel:g} at step {last.step} from {made.files} of {len(found)} "
+        f"snapshots of widths {widths}, {made.error:.1%} off in its profile"
+    )
+    tensors = made.weights.tensors
+    return _loaded(found[-1].path, last.config, last.data, last.step, tensors, [note])
 
 
 def load_run(run_or_file: str | PathLike[str], *, ema: bool = True) -> LoadedRun:

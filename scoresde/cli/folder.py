@@ -19,6 +19,7 @@ from typing import Any
 import scoresde
 from scoresde.training.checkpoint import BEST, LATEST, step_files
 from scoresde.training.files import atomic_write, writing
+from scoresde.training.snapshots import AVERAGES, NAME, snapshots
 
 PACKAGES = ("torch", "numpy", "pydantic", "safetensors")
 OWN = (
@@ -27,6 +28,7 @@ OWN = (
     "metrics.jsonl",
     "log.txt",
     "loss.png",
+    "loss-levels.png",
     "weights-ema.safetensors",
 )
 
@@ -61,6 +63,10 @@ class RunFolder:
         return self.path / "loss.png"
 
     @property
+    def levels(self) -> Path:
+        return self.path / "loss-levels.png"
+
+    @property
     def weights(self) -> Path:
         return self.path / "weights-ema.safetensors"
 
@@ -79,6 +85,10 @@ class RunFolder:
     @property
     def samples(self) -> Path:
         return self.path / "samples"
+
+    @property
+    def averages(self) -> Path:
+        return self.path / AVERAGES
 
     def sample(self, step: int) -> Path:
         """The sample picture of a step."""
@@ -164,6 +174,7 @@ def own_files(folder: RunFolder) -> Iterator[Path]:
     yield from (folder.path / name for name in OWN if name != folder.env.name)
     yield from step_files(folder.checkpoints)
     yield from (folder.checkpoints / name for name in (BEST, LATEST))
+    yield from (snapshot.path for snapshot in snapshots(folder.averages))
     yield from temporaries(folder)
     yield from (
         p for p in folder.samples.glob("*.png") if re.fullmatch(r"step-\d{8,}\.png", p.name)
@@ -176,6 +187,7 @@ def temporaries(folder: RunFolder) -> Iterator[Path]:
     pattern = re.compile(r"(step-\d{8,}\.pt|best\.pt|latest\.json)\.tmp")
     yield from (p for p in folder.checkpoints.glob("*.tmp") if pattern.fullmatch(p.name))
     yield from (folder.path / f"{name}.tmp" for name in OWN)
+    yield from (p for p in folder.averages.glob("*.tmp") if NAME.fullmatch(p.name[:-4]))
 
 
 def write_start(folder: RunFolder, config_yaml: str, found: Mapping[str, Any] | None) -> None:
@@ -231,9 +243,12 @@ def records(folder: RunFolder) -> list[dict[str, Any]]:
 
 
 def rewind(folder: RunFolder, step: int) -> None:
-    """Forget the records after ``step``, which a resumed run makes again, and half files."""
+    """Forget records and averages after ``step``, which a resumed run makes again; half files."""
     for stray in temporaries(folder):
         stray.unlink(missing_ok=True)
+    for snapshot in snapshots(folder.averages):
+        if snapshot.step > step:
+            snapshot.path.unlink(missing_ok=True)
     kept = [json.dumps(record) + "\n" for record in records(folder) if record["step"] <= step]
     write_text(folder.metrics, "".join(kept))
 

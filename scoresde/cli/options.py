@@ -32,7 +32,8 @@ class TrainOptions(Common):
     overwrite: bool = False
     """start anew in a folder that holds a run"""
     dry_run: bool = False
-    """print the resolved configuration and the number of parameters, and stop"""
+    """print the resolved configuration, parameters, operations and how the batch is split, and
+    stop"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,9 @@ class SampleOptions(Common):
     """also write samples.npz: arr_0 uint8 (N, H, W, C), arr_1 labels"""
     no_ema: bool = False
     """use the raw weights instead of their moving average"""
+    ema_width: float | None = None
+    """use the power-function average of this width (sigma_rel), such as 0.07, made of what a run
+    folder trained with train.posthoc stored"""
     overwrite: bool = False
     """replace the samples in the folder"""
 

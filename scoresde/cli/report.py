@@ -19,6 +19,7 @@ from torch import Tensor
 
 from scoresde.training import Metrics
 from scoresde.training.files import writing
+from scoresde.training.levels import LossByLevel
 
 
 class Output(Console):
@@ -101,6 +102,8 @@ def numbers(record: Mapping[str, Any]) -> str:
         f"loss {record['loss']:.4f}  lr {record['lr']:.2e}  grad {record['grad_norm']:.3g}  "
         f"{record['images_per_second']:.0f} images/s  {record['seconds']:.0f} s"
     )
+    if "utilisation" in record:
+        text += f"  {record['utilisation']:.0%} of peak"
     return text if "held_out" not in record else f"{text}  held-out {record['held_out']:.4f}"
 
 
@@ -109,10 +112,12 @@ class Window:
     """Sums over the updates since the last record, on the device of the numbers."""
 
     seconds: float
+    levels: LossByLevel
     begin: float = 0.0
     updates: int = 0
     loss: Tensor | float = 0.0
     grad_norm: Tensor | float = 0.0
+    skipped: int = 0
 
     def __post_init__(self) -> None:
         self.begin = self.seconds
@@ -122,20 +127,26 @@ class Window:
         self.updates += 1
         self.seconds += seconds
         self.loss = self.loss + metrics.loss
-        self.grad_norm = self.grad_norm + metrics.grad_norm
+        self.levels.add(metrics.t, metrics.losses)
+        # That of an update that was skipped is infinite.
+        self.grad_norm = self.grad_norm + metrics.grad_norm.nan_to_num(0.0, 0.0, 0.0)
 
     def record(self, metrics: Metrics, batch: int, held_out: float | None) -> dict[str, Any]:
         """The line of ``metrics.jsonl``: means over the window, which then starts anew."""
-        found = {
+        skipped, self.skipped = metrics.skipped - self.skipped, metrics.skipped
+        found: dict[str, Any] = {
             "step": metrics.step,
             "images": metrics.step * batch,
             "loss": float(self.loss) / self.updates,
             "lr": metrics.learning_rate,
-            "grad_norm": float(self.grad_norm) / self.updates,
+            "grad_norm": float(self.grad_norm) / max(self.updates - skipped, 1),
             "seconds": self.seconds,
             "images_per_second": self.updates * batch / (self.seconds - self.begin),
         }
+        found["loss_by_lam"] = self.levels.take()
         self.begin, self.updates, self.loss, self.grad_norm = self.seconds, 0, 0.0, 0.0
+        if metrics.skipped:
+            found["skipped"] = metrics.skipped
         return found if held_out is None else found | {"held_out": held_out}
 
 

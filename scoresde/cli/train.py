@@ -16,7 +16,9 @@ from torch import nn
 from scoresde.build import build_dataset, build_model, build_optimizer, build_plan
 from scoresde.cli import folder as folders
 from scoresde.cli.console import pick_device
+from scoresde.cli.cost import flops, memory, peak, short
 from scoresde.cli.folder import RunFolder, environment
+from scoresde.cli.levels_plot import levels_plot
 from scoresde.cli.options import TrainOptions
 from scoresde.cli.preview import save_preview
 from scoresde.cli.report import Report, Stopping, Window
@@ -39,12 +41,16 @@ from scoresde.training import (
     start,
 )
 from scoresde.training import checkpoint as checkpoints
+from scoresde.training.levels import LossByLevel
+from scoresde.training.precision import lay_out
+from scoresde.training.snapshots import save_snapshots
 
 # Enough for a held-out loss that ranks checkpoints: its numbers are the same at every step.
 HELD_OUT_EVALUATIONS = 2048
 
 # What may change when a run goes on: how long, how often it reports, what training ignores.
-REPORTS = tuple(f"train.{name}_every" for name in ("log", "validate", "sample", "checkpoint"))
+EVERY = ("log", "validate", "sample", "checkpoint", "posthoc")
+REPORTS = tuple(f"train.{name}_every" for name in EVERY)
 # The learning rate and the clipping are the remedies for a loss that is not finite.
 REMEDIES = ("train.lr", "train.clip")
 FREE = ("train.steps", "train.keep", "data.path", "sample", "likelihood", *REMEDIES, *REPORTS)
@@ -61,6 +67,7 @@ class Run:
     held_out: Split | None
     plan: Plan
     state: TrainState
+    flops: int
     best: Best | None = None
 
 
@@ -115,8 +122,14 @@ def prepare(config: Config, folder: RunFolder, device: torch.device) -> Run:
     plan = build_plan(config, dataset)
     split, held_out = _splits(config, dataset)
     model = build_model(config, dataset).to(device)
+    cost = flops(model, tuple(dataset.shape), plan.classes)
+    if config.train.channels_last:
+        lay_out(model)
     optimizer = build_optimizer(config.train, model.parameters())
-    return Run(config, folder, dataset, split, held_out, plan, start(model, optimizer))
+    state = start(model, optimizer, config.train.posthoc)
+    if config.train.compile:
+        model.net.compile()  # the averages are copies that are not
+    return Run(config, folder, dataset, split, held_out, plan, state, cost)
 
 
 def restore(run: Run) -> list[str]:
@@ -131,8 +144,10 @@ def restore(run: Run) -> list[str]:
     changed = _require_same(run, found, path)
     checkpoints.load_tensors(run.state.model, found.model, path)
     checkpoints.load_tensors(run.state.ema, found.ema, path)
+    for sigma_rel, average in run.state.averages.items():
+        checkpoints.load_tensors(average, found.averages.get(str(sigma_rel), {}), path)
     run.state.optimizer.load_state_dict(found.optimizer)
-    run.state.step, run.best = found.step, found.best
+    run.state.step, run.state.scale, run.best = found.step, found.scale, found.best
     folders.rewind(run.folder, found.step)
     notes = [f"passed over {line}" for line in passed_over] + [f"resumed from {path}"]
     notes += [f"changed from here on: {'; '.join(changed)}"] if changed else []
@@ -170,23 +185,40 @@ def _to_the_end(run: Run, report: Report, notes: Sequence[str]) -> None:
 
 
 def _train(run: Run, report: Report, stop: Stopping) -> None:
-    every, window = run.config.train, Window(_seconds_so_far(run))
+    every, window = run.config.train, _window(run)
     for metrics, seconds in _steps(run):
         window.add(metrics, seconds)
         step = metrics.step
         held_out = _validate(run) if _due(run, every.validate_every) else None
         if held_out is not None or _due(run, every.log_every):
             record = window.record(metrics, run.plan.batch, held_out)
+            record |= _costs(run, record["images_per_second"])
             folders.append(run.folder, record)
             report.line(record)
         report.advance(step)
         if _due(run, every.sample_every):
             save_preview(run.folder.sample(step), run.state.ema, run.dataset, run.plan.classes)
+        if every.posthoc and _due(run, every.posthoc_every):
+            with _saving(run):
+                save_snapshots(run.folder.averages, snapshot(run))
         if stop.signal is not None or _due(run, every.checkpoint_every):
             _save(run)
         if stop.signal is not None and step < run.plan.steps:
             report.say(f"{stop.signal.name} at step {step}: checkpoint saved, go on with --resume")
             raise SystemExit(128 + stop.signal)
+
+
+def _window(run: Run) -> Window:
+    levels = LossByLevel(run.state.model.sde)
+    return Window(_seconds_so_far(run), levels, skipped=run.state.scale.skipped)
+
+
+def _costs(run: Run, images_per_second: float) -> dict[str, float]:
+    """The operations a second of the model, their share of the device's peak, and the memory."""
+    device = next(run.state.model.parameters()).device
+    rate, most = images_per_second * run.flops, peak(device)
+    found = {"flops_per_second": rate, "memory": memory(device)}
+    return found if most is None else found | {"utilisation": rate / most}
 
 
 def _steps(run: Run) -> Iterator[tuple[Metrics, float]]:
@@ -234,6 +266,8 @@ def snapshot(run: Run) -> Checkpoint:
         ema=state.ema.state_dict(),
         optimizer=state.optimizer.state_dict(),
         best=run.best,
+        averages={str(width): a.state_dict() for width, a in state.averages.items()},
+        scale=state.scale,
     )
 
 
@@ -246,6 +280,7 @@ def finish(run: Run) -> str:
     lines = folders.records(run.folder)
     if lines:
         loss_curve(run.folder.loss, lines)
+        levels_plot(run.folder.levels, lines)
     why = f" (held-out loss {run.best.loss:.4f}, the least)" if keep_best and run.best else ""
     return f"{run.folder.weights}: EMA weights of step {chosen.step}{why}"
 
@@ -264,12 +299,16 @@ def introduction(run: Run, device: torch.device) -> str:
 def summary(config: Config) -> str:
     """What --dry-run prints: configuration, number of parameters, how the batch is split."""
     dataset = build_dataset(config.data)
-    build_plan(config, dataset)
+    plan = build_plan(config, dataset)
     model = build_model(config, dataset)
-    batch = config.train.batch
+    cost = flops(model, tuple(dataset.shape), plan.classes)
+    part = plan.batch // plan.accumulate
     return (
         f"{to_yaml(config)}# {parameters(model):,} parameters; data {dataset.name} "
-        f"{tuple(dataset.shape)}\n# batch {batch}: {batch} on each of 1 process"
+        f"{tuple(dataset.shape)}\n"
+        f"# {short(cost)}FLOP an example, forward and backward; {short(cost * plan.batch)}FLOP a "
+        f"step, {short(cost * plan.batch * plan.steps)}FLOP in all\n"
+        f"# batch {plan.batch}: {plan.accumulate} x {part} on each of 1 process"
     )
 
 
@@ -358,7 +397,9 @@ def _require_same(run: Run, found: Checkpoint, path: Path) -> list[str]:
 
     Raises ValueError unless a run of this configuration and data can go on from there.
     """
-    ours, theirs = _flat(to_plain(run.config)), _flat(found.config)
+    # Read as a configuration, for what an older version has not written has its default.
+    stored = config_from(found.config, path)
+    ours, theirs = _flat(to_plain(run.config)), _flat(to_plain(stored))
     changed = {
         key: f"{key}={ours.get(key)} was {theirs.get(key)}"
         for key in sorted(ours.keys() | theirs.keys())

@@ -240,6 +240,9 @@ class UNetNetwork(Network):
     """of the attention"""
     head: Literal["value", "levels"] = "value"
     """levels: the logits of the levels, whose mean given the noisy pixels is x0"""
+    recompute: bool = False
+    """compute the blocks again in the backward pass instead of keeping what they made: less
+    memory, about a third more time"""
 
     @model_validator(mode="after")
     def _attention_fits(self) -> Self:

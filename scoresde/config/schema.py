@@ -83,12 +83,27 @@ class Train(Section):
     weight_decay: Annotated[Real, Field(ge=0)] = 0.0
     warmup: Annotated[Whole, Field(ge=0)] = 0
     """steps over which the learning rate rises from 0"""
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Literal["constant", "cosine", "inverse_sqrt"] = "constant"
     """of the learning rate after the warm-up; cosine ends at 0"""
+    decay_from: Count | None = None
+    """step from which inverse_sqrt falls; null for the other schedules"""
+    accumulate: Count = 1
+    """parts of a batch whose gradients are summed, one after the other"""
+    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    """of the layers; weights, their averages and the loss are float32"""
+    compile: bool = False
+    """compile the network: minutes at the start, faster steps"""
+    channels_last: bool = False
+    """channels side by side in memory, for images"""
     clip: Positive | None = 1.0
     """largest gradient norm; null is off"""
     ema: Fraction = 0.999
     """decay of the averaged weights; 0 is off"""
+    posthoc: tuple[Annotated[Real, Field(ge=0.001, le=0.28)], ...] = ()
+    """widths (sigma_rel) of power-function averages kept beside it, such as 0.05,0.1, which give
+    any other width afterwards: `scoresde sample --ema-width`"""
+    posthoc_every: Count = 1_000
+    """steps between two snapshots of them"""
     weighting: Annotated[PlainWeighting | MinSNRWeighting | EDMWeighting, Choice] = (
         PlainWeighting()
     )
@@ -120,6 +135,17 @@ class Train(Section):
                 "the expectation of weighting=likelihood is over uniform times, its importance "
                 f"sampler log_snr, got times={self.times.kind}; choose one of the two"
             )
+        if self.batch % self.accumulate:
+            raise ValueError(
+                f"batch={self.batch} is not divisible by accumulate={self.accumulate}"
+            )
+        if (self.schedule == "inverse_sqrt") != (self.decay_from is not None):
+            raise ValueError(
+                f"decay_from={self.decay_from} and schedule={self.schedule}; "
+                "give decay_from with inverse_sqrt, and only with it"
+            )
+        if len(set(self.posthoc)) < len(self.posthoc):
+            raise ValueError(f"need different widths, got posthoc={list(self.posthoc)}")
         if self.keep_best and self.holdout == 0:
             raise ValueError(
                 "keep_best=true needs held-out data, got holdout=0; set one of the two"
@@ -244,6 +270,14 @@ class Config(Section):
                     "network.head=levels knows the middles of the levels only; "
                     "set train.dither: false"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _layout_used(self) -> Self:
+        if self.train.channels_last and self.network.kind == "mlp":
+            raise ValueError(
+                "train.channels_last=true is for images, got network.kind=mlp; leave it out"
+            )
         return self
 
     @model_validator(mode="after")

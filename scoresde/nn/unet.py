@@ -7,18 +7,31 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from scoresde.nn.blocks import ResidualImage, SelfAttention, group_norm, zeroed
 from scoresde.nn.embeddings import Conditioning
 
 
 class Stage(nn.Module):
-    """Residual blocks on (B, channels, H, W), each with attention unless ``heads`` is None."""
+    """Residual blocks on (B, channels, H, W), each with attention unless ``heads`` is None.
+
+    ``recompute`` keeps only what goes into a block, and runs it again in the backward pass.
+    Training Deep Nets with Sublinear Memory Cost, arXiv 1604.06174.
+    """
 
     def __init__(
-        self, channels: int, condition: int, *, blocks: int, heads: int | None, dropout: float
+        self,
+        channels: int,
+        condition: int,
+        *,
+        blocks: int,
+        heads: int | None,
+        dropout: float,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
+        self.recompute = recompute
         self.residuals = nn.ModuleList(
             ResidualImage(channels, condition, dropout=dropout) for _ in range(blocks)
         )
@@ -29,8 +42,16 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         for residual, attention in zip(self.residuals, self.attentions, strict=True):
-            x = attention(residual(x, condition))
+            if self.recompute and self.training:
+                x = checkpoint(_block, residual, attention, x, condition, use_reentrant=False)
+            else:
+                x = _block(residual, attention, x, condition)
         return x
+
+
+def _block(residual: nn.Module, attention: nn.Module, x: Tensor, condition: Tensor) -> Tensor:
+    result: Tensor = attention(residual(x, condition))
+    return result
 
 
 class UNet(nn.Module):
@@ -41,8 +62,8 @@ class UNet(nn.Module):
     the sum of both; the lowest level has one stage.
     attention: levels with self-attention (0 = full resolution), of ``heads`` heads; embedding:
     noise features (even); fourier: random instead of geometric frequencies; classes: number of
-    labels or None; dropout: in each block; outputs: output channels (``channels``). The output is
-    zero at the start.
+    labels or None; dropout: in each block; outputs: output channels (``channels``); recompute:
+    that of every stage. The output is zero at the start.
     Raises ValueError for sizes that do not fit. DDPM, arXiv 2006.11239, appendix B.
     """
 
@@ -60,6 +81,7 @@ class UNet(nn.Module):
         classes: int | None = None,
         dropout: float = 0.1,
         outputs: int | None = None,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         _check(channels, width, multipliers, blocks, attention)
@@ -68,7 +90,14 @@ class UNet(nn.Module):
 
         def stage(level: int) -> Stage:
             at = heads if level in attention else None
-            return Stage(widths[level], vector, blocks=blocks, heads=at, dropout=dropout)
+            return Stage(
+                widths[level],
+                vector,
+                blocks=blocks,
+                heads=at,
+                dropout=dropout,
+                recompute=recompute,
+            )
 
         self.channels = channels
         self.condition = Conditioning(embedding, vector, fourier=fourier, classes=classes)

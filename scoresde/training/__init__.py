@@ -18,6 +18,7 @@ from scoresde.training.loop import (
     cosine,
     fit,
     held_out_loss,
+    inverse_sqrt,
     start,
     warmup,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "export_weights",
     "fit",
     "held_out_loss",
+    "inverse_sqrt",
     "load_weights",
     "start",
     "warmup",

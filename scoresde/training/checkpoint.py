@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from scoresde.training.files import (
     require_kind,
     require_version,
 )
+from scoresde.training.precision import LossScale
 
 __all__ = [
     "BEST",
@@ -100,7 +101,8 @@ class Checkpoint:
     """Everything a run needs to continue, and a model to be used: tensors are not copied.
 
     ``config`` is a JSON-able dict, ``step`` the number of updates made; ``model`` and ``ema`` are
-    state dicts of a ScoreModel, ``optimizer`` that of its optimiser.
+    state dicts of a ScoreModel, ``optimizer`` that of its optimiser; ``averages`` are state dicts
+    too, by the width of their profile; ``scale`` is the factor on the loss of fp16.
     """
 
     config: dict[str, Any]
@@ -110,6 +112,8 @@ class Checkpoint:
     ema: dict[str, Tensor]
     optimizer: dict[str, Any]
     best: Best | None = None
+    averages: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    scale: LossScale = field(default_factory=LossScale)
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,7 @@ def save(path: str | Path, checkpoint: Checkpoint) -> None:
     file that was there is then untouched.
     """
     path = Path(path)
-    _refuse_nonfinite(path, checkpoint.model, checkpoint.ema, _tensors(checkpoint.optimizer))
+    _refuse_nonfinite(path, *_groups(checkpoint))
     entries = {
         "kind": KIND,
         "version": FORMAT,
@@ -140,6 +144,8 @@ def save(path: str | Path, checkpoint: Checkpoint) -> None:
         "ema": dict(checkpoint.ema),
         "optimizer": checkpoint.optimizer,
         "best": None if checkpoint.best is None else asdict(checkpoint.best),
+        "averages": {name: dict(average) for name, average in checkpoint.averages.items()},
+        "scale": asdict(checkpoint.scale),
     }
     atomic_write(path, lambda temporary: torch.save(entries, temporary))
 
@@ -161,7 +167,7 @@ def load(path: str | Path, *, sha256: str | None = None) -> Checkpoint:
         checkpoint = _checkpoint(entries)
     except DAMAGE as error:
         raise CheckpointError(f"{path}: damaged ({brief(error)}); {REMEDY}") from error
-    _require_finite(path, checkpoint.model, checkpoint.ema, _tensors(checkpoint.optimizer))
+    _require_finite(path, *_groups(checkpoint))
     return checkpoint
 
 
@@ -287,6 +293,8 @@ def _checkpoint(entries: Mapping[str, Any]) -> Checkpoint:
         ema=_state_dict(entries["ema"]),
         optimizer=dict(entries["optimizer"]),
         best=None if best is None else Best(int(best["step"]), float(best["loss"])),
+        averages={str(k): _state_dict(v) for k, v in entries.get("averages", {}).items()},
+        scale=LossScale(**entries.get("scale", {})),
     )
 
 
@@ -341,6 +349,12 @@ def _mismatches(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[
         "misshaped": [f"{k} {tuple(given[k].shape)} for {tuple(own[k].shape)}" for k in differing],
     }
     return [f"{len(names)} {what}: {first_few(names)}" for what, names in found.items() if names]
+
+
+def _groups(checkpoint: Checkpoint) -> list[dict[str, Tensor]]:
+    """Every tensor of a checkpoint, by name."""
+    optimizer = _tensors(checkpoint.optimizer)
+    return [checkpoint.model, checkpoint.ema, *checkpoint.averages.values(), optimizer]
 
 
 def _tensors(optimizer: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -7,9 +7,9 @@ exactly as an uninterrupted run would, in mid-epoch and with dropout.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from scoresde.data import Scaling, Split, batch_indices
 from scoresde.parameterization import ScoreModel
 from scoresde.sde import SDE
-from scoresde.training import ema, losses
+from scoresde.training import ema, losses, profiles
 from scoresde.training.losses import Weight, dsm_loss
+from scoresde.training.precision import MOST_SKIPPED, LossScale, Precision, autocast
 from scoresde.training.times import Draw, Times
 
 LearningRate = Callable[[int], float]
@@ -33,12 +34,18 @@ class TrainingError(RuntimeError):
 
 @dataclass
 class TrainState:
-    """What changes while training: weights, their average, the optimiser, and updates made."""
+    """What changes while training: weights, their averages, the optimiser, and updates made.
+
+    ``averages`` are power-function averages by their width, in ascending order; ``scale`` is that
+    of an fp16 loss.
+    """
 
     model: ScoreModel
     ema: ScoreModel
     optimizer: torch.optim.Optimizer
     step: int = 0
+    averages: dict[float, ScoreModel] = field(default_factory=dict)
+    scale: LossScale = field(default_factory=LossScale)
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,8 @@ class Plan:
     of ``draw`` give t, ``weight`` weighs x0_hat (None: the network output). ``classes`` is the
     number of classes of a conditional model, whose labels become ``classes``, that is no label,
     each with probability ``label_dropout``. ``clip`` bounds the gradient norm (None: no bound).
-    ``dither`` is that of ``dequantised``. Raises ValueError for numbers out of range.
+    ``dither`` is that of ``dequantised``. The gradient of a batch is summed over ``accumulate``
+    parts of it, in ``precision``. Raises ValueError for numbers out of range.
     """
 
     steps: int
@@ -64,6 +72,8 @@ class Plan:
     classes: int | None = None
     label_dropout: float = 0.0
     dither: bool = True
+    accumulate: int = 1
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch) < 1 or self.seed < 0:
@@ -72,18 +82,29 @@ class Plan:
         if not (0 <= self.ema_decay <= 1 and 0 <= self.label_dropout <= 1):
             found = f"ema_decay={self.ema_decay:g}, label_dropout={self.label_dropout:g}"
             raise ValueError(f"need ema_decay and label_dropout in [0, 1], got {found}")
+        if self.accumulate < 1 or self.batch % self.accumulate:
+            raise ValueError(
+                f"batch={self.batch} cannot be split into accumulate={self.accumulate} equal parts"
+            )
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"need clip > 0 or None, got clip={self.clip:g}")
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """One update: updates made so far, loss and gradient norm (0-dim, on the device), rate."""
+    """One update: updates made so far, loss and gradient norm (0-dim, on the device), rate.
+
+    ``skipped`` counts the updates so far left out because an fp16 gradient overflowed; ``t`` (B,)
+    on the host and ``losses`` (B,) are those of the examples.
+    """
 
     step: int
     loss: Tensor
     grad_norm: Tensor
     learning_rate: float
+    skipped: int
+    t: Tensor
+    losses: Tensor
 
 
 class Batch(NamedTuple):
@@ -95,9 +116,15 @@ class Batch(NamedTuple):
     label: Tensor | None
 
 
-def start(model: ScoreModel, optimizer: torch.optim.Optimizer) -> TrainState:
-    """The state before the first update; the average starts at the weights."""
-    return TrainState(model, ema.averaged(model), optimizer)
+def start(
+    model: ScoreModel, optimizer: torch.optim.Optimizer, widths: Sequence[float] = ()
+) -> TrainState:
+    """The state before the first update; the averages start at the weights.
+
+    ``widths`` are those of power-function averages to be kept beside the exponential one.
+    """
+    averages = {sigma_rel: ema.averaged(model) for sigma_rel in sorted(widths)}
+    return TrainState(model, ema.averaged(model), optimizer, averages=averages)
 
 
 def fit(state: TrainState, plan: Plan, split: Split, scaling: Scaling) -> Iterator[Metrics]:
@@ -111,20 +138,22 @@ def fit(state: TrainState, plan: Plan, split: Split, scaling: Scaling) -> Iterat
 
 
 def update(state: TrainState, plan: Plan, split: Split, scaling: Scaling) -> Metrics:
-    """One update of ``state`` in place: loss, gradient, clipping, optimiser, average."""
+    """One update of ``state`` in place: loss, gradient, clipping, optimiser, averages."""
     model, step, rate = state.model, state.step, plan.learning_rate(state.step)
     batch = draw_batch(plan, split, scaling, model.sde, step)
     for group in state.optimizer.param_groups:
         group["lr"] = rate
     state.optimizer.zero_grad(set_to_none=True)
-    loss = _loss(model, plan, batch, step)
-    loss.backward()
+    losses = _backward(state, plan, batch)
+    loss = losses.mean()
     norm = nn.utils.clip_grad_norm_(model.parameters(), plan.clip or math.inf)
-    _require_finite(step, loss.detach(), norm, rate)
-    state.optimizer.step()
+    if _is_finite(state, plan, loss, norm, rate):
+        state.optimizer.step()
     ema.update(state.ema, model, ema.warmed_up(plan.ema_decay, step))
+    for sigma_rel, average in state.averages.items():
+        ema.update(average, model, profiles.decay(profiles.power(sigma_rel), step))
     state.step += 1
-    return Metrics(state.step, loss.detach(), norm, rate)
+    return Metrics(state.step, loss, norm, rate, state.scale.skipped, batch.t, losses)
 
 
 def draw_batch(plan: Plan, split: Split, scaling: Scaling, sde: SDE, step: int) -> Batch:
@@ -221,6 +250,17 @@ def cosine(rate: float, steps: int, total: int) -> LearningRate:
     return learning_rate
 
 
+def inverse_sqrt(rate: float, steps: int, start: int) -> LearningRate:
+    """The rise of ``warmup``, then constant up to update ``start``, then rate / sqrt(t / start).
+
+    Raises ValueError for start < 1. arXiv 2312.02696, appendix B.
+    """
+    if start < 1:
+        raise ValueError(f"need start >= 1, got start={start}")
+    rising = warmup(rate, steps)
+    return lambda step: rising(step) / math.sqrt(max((step + 1) / start, 1.0))
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """The model in evaluation mode, and back in the mode it was in."""
@@ -232,11 +272,30 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
-def _loss(model: ScoreModel, plan: Plan, batch: Batch, step: int) -> Tensor:
-    """Mean loss of a batch in training mode, its dropout masks drawn from (seed, step)."""
+def _backward(state: TrainState, plan: Plan, batch: Batch) -> Tensor:
+    """Leave the gradient of the mean loss in the parameters; the loss of every example, (B,)."""
+    scale = state.scale.value if plan.precision == "fp16" else 1.0
+    found = []
+    for part, rows in enumerate(torch.arange(plan.batch).chunk(plan.accumulate)):
+        loss = _loss(state.model, plan, _take(batch, rows), state.step, part)
+        (loss.sum() * (scale / plan.batch)).backward()
+        found.append(loss.detach())
+    if scale != 1:
+        for parameter in state.model.parameters():
+            if parameter.grad is not None:
+                parameter.grad.div_(scale)
+    return torch.cat(found)
+
+
+def _loss(model: ScoreModel, plan: Plan, batch: Batch, step: int, part: int) -> Tensor:
+    """The losses (B,) of a part in training mode, its dropout masks drawn from (seed, step)."""
     model.train()
-    with _dropout_from(stream(plan.seed, step, "dropout"), _device(model)):
-        return _loss_of(model, batch, plan.weight).mean()
+    purpose = f"dropout {part}" if part else "dropout"
+    with (
+        _dropout_from(stream(plan.seed, step, purpose), _device(model)),
+        autocast(plan.precision, _device(model)),
+    ):
+        return _loss_of(model, batch, plan.weight)
 
 
 def _loss_of(model: ScoreModel, batch: Batch, weight: Weight | None) -> Tensor:
@@ -280,13 +339,23 @@ def _take(batch: Batch, rows: Tensor) -> Batch:
     return Batch(batch.x0[rows], batch.t[rows], batch.eps[rows], label)
 
 
-def _require_finite(step: int, loss: Tensor, norm: Tensor, rate: float) -> None:
+def _is_finite(state: TrainState, plan: Plan, loss: Tensor, norm: Tensor, rate: float) -> bool:
+    """Whether the update is to be made; raises TrainingError where there is no going on."""
     # The one wait for the device a step: stopping before a bad update needs its answer.
-    if not bool(torch.isfinite(loss + norm)):
+    finite = bool(torch.isfinite(loss + norm))
+    remedy = "lower train.lr, clip gradients, or look at the data"
+    if plan.precision == "fp16":
+        state.scale = state.scale.after(finite)
+        if not finite and bool(torch.isfinite(loss)) and state.scale.in_a_row < MOST_SKIPPED:
+            return False
+        overflows = f"{state.scale.in_a_row} overflows in a row"
+        remedy = f"{overflows}; take train.precision bf16, or {remedy}"
+    if not finite:
         raise TrainingError(
-            f"step {step + 1}: loss {float(loss):g}, gradient norm {float(norm):g}, learning rate "
-            f"{rate:g}; lower train.lr, clip gradients, or look at the data"
+            f"step {state.step + 1}: loss {float(loss):g}, gradient norm {float(norm):g}, "
+            f"learning rate {rate:g}; {remedy}"
         )
+    return True
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -1,0 +1,69 @@
+"""What a training costs: operations, memory, and the share of what the device can do."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+from scoresde.parameterization import ScoreModel
+from scoresde.training import dsm_loss
+from scoresde.training.loop import evaluating
+
+# Dense bf16 operations a second, as NVIDIA's data sheets give them; the first name that fits.
+PEAKS = {
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "RTX 4090": 165e12,
+}
+
+
+def flops(model: ScoreModel, shape: tuple[int, ...], classes: int | None) -> int:
+    """Operations of the forward and the backward pass of one example, two a multiply-add.
+
+    Convolutions, matrix products and attention; what is computed again in the backward pass does
+    not count.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    weights = [p for p in model.parameters() if p.requires_grad]
+    x = torch.zeros(1, *shape, device=weights[0].device)
+    label = None if classes is None else torch.zeros(1, dtype=torch.long, device=x.device)
+    t = torch.tensor([model.sde.t_max], dtype=torch.float64)
+    with evaluating(model), FlopCounterMode(display=False) as counter:
+        loss = dsm_loss(model, x, t, torch.ones_like(x), label=label).sum()
+        torch.autograd.grad(loss, weights, allow_unused=True)
+    return int(counter.get_total_flops())
+
+
+def peak(device: torch.device) -> float | None:
+    """The bf16 operations a second that a device can do, None where it is not known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((rate for part, rate in PEAKS.items() if part in name), None)
+
+
+def memory(device: torch.device) -> int:
+    """The most bytes taken so far, by tensors on a GPU, else by the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
+def short(number: float) -> str:
+    """Three digits and a prefix, such as 1.23 G."""
+    for prefix, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g} {prefix}"
+    return f"{number:.3g} "

@@ -1,0 +1,37 @@
+"""The loss at each noise level, at a few times of a training run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+MOST = 5
+
+
+def levels_plot(path: Path | str, records: Sequence[Mapping[str, Any]]) -> None:
+    """Draw the loss against lam, a curve for each of up to five records, as a PNG.
+
+    ``records`` are the lines of ``metrics.jsonl``; the key is ``loss_by_lam``. Raises ValueError
+    where none has it.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    found = [record for record in records if record.get("loss_by_lam")]
+    if not found:
+        raise ValueError(f"no 'loss_by_lam' in {len(records)} records; nothing to draw")
+    count = min(MOST, len(found))
+    chosen = [found[round((k + 1) * len(found) / count) - 1] for k in range(count)]
+    figure = Figure(figsize=(7, 3.5), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    for k, record in enumerate(chosen):
+        lam, loss = zip(*record["loss_by_lam"], strict=True)
+        shade = colormaps["viridis_r"]((k + 1) / count)
+        axes.plot(lam, loss, "o-", color=shade, markersize=3.5, label=f"step {record['step']}")
+    axes.set(
+        xlabel="lam = log(alpha / sigma), noise to data", ylabel="training loss", yscale="log"
+    )
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, format="png")

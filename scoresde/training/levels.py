@@ -1,0 +1,41 @@
+"""The loss at each noise level: sums over equal parts of the range of lam."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from scoresde.sde import SDE
+
+PARTS = 10
+
+
+class LossByLevel:
+    """Sums of losses by the half log-SNR of their examples, kept where the losses are."""
+
+    def __init__(self, sde: SDE) -> None:
+        ends = sde.lam(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64))
+        self._sde = sde
+        low, high = ends.tolist()
+        self._edges = torch.linspace(low, high, PARTS + 1, dtype=torch.float64)
+        self._total: Tensor | None = None
+        self._count = torch.zeros(PARTS)
+
+    def add(self, t: Tensor, losses: Tensor) -> None:
+        """Count the losses (B,) of examples at times (B,) on the host."""
+        part = torch.bucketize(self._sde.lam(t.double()), self._edges[1:-1])
+        self._count += part.bincount(minlength=PARTS)
+        total = losses.new_zeros(PARTS) if self._total is None else self._total
+        self._total = total.index_add(0, part.to(losses.device, non_blocking=True), losses)
+
+    def take(self) -> list[tuple[float, float]]:
+        """(middle of a part of lam, mean loss in it) where there were examples; then anew."""
+        middles = (self._edges[1:] + self._edges[:-1]) / 2
+        total = torch.zeros(PARTS) if self._total is None else self._total.cpu()
+        seen = torch.nonzero(self._count).flatten()
+        means = (total / self._count)[seen]
+        self._total, self._count = None, torch.zeros(PARTS)
+        return [
+            (round(lam, 3), loss)
+            for lam, loss in zip(middles[seen].tolist(), means.tolist(), strict=True)
+        ]
