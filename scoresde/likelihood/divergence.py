@@ -74,7 +74,8 @@ class _Kept:
         if saved.grad_fn is not None and saved.data_ptr() not in self._seen:
             self._seen.add(saved.data_ptr())
             self.bytes += saved.nbytes
-        return saved
+        # An output kept with its graph would hold the node that keeps it, and never be freed.
+        return saved.detach()
 
 
 def _as_it_is(saved: Tensor) -> Tensor:
