@@ -27,18 +27,17 @@ def mean(values: Tensor) -> Mean:
     return Mean(float(values.mean()), error)
 
 
-def draw_error(first: Tensor, second: Tensor, images: int, draws: int = 1) -> float:
+def draw_error(first: Tensor, second: Tensor, images: int) -> float:
     """The part of the standard error that other probes and dequantisations would change.
 
-        sqrt(mean_i (v_i - v'_i)^2 / 2 / (draws images))
+        sqrt(mean_i (v_i - v'_i)^2 / 2 / images)
 
-    v and v' (M,) are independent draws for some of the ``images``, whose values are means of
-    ``draws`` of them. NaN where there is no pair.
+    v and v' (M,) are independent draws for some of the ``images``. NaN where there is no pair.
     """
     if not len(first):
         return math.nan
     variance = float((first - second).square().mean()) / 2
-    return math.sqrt(variance / (draws * images))
+    return math.sqrt(variance / images)
 
 
 def bootstrap_interval(
