@@ -40,8 +40,8 @@ Told = Callable[[int, str], None]
 class Job:
     """What is scored, and how: ``draws`` an example, with ``beside`` the bound printed along.
 
-    ``importance`` joins the draws of the estimator in the exponent. ``check`` examples, spread over the split, are
-    scored by other draws and a coarser solver too.
+    ``importance`` joins the draws of the estimator in the exponent. ``check`` examples, spread
+    over the split, are scored by other draws and a coarser solver too.
     """
 
     model: ScoreModel

@@ -383,7 +383,10 @@ def test_two_processes_score_what_one_does(wild, tmp_path, capsys):
     argv = ["likelihood", "--checkpoint", str(wild), "--device", "cpu", *flags]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     subprocess.run(
-        [*launch, "-m", "scoresde", *argv, "--out", str(tmp_path)], check=True, timeout=200
+        # Without -- torchrun takes --num for one of its own.
+        [*launch, "-m", "--", "scoresde", *argv, "--out", str(tmp_path)],
+        check=True,
+        timeout=200,
     )
     together = json.loads((tmp_path / "likelihood.json").read_text())
     assert together["bits_per_dim"] == pytest.approx(alone["bits_per_dim"], abs=1e-9)
