@@ -136,6 +136,11 @@ def _warnings(ready: Prepared) -> list[str]:
                 f"the model was trained on dithered levels: {config.likelihood.dequantisation} "
                 "scores a law it never saw, and its bound is loose"
             )
+    if config.likelihood.importance and config.likelihood.trace != "exact":
+        found.append(
+            "the scatter of the probes lifts an importance-weighted value, which is a bound with "
+            "likelihood.trace exact only"
+        )
     if ready.options.num is not None:
         found.append(f"the first {ready.options.num} examples only")
     if ready.options.split == "train":

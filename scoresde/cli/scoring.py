@@ -14,7 +14,7 @@ import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,8 @@ Told = Callable[[int, str], None]
 class Job:
     """What is scored, and how: ``draws`` an example, with ``beside`` the bound printed along.
 
-    ``importance`` joins the draws in the exponent. ``check`` examples, spread over the split, are
-    scored by other draws and a coarser solver too.
+    ``importance`` joins the draws of the estimator in the exponent. ``check`` examples, spread
+    over the split, are scored by other draws and a coarser solver too.
     """
 
     model: ScoreModel
@@ -101,11 +101,13 @@ def score(job: Job, rows: Tensor) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
     Raises RuntimeError where a value is not finite, and SolverError as the solvers do.
     """
     checked = job.checked()
+    bound = replace(job, importance=False)
     for some in rows.split(job.batch):
         found = _scored(job, job.estimator, some, "likelihood")
         columns = {"nats": found[0], "nfe": torch.full((len(some),), found[1])}
         if job.beside is not None:
-            columns["bound"] = _scored(job, job.beside, some, "bound")[0]
+            # Joined in the exponent, the scatter of its draws would lift it above the truth.
+            columns["bound"] = _scored(bound, job.beside, some, "bound")[0]
         _require_finite(columns, some)
         if len(again := torch.nonzero(torch.isin(some, checked)).flatten()):
             columns |= {

@@ -218,6 +218,11 @@ class Likelihood(Section):
             raise ValueError(f"method=discrete needs steps >= 3, got steps={self.steps}")
         if self.method == "discrete" and self.dequantisation == "truncated_normal":
             raise ValueError("method=discrete decodes levels itself; leave dequantisation out")
+        if self.importance and self.method in ("elbo", "discrete"):
+            raise ValueError(
+                f"importance=true joins densities, method={self.method} estimates a bound, whose "
+                "scatter would lift it above the truth; choose method: path"
+            )
         if self.importance and self.repeats < 2:
             raise ValueError("importance=true combines repeats >= 2, got repeats=1; raise repeats")
         return self

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 RESAMPLES = 4000
+FEWEST = 8
+"""Values from which on resampling tells their spread."""
 
 
 class Mean(NamedTuple):
@@ -25,18 +27,17 @@ def mean(values: Tensor) -> Mean:
     return Mean(float(values.mean()), error)
 
 
-def draw_error(first: Tensor, second: Tensor, images: int, draws: int = 1) -> float:
+def draw_error(first: Tensor, second: Tensor, images: int) -> float:
     """The part of the standard error that other probes and dequantisations would change.
 
-        sqrt(mean_i (v_i - v'_i)^2 / 2 / (draws images))
+        sqrt(mean_i (v_i - v'_i)^2 / 2 / images)
 
-    v and v' (M,) are independent draws for some of the ``images``, whose values are means of
-    ``draws`` of them. NaN where there is no pair.
+    v and v' (M,) are independent draws for some of the ``images``. NaN where there is no pair.
     """
     if not len(first):
         return math.nan
     variance = float((first - second).square().mean()) / 2
-    return math.sqrt(variance / (draws * images))
+    return math.sqrt(variance / images)
 
 
 def bootstrap_interval(
@@ -45,20 +46,25 @@ def bootstrap_interval(
     """The expanded percentile interval of the mean of ``values`` (N,), N >= 2, by resampling.
 
     Its quantiles are Phi(-+ sqrt(N / (N - 1)) t), t that of Student's law with N - 1 degrees,
-    which mends the narrowness of plain percentiles at small N. Raises ValueError for a single
-    value. What Teachers Should Know about the Bootstrap, arXiv 1411.5279, section 5.1.
+    which mends the narrowness of plain percentiles at small N. Means of fewer than 8 values never
+    leave them, and so few get Student's own interval, mean -+ t s / sqrt(N). Raises ValueError for
+    a single value. What Teachers Should Know about the Bootstrap, arXiv 1411.5279, section 5.1.
     """
     from scipy.special import ndtr, stdtrit
 
     n = len(values)
     if n < 2:
         raise ValueError("an interval needs at least 2 values")
+    t = float(stdtrit(n - 1, (1 - level) / 2))
+    if n < FEWEST:
+        centre, error = mean(values.double())
+        return centre + t * error, centre - t * error
     generator = torch.Generator().manual_seed(seed)
     centred, means = (values - values.mean()).double().cpu(), []
     for rows in torch.empty(resamples).split(max(1, 10_000_000 // n)):
         chosen = torch.randint(n, (len(rows), n), generator=generator)
         means.append(centred[chosen].mean(1))
-    tail = float(ndtr(math.sqrt(n / (n - 1)) * stdtrit(n - 1, (1 - level) / 2)))
+    tail = float(ndtr(math.sqrt(n / (n - 1)) * t))
     ends = torch.cat(means).quantile(torch.tensor([tail, 1 - tail]).double())
     low, high = (float(end + values.mean()) for end in ends)
     return low, high

@@ -281,6 +281,20 @@ class TestReport:
         joined = score(capsys, wild, *flags, "--likelihood.importance", "true")
         assert joined["bits_per_dim"] <= plain["bits_per_dim"]
 
+    def test_importance_weights_leave_the_bound_beside_as_it_is(self, wild, capsys):
+        """Its terms are estimates: their exponents would lift it above the truth."""
+        flags = (*CHEAP, "--num", "2", "--likelihood.repeats", "4", "--bound")
+        plain = score(capsys, wild, *flags)
+        joined = score(capsys, wild, *flags, "--likelihood.importance", "true")
+        assert joined["lower_bound"] == plain["lower_bound"]
+        assert any("scatter of the probes" in text for text in joined["warnings"])
+
+    @pytest.mark.parametrize("method", ["elbo", "discrete"])
+    def test_importance_weights_of_a_bound_are_refused(self, wild, capsys, method):
+        flags = ("--likelihood.method", method, "--likelihood.repeats", "4")
+        error = refusal(capsys, wild, *flags, "--likelihood.importance", "true")
+        assert "joins densities" in error
+
     def test_another_set_is_told_apart(self, images, capsys, tmp_path):
         """Under a standard normal model bright pixels are less likely than middling ones."""
         np.save(tmp_path / "white.npy", np.full((5, 8, 8), 255, np.uint8))
@@ -369,7 +383,10 @@ def test_two_processes_score_what_one_does(wild, tmp_path, capsys):
     argv = ["likelihood", "--checkpoint", str(wild), "--device", "cpu", *flags]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     subprocess.run(
-        [*launch, "-m", "scoresde", *argv, "--out", str(tmp_path)], check=True, timeout=200
+        # Without -- torchrun takes --num for one of its own.
+        [*launch, "-m", "--", "scoresde", *argv, "--out", str(tmp_path)],
+        check=True,
+        timeout=200,
     )
     together = json.loads((tmp_path / "likelihood.json").read_text())
     assert together["bits_per_dim"] == pytest.approx(alone["bits_per_dim"], abs=1e-9)

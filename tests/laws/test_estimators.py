@@ -212,6 +212,14 @@ def test_small_samples_get_the_wider_interval():
     assert 0.91 * 400 <= inside <= 0.98 * 400
 
 
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_the_interval_of_a_handful_is_not_their_range(n):
+    """The range of 2 normal numbers covers 50 %."""
+    z = torch.randn(400, n, generator=torch.Generator().manual_seed(0), dtype=F64)
+    inside = sum(low <= 0 <= high for low, high in map(bootstrap_interval, z))
+    assert 0.92 * 400 <= inside <= 0.98 * 400
+
+
 def test_an_interval_of_one_value_is_refused():
     with pytest.raises(ValueError, match="at least 2"):
         bootstrap_interval(torch.ones(1))
