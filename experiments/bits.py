@@ -209,10 +209,11 @@ def write_footer(path: Path, r: dict[str, Any]) -> None:
     body = path.read_text().split(FOOTER)[0].rstrip("\n")
     number = "{bits_per_dim:.3f}~+-~{standard_error:.3f} bits/dim"  # to stay in one line
     text = (
-        f"{FOOTER[2:]}: {number.format(**r['flow'])} by the flow from truncated normal draws "
-        f"({r['flow']['images']} of {r['test_images']} test images), "
-        f"{number.format(**r['elbo'])} by the variational bound ({r['elbo']['images']} images), "
-        f"at step {r['step']} of {r['steps']} with {r['images_a_step']} images each, "
+        f"{FOOTER[2:]}: {number.format(**r['elbo'])} by the variational bound "
+        f"({r['elbo']['images']} of {r['test_images']} test images), {number.format(**r['flow'])} "
+        f"by the flow from truncated normal draws ({r['flow']['images']} images), "
+        f"by {r['parameters']:,} parameters at step {r['step']} of {r['steps']} with "
+        f"{r['images_a_step']} images each, "
         f"{r['training_seconds'] / 60:.0f} minutes on {r['hardware']} shared with other work"
         f"{'' if r['note'] is None else '; ' + r['note']}. "
         f"All numbers in experiments/results/bits.json, by {r['command']}"
