@@ -37,6 +37,7 @@ from scoresde.config.schema import Likelihood
 from scoresde.data import Scaling, Split, examples
 from scoresde.likelihood import mean
 from scoresde.parameterization import ScoreModel
+from scoresde.sde import SDE
 from scoresde.training.checkpoint import DataDescription
 from scoresde.training.files import writing
 
@@ -202,6 +203,7 @@ def prepared(options: LikelihoodOptions, overrides: Mapping[str, Any], world: Wo
     if device == "auto" and world.size > 1 and torch.cuda.is_available():
         device = f"cuda:{world.local}"
     loaded.model.to(pick_device(device))
+    _require_start(config.likelihood.t0, loaded.model.sde)
     make = partial(
         _job,
         loaded.model,
@@ -302,6 +304,15 @@ def _partial(ready: Prepared, out: Path, world: World) -> Partial:
     if ready.options.overwrite and not ready.options.resume and world.rank == 0:
         part.remove()
     return part
+
+
+def _require_start(t0: float | None, sde: SDE) -> None:
+    """Raise ValueError for a time that the model was not trained at."""
+    if t0 is not None and not sde.t_min <= t0 < sde.t_max:
+        raise ValueError(
+            f"--likelihood.t0: need {sde.t_min:g} to below {sde.t_max:g}, where the model was "
+            f"trained, got {t0:g}"
+        )
 
 
 def _first(split: Split, num: int | None) -> Split:

@@ -216,7 +216,7 @@ class TestRefusals:
     @pytest.mark.parametrize("flag", ["--data.seed", "--data.holdout"])
     def test_another_split_of_the_same_data(self, split_points, capsys, flag):
         same, other = {"--data.seed": ("0", "1"), "--data.holdout": ("0.1", "0.4")}[flag]
-        assert "would score training examples" in refusal(capsys, split_points, flag, other)
+        assert "would take training examples" in refusal(capsys, split_points, flag, other)
         assert score(capsys, split_points, flag, same)["examples"] == 2
 
     def test_too_few_nodes(self, points, capsys):
@@ -236,7 +236,7 @@ CHEAP = ("--likelihood.method", "euler", "--likelihood.steps", "1", "--likelihoo
 
 class TestReport:
     def test_errors_of_images_draws_and_solver_are_told_apart(self, wild, capsys):
-        flags = ("--likelihood.steps", "16", "--num", "6", "--likelihood.check", "4", "--bound")
+        flags = ("--likelihood.steps", "24", "--num", "6", "--likelihood.check", "4", "--bound")
         report = score(capsys, wild, *flags)
         low, high = report["interval"]
         assert low < report["bits_per_dim"] < high
@@ -274,6 +274,27 @@ class TestReport:
         assert report["is"] == "variational lower bound of a chain of 8 levels"
         learned = refusal(capsys, wild, *flags, "--likelihood.variance", "learned")
         assert "no learned variance" in learned
+
+    def test_a_chain_is_said_to_decode(self, wild, capsys):
+        flags = ("--likelihood.method", "discrete", "--likelihood.steps", "8", "--num", "2")
+        report = score(capsys, wild, *flags)
+        assert report["dequantisation"] == "decoder"
+        assert any("dithered levels: decoder" in text for text in report["warnings"])
+
+    def test_steps_that_cannot_be_halved_are_labelled(self, wild, capsys):
+        report = score(capsys, wild, "--likelihood.steps", "12", "--num", "2")
+        assert report["solver_error"] is None
+        assert any("too few to halve" in text for text in report["warnings"])
+
+    @pytest.mark.parametrize("t0", ["1e-9", "1", "5"])
+    def test_a_start_outside_the_training(self, points, capsys, t0):
+        assert "where the model was trained" in refusal(capsys, points, "--likelihood.t0", t0)
+
+    def test_the_bound_takes_over_where_it_is_told(self, points, capsys):
+        flags = ("--likelihood.method", "elbo", "--num", "2", "--likelihood.t0", "0.5")
+        assert score(capsys, points, *flags)["t0"] == 0.5
+        chain = ("--likelihood.method", "discrete", "--likelihood.t0", "0.5")
+        assert "leave t0 out" in refusal(capsys, points, *chain)
 
     def test_importance_weights_never_lower_the_bound(self, wild, capsys):
         flags = (*CHEAP, "--num", "4", "--likelihood.repeats", "4")
