@@ -390,6 +390,33 @@ class TestFolder:
         (tmp_path / "partial-0.npz").write_bytes(b"PK\x03\x04 torn")
         assert "damaged" in refusal(capsys, wild, *flags, "--resume")
 
+    def test_go_on_or_start_anew(self, points, capsys, tmp_path):
+        flags = ("--out", str(tmp_path), "--resume", "--overwrite")
+        assert "exclude each other" in refusal(capsys, points, *flags)
+
+    @pytest.mark.parametrize("flags", [("--split", "train"), ("--data.kind", "digits")])
+    def test_two_sets_to_score(self, images, capsys, tmp_path, flags):
+        np.save(tmp_path / "x.npy", np.zeros((2, 8, 8), np.uint8))
+        error = refusal(capsys, images, "--images", str(tmp_path / "x.npy"), *flags)
+        assert "leave one of them out" in error
+
+    def test_an_interruption_in_the_other_set_keeps_the_data(
+        self, images, capsys, tmp_path, monkeypatch
+    ):
+        np.save(tmp_path / "white.npy", np.full((4, 8, 8), 255, np.uint8))
+        flags = (*CHEAP, "--num", "2", "--likelihood.batch", "2", "--device", "cpu")
+        other = ("--against", str(tmp_path / "white.npy"), "--out", str(tmp_path / "o"))
+        monkeypatch.setattr(module, "KEEP_SECONDS", 0.0)
+        interrupt_after(1, monkeypatch, examples=4)
+        assert main(["likelihood", "--checkpoint", str(images), *flags, *other]) == 130
+        error = capsys.readouterr().err
+        assert "2 of 4 examples scored, nothing is kept" in error
+        assert "those of the data are kept" in error
+        monkeypatch.undo()
+        batches = counted(monkeypatch)
+        score(capsys, images, *flags, *other, "--resume")
+        assert batches == [2, 2]  # the other set alone
+
     def test_nothing_to_resume(self, points, capsys, tmp_path):
         assert "give the --out folder" in refusal(capsys, points, "--resume")
         flags = ("--resume", "--out", str(tmp_path))
@@ -415,13 +442,13 @@ def test_two_processes_score_what_one_does(wild, tmp_path, capsys):
     assert not list(tmp_path.glob("partial*"))
 
 
-def interrupt_after(batches: int, monkeypatch) -> None:
-    """SIGINT comes after so many batches."""
+def interrupt_after(batches: int, monkeypatch, examples: int | None = None) -> None:
+    """SIGINT comes after so many batches, of a set of so many examples if told."""
     score_rows = module.scoring.score
 
     def interrupted(job, rows):
         for i, found in enumerate(score_rows(job, rows), 1):
-            if i == batches:
+            if i == batches and examples in (None, len(job.split)):
                 os.kill(os.getpid(), signal.SIGINT)
             yield found
 
