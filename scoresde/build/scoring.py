@@ -73,7 +73,7 @@ def bound_of(section: Likelihood, scaling: Levels) -> Estimator:
     """The variational bound that goes with the dequantisation of the section."""
     law = dequantisation_of(section, scaling)
     if scaling.levels is None or section.dequantisation == "uniform":
-        return Variational(section.times, dequantisation=law)
+        return Variational(section.times, dequantisation=law, t0=section.t0)
     return DecodedVariational(section.times, t0=section.t0)
 
 

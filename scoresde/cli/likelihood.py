@@ -37,6 +37,7 @@ from scoresde.config.schema import Likelihood
 from scoresde.data import Scaling, Split, examples
 from scoresde.likelihood import mean
 from scoresde.parameterization import ScoreModel
+from scoresde.sde import SDE
 from scoresde.training.checkpoint import DataDescription
 from scoresde.training.files import writing
 
@@ -73,7 +74,7 @@ def run(options: LikelihoodOptions, overrides: Mapping[str, Any]) -> int:
     with 130 or 143 raised. Of several processes the first reports.
     """
     world = World.found()
-    _check(options, world)
+    _check(options, overrides, world)
     ready = prepared(options, overrides, world)
     job = ready.job
     part = None if options.out is None else _partial(ready, options.out, world)
@@ -98,7 +99,7 @@ def _conclude(
         values = part.read(len(ready.job.split)).joined(values)
     if missing := len(ready.job.split) - len(values.done):
         raise RuntimeError(f"{missing} examples have no value; go on with --resume")
-    other = None if ready.against is None else _all_of(ready.against)
+    other = None if ready.against is None else _all_of(ready.against, part)
     report = report_of(ready, values, other, time.perf_counter() - started)
     # First what no disk can take away.
     print(json.dumps(report, indent=2) if as_json else page(report), flush=True)
@@ -107,9 +108,15 @@ def _conclude(
         part.remove()
 
 
-def _all_of(job: Job) -> Values:
+def _all_of(job: Job, kept: Partial | None) -> Values:
+    """The values of the other set, of which an interruption keeps nothing."""
     values = Values.empty(len(job.split))
-    score_rows(job, values, None, World())
+    try:
+        score_rows(job, values, None, World())
+    except SystemExit:
+        if kept is not None:
+            print(f"those of the data are kept in {kept.folder}; --resume", file=sys.stderr)
+        raise
     return values
 
 
@@ -202,6 +209,7 @@ def prepared(options: LikelihoodOptions, overrides: Mapping[str, Any], world: Wo
     if device == "auto" and world.size > 1 and torch.cuda.is_available():
         device = f"cuda:{world.local}"
     loaded.model.to(pick_device(device))
+    _require_start(config.likelihood.t0, loaded.model.sde)
     make = partial(
         _job,
         loaded.model,
@@ -256,11 +264,14 @@ def _chosen(
     return split, f"{dataset.name}, {options.split} split", dataset.classes
 
 
-def _check(options: LikelihoodOptions, world: World) -> None:
+def _check(options: LikelihoodOptions, overrides: Mapping[str, Any], world: World) -> None:
+    _require_one_set(options, overrides)
     if options.seed < 0:
         raise ValueError(f"--seed: need at least 0, got {options.seed}")
     if options.num is not None and options.num < 1:
         raise ValueError(f"--num: need at least 1, got {options.num}")
+    if options.resume and options.overwrite:
+        raise ValueError("--resume and --overwrite exclude each other; give one of them")
     if options.csv is not None and world.rank == 0:
         _require_writable(options.csv)
     if options.out is None:
@@ -272,6 +283,16 @@ def _check(options: LikelihoodOptions, world: World) -> None:
     if options.out.exists() and not options.out.is_dir():
         raise ValueError(f"--out {options.out}: a file; give a folder")
     _require_room(options, options.out)
+
+
+def _require_one_set(options: LikelihoodOptions, overrides: Mapping[str, Any]) -> None:
+    """Raise ValueError where --images and options of the data set name two sets to score."""
+    if options.images is None:
+        return
+    asked = ["--split train"] if options.split == "train" else []
+    asked += [f"--{key}" for key in overrides if key.startswith("data.")]
+    if asked:
+        raise ValueError(f"{asked[0]}: --images are scored instead; leave one of them out")
 
 
 def _require_room(options: LikelihoodOptions, out: Path) -> None:
@@ -302,6 +323,15 @@ def _partial(ready: Prepared, out: Path, world: World) -> Partial:
     if ready.options.overwrite and not ready.options.resume and world.rank == 0:
         part.remove()
     return part
+
+
+def _require_start(t0: float | None, sde: SDE) -> None:
+    """Raise ValueError for a time that the model was not trained at."""
+    if t0 is not None and not sde.t_min <= t0 < sde.t_max:
+        raise ValueError(
+            f"--likelihood.t0: need {sde.t_min:g} to below {sde.t_max:g}, where the model was "
+            f"trained, got {t0:g}"
+        )
 
 
 def _first(split: Split, num: int | None) -> Split:

@@ -21,6 +21,7 @@ from scoresde.cli import scoring
 from scoresde.cli.options import LikelihoodOptions
 from scoresde.cli.scoring import Job, Values
 from scoresde.config import Config
+from scoresde.config.schema import Likelihood
 from scoresde.evaluation.figures import histogram
 from scoresde.likelihood import bootstrap_interval, draw_error, mean
 from scoresde.solvers import FIXED_STEP_METHODS
@@ -74,7 +75,7 @@ def report_of(
         "nfe": float(values.columns["nfe"].mean()),
         "seconds": seconds,
         **settings.model_dump(exclude={"t0", "dequantisation"}),
-        "dequantisation": None if scaling.levels is None else settings.dequantisation,
+        "dequantisation": None if scaling.levels is None else _law(settings),
     }
 
 
@@ -120,11 +121,17 @@ def _prior_gap(job: Job) -> float:
     return signal / (2 * float(sde.sigma(end)) ** 2) / math.log(2)
 
 
+def _law(settings: Likelihood) -> str:
+    """The dequantisation, of a chain the decoder it ends with."""
+    return "decoder" if settings.method == "discrete" else settings.dequantisation
+
+
 def _warnings(ready: Prepared) -> list[str]:
     """What a reader of the number must know."""
     config, found = ready.config, []
     dithered = ready.loaded.config.train.dither
-    uniform = config.likelihood.dequantisation == "uniform"
+    law, coarser = _law(config.likelihood), ready.job.estimator.coarser()
+    uniform = law == "uniform"
     if ready.job.scaling.levels is not None:
         if uniform and not dithered:
             found.append(
@@ -133,9 +140,14 @@ def _warnings(ready: Prepared) -> list[str]:
             )
         if not uniform and dithered:
             found.append(
-                f"the model was trained on dithered levels: {config.likelihood.dequantisation} "
-                "scores a law it never saw, and its bound is loose"
+                f"the model was trained on dithered levels: {law} scores a law it never saw, and "
+                "its bound is loose"
             )
+    if config.likelihood.method not in ("elbo", "discrete") and coarser is None:
+        found.append(
+            f"{config.likelihood.steps} steps are too few to halve: nothing is known of the "
+            "error of the solver"
+        )
     if config.likelihood.importance and config.likelihood.trace != "exact":
         found.append(
             "the scatter of the probes lifts an importance-weighted value, which is a bound with "

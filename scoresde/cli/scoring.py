@@ -102,7 +102,8 @@ def score(job: Job, rows: Tensor) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
     """
     checked = job.checked()
     bound = replace(job, importance=False)
-    for some in rows.split(job.batch):
+    # Of no rows, split makes one empty part.
+    for some in rows.split(job.batch) if len(rows) else ():
         found = _scored(job, job.estimator, some, "likelihood")
         columns = {"nats": found[0], "nfe": torch.full((len(some),), found[1])}
         if job.beside is not None:

@@ -218,6 +218,8 @@ class Likelihood(Section):
             raise ValueError(f"method=discrete needs steps >= 3, got steps={self.steps}")
         if self.method == "discrete" and self.dequantisation == "truncated_normal":
             raise ValueError("method=discrete decodes levels itself; leave dequantisation out")
+        if self.method == "discrete" and self.t0 is not None:
+            raise ValueError("method=discrete ends at the last level of its chain; leave t0 out")
         if self.importance and self.method in ("elbo", "discrete"):
             raise ValueError(
                 f"importance=true joins densities, method={self.method} estimates a bound, whose "

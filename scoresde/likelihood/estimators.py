@@ -21,6 +21,7 @@ from scoresde.likelihood.path import GREGORY, Orthogonal, Probing, exactly, path
 from scoresde.samplers import Grid, Noise
 from scoresde.samplers.grids import uniform
 from scoresde.sde import SDE
+from scoresde.solvers import FIXED_STEP_METHODS
 
 CONTINUOUS, DECODER = Continuous(), Decoder()
 LOOSER = 10.0
@@ -55,7 +56,10 @@ class Estimator(ABC):
 
     @abstractmethod
     def coarser(self) -> Self | None:
-        """The same at about half the effort, to see a solver's error; None without a solver."""
+        """The same at about half the effort, to see a solver's error.
+
+        None without a solver, or for one whose effort cannot be halved.
+        """
 
 
 # --- how the divergence is found ----------------------------------------------------------------
@@ -106,7 +110,8 @@ class FlowSolver(ABC):
     ) -> LogLikelihood: ...
 
     @abstractmethod
-    def coarser(self) -> Self: ...
+    def coarser(self) -> Self | None:
+        """The same at about half the effort; None where it cannot be halved."""
 
 
 @final
@@ -130,8 +135,9 @@ class AlongPath(FlowSolver):
             denoiser, x, probing, t0=t0, nodes=self.nodes, between=self.between
         )
 
-    def coarser(self) -> AlongPath:
-        return replace(self, nodes=max(self.nodes // 2, 2 * GREGORY))
+    def coarser(self) -> AlongPath | None:
+        nodes = self.nodes // 2
+        return None if nodes < 2 * GREGORY else replace(self, nodes=nodes)
 
 
 @final
@@ -176,9 +182,10 @@ class BlackBox(FlowSolver):
             steps=self.steps,
         )
 
-    def coarser(self) -> BlackBox:
-        rtol, atol = LOOSER * self.rtol, LOOSER * self.atol
-        return replace(self, rtol=rtol, atol=atol, steps=max(self.steps // 2, 1))
+    def coarser(self) -> BlackBox | None:
+        if self.method in FIXED_STEP_METHODS:
+            return None if self.steps < 2 else replace(self, steps=self.steps // 2)
+        return replace(self, rtol=LOOSER * self.rtol, atol=LOOSER * self.atol)
 
 
 # --- estimators ---------------------------------------------------------------------------------
@@ -211,8 +218,9 @@ class FlowEstimator(Estimator):
     def start(self, sde: SDE, scaling: Levels) -> float:
         return _start(sde, scaling, self.dequantisation) if self.t0 is None else self.t0
 
-    def coarser(self) -> FlowEstimator:
-        return replace(self, solver=self.solver.coarser())
+    def coarser(self) -> FlowEstimator | None:
+        solver = self.solver.coarser()
+        return None if solver is None else replace(self, solver=solver)
 
 
 @final
@@ -220,18 +228,20 @@ class FlowEstimator(Estimator):
 class Variational(Estimator):
     """The evidence lower bound of a dequantised draw, in continuous time, plus its weight.
 
-    Averaged over ``times`` levels of noise down to ``t_min``; ``std`` is the deviation of the
-    data in model units, which steers where they lie.
+    Averaged over ``times`` levels of noise down to ``t0``, by default ``t_min``; ``std`` is the
+    deviation of the data in model units, which steers where they lie.
     """
 
     times: int = 32
     std: float = 0.5
     dequantisation: Dequantisation = CONTINUOUS
+    t0: float | None = None
 
     def __call__(self, denoiser: Denoiser, x: Tensor, scaling: Levels, noise: Noise) -> Estimate:
         sde = denoiser.sde
-        draw = self.dequantisation.draw(x, uniforms(x, noise), scaling, sde, sde.t_min)
-        bound = elbo(denoiser, draw.x, times=self.times, std=self.std, noise=noise)
+        t0 = self.start(sde, scaling)
+        draw = self.dequantisation.draw(x, uniforms(x, noise), scaling, sde, t0)
+        bound = elbo(denoiser, draw.x, t0=t0, times=self.times, std=self.std, noise=noise)
         return Estimate(bound.log_prob + draw.weight, bound.nfe)
 
     @property
@@ -239,7 +249,7 @@ class Variational(Estimator):
         return f"variational lower bound of {self.dequantisation.bounds}"
 
     def start(self, sde: SDE, scaling: Levels) -> float:
-        return sde.t_min
+        return sde.t_min if self.t0 is None else self.t0
 
     def coarser(self) -> None:
         return None

@@ -236,7 +236,7 @@ CHEAP = ("--likelihood.method", "euler", "--likelihood.steps", "1", "--likelihoo
 
 class TestReport:
     def test_errors_of_images_draws_and_solver_are_told_apart(self, wild, capsys):
-        flags = ("--likelihood.steps", "16", "--num", "6", "--likelihood.check", "4", "--bound")
+        flags = ("--likelihood.steps", "24", "--num", "6", "--likelihood.check", "4", "--bound")
         report = score(capsys, wild, *flags)
         low, high = report["interval"]
         assert low < report["bits_per_dim"] < high
@@ -274,6 +274,27 @@ class TestReport:
         assert report["is"] == "variational lower bound of a chain of 8 levels"
         learned = refusal(capsys, wild, *flags, "--likelihood.variance", "learned")
         assert "no learned variance" in learned
+
+    def test_a_chain_is_said_to_decode(self, wild, capsys):
+        flags = ("--likelihood.method", "discrete", "--likelihood.steps", "8", "--num", "2")
+        report = score(capsys, wild, *flags)
+        assert report["dequantisation"] == "decoder"
+        assert any("dithered levels: decoder" in text for text in report["warnings"])
+
+    def test_steps_that_cannot_be_halved_are_labelled(self, wild, capsys):
+        report = score(capsys, wild, "--likelihood.steps", "12", "--num", "2")
+        assert report["solver_error"] is None
+        assert any("too few to halve" in text for text in report["warnings"])
+
+    @pytest.mark.parametrize("t0", ["1e-9", "1", "5"])
+    def test_a_start_outside_the_training(self, points, capsys, t0):
+        assert "where the model was trained" in refusal(capsys, points, "--likelihood.t0", t0)
+
+    def test_the_bound_takes_over_where_it_is_told(self, points, capsys):
+        flags = ("--likelihood.method", "elbo", "--num", "2", "--likelihood.t0", "0.5")
+        assert score(capsys, points, *flags)["t0"] == 0.5
+        chain = ("--likelihood.method", "discrete", "--likelihood.t0", "0.5")
+        assert "leave t0 out" in refusal(capsys, points, *chain)
 
     def test_importance_weights_never_lower_the_bound(self, wild, capsys):
         flags = (*CHEAP, "--num", "4", "--likelihood.repeats", "4")
@@ -369,6 +390,33 @@ class TestFolder:
         (tmp_path / "partial-0.npz").write_bytes(b"PK\x03\x04 torn")
         assert "damaged" in refusal(capsys, wild, *flags, "--resume")
 
+    def test_go_on_or_start_anew(self, points, capsys, tmp_path):
+        flags = ("--out", str(tmp_path), "--resume", "--overwrite")
+        assert "exclude each other" in refusal(capsys, points, *flags)
+
+    @pytest.mark.parametrize("flags", [("--split", "train"), ("--data.kind", "digits")])
+    def test_two_sets_to_score(self, images, capsys, tmp_path, flags):
+        np.save(tmp_path / "x.npy", np.zeros((2, 8, 8), np.uint8))
+        error = refusal(capsys, images, "--images", str(tmp_path / "x.npy"), *flags)
+        assert "leave one of them out" in error
+
+    def test_an_interruption_in_the_other_set_keeps_the_data(
+        self, images, capsys, tmp_path, monkeypatch
+    ):
+        np.save(tmp_path / "white.npy", np.full((4, 8, 8), 255, np.uint8))
+        flags = (*CHEAP, "--num", "2", "--likelihood.batch", "2", "--device", "cpu")
+        other = ("--against", str(tmp_path / "white.npy"), "--out", str(tmp_path / "o"))
+        monkeypatch.setattr(module, "KEEP_SECONDS", 0.0)
+        interrupt_after(1, monkeypatch, examples=4)
+        assert main(["likelihood", "--checkpoint", str(images), *flags, *other]) == 130
+        error = capsys.readouterr().err
+        assert "2 of 4 examples scored, nothing is kept" in error
+        assert "those of the data are kept" in error
+        monkeypatch.undo()
+        batches = counted(monkeypatch)
+        score(capsys, images, *flags, *other, "--resume")
+        assert batches == [2, 2]  # the other set alone
+
     def test_nothing_to_resume(self, points, capsys, tmp_path):
         assert "give the --out folder" in refusal(capsys, points, "--resume")
         flags = ("--resume", "--out", str(tmp_path))
@@ -394,13 +442,13 @@ def test_two_processes_score_what_one_does(wild, tmp_path, capsys):
     assert not list(tmp_path.glob("partial*"))
 
 
-def interrupt_after(batches: int, monkeypatch) -> None:
-    """SIGINT comes after so many batches."""
+def interrupt_after(batches: int, monkeypatch, examples: int | None = None) -> None:
+    """SIGINT comes after so many batches, of a set of so many examples if told."""
     score_rows = module.scoring.score
 
     def interrupted(job, rows):
         for i, found in enumerate(score_rows(job, rows), 1):
-            if i == batches:
+            if i == batches and examples in (None, len(job.split)):
                 os.kill(os.getpid(), signal.SIGINT)
             yield found
 

@@ -127,7 +127,13 @@ def test_half_the_effort_shows_the_error_of_the_solver():
     told, error = (values[0] - values[1]).abs().mean(), (values[1] - values[2]).abs().mean()
     assert error < told < 1
     assert Variational().coarser() is None
-    assert FlowEstimator(AlongPath(12)).coarser().solver.nodes == 12
+
+
+@pytest.mark.parametrize("solver", [AlongPath(23), BlackBox("rk4", steps=1)])
+def test_too_few_steps_are_not_halved(solver):
+    assert FlowEstimator(solver).coarser() is None
+    twice = AlongPath(24) if isinstance(solver, AlongPath) else BlackBox("rk4", steps=2)
+    assert twice.coarser() is not None
 
 
 def test_what_it_is_is_said():
