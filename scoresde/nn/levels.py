@@ -32,10 +32,13 @@ class LevelMean(nn.Module):
     def forward(self, x: Tensor, noise: Tensor, label: Tensor | None = None) -> Tensor:
         """x (B, C, ...), noise (B,), label (B,) int64 or None -> the shape of x."""
         logits = self.inner(x, noise, label).movedim(1, -1).unflatten(-1, (x.shape[1], -1))
+        logits = logits.to(x.dtype)
         at = x.movedim(1, -1).unsqueeze(-1)  # (B, ..., C, 1)
         each = max(1, CHUNK // logits[0].numel()) if x.device.type == "cpu" else len(x)
         parts = zip(logits.split(each), at.split(each), noise.split(each), strict=True)
-        mean = torch.cat([self._mean(*part) for part in parts])
+        # Sixteen bits cannot tell the levels apart: autocast is for the network inside.
+        with torch.autocast(x.device.type, enabled=False):
+            mean = torch.cat([self._mean(*part) for part in parts])
         return mean.movedim(-1, 1)
 
     def _mean(self, logits: Tensor, x: Tensor, noise: Tensor) -> Tensor:

@@ -48,13 +48,14 @@ def test_independent_numbers_get_their_posterior_mean_under_every_process(sde, s
     assert torch.allclose(model.denoiser()(x, t), expected, rtol=1e-6, atol=1e-9)
 
 
-def test_near_the_data_it_is_the_level_itself_in_single_precision():
+@pytest.mark.parametrize("half", [False, True])
+def test_near_the_data_it_is_the_level_itself_in_single_precision(half):
     net = LevelMean(Prior(prior().float()), SCALING.encode(torch.arange(17))).eval()
     x0 = SCALING.encode(torch.randint(0, 17, (4, 2, 8, 8)))
     noise = torch.full((4,), -2.0)  # sigma / alpha = e^-8, a hundredth of half a level
     a = torch.sigmoid(torch.tensor(16.0)).sqrt()
     eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
         found = net(a * x0 + torch.exp(torch.tensor(-8.0)) * a * eps, noise)
     assert torch.allclose(found, x0, rtol=0, atol=1e-6)
 
