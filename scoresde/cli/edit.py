@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -18,9 +18,9 @@ from torch import Tensor
 
 from scoresde.build import LoadedRun, build_dataset, load_run
 from scoresde.cli.console import Advance, pick_device, progress
-from scoresde.cli.folder import write_text
 from scoresde.cli.matching import require_same_data
 from scoresde.cli.options import EditOptions
+from scoresde.cli.replace import Make, replace_all, require_writable
 from scoresde.cli.sample import one_class
 from scoresde.cli.watch import require_finite
 from scoresde.codes import Solved, decode, encode, interpolate
@@ -28,7 +28,6 @@ from scoresde.config import Config, override
 from scoresde.data import Scaling, Split
 from scoresde.denoiser import Denoiser
 from scoresde.evaluation import image_grid, save_png, scatter
-from scoresde.training.files import atomic_write, writing
 
 RECORD, CODES, SAMPLES, GRID = "edit.json", "codes.npz", "edited.npz", "edit.png"
 FILES = (RECORD, CODES, SAMPLES, GRID)
@@ -175,15 +174,15 @@ def _prepared(options: EditOptions, overrides: Mapping[str, Any]) -> Job:
     if (options.codes is None) == (options.operation == "decode"):
         what = "needs" if options.codes is None else "is for"
         raise ValueError(f"--operation decode {what} --codes, a file that encode has written")
+    if options.codes is not None and options.num is not None:
+        raise ValueError("--num: decode takes all codes of the file; leave it out")
     _require_free(options.out, options.overwrite)
     loaded = load_run(options.checkpoint, ema=not options.no_ema)
     for note in loaded.notes:
         print(note, file=sys.stderr)
     config = override(loaded.config, overrides)
     loaded.model.to(pick_device(options.device))
-    with writing(options.out):
-        options.out.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=options.out).close()
+    require_writable(options.out)
     return Job(options, loaded, config, Solved(options.tolerance))
 
 
@@ -232,9 +231,10 @@ def _read_codes(job: Job) -> tuple[Tensor, Tensor | None]:
     path, shape = job.options.codes, tuple(job.loaded.data.shape)
     assert path is not None
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here: numpy leaves the file open when it is a damaged archive.
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             found = {name: torch.from_numpy(file[name]) for name in file.files}
-    except (ValueError, OSError, TypeError) as error:
+    except (ValueError, OSError, TypeError, EOFError, zipfile.BadZipFile) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise ValueError(f"{path}: not codes ({error}); give a {CODES}") from error
@@ -253,24 +253,28 @@ def _read_codes(job: Job) -> tuple[Tensor, Tensor | None]:
 
 
 def _write(job: Job, edited: Edited, record: Mapping[str, Any]) -> None:
-    """Replace what the folder holds; the record comes last."""
-    out, x = job.options.out, edited.shown
-    arrays = {name: value.numpy() for name, value in edited.codes.items()}
-    for name in FILES:
-        if job.options.codes is None or not _same(out / name, job.options.codes):
-            (out / name).unlink(missing_ok=True)
-    # The record first, so that no file is ever without one.
-    write_text(out / RECORD, json.dumps(record, indent=2) + "\n")
-    if arrays:
-        atomic_write(out / CODES, partial(_save, arrays=arrays))
-    if x is None:
-        return
+    """Replace what the folder holds, but the codes that were decoded; the record comes last."""
+    out, codes, x = job.options.out, job.options.codes, edited.shown
+    files: dict[str, Make] = {}
+    if edited.codes:
+        arrays = {name: value.numpy() for name, value in edited.codes.items()}
+        files[CODES] = partial(_save, arrays=arrays)
+    if x is not None:
+        files |= _pictures(job, x, edited.columns)
+        files[SAMPLES] = partial(_save, arrays={"x": x.numpy()})
+    files[RECORD] = partial(Path.write_text, data=json.dumps(record, indent=2) + "\n")
+    earlier = [name for name in FILES if codes is None or not _same(out / name, codes)]
+    replace_all(out, files, earlier)
+
+
+def _pictures(job: Job, x: Tensor, columns: int) -> dict[str, Make]:
+    """Rows of images, or points in the plane; nothing for other shapes."""
     if x.ndim == 4 and x.shape[1] in (1, 3):
-        picture = image_grid(job.scaling.to_uint8(x), edited.columns)
-        atomic_write(out / GRID, partial(save_png, picture=picture))
-    elif x.ndim == 2 and x.shape[1] == 2:
-        atomic_write(out / GRID, partial(scatter, panels={"edited": x}))
-    atomic_write(out / SAMPLES, partial(_save, arrays={"x": x.numpy()}))
+        picture = image_grid(job.scaling.to_uint8(x), columns)
+        return {GRID: partial(save_png, picture=picture)}
+    if x.ndim == 2 and x.shape[1] == 2:
+        return {GRID: partial(scatter, panels={"edited": x})}
+    return {}
 
 
 def _same(a: Path, b: Path) -> bool:

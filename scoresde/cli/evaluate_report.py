@@ -5,25 +5,21 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from scoresde.cli.replace import Make, replace_all
 from scoresde.data import Dataset
 from scoresde.evaluation import nearest, neighbour_grid, save_png, scatter
-from scoresde.training.files import writing
 
 REPORT = "evaluate.json"
 PAGE = "evaluate.txt"
 FILES = (REPORT, PAGE, "neighbours.png", "scatter.png")
 PAIRS = 48
-
-Make = Callable[[Path], object]
-"""Writes a file."""
 
 
 def require_free(folder: Path, overwrite: bool) -> None:
@@ -107,22 +103,8 @@ def picture(dataset: Dataset, reference: Tensor, x: Tensor) -> dict[str, Make]:
 def write(
     folder: Path, report: Mapping[str, Any], text: str, pictures: Mapping[str, Make]
 ) -> None:
-    """Replace the report in the folder; while ``evaluate.json`` is there, all belongs to it.
-
-    Everything is written beside the earlier files before any is touched. Raises OSError.
-    """
+    """Replace the report in the folder; while ``evaluate.json`` is there, all belongs to it."""
     files = dict(pictures)
     for name, content in ((PAGE, text), (REPORT, json.dumps(report, indent=2))):
         files[name] = partial(Path.write_text, data=content + "\n")
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            for name, make in files.items():
-                make(folder / f"{name}.tmp")
-            for name in FILES:
-                (folder / name).unlink(missing_ok=True)
-            for name in files:  # the report comes last
-                os.replace(folder / f"{name}.tmp", folder / name)
-        finally:
-            for name in files:
-                (folder / f"{name}.tmp").unlink(missing_ok=True)
+    replace_all(folder, files, FILES)

@@ -30,6 +30,7 @@ from scoresde.cli.likelihood_report import (
 )
 from scoresde.cli.matching import require_same_data, require_same_split
 from scoresde.cli.options import LikelihoodOptions
+from scoresde.cli.replace import require_writable
 from scoresde.cli.report import Stopping
 from scoresde.cli.scoring import Job, Partial, Values, World, together
 from scoresde.config import Config, override, to_plain
@@ -312,8 +313,7 @@ def _require_room(options: LikelihoodOptions, out: Path) -> None:
 
 def _partial(ready: Prepared, out: Path, world: World) -> Partial:
     """Where the values so far are kept, with nothing of other jobs there."""
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
+    require_writable(out)
     plain = to_plain(ready.config)
     parts = {name: plain[name] for name in ("likelihood", "sde", "parameterization", "network")}
     settings = parts.pop("likelihood") | parts

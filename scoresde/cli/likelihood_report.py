@@ -6,7 +6,8 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor
 from scoresde.build import LoadedRun
 from scoresde.cli import scoring
 from scoresde.cli.options import LikelihoodOptions
+from scoresde.cli.replace import Make, replace_all
 from scoresde.cli.scoring import Job, Values
 from scoresde.config import Config
 from scoresde.config.schema import Likelihood
@@ -273,14 +275,13 @@ def write_files(
     if other is not None:
         shown[str(options.against)] = scoring.bits(job, other.columns["nats"])
     text = json.dumps(report, indent=2) + "\n"
-    files: dict[str, Callable[[Path], object]] = {
+    files: dict[str, Make] = {
         "values.csv": lambda path: path.write_text(_as_csv(table), encoding="utf-8"),
         "values.npz": partial(_as_npz, table=table),
         "histogram.png": partial(histogram, sets=shown, label="bits per dimension"),
         "likelihood.json": lambda path: path.write_text(text, encoding="utf-8"),
     }
-    for name, make in files.items():
-        atomic_write(options.out / name, make)
+    replace_all(options.out, files, FILES)
 
 
 def _table(job: Job, values: Values) -> dict[str, list[Any]]:
@@ -320,8 +321,11 @@ def _write_csv(path: Path, table: Mapping[str, list[Any]]) -> None:
         with target.open("w", newline="") as file:
             file.write(_as_csv(table))
 
-    if path.is_symlink() or (path.exists() and not path.is_file()):
-        with writing(path):  # such as /dev/stdout, which no new file may replace
+    if path.exists() and os.path.samestat(path.stat(), os.fstat(1)):
+        # Opened anew, standard output that goes to a file would lose what it holds.
+        print(_as_csv(table), end="", flush=True)
+    elif path.is_symlink() or (path.exists() and not path.is_file()):
+        with writing(path):  # such as a pipe, which no new file may replace
             write(path)
     else:
         atomic_write(path, write)

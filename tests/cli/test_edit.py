@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 from scoresde import build
+from scoresde.cli import edit as module
 from scoresde.cli.main import main
 
 LOOSE = ("--tolerance", "1e-3")
@@ -148,6 +150,28 @@ class TestRefusals:
     )
     def test_options(self, capsys, points, tmp_path, flags, message):
         assert message in refusal(capsys, points, tmp_path, *flags)
+
+    def test_a_full_disk_keeps_the_earlier_result(self, capsys, points, tmp_path, monkeypatch):
+        def full(path: Path, **contents: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        argv = ["edit", "--checkpoint", str(points), "--out", str(tmp_path), "--num", "2"]
+        assert main(argv) == 0
+        before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        monkeypatch.setattr(module, "scatter", full)
+        assert main([*argv, "--overwrite"]) == 1
+        assert "free some space" in capsys.readouterr().err
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+    def test_damaged_codes(self, capsys, points, tmp_path):
+        argv = ["edit", "--checkpoint", str(points), "--out", str(tmp_path / "o")]
+        decode = [*argv, "--operation", "decode", "--codes", str(tmp_path / "codes.npz")]
+        for content in (b"", b"PK\x03\x04 torn"):
+            (tmp_path / "codes.npz").write_bytes(content)
+            assert main(decode) == 2
+            assert "not codes" in capsys.readouterr().err
+        assert main([*decode, "--num", "1"]) == 2
+        assert "leave it out" in capsys.readouterr().err
 
     def test_codes_of_another_model(self, capsys, points, images, tmp_path):
         file = tmp_path / "codes.npz"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import math
 import os
@@ -18,6 +19,7 @@ from torch.distributions import Normal
 
 from scoresde import build
 from scoresde.cli import likelihood as module
+from scoresde.cli import likelihood_report
 from scoresde.cli.likelihood import Scores, score_split
 from scoresde.cli.main import main
 from scoresde.config.schema import Likelihood
@@ -339,6 +341,28 @@ class TestFolder:
             report["lower_bound"]["bits_per_dim"]
         )
         assert not list(tmp_path.glob("partial*"))
+
+    def test_a_full_disk_keeps_the_earlier_report(self, points, capsys, tmp_path, monkeypatch):
+        flags = ("--out", str(tmp_path), "--num", "2")
+        score(capsys, points, *flags)
+        before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+        def full(path: Path, **contents: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(likelihood_report, "histogram", full)
+        argv = ["likelihood", "--checkpoint", str(points), "--device", "cpu", *flags]
+        assert main([*argv, "--seed", "1", "--overwrite"]) == 1
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+    def test_a_table_after_the_report_in_one_file(self, points, tmp_path):
+        argv = ["likelihood", "--checkpoint", str(points), "--device", "cpu", "--num", "2"]
+        command = [sys.executable, "-m", "scoresde", *argv, "--json", "--csv", "/dev/stdout"]
+        with (tmp_path / "out.txt").open("w") as out:
+            subprocess.run(command, check=True, timeout=100, stdout=out)
+        text = (tmp_path / "out.txt").read_text()
+        assert text.startswith("{")
+        assert text.count("index,label,nats") == 1
 
     def test_a_second_evaluation_needs_leave(self, points, capsys, tmp_path):
         score(capsys, points, "--out", str(tmp_path), "--num", "2")
