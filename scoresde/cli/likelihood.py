@@ -84,6 +84,10 @@ def run(options: LikelihoodOptions, overrides: Mapping[str, Any]) -> int:
         barrier()  # what --overwrite forgets is gone
         values = Values.empty(len(job.split)) if part is None else part.read(len(job.split))
         barrier()  # all have read what there was before any adds to it
+        if part is not None and world.rank == 0 and len(values.done):
+            # Of another number of processes: the files of the others are about to be replaced.
+            part.write(values, values.done)
+        barrier()
         score_rows(job, values, part, world)
         barrier()
         if world.rank == 0:

@@ -33,7 +33,7 @@ COLUMNS = ("nats", "nfe", "bound", "again", "coarse")
 """The value in nats and its calls, the bound beside it, the value by other draws and by a coarser
 solver; NaN where it was not asked for."""
 
-Told = Callable[[int, str], None]
+DAMAGE = (OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ class Partial:
                     same = str(found["key"]) == self.key
                     rows = torch.from_numpy(found["rows"])
                     columns = {name: torch.from_numpy(found[name]) for name in COLUMNS}
-            except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            except DAMAGE as error:
                 raise ValueError(
                     f"{path}: damaged ({type(error).__name__}); delete it and --resume"
                 ) from None

@@ -204,7 +204,8 @@ def _check(
         raise ValueError(f"need times and decodes >= 2, got {times} and {decodes}")
     if mix is None and denoiser.variance_mix is None:
         raise ValueError(
-            "mix=None, but this denoiser has no learned variance; give SMALL or LARGE"
+            "mix=None, but this denoiser has no learned variance; give SMALL or LARGE "
+            "(likelihood.variance small or large)"
         )
     if mix is not None and not 0 <= mix <= 1:
         raise ValueError(f"need 0 <= mix <= 1, got {mix:g}")

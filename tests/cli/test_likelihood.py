@@ -411,8 +411,29 @@ class TestFolder:
         capsys.readouterr()
         other = refusal(capsys, wild, *flags, "--resume", "--seed", "1")
         assert "left by other weights, data or settings" in other
-        (tmp_path / "partial-0.npz").write_bytes(b"PK\x03\x04 torn")
-        assert "damaged" in refusal(capsys, wild, *flags, "--resume")
+        for content in (b"", b"PK\x03\x04 torn"):
+            (tmp_path / "partial-0.npz").write_bytes(content)
+            assert "damaged" in refusal(capsys, wild, *flags, "--resume")
+
+    def test_what_other_processes_kept_is_kept_again_first(
+        self, wild, capsys, tmp_path, monkeypatch
+    ):
+        """A second process would replace its file, and a kill then lose what it held."""
+        flags = (*CHEAP, "--num", "4", "--likelihood.batch", "2", "--out", str(tmp_path))
+        interrupt_after(1, monkeypatch)
+        argv = ["likelihood", "--checkpoint", str(wild), "--device", "cpu", *flags]
+        assert main(argv) == 130
+        monkeypatch.undo()
+        (tmp_path / "partial-0.npz").rename(tmp_path / "partial-1.npz")
+
+        def killed(job, rows):
+            raise RuntimeError("killed")
+            yield
+
+        monkeypatch.setattr(module.scoring, "score", killed)
+        assert main([*argv, "--resume"]) == 1
+        with np.load(tmp_path / "partial-0.npz") as kept:
+            assert kept["rows"].tolist() == [0, 1]
 
     def test_go_on_or_start_anew(self, points, capsys, tmp_path):
         flags = ("--out", str(tmp_path), "--resume", "--overwrite")
