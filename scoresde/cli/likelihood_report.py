@@ -70,7 +70,7 @@ def report_of(
         "levels": scaling.levels,
         "t0": job.estimator.start(job.model.sde, scaling),
         "prior_gap": _prior_gap(job),
-        "offset": -math.log2(scaling.step),
+        "offset": 0.0 - math.log2(scaling.step),
         "against": None if other is None else _against(ready, bits, other),
         "conditional": ready.options.conditional,
         "seed": ready.options.seed,

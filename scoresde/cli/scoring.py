@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -268,7 +269,8 @@ def together(world: World) -> Iterator[Callable[[], None]]:
         return
     from torch import distributed
 
-    distributed.init_process_group("gloo")
+    # One may have another set to score while the others wait; torchrun ends all if one dies.
+    distributed.init_process_group("gloo", timeout=timedelta(days=1))
     try:
         yield distributed.barrier
     finally:
