@@ -258,14 +258,14 @@ class World:
 
 
 @contextmanager
-def together(world: World) -> Iterator[Callable[[], None]]:
+def together(world: World, backend: str = "gloo") -> Iterator[Callable[[], None]]:
     """A function that waits for all processes; alone it returns at once."""
     if world.size == 1:
         yield lambda: None
         return
     from torch import distributed
 
-    distributed.init_process_group("gloo")
+    distributed.init_process_group(backend)
     try:
         yield distributed.barrier
     finally:
