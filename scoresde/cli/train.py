@@ -409,7 +409,8 @@ def _reason(error: Exception) -> str:
         return f"{error.filename}: {error.strerror}"
     reason = " ".join(str(error).split())
     # PyTorch's archive writer does not pass on what the system said.
-    return f"{reason}; is the disk full?" if "PytorchStreamWriter" in reason else reason
+    written = any(name in reason for name in ("PytorchStreamWriter", "inline_container"))
+    return f"{reason}; is the disk full?" if written else reason
 
 
 def _what_is_left(run: Run) -> str:
