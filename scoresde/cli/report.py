@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from scoresde.training import Metrics
+from scoresde.training import Metrics, Plan
 from scoresde.training.files import writing
 from scoresde.training.levels import LossByLevel
 
@@ -36,12 +36,12 @@ class Report:
     """Lines on standard output and in ``log.txt``, and on a terminal a bar with time left.
 
     The bar moves every step; its loss and speed are those of the last record. An error that ends
-    it is the last line of ``log.txt``.
+    it is the last line of ``log.txt``. A quiet report says nothing anywhere.
     """
 
-    def __init__(self, log: Path, steps: int, step: int) -> None:
-        self._path, self._steps = log, steps
-        self._console = Output(highlight=False, soft_wrap=True)
+    def __init__(self, log: Path, steps: int, step: int, *, quiet: bool = False) -> None:
+        self._path, self._steps, self._quiet = log, steps, quiet
+        self._console = Output(highlight=False, soft_wrap=True, quiet=quiet)
         self._bar = Progress(
             TextColumn("step"),
             MofNCompleteColumn(),
@@ -49,14 +49,15 @@ class Report:
             TextColumn("{task.fields[numbers]}"),
             TimeRemainingColumn(),
             console=self._console,
-            disable=not self._console.is_terminal,
+            disable=quiet or not self._console.is_terminal,
         )
         self._task = self._bar.add_task("train", total=steps, completed=step, numbers="")
         self._log: TextIO | None = None
 
     def __enter__(self) -> Self:
-        with writing(self._path):
-            self._log = self._path.open("a", encoding="utf-8")
+        if not self._quiet:
+            with writing(self._path):
+                self._log = self._path.open("a", encoding="utf-8")
         self._bar.start()
         return self
 
@@ -131,19 +132,19 @@ class Window:
         # That of an update that was skipped is infinite.
         self.grad_norm = self.grad_norm + metrics.grad_norm.nan_to_num(0.0, 0.0, 0.0)
 
-    def record(self, metrics: Metrics, batch: int, held_out: float | None) -> dict[str, Any]:
+    def record(self, metrics: Metrics, plan: Plan, held_out: float | None) -> dict[str, Any]:
         """The line of ``metrics.jsonl``: means over the window, which then starts anew."""
         skipped, self.skipped = metrics.skipped - self.skipped, metrics.skipped
         found: dict[str, Any] = {
             "step": metrics.step,
-            "images": metrics.step * batch,
+            "images": metrics.step * plan.batch,
             "loss": float(self.loss) / self.updates,
             "lr": metrics.learning_rate,
             "grad_norm": float(self.grad_norm) / max(self.updates - skipped, 1),
             "seconds": self.seconds,
-            "images_per_second": self.updates * batch / (self.seconds - self.begin),
+            "images_per_second": self.updates * plan.batch / (self.seconds - self.begin),
         }
-        found["loss_by_lam"] = self.levels.take()
+        found["loss_by_lam"] = self.levels.take(plan.share)
         self.begin, self.updates, self.loss, self.grad_norm = self.seconds, 0, 0.0, 0.0
         if metrics.skipped:
             found["skipped"] = metrics.skipped

@@ -262,7 +262,7 @@ class World:
 
 
 @contextmanager
-def together(world: World) -> Iterator[Callable[[], None]]:
+def together(world: World, backend: str = "gloo") -> Iterator[Callable[[], None]]:
     """A function that waits for all processes; alone it returns at once."""
     if world.size == 1:
         yield lambda: None
@@ -270,7 +270,7 @@ def together(world: World) -> Iterator[Callable[[], None]]:
     from torch import distributed
 
     # One may have another set to score while the others wait; torchrun ends all if one dies.
-    distributed.init_process_group("gloo", timeout=timedelta(days=1))
+    distributed.init_process_group(backend, timeout=timedelta(days=1))
     try:
         yield distributed.barrier
     finally:

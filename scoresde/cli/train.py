@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ from scoresde.cli.folder import RunFolder, environment
 from scoresde.cli.levels_plot import levels_plot
 from scoresde.cli.options import TrainOptions
 from scoresde.cli.preview import save_preview
+from scoresde.cli.processes import backend_of, jointly, own_device, require_same, share_of
 from scoresde.cli.report import Report, Stopping, Window
+from scoresde.cli.scoring import World, together
 from scoresde.config import Config, config_from, load_config, override, to_plain, to_yaml
 from scoresde.data import Dataset, Split, holdout
 from scoresde.data.dataset import reading
@@ -43,6 +46,7 @@ from scoresde.training import (
 from scoresde.training import checkpoint as checkpoints
 from scoresde.training.levels import LossByLevel
 from scoresde.training.precision import lay_out
+from scoresde.training.shares import Share
 from scoresde.training.snapshots import save_snapshots
 
 # Enough for a held-out loss that ranks checkpoints: its numbers are the same at every step.
@@ -54,6 +58,7 @@ REPORTS = tuple(f"train.{name}_every" for name in EVERY)
 # The learning rate and the clipping are the remedies for a loss that is not finite.
 REMEDIES = ("train.lr", "train.clip")
 FREE = ("train.steps", "train.keep", "data.path", "sample", "likelihood", *REMEDIES, *REPORTS)
+SAME = "start all processes with the same configuration and folder"
 
 
 @dataclass
@@ -70,22 +75,30 @@ class Run:
     flops: int
     best: Best | None = None
 
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.plan.share.rank == 0
+
 
 def run(options: TrainOptions, overrides: Mapping[str, Any]) -> int:
     """The command: train, resume, or with --dry-run only say what would be trained."""
-    config = _config(options, overrides)
+    world = World.found()
     if options.dry_run:
-        print(summary(config))
+        text = summary(_config(options, overrides), share_of(world))
+        print(text) if world.rank == 0 else None
         return 0
     if options.out is None:
         raise ValueError("--out is missing; name the run folder to write, such as --out runs/demo")
-    train_run(
-        config,
-        options.out,
-        resume=options.resume,
-        overwrite=options.overwrite,
-        device=options.device,
-    )
+    with together(world, backend_of(options.device)):
+        train_run(
+            jointly(world, lambda: _config(options, overrides)),
+            options.out,
+            resume=options.resume,
+            overwrite=options.overwrite,
+            device=options.device,
+            world=world,
+        )
     return 0
 
 
@@ -96,30 +109,50 @@ def train_run(
     resume: bool = False,
     overwrite: bool = False,
     device: str = "auto",
+    world: World | None = None,
 ) -> Path:
     """Train a configuration in the folder ``out`` and return that folder.
+
+    Processes of a ``world``, whose process group exists, share every batch; the first one writes.
 
     Nothing on disk is touched before configuration, data and model are known to fit. Raises
     ValueError for bad input or while another process trains there, TrainingError for a failure on
     the way, and SystemExit with 130 or 143 after SIGINT or SIGTERM, a checkpoint being saved.
     """
-    folder = folders.claim(out, resume=resume, overwrite=overwrite)
-    where = pick_device(device)
-    current = prepare(config, folder, where)
-    with folders.locked(folder):
-        folders.claim(out, resume=resume, overwrite=overwrite)  # is it still free?
-        notes = restore(current) if resume else []
-        _write_start(current, where)
+    world = world or World()
+
+    def claimed() -> RunFolder:
+        return folders.claim(out, resume=resume, overwrite=overwrite)
+
+    folder = jointly(world, lambda: claimed() if world.rank == 0 else RunFolder(Path(out)))
+    jointly(world, lambda: require_same(world, _flat(to_plain(config)), SAME))
+    where = own_device(pick_device(device), world)
+    current = jointly(world, lambda: prepare(config, folder, where, share_of(world)))
+    with ExitStack() as stack:
+
+        def lock() -> None:
+            if current.leads:
+                stack.enter_context(folders.locked(folder))
+                claimed()  # is it still free?
+
+        jointly(world, lock)
+        notes = jointly(world, lambda: restore(current)) if resume else []
+        jointly(world, lambda: require_same(world, {"step": current.state.step}, SAME))
+        if current.leads:
+            _write_start(current, where)
         notes.append(introduction(current, where))
-        with Report(folder.log, current.plan.steps, current.state.step) as report:
+        steps, step = current.plan.steps, current.state.step
+        with Report(folder.log, steps, step, quiet=not current.leads) as report:
             _to_the_end(current, report, notes)
     return folder.path
 
 
-def prepare(config: Config, folder: RunFolder, device: torch.device) -> Run:
+def prepare(
+    config: Config, folder: RunFolder, device: torch.device, share: Share | None = None
+) -> Run:
     """Read the data and build everything of a new run; raises ValueError where they do not fit."""
     dataset = build_dataset(config.data)
-    plan = build_plan(config, dataset)
+    plan = replace(build_plan(config, dataset), share=share or Share())
     split, held_out = _splits(config, dataset)
     model = build_model(config, dataset).to(device)
     cost = flops(model, tuple(dataset.shape), plan.classes)
@@ -148,7 +181,8 @@ def restore(run: Run) -> list[str]:
         checkpoints.load_tensors(average, found.averages.get(str(sigma_rel), {}), path)
     run.state.optimizer.load_state_dict(found.optimizer)
     run.state.step, run.state.scale, run.best = found.step, found.scale, found.best
-    folders.rewind(run.folder, found.step)
+    if run.leads:
+        folders.rewind(run.folder, found.step)
     notes = [f"passed over {line}" for line in passed_over] + [f"resumed from {path}"]
     notes += [f"changed from here on: {'; '.join(changed)}"] if changed else []
     return notes + _check_best(run)
@@ -179,7 +213,11 @@ def _to_the_end(run: Run, report: Report, notes: Sequence[str]) -> None:
             report.say(note)
         with Stopping() as stop:
             _train(run, report, stop)
-            report.say(finish(run))
+            report.say(finish(run) if run.leads else "")
+    except TrainingError:
+        if run.leads:
+            raise
+        raise SystemExit(1) from None  # it is that of all processes, and said by the first
     except OSError as error:
         raise TrainingError(f"{_reason(error)}; {_what_is_left(run)}") from error
 
@@ -191,21 +229,25 @@ def _train(run: Run, report: Report, stop: Stopping) -> None:
         step = metrics.step
         held_out = _validate(run) if _due(run, every.validate_every) else None
         if held_out is not None or _due(run, every.log_every):
-            record = window.record(metrics, run.plan.batch, held_out)
+            record = window.record(metrics, run.plan, held_out)
             record |= _costs(run, record["images_per_second"])
-            folders.append(run.folder, record)
+            if run.leads:
+                folders.append(run.folder, record)
             report.line(record)
         report.advance(step)
-        if _due(run, every.sample_every):
+        if run.leads and _due(run, every.sample_every):
             save_preview(run.folder.sample(step), run.state.ema, run.dataset, run.plan.classes)
-        if every.posthoc and _due(run, every.posthoc_every):
+        if run.leads and every.posthoc and _due(run, every.posthoc_every):
             with _saving(run):
                 save_snapshots(run.folder.averages, snapshot(run))
-        if stop.signal is not None or _due(run, every.checkpoint_every):
+        # Signals reach the processes at different steps; all of them stop at one.
+        stopped = run.plan.share.largest(stop.signal or 0)
+        if run.leads and (stopped or _due(run, every.checkpoint_every)):
             _save(run)
-        if stop.signal is not None and step < run.plan.steps:
-            report.say(f"{stop.signal.name} at step {step}: checkpoint saved, go on with --resume")
-            raise SystemExit(128 + stop.signal)
+        if stopped and step < run.plan.steps:
+            name = signal.Signals(stopped).name
+            report.say(f"{name} at step {step}: checkpoint saved, go on with --resume")
+            raise SystemExit(128 + stopped)
 
 
 def _window(run: Run) -> Window:
@@ -218,7 +260,8 @@ def _costs(run: Run, images_per_second: float) -> dict[str, float]:
     device = next(run.state.model.parameters()).device
     rate, most = images_per_second * run.flops, peak(device)
     found = {"flops_per_second": rate, "memory": memory(device)}
-    return found if most is None else found | {"utilisation": rate / most}
+    share = run.plan.share
+    return found if most is None else found | {"utilisation": rate / most / share.size}
 
 
 def _steps(run: Run) -> Iterator[tuple[Metrics, float]]:
@@ -249,7 +292,7 @@ def _validate(run: Run) -> float | None:
         raise TrainingError(f"step {run.state.step}: held-out loss {loss}; {_what_is_left(run)}")
     if run.best is None or loss < run.best.loss:
         run.best = Best(run.state.step, loss)
-        if run.config.train.keep_best:
+        if run.leads and run.config.train.keep_best:
             with _saving(run):
                 checkpoints.save(run.folder.best, snapshot(run))
     return loss
@@ -296,19 +339,20 @@ def introduction(run: Run, device: torch.device) -> str:
     )
 
 
-def summary(config: Config) -> str:
+def summary(config: Config, share: Share) -> str:
     """What --dry-run prints: configuration, number of parameters, how the batch is split."""
     dataset = build_dataset(config.data)
-    plan = build_plan(config, dataset)
+    plan = replace(build_plan(config, dataset), share=share)
     model = build_model(config, dataset)
     cost = flops(model, tuple(dataset.shape), plan.classes)
-    part = plan.batch // plan.accumulate
+    part = plan.batch // (plan.accumulate * share.size)
+    processes = f"{share.size} process{'es' * (share.size > 1)}"
     return (
         f"{to_yaml(config)}# {parameters(model):,} parameters; data {dataset.name} "
         f"{tuple(dataset.shape)}\n"
         f"# {short(cost)}FLOP an example, forward and backward; {short(cost * plan.batch)}FLOP a "
         f"step, {short(cost * plan.batch * plan.steps)}FLOP in all\n"
-        f"# batch {plan.batch}: {plan.accumulate} x {part} on each of 1 process"
+        f"# batch {plan.batch}: {plan.accumulate} x {part} on each of {processes}"
     )
 
 
@@ -365,7 +409,8 @@ def _reason(error: Exception) -> str:
         return f"{error.filename}: {error.strerror}"
     reason = " ".join(str(error).split())
     # PyTorch's archive writer does not pass on what the system said.
-    return f"{reason}; is the disk full?" if "PytorchStreamWriter" in reason else reason
+    written = any(name in reason for name in ("PytorchStreamWriter", "inline_container"))
+    return f"{reason}; is the disk full?" if written else reason
 
 
 def _what_is_left(run: Run) -> str:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from scoresde.sde import SDE
+from scoresde.training.shares import Share
 
 PARTS = 10
 
@@ -28,12 +29,18 @@ class LossByLevel:
         total = losses.new_zeros(PARTS) if self._total is None else self._total
         self._total = total.index_add(0, part.to(losses.device, non_blocking=True), losses)
 
-    def take(self) -> list[tuple[float, float]]:
-        """(middle of a part of lam, mean loss in it) where there were examples; then anew."""
+    def take(self, share: Share | None = None) -> list[tuple[float, float]]:
+        """(middle of a part of lam, mean loss in it) where there were examples; then anew.
+
+        They are those of all processes that ``share`` the batches.
+        """
         middles = (self._edges[1:] + self._edges[:-1]) / 2
-        total = torch.zeros(PARTS) if self._total is None else self._total.cpu()
-        seen = torch.nonzero(self._count).flatten()
-        means = (total / self._count)[seen]
+        total = torch.zeros(PARTS) if self._total is None else self._total
+        count = self._count.to(total)
+        if share is not None:
+            share.add([total, count])
+        seen = torch.nonzero(count.cpu()).flatten()
+        means = (total.cpu() / count.cpu())[seen]
         self._total, self._count = None, torch.zeros(PARTS)
         return [
             (round(lam, 3), loss)

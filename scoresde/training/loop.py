@@ -22,6 +22,7 @@ from scoresde.sde import SDE
 from scoresde.training import ema, losses, profiles
 from scoresde.training.losses import Weight, dsm_loss
 from scoresde.training.precision import MOST_SKIPPED, LossScale, Precision, autocast
+from scoresde.training.shares import Share
 from scoresde.training.times import Draw, Times
 
 LearningRate = Callable[[int], float]
@@ -57,7 +58,8 @@ class Plan:
     number of classes of a conditional model, whose labels become ``classes``, that is no label,
     each with probability ``label_dropout``. ``clip`` bounds the gradient norm (None: no bound).
     ``dither`` is that of ``dequantised``. The gradient of a batch is summed over ``accumulate``
-    parts of it, in ``precision``. Raises ValueError for numbers out of range.
+    parts of it, in ``precision``, and over the processes that ``share`` it. Raises ValueError for
+    numbers out of range.
     """
 
     steps: int
@@ -74,6 +76,7 @@ class Plan:
     dither: bool = True
     accumulate: int = 1
     precision: Precision = "float32"
+    share: Share = field(default_factory=Share)
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch) < 1 or self.seed < 0:
@@ -82,9 +85,10 @@ class Plan:
         if not (0 <= self.ema_decay <= 1 and 0 <= self.label_dropout <= 1):
             found = f"ema_decay={self.ema_decay:g}, label_dropout={self.label_dropout:g}"
             raise ValueError(f"need ema_decay and label_dropout in [0, 1], got {found}")
-        if self.accumulate < 1 or self.batch % self.accumulate:
+        if self.accumulate < 1 or self.batch % (self.accumulate * self.share.size):
             raise ValueError(
-                f"batch={self.batch} cannot be split into accumulate={self.accumulate} equal parts"
+                f"batch={self.batch} cannot be split into accumulate={self.accumulate} equal "
+                f"parts on each of {self.share.size} processes; make it a multiple of them"
             )
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"need clip > 0 or None, got clip={self.clip:g}")
@@ -95,7 +99,7 @@ class Metrics:
     """One update: updates made so far, loss and gradient norm (0-dim, on the device), rate.
 
     ``skipped`` counts the updates so far left out because an fp16 gradient overflowed; ``t`` (B,)
-    on the host and ``losses`` (B,) are those of the examples.
+    on the host and ``losses`` (B,) are those of the examples of this process.
     """
 
     step: int
@@ -144,8 +148,9 @@ def update(state: TrainState, plan: Plan, split: Split, scaling: Scaling) -> Met
     for group in state.optimizer.param_groups:
         group["lr"] = rate
     state.optimizer.zero_grad(set_to_none=True)
-    losses = _backward(state, plan, batch)
-    loss = losses.mean()
+    t, losses = _backward(state, plan, batch)
+    loss = losses.sum() / plan.batch
+    plan.share.add([loss, *(p.grad for p in model.parameters() if p.grad is not None)])
     norm = nn.utils.clip_grad_norm_(model.parameters(), plan.clip or math.inf)
     if _is_finite(state, plan, loss, norm, rate):
         state.optimizer.step()
@@ -153,7 +158,7 @@ def update(state: TrainState, plan: Plan, split: Split, scaling: Scaling) -> Met
     for sigma_rel, average in state.averages.items():
         ema.update(average, model, profiles.decay(profiles.power(sigma_rel), step))
     state.step += 1
-    return Metrics(state.step, loss, norm, rate, state.scale.skipped, batch.t, losses)
+    return Metrics(state.step, loss, norm, rate, state.scale.skipped, t, losses)
 
 
 def draw_batch(plan: Plan, split: Split, scaling: Scaling, sde: SDE, step: int) -> Batch:
@@ -272,19 +277,21 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
-def _backward(state: TrainState, plan: Plan, batch: Batch) -> Tensor:
-    """Leave the gradient of the mean loss in the parameters; the loss of every example, (B,)."""
+def _backward(state: TrainState, plan: Plan, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Leave our share of the gradient in the parameters; times and losses of our examples."""
     scale = state.scale.value if plan.precision == "fp16" else 1.0
-    found = []
-    for part, rows in enumerate(torch.arange(plan.batch).chunk(plan.accumulate)):
-        loss = _loss(state.model, plan, _take(batch, rows), state.step, part)
+    times, found = [], []
+    for part, rows in plan.share.parts(plan.batch, plan.accumulate):
+        ours = _take(batch, rows)
+        loss = _loss(state.model, plan, ours, state.step, part)
         (loss.sum() * (scale / plan.batch)).backward()
+        times.append(ours.t)
         found.append(loss.detach())
     if scale != 1:
         for parameter in state.model.parameters():
             if parameter.grad is not None:
                 parameter.grad.div_(scale)
-    return torch.cat(found)
+    return torch.cat(times), torch.cat(found)
 
 
 def _loss(model: ScoreModel, plan: Plan, batch: Batch, step: int, part: int) -> Tensor:

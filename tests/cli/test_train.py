@@ -524,6 +524,16 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, capsys, monkeypatch):
     assert ck.newest(tmp_path / "run/checkpoints")[1].step == 4
 
 
+def test_a_file_cut_off_by_the_system_is_said_to_be_one(tmp_path, capsys, monkeypatch):
+    def fail(entries, path):
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+
+    monkeypatch.setattr(torch, "save", fail)
+    assert main(command(tmp_path / "run")) == 1
+    assert "step 4: cannot save" in (line := error_line(capsys))
+    assert "is the disk full?" in line
+
+
 @pytest.mark.parametrize("name", ["metrics.jsonl", "log.txt", "samples"])
 def test_a_file_that_cannot_be_written_is_named(tmp_path, capsys, monkeypatch, name):
     refused = tmp_path / "run" / name

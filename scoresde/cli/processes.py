@@ -1,0 +1,67 @@
+"""Several processes that do one job: what fails in one ends all, and is said once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import torch
+
+from scoresde.cli.console import pick_device
+from scoresde.cli.scoring import World
+from scoresde.training.shares import Share
+
+Result = TypeVar("Result")
+
+
+def share_of(world: World) -> Share:
+    """The place of this process in a batch."""
+    return Share(world.rank, world.size)
+
+
+def backend_of(device: str) -> str:
+    """What carries the sums: gloo, and NCCL between GPUs where they are used."""
+    return "gloo" if pick_device(device).type == "cpu" else "cpu:gloo,cuda:nccl"
+
+
+def own_device(device: torch.device, world: World) -> torch.device:
+    """The GPU of this process among those of its machine; other devices as they are."""
+    if device.type != "cuda" or world.size == 1 or device.index is not None:
+        return device
+    torch.cuda.set_device(world.local)
+    return torch.device("cuda", world.local)
+
+
+def jointly(world: World, action: Callable[[], Result]) -> Result:
+    """What an action gives, in every process; where it fails in some, the first of them raises.
+
+    The others raise SystemExit, so that one error is one line.
+    """
+    error: Exception | None = None
+    try:
+        result = action()
+    except (ValueError, OSError, RuntimeError) as found:
+        error = found
+    # The largest of the reversed numbers is the first process that failed.
+    first = world.size - share_of(world).largest(0 if error is None else world.size - world.rank)
+    if error is not None and first == world.rank:
+        raise error
+    if first < world.size:
+        raise SystemExit(1)
+    return result
+
+
+def require_same(world: World, values: Mapping[str, Any], remedy: str) -> None:
+    """Raise ValueError, naming process and value, unless all processes have the same values."""
+    if world.size == 1:
+        return
+    from torch import distributed
+
+    found: list[dict[str, Any]] = [{} for _ in range(world.size)]
+    distributed.all_gather_object(found, dict(values))
+    for rank, theirs in enumerate(found):
+        for key in sorted(found[0].keys() | theirs.keys()):
+            if (one := found[0].get(key)) != (other := theirs.get(key)):
+                raise ValueError(
+                    f"{key}={other} in process {rank}, but {one} in process 0; {remedy}"
+                )

@@ -1,0 +1,168 @@
+"""Training in two processes: the run of one, and failures of one that end both."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from scoresde.cli import folder as folders
+from scoresde.cli.folder import RunFolder
+from scoresde.cli.main import main
+from scoresde.training import checkpoint as ck
+from tests.cli.test_train import command
+
+SMOOTH = {"network__dropout": "0"}
+SECONDS = 200
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def started(*commands: list[str]) -> list[subprocess.Popen]:
+    """A process for each command line, as torchrun would start them."""
+    port = str(free_port())
+    every = {"WORLD_SIZE": str(len(commands)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    every |= {"OMP_NUM_THREADS": "1"}  # as torchrun sets it
+    found = []
+    for rank, argv in enumerate(commands):
+        env = os.environ | every | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        line = [sys.executable, "-m", "scoresde", *argv]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        found.append(subprocess.Popen(line, env=env, text=True, **pipes))
+    return found
+
+
+def ended(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
+    """Exit code, standard output and errors of each; they are killed when it takes too long."""
+    late = threading.Timer(SECONDS, lambda: [process.kill() for process in processes])
+    late.start()
+    texts = [process.communicate() for process in processes]
+    late.cancel()
+    return [(p.returncode, *text) for p, text in zip(processes, texts, strict=True)]
+
+
+def waited_for(what, processes: list[subprocess.Popen]) -> None:
+    """Wait until something is there while all processes go on; else end them and say why."""
+    end = time.monotonic() + SECONDS
+    while not what():
+        if time.monotonic() > end or any(process.poll() is not None for process in processes):
+            for process in processes:
+                process.kill()
+            pytest.fail(str(ended(processes)))
+        time.sleep(0.02)
+
+
+def errors(found: list[tuple[int, str, str]]) -> list[str]:
+    lines = [line for _, _, err in found for line in err.splitlines()]
+    return [line for line in lines if line.startswith("scoresde: error")]
+
+
+def last(out: Path) -> ck.Checkpoint:
+    return ck.newest(out / "checkpoints")[1]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    """The run of one process."""
+    out = tmp_path_factory.mktemp("alone") / "run"
+    assert main(command(out, **SMOOTH)) == 0
+    return out
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_run_of_one(alone, tmp_path):
+    out = tmp_path / "run"
+    argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    argv += ["-m", "scoresde", *command(out, **SMOOTH)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("step 12/12") == 1
+    one, two = last(alone), last(out)
+    for a, b in ((one.model, two.model), (one.ema, two.ema)):
+        for k in a:
+            torch.testing.assert_close(a[k], b[k], rtol=0, atol=1e-6)
+    lines = [folders.records(RunFolder(path)) for path in (alone, out)]
+    for a, b in zip(*lines, strict=True):
+        assert (a["step"], a["images"]) == (b["step"], b["images"])
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-6)
+        assert a["loss_by_lam"] == [pytest.approx(pair, abs=1e-5) for pair in b["loss_by_lam"]]
+    assert sum(1 for path in out.rglob("*") if path.is_file()) == sum(
+        1 for path in alone.rglob("*") if path.is_file()
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_resume_bit_exactly_after_a_signal_to_one(tmp_path):
+    # With dropout. Long enough for the signal to arrive on the way.
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    long = {"train__steps": "80", "train__log_every": "5"}
+    long |= {f"train__{name}_every": "40" for name in ("sample", "validate", "checkpoint")}
+    argv = command(whole, **long)
+    assert [code for code, _, _ in ended(started(argv, argv))] == [0, 0]
+    argv = command(out, **long)
+    processes = started(argv, argv)
+    waited_for(lambda: folders.records(RunFolder(out)), processes)
+    processes[1].terminate()
+    assert [code for code, _, _ in ended(processes)] == [143, 143]
+    assert 5 <= last(out).step < 80
+    again = ["train", "--out", str(out), "--device", "cpu", "--resume"]
+    assert [code for code, _, _ in ended(started(again, again))] == [0, 0]
+    one, two = last(whole), last(out)
+    for a, b in ((one.model, two.model), (one.ema, two.ema)):
+        assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.slow
+def test_processes_of_different_configurations_are_refused(tmp_path):
+    out = tmp_path / "run"
+    found = ended(started(command(out), command(out, train__lr="0.1")))
+    assert [code for code, _, _ in found] == [2, 1]
+    assert len(errors(found)) == 1
+    assert "train.lr=0.1 in process 1, but 0.01 in process 0" in errors(found)[0]
+    assert not out.exists()
+
+
+@pytest.mark.slow
+def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):
+    out = tmp_path / "run"
+    argv = command(out, train__batch="15")
+    found = ended(started(argv, argv))
+    assert [code for code, _, _ in found] == [2, 1]
+    assert len(errors(found)) == 1
+    assert "batch=15 cannot be split" in errors(found)[0]
+    assert not out.exists()
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_ends_the_other(tmp_path):
+    out = tmp_path / "run"
+    argv = command(out, train__steps="100000")
+    processes = started(argv, argv)
+    waited_for(lambda: list(out.glob("checkpoints/step-*.pt")), processes)
+    processes[1].kill()
+    found = ended(processes)
+    assert [code for code, _, _ in found] == [1, -9]
+    assert "another process has ended" in errors(found)[0]
+    assert last(out).step >= 4
+
+
+def test_a_dry_run_says_how_processes_split_the_batch(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert main(command(tmp_path / "run", "--dry-run", train__accumulate="2")) == 0
+    assert "# batch 16: 2 x 2 on each of 4 processes" in capsys.readouterr().out
+    assert main(command(tmp_path / "run", "--dry-run", train__batch="18")) == 2
+    assert "on each of 4 processes" in capsys.readouterr().err
+    monkeypatch.setenv("RANK", "1")
+    assert main(command(tmp_path / "run", "--dry-run")) == 0
+    assert capsys.readouterr().out == ""
