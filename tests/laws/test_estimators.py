@@ -179,7 +179,7 @@ def test_integers_are_refused(score):
         Variational(),
         Chain(8),
     ],
-    ids=repr,
+    ids=lambda e: type(e).__name__ + type(getattr(e, "solver", None)).__name__,
 )
 def test_the_score_of_no_law_is_refused(estimator):
     guided = replace(grid25().denoiser(VP()), normalised=False)
