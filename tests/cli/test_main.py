@@ -17,13 +17,12 @@ from scoresde.cli.options import InfoOptions, SampleOptions, TrainOptions
 from scoresde.config import load_config
 
 HELP = """
-import sys, time
+import sys
 from scoresde.cli.main import main
 for argv in {commands}:
     assert main(argv) == {code}, argv
 heavy = {{"torch", "numpy", "matplotlib", "PIL"}} & set(sys.modules)
 assert not heavy, heavy
-assert time.process_time() < {seconds}, time.process_time()
 """
 
 
@@ -43,15 +42,15 @@ def refusal(capsys, *argv: str, code: int = 2) -> str:
 
 class TestHelp:
     @pytest.mark.parametrize("name", ["", *COMMANDS])
-    def test_takes_less_than_a_second_and_no_torch(self, name):
+    def test_needs_no_torch(self, name):
         argv = [part for part in (name, "--help") if part]
-        done = fresh_python(HELP.format(commands=[argv], code=0, seconds=1))
+        done = fresh_python(HELP.format(commands=[argv], code=0))
         assert done.returncode == 0, done.stderr
         assert "usage: scoresde" in done.stdout
 
     def test_bad_flags_and_configurations_need_no_torch_either(self):
         commands = [["trian"], ["train", "--train.lrr", "1"], ["sample", "--outt", "x"]]
-        done = fresh_python(HELP.format(commands=commands, code=2, seconds=1))
+        done = fresh_python(HELP.format(commands=commands, code=2))
         assert done.returncode == 0, done.stderr
 
     def test_shows_the_values_of_the_file_and_the_choices(self, tmp_path, capsys):
