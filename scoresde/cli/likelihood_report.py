@@ -26,6 +26,8 @@ from scoresde.config import Config
 from scoresde.config.schema import Likelihood
 from scoresde.evaluation.figures import histogram
 from scoresde.likelihood import bootstrap_interval, draw_error, mean
+from scoresde.likelihood.bounds import terminal_gap
+from scoresde.likelihood.dequantise import middles
 from scoresde.solvers import FIXED_STEP_METHODS
 from scoresde.training.files import atomic_write, writing
 
@@ -113,14 +115,14 @@ def _beside(job: Job, values: Values) -> dict[str, Any] | None:
 def _prior_gap(job: Job) -> float:
     """A bound on what the prior costs in place of the law at t_max, in bits per dimension.
 
-    KL(q(x_T | x) | prior), averaged over the data: alpha^2 |x|^2 / (2 sigma^2).
+    KL(q(x_T | x) | prior), averaged over the data, levels at the end that is further from 0.
     """
-    sde, x = job.model.sde, job.split.x.double().flatten(1)
-    if job.scaling.levels is not None:
-        x = job.scaling.low + job.scaling.step * (x + 0.5)
-    end = torch.tensor(sde.t_max, dtype=torch.float64)
-    signal = float(sde.alpha(end)) ** 2 * float(x.square().mean())
-    return signal / (2 * float(sde.sigma(end)) ** 2) / math.log(2)
+    x, sde, scaling = job.split.x.double(), job.model.sde, job.scaling
+    if scaling.levels is not None:
+        x = middles(x, scaling)
+        x = x + x.sign() * scaling.step / 2
+    gap = terminal_gap(sde, x, torch.tensor(sde.t_max, dtype=torch.float64))
+    return float(gap.mean()) / x[0].numel() / math.log(2)
 
 
 def _law(settings: Likelihood) -> str:

@@ -106,7 +106,7 @@ class TruncatedNormal(Dequantisation):
         alpha, sigma = _marginal(sde, t0)
         mass = math.erf(alpha * levels.step / (2 * sigma) / math.sqrt(2))
         e = _normal(mass * (2 * u.double() - 1))
-        x = alpha * _middle(k, levels) + sigma * e
+        x = alpha * middles(k, levels) + sigma * e
         return Draw(x, _entropy(e, sigma * mass))
 
     @property
@@ -131,7 +131,7 @@ class Decoder(Dequantisation):
     def draw(self, k: Tensor, u: Tensor, levels: Levels, sde: SDE, t0: float) -> Draw:
         alpha, sigma = _marginal(sde, t0)
         e = _normal(2 * u.double() - 1)
-        x = alpha * _middle(k, levels) + sigma * e
+        x = alpha * middles(k, levels) + sigma * e
         decoded = self.log_prob(k, x, levels, sde, t0)
         return Draw(x, decoded + _entropy(e, sigma))
 
@@ -139,7 +139,7 @@ class Decoder(Dequantisation):
         """log P(k | x) (B,) of levels given states at t_0."""
         alpha, sigma = _marginal(sde, t0)
         ratio, highest = alpha * levels.step / sigma, (levels.levels or math.inf) - 1
-        e = (x - alpha * _middle(k, levels)) / sigma
+        e = (x - alpha * middles(k, levels)) / sigma
         reach = math.ceil((10 + float(e.abs().max())) / ratio)
         total = -(e**2) / 2
         for j in range(1, reach + 1):
@@ -183,7 +183,8 @@ def _marginal(sde: SDE, t0: float) -> tuple[float, float]:
     return float(sde.alpha(t)), float(sde.sigma(t))
 
 
-def _middle(k: Tensor, levels: Levels) -> Tensor:
+def middles(k: Tensor, levels: Levels) -> Tensor:
+    """The numbers in the middle of levels ``k``, float64."""
     return levels.low + levels.step * (k.double() + 0.5)
 
 

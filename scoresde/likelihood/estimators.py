@@ -13,7 +13,14 @@ from torch import Tensor
 from scoresde.denoiser import Denoiser
 from scoresde.likelihood.adaptive import adaptive_log_likelihood
 from scoresde.likelihood.bounds import elbo
-from scoresde.likelihood.dequantise import Continuous, Decoder, Dequantisation, Levels, tight_time
+from scoresde.likelihood.dequantise import (
+    Continuous,
+    Decoder,
+    Dequantisation,
+    Levels,
+    middles,
+    tight_time,
+)
 from scoresde.likelihood.discrete import SMALL, discrete_elbo
 from scoresde.likelihood.divergence import Divergence, Hutchinson, HutchPlusPlus, exact
 from scoresde.likelihood.flow import LogLikelihood, log_likelihood
@@ -273,7 +280,7 @@ class DecodedVariational(Estimator):
         t0 = self.start(sde, scaling)
         bound = elbo(
             denoiser,
-            scaling.low + scaling.step * (x.double() + 0.5),
+            middles(x, scaling),
             t0=t0,
             times=self.times,
             std=self.std,
@@ -312,7 +319,7 @@ class Chain(Estimator):
         discrete = scaling.levels is not None
         bound = discrete_elbo(
             denoiser,
-            scaling.low + scaling.step * (x.double() + 0.5) if discrete else x,
+            middles(x, scaling) if discrete else x,
             self.grid(denoiser.sde, self.steps - 1),
             mix=self.mix,
             levels=scaling if discrete else None,
