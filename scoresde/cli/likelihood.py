@@ -30,16 +30,17 @@ from scoresde.cli.likelihood_report import (
 )
 from scoresde.cli.matching import require_same_data, require_same_split
 from scoresde.cli.options import LikelihoodOptions
+from scoresde.cli.processes import World, own_device, together
 from scoresde.cli.replace import require_writable
 from scoresde.cli.report import Stopping
-from scoresde.cli.scoring import Job, Partial, Values, World, together
+from scoresde.cli.scoring import Job, Partial, Values
 from scoresde.config import Config, override, to_plain
 from scoresde.config.schema import Likelihood
 from scoresde.data import Scaling, Split, examples
 from scoresde.likelihood import mean
 from scoresde.parameterization import ScoreModel
 from scoresde.sde import SDE
-from scoresde.training.checkpoint import DataDescription
+from scoresde.training.checkpoint import DataDescription, fingerprint
 from scoresde.training.files import writing
 
 KEEP_SECONDS = 5.0
@@ -210,10 +211,7 @@ def prepared(options: LikelihoodOptions, overrides: Mapping[str, Any], world: Wo
             "this model never learned to do without a class (train.label_dropout=0); "
             "give --conditional"
         )
-    device = options.device
-    if device == "auto" and world.size > 1 and torch.cuda.is_available():
-        device = f"cuda:{world.local}"
-    loaded.model.to(pick_device(device))
+    loaded.model.to(own_device(pick_device(options.device), world))
     _require_start(config.likelihood.t0, loaded.model.sde)
     make = partial(
         _job,
@@ -321,9 +319,8 @@ def _partial(ready: Prepared, out: Path, world: World) -> Partial:
     plain = to_plain(ready.config)
     parts = {name: plain[name] for name in ("likelihood", "sde", "parameterization", "network")}
     settings = parts.pop("likelihood") | parts
-    part = Partial(
-        out, scoring.key(ready.job, scoring.weights_of(ready.loaded.model), settings), world.rank
-    )
+    state = {k: v.cpu().contiguous() for k, v in ready.loaded.model.state_dict().items()}
+    part = Partial(out, scoring.key(ready.job, fingerprint({}, state), settings), world.rank)
     if ready.options.overwrite and not ready.options.resume and world.rank == 0:
         part.remove()
     return part

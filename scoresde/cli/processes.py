@@ -2,16 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from scoresde.cli.console import pick_device
-from scoresde.cli.scoring import World
 from scoresde.training.shares import Share
 
 Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those that torchrun started."""
+
+    rank: int = 0
+    size: int = 1
+    local: int = 0
+
+    @staticmethod
+    def found() -> World:
+        """From the environment that torchrun sets."""
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+        rank, size, local = (
+            int(os.environ.get(name, default)) for name, default in zip(names, "010", strict=True)
+        )
+        return World(rank, size, local)
+
+    def share(self, rows: Tensor) -> Tensor:
+        """The rows of this process."""
+        return rows[self.rank :: self.size]
+
+
+@contextmanager
+def together(world: World, backend: str = "gloo") -> Iterator[Callable[[], None]]:
+    """A function that waits for all processes; alone it returns at once."""
+    if world.size == 1:
+        yield lambda: None
+        return
+    from torch import distributed
+
+    # One may have another set to score while the others wait; torchrun ends all if one dies.
+    distributed.init_process_group(backend, timeout=timedelta(days=1))
+    try:
+        yield distributed.barrier
+    finally:
+        distributed.destroy_process_group()
 
 
 def share_of(world: World) -> Share:

@@ -10,12 +10,9 @@ import hashlib
 import io
 import json
 import math
-import os
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -177,14 +174,6 @@ def key(job: Job, weights: str, settings: Mapping[str, object]) -> str:
     return json.dumps(named, sort_keys=True)
 
 
-def weights_of(model: ScoreModel) -> str:
-    """sha256 of the weights."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
 @dataclass(frozen=True)
 class Partial:
     """The values so far of a job, one file a process in the folder of the report."""
@@ -234,44 +223,3 @@ class Partial:
         """Forget them."""
         for path in self.files:
             path.unlink(missing_ok=True)
-
-
-# --- several processes --------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class World:
-    """This process among those that torchrun started."""
-
-    rank: int = 0
-    size: int = 1
-    local: int = 0
-
-    @staticmethod
-    def found() -> World:
-        """From the environment that torchrun sets."""
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-        rank, size, local = (
-            int(os.environ.get(name, default)) for name, default in zip(names, "010", strict=True)
-        )
-        return World(rank, size, local)
-
-    def share(self, rows: Tensor) -> Tensor:
-        """The rows of this process."""
-        return rows[self.rank :: self.size]
-
-
-@contextmanager
-def together(world: World, backend: str = "gloo") -> Iterator[Callable[[], None]]:
-    """A function that waits for all processes; alone it returns at once."""
-    if world.size == 1:
-        yield lambda: None
-        return
-    from torch import distributed
-
-    # One may have another set to score while the others wait; torchrun ends all if one dies.
-    distributed.init_process_group(backend, timeout=timedelta(days=1))
-    try:
-        yield distributed.barrier
-    finally:
-        distributed.destroy_process_group()

@@ -22,9 +22,16 @@ from scoresde.cli.folder import RunFolder, environment
 from scoresde.cli.levels_plot import levels_plot
 from scoresde.cli.options import TrainOptions
 from scoresde.cli.preview import save_preview
-from scoresde.cli.processes import backend_of, jointly, own_device, require_same, share_of
+from scoresde.cli.processes import (
+    World,
+    backend_of,
+    jointly,
+    own_device,
+    require_same,
+    share_of,
+    together,
+)
 from scoresde.cli.report import Report, Stopping, Window
-from scoresde.cli.scoring import World, together
 from scoresde.config import Config, config_from, load_config, override, to_plain, to_yaml
 from scoresde.data import Dataset, Split, holdout
 from scoresde.data.dataset import reading
