@@ -21,13 +21,10 @@ import signal
 import tempfile
 import time
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 
-import matplotlib.figure  # noqa: F401 - what a training imports on its way
-import PIL.Image  # noqa: F401
-import safetensors.torch  # noqa: F401
 import torch
-import torch.utils.flop_counter
 
 from scoresde.cli.folder import RunFolder, records
 from scoresde.cli.train import train_run
@@ -36,6 +33,8 @@ from scoresde.training import checkpoint as checkpoints
 from scoresde.training.snapshots import snapshots
 
 STEPS = 20
+LAZY = ("matplotlib.figure", "PIL.Image", "safetensors.torch", "torch.utils.flop_counter")
+"""What a training imports on its way."""
 CONFIG = {
     "data.kind": "moons",
     "data.train": 200,
@@ -79,6 +78,8 @@ def main() -> None:
     if args.count < 1:
         parser.error(f"need --count >= 1, got {args.count}")
     torch.set_num_threads(1)
+    for name in LAZY:  # once, not in every fork
+        import_module(name)
     with tempfile.TemporaryDirectory() as folder:
         found = killed(args.count, args.seed, Path(folder))
     print(f"{found.kills} kills, {found.trainings} trainings equal to the undisturbed one")

@@ -98,8 +98,13 @@ def test_orders_of_paths():
 
 def test_the_slope_is_waited_for(monkeypatch):
     """Of n^-2 + 100 n^-3 the third-order part rules at 100 steps."""
-    error = lambda n: n**-2.0 + 100 * n**-3.0  # noqa: E731
-    exact = lambda step, sde, n: Bias(error(n), 0.0, (0.0, 0.0, 0.0))  # noqa: E731
+
+    def error(n):
+        return n**-2.0 + 100 * n**-3.0
+
+    def exact(step, sde, n):
+        return Bias(error(n), 0.0, (0.0, 0.0, 0.0))
+
     monkeypatch.setattr(measure, "bias", exact)
     found = weak_order(lambda n: DDIM(), VP())
     assert found.steps[-1] >= 800
@@ -144,7 +149,10 @@ def moments(step, sde, n, draws, eps):
     stds = (0.36 * alphas**2 + sigmas**2).sqrt()
     mass = mass * (1 + eps * (0.6 * alphas[0] / stds[0]) ** 3 * hermite(axes[:, 0])[2])
     columns = iter(axes.T[1:])
-    noise = lambda x, t=None, s=None: next(columns)[:, None]  # noqa: E731
+
+    def noise(x, t=None, s=None):
+        return next(columns)[:, None]
+
     x = alphas[0] * 0.3 + stds[0] * axes[:, :1]
     end = sample(skewed_denoiser(sde, eps), x, ts, step, noise, denoise=False)[:, 0]
     z = (end - alphas[-1] * 0.3) / stds[-1]

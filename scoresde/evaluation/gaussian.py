@@ -6,6 +6,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,11 +78,14 @@ def _root(covariance: Tensor) -> Tensor:
 
 def save_moments(path: Path, found: Moments) -> None:
     """Write an .npz of ``mu`` and ``sigma``, as pytorch-fid and EDM do, and the features' name."""
-    arrays = {"mu": found.mean.cpu().numpy(), "sigma": found.covariance.cpu().numpy()}
+    arrays: dict[str, Any] = {
+        "mu": found.mean.cpu().numpy(),
+        "sigma": found.covariance.cpu().numpy(),
+    }
     if found.features is not None:
         arrays["features"] = np.array(found.features)
     with path.open("wb") as file:  # of a path numpy would make NAME.npz
-        np.savez(file, **arrays)  # type: ignore[arg-type]
+        np.savez(file, **arrays)
 
 
 def load_moments(path: Path) -> Moments:

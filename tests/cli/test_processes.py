@@ -124,23 +124,19 @@ def test_two_processes_resume_bit_exactly_after_a_signal_to_one(tmp_path):
 
 
 @pytest.mark.slow
-def test_processes_of_different_configurations_are_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        ({}, {"train__lr": "0.1"}, "train.lr=0.1 in process 1, but 0.01 in process 0"),
+        ({"train__batch": "15"}, {"train__batch": "15"}, "batch=15 cannot be split"),
+    ],
+)
+def test_what_processes_cannot_share_is_refused_once(tmp_path, first, second, words):
     out = tmp_path / "run"
-    found = ended(started(command(out), command(out, train__lr="0.1")))
+    found = ended(started(command(out, **first), command(out, **second)))
     assert [code for code, _, _ in found] == [2, 1]
     assert len(errors(found)) == 1
-    assert "train.lr=0.1 in process 1, but 0.01 in process 0" in errors(found)[0]
-    assert not out.exists()
-
-
-@pytest.mark.slow
-def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):
-    out = tmp_path / "run"
-    argv = command(out, train__batch="15")
-    found = ended(started(argv, argv))
-    assert [code for code, _, _ in found] == [2, 1]
-    assert len(errors(found)) == 1
-    assert "batch=15 cannot be split" in errors(found)[0]
+    assert words in errors(found)[0]
     assert not out.exists()
 
 

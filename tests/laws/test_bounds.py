@@ -58,13 +58,12 @@ class TestContinuous:
         pixels, sde = mostly_black(), VP()
         k = torch.full((400, 3), 7)
         t0 = float(sde.time(torch.tensor(math.log(2 / pixels.scale.step), dtype=F64)))
-        decode = lambda z: Decoder().log_prob(k, z, pixels.scale, sde, t0)  # noqa: E731
         got = elbo(
             pixels.denoiser(sde),
             pixels.middles[k],
             t0=t0,
             times=16,
-            reconstruction=decode,
+            reconstruction=lambda z: Decoder().log_prob(k, z, pixels.scale, sde, t0),
             noise=per_sample_noise(range(400)),
         )
         told = float(got.standard_error.square().mean().sqrt())

@@ -108,12 +108,11 @@ def test_truncated_draws_stay_in_their_level_and_have_its_density():
 def test_the_bound_of_levels_through_a_decoder():
     pixels, sde = mostly_black(), VP()
     k = drawn(pixels, 400, 3)
-    decode = lambda z: Decoder().log_prob(k, z, pixels.scale, sde, sde.t_min)  # noqa: E731
     got = elbo(
         pixels.denoiser(sde),
         pixels.middles[k],
         times=256,
-        reconstruction=decode,
+        reconstruction=lambda z: Decoder().log_prob(k, z, pixels.scale, sde, sde.t_min),
         noise=per_sample_noise(range(400)),
     )
     gap = -got.log_prob / math.log(2) / 3 - exact(pixels, k) / 3

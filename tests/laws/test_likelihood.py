@@ -24,7 +24,10 @@ def at(sde, name):
 def test_exact_gaussian_likelihood(sde, gaussian):
     """Within 1e-5 nats per dimension of the closed form, given the true terminal marginal."""
     x = gaussian.sample(32, torch.Generator().manual_seed(0))
-    terminal = lambda x: gaussian.log_prob(x, sde, at(sde, "t_max"))  # noqa: E731
+
+    def terminal(x):
+        return gaussian.log_prob(x, sde, at(sde, "t_max"))
+
     got = log_likelihood(gaussian.denoiser(sde), x, exact, prior=terminal)
     truth = gaussian.log_prob(x, sde, at(sde, "t_min"))
     assert (got.log_prob - truth).abs().max() < 1e-5 * 4
@@ -37,7 +40,10 @@ def test_prior_mismatch_is_what_is_left(sde, gaussian):
     """With the process's own prior the error is exactly the difference of terminal densities."""
     x = gaussian.sample(8, torch.Generator().manual_seed(0))
     denoiser = gaussian.denoiser(sde)
-    true = lambda x: gaussian.log_prob(x, sde, at(sde, "t_max"))  # noqa: E731
+
+    def true(x):
+        return gaussian.log_prob(x, sde, at(sde, "t_max"))
+
     mine, given = log_likelihood(denoiser, x), log_likelihood(denoiser, x, prior=true)
     own = sde.prior().log_prob(mine.latent).sum(1)
     torch.testing.assert_close(mine.log_prob - given.log_prob, own - true(mine.latent))
@@ -48,7 +54,10 @@ def test_mixture_likelihood_in_any_shape(sde):
     plane = grid25(std=0.1)
     data = Mixture(plane.weights, plane.means.reshape(25, 1, 2, 1), plane.stds)
     x = data.sample(24, torch.Generator().manual_seed(1))
-    prior = lambda x: data.log_prob(x, sde, at(sde, "t_max"))  # noqa: E731
+
+    def prior(x):
+        return data.log_prob(x, sde, at(sde, "t_max"))
+
     got = log_likelihood(data.denoiser(sde), x, prior=prior, rtol=1e-8, atol=1e-8)
     truth = data.log_prob(x, sde, at(sde, "t_min"))
     torch.testing.assert_close(got.log_prob, truth, rtol=0, atol=2e-4)
@@ -59,7 +68,10 @@ def test_through_every_parameterisation(sde, name, gaussian):
     p = params.edm() if name == "edm" else getattr(params, name)
     model = ScoreModel(ExactNetwork(gaussian, sde, p), sde, p)
     x = gaussian.sample(4, torch.Generator().manual_seed(0))
-    prior = lambda x: gaussian.log_prob(x, sde, at(sde, "t_max"))  # noqa: E731
+
+    def prior(x):
+        return gaussian.log_prob(x, sde, at(sde, "t_max"))
+
     got = log_likelihood(model.denoiser(), x, prior=prior)
     truth = gaussian.log_prob(x, sde, at(sde, "t_min"))
     assert (got.log_prob - truth).abs().max() < 1e-4
@@ -68,7 +80,10 @@ def test_through_every_parameterisation(sde, name, gaussian):
 def test_exact_divergence_is_the_trace_within_any_budget():
     matrix = torch.randn(6, 6, generator=torch.Generator().manual_seed(0), dtype=F64)
     x = torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(1), dtype=F64)
-    field = lambda x: (torch.sin(x.flatten(1)) @ matrix.T).reshape(x.shape)  # noqa: E731
+
+    def field(x):
+        return (torch.sin(x.flatten(1)) @ matrix.T).reshape(x.shape)
+
     truth = (x.flatten(1).cos() * matrix.diag()).sum(1)
     for budget in (1, 500, 10**9, None):
         value, trace = Exact(budget)(field, x)
@@ -96,7 +111,9 @@ def test_a_budget_is_kept_in_memory():
             kept.append(1)
             return v
 
-    field = lambda x: torch.sin(Watched.apply(x.sin()))  # noqa: E731
+    def field(x):
+        return torch.sin(Watched.apply(x.sin()))
+
     x = torch.randn(10, 16, generator=torch.Generator().manual_seed(0), dtype=F64)
     passes = {}
     for budget in (1, 4 * x.nbytes, 10**9):  # one activation of the size of x is kept
@@ -115,7 +132,10 @@ def test_many_products_at_once_are_those_of_a_loop(attention):
     net = UNet(1, width=8, multipliers=(1, 2), blocks=1, attention=attention, dropout=0)
     for p in net.parameters():
         torch.nn.init.normal_(p, std=0.2)
-    field = lambda x: net(x.float(), x.new_zeros(len(x)).float()).to(x)  # noqa: E731
+
+    def field(x):
+        return net(x.float(), x.new_zeros(len(x)).float()).to(x)
+
     x = torch.randn(2, 1, 4, 4, dtype=F64)
     _, looped = Exact(1)(field, x)
     with torch.inference_mode():
