@@ -54,30 +54,45 @@ def gaussian_fourier(width: int, *, scale: float = 2.0, seed: int = 0) -> Sinuso
 
 
 class Conditioning(nn.Module):
-    """Noise level and class to one vector, (B,) and (B,) -> (B, out).
+    """Noise level, class and augmentation to one vector, (B,), (B,), (B, augments) -> (B, out).
 
-    A two-layer network of their summed features, which are both of unit size. Labels are
-    0..classes-1; the value ``classes``, or ``label=None`` for a whole batch, means no label.
-    EDM, arXiv 2206.00364, appendix F.
+    A two-layer network of their summed features. Labels are 0..classes-1; the value ``classes``,
+    or ``label=None`` for a whole batch, means no label. The features of what was done to an
+    example are linear in ``augment``; zeros, or ``augment=None`` for a whole batch, mean nothing
+    was done. EDM, arXiv 2206.00364, appendix F.
     """
 
     def __init__(
-        self, features: int, out: int, *, fourier: bool = False, classes: int | None = None
+        self,
+        features: int,
+        out: int,
+        *,
+        fourier: bool = False,
+        classes: int | None = None,
+        augments: int | None = None,
     ) -> None:
         super().__init__()
-        if classes is not None and classes < 1:
-            raise ValueError(f"need classes >= 1 or None, got classes={classes}")
+        if any(count is not None and count < 1 for count in (classes, augments)):
+            raise ValueError(
+                f"need classes and augments >= 1 or None, got classes={classes}, "
+                f"augments={augments}"
+            )
         self.features = gaussian_fourier(features) if fourier else sinusoidal(features)
         self.labels = None if classes is None else nn.Embedding(classes + 1, features)
+        self.augments = None if augments is None else nn.Linear(augments, features, bias=False)
         self.hidden = nn.Linear(features, out)
         self.out = nn.Linear(out, out)
 
-    def forward(self, noise: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(
+        self, noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None
+    ) -> Tensor:
         """The vector, its last non-linearity applied.
 
-        Raises ValueError for a label without classes.
+        Raises ValueError for a label without classes, and for an augmentation without augments.
         """
         features = self._add_label(self.features(noise), label)
+        if augment is not None:
+            features = features + self._augmented(augment)
         return F.silu(self.out(F.silu(self.hidden(features))))
 
     def _add_label(self, features: Tensor, label: Tensor | None) -> Tensor:
@@ -88,6 +103,14 @@ class Conditioning(nn.Module):
             raise ValueError(
                 "network built without classes: pass label=None or build it with classes=n"
             )
+        return features
+
+    def _augmented(self, augment: Tensor) -> Tensor:
+        if self.augments is None:
+            raise ValueError(
+                "network built without augments: pass augment=None or build it with augments=n"
+            )
+        features: Tensor = self.augments(augment)
         return features
 
 

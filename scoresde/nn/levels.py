@@ -29,10 +29,16 @@ class LevelMean(nn.Module):
         # Known from the data: no part of what is trained and saved.
         self.register_buffer("middles", middles, persistent=False)
 
-    def forward(self, x: Tensor, noise: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        noise: Tensor,
+        label: Tensor | None = None,
+        augment: Tensor | None = None,
+    ) -> Tensor:
         """x (B, C, ...), noise (B,), label (B,) int64 or None -> the shape of x."""
-        logits = self.inner(x, noise, label).movedim(1, -1).unflatten(-1, (x.shape[1], -1))
-        logits = logits.to(x.dtype)
+        logits = self.inner(x, noise, label, augment).to(x.dtype)
+        logits = logits.movedim(1, -1).unflatten(-1, (x.shape[1], -1))
         at = x.movedim(1, -1).unsqueeze(-1)  # (B, ..., C, 1)
         each = max(1, CHUNK // logits[0].numel()) if x.device.type == "cpu" else len(x)
         parts = zip(logits.split(each), at.split(each), noise.split(each), strict=True)

@@ -62,8 +62,9 @@ class UNet(nn.Module):
     the sum of both; the lowest level has one stage.
     attention: levels with self-attention (0 = full resolution), of ``heads`` heads; embedding:
     noise features (even); fourier: random instead of geometric frequencies; classes: number of
-    labels or None; dropout: in each block; outputs: output channels (``channels``); recompute:
-    that of every stage. The output is zero at the start.
+    labels or None; augments: numbers that say how an example was augmented, or None; dropout: in
+    each block; outputs: output channels (``channels``); recompute: that of every stage. The output
+    is zero at the start.
     Raises ValueError for sizes that do not fit. DDPM, arXiv 2006.11239, appendix B.
     """
 
@@ -79,6 +80,7 @@ class UNet(nn.Module):
         embedding: int = 64,
         fourier: bool = False,
         classes: int | None = None,
+        augments: int | None = None,
         dropout: float = 0.1,
         outputs: int | None = None,
         recompute: bool = False,
@@ -100,7 +102,9 @@ class UNet(nn.Module):
             )
 
         self.channels = channels
-        self.condition = Conditioning(embedding, vector, fourier=fourier, classes=classes)
+        self.condition = Conditioning(
+            embedding, vector, fourier=fourier, classes=classes, augments=augments
+        )
         self.stem = nn.Conv2d(channels, widths[0], 3, padding=1)
         self.down = nn.ModuleList(stage(level) for level in range(len(widths) - 1))
         self.shrink = nn.ModuleList(
@@ -114,8 +118,16 @@ class UNet(nn.Module):
         self.norm = group_norm(widths[0])
         self.head = _head(widths[0], channels, outputs)
 
-    def forward(self, x: Tensor, noise: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        noise: Tensor,
+        label: Tensor | None = None,
+        augment: Tensor | None = None,
+    ) -> Tensor:
         """x (B, channels, H, W), noise (B,), label (B,) int64 or None -> (B, outputs, H, W).
+
+        ``augment`` is (B, augments), or None where nothing was done.
 
         Raises ValueError for another shape.
         """
@@ -123,7 +135,7 @@ class UNet(nn.Module):
             raise ValueError(
                 f"this U-Net takes (B, {self.channels}, H, W), got x of shape {tuple(x.shape)}"
             )
-        h = self._levels(self.stem(x), self.condition(noise, label))
+        h = self._levels(self.stem(x), self.condition(noise, label, augment))
         result: Tensor = self.head(F.silu(self.norm(h)))
         return result
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from scoresde.nn import gaussian_fourier, sinusoidal
+from scoresde.nn import Conditioning, gaussian_fourier, sinusoidal
 
 BUILDERS = [sinusoidal, gaussian_fourier]
 each = pytest.mark.parametrize("build", BUILDERS)
@@ -55,3 +55,18 @@ def test_random_frequencies_have_their_scale_and_seed_and_leave_the_global_strea
 def test_a_width_that_is_not_even_and_positive_is_an_error(build, width):
     with pytest.raises(ValueError, match="even"):
         build(width)
+
+
+def test_no_augmentation_is_one_of_zeros_and_others_are_told_apart():
+    condition = Conditioning(8, 16, augments=3).double()
+    noise = torch.linspace(-1, 1, 5, dtype=torch.float64)
+    zeros = torch.zeros(5, 3, dtype=torch.float64)
+    assert torch.equal(condition(noise), condition(noise, augment=zeros))
+    assert not torch.allclose(condition(noise), condition(noise, augment=zeros + 1))
+
+
+def test_an_augmentation_that_the_network_was_not_built_for_is_an_error():
+    with pytest.raises(ValueError, match="augments"):
+        Conditioning(8, 16)(torch.zeros(2), augment=torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="augments"):
+        Conditioning(8, 16, augments=0)

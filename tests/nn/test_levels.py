@@ -22,7 +22,7 @@ class Prior(nn.Module):
         super().__init__()
         self.logits = nn.Parameter(logits)  # (C, K)
 
-    def forward(self, x, noise, label=None):
+    def forward(self, x, noise, label=None, augment=None):
         flat = self.logits.reshape(1, -1, *[1] * (x.ndim - 2))
         return flat.expand(len(x), -1, *x.shape[2:])
 
