@@ -16,7 +16,7 @@ import torch
 
 from scoresde import build
 from scoresde.cli import folder as folders
-from scoresde.cli import train
+from scoresde.cli import train, train_loop
 from scoresde.cli.folder import RunFolder
 from scoresde.cli.main import main
 from scoresde.cli.preview import draw, save_preview
@@ -93,7 +93,7 @@ def stop_at(monkeypatch, step: int, number: signal.Signals) -> None:
                 signal.raise_signal(number)
             yield metrics
 
-    monkeypatch.setattr(train, "fit", interrupted)
+    monkeypatch.setattr(train_loop, "fit", interrupted)
 
 
 # --- the folder of a run ----------------------------------------------------------------------
@@ -207,7 +207,7 @@ def test_skipped_updates_are_counted_in_the_records(tmp_path, monkeypatch):
         weight.register_hook(lambda grad: grad * math.inf if state.step < 5 else grad)
         return fit(state, *args)
 
-    monkeypatch.setattr(train, "fit", overflowing)
+    monkeypatch.setattr(train_loop, "fit", overflowing)
     out = RunFolder(train.train_run(tiny(train__precision="fp16"), tmp_path / "run", device="cpu"))
     lines = folders.records(out)
     assert [(line["step"], line["skipped"]) for line in lines][:3] == [(3, 3), (4, 4), (6, 5)]
@@ -572,7 +572,7 @@ def test_weights_that_overflow_are_not_saved(tmp_path, capsys, monkeypatch):
                 next(iter(state.ema.parameters())).fill_(float("inf"))
             yield metrics
 
-    monkeypatch.setattr(train, "fit", overflowing)
+    monkeypatch.setattr(train_loop, "fit", overflowing)
     unchecked = {"train__holdout": "0", "train__keep_best": "false"}
     assert main(command(tmp_path / "run", **unchecked)) == 1
     assert "NaN or infinity" in error_line(capsys)
@@ -580,7 +580,7 @@ def test_weights_that_overflow_are_not_saved(tmp_path, capsys, monkeypatch):
 
 
 def test_a_held_out_loss_that_is_not_finite_stops(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(train, "held_out_loss", lambda *args, **kwargs: float("nan"))
+    monkeypatch.setattr(train_loop, "held_out_loss", lambda *args, **kwargs: float("nan"))
     assert main(command(tmp_path / "run")) == 1
     assert "step 4: held-out loss nan" in error_line(capsys)
     assert not (tmp_path / "run/checkpoints/best.pt").exists()
