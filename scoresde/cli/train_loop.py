@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 from scoresde.cli import folder as folders
 from scoresde.cli.cost import memory, peak
@@ -127,6 +128,8 @@ def finish(run: Run) -> str:
     with _saving(run):
         chosen = checkpoints.load(run.folder.best) if keep_best else snapshot(run)
         export_weights(run.folder.weights, chosen)
+        for decay, average in chosen.decays.items():
+            export_weights(run.folder.weights_of(decay), replace(chosen, ema=average))
     lines = folders.records(run.folder)
     if lines:
         loss_curve(run.folder.loss, lines)

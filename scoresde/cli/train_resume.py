@@ -33,6 +33,8 @@ def restore(run: Run) -> list[str]:
     changed = _require_same(run, found, path)
     checkpoints.load_tensors(run.state.model, found.model, path)
     checkpoints.load_tensors(run.state.ema, found.ema, path)
+    for decay, average in run.state.decays.items():
+        checkpoints.load_tensors(average, found.decays.get(str(decay), {}), path)
     for sigma_rel, average in run.state.averages.items():
         checkpoints.load_tensors(average, found.averages.get(str(sigma_rel), {}), path)
     run.state.optimizer.load_state_dict(found.optimizer)

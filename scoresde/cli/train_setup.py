@@ -52,7 +52,7 @@ def prepare(
     if config.train.channels_last:
         lay_out(model)
     optimizer = build_optimizer(config.train, model.parameters())
-    state = start(model, optimizer, config.train.posthoc)
+    state = start(model, optimizer, config.train.posthoc, config.train.ema[1:])
     if config.train.compile:
         model.net.compile()  # the averages are copies that are not
     return Run(config, folder, dataset, split, held_out, plan, state, cost)
@@ -71,6 +71,7 @@ def snapshot(run: Run) -> Checkpoint:
         best=run.best,
         averages={str(width): a.state_dict() for width, a in state.averages.items()},
         scale=state.scale,
+        decays={str(decay): a.state_dict() for decay, a in state.decays.items()},
     )
 
 

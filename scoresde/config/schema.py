@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from scoresde.config.base import Choice, Count, Fraction, Positive, Real, Section, Whole
+from scoresde.config.base import (
+    Choice,
+    Count,
+    Fraction,
+    Fractions,
+    Positive,
+    Real,
+    Section,
+    Whole,
+)
 from scoresde.config.model import (
     Data,
     DigitsData,
@@ -97,8 +106,9 @@ class Train(Section):
     """channels side by side in memory, for images"""
     clip: Positive | None = 1.0
     """largest gradient norm; null is off"""
-    ema: Fraction = 0.999
-    """decay of the averaged weights; 0 is off"""
+    ema: Fractions = (0.999,)
+    """decay of the averaged weights; 0 is off. Of several, such as 0.999,0.9999, the first is the
+    one that is used unless `--ema-decay` chooses another"""
     posthoc: tuple[Annotated[Real, Field(ge=0.001, le=0.28)], ...] = ()
     """widths (sigma_rel) of power-function averages kept beside it, such as 0.05,0.1, which give
     any other width afterwards: `scoresde sample --ema-width`"""
@@ -144,6 +154,8 @@ class Train(Section):
                 f"decay_from={self.decay_from} and schedule={self.schedule}; "
                 "give decay_from with inverse_sqrt, and only with it"
             )
+        if not self.ema or len(set(self.ema)) < len(self.ema):
+            raise ValueError(f"need one decay or different ones, got ema={list(self.ema)}")
         if len(set(self.posthoc)) < len(self.posthoc):
             raise ValueError(f"need different widths, got posthoc={list(self.posthoc)}")
         if self.keep_best and self.holdout == 0:

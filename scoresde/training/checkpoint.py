@@ -102,7 +102,8 @@ class Checkpoint:
 
     ``config`` is a JSON-able dict, ``step`` the number of updates made; ``model`` and ``ema`` are
     state dicts of a ScoreModel, ``optimizer`` that of its optimiser; ``averages`` are state dicts
-    too, by the width of their profile; ``scale`` is the factor on the loss of fp16.
+    too, by the width of their profile, and ``decays`` those beside ``ema`` by their decay;
+    ``scale`` is the factor on the loss of fp16.
     """
 
     config: dict[str, Any]
@@ -114,6 +115,7 @@ class Checkpoint:
     best: Best | None = None
     averages: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     scale: LossScale = field(default_factory=LossScale)
+    decays: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,7 @@ def save(path: str | Path, checkpoint: Checkpoint) -> None:
         "best": None if checkpoint.best is None else asdict(checkpoint.best),
         "averages": {name: dict(average) for name, average in checkpoint.averages.items()},
         "scale": asdict(checkpoint.scale),
+        "decays": {name: dict(average) for name, average in checkpoint.decays.items()},
     }
     atomic_write(path, lambda temporary: torch.save(entries, temporary))
 
@@ -295,6 +298,7 @@ def _checkpoint(entries: Mapping[str, Any]) -> Checkpoint:
         best=None if best is None else Best(int(best["step"]), float(best["loss"])),
         averages={str(k): _state_dict(v) for k, v in entries.get("averages", {}).items()},
         scale=LossScale(**entries.get("scale", {})),
+        decays={str(k): _state_dict(v) for k, v in entries.get("decays", {}).items()},
     )
 
 
@@ -353,8 +357,8 @@ def _mismatches(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[
 
 def _groups(checkpoint: Checkpoint) -> list[dict[str, Tensor]]:
     """Every tensor of a checkpoint, by name."""
-    optimizer = _tensors(checkpoint.optimizer)
-    return [checkpoint.model, checkpoint.ema, *checkpoint.averages.values(), optimizer]
+    averages = (*checkpoint.decays.values(), *checkpoint.averages.values())
+    return [checkpoint.model, checkpoint.ema, *averages, _tensors(checkpoint.optimizer)]
 
 
 def _tensors(optimizer: Mapping[str, Any]) -> dict[str, Tensor]:

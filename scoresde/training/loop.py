@@ -37,14 +37,16 @@ class TrainingError(RuntimeError):
 class TrainState:
     """What changes while training: weights, their averages, the optimiser, and updates made.
 
-    ``averages`` are power-function averages by their width, in ascending order; ``scale`` is that
-    of an fp16 loss.
+    ``ema`` is the average that is used; ``decays`` are further exponential ones by their decay,
+    ``averages`` power-function ones by their width, in ascending order; ``scale`` is that of an
+    fp16 loss.
     """
 
     model: ScoreModel
     ema: ScoreModel
     optimizer: torch.optim.Optimizer
     step: int = 0
+    decays: dict[float, ScoreModel] = field(default_factory=dict)
     averages: dict[float, ScoreModel] = field(default_factory=dict)
     scale: LossScale = field(default_factory=LossScale)
 
@@ -121,14 +123,23 @@ class Batch(NamedTuple):
 
 
 def start(
-    model: ScoreModel, optimizer: torch.optim.Optimizer, widths: Sequence[float] = ()
+    model: ScoreModel,
+    optimizer: torch.optim.Optimizer,
+    widths: Sequence[float] = (),
+    decays: Sequence[float] = (),
 ) -> TrainState:
     """The state before the first update; the averages start at the weights.
 
-    ``widths`` are those of power-function averages to be kept beside the exponential one.
+    ``widths`` are those of power-function averages, ``decays`` those of exponential ones, to be
+    kept beside the one of the plan.
     """
-    averages = {sigma_rel: ema.averaged(model) for sigma_rel in sorted(widths)}
-    return TrainState(model, ema.averaged(model), optimizer, averages=averages)
+    return TrainState(
+        model,
+        ema.averaged(model),
+        optimizer,
+        decays={decay: ema.averaged(model) for decay in sorted(decays)},
+        averages={sigma_rel: ema.averaged(model) for sigma_rel in sorted(widths)},
+    )
 
 
 def fit(state: TrainState, plan: Plan, split: Split, scaling: Scaling) -> Iterator[Metrics]:
@@ -154,9 +165,8 @@ def update(state: TrainState, plan: Plan, split: Split, scaling: Scaling) -> Met
     norm = nn.utils.clip_grad_norm_(model.parameters(), plan.clip or math.inf)
     if _is_finite(state, plan, loss, norm, rate):
         state.optimizer.step()
-    ema.update(state.ema, model, ema.warmed_up(plan.ema_decay, step))
-    for sigma_rel, average in state.averages.items():
-        ema.update(average, model, profiles.decay(profiles.power(sigma_rel), step))
+    for average, kept in _averages(state, plan):
+        ema.update(average, model, kept)
     state.step += 1
     return Metrics(state.step, loss, norm, rate, state.scale.skipped, t, losses)
 
@@ -275,6 +285,15 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(training)
+
+
+def _averages(state: TrainState, plan: Plan) -> Iterator[tuple[ScoreModel, float]]:
+    """Every average, and what an update keeps of it."""
+    yield state.ema, ema.warmed_up(plan.ema_decay, state.step)
+    for decay, average in state.decays.items():
+        yield average, ema.warmed_up(decay, state.step)
+    for sigma_rel, average in state.averages.items():
+        yield average, profiles.decay(profiles.power(sigma_rel), state.step)
 
 
 def _backward(state: TrainState, plan: Plan, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -20,10 +20,9 @@ from scoresde.cli import train, train_loop
 from scoresde.cli.folder import RunFolder
 from scoresde.cli.main import main
 from scoresde.cli.preview import draw, save_preview
-from scoresde.config import Config, load_config, override, to_yaml
+from scoresde.config import Config, load_config, to_yaml
 from scoresde.training import checkpoint as ck
 from scoresde.training import fit
-from scoresde.training.snapshots import snapshots
 
 TINY = {
     "seed": "1",
@@ -261,72 +260,6 @@ def test_another_configuration_is_not_resumed(copied, capsys, change, words):
     assert words in line
     assert str(copied.checkpoints) in line
     assert tree(copied.path) == before
-
-
-# --- power-function averages ------------------------------------------------------------------
-
-POSTHOC = {"train__posthoc": "0.05,0.1", "train__posthoc_every": "3"}
-
-
-@pytest.fixture(scope="module")
-def with_averages(tmp_path_factory) -> RunFolder:
-    """An uninterrupted run with averages of two widths."""
-    out = tmp_path_factory.mktemp("averages") / "whole"
-    config = override(tiny(), {"train.posthoc": [0.05, 0.1], "train.posthoc_every": 3})
-    return RunFolder(train.train_run(config, out, device="cpu"))
-
-
-def test_averages_are_stored_beside_an_unchanged_run(with_averages, finished):
-    found = snapshots(with_averages.averages)
-    assert [(s.step, s.sigma_rel) for s in found] == [
-        (step, width) for step in (3, 6, 9, 12) for width in (0.05, 0.1)
-    ]
-    a, b = (ck.load(f.checkpoints / ck.step_name(12)) for f in (finished, with_averages))
-    assert all(torch.equal(a.ema[k], b.ema[k]) for k in a.ema)
-    for width, average in b.averages.items():
-        kept = ck.load_weights(found[-2 if width == "0.05" else -1].path).tensors
-        assert all(torch.equal(average[k], kept[k]) for k in average)
-    assert any(not torch.equal(b.averages["0.05"][k], b.averages["0.1"][k]) for k in b.ema)
-
-
-def test_averages_resume_bit_exactly_and_later_ones_are_forgotten(
-    with_averages, tmp_path, monkeypatch
-):
-    out = tmp_path / "run"
-    stop_at(monkeypatch, 7, signal.SIGTERM)
-    assert main(command(out, **POSTHOC)) == 143
-    monkeypatch.undo()
-    stray = out / "averages/step-00000009-width-0.05.safetensors"
-    stray.write_bytes(b"of a step that was lost")
-    stray.with_name(f"{stray.name}.tmp").write_bytes(b"half")
-    assert main(["train", "--out", str(out), "--device", "cpu", "--resume"]) == 0
-    assert tree(out / "averages").keys() == tree(with_averages.averages).keys()
-    for a, b in zip(snapshots(out / "averages"), snapshots(with_averages.averages), strict=True):
-        one, other = ck.load_weights(a.path).tensors, ck.load_weights(b.path).tensors
-        assert all(torch.equal(one[k], other[k]) for k in other)
-
-
-def test_a_model_of_any_width(with_averages, tmp_path, capsys):
-    stored = build.load_width(with_averages.path, 0.1)
-    kept = ck.load(with_averages.checkpoints / ck.step_name(12)).averages["0.1"]
-    assert all(torch.equal(v, kept[k]) for k, v in stored.model.state_dict().items())
-    argv = ["sample", "--checkpoint", str(with_averages.path), "--num", "3", "--device", "cpu"]
-    argv += ["--out", str(tmp_path / "samples"), "--sample.steps", "3", "--class", "0"]
-    assert main([*argv, "--ema-width", "0.07"]) == 0
-    assert "width 0.07 at step 12 from 8 of 8 snapshots of widths 0.05, 0.1" in (
-        capsys.readouterr().err
-    )
-    for extra, words in (
-        (["--ema-width", "0.5"], "sigma_rel=0.5"),
-        (["--ema-width", "0.07", "--no-ema"], "exclude each other"),
-    ):
-        assert main([*argv, "--overwrite", *extra]) == 2
-        assert words in error_line(capsys)
-
-
-def test_a_run_without_averages_says_so(finished):
-    with pytest.raises(ck.CheckpointError, match=r"averages: no averages stored"):
-        build.load_width(finished.path, 0.07)
 
 
 # --- folders in use ---------------------------------------------------------------------------
