@@ -32,6 +32,9 @@ ADVICE = {
     errno.ENOENT: "make the folder first",
 }
 
+FOLDER = 0x10
+"""The mark of a folder among the attributes of an entry of a zip file."""
+
 DAMAGE = (
     OSError,
     EOFError,
@@ -94,11 +97,14 @@ def read_archive(path: Path) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
+            folders = [info.filename for info in archive.infolist() if info.external_attr & FOLDER]
     except DAMAGE as error:
         kind = "truncated or damaged" if _looks_like_zip(path) else "not a checkpoint"
         raise CheckpointError(f"{path}: {kind} ({brief(error)}); {REMEDY}") from error
     if bad is not None:
         raise CheckpointError(f"{path}: damaged (wrong CRC in {bad}); {REMEDY}")
+    if folders:  # torch would leave the tensor as the memory it found
+        raise CheckpointError(f"{path}: damaged ({folders[0]} is marked a folder); {REMEDY}")
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
