@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from scoresde.build import build_dataset, build_model, build_plan
+from scoresde.build import build_dataset, build_model
 from scoresde.cli import folder as folders
 from scoresde.cli.console import pick_device
 from scoresde.cli.cost import flops, short
@@ -29,7 +28,7 @@ from scoresde.cli.processes import (
 from scoresde.cli.report import Report
 from scoresde.cli.train_loop import to_the_end
 from scoresde.cli.train_resume import flat, restore
-from scoresde.cli.train_setup import Run, prepare
+from scoresde.cli.train_setup import Run, planned, prepare
 from scoresde.config import Config, config_from, load_config, override, to_plain, to_yaml
 from scoresde.training import checkpoint as checkpoints
 from scoresde.training.shares import Share
@@ -126,7 +125,7 @@ def introduction(run: Run, device: torch.device) -> str:
 def summary(config: Config, share: Share) -> str:
     """What --dry-run prints: configuration, number of parameters, how the batch is split."""
     dataset = build_dataset(config.data)
-    plan = replace(build_plan(config, dataset), share=share)
+    plan = planned(config, dataset, share)
     model = build_model(config, dataset)
     cost = flops(model, tuple(dataset.shape), plan.classes)
     part = plan.batch // (plan.accumulate * share.size)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 from scoresde.cli import folder as folders
 from scoresde.cli.cost import memory, peak
@@ -18,6 +19,7 @@ from scoresde.cli.train_setup import HELD_OUT_EVALUATIONS, Run, snapshot
 from scoresde.evaluation.figures import loss_curve
 from scoresde.training import (
     Best,
+    Checkpoint,
     CheckpointError,
     Metrics,
     TrainingError,
@@ -37,7 +39,8 @@ def to_the_end(run: Run, report: Report, notes: Sequence[str]) -> None:
             report.say(note)
         with Stopping() as stop:
             _train(run, report, stop)
-            report.say(finish(run) if run.leads else "")
+            line = finish(run)
+            report.say(line)
     except TrainingError:
         if run.leads:
             raise
@@ -59,15 +62,14 @@ def _train(run: Run, report: Report, stop: Stopping) -> None:
                 folders.append(run.folder, record)
             report.line(record)
         report.advance(step)
-        if run.leads and _due(run, every.sample_every):
-            save_preview(run.folder.sample(step), run.state.ema, run.dataset, run.plan.classes)
-        if run.leads and every.posthoc and _due(run, every.posthoc_every):
-            with _saving(run):
-                save_snapshots(run.folder.averages, snapshot(run))
+        if _due(run, every.sample_every):
+            _preview(run)
+        if every.posthoc and _due(run, every.posthoc_every):
+            _save(run, partial(save_snapshots, run.folder.averages))
         # Signals reach the processes at different steps; all of them stop at one.
         stopped = run.plan.share.largest(stop.signal or 0)
-        if run.leads and (stopped or _due(run, every.checkpoint_every)):
-            _save(run)
+        if stopped or _due(run, every.checkpoint_every):
+            _save(run, partial(checkpoints.save_step, run.folder.checkpoints, keep=every.keep))
         if stopped and step < run.plan.steps:
             name = signal.Signals(stopped).name
             report.say(f"{name} at step {step}: checkpoint saved, go on with --resume")
@@ -116,17 +118,19 @@ def _validate(run: Run) -> float | None:
         raise TrainingError(f"step {run.state.step}: held-out loss {loss}; {_what_is_left(run)}")
     if run.best is None or loss < run.best.loss:
         run.best = Best(run.state.step, loss)
-        if run.leads and run.config.train.keep_best:
-            with _saving(run):
-                checkpoints.save(run.folder.best, snapshot(run))
+        if run.config.train.keep_best:
+            _save(run, partial(checkpoints.save, run.folder.best))
     return loss
 
 
 def finish(run: Run) -> str:
     """Export the weights, the best on held-out data where kept, draw the loss, and say so."""
     keep_best = run.config.train.keep_best and run.best is not None
+    last = None if keep_best else snapshot(run)
+    if not run.leads:
+        return ""
     with _saving(run):
-        chosen = checkpoints.load(run.folder.best) if keep_best else snapshot(run)
+        chosen = last or checkpoints.load(run.folder.best)
         export_weights(run.folder.weights, chosen)
         for decay, average in chosen.decays.items():
             export_weights(run.folder.weights_of(decay), replace(chosen, ema=average))
@@ -142,9 +146,19 @@ def _due(run: Run, every: int) -> bool:
     return run.state.step % every == 0 or run.state.step == run.plan.steps
 
 
-def _save(run: Run) -> None:
-    with _saving(run):
-        checkpoints.save_step(run.folder.checkpoints, snapshot(run), run.config.train.keep)
+def _preview(run: Run) -> None:
+    """A picture of the average's samples; where it is split it takes all processes to draw."""
+    if run.leads or run.config.train.shard:
+        path = run.folder.sample(run.state.step) if run.leads else None
+        save_preview(path, run.state.ema, run.dataset, run.plan.classes)
+
+
+def _save(run: Run, write: Callable[[Checkpoint], object]) -> None:
+    """Write the run as it stands, in the process that writes."""
+    found = snapshot(run)
+    if run.leads:
+        with _saving(run):
+            write(found)
 
 
 @contextmanager

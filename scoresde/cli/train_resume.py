@@ -12,13 +12,15 @@ from scoresde.cli.train_setup import Run
 from scoresde.config import config_from, to_plain
 from scoresde.training import Checkpoint, CheckpointError, describe
 from scoresde.training import checkpoint as checkpoints
+from scoresde.training.shards import scattered_optimizer
 
 # What may change when a run goes on: how long, how often it reports, what training ignores.
 EVERY = ("log", "validate", "sample", "checkpoint", "posthoc")
 REPORTS = tuple(f"train.{name}_every" for name in EVERY)
 # The learning rate and the clipping are the remedies for a loss that is not finite.
 REMEDIES = ("train.lr", "train.clip")
-FREE = ("train.steps", "train.keep", "data.path", "sample", "likelihood", *REMEDIES, *REPORTS)
+OTHERS = ("train.steps", "train.keep", "train.shard", "data.path", "sample", "likelihood")
+FREE = (*OTHERS, *REMEDIES, *REPORTS)
 
 
 def restore(run: Run) -> list[str]:
@@ -37,7 +39,8 @@ def restore(run: Run) -> list[str]:
         checkpoints.load_tensors(average, found.decays.get(str(decay), {}), path)
     for sigma_rel, average in run.state.averages.items():
         checkpoints.load_tensors(average, found.averages.get(str(sigma_rel), {}), path)
-    run.state.optimizer.load_state_dict(found.optimizer)
+    moments = scattered_optimizer(found.optimizer, run.state.model.parameters())
+    run.state.optimizer.load_state_dict(moments)
     run.state.step, run.state.scale, run.best = found.step, found.scale, found.best
     if run.leads:
         folders.rewind(run.folder, found.step)

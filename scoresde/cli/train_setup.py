@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
+from torch import nn
 
 from scoresde.build import build_dataset, build_model, build_optimizer, build_plan
 from scoresde.cli.cost import flops
 from scoresde.cli.folder import RunFolder
 from scoresde.config import Config, to_plain
+from scoresde.config.schema import Train
 from scoresde.data import Dataset, Split, holdout
 from scoresde.data.dataset import reading
-from scoresde.training import Best, Checkpoint, Plan, TrainState, describe, start
+from scoresde.parameterization import ScoreModel
+from scoresde.training import Best, Checkpoint, Plan, TrainState, describe, shards, start
 from scoresde.training.precision import lay_out
 from scoresde.training.shares import Share
 
@@ -45,33 +50,62 @@ def prepare(
 ) -> Run:
     """Read the data and build everything of a new run; raises ValueError where they do not fit."""
     dataset = build_dataset(config.data)
-    plan = replace(build_plan(config, dataset), share=share or Share())
+    plan = planned(config, dataset, share or Share())
     split, held_out = _splits(config, dataset)
-    model = build_model(config, dataset).to(device)
+    model = build_model(config, dataset)
     cost = flops(model, tuple(dataset.shape), plan.classes)
-    if config.train.channels_last:
-        lay_out(model)
-    optimizer = build_optimizer(config.train, model.parameters())
-    state = start(model, optimizer, config.train.posthoc, config.train.ema[1:])
-    if config.train.compile:
-        model.net.compile()  # the averages are copies that are not
+    state = started(config.train, model, plan.share, device)
     return Run(config, folder, dataset, split, held_out, plan, state, cost)
 
 
+def planned(config: Config, dataset: Dataset, share: Share) -> Plan:
+    """The plan of the process that has this share. Raises ValueError where it cannot have one."""
+    if config.train.shard and share.size == 1:
+        raise ValueError(
+            "train.shard=true splits the weights between processes, and there is one; start "
+            "several with torchrun, or give --train.no-shard"
+        )
+    return replace(build_plan(config, dataset), share=share)
+
+
+def started(train: Train, model: ScoreModel, share: Share, device: torch.device) -> TrainState:
+    """The state before the first update, on its device, in the layout ``train`` asks for."""
+    if not train.shard:
+        model.to(device)  # what is split never is there as a whole
+    if train.channels_last:
+        lay_out(model)
+    make = partial(build_optimizer, train)
+    state = start(model, make(model.parameters()), train.posthoc, train.ema[1:])
+    if train.shard:
+        for each in state.models:
+            shards.split(each.net, share, device)
+        state.optimizer = make(model.parameters())
+    if train.compile:
+        model.net.compile()  # the averages are copies that are not
+    return state
+
+
 def snapshot(run: Run) -> Checkpoint:
-    """The checkpoint of the run as it stands."""
+    """The checkpoint of the run as it stands.
+
+    Where weights are split all processes take part; it is whole in the one that writes.
+    """
     state = run.state
+
+    def whole(part: nn.Module | torch.optim.Optimizer) -> dict[str, Any]:
+        return shards.gathered(part.state_dict(), keep=run.leads)
+
     return Checkpoint(
         config=to_plain(run.config),
         data=describe(run.dataset),
         step=state.step,
-        model=state.model.state_dict(),
-        ema=state.ema.state_dict(),
-        optimizer=state.optimizer.state_dict(),
+        model=whole(state.model),
+        ema=whole(state.ema),
+        optimizer=whole(state.optimizer),
         best=run.best,
-        averages={str(width): a.state_dict() for width, a in state.averages.items()},
+        averages={str(width): whole(average) for width, average in state.averages.items()},
         scale=state.scale,
-        decays={str(decay): a.state_dict() for decay, a in state.decays.items()},
+        decays={str(decay): whole(average) for decay, average in state.decays.items()},
     )
 
 

@@ -104,6 +104,8 @@ class Train(Section):
     """compile the network: minutes at the start, faster steps"""
     channels_last: bool = False
     """channels side by side in memory, for images"""
+    shard: bool = False
+    """split weights, gradients and averages between the processes (FSDP), for large networks"""
     clip: Positive | None = 1.0
     """largest gradient norm; null is off"""
     ema: Fractions = (0.999,)
@@ -156,6 +158,10 @@ class Train(Section):
             )
         if not self.ema or len(set(self.ema)) < len(self.ema):
             raise ValueError(f"need one decay or different ones, got ema={list(self.ema)}")
+        if self.shard and self.channels_last:
+            raise ValueError(
+                "shard=true lays weights out in its own way; leave out channels_last or shard"
+            )
         if len(set(self.posthoc)) < len(self.posthoc):
             raise ValueError(f"need different widths, got posthoc={list(self.posthoc)}")
         if self.keep_best and self.holdout == 0:

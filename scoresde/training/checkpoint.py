@@ -35,6 +35,7 @@ from scoresde.training.files import (
     require_version,
 )
 from scoresde.training.precision import LossScale
+from scoresde.training.shards import scattered
 
 __all__ = [
     "BEST",
@@ -179,11 +180,12 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str |
 
     Raises CheckpointError naming ``source`` and the first missing, extra or misshaped tensors.
     """
-    if problems := _mismatches(module.state_dict(), tensors):
+    own = module.state_dict()
+    if problems := _mismatches(own, tensors):
         raise CheckpointError(
             f"{source}: weights of another network ({'; '.join(problems)}); use its own config"
         )
-    module.load_state_dict(dict(tensors))
+    module.load_state_dict(scattered(tensors, own))
 
 
 def step_name(step: int) -> str:

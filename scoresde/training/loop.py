@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from scoresde.data import Scaling, Split, batch_indices
 from scoresde.parameterization import ScoreModel
 from scoresde.sde import SDE
-from scoresde.training import ema, losses, profiles
+from scoresde.training import ema, losses, profiles, shards
 from scoresde.training.losses import Weight, dsm_loss
 from scoresde.training.precision import MOST_SKIPPED, LossScale, Precision, autocast
 from scoresde.training.shares import Share
@@ -49,6 +49,11 @@ class TrainState:
     decays: dict[float, ScoreModel] = field(default_factory=dict)
     averages: dict[float, ScoreModel] = field(default_factory=dict)
     scale: LossScale = field(default_factory=LossScale)
+
+    @property
+    def models(self) -> list[ScoreModel]:
+        """The model and every average of it."""
+        return [self.model, self.ema, *self.decays.values(), *self.averages.values()]
 
 
 @dataclass(frozen=True)
@@ -161,8 +166,9 @@ def update(state: TrainState, plan: Plan, split: Split, scaling: Scaling) -> Met
     state.optimizer.zero_grad(set_to_none=True)
     t, losses = _backward(state, plan, batch)
     loss = losses.sum() / plan.batch
-    plan.share.add([loss, *(p.grad for p in model.parameters() if p.grad is not None)])
-    norm = nn.utils.clip_grad_norm_(model.parameters(), plan.clip or math.inf)
+    norm = shards.sum_gradients(model, loss, plan.share)
+    if plan.clip is not None:
+        nn.utils.clip_grads_with_norm_(model.parameters(), plan.clip, norm)
     if _is_finite(state, plan, loss, norm, rate):
         state.optimizer.step()
     for average, kept in _averages(state, plan):

@@ -123,6 +123,62 @@ def test_two_processes_resume_bit_exactly_after_a_signal_to_one(tmp_path):
         assert all(torch.equal(a[k], b[k]) for k in a)
 
 
+SHARDED = {"train__shard": "true", "train__posthoc": "0.1", "train__ema": "0.9,0.999"}
+
+
+def averages(checkpoint: ck.Checkpoint) -> list[dict[str, torch.Tensor]]:
+    found = [checkpoint.model, checkpoint.ema]
+    return [*found, *checkpoint.decays.values(), *checkpoint.averages.values()]
+
+
+@pytest.mark.slow
+def test_split_weights_make_the_run_of_whole_ones_and_go_on_as_them(tmp_path):
+    alone, out = tmp_path / "alone", tmp_path / "run"
+    whole = SHARDED | SMOOTH | {"train__shard": "false", "train__posthoc_every": "4"}
+    assert main(command(alone, **whole)) == 0
+    split = whole | {"train__shard": "true"}
+    argv = command(out, **split, train__steps="8")
+    assert [code for code, _, _ in ended(started(argv, argv))] == [0, 0]
+    assert last(out).step == 8
+    expected = ck.load(alone / "checkpoints" / ck.step_name(8))
+    for a, b in zip(averages(expected), averages(last(out)), strict=True):
+        for k in a:
+            torch.testing.assert_close(a[k], b[k], rtol=0, atol=1e-5)
+    # One process goes on with whole weights, and two from there with split ones.
+    again = ["train", "--out", str(out), "--device", "cpu", "--resume", "--train.steps"]
+    assert main([*again, "10", "--train.no-shard"]) == 0
+    argv = [*again, "12", "--train.shard"]
+    assert [code for code, _, _ in ended(started(argv, argv))] == [0, 0]
+    for a, b in zip(averages(last(alone)), averages(last(out)), strict=True):
+        for k in a:
+            torch.testing.assert_close(a[k], b[k], rtol=0, atol=1e-5)
+    names = [{p.name for p in (path / "averages").iterdir()} for path in (alone, out)]
+    assert names[0] <= names[1]
+    assert (out / "samples/step-00000006.png").exists()
+
+
+@pytest.mark.slow
+def test_split_weights_resume_bit_exactly(tmp_path):
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    argv = command(whole, **SHARDED)
+    assert [code for code, _, _ in ended(started(argv, argv))] == [0, 0]
+    argv = command(out, **SHARDED, train__steps="7")
+    assert [code for code, _, _ in ended(started(argv, argv))] == [0, 0]
+    again = ["train", "--out", str(out), "--device", "cpu", "--resume", "--train.steps", "12"]
+    assert [code for code, _, _ in ended(started(again, again))] == [0, 0]
+    for a, b in zip(averages(last(whole)), averages(last(out)), strict=True):
+        assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_one_process_has_nothing_to_split(tmp_path, capsys):
+    for extra in ([], ["--dry-run"]):
+        assert main(command(tmp_path / "run", "--train.shard", *extra)) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1
+        assert "train.shard=true splits the weights between processes" in lines[0]
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "second", "words"),
