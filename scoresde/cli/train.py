@@ -33,6 +33,7 @@ from scoresde.config import Config, config_from, load_config, override, to_plain
 from scoresde.training import checkpoint as checkpoints
 from scoresde.training.shares import Share
 
+EXAMPLES, SAME_DATA = "sha256 of the examples", "give all processes the same data"
 SAME = "start all processes with the same configuration and folder"
 
 
@@ -83,6 +84,7 @@ def train_run(
     jointly(world, lambda: require_same(world, flat(to_plain(config)), SAME))
     where = own_device(pick_device(device), world)
     current = jointly(world, lambda: prepare(config, folder, where, share_of(world)))
+    jointly(world, lambda: require_same(world, {EXAMPLES: current.contents}, SAME_DATA))
     with ExitStack() as stack:
 
         def lock() -> None:

@@ -94,7 +94,19 @@ def _require_same(run: Run, found: Checkpoint, path: Path) -> list[str]:
         )
     if replace(found.data, name=run.dataset.name) != describe(run.dataset):
         raise ValueError(f"{path}: trained on other data ({found.data}); give the same data")
+    _require_same_examples(run, found, path)
     return list(changed.values())
+
+
+def _require_same_examples(run: Run, found: Checkpoint, path: Path) -> None:
+    """Raise ValueError where the data have the shape they had, but not the values."""
+    if found.contents and found.contents != run.contents:
+        place = getattr(run.config.data, "path", None)
+        name = run.dataset.name if place is None else f"{run.dataset.name} in {place}"
+        raise ValueError(
+            f"{path}: the examples of {name} have changed (sha256 {run.contents[:12]}, were "
+            f"{found.contents[:12]}); give the data it was trained on, or train in another --out"
+        )
 
 
 def _free(key: str) -> bool:

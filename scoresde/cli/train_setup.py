@@ -15,6 +15,7 @@ from scoresde.cli.folder import RunFolder
 from scoresde.config import Config, to_plain
 from scoresde.config.schema import Train
 from scoresde.data import Dataset, Split, holdout
+from scoresde.data.contents import digest
 from scoresde.data.dataset import reading
 from scoresde.parameterization import ScoreModel
 from scoresde.training import Best, Checkpoint, Plan, TrainState, describe, shards, start
@@ -37,6 +38,7 @@ class Run:
     plan: Plan
     state: TrainState
     flops: int
+    contents: str
     best: Best | None = None
 
     @property
@@ -55,7 +57,8 @@ def prepare(
     model = build_model(config, dataset)
     cost = flops(model, tuple(dataset.shape), plan.classes)
     state = started(config.train, model, plan.share, device)
-    return Run(config, folder, dataset, split, held_out, plan, state, cost)
+    contents = digest(dataset.train)
+    return Run(config, folder, dataset, split, held_out, plan, state, cost, contents)
 
 
 def planned(config: Config, dataset: Dataset, share: Share) -> Plan:
@@ -105,6 +108,7 @@ def snapshot(run: Run) -> Checkpoint:
         best=run.best,
         averages={str(width): whole(average) for width, average in state.averages.items()},
         scale=state.scale,
+        contents=run.contents,
         decays={str(decay): whole(average) for decay, average in state.decays.items()},
     )
 

@@ -104,7 +104,8 @@ class Checkpoint:
     ``config`` is a JSON-able dict, ``step`` the number of updates made; ``model`` and ``ema`` are
     state dicts of a ScoreModel, ``optimizer`` that of its optimiser; ``averages`` are state dicts
     too, by the width of their profile, and ``decays`` those beside ``ema`` by their decay;
-    ``scale`` is the factor on the loss of fp16.
+    ``scale`` is the factor on the loss of fp16; ``contents`` tells its examples from others, and
+    is empty in checkpoints of older versions.
     """
 
     config: dict[str, Any]
@@ -117,6 +118,7 @@ class Checkpoint:
     averages: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     scale: LossScale = field(default_factory=LossScale)
     decays: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    contents: str = ""
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,7 @@ def save(path: str | Path, checkpoint: Checkpoint) -> None:
         "best": None if checkpoint.best is None else asdict(checkpoint.best),
         "averages": {name: dict(average) for name, average in checkpoint.averages.items()},
         "scale": asdict(checkpoint.scale),
+        "contents": checkpoint.contents,
         "decays": {name: dict(average) for name, average in checkpoint.decays.items()},
     }
     atomic_write(path, lambda temporary: torch.save(entries, temporary))
@@ -300,6 +303,7 @@ def _checkpoint(entries: Mapping[str, Any]) -> Checkpoint:
         best=None if best is None else Best(int(best["step"]), float(best["loss"])),
         averages={str(k): _state_dict(v) for k, v in entries.get("averages", {}).items()},
         scale=LossScale(**entries.get("scale", {})),
+        contents=str(entries.get("contents", "")),
         decays={str(k): _state_dict(v) for k, v in entries.get("decays", {}).items()},
     )
 

@@ -10,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -29,8 +30,8 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def started(*commands: list[str]) -> list[subprocess.Popen]:
-    """A process for each command line, as torchrun would start them."""
+def started(*commands: list[str], folders: list[Path] | None = None) -> list[subprocess.Popen]:
+    """A process for each command line, in a folder of its own, as torchrun would start them."""
     port = str(free_port())
     every = {"WORLD_SIZE": str(len(commands)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     every |= {"OMP_NUM_THREADS": "1"}  # as torchrun sets it
@@ -39,7 +40,8 @@ def started(*commands: list[str]) -> list[subprocess.Popen]:
         env = os.environ | every | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
         line = [sys.executable, "-m", "scoresde", *argv]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        found.append(subprocess.Popen(line, env=env, text=True, **pipes))
+        where = None if folders is None else folders[rank]
+        found.append(subprocess.Popen(line, env=env, text=True, cwd=where, **pipes))
     return found
 
 
@@ -194,6 +196,26 @@ def test_what_processes_cannot_share_is_refused_once(tmp_path, first, second, wo
     assert len(errors(found)) == 1
     assert words in errors(found)[0]
     assert not out.exists()
+
+
+@pytest.mark.slow
+def test_processes_with_other_data_are_refused_once(tmp_path):
+    places = [tmp_path / name for name in ("first", "second")]
+    for number, place in enumerate(places):
+        place.mkdir()
+        x = np.zeros((40, 2), np.float32)
+        x[-1, -1] = number
+        np.savez(place / "points.npz", x=x)
+    data = {"data.kind": "arrays", "data.path": "points.npz", "conditional": "false"}
+    argv = command(tmp_path / "run", **data)
+    for unknown in ("--data.train", "--data.test"):
+        del argv[argv.index(unknown) : argv.index(unknown) + 2]
+    found = ended(started(argv, argv, folders=places))
+    assert [code for code, _, _ in found] == [2, 1]
+    assert len(errors(found)) == 1
+    assert "sha256 of the examples=" in errors(found)[0]
+    assert "in process 1" in errors(found)[0]
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

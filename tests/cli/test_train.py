@@ -9,8 +9,10 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -260,6 +262,38 @@ def test_another_configuration_is_not_resumed(copied, capsys, change, words):
     assert words in line
     assert str(copied.checkpoints) in line
     assert tree(copied.path) == before
+
+
+# --- data that change -------------------------------------------------------------------------
+
+
+def test_data_that_have_changed_are_not_resumed(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    x, file = rng.normal(size=(60, 2)).astype(np.float32), tmp_path / "points.npz"
+    np.savez(file, x=x)
+    plain = {k: v for k, v in TINY.items() if k not in ("data.train", "data.test")}
+    plain |= {"data.kind": "arrays", "data.path": str(file), "conditional": "false"}
+    out = RunFolder(tmp_path / "run")
+    train.train_run(load_config(None, plain), out.path, device="cpu")
+    before = tree(out.path)
+    changed = x.copy()
+    changed[:, 0] += 1e-3
+    np.savez(file, x=changed)
+    again = ["train", "--out", str(out.path), "--device", "cpu", "--resume", "--train.steps"]
+    assert main([*again, "14"]) == 2
+    line = error_line(capsys)
+    assert f"the examples of points in {file} have changed" in line
+    assert tree(out.path) == before
+    # The checkpoints of older versions do not say.
+    for path in ck.step_files(out.checkpoints):
+        ck.save(path, replace(ck.load(path), contents=""))
+    (out.checkpoints / "latest.json").unlink()
+    assert main([*again, "14"]) == 0
+    # The same values elsewhere are the same data.
+    moved = tmp_path / "elsewhere" / "points.npz"
+    moved.parent.mkdir()
+    np.savez(moved, x=changed)
+    assert main([*again, "16", "--data.path", str(moved)]) == 0
 
 
 # --- folders in use ---------------------------------------------------------------------------
