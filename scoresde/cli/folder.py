@@ -95,6 +95,10 @@ class RunFolder:
     def averages(self) -> Path:
         return self.path / AVERAGES
 
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
     def sample(self, step: int) -> Path:
         """The sample picture of a step."""
         return self.samples / f"step-{step:08d}.png"
@@ -185,6 +189,7 @@ def own_files(folder: RunFolder) -> Iterator[Path]:
     yield from (
         p for p in folder.samples.glob("*.png") if re.fullmatch(r"step-\d{8,}\.png", p.name)
     )
+    yield from folder.tensorboard.glob("events.out.tfevents.*")
     yield folder.env
 
 

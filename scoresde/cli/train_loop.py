@@ -15,6 +15,7 @@ from scoresde.cli.cost import memory, peak
 from scoresde.cli.levels_plot import levels_plot
 from scoresde.cli.preview import save_preview
 from scoresde.cli.report import Report, Stopping, Window
+from scoresde.cli.scalars import Add, writing_scalars
 from scoresde.cli.train_setup import HELD_OUT_EVALUATIONS, Run, snapshot
 from scoresde.evaluation.figures import loss_curve
 from scoresde.training import (
@@ -37,8 +38,9 @@ def to_the_end(run: Run, report: Report, notes: Sequence[str]) -> None:
     try:
         for note in notes:
             report.say(note)
-        with Stopping() as stop:
-            _train(run, report, stop)
+        told = run.folder.tensorboard if run.leads and run.config.train.tensorboard else None
+        with Stopping() as stop, writing_scalars(told, run.state.step) as add:
+            _train(run, report, stop, add)
             line = finish(run)
             report.say(line)
     except TrainingError:
@@ -49,7 +51,7 @@ def to_the_end(run: Run, report: Report, notes: Sequence[str]) -> None:
         raise TrainingError(f"{_reason(error)}; {_what_is_left(run)}") from error
 
 
-def _train(run: Run, report: Report, stop: Stopping) -> None:
+def _train(run: Run, report: Report, stop: Stopping, add: Add) -> None:
     every, window = run.config.train, _window(run)
     for metrics, seconds in _steps(run):
         window.add(metrics, seconds)
@@ -60,6 +62,7 @@ def _train(run: Run, report: Report, stop: Stopping) -> None:
             record |= _costs(run, record["images_per_second"])
             if run.leads:
                 folders.append(run.folder, record)
+                add(record)
             report.line(record)
         report.advance(step)
         if _due(run, every.sample_every):

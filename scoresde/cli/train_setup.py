@@ -12,6 +12,7 @@ from torch import nn
 from scoresde.build import build_dataset, build_model, build_optimizer, build_plan
 from scoresde.cli.cost import flops
 from scoresde.cli.folder import RunFolder
+from scoresde.cli.scalars import require_tensorboard
 from scoresde.config import Config, to_plain
 from scoresde.config.schema import Train
 from scoresde.data import Dataset, Split, holdout
@@ -51,6 +52,8 @@ def prepare(
     config: Config, folder: RunFolder, device: torch.device, share: Share | None = None
 ) -> Run:
     """Read the data and build everything of a new run; raises ValueError where they do not fit."""
+    if config.train.tensorboard:
+        require_tensorboard()
     dataset = build_dataset(config.data)
     plan = planned(config, dataset, share or Share())
     split, held_out = _splits(config, dataset)

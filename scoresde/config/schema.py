@@ -137,6 +137,9 @@ class Train(Section):
     checkpoint_every: Count = 1_000
     keep: Count = 3
     """checkpoints kept"""
+    tensorboard: bool = False
+    """also write the records for TensorBoard, into tensorboard/ of the run folder; an extra:
+    pip install scoresde[tensorboard]"""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -161,6 +164,11 @@ class Train(Section):
         if self.shard and self.channels_last:
             raise ValueError(
                 "shard=true lays weights out in its own way; leave out channels_last or shard"
+            )
+        if self.shard and self.compile:
+            raise ValueError(
+                "shard=true puts weights together between blocks, where compiled code fails; "
+                "leave out compile or shard"
             )
         if len(set(self.posthoc)) < len(self.posthoc):
             raise ValueError(f"need different widths, got posthoc={list(self.posthoc)}")
