@@ -141,8 +141,11 @@ class EditOptions(WeightOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class InfoOptions:
-    """List every process, parameterisation, network, sampler, grid, weighting and data set."""
+    """List every process, parameterisation, network, sampler, grid, weighting and data set; or
+    which averages of the weights a run, a checkpoint or exported weights hold."""
 
+    path: tyro.conf.Positional[Path | None] = None
+    """run folder, checkpoint (.pt) or exported weights (.safetensors)"""
     json: bool = False
     """print JSON"""
     debug: bool = False

@@ -178,6 +178,28 @@ def test_every_command_takes_a_decay_or_a_width(
     assert "no average of decay 0.3; stored are 0.999" in error_line(capsys)
 
 
+def test_info_says_what_is_stored(with_decays, with_averages, tmp_path, capsys):
+    assert main(["info", str(with_decays.path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["decays"] == [0.5, 0.9, 0.999]
+    assert found["snapshots"] == found["widths"] == []
+    model = build.load_model(with_decays.path)
+    assert found["parameters"] == sum(v.numel() for v in model.state_dict().values())
+    assert main(["info", str(with_averages.path)]) == 0
+    printed = capsys.readouterr().out
+    assert "--ema-decay: 0.999 (by default)" in printed
+    assert "8 snapshots of widths 0.05, 0.1 at 4 steps from 3 to 12" in printed
+    assert main(["info", "--json", str(with_averages.path)]) == 0
+    for low, high in json.loads(capsys.readouterr().out)["widths"]:
+        for width in (low, high):
+            note = build.load_width(with_averages.path, width).notes[-1]
+            assert float(note.split()[-5].rstrip("%")) <= 2, note
+    assert main(["info", str(with_decays.weights)]) == 0
+    assert "one average of the weights" in capsys.readouterr().out
+    assert main(["info", str(tmp_path / "nothing")]) == 2
+    assert "no such file" in error_line(capsys)
+
+
 def test_samples_that_are_drawn_have_their_weights(tmp_path, capsys):
     argv = ["evaluate", "--samples", str(tmp_path), "--ema-decay", "0.9"]
     assert main(argv) == 2
