@@ -34,7 +34,7 @@ from scoresde.training import checkpoint as checkpoints
 from scoresde.training.shares import Share
 
 EXAMPLES, SAME_DATA = "sha256 of the examples", "give all processes the same data"
-SAME = "start all processes with the same configuration and folder"
+SAME = "start all processes with the same options, configuration and folder"
 
 
 def run(options: TrainOptions, overrides: Mapping[str, Any]) -> int:
@@ -81,7 +81,8 @@ def train_run(
         return folders.claim(out, resume=resume, overwrite=overwrite)
 
     folder = jointly(world, lambda: claimed() if world.rank == 0 else RunFolder(Path(out)))
-    jointly(world, lambda: require_same(world, flat(to_plain(config)), SAME))
+    told = flat(to_plain(config)) | {"--resume": resume}
+    jointly(world, lambda: require_same(world, told, SAME))
     where = own_device(pick_device(device), world)
     current = jointly(world, lambda: prepare(config, folder, where, share_of(world)))
     jointly(world, lambda: require_same(world, {EXAMPLES: current.contents}, SAME_DATA))

@@ -187,6 +187,7 @@ def test_one_process_has_nothing_to_split(tmp_path, capsys):
     [
         ({}, {"train__lr": "0.1"}, "train.lr=0.1 in process 1, but 0.01 in process 0"),
         ({"train__batch": "15"}, {"train__batch": "15"}, "batch=15 cannot be split"),
+        ({"train__shard": "true"}, {}, "train.shard=False in process 1, but True in process 0"),
     ],
 )
 def test_what_processes_cannot_share_is_refused_once(tmp_path, first, second, words):
@@ -196,6 +197,15 @@ def test_what_processes_cannot_share_is_refused_once(tmp_path, first, second, wo
     assert len(errors(found)) == 1
     assert words in errors(found)[0]
     assert not out.exists()
+
+
+@pytest.mark.slow
+def test_processes_that_do_not_all_resume_are_refused_once(alone):
+    found = ended(started(command(alone, "--resume", **SMOOTH), command(alone, **SMOOTH)))
+    assert [code for code, _, _ in found] == [2, 1]
+    assert len(errors(found)) == 1
+    assert "--resume=False in process 1, but True in process 0" in errors(found)[0]
+    assert last(alone).step == 12
 
 
 @pytest.mark.slow

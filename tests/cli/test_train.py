@@ -501,6 +501,28 @@ def test_a_file_cut_off_by_the_system_is_said_to_be_one(tmp_path, capsys, monkey
     assert "is the disk full?" in line
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs limits of POSIX")
+def test_a_limit_on_the_size_of_files_leaves_the_last_checkpoint(tmp_path, capsys):
+    import resource
+
+    out = tmp_path / "run"
+    assert main(command(out, train__steps="8")) == 0
+    size = max(path.stat().st_size for path in ck.step_files(out / "checkpoints"))
+    capsys.readouterr()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, before[1]))
+    try:
+        code = main(["train", "--out", str(out), "--device=cpu", "--resume", "--train.steps=12"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert code == 1
+    line = error_line(capsys)
+    assert "step 12: cannot save" in line
+    assert "step-00000008.pt, go on with --resume" in line
+    assert ck.newest(out / "checkpoints")[1].step == 8
+    assert not list(out.rglob("*.tmp"))
+
+
 @pytest.mark.parametrize("name", ["metrics.jsonl", "log.txt", "samples"])
 def test_a_file_that_cannot_be_written_is_named(tmp_path, capsys, monkeypatch, name):
     refused = tmp_path / "run" / name
