@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from scoresde.cli import folder as folders
 from scoresde.cli.cost import memory, peak
@@ -41,8 +42,7 @@ def to_the_end(run: Run, report: Report, notes: Sequence[str]) -> None:
         told = run.folder.tensorboard if run.leads and run.config.train.tensorboard else None
         with Stopping() as stop, writing_scalars(told, run.state.step) as add:
             _train(run, report, stop, add)
-            line = finish(run)
-            report.say(line)
+            report.say(finish(run))
     except TrainingError:
         if run.leads:
             raise
@@ -55,16 +55,10 @@ def _train(run: Run, report: Report, stop: Stopping, add: Add) -> None:
     every, window = run.config.train, _window(run)
     for metrics, seconds in _steps(run):
         window.add(metrics, seconds)
-        step = metrics.step
         held_out = _validate(run) if _due(run, every.validate_every) else None
         if held_out is not None or _due(run, every.log_every):
-            record = window.record(metrics, run.plan, held_out)
-            record |= _costs(run, record["images_per_second"])
-            if run.leads:
-                folders.append(run.folder, record)
-                add(record)
-            report.line(record)
-        report.advance(step)
+            _record(run, window.record(metrics, run.plan, held_out), report, add)
+        report.advance(metrics.step)
         if _due(run, every.sample_every):
             _preview(run)
         if every.posthoc and _due(run, every.posthoc_every):
@@ -73,10 +67,19 @@ def _train(run: Run, report: Report, stop: Stopping, add: Add) -> None:
         stopped = run.plan.share.largest(stop.signal or 0)
         if stopped or _due(run, every.checkpoint_every):
             _save(run, partial(checkpoints.save_step, run.folder.checkpoints, keep=every.keep))
-        if stopped and step < run.plan.steps:
+        if stopped and metrics.step < run.plan.steps:
             name = signal.Signals(stopped).name
-            report.say(f"{name} at step {step}: checkpoint saved, go on with --resume")
+            report.say(f"{name} at step {metrics.step}: checkpoint saved, go on with --resume")
             raise SystemExit(128 + stopped)
+
+
+def _record(run: Run, record: dict[str, Any], report: Report, add: Add) -> None:
+    """A record with its costs, to everyone who keeps records."""
+    record |= _costs(run, record["images_per_second"])
+    if run.leads:
+        folders.append(run.folder, record)
+        add(record)
+    report.line(record)
 
 
 def _window(run: Run) -> Window:

@@ -58,6 +58,8 @@ def prepare(
     plan = planned(config, dataset, share or Share())
     split, held_out = _splits(config, dataset)
     model = build_model(config, dataset)
+    if not config.train.shard:
+        model.to(device)  # what is split never is there as a whole
     cost = flops(model, tuple(dataset.shape), plan.classes)
     state = started(config.train, model, plan.share, device)
     contents = digest(dataset.train)
@@ -75,9 +77,7 @@ def planned(config: Config, dataset: Dataset, share: Share) -> Plan:
 
 
 def started(train: Train, model: ScoreModel, share: Share, device: torch.device) -> TrainState:
-    """The state before the first update, on its device, in the layout ``train`` asks for."""
-    if not train.shard:
-        model.to(device)  # what is split never is there as a whole
+    """The state before the first update, in the layout ``train`` asks for."""
     if train.channels_last:
         lay_out(model)
     make = partial(build_optimizer, train)
