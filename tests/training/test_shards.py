@@ -18,7 +18,8 @@ from torch import distributed, nn
 
 from scoresde import VP, ScoreModel, parameterization
 from scoresde.data import Scaling, Split
-from scoresde.training import Plan, ema, fit, shards, start, warmup
+from scoresde.nn import UNet
+from scoresde.training import Plan, ema, fit, held_out_loss, shards, start, warmup
 from scoresde.training.shares import Share
 from scoresde.training.times import LogSNR, stratified
 from tests.cli.test_processes import ended, free_port
@@ -152,7 +153,29 @@ def averages_of_parts(share: Share) -> None:
         torch.testing.assert_close(value, whole.state_dict()[name])
 
 
-CHECKS = (same_updates, parts_are_parts, there_and_back, averages_of_parts)
+def a_unet_of_many_blocks(share: Share) -> None:
+    """A network of the library, its blocks split each by itself and computed again backwards."""
+    x = torch.randint(0, 17, (20, 1, 8, 8), generator=torch.Generator().manual_seed(1))
+    found = []
+    for split in (False, True):
+        torch.manual_seed(0)
+        net = UNet(1, width=8, multipliers=(1, 2), blocks=1, attention=(1,), recompute=True)
+        model = ScoreModel(net, VP(), parameterization.v)
+        state = start(model, adam(model))
+        if split:
+            for each in state.models:
+                shards.split(each.net, share, torch.device("cpu"), 1000)
+            assert sum(hasattr(m, "unshard") for m in net.modules()) > 4
+            state.optimizer = adam(model)
+        plan = replace(PLAN, share=share)
+        found.append([m.grad_norm for m in fit(state, plan, Split(x.byte()), Scaling(17))])
+        loss = held_out_loss(state.ema, Split(x.byte()), Scaling(17), draws=1)
+        found[-1].append(torch.tensor(loss))
+    whole, split = map(torch.stack, found)
+    torch.testing.assert_close(split, whole, rtol=1e-5, atol=0)
+
+
+CHECKS = (same_updates, parts_are_parts, there_and_back, averages_of_parts, a_unet_of_many_blocks)
 
 
 @pytest.mark.slow
