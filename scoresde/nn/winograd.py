@@ -161,4 +161,4 @@ def _both(t: Tensor, x: Tensor) -> Tensor:
 
 def _square(x: Tensor) -> Tensor:
     """(36, ...) as (6, 6, ...)."""
-    return x.unflatten(0, (WINDOW, WINDOW))
+    return x.view(WINDOW, WINDOW, *x.shape[1:])
