@@ -150,6 +150,15 @@ def test_every_output_pixel_sees_every_input_pixel(make):
     assert (gradient != 0).all()
 
 
+@pytest.mark.parametrize(("make", "sees"), [(ddpmpp, False), (ncsnpp, True), (adm, False)])
+def test_ncsnpp_alone_sees_the_picture_beside_its_blocks(make, sees):
+    """Below a stem that lets nothing through."""
+    net = awake(tiny(make))
+    torch.nn.init.zeros_(net.stem.weight)
+    noise = torch.zeros(2, dtype=torch.float64)
+    assert torch.allclose(net(image(8, 8), noise), net(image(8, 8).flip(3), noise)) != sees
+
+
 # Training -------------------------------------------------------------------------------------
 
 
