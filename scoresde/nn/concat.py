@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from scoresde.nn.blocks import group_norm
 from scoresde.nn.resample import DownConv
 from scoresde.nn.residual import Residual, Style
-from scoresde.nn.unet import check, head
+from scoresde.nn.unet import check, check_images, head
 
 Cells = Any
 """An nn.ModuleList of them, for whose items torch knows no type."""
@@ -127,10 +127,7 @@ class ConcatUNet(nn.Module):
 
         Raises ValueError for another shape.
         """
-        if x.ndim != 4 or x.shape[1] != self.channels:
-            raise ValueError(
-                f"this U-Net takes (B, {self.channels}, H, W), got x of shape {tuple(x.shape)}"
-            )
+        check_images(x, self.channels)
         condition = self.condition(noise, label, augment)
         kept = self._encode(x, condition)
         h = self._through(self.middle, kept[-1], condition)[-1]
@@ -149,10 +146,9 @@ class ConcatUNet(nn.Module):
 
     def _decode(self, h: Tensor, kept: list[Tensor], condition: Tensor) -> Tensor:
         """Up again; every map is used up, the last first."""
-        for ascent, cells in zip([None, *self.ascents], self.decoder, strict=True):
-            if ascent is not None:
-                height, width = kept[-1].shape[2:]
-                h = self._run(ascent, h, condition)[..., :height, :width]
+        h = self._joining(self.decoder[0], h, kept, condition)
+        for ascent, cells in zip(self.ascents, self.decoder[1:], strict=True):
+            h = _cut(self._run(ascent, h, condition), kept[-1])
             h = self._joining(cells, h, kept, condition)
         return h
 
@@ -173,6 +169,11 @@ class ConcatUNet(nn.Module):
         if self.recompute and self.training:
             return checkpoint(block, *inputs, use_reentrant=False)
         return block(*inputs)
+
+
+def _cut(h: Tensor, like: Tensor) -> Tensor:
+    height, width = like.shape[2:]
+    return h[..., :height, :width]
 
 
 def _encoder(

@@ -131,10 +131,7 @@ class UNet(nn.Module):
 
         Raises ValueError for another shape.
         """
-        if x.ndim != 4 or x.shape[1] != self.channels:
-            raise ValueError(
-                f"this U-Net takes (B, {self.channels}, H, W), got x of shape {tuple(x.shape)}"
-            )
+        check_images(x, self.channels)
         h = self._levels(self.stem(x), self.condition(noise, label, augment))
         result: Tensor = self.head(F.silu(self.norm(h)))
         return result
@@ -183,4 +180,12 @@ def check(
     if stray := [level for level in attention if not 0 <= level < len(multipliers)]:
         raise ValueError(
             f"attention at level {stray[0]}, but the levels are 0 to {len(multipliers) - 1}"
+        )
+
+
+def check_images(x: Tensor, channels: int) -> None:
+    """Raise ValueError unless x is (B, channels, H, W)."""
+    if x.ndim != 4 or x.shape[1] != channels:
+        raise ValueError(
+            f"this U-Net takes (B, {channels}, H, W), got x of shape {tuple(x.shape)}"
         )
