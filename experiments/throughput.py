@@ -69,9 +69,7 @@ class Peer(nn.Module):
 
 def ours() -> nn.Module:
     """Three levels of one block each way, attention at the lowest."""
-    return UNet(
-        1, width=64, multipliers=(1, 1, 2), blocks=1, attention=(2,), heads=4, dropout=0.0
-    )
+    return UNet(1, width=64, multipliers=(1, 1, 2), blocks=1, attention=(2,), heads=4, dropout=0.0)
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {"scoresde": ours, "diffusers": Peer}

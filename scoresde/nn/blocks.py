@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
@@ -62,18 +64,26 @@ class ResidualImage(nn.Module):
 class SelfAttention(nn.Module):
     """x + project(attention(norm(x))) over the pixels of (B, C, H, W).
 
-    The projection starts at zero. Raises ValueError unless heads divides the channels.
+    The projection starts at zero; ``merge`` may replace the sum, ``eps`` is that of the norm.
+    Raises ValueError unless heads divides the channels.
     Attention Is All You Need, arXiv 1706.03762, eq. 1.
     """
 
-    def __init__(self, channels: int, *, heads: int) -> None:
+    def __init__(
+        self,
+        channels: int,
+        *,
+        heads: int,
+        merge: Callable[[Tensor, Tensor], Tensor] = torch.add,
+        eps: float = 1e-5,
+    ) -> None:
         super().__init__()
         if heads < 1 or channels % heads:
             raise ValueError(
                 f"heads={heads} does not divide the {channels} channels to attend over"
             )
-        self.heads = heads
-        self.norm = GroupNorm(channels)
+        self.heads, self.merge = heads, merge
+        self.norm = GroupNorm(channels, eps=eps)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.project = zeroed(nn.Linear(channels, channels))
 
@@ -82,7 +92,7 @@ class SelfAttention(nn.Module):
         qkv = self.qkv(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         mixed = attend(*qkv.unbind(0)).transpose(1, 2).flatten(2)
         out: Tensor = self.project(mixed).transpose(1, 2).unflatten(2, x.shape[2:])
-        return x + out
+        return self.merge(x, out)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -20,10 +20,10 @@ class GroupNorm(nn.GroupNorm):
     Group Normalization, arXiv 1803.08494.
     """
 
-    def __init__(self, channels: int, *, affine: bool = True) -> None:
+    def __init__(self, channels: int, *, affine: bool = True, eps: float = 1e-5) -> None:
         limit = max(1, min(32, channels // 4))
         groups = next(n for n in range(limit, 0, -1) if channels % n == 0)
-        super().__init__(groups, channels, affine=affine)
+        super().__init__(groups, channels, eps, affine)
 
     def forward(self, x: Tensor, modulation: Tensor | None = None) -> Tensor:
         """Scale and shift are weight and bias, or 1 + scale and shift in ``modulation`` (B, 2 C).
