@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from scoresde import build, nn, solvers
+from scoresde import build, solvers
 from scoresde.config import (
     Config,
     ConfigError,
@@ -224,12 +224,12 @@ class TestMirrors:
                 assert build.build_sde(section) == build.SDES[kind]()
 
     def test_networks_have_the_arguments_of_their_constructors(self):
-        for kind, network in (("mlp", nn.MLP), ("unet", nn.UNet)):
+        for kind, network in build.NETWORKS.items():
             section = override(Config(), {"network.kind": kind}).network.model_dump()
             defaults = {
                 name: p.default
                 for name, p in inspect.signature(network).parameters.items()
-                if name not in ("dim", "channels", "classes", "outputs")
+                if name not in ("dim", "channels", "classes", "augments", "outputs")
             }
             assert section.pop("kind") == kind
             # By the data, as the classes: the head says how many outputs there are.

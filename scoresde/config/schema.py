@@ -14,6 +14,8 @@ from scoresde.config.base import Choice, Count, Fraction, Positive, Real, Sectio
 from scoresde.config.model import (
     Data,
     DigitsData,
+    DiTNetwork,
+    ImageNetwork,
     LinearBetaSDE,
     NetworkChoice,
     Parameterization,
@@ -266,7 +268,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _head_fits(self) -> Self:
-        if self.network.kind == "unet" and self.network.head == "levels":
+        if isinstance(self.network, ImageNetwork | DiTNetwork) and self.network.head == "levels":
             if self.parameterization.kind != "x0":
                 raise ValueError(
                     "network.head=levels gives x0, got parameterization="
@@ -281,9 +283,10 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _layout_used(self) -> Self:
-        if self.train.channels_last and self.network.kind == "mlp":
+        if self.train.channels_last and self.network.kind in ("mlp", "dit"):
             raise ValueError(
-                "train.channels_last=true is for images, got network.kind=mlp; leave it out"
+                "train.channels_last=true is for convolutions, got network.kind="
+                f"{self.network.kind}; leave it out"
             )
         return self
 
