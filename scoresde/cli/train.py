@@ -166,7 +166,8 @@ def prepare(
     if config.train.channels_last:
         lay_out(model)
     optimizer = build_optimizer(config.train, model.parameters())
-    state = start(model, optimizer, config.train.posthoc)
+    learned_weight = config.train.learned_weight
+    state = start(model, optimizer, config.train.posthoc, learned_weight=learned_weight)
     if config.train.compile:
         model.net.compile()  # the averages are copies that are not
     return Run(config, folder, dataset, split, held_out, plan, state, cost)
@@ -187,6 +188,9 @@ def restore(run: Run) -> list[str]:
     for sigma_rel, average in run.state.averages.items():
         checkpoints.load_tensors(average, found.averages.get(str(sigma_rel), {}), path)
     run.state.optimizer.load_state_dict(found.optimizer)
+    if run.state.learned is not None:
+        checkpoints.load_tensors(run.state.learned.u, found.learned.get("u", {}), path)
+        run.state.learned.optimizer.load_state_dict(found.learned["optimizer"])
     run.state.step, run.state.scale, run.best = found.step, found.scale, found.best
     if run.leads:
         folders.rewind(run.folder, found.step)
@@ -318,6 +322,7 @@ def snapshot(run: Run) -> Checkpoint:
         best=run.best,
         averages={str(width): a.state_dict() for width, a in state.averages.items()},
         scale=state.scale,
+        learned={} if state.learned is None else state.learned.state_dict(),
     )
 
 

@@ -109,6 +109,9 @@ class Train(Section):
     weighting: Annotated[PlainWeighting | MinSNRWeighting | EDMWeighting, Choice] = (
         PlainWeighting()
     )
+    learned_weight: bool = False
+    """learn a further weight of every noise level beside the network, one over the loss expected
+    there, so that all levels count alike"""
     times: Annotated[PlainTimes | LogNormalTimes | LevelTimes, Choice] = PlainTimes()
     draw: Literal["independent", "antithetic", "stratified"] = "stratified"
     """how the times of a batch hang together"""

@@ -102,7 +102,8 @@ class Checkpoint:
 
     ``config`` is a JSON-able dict, ``step`` the number of updates made; ``model`` and ``ema`` are
     state dicts of a ScoreModel, ``optimizer`` that of its optimiser; ``averages`` are state dicts
-    too, by the width of their profile; ``scale`` is the factor on the loss of fp16.
+    too, by the width of their profile; ``scale`` is the factor on the loss of fp16, ``learned``
+    the state dict of a learned weight, empty without one.
     """
 
     config: dict[str, Any]
@@ -114,6 +115,7 @@ class Checkpoint:
     best: Best | None = None
     averages: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     scale: LossScale = field(default_factory=LossScale)
+    learned: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,7 @@ def save(path: str | Path, checkpoint: Checkpoint) -> None:
         "best": None if checkpoint.best is None else asdict(checkpoint.best),
         "averages": {name: dict(average) for name, average in checkpoint.averages.items()},
         "scale": asdict(checkpoint.scale),
+        "learned": checkpoint.learned,
     }
     atomic_write(path, lambda temporary: torch.save(entries, temporary))
 
@@ -295,7 +298,14 @@ def _checkpoint(entries: Mapping[str, Any]) -> Checkpoint:
         best=None if best is None else Best(int(best["step"]), float(best["loss"])),
         averages={str(k): _state_dict(v) for k, v in entries.get("averages", {}).items()},
         scale=LossScale(**entries.get("scale", {})),
+        learned=_learned(entries.get("learned", {})),
     )
+
+
+def _learned(found: Mapping[str, Any]) -> dict[str, Any]:
+    if not found:
+        return {}
+    return {"u": _state_dict(found["u"]), "optimizer": dict(found["optimizer"])}
 
 
 def _state_dict(found: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -354,7 +364,10 @@ def _mismatches(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[
 def _groups(checkpoint: Checkpoint) -> list[dict[str, Tensor]]:
     """Every tensor of a checkpoint, by name."""
     optimizer = _tensors(checkpoint.optimizer)
-    return [checkpoint.model, checkpoint.ema, *checkpoint.averages.values(), optimizer]
+    groups = [checkpoint.model, checkpoint.ema, *checkpoint.averages.values(), optimizer]
+    if checkpoint.learned:
+        groups += [checkpoint.learned["u"], _tensors(checkpoint.learned["optimizer"])]
+    return groups
 
 
 def _tensors(optimizer: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.data import Scaling, Split, batch_indices
+from scoresde.nn.magnitude import normalise
 from scoresde.parameterization import ScoreModel
 from scoresde.sde import SDE
 from scoresde.training import ema, losses, profiles
@@ -24,6 +25,7 @@ from scoresde.training.losses import Weight, dsm_loss
 from scoresde.training.precision import MOST_SKIPPED, LossScale, Precision, autocast
 from scoresde.training.shares import Share
 from scoresde.training.times import Draw, Times
+from scoresde.training.uncertainty import LearnedWeight
 
 LearningRate = Callable[[int], float]
 """Step 0, 1, ... to the learning rate of its update."""
@@ -38,7 +40,7 @@ class TrainState:
     """What changes while training: weights, their averages, the optimiser, and updates made.
 
     ``averages`` are power-function averages by their width, in ascending order; ``scale`` is that
-    of an fp16 loss.
+    of an fp16 loss; ``learned`` is the weight of every level, if one is learned.
     """
 
     model: ScoreModel
@@ -47,6 +49,7 @@ class TrainState:
     step: int = 0
     averages: dict[float, ScoreModel] = field(default_factory=dict)
     scale: LossScale = field(default_factory=LossScale)
+    learned: LearnedWeight | None = None
 
 
 @dataclass(frozen=True)
@@ -121,14 +124,19 @@ class Batch(NamedTuple):
 
 
 def start(
-    model: ScoreModel, optimizer: torch.optim.Optimizer, widths: Sequence[float] = ()
+    model: ScoreModel,
+    optimizer: torch.optim.Optimizer,
+    widths: Sequence[float] = (),
+    *,
+    learned_weight: bool = False,
 ) -> TrainState:
     """The state before the first update; the averages start at the weights.
 
     ``widths`` are those of power-function averages to be kept beside the exponential one.
     """
     averages = {sigma_rel: ema.averaged(model) for sigma_rel in sorted(widths)}
-    return TrainState(model, ema.averaged(model), optimizer, averages=averages)
+    learned = LearnedWeight(_device(model)) if learned_weight else None
+    return TrainState(model, ema.averaged(model), optimizer, averages=averages, learned=learned)
 
 
 def fit(state: TrainState, plan: Plan, split: Split, scaling: Scaling) -> Iterator[Metrics]:
@@ -145,15 +153,18 @@ def update(state: TrainState, plan: Plan, split: Split, scaling: Scaling) -> Met
     """One update of ``state`` in place: loss, gradient, clipping, optimiser, averages."""
     model, step, rate = state.model, state.step, plan.learning_rate(state.step)
     batch = draw_batch(plan, split, scaling, model.sde, step)
-    for group in state.optimizer.param_groups:
-        group["lr"] = rate
-    state.optimizer.zero_grad(set_to_none=True)
+    _prepare(state.optimizer, rate)
+    if state.learned is not None:
+        _prepare(state.learned.optimizer, rate)
     t, losses = _backward(state, plan, batch)
     loss = losses.sum() / plan.batch
-    plan.share.add([loss, *(p.grad for p in model.parameters() if p.grad is not None)])
+    plan.share.add([loss, *(p.grad for p in _trained(state) if p.grad is not None)])
     norm = nn.utils.clip_grad_norm_(model.parameters(), plan.clip or math.inf)
     if _is_finite(state, plan, loss, norm, rate):
         state.optimizer.step()
+        normalise(model)
+        if state.learned is not None:
+            state.learned.optimizer.step()
     ema.update(state.ema, model, ema.warmed_up(plan.ema_decay, step))
     for sigma_rel, average in state.averages.items():
         ema.update(average, model, profiles.decay(profiles.power(sigma_rel), step))
@@ -277,6 +288,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
+def _trained(state: TrainState) -> list[nn.Parameter]:
+    """The parameters of the model, and those of a learned weight."""
+    learned = [] if state.learned is None else list(state.learned.u.parameters())
+    return [*state.model.parameters(), *learned]
+
+
+def _prepare(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad(set_to_none=True)
+
+
 def _backward(state: TrainState, plan: Plan, batch: Batch) -> tuple[Tensor, Tensor]:
     """Leave our share of the gradient in the parameters; times and losses of our examples."""
     scale = state.scale.value if plan.precision == "fp16" else 1.0
@@ -284,14 +307,22 @@ def _backward(state: TrainState, plan: Plan, batch: Batch) -> tuple[Tensor, Tens
     for part, rows in plan.share.parts(plan.batch, plan.accumulate):
         ours = _take(batch, rows)
         loss = _loss(state.model, plan, ours, state.step, part)
-        (loss.sum() * (scale / plan.batch)).backward()
+        (_weighed(state, ours, loss).sum() * (scale / plan.batch)).backward()
         times.append(ours.t)
         found.append(loss.detach())
     if scale != 1:
-        for parameter in state.model.parameters():
+        for parameter in _trained(state):
             if parameter.grad is not None:
                 parameter.grad.div_(scale)
     return torch.cat(times), torch.cat(found)
+
+
+def _weighed(state: TrainState, batch: Batch, loss: Tensor) -> Tensor:
+    """What is minimised: the losses (B,), or under a learned weight those of eq. 14."""
+    if state.learned is None:
+        return loss
+    model = state.model
+    return state.learned(loss, model.parameterization(model.sde, batch.t).noise)
 
 
 def _loss(model: ScoreModel, plan: Plan, batch: Batch, step: int, part: int) -> Tensor:
