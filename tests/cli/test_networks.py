@@ -11,6 +11,7 @@ from scoresde.cli.main import main
 from scoresde.config import load_config
 from scoresde.data import digits
 from scoresde.training import checkpoint as ck
+from tests.cli.test_processes import ended, started
 
 TINY = {
     "edm2": {
@@ -100,6 +101,21 @@ def test_a_learned_weight_is_trained_saved_and_resumed(tmp_path):
     assert not any("linear" in name for name in a.model)
     line = ["sample", "--checkpoint", str(out), "--out", str(tmp_path / "images"), "--num", "1"]
     assert main(line) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", TINY)
+def test_two_processes_make_the_run_of_one(tmp_path, kind):
+    """Unit weights and a learned weight too, but for rounding, which Adam amplifies at first."""
+    alone, out = tmp_path / "alone", tmp_path / "run"
+    learned = ("--train.learned_weight", "true", "--network.dropout", "0")
+    assert main(command(alone, kind, *learned)) == 0
+    found = ended(started(*[command(out, kind, *learned)] * 2))
+    assert [code for code, *_ in found] == [0, 0], found
+    a, b = (ck.newest(folder / "checkpoints")[1] for folder in (alone, out))
+    for one, other in ((a.model, b.model), (a.ema, b.ema), (a.learned["u"], b.learned["u"])):
+        for name, value in one.items():
+            torch.testing.assert_close(other[name], value, rtol=0, atol=1e-4)
 
 
 def test_a_run_without_one_is_not_resumed_with_one(tmp_path, capsys):

@@ -91,3 +91,16 @@ def test_parts_of_a_batch_and_other_layouts_make_the_same_run(plan, split, scali
         for a, b in zip(found, expected, strict=True):
             assert torch.allclose(a, b, rtol=0, atol=1e-3)
     assert turned.model.net.stem.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_is_near(plan, split, scaling, unit, precision):
+    found = []
+    for each in ("float32", precision):
+        state = unit()
+        for metrics in fit(state, replace(plan, precision=each, steps=4), split, scaling):
+            last = metrics.loss
+        found.append(last)
+        assert torch.allclose(sizes(state.model), torch.ones(()), rtol=0, atol=1e-5)
+        assert all(p.dtype == torch.float32 for p in state.model.parameters())
+    torch.testing.assert_close(found[1], found[0], rtol=0.05, atol=0)
