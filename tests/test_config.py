@@ -176,6 +176,13 @@ class TestProblems:
                 ("head=levels", "train.dither: false"),
             ),
             ("network: {attention: [2]}", ("attention=2", "multipliers=(1, 2)")),
+            ("network: {kind: adm, width: 96}", ("head_channels=64", "width=96")),
+            (
+                "network: {kind: ddpmpp, attention: [4]}",
+                ("attention=4", "multipliers=(1, 2, 2, 2)"),
+            ),
+            ("network: {kind: ncsnpp, taps: [1, 2, 1]}", ("taps=(1.0, 2.0, 1.0)", "even number")),
+            ("network: {kind: adm, head: levels}", ("head=levels", "parameterization=eps")),
         ],
     )
     def test_an_inconsistent_pair_is_refused_with_both_names_and_values(

@@ -276,6 +276,64 @@ class UNetNetwork(ImageNetwork):
         return self
 
 
+class ConcatNetwork(ImageNetwork):
+    """What the networks of the DDPM family have."""
+
+    width: Count = 128
+    embedding: Even | None = None
+    """features of the noise level; null: as many as the width, twice as many for ncsnpp"""
+    multipliers: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 2, 2, 2)
+    blocks: Count = 4
+    attention: tuple[Annotated[Whole, Field(ge=0)], ...] = (1,)
+    head_channels: Count | None = None
+    """of each head of the attention; null: one head"""
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        attending = {*self.attention, len(self.multipliers) - 1}  # the middle attends too
+        for channels in {self.width * self.multipliers[level] for level in attending}:
+            if self.head_channels is not None and channels % self.head_channels:
+                raise ValueError(
+                    f"head_channels={self.head_channels} does not divide the {channels} channels "
+                    f"(width={self.width}) that attention runs over"
+                )
+        return self
+
+
+class DDPMppNetwork(ConcatNetwork):
+    """DDPM++, for images."""
+
+    kind: Literal["ddpmpp"] = "ddpmpp"
+
+
+class NCSNppNetwork(ConcatNetwork):
+    """NCSN++, for images."""
+
+    kind: Literal["ncsnpp"] = "ncsnpp"
+    fourier: bool = True
+    taps: Annotated[tuple[Positive, ...], Field(min_length=2)] = (1, 3, 3, 1)
+    """of the filter that halves and doubles images: symmetric, of even number"""
+
+    @model_validator(mode="after")
+    def _taps_fit(self) -> Self:
+        if len(self.taps) % 2 or self.taps != self.taps[::-1]:
+            raise ValueError(
+                f"need an even number of symmetric taps, got taps={self.taps}; such as 1,3,3,1"
+            )
+        return self
+
+
+class ADMNetwork(ConcatNetwork):
+    """ADM, for images."""
+
+    kind: Literal["adm"] = "adm"
+    width: Count = 192
+    multipliers: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 2, 3, 4)
+    blocks: Count = 3
+    attention: tuple[Annotated[Whole, Field(ge=0)], ...] = (1, 2, 3)
+    head_channels: Count | None = 64
+
+
 class EDM2Network(ImageNetwork):
     """EDM2's magnitude-preserving U-Net, for images."""
 
@@ -331,4 +389,13 @@ class DiTNetwork(Network):
         return self
 
 
-NetworkChoice = Annotated[MLPNetwork | UNetNetwork | EDM2Network | DiTNetwork, Choice]
+NetworkChoice = Annotated[
+    MLPNetwork
+    | UNetNetwork
+    | DDPMppNetwork
+    | NCSNppNetwork
+    | ADMNetwork
+    | EDM2Network
+    | DiTNetwork,
+    Choice,
+]

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from scoresde.nn.blocks import Layer, attend, zeroed
 from scoresde.nn.embeddings import Conditioning
+from scoresde.nn.unet import check_images
 
 _EPS = 1e-6
 
@@ -144,10 +145,7 @@ class DiT(nn.Module):
 
         Raises ValueError for another shape.
         """
-        if x.ndim != 4 or x.shape[1] != self.channels:
-            raise ValueError(
-                f"this DiT takes (B, {self.channels}, H, W), got x of shape {tuple(x.shape)}"
-            )
+        check_images(x, self.channels)
         height, width = x.shape[2:]
         condition = self.condition(noise, label, augment)
         h = self.stem(F.pad(x, (0, -width % self.patch, 0, -height % self.patch)))

@@ -22,6 +22,7 @@ from scoresde.nn.magnitude import (
     mp_sum,
     pixel_norm,
 )
+from scoresde.nn.unet import check, check_images
 
 EDM2_WIDTHS: Mapping[str, int] = MappingProxyType(
     {"XS": 128, "S": 192, "M": 256, "L": 320, "XL": 384, "XXL": 448}
@@ -121,7 +122,7 @@ class EDM2(nn.Module):
         recompute: bool = False,
     ) -> None:
         super().__init__()
-        _check(channels, width, multipliers, blocks, attention)
+        check(channels, width, multipliers, blocks, attention)
         widths = [width * m for m in multipliers]
         vector, last = max(widths), len(widths) - 1
 
@@ -177,10 +178,7 @@ class EDM2(nn.Module):
 
         Raises ValueError for another shape.
         """
-        if x.ndim != 4 or x.shape[1] != self.channels:
-            raise ValueError(
-                f"this U-Net takes (B, {self.channels}, H, W), got x of shape {tuple(x.shape)}"
-            )
+        check_images(x, self.channels)
         condition = self.condition(noise, label, augment)
         # The constant channel is the only bias.
         skips = self._encode(self.stem(torch.cat([x, torch.ones_like(x[:, :1])], 1)), condition)
@@ -223,18 +221,3 @@ def _halve(x: Tensor) -> Tensor:
 def _double(x: Tensor, like: Tensor) -> Tensor:
     """Nearest neighbour to the size of ``like``: pixel i copies i // 2."""
     return F.interpolate(x, size=like.shape[2:], mode="nearest")
-
-
-def _check(
-    channels: int, width: int, multipliers: Sequence[int], blocks: int, attention: Sequence[int]
-) -> None:
-    if min(channels, width, blocks) < 1:
-        raise ValueError(
-            f"need channels, width and blocks >= 1, got {channels}, {width} and {blocks}"
-        )
-    if not multipliers or min(multipliers) < 1:
-        raise ValueError(f"need one multiplier or more, all >= 1, got {tuple(multipliers)}")
-    if stray := [level for level in attention if not 0 <= level < len(multipliers)]:
-        raise ValueError(
-            f"attention at level {stray[0]}, but the levels are 0 to {len(multipliers) - 1}"
-        )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scoresde.nn.blocks import attend
-from scoresde.nn.embeddings import gaussian_fourier, sinusoidal
+from scoresde.nn.embeddings import check_counts, gaussian_fourier, sinusoidal
 
 RESIDUAL = 0.3
 """The share of a branch in its sum with the trunk."""
@@ -131,11 +131,7 @@ class MPConditioning(nn.Module):
         augments: int | None = None,
     ) -> None:
         super().__init__()
-        if any(count is not None and count < 1 for count in (classes, augments)):
-            raise ValueError(
-                f"need classes and augments >= 1 or None, got classes={classes}, "
-                f"augments={augments}"
-            )
+        check_counts(classes, augments)
         self.classes = classes
         self.features = gaussian_fourier(features, scale=1.0) if fourier else sinusoidal(features)
         self.noise = MPLinear(features, out)
