@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from scoresde.nn.blocks import group_norm
+from scoresde.nn.normalise import GroupNorm
 from scoresde.nn.resample import DownConv
 from scoresde.nn.residual import Residual, Style
 from scoresde.nn.unet import check, check_images, head
@@ -111,7 +111,7 @@ class ConcatUNet(nn.Module):
         self.ascents = nn.ModuleList(
             Residual(c, c, style, style.resampling.up) for c in reversed(widths[1:])
         )
-        self.norm = group_norm(widths[0], eps=style.eps)
+        self.norm = GroupNorm(widths[0], eps=style.eps)
         self.head = head(widths[0], channels, outputs)
 
     def forward(

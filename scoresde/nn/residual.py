@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scoresde.nn.blocks import Layer, SelfAttention, group_norm, modulate, zeroed
+from scoresde.nn.blocks import Layer, SelfAttention, zeroed
+from scoresde.nn.normalise import GroupNorm, modulate
 from scoresde.nn.resample import Resampling
+from scoresde.nn.winograd import Conv3x3
 
 
 def half_power(x: Tensor, h: Tensor) -> Tensor:
@@ -42,7 +44,7 @@ class Shifted(nn.Module):
     def __init__(self, channels: int, condition: int, *, eps: float) -> None:
         super().__init__()
         self.shift = nn.Linear(condition, channels)
-        self.norm = group_norm(channels, eps=eps)
+        self.norm = GroupNorm(channels, eps=eps)
 
     def forward(self, h: Tensor, condition: Tensor) -> Tensor:
         result: Tensor = self.norm(h + self.shift(condition)[:, :, None, None])
@@ -57,7 +59,7 @@ class Modulated(nn.Module):
 
     def __init__(self, channels: int, condition: int, *, eps: float) -> None:
         super().__init__()
-        self.norm = group_norm(channels, eps=eps)
+        self.norm = GroupNorm(channels, eps=eps)
         self.modulation = nn.Linear(condition, 2 * channels)
 
     def forward(self, h: Tensor, condition: Tensor) -> Tensor:
@@ -117,12 +119,12 @@ class Residual(nn.Module):
         change: Callable[[], nn.Module] = nn.Identity,
     ) -> None:
         super().__init__()
-        self.norm = group_norm(into, eps=style.eps)
+        self.norm = GroupNorm(into, eps=style.eps)
         self.change = change()
-        self.inner = style.conv(into, out)
+        self.inner = style.start(Conv3x3(into, out))
         self.conditioned = style.conditioned(out, style.condition, eps=style.eps)
         self.dropout = nn.Dropout(style.dropout)
-        self.outer = zeroed(nn.Conv2d(out, out, 3, padding=1))
+        self.outer = zeroed(Conv3x3(out, out))
         projected = into != out or (style.project and change is not nn.Identity)
         self.skip = style.conv(into, out, 1) if projected else nn.Identity()
         self.merge = style.merge

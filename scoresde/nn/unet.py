@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from scoresde.nn.blocks import ResidualImage, SelfAttention, group_norm, zeroed
+from scoresde.nn.blocks import ResidualImage, SelfAttention, zeroed
 from scoresde.nn.embeddings import Conditioning
+from scoresde.nn.normalise import GroupNorm
 
 
 class Stage(nn.Module):
@@ -115,7 +116,7 @@ class UNet(nn.Module):
             nn.Conv2d(coarse, fine, 1) for coarse, fine in pairwise(widths[::-1])
         )
         self.up = nn.ModuleList(stage(level) for level in reversed(range(len(widths) - 1)))
-        self.norm = group_norm(widths[0])
+        self.norm = GroupNorm(widths[0])
         self.head = head(widths[0], channels, outputs)
 
     def forward(

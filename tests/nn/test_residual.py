@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from scoresde.nn.blocks import group_norm
+from scoresde.nn.normalise import GroupNorm
 from scoresde.nn.resample import fir
 from scoresde.nn.residual import Modulated, Residual, Shifted, Style, half_power, xavier
 
@@ -79,7 +79,7 @@ def test_the_condition_enters_by_its_formula():
     torch.manual_seed(0)
     shifted = Shifted(8, 6, eps=1e-5).double()
     shift = (condition @ shifted.shift.weight.T + shifted.shift.bias)[..., None, None]
-    norm = group_norm(8).double()
+    norm = GroupNorm(8).double()
     assert torch.allclose(shifted(x, condition), norm(x + shift))
     modulated = Modulated(8, 6, eps=1e-5).double()
     linear = modulated.modulation
