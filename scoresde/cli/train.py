@@ -55,6 +55,7 @@ from scoresde.training.levels import LossByLevel
 from scoresde.training.precision import lay_out
 from scoresde.training.shares import Share
 from scoresde.training.snapshots import save_snapshots
+from scoresde.training.uncertainty import LearnedWeight
 
 # Enough for a held-out loss that ranks checkpoints: its numbers are the same at every step.
 HELD_OUT_EVALUATIONS = 2048
@@ -166,8 +167,9 @@ def prepare(
     if config.train.channels_last:
         lay_out(model)
     optimizer = build_optimizer(config.train, model.parameters())
-    learned_weight = config.train.learned_weight
-    state = start(model, optimizer, config.train.posthoc, learned_weight=learned_weight)
+    state = start(model, optimizer, config.train.posthoc)
+    if config.train.learned_weight:
+        state.learned = LearnedWeight(device)
     if config.train.compile:
         model.net.compile()  # the averages are copies that are not
     return Run(config, folder, dataset, split, held_out, plan, state, cost)

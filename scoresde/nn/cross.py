@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from scoresde.nn.blocks import attend, group_norm, zeroed
+from scoresde.nn.blocks import attend, zeroed
+from scoresde.nn.normalise import GroupNorm
 
 
 class CrossAttention(nn.Module):
@@ -25,7 +26,7 @@ class CrossAttention(nn.Module):
         if heads < 1 or channels % heads:
             raise ValueError(f"heads={heads} does not divide the {channels} channels that attend")
         self.heads, self.width = heads, width
-        self.norm = group_norm(channels)
+        self.norm = GroupNorm(channels)
         self.query = nn.Linear(channels, channels)
         self.key_value = nn.Linear(width, 2 * channels)
         self.project = zeroed(nn.Linear(channels, channels))

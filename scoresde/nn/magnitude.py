@@ -180,7 +180,7 @@ def _direction(weight: Tensor) -> Tensor:
 
 def _unit(weight: Tensor) -> Tensor:
     """Every weight[i] over its size."""
-    return math.sqrt(weight[0].numel()) * _direction(weight)
+    return math.sqrt(math.prod(weight.shape[1:])) * _direction(weight)
 
 
 def _drawn(*shape: int) -> Tensor:

@@ -124,19 +124,14 @@ class Batch(NamedTuple):
 
 
 def start(
-    model: ScoreModel,
-    optimizer: torch.optim.Optimizer,
-    widths: Sequence[float] = (),
-    *,
-    learned_weight: bool = False,
+    model: ScoreModel, optimizer: torch.optim.Optimizer, widths: Sequence[float] = ()
 ) -> TrainState:
     """The state before the first update; the averages start at the weights.
 
     ``widths`` are those of power-function averages to be kept beside the exponential one.
     """
     averages = {sigma_rel: ema.averaged(model) for sigma_rel in sorted(widths)}
-    learned = LearnedWeight(_device(model)) if learned_weight else None
-    return TrainState(model, ema.averaged(model), optimizer, averages=averages, learned=learned)
+    return TrainState(model, ema.averaged(model), optimizer, averages=averages)
 
 
 def fit(state: TrainState, plan: Plan, split: Split, scaling: Scaling) -> Iterator[Metrics]:
@@ -158,7 +153,9 @@ def update(state: TrainState, plan: Plan, split: Split, scaling: Scaling) -> Met
         _prepare(state.learned.optimizer, rate)
     t, losses = _backward(state, plan, batch)
     loss = losses.sum() / plan.batch
-    plan.share.add([loss, *(p.grad for p in _trained(state) if p.grad is not None)])
+    plan.share.add([loss, *(p.grad for p in model.parameters() if p.grad is not None)])
+    if state.learned is not None:
+        plan.share.add(state.learned.gradients())
     norm = nn.utils.clip_grad_norm_(model.parameters(), plan.clip or math.inf)
     if _is_finite(state, plan, loss, norm, rate):
         state.optimizer.step()
@@ -288,12 +285,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
-def _trained(state: TrainState) -> list[nn.Parameter]:
-    """The parameters of the model, and those of a learned weight."""
-    learned = [] if state.learned is None else list(state.learned.u.parameters())
-    return [*state.model.parameters(), *learned]
-
-
 def _prepare(optimizer: torch.optim.Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate
@@ -311,9 +302,11 @@ def _backward(state: TrainState, plan: Plan, batch: Batch) -> tuple[Tensor, Tens
         times.append(ours.t)
         found.append(loss.detach())
     if scale != 1:
-        for parameter in _trained(state):
+        for parameter in state.model.parameters():
             if parameter.grad is not None:
                 parameter.grad.div_(scale)
+        for gradient in [] if state.learned is None else state.learned.gradients():
+            gradient.div_(scale)
     return torch.cat(times), torch.cat(found)
 
 

@@ -51,6 +51,10 @@ class LearnedWeight:
         weighed: Tensor = torch.exp(-u) * loss + u
         return weighed
 
+    def gradients(self) -> list[Tensor]:
+        """Those of the last backward pass, to be changed in place."""
+        return [p.grad for p in self.u.parameters() if p.grad is not None]
+
     def state_dict(self) -> dict[str, Any]:
         """The weights of u and the moments of its optimiser: tensors are not copied."""
         return {"u": self.u.state_dict(), "optimizer": self.optimizer.state_dict()}

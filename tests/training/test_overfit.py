@@ -13,6 +13,7 @@ from scoresde.data import digits
 from scoresde.nn import EDM2, DiT
 from scoresde.training import Plan, cosine, fit, start
 from scoresde.training.times import LogNormal, stratified
+from scoresde.training.uncertainty import LearnedWeight
 
 
 def edm2() -> nn.Module:
@@ -34,7 +35,8 @@ def test_the_loss_on_a_handful_of_digits_falls(
     few = data.train.take(torch.arange(4))
     torch.manual_seed(0)
     model = ScoreModel(build(), EDM(), parameterization.edm(0.6))
-    state = start(model, torch.optim.Adam(model.parameters(), fused=True), learned_weight=learned)
+    state = start(model, torch.optim.Adam(model.parameters(), fused=True))
+    state.learned = LearnedWeight() if learned else None
     plan = Plan(
         steps=steps, batch=16, seed=0, times=LogNormal(0.5, 0.5), draw=stratified, weight=None,
         learning_rate=cosine(rate, 5, steps), dither=False,

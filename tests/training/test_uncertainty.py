@@ -25,8 +25,8 @@ from scoresde.training.uncertainty import LearnedWeight
 
 
 def weighted(state: TrainState) -> TrainState:
-    """A state of the same model with a learned weight."""
-    return start(state.model, state.optimizer, learned_weight=True)
+    """The state with a learned weight."""
+    return replace(state, learned=LearnedWeight())
 
 
 def numbers(learned: LearnedWeight) -> list[torch.Tensor]:
@@ -75,7 +75,7 @@ def test_beside_a_network_that_stays_it_becomes_the_loss_of_that_network(plan):
     plan = replace(plan, steps=200, batch=256, classes=None, learning_rate=cosine(4e-2, 10, 200))
     still, logged = torch.optim.SGD([torch.zeros(1, requires_grad=True)]), {}
     for learn, steps in ((False, 20), (True, 200)):
-        state = start(silent(), still, learned_weight=learn)
+        state = replace(start(silent(), still), learned=LearnedWeight() if learn else None)
         found = fit(state, replace(plan, steps=steps), data, Scaling(None))
         logged[learn] = torch.stack([metrics.loss for metrics in found])
     # What is logged is the loss without the weight.
