@@ -41,6 +41,9 @@ def restore(run: Run) -> list[str]:
         checkpoints.load_tensors(average, found.averages.get(str(sigma_rel), {}), path)
     moments = scattered_optimizer(found.optimizer, run.state.model.parameters())
     run.state.optimizer.load_state_dict(moments)
+    if run.state.learned is not None:
+        checkpoints.load_tensors(run.state.learned.u, found.learned.get("u", {}), path)
+        run.state.learned.optimizer.load_state_dict(found.learned["optimizer"])
     run.state.step, run.state.scale, run.best = found.step, found.scale, found.best
     if run.leads:
         folders.rewind(run.folder, found.step)

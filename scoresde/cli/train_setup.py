@@ -22,6 +22,7 @@ from scoresde.parameterization import ScoreModel
 from scoresde.training import Best, Checkpoint, Plan, TrainState, describe, shards, start
 from scoresde.training.precision import lay_out
 from scoresde.training.shares import Share
+from scoresde.training.uncertainty import LearnedWeight
 
 # Enough for a held-out loss that ranks checkpoints: its numbers are the same at every step.
 HELD_OUT_EVALUATIONS = 2048
@@ -86,6 +87,8 @@ def started(train: Train, model: ScoreModel, share: Share, device: torch.device)
         for each in state.models:
             shards.split(each.net, share, device)
         state.optimizer = make(model.parameters())
+    if train.learned_weight:
+        state.learned = LearnedWeight(device)
     if train.compile:
         model.net.compile()  # the averages are copies that are not
     return state
@@ -113,6 +116,7 @@ def snapshot(run: Run) -> Checkpoint:
         scale=state.scale,
         contents=run.contents,
         decays={str(decay): whole(average) for decay, average in state.decays.items()},
+        learned={} if state.learned is None else state.learned.state_dict(),
     )
 
 

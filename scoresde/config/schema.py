@@ -23,6 +23,7 @@ from scoresde.config.base import (
 from scoresde.config.model import (
     Data,
     DigitsData,
+    DiTNetwork,
     ImageNetwork,
     LinearBetaSDE,
     NetworkChoice,
@@ -120,6 +121,9 @@ class Train(Section):
     weighting: Annotated[PlainWeighting | MinSNRWeighting | EDMWeighting, Choice] = (
         PlainWeighting()
     )
+    learned_weight: bool = False
+    """learn a further weight of every noise level beside the network, one over the loss expected
+    there, so that all levels count alike"""
     times: Annotated[PlainTimes | LogNormalTimes | LevelTimes, Choice] = PlainTimes()
     draw: Literal["independent", "antithetic", "stratified"] = "stratified"
     """how the times of a batch hang together"""
@@ -293,7 +297,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _head_fits(self) -> Self:
-        if isinstance(self.network, ImageNetwork) and self.network.head == "levels":
+        if isinstance(self.network, ImageNetwork | DiTNetwork) and self.network.head == "levels":
             if self.parameterization.kind != "x0":
                 raise ValueError(
                     "network.head=levels gives x0, got parameterization="
@@ -308,9 +312,10 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _layout_used(self) -> Self:
-        if self.train.channels_last and self.network.kind == "mlp":
+        if self.train.channels_last and self.network.kind in ("mlp", "dit"):
             raise ValueError(
-                "train.channels_last=true is for images, got network.kind=mlp; leave it out"
+                "train.channels_last=true is for convolutions, got network.kind="
+                f"{self.network.kind}; leave it out"
             )
         return self
 

@@ -105,7 +105,8 @@ class Checkpoint:
     state dicts of a ScoreModel, ``optimizer`` that of its optimiser; ``averages`` are state dicts
     too, by the width of their profile, and ``decays`` those beside ``ema`` by their decay;
     ``scale`` is the factor on the loss of fp16; ``contents`` tells its examples from others, and
-    is empty in checkpoints of older versions.
+    is empty in checkpoints of older versions; ``learned`` is the state dict of a learned weight,
+    empty without one.
     """
 
     config: dict[str, Any]
@@ -119,6 +120,7 @@ class Checkpoint:
     scale: LossScale = field(default_factory=LossScale)
     decays: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     contents: str = ""
+    learned: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,7 @@ def save(path: str | Path, checkpoint: Checkpoint) -> None:
         "scale": asdict(checkpoint.scale),
         "contents": checkpoint.contents,
         "decays": {name: dict(average) for name, average in checkpoint.decays.items()},
+        "learned": checkpoint.learned,
     }
     atomic_write(path, lambda temporary: torch.save(entries, temporary))
 
@@ -305,7 +308,14 @@ def _checkpoint(entries: Mapping[str, Any]) -> Checkpoint:
         scale=LossScale(**entries.get("scale", {})),
         contents=str(entries.get("contents", "")),
         decays={str(k): _state_dict(v) for k, v in entries.get("decays", {}).items()},
+        learned=_learned(entries.get("learned", {})),
     )
+
+
+def _learned(found: Mapping[str, Any]) -> dict[str, Any]:
+    if not found:
+        return {}
+    return {"u": _state_dict(found["u"]), "optimizer": dict(found["optimizer"])}
 
 
 def _state_dict(found: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -363,8 +373,12 @@ def _mismatches(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[
 
 def _groups(checkpoint: Checkpoint) -> list[dict[str, Tensor]]:
     """Every tensor of a checkpoint, by name."""
+    optimizer = _tensors(checkpoint.optimizer)
     averages = (*checkpoint.decays.values(), *checkpoint.averages.values())
-    return [checkpoint.model, checkpoint.ema, *averages, _tensors(checkpoint.optimizer)]
+    groups = [checkpoint.model, checkpoint.ema, *averages, optimizer]
+    if checkpoint.learned:
+        groups += [checkpoint.learned["u"], _tensors(checkpoint.learned["optimizer"])]
+    return groups
 
 
 def _tensors(optimizer: Mapping[str, Any]) -> dict[str, Tensor]:

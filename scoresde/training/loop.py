@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.data import Scaling, Split, batch_indices
+from scoresde.nn.magnitude import normalise
 from scoresde.parameterization import ScoreModel
 from scoresde.sde import SDE
 from scoresde.training import ema, losses, profiles, shards
@@ -24,6 +25,7 @@ from scoresde.training.losses import Weight, dsm_loss
 from scoresde.training.precision import MOST_SKIPPED, LossScale, Precision, autocast
 from scoresde.training.shares import Share
 from scoresde.training.times import Draw, Times
+from scoresde.training.uncertainty import LearnedWeight
 
 LearningRate = Callable[[int], float]
 """Step 0, 1, ... to the learning rate of its update."""
@@ -39,7 +41,7 @@ class TrainState:
 
     ``ema`` is the average that is used; ``decays`` are further exponential ones by their decay,
     ``averages`` power-function ones by their width, in ascending order; ``scale`` is that of an
-    fp16 loss.
+    fp16 loss; ``learned`` is the weight of every level, if one is learned.
     """
 
     model: ScoreModel
@@ -49,6 +51,7 @@ class TrainState:
     decays: dict[float, ScoreModel] = field(default_factory=dict)
     averages: dict[float, ScoreModel] = field(default_factory=dict)
     scale: LossScale = field(default_factory=LossScale)
+    learned: LearnedWeight | None = None
 
     @property
     def models(self) -> list[ScoreModel]:
@@ -161,16 +164,21 @@ def update(state: TrainState, plan: Plan, split: Split, scaling: Scaling) -> Met
     """One update of ``state`` in place: loss, gradient, clipping, optimiser, averages."""
     model, step, rate = state.model, state.step, plan.learning_rate(state.step)
     batch = draw_batch(plan, split, scaling, model.sde, step)
-    for group in state.optimizer.param_groups:
-        group["lr"] = rate
-    state.optimizer.zero_grad(set_to_none=True)
+    _prepare(state.optimizer, rate)
+    if state.learned is not None:
+        _prepare(state.learned.optimizer, rate)
     t, losses = _backward(state, plan, batch)
     loss = losses.sum() / plan.batch
     norm = shards.sum_gradients(model, loss, plan.share)
+    if state.learned is not None:
+        plan.share.add(state.learned.gradients())
     if plan.clip is not None:
         nn.utils.clip_grads_with_norm_(model.parameters(), plan.clip, norm)
     if _is_finite(state, plan, loss, norm, rate):
         state.optimizer.step()
+        normalise(model)
+        if state.learned is not None:
+            state.learned.optimizer.step()
     for average, kept in _averages(state, plan):
         ema.update(average, model, kept)
     state.step += 1
@@ -302,6 +310,12 @@ def _averages(state: TrainState, plan: Plan) -> Iterator[tuple[ScoreModel, float
         yield average, profiles.decay(profiles.power(sigma_rel), state.step)
 
 
+def _prepare(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad(set_to_none=True)
+
+
 def _backward(state: TrainState, plan: Plan, batch: Batch) -> tuple[Tensor, Tensor]:
     """Leave our share of the gradient in the parameters; times and losses of our examples."""
     scale = state.scale.value if plan.precision == "fp16" else 1.0
@@ -309,14 +323,24 @@ def _backward(state: TrainState, plan: Plan, batch: Batch) -> tuple[Tensor, Tens
     for part, rows in plan.share.parts(plan.batch, plan.accumulate):
         ours = _take(batch, rows)
         loss = _loss(state.model, plan, ours, state.step, part)
-        (loss.sum() * (scale / plan.batch)).backward()
+        (_weighed(state, ours, loss).sum() * (scale / plan.batch)).backward()
         times.append(ours.t)
         found.append(loss.detach())
     if scale != 1:
         for parameter in state.model.parameters():
             if parameter.grad is not None:
                 parameter.grad.div_(scale)
+        for gradient in [] if state.learned is None else state.learned.gradients():
+            gradient.div_(scale)
     return torch.cat(times), torch.cat(found)
+
+
+def _weighed(state: TrainState, batch: Batch, loss: Tensor) -> Tensor:
+    """What is minimised: the losses (B,), or under a learned weight those of eq. 14."""
+    if state.learned is None:
+        return loss
+    model = state.model
+    return state.learned(loss, model.parameterization(model.sde, batch.t).noise)
 
 
 def _loss(model: ScoreModel, plan: Plan, batch: Batch, step: int, part: int) -> Tensor:
