@@ -30,7 +30,9 @@ from scoresde.cli.train_loop import to_the_end
 from scoresde.cli.train_resume import flat, restore
 from scoresde.cli.train_setup import Run, planned, prepare
 from scoresde.config import Config, config_from, load_config, override, to_plain, to_yaml
+from scoresde.config.schema import Train
 from scoresde.training import checkpoint as checkpoints
+from scoresde.training.precision import emulates_half
 from scoresde.training.shares import Share
 
 EXAMPLES, SAME_DATA = "sha256 of the examples", "give all processes the same data"
@@ -98,7 +100,7 @@ def train_run(
         jointly(world, lambda: require_same(world, {"step": current.state.step}, SAME))
         if current.leads:
             _write_start(current, where)
-        notes.append(introduction(current, where))
+        notes += [introduction(current, where), *cautions(config.train, where)]
         steps, step = current.plan.steps, current.state.step
         with Report(folder.log, steps, step, quiet=not current.leads) as report:
             to_the_end(current, report, notes)
@@ -123,6 +125,16 @@ def introduction(run: Run, device: torch.device) -> str:
         f"held-out examples, steps {run.state.step} to {run.plan.steps}, "
         f"batches of {run.plan.batch}"
     )
+
+
+def cautions(train: Train, device: torch.device) -> list[str]:
+    """What makes training slower than it could be, a line each."""
+    if train.precision == "float32" or not emulates_half(device):
+        return []
+    return [
+        f"train.precision={train.precision} is several times slower than float32 on this CPU, "
+        "which has no instructions for it"
+    ]
 
 
 def summary(config: Config, share: Share) -> str:

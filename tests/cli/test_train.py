@@ -23,6 +23,7 @@ from scoresde.cli.folder import RunFolder
 from scoresde.cli.main import main
 from scoresde.cli.preview import draw, save_preview
 from scoresde.config import Config, load_config, to_yaml
+from scoresde.config.schema import Train
 from scoresde.training import checkpoint as ck
 from scoresde.training import fit
 
@@ -667,3 +668,11 @@ def test_other_shapes_have_no_preview(tmp_path):
     )
     assert not save_preview(tmp_path / "a.png", build.build_model(config, wide), wide, None)
     assert not (tmp_path / "a.png").exists()
+
+
+@pytest.mark.parametrize(("capability", "lines"), [("AVX2", 1), ("AVX512", 0)])
+def test_half_precision_that_a_cpu_emulates_is_said_to_be_slow(capability, lines, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert len(train.cautions(Train(precision="bf16"), torch.device("cpu"))) == lines
+    assert not train.cautions(Train(), torch.device("cpu"))
+    assert not train.cautions(Train(precision="bf16"), torch.device("meta"))
