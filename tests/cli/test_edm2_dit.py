@@ -105,12 +105,13 @@ def test_a_learned_weight_is_trained_saved_and_resumed(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", TINY)
-def test_two_processes_make_the_run_of_one(tmp_path, kind):
+@pytest.mark.parametrize("shard", ["false", "true"])
+def test_two_processes_make_the_run_of_one(tmp_path, kind, shard):
     """Unit weights and a learned weight too, but for rounding, which Adam amplifies at first."""
     alone, out = tmp_path / "alone", tmp_path / "run"
     learned = ("--train.learned_weight", "true", "--network.dropout", "0")
     assert main(command(alone, kind, *learned)) == 0
-    found = ended(started(*[command(out, kind, *learned)] * 2))
+    found = ended(started(*[command(out, kind, *learned, "--train.shard", shard)] * 2))
     assert [code for code, *_ in found] == [0, 0], found
     a, b = (ck.newest(folder / "checkpoints")[1] for folder in (alone, out))
     for one, other in ((a.model, b.model), (a.ema, b.ema), (a.learned["u"], b.learned["u"])):
