@@ -1,16 +1,37 @@
 """Networks ``net(x, noise, label=None)``, which know a noise coordinate and no process."""
 
-from scoresde.nn.embeddings import Conditioning, Sinusoids, gaussian_fourier, sinusoidal
+from scoresde.nn.concat import ConcatUNet
+from scoresde.nn.cross import CrossAttention
+from scoresde.nn.dit import DIT_SIZES, DiT
+from scoresde.nn.edm2 import EDM2, EDM2_WIDTHS
+from scoresde.nn.embeddings import (
+    Conditioning,
+    LateConditioning,
+    Sinusoids,
+    gaussian_fourier,
+    sinusoidal,
+)
 from scoresde.nn.levels import LevelMean
 from scoresde.nn.mlp import MLP
+from scoresde.nn.presets import adm, ddpmpp, ncsnpp
 from scoresde.nn.unet import UNet
 
 __all__ = [
+    "DIT_SIZES",
+    "EDM2",
+    "EDM2_WIDTHS",
     "MLP",
+    "ConcatUNet",
     "Conditioning",
+    "CrossAttention",
+    "DiT",
+    "LateConditioning",
     "LevelMean",
     "Sinusoids",
     "UNet",
+    "adm",
+    "ddpmpp",
     "gaussian_fourier",
+    "ncsnpp",
     "sinusoidal",
 ]

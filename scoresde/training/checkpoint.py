@@ -36,6 +36,7 @@ from scoresde.training.files import (
     require_version,
 )
 from scoresde.training.precision import LossScale
+from scoresde.training.shards import scattered
 
 __all__ = [
     "BEST",
@@ -103,7 +104,10 @@ class Checkpoint:
 
     ``config`` is a JSON-able dict, ``step`` the number of updates made; ``model`` and ``ema`` are
     state dicts of a ScoreModel, ``optimizer`` that of its optimiser; ``averages`` are state dicts
-    too, by the width of their profile; ``scale`` is the factor on the loss of fp16.
+    too, by the width of their profile, and ``decays`` those beside ``ema`` by their decay;
+    ``scale`` is the factor on the loss of fp16; ``contents`` tells its examples from others, and
+    is empty in checkpoints of older versions; ``learned`` is the state dict of a learned weight,
+    empty without one.
     """
 
     config: dict[str, Any]
@@ -115,6 +119,9 @@ class Checkpoint:
     best: Best | None = None
     averages: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     scale: LossScale = field(default_factory=LossScale)
+    decays: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    contents: str = ""
+    learned: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -147,6 +154,9 @@ def save(path: str | Path, checkpoint: Checkpoint) -> None:
         "best": None if checkpoint.best is None else asdict(checkpoint.best),
         "averages": {name: dict(average) for name, average in checkpoint.averages.items()},
         "scale": asdict(checkpoint.scale),
+        "contents": checkpoint.contents,
+        "decays": {name: dict(average) for name, average in checkpoint.decays.items()},
+        "learned": checkpoint.learned,
     }
     atomic_write(path, lambda temporary: torch.save(entries, temporary))
 
@@ -178,11 +188,12 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str |
 
     Raises CheckpointError naming ``source`` and the first missing, extra or misshaped tensors.
     """
-    if problems := _mismatches(module.state_dict(), tensors):
+    own = module.state_dict()
+    if problems := _mismatches(own, tensors):
         raise CheckpointError(
             f"{source}: weights of another network ({'; '.join(problems)}); use its own config"
         )
-    module.load_state_dict(dict(tensors))
+    module.load_state_dict(scattered(tensors, own))
 
 
 def step_name(step: int) -> str:
@@ -299,6 +310,9 @@ def _checkpoint(entries: Mapping[str, Any]) -> Checkpoint:
         best=None if best is None else Best(int(best["step"]), float(best["loss"])),
         averages={str(k): _state_dict(v) for k, v in entries.get("averages", {}).items()},
         scale=_scale(entries.get("scale", {})),
+        contents=str(entries.get("contents", "")),
+        decays={str(k): _state_dict(v) for k, v in entries.get("decays", {}).items()},
+        learned=_learned(entries.get("learned", {})),
     )
 
 
@@ -307,6 +321,12 @@ def _scale(found: Mapping[str, Any]) -> LossScale:
     if not all(isinstance(value, int | float) for value in asdict(scale).values()):
         raise TypeError("a factor on the loss that is not a number")
     return scale
+
+
+def _learned(found: Mapping[str, Any]) -> dict[str, Any]:
+    if not found:
+        return {}
+    return {"u": _state_dict(found["u"]), "optimizer": dict(found["optimizer"])}
 
 
 def _state_dict(found: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -365,7 +385,11 @@ def _mismatches(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[
 def _groups(checkpoint: Checkpoint) -> list[dict[str, Tensor]]:
     """Every tensor of a checkpoint, by name."""
     optimizer = _tensors(checkpoint.optimizer)
-    return [checkpoint.model, checkpoint.ema, *checkpoint.averages.values(), optimizer]
+    averages = (*checkpoint.decays.values(), *checkpoint.averages.values())
+    groups = [checkpoint.model, checkpoint.ema, *averages, optimizer]
+    if checkpoint.learned:
+        groups += [checkpoint.learned["u"], _tensors(checkpoint.learned["optimizer"])]
+    return groups
 
 
 def _tensors(optimizer: Mapping[str, Any]) -> dict[str, Tensor]:

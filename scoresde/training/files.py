@@ -24,6 +24,7 @@ REMEDY = "use an earlier checkpoint or an intact copy"
 ADVICE = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
     errno.EACCES: "choose a place you may write to",
     errno.EPERM: "choose a place you may write to",
     errno.EROFS: "choose a place you may write to",
@@ -31,6 +32,9 @@ ADVICE = {
     errno.ENOTDIR: "check the path",
     errno.ENOENT: "make the folder first",
 }
+
+FOLDER = 0x10
+"""The mark of a folder among the attributes of an entry of a zip file."""
 
 DAMAGE = (
     OSError,
@@ -101,11 +105,16 @@ def read_archive(path: Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             _require_stored(archive)
             bad = archive.testzip()
+            folders = [info.filename for info in archive.infolist() if info.external_attr & FOLDER]
     except Exception as error:  # zipfile raises whatever it stumbles over
         kind = "truncated or damaged" if _looks_like_zip(path) else "not a checkpoint"
         raise CheckpointError(f"{path}: {kind} ({brief(error)}); {REMEDY}") from error
     if bad is not None:
         raise CheckpointError(f"{path}: damaged (wrong CRC in {printable(bad)}); {REMEDY}")
+    if folders:  # torch would leave the tensor as the memory it found
+        raise CheckpointError(
+            f"{path}: damaged ({printable(folders[0])} is marked a folder); {REMEDY}"
+        )
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
