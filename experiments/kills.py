@@ -21,7 +21,7 @@ import random
 import signal
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -89,18 +89,27 @@ def main() -> None:
     for name in LAZY:  # once, not in every fork
         import_module(name)
     with tempfile.TemporaryDirectory() as folder:
-        found = killed(args.count, args.seed, Path(folder))
+        for found in killed(args.count, args.seed, Path(folder)):
+            report(found, args.out)
+
+
+def report(found: Tally, out: Path) -> None:
+    """Print and store what there is so far."""
     print(
         f"{found.kills} kills, {found.resumes} resumes, {found.files_unreadable} of "
         f"{found.files_read} files unreadable, {found.trainings_equal} trainings equal to the "
-        "undisturbed one"
+        "undisturbed one",
+        flush=True,
     )
     hardware = {"hardware": f"one thread of an {platform.machine()} CPU"}
-    args.out.write_text(json.dumps(hardware | asdict(found), indent=1) + "\n")
+    out.write_text(json.dumps(hardware | asdict(found), indent=1) + "\n")
 
 
-def killed(count: int, seed: int, folder: Path) -> Tally:
-    """Train until so many processes were killed; raises AssertionError for anything lost."""
+def killed(count: int, seed: int, folder: Path) -> Iterator[Tally]:
+    """Train until so many processes were killed; the tally after every training.
+
+    Raises AssertionError for anything lost.
+    """
     config, delays, tally = load_config(None, CONFIG), random.Random(seed), Tally()
     undisturbed = RunFolder(folder / "undisturbed")
     begin = time.monotonic()
@@ -113,7 +122,7 @@ def killed(count: int, seed: int, folder: Path) -> Tally:
             inspect(run, tally)
         compare(run, undisturbed)
         tally.trainings_equal += 1
-    return tally
+        yield tally
 
 
 def attempted(config: Config, run: RunFolder, delay: float, tally: Tally) -> bool:
