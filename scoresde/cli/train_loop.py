@@ -184,7 +184,9 @@ def _reason(error: Exception) -> str:
         return f"{error.filename}: {error.strerror}"
     reason = " ".join(str(error).split())
     # PyTorch's archive writer does not pass on what the system said.
-    written = any(name in reason for name in ("PytorchStreamWriter", "inline_container"))
+    written = any(
+        name in reason for name in ("PytorchStreamWriter", "inline_container", "iostream")
+    )
     return f"{reason}; is the disk full?" if written else reason
 
 

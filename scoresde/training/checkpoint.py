@@ -27,6 +27,7 @@ from scoresde.training.files import (
     brief,
     digest,
     first_few,
+    is_plain,
     nonfinite,
     read_archive,
     read_safetensors,
@@ -175,9 +176,10 @@ def load(path: str | Path, *, sha256: str | None = None) -> Checkpoint:
     require_version(path, entries.get("version"))
     try:
         checkpoint = _checkpoint(entries)
+        groups = _groups(checkpoint)
     except DAMAGE as error:
         raise CheckpointError(f"{path}: damaged ({brief(error)}); {REMEDY}") from error
-    _require_finite(path, *_groups(checkpoint))
+    _require_finite(path, *groups)
     return checkpoint
 
 
@@ -283,7 +285,9 @@ def load_weights(path: str | Path) -> Weights:
     metadata, tensors = read_safetensors(path)
     require_kind(path, metadata.get("kind"), WEIGHTS)
     version = metadata.get("version", "")
-    require_version(path, int(version) if version.isdecimal() else version)
+    require_version(path, int(version) if re.fullmatch("[0-9]{1,9}", version) else version)
+    if not all(map(is_plain, tensors.values())):
+        raise CheckpointError(f"{path}: damaged (not all are numbers); {REMEDY}")
     if metadata.pop("sha256", None) != fingerprint(metadata, tensors):
         raise CheckpointError(f"{path}: damaged (its checksum does not match); {REMEDY}")
     try:
@@ -305,11 +309,18 @@ def _checkpoint(entries: Mapping[str, Any]) -> Checkpoint:
         optimizer=dict(entries["optimizer"]),
         best=None if best is None else Best(int(best["step"]), float(best["loss"])),
         averages={str(k): _state_dict(v) for k, v in entries.get("averages", {}).items()},
-        scale=LossScale(**entries.get("scale", {})),
+        scale=_scale(entries.get("scale", {})),
         contents=str(entries.get("contents", "")),
         decays={str(k): _state_dict(v) for k, v in entries.get("decays", {}).items()},
         learned=_learned(entries.get("learned", {})),
     )
+
+
+def _scale(found: Mapping[str, Any]) -> LossScale:
+    scale = LossScale(**found)
+    if not all(isinstance(value, int | float) for value in asdict(scale).values()):
+        raise TypeError("a factor on the loss that is not a number")
+    return scale
 
 
 def _learned(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -319,8 +330,8 @@ def _learned(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _state_dict(found: Mapping[str, Any]) -> dict[str, Tensor]:
-    if not all(isinstance(value, Tensor) for value in found.values()):
-        raise TypeError("a weight that is not a tensor")
+    if not all(isinstance(name, str) and is_plain(value) for name, value in found.items()):
+        raise TypeError("a weight that is not a tensor of numbers")
     return dict(found)
 
 
@@ -387,5 +398,7 @@ def _tensors(optimizer: Mapping[str, Any]) -> dict[str, Tensor]:
     for number, state in optimizer.get("state", {}).items():
         for name, value in state.items():
             if isinstance(value, Tensor):
+                if not is_plain(value):
+                    raise TypeError("a state of the optimiser that is not a tensor of numbers")
                 found[f"optimizer {number} {name}"] = value
     return found
