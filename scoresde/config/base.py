@@ -20,7 +20,8 @@ def _number_of(text: object) -> object:
     return int(text) if isinstance(text, str) and text.isdecimal() else text
 
 
-Whole = Annotated[int, BeforeValidator(_not_a_truth_value)]
+# Bounded as JSON is: what lies beyond overflows somewhere, with words that name no key.
+Whole = Annotated[int, BeforeValidator(_not_a_truth_value), Field(ge=-(2**53), le=2**53)]
 Real = Annotated[float, BeforeValidator(_not_a_truth_value)]
 Count = Annotated[Whole, Field(ge=1)]
 Even = Annotated[Whole, Field(ge=2, multiple_of=2)]

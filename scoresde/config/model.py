@@ -168,7 +168,7 @@ class DiscreteSDE(Section):
     """The linear variance table of DDPM."""
 
     kind: Literal["discrete_vp"] = "discrete_vp"
-    levels: Annotated[Whole, Field(ge=2)] = 1000
+    levels: Annotated[Whole, Field(ge=2, le=1_000_000)] = 1000
     """length of the table"""
     beta_start: Annotated[Real, Field(gt=0, lt=1)] = 1e-4
     beta_end: Annotated[Real, Field(gt=0, lt=1)] = 0.02

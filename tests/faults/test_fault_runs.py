@@ -262,3 +262,14 @@ def test_fault_26_nothing_to_do(tmp_path, refused, name):
     line = refused(*command(tmp_path / "run", **{name: "0"}))
     assert f"--{name.replace('__', '.')}: must be greater than or equal to 1, got '0'" in line
     assert not (tmp_path / "run").exists()
+
+
+def test_records_nested_without_end_are_no_records(copied, refused, capsys):
+    endless = "[" * 100_000
+    (copied.checkpoints / "latest.json").write_text(endless)
+    with copied.metrics.open("a") as file:
+        file.write(endless + "\n")
+    assert resumed(copied.path, "--train.steps", "13") == 0
+    assert [r["step"] for r in records(copied)][-1] == 13
+    copied.env.write_text(endless)
+    assert "no run to resume" in refused("train", "--out", copied.path, "--resume")
