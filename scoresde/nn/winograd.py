@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 TILE, WINDOW = 4, 6
+ONE = 7
+"""The product whose share in every output is 1: of the 36, that of the point 1 both ways."""
 # The interpolation points are 0, 1, -1, 2, -2 and infinity.
 A_T = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1))
 B_T = (
@@ -106,9 +107,10 @@ class _Convolved(torch.autograd.Function):
 def _products(windows: Tensor, weight: Tensor, bias: Tensor | None, like: Tensor) -> Tensor:
     """Y (B, O, H, W), as large as ``like``, for transformed windows (36, tiles, C)."""
     kernels = _both(weight.new_tensor(G), weight.permute(2, 3, 1, 0))
-    tiles = _both(like.new_tensor(A_T), _square(windows @ kernels))
+    products = windows @ kernels
     if bias is not None:
-        tiles += bias
+        products[ONE] += bias
+    tiles = _both(like.new_tensor(A_T), _square(products))
     height, width = like.shape[2:]
     high, wide = -(-height // TILE), -(-width // TILE)
     placed = tiles.view(TILE, TILE, -1, high, wide, len(weight)).permute(2, 3, 0, 4, 1, 5)
@@ -119,8 +121,7 @@ def _products(windows: Tensor, weight: Tensor, bias: Tensor | None, like: Tensor
 def _windows(x: Tensor) -> Tensor:
     """B^T d B of every window of (B, C, H, W), as (36, tiles, C)."""
     high, wide = (-(-side // TILE) for side in x.shape[2:])
-    right, below = TILE * wide - x.shape[3] + 1, TILE * high - x.shape[2] + 1
-    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, right, 1, below)).contiguous()
+    padded = _framed(x, 1, TILE * high + 2, TILE * wide + 2)
     image, row, pixel, _ = padded.stride()
     d = padded.as_strided(
         (WINDOW, WINDOW, len(x), high, wide, x.shape[1]),
@@ -129,10 +130,28 @@ def _windows(x: Tensor) -> Tensor:
     return _both(x.new_tensor(B_T), d.flatten(2, 4))
 
 
+def _framed(x: Tensor, first: int, height: int, width: int) -> Tensor:
+    """(B, H, W, C) with zeros around: ``first`` before and the rest behind, up to these sizes."""
+    x = x.permute(0, 2, 3, 1)
+    if x.shape[1:3] == (height, width):
+        return x
+    framed = x.new_empty(len(x), height, width, x.shape[3])
+    last_row, last = first + x.shape[1], first + x.shape[2]
+    for border in (
+        framed[:, :first],
+        framed[:, last_row:],
+        framed[:, :, :first],
+        framed[:, :, last:],
+    ):
+        border.zero_()
+    framed[:, first:last_row, first:last] = x
+    return framed
+
+
 def _tiles(y: Tensor) -> Tensor:
     """A y A^T of every tile of (B, O, H, W), as (36, tiles, O)."""
-    below, right = (-side % TILE for side in y.shape[2:])
-    padded = F.pad(y.permute(0, 2, 3, 1), (0, 0, 0, right, 0, below))
+    high, wide = (-(-side // TILE) for side in y.shape[2:])
+    padded = _framed(y, 0, TILE * high, TILE * wide)
     tiles = padded.unflatten(2, (-1, TILE)).unflatten(1, (-1, TILE)).permute(2, 4, 0, 1, 3, 5)
     return _both(y.new_tensor(A_T).mT, tiles.flatten(2, 4))
 
