@@ -1,0 +1,227 @@
+"""Five processes under one budget: the same network, images, steps, rate, sampler and seeds.
+
+    python experiments/processes.py digits [--seeds 2]
+    python experiments/processes.py fashion_mnist --path FOLDER --seeds 1
+
+Each process is trained twice. With its ``own`` recipe it has the parameterisation, the law of
+times and the weight of the paper that made it known; with the ``common`` one all have v, uniform
+log-SNR and the error of eps. All end at the same noise, sigma / alpha = 0.01 of the digits and
+0.002 of the others. Of each the variational bound on the bits per dimension of the test split, the
+Frechet distance of samples to it, and the error of eps at equal levels. A run that is stored is
+not made again. Writes experiments/results/processes.json and processes-DATA.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from ablation import BUDGET
+from judging import (
+    Judge,
+    bits,
+    drawn,
+    errors_by_level,
+    judge_of,
+    some,
+    surroundings,
+    trained,
+)
+
+from scoresde.build import SDES, build_dataset
+from scoresde.config import Config, load_config
+from scoresde.config.schema import Likelihood
+
+RESULTS = Path(__file__).parent / "results"
+STORE = RESULTS / "processes.json"
+# Parameterisation, weighting, times: DDPM and score_sde, EDM, flow matching.
+OWN = {
+    "vp": ("eps", "unit", "uniform"),
+    "sub_vp": ("eps", "unit", "uniform"),
+    "ve": ("score", "unit", "uniform"),
+    "edm": ("edm", "unit", "lognormal"),
+    "linear_flow": ("flow", "unit", "uniform"),
+}
+COMMON = ("v", "sigma2", "log_snr")
+RECIPES = ("own", "common")
+SCORED = 360
+BOUND = Likelihood(method="elbo", times=32, batch=180)
+LEAST = {"digits": 0.01, "fashion_mnist": 0.002}
+FURTHEST = {"digits": 9.0, "fashion_mnist": 40.0}
+"""sigma_max of VE: about the largest distance between two images, arXiv 2006.09011."""
+STEPS = {"digits": 400, "fashion_mnist": 200}
+SAMPLES = {"digits": 512, "fashion_mnist": 256}
+GREY: dict[str, Any] = {
+    "data.kind": "idx",
+    "network.width": 16,
+    "network.multipliers": [1, 3, 6],
+}
+
+
+def configured(data: str, process: str, recipe: str, seed: int, path: Path | None) -> Config:
+    """The configuration of a run."""
+    parameterization, weighting, times = OWN[process] if recipe == "own" else COMMON
+    given = {
+        **BUDGET,
+        **({} if data == "digits" else {**GREY, "data.path": str(path)}),
+        "seed": seed,
+        "train.steps": STEPS[data],
+        "sde": section(process, data),
+        "parameterization": parameterization,
+        "train.weighting": weighting,
+        "train.times": times,
+    }
+    return load_config(None, given)
+
+
+def section(process: str, data: str) -> dict[str, Any]:
+    """A process that ends at the least noise of the data."""
+    least = LEAST[data]
+    if process == "ve":
+        return {"kind": "ve", "sigma_min": least, "sigma_max": FURTHEST[data]}
+    t = float(SDES[process]().time(-torch.tensor(least, dtype=torch.float64).log()))
+    return {"kind": process, "t_min": t, "t_eps": t}
+
+
+def main() -> int:
+    """Run what is missing, store it, draw it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("data", choices=tuple(STEPS))
+    parser.add_argument("--path", type=Path, help="the data folder, where one is needed")
+    parser.add_argument("--seeds", type=int, default=2)
+    arguments = parser.parse_args()
+    if (arguments.path is None) != (arguments.data == "digits"):
+        parser.error("give --path with fashion_mnist, and only there")
+    torch.set_num_threads(1)
+    found, data = read(), arguments.data
+    stored = found.setdefault(data, {"runs": []})
+    if todo := list(missing(stored, arguments.seeds)):
+        fill(found, data, todo, arguments.path)
+    print(table(stored))
+    figure(stored, data)
+    return 0
+
+
+def fill(
+    found: dict[str, Any], data: str, todo: list[tuple[int, str, str]], path: Path | None
+) -> None:
+    """Make the runs that are missing, and store each."""
+    judge = judge_of(build_dataset(configured(data, "vp", "own", 0, path).data))
+    stored = found[data]
+    for seed, recipe, process in todo:
+        config = configured(data, process, recipe, seed, path)
+        result = run(config, judge, data)
+        stored["runs"].append({"process": process, "recipe": recipe, "seed": seed, **result})
+        stored |= about(judge, data)
+        STORE.write_text(json.dumps(found, indent=1) + "\n")
+        text = f"{result['bits_per_dim']:.3f} bits/dim, Frechet {result['frechet']:.3f}"
+        print(f"{process}, {recipe}, {seed}: {text}, {result['seconds']:.0f} s", flush=True)
+
+
+def read() -> dict[str, Any]:
+    """What is stored."""
+    found: dict[str, Any] = json.loads(STORE.read_text()) if STORE.exists() else {}
+    return found
+
+
+def missing(stored: dict[str, Any], seeds: int) -> Iterator[tuple[int, str, str]]:
+    """The runs not stored yet, seed by seed."""
+    there = {(r["seed"], r["recipe"], r["process"]) for r in stored["runs"]}
+    every = [(s, r, p) for s in range(seeds) for r in RECIPES for p in OWN]
+    return (key for key in every if key not in there)
+
+
+def run(config: Config, judge: Judge, data: str) -> dict[str, Any]:
+    """Train and measure one."""
+    begin = time.perf_counter()
+    model = trained(config, judge.dataset)
+    seconds = time.perf_counter() - begin
+    test = some(judge.dataset.test, SCORED)
+    levels, nfe = drawn(model, config, judge.dataset, SAMPLES[data])
+    return {
+        **bits(model, test, judge.dataset, BOUND),
+        **judge.distance(levels),
+        "nfe": nfe,
+        "error_by_level": errors_by_level(model, test, judge.dataset, ratios(data)),
+        "seconds": round(seconds, 1),
+    }
+
+
+def ratios(data: str) -> torch.Tensor:
+    """Levels sigma / alpha that every process has."""
+    return torch.logspace(float(torch.tensor(LEAST[data]).log10()), 0.9, 13)
+
+
+def about(judge: Judge, data: str) -> dict[str, Any]:
+    """What all runs share."""
+    return {
+        "steps": STEPS[data],
+        "budget": BUDGET if data == "digits" else {**BUDGET, **GREY},
+        "samples": SAMPLES[data],
+        "scored_images": SCORED,
+        "frechet_of_training_images": judge.floor(SAMPLES[data]),
+        "ratios": [round(float(r), 5) for r in ratios(data)],
+        **surroundings(),
+    }
+
+
+# --- the table and the figure ------------------------------------------------------------------
+
+
+def values(stored: dict[str, Any], recipe: str, process: str, key: str) -> list[Any]:
+    """Of every seed."""
+    runs = stored["runs"]
+    return [r[key] for r in runs if r["recipe"] == recipe and r["process"] == process]
+
+
+def table(stored: dict[str, Any]) -> str:
+    """Markdown: means over seeds of the bits per dimension and the Frechet distance."""
+    lines = ["| process | own recipe | common recipe |", "|---|---|---|"]
+    for process in OWN:
+        found = [shown(stored, recipe, process) for recipe in RECIPES]
+        lines.append(f"| {process} | " + " | ".join(found) + " |")
+    return "\n".join(lines)
+
+
+def shown(stored: dict[str, Any], recipe: str, process: str) -> str:
+    """Mean bits per dimension, mean Frechet distance."""
+    keys = ("bits_per_dim", "frechet")
+    found = (values(stored, recipe, process, key) for key in keys)
+    return ", ".join(f"{statistics.mean(v):.3f}" for v in found)
+
+
+def figure(stored: dict[str, Any], data: str) -> None:
+    """The error of eps by level, and a dot a seed of the bits and the distance."""
+    from matplotlib.figure import Figure
+
+    page = Figure(figsize=(10, 5.6), dpi=85, layout="constrained")
+    page.suptitle(f"{data}: one budget, {stored['steps']} steps")
+    for row, recipe in enumerate(RECIPES):
+        level, bound, distance = (page.add_subplot(2, 3, 3 * row + k) for k in (1, 2, 3))
+        for k, process in enumerate(OWN):
+            curves = torch.tensor(values(stored, recipe, process, "error_by_level"))
+            level.plot(stored["ratios"], curves.mean(0), color=f"C{k}", label=process)
+            for axis, key in ((bound, "bits_per_dim"), (distance, "frechet")):
+                found = values(stored, recipe, process, key)
+                axis.plot(found, [-k] * len(found), "o", color=f"C{k}", markersize=5)
+        level.set(xscale="log", yscale="log", ylabel=f"{recipe} recipe\nerror of eps")
+        for axis in (bound, distance):
+            axis.set_yticks([-k for k in range(len(OWN))], list(OWN))
+            axis.grid(axis="x", alpha=0.3)
+        if row == 0:
+            level.legend(fontsize=8, frameon=False)
+        else:
+            level.set_xlabel("sigma / alpha")
+            bound.set_xlabel("variational bound, bits/dim")
+            distance.set_xlabel("Frechet distance, classifier features")
+    page.savefig(RESULTS / f"processes-{data}.png")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
