@@ -113,7 +113,7 @@ def fill(stored: dict[str, Any], todo: list[tuple[int, Cell]], steps: int) -> No
     """Make the runs that are missing, and store each."""
     judge = judge_of(build_dataset(load_config(None, {}).data))
     for seed, cell in todo:
-        result = run(cell, configured(cell, seed, steps), judge)
+        result = run(configured(cell, seed, steps), judge)
         stored["runs"].append({**asdict(cell), "seed": seed, **result})
         stored |= about(judge, steps)
         STORE.write_text(json.dumps(stored, indent=1) + "\n")
@@ -136,18 +136,17 @@ def missing(stored: dict[str, Any], seeds: int) -> Iterator[tuple[int, Cell]]:
                 yield seed, cell
 
 
-def run(cell: Cell, config: Config, judge: Judge) -> dict[str, Any]:
+def run(config: Config, judge: Judge, ratios: torch.Tensor = RATIOS) -> dict[str, Any]:
     """Train and measure one."""
     begin = time.perf_counter()
     model = trained(config, judge.dataset)
     seconds = time.perf_counter() - begin
     test = judge.dataset.test
-    levels, nfe = drawn(model, config, judge.dataset, SAMPLES)
+    levels, _ = drawn(model, config, judge.dataset, SAMPLES)
     return {
         **bits(model, test, judge.dataset, BOUND),
         **judge.distance(levels),
-        "nfe": nfe,
-        "error_by_level": errors_by_level(model, test, judge.dataset, RATIOS),
+        "error_by_level": errors_by_level(model, test, judge.dataset, ratios),
         "seconds": round(seconds, 1),
     }
 

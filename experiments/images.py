@@ -182,8 +182,8 @@ def cells(r: dict[str, Any]) -> list[str]:
     """A row of the table."""
     none = r["recognised"] is None
     return [
-        f"{r['bits_per_dim']:.3f} ± {r['standard_error']:.3f}",
-        f"{r['frechet']:.2f} ± {r['frechet_error']:.2f} ({r['frechet_real']:.2f})",
+        f"{r['bits_per_dim']:.3f} +- {r['standard_error']:.3f}",
+        f"{r['frechet']:.3f} +- {r['frechet_error']:.3f} ({r['frechet_real']:.3f})",
         f"{r['precision']:.2f} ({r['precision_real']:.2f})",
         f"{r['recall']:.2f} ({r['recall_real']:.2f})",
         f"{r['copy_rate']:.2f} ({r['copy_rate_real']:.2f})",
@@ -195,15 +195,16 @@ def cells(r: dict[str, Any]) -> list[str]:
 def write_footer(path: Path, r: dict[str, Any]) -> None:
     """Replace the configuration's footer with what was reached."""
     body = path.read_text().split(FOOTER)[0].rstrip("\n")
-    recognised = r["recognised"]
-    shown = "" if recognised is None else f"{recognised:.1%} of them recognised as their class, "
+    shown = ""
+    if r["recognised"] is not None:
+        shown = f"{r['recognised']:.1%} recognised as their class, "
     text = (
         f"{FOOTER[2:]}: {r['bits_per_dim']:.3f}~+-~{r['standard_error']:.3f} bits/dim by the "
-        f"variational bound ({r['scored_images']} of {r['test_images']} test images); Frechet "
-        f"distance {r['frechet']:.2f}~+-~{r['frechet_error']:.2f} of {r['samples']} samples in the "
-        f"features of a classifier (training images {r['frechet_real']:.2f}), {shown}copy rate "
-        f"{r['copy_rate']:.2f} (test images {r['copy_rate_real']:.2f}); by {r['parameters']:,} "
-        f"parameters after {r['steps']} steps of {r['batch']} images, "
+        f"variational bound ({r['scored_images']} of {r['test_images']} test images). Of "
+        f"{r['samples']} samples: Frechet distance {r['frechet']:.3f}~+-~{r['frechet_error']:.3f} "
+        f"in the features of a classifier (training images {r['frechet_real']:.3f}), {shown}copy "
+        f"rate {r['copy_rate']:.2f} (test images {r['copy_rate_real']:.2f}). "
+        f"{r['parameters']:,} parameters, {r['steps']} steps of {r['batch']} images, "
         f"{r['training_seconds'] / 60:.0f} minutes of {r['hardware']} shared with other work. "
         f"All numbers in experiments/results/images.json, by {r['command']}"
     )

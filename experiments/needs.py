@@ -3,10 +3,10 @@
     python experiments/needs.py
 
 Operations are counted in one forward and backward pass, as ``scoresde train --dry-run`` does.
-Memory is the weights with their gradients, averages and Adam's two moments, and what autograd keeps
-of an image in the precision of the configuration, counted from the tensors that it saves: the
-difference between a batch of two and of one. Work space of the kernels comes on top. Nothing is
-trained and no data are read. Writes experiments/results/needs.json and prints a table.
+Memory is the weights with their gradients, averages and Adam's two moments, and what autograd
+keeps of an image in the precision of the configuration, counted from the tensors that it saves:
+the difference between a batch of two and of one. Work space of the kernels comes on top. Nothing
+is trained and no data are read. Writes experiments/results/needs.json and prints a table.
 """
 
 from __future__ import annotations

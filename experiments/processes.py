@@ -1,14 +1,13 @@
 """Five processes under one budget: the same network, images, steps, rate, sampler and seeds.
 
-    python experiments/processes.py digits [--seeds 2]
-    python experiments/processes.py fashion_mnist --path FOLDER --seeds 1
+    python experiments/processes.py [--seeds 2]
 
-Each process is trained twice. With its ``own`` recipe it has the parameterisation, the law of
-times and the weight of the paper that made it known; with the ``common`` one all have v, uniform
-log-SNR and the error of eps. All end at the same noise, sigma / alpha = 0.01 of the digits and
-0.002 of the others. Of each the variational bound on the bits per dimension of the test split, the
-Frechet distance of samples to it, and the error of eps at equal levels. A run that is stored is
-not made again. Writes experiments/results/processes.json and processes-DATA.png.
+Each process is trained on the digits twice. With its ``own`` recipe it has the parameterisation,
+the law of times and the weight of the paper that made it known; with the ``common`` one all have
+v, uniform log-SNR and the error of eps. All end at sigma / alpha = 0.01. Of each the variational
+bound on the bits per dimension of the test split, the Frechet distance of samples to it, and the
+error of eps at equal levels. A run that is stored is not made again. Writes
+experiments/results/processes.json and processes.png.
 """
 
 from __future__ import annotations
@@ -16,30 +15,19 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from ablation import BUDGET
-from judging import (
-    Judge,
-    bits,
-    drawn,
-    errors_by_level,
-    judge_of,
-    some,
-    surroundings,
-    trained,
-)
+from ablation import BUDGET, about, run
+from judging import judge_of
 
 from scoresde.build import SDES, build_dataset
 from scoresde.config import Config, load_config
-from scoresde.config.schema import Likelihood
 
 RESULTS = Path(__file__).parent / "results"
-STORE = RESULTS / "processes.json"
+STORE, FIGURE = RESULTS / "processes.json", RESULTS / "processes.png"
 # Parameterisation, weighting, times: DDPM and score_sde, EDM, flow matching.
 OWN = {
     "vp": ("eps", "unit", "uniform"),
@@ -50,83 +38,64 @@ OWN = {
 }
 COMMON = ("v", "sigma2", "log_snr")
 RECIPES = ("own", "common")
-SCORED = 360
-BOUND = Likelihood(method="elbo", times=32, batch=180)
-LEAST = {"digits": 0.01, "fashion_mnist": 0.002}
-FURTHEST = {"digits": 9.0, "fashion_mnist": 40.0}
+LEAST = 0.01
+FURTHEST = 9.0
 """sigma_max of VE: about the largest distance between two images, arXiv 2006.09011."""
-STEPS = {"digits": 400, "fashion_mnist": 200}
-SAMPLES = {"digits": 512, "fashion_mnist": 256}
-GREY: dict[str, Any] = {
-    "data.kind": "idx",
-    "network.width": 16,
-    "network.multipliers": [1, 3, 6],
-}
+RATIOS = torch.logspace(-2, 0.9, 13)
 
 
-def configured(data: str, process: str, recipe: str, seed: int, path: Path | None) -> Config:
+def configured(process: str, recipe: str, seed: int, steps: int) -> Config:
     """The configuration of a run."""
     parameterization, weighting, times = OWN[process] if recipe == "own" else COMMON
     given = {
-        **BUDGET,
-        **({} if data == "digits" else {**GREY, "data.path": str(path)}),
         "seed": seed,
-        "train.steps": STEPS[data],
-        "sde": section(process, data),
+        "train.steps": steps,
+        "sde": section(process),
         "parameterization": parameterization,
         "train.weighting": weighting,
         "train.times": times,
     }
-    return load_config(None, given)
+    return load_config(None, {**BUDGET, **given})
 
 
-def section(process: str, data: str) -> dict[str, Any]:
-    """A process that ends at the least noise of the data."""
-    least = LEAST[data]
+def section(process: str) -> dict[str, Any]:
+    """A process that ends at the least noise."""
     if process == "ve":
-        return {"kind": "ve", "sigma_min": least, "sigma_max": FURTHEST[data]}
-    t = float(SDES[process]().time(-torch.tensor(least, dtype=torch.float64).log()))
+        return {"kind": "ve", "sigma_min": LEAST, "sigma_max": FURTHEST}
+    t = float(SDES[process]().time(-torch.tensor(LEAST, dtype=torch.float64).log()))
     return {"kind": process, "t_min": t, "t_eps": t}
 
 
 def main() -> int:
     """Run what is missing, store it, draw it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("data", choices=tuple(STEPS))
-    parser.add_argument("--path", type=Path, help="the data folder, where one is needed")
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=400)
     arguments = parser.parse_args()
-    if (arguments.path is None) != (arguments.data == "digits"):
-        parser.error("give --path with fashion_mnist, and only there")
     torch.set_num_threads(1)
-    found, data = read(), arguments.data
-    stored = found.setdefault(data, {"runs": []})
+    stored = read()
     if todo := list(missing(stored, arguments.seeds)):
-        fill(found, data, todo, arguments.path)
+        fill(stored, todo, arguments.steps)
     print(table(stored))
-    figure(stored, data)
+    figure(stored)
     return 0
 
 
-def fill(
-    found: dict[str, Any], data: str, todo: list[tuple[int, str, str]], path: Path | None
-) -> None:
+def fill(stored: dict[str, Any], todo: list[tuple[int, str, str]], steps: int) -> None:
     """Make the runs that are missing, and store each."""
-    judge = judge_of(build_dataset(configured(data, "vp", "own", 0, path).data))
-    stored = found[data]
+    judge = judge_of(build_dataset(load_config(None, {}).data))
     for seed, recipe, process in todo:
-        config = configured(data, process, recipe, seed, path)
-        result = run(config, judge, data)
+        result = run(configured(process, recipe, seed, steps), judge, RATIOS)
         stored["runs"].append({"process": process, "recipe": recipe, "seed": seed, **result})
-        stored |= about(judge, data)
-        STORE.write_text(json.dumps(found, indent=1) + "\n")
+        stored |= {**about(judge, steps), "ratios": [round(float(r), 5) for r in RATIOS]}
+        STORE.write_text(json.dumps(stored, indent=1) + "\n")
         text = f"{result['bits_per_dim']:.3f} bits/dim, Frechet {result['frechet']:.3f}"
         print(f"{process}, {recipe}, {seed}: {text}, {result['seconds']:.0f} s", flush=True)
 
 
 def read() -> dict[str, Any]:
     """What is stored."""
-    found: dict[str, Any] = json.loads(STORE.read_text()) if STORE.exists() else {}
+    found: dict[str, Any] = json.loads(STORE.read_text()) if STORE.exists() else {"runs": []}
     return found
 
 
@@ -135,40 +104,6 @@ def missing(stored: dict[str, Any], seeds: int) -> Iterator[tuple[int, str, str]
     there = {(r["seed"], r["recipe"], r["process"]) for r in stored["runs"]}
     every = [(s, r, p) for s in range(seeds) for r in RECIPES for p in OWN]
     return (key for key in every if key not in there)
-
-
-def run(config: Config, judge: Judge, data: str) -> dict[str, Any]:
-    """Train and measure one."""
-    begin = time.perf_counter()
-    model = trained(config, judge.dataset)
-    seconds = time.perf_counter() - begin
-    test = some(judge.dataset.test, SCORED)
-    levels, nfe = drawn(model, config, judge.dataset, SAMPLES[data])
-    return {
-        **bits(model, test, judge.dataset, BOUND),
-        **judge.distance(levels),
-        "nfe": nfe,
-        "error_by_level": errors_by_level(model, test, judge.dataset, ratios(data)),
-        "seconds": round(seconds, 1),
-    }
-
-
-def ratios(data: str) -> torch.Tensor:
-    """Levels sigma / alpha that every process has."""
-    return torch.logspace(float(torch.tensor(LEAST[data]).log10()), 0.9, 13)
-
-
-def about(judge: Judge, data: str) -> dict[str, Any]:
-    """What all runs share."""
-    return {
-        "steps": STEPS[data],
-        "budget": BUDGET if data == "digits" else {**BUDGET, **GREY},
-        "samples": SAMPLES[data],
-        "scored_images": SCORED,
-        "frechet_of_training_images": judge.floor(SAMPLES[data]),
-        "ratios": [round(float(r), 5) for r in ratios(data)],
-        **surroundings(),
-    }
 
 
 # --- the table and the figure ------------------------------------------------------------------
@@ -196,12 +131,12 @@ def shown(stored: dict[str, Any], recipe: str, process: str) -> str:
     return ", ".join(f"{statistics.mean(v):.3f}" for v in found)
 
 
-def figure(stored: dict[str, Any], data: str) -> None:
+def figure(stored: dict[str, Any]) -> None:
     """The error of eps by level, and a dot a seed of the bits and the distance."""
     from matplotlib.figure import Figure
 
     page = Figure(figsize=(10, 5.6), dpi=85, layout="constrained")
-    page.suptitle(f"{data}: one budget, {stored['steps']} steps")
+    page.suptitle(f"the digits: one budget, {stored['steps']} steps")
     for row, recipe in enumerate(RECIPES):
         level, bound, distance = (page.add_subplot(2, 3, 3 * row + k) for k in (1, 2, 3))
         for k, process in enumerate(OWN):
@@ -220,7 +155,7 @@ def figure(stored: dict[str, Any], data: str) -> None:
             level.set_xlabel("sigma / alpha")
             bound.set_xlabel("variational bound, bits/dim")
             distance.set_xlabel("Frechet distance, classifier features")
-    page.savefig(RESULTS / f"processes-{data}.png")
+    page.savefig(FIGURE)
 
 
 if __name__ == "__main__":
