@@ -149,9 +149,10 @@ class TestModels:
         with pytest.raises(ConfigError, match=r"head=levels needs data of levels.*moons"):
             build.build_model(config, points)
 
-    def test_an_image_network_on_points_is_refused(self):
-        config = override(small(), {"network.kind": "unet"})
-        with pytest.raises(ConfigError, match=r"network\.kind=unet needs images.*moons"):
+    @pytest.mark.parametrize("kind", sorted(build.NETWORKS.keys() - {"mlp"}))
+    def test_an_image_network_on_points_is_refused(self, kind):
+        config = override(small(), {"network.kind": kind})
+        with pytest.raises(ConfigError, match=rf"network\.kind={kind} needs images.*moons"):
             build.build_model(config, dataset(config))
 
     def test_classes_without_labels_are_refused(self):

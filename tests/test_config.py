@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from scoresde import build, nn, solvers
+from scoresde import build, solvers
 from scoresde.config import (
     Config,
     ConfigError,
@@ -176,6 +176,13 @@ class TestProblems:
                 ("head=levels", "train.dither: false"),
             ),
             ("network: {attention: [2]}", ("attention=2", "multipliers=(1, 2)")),
+            ("network: {kind: adm, width: 96}", ("head_channels=64", "width=96")),
+            (
+                "network: {kind: ddpmpp, attention: [4]}",
+                ("attention=4", "multipliers=(1, 2, 2, 2)"),
+            ),
+            ("network: {kind: ncsnpp, taps: [1, 2, 1]}", ("taps=(1.0, 2.0, 1.0)", "even number")),
+            ("network: {kind: adm, head: levels}", ("head=levels", "parameterization=eps")),
         ],
     )
     def test_an_inconsistent_pair_is_refused_with_both_names_and_values(
@@ -224,12 +231,12 @@ class TestMirrors:
                 assert build.build_sde(section) == build.SDES[kind]()
 
     def test_networks_have_the_arguments_of_their_constructors(self):
-        for kind, network in (("mlp", nn.MLP), ("unet", nn.UNet)):
+        for kind, network in build.NETWORKS.items():
             section = override(Config(), {"network.kind": kind}).network.model_dump()
             defaults = {
                 name: p.default
                 for name, p in inspect.signature(network).parameters.items()
-                if name not in ("dim", "channels", "classes", "outputs")
+                if name not in ("dim", "channels", "classes", "augments", "outputs")
             }
             assert section.pop("kind") == kind
             # By the data, as the classes: the head says how many outputs there are.

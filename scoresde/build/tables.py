@@ -17,7 +17,7 @@ from scoresde.config import ConfigError
 from scoresde.config.base import Section
 from scoresde.config.problems import nearest
 from scoresde.data import Dataset
-from scoresde.nn import MLP, UNet
+from scoresde.nn import MLP, UNet, adm, ddpmpp, ncsnpp
 from scoresde.parameterization import Parameterization
 from scoresde.samplers import ArctanGrid, Grid, grids
 from scoresde.sde import EDM, SDE, VE, VP, Cosine, DiscreteVP, LinearFlow, SubVP, linear_betas
@@ -97,6 +97,9 @@ NEEDY_GRIDS = frozenset({"file", "optimised"})
 NETWORKS: Mapping[str, Callable[..., nn.Module]] = table(
     mlp=MLP,
     unet=UNet,
+    ddpmpp=ddpmpp,
+    ncsnpp=ncsnpp,
+    adm=adm,
 )
 DATASETS: Mapping[str, Callable[..., Dataset]] = table(
     digits=data.digits,

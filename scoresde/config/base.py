@@ -18,6 +18,7 @@ def _not_a_truth_value(value: object) -> object:
 Whole = Annotated[int, BeforeValidator(_not_a_truth_value)]
 Real = Annotated[float, BeforeValidator(_not_a_truth_value)]
 Count = Annotated[Whole, Field(ge=1)]
+Even = Annotated[Whole, Field(ge=2, multiple_of=2)]
 Positive = Annotated[Real, Field(gt=0)]
 Fraction = Annotated[Real, Field(ge=0, lt=1)]
 Choice = Field(discriminator="kind")

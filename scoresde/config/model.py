@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from scoresde.config.base import (
     Choice,
     Count,
+    Even,
     Fraction,
     Positive,
     Real,
@@ -203,11 +204,11 @@ Parameterization = Annotated[PlainParameterization | EDMParameterization, Choice
 
 
 class Network(Section):
-    """What both networks have."""
+    """What all networks have."""
 
     width: Count
     """channels at full resolution, or hidden units"""
-    embedding: Annotated[Whole, Field(ge=2, multiple_of=2)] = 64
+    embedding: Even | None
     """features of the noise level"""
     fourier: bool = False
     """random instead of geometric frequencies"""
@@ -220,24 +221,21 @@ class MLPNetwork(Network):
 
     kind: Literal["mlp"] = "mlp"
     width: Count = 256
+    embedding: Even = 64
     depth: Count = 4
     """residual blocks"""
     dropout: Fraction = 0.0
 
 
-class UNetNetwork(Network):
-    """A U-Net, for images."""
+class ImageNetwork(Network):
+    """What all U-Nets have."""
 
-    kind: Literal["unet"] = "unet"
-    width: Count = 64
-    multipliers: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 2)
+    multipliers: Annotated[tuple[Count, ...], Field(min_length=1)]
     """channels of each level in units of width"""
-    blocks: Count = 2
+    blocks: Count
     """residual blocks a level"""
-    attention: tuple[Annotated[Whole, Field(ge=0)], ...] = (1,)
+    attention: tuple[Annotated[Whole, Field(ge=0)], ...]
     """levels with self-attention, 0 the full resolution"""
-    heads: Count = 4
-    """of the attention"""
     head: Literal["value", "levels"] = "value"
     """levels: the logits of the levels, whose mean given the noisy pixels is x0"""
     recompute: bool = False
@@ -245,13 +243,31 @@ class UNetNetwork(Network):
     memory, about a third more time"""
 
     @model_validator(mode="after")
-    def _attention_fits(self) -> Self:
+    def _attention_exists(self) -> Self:
         for level in self.attention:
             if level >= len(self.multipliers):
                 raise ValueError(
                     f"attention={level} is no level of multipliers={self.multipliers}, "
                     f"which has levels 0 to {len(self.multipliers) - 1}"
                 )
+        return self
+
+
+class UNetNetwork(ImageNetwork):
+    """A U-Net, for images."""
+
+    kind: Literal["unet"] = "unet"
+    width: Count = 64
+    embedding: Even = 64
+    multipliers: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 2)
+    blocks: Count = 2
+    attention: tuple[Annotated[Whole, Field(ge=0)], ...] = (1,)
+    heads: Count = 4
+    """of the attention"""
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        for level in self.attention:
             if (channels := self.width * self.multipliers[level]) % self.heads:
                 raise ValueError(
                     f"heads={self.heads} does not divide the {channels} channels "
@@ -260,4 +276,64 @@ class UNetNetwork(Network):
         return self
 
 
-NetworkChoice = Annotated[MLPNetwork | UNetNetwork, Choice]
+class ConcatNetwork(ImageNetwork):
+    """What the networks of the DDPM family have."""
+
+    width: Count = 128
+    embedding: Even | None = None
+    """features of the noise level; null: as many as the width, twice as many for ncsnpp"""
+    multipliers: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 2, 2, 2)
+    blocks: Count = 4
+    attention: tuple[Annotated[Whole, Field(ge=0)], ...] = (1,)
+    head_channels: Count | None = None
+    """of each head of the attention; null: one head"""
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        attending = {*self.attention, len(self.multipliers) - 1}  # the middle attends too
+        for channels in {self.width * self.multipliers[level] for level in attending}:
+            if self.head_channels is not None and channels % self.head_channels:
+                raise ValueError(
+                    f"head_channels={self.head_channels} does not divide the {channels} channels "
+                    f"(width={self.width}) that attention runs over"
+                )
+        return self
+
+
+class DDPMppNetwork(ConcatNetwork):
+    """DDPM++, for images."""
+
+    kind: Literal["ddpmpp"] = "ddpmpp"
+
+
+class NCSNppNetwork(ConcatNetwork):
+    """NCSN++, for images."""
+
+    kind: Literal["ncsnpp"] = "ncsnpp"
+    fourier: bool = True
+    taps: Annotated[tuple[Positive, ...], Field(min_length=2)] = (1, 3, 3, 1)
+    """of the filter that halves and doubles images: symmetric, of even number"""
+
+    @model_validator(mode="after")
+    def _taps_fit(self) -> Self:
+        if len(self.taps) % 2 or self.taps != self.taps[::-1]:
+            raise ValueError(
+                f"need an even number of symmetric taps, got taps={self.taps}; such as 1,3,3,1"
+            )
+        return self
+
+
+class ADMNetwork(ConcatNetwork):
+    """ADM, for images."""
+
+    kind: Literal["adm"] = "adm"
+    width: Count = 192
+    multipliers: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 2, 3, 4)
+    blocks: Count = 3
+    attention: tuple[Annotated[Whole, Field(ge=0)], ...] = (1, 2, 3)
+    head_channels: Count | None = 64
+
+
+NetworkChoice = Annotated[
+    MLPNetwork | UNetNetwork | DDPMppNetwork | NCSNppNetwork | ADMNetwork, Choice
+]

@@ -14,6 +14,7 @@ from scoresde.config.base import Choice, Count, Fraction, Positive, Real, Sectio
 from scoresde.config.model import (
     Data,
     DigitsData,
+    ImageNetwork,
     LinearBetaSDE,
     NetworkChoice,
     Parameterization,
@@ -266,7 +267,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _head_fits(self) -> Self:
-        if self.network.kind == "unet" and self.network.head == "levels":
+        if isinstance(self.network, ImageNetwork) and self.network.head == "levels":
             if self.parameterization.kind != "x0":
                 raise ValueError(
                     "network.head=levels gives x0, got parameterization="

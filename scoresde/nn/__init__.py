@@ -1,16 +1,29 @@
 """Networks ``net(x, noise, label=None)``, which know a noise coordinate and no process."""
 
-from scoresde.nn.embeddings import Conditioning, Sinusoids, gaussian_fourier, sinusoidal
+from scoresde.nn.concat import ConcatUNet
+from scoresde.nn.embeddings import (
+    Conditioning,
+    LateConditioning,
+    Sinusoids,
+    gaussian_fourier,
+    sinusoidal,
+)
 from scoresde.nn.levels import LevelMean
 from scoresde.nn.mlp import MLP
+from scoresde.nn.presets import adm, ddpmpp, ncsnpp
 from scoresde.nn.unet import UNet
 
 __all__ = [
     "MLP",
+    "ConcatUNet",
     "Conditioning",
+    "LateConditioning",
     "LevelMean",
     "Sinusoids",
     "UNet",
+    "adm",
+    "ddpmpp",
     "gaussian_fourier",
+    "ncsnpp",
     "sinusoidal",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
@@ -9,6 +10,9 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from scoresde.nn.normalise import GroupNorm, modulate
+from scoresde.nn.winograd import Conv3x3
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
@@ -43,16 +47,16 @@ class ResidualImage(nn.Module):
 
     def __init__(self, channels: int, condition: int, *, dropout: float) -> None:
         super().__init__()
-        self.norm = group_norm(channels)
-        self.inner = nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm = GroupNorm(channels)
+        self.inner = Conv3x3(channels, channels)
         self.modulation = nn.Linear(condition, 2 * channels)
-        self.inner_norm = group_norm(channels, affine=False)  # the modulation is its affine map
+        self.inner_norm = GroupNorm(channels, affine=False)  # the modulation is its affine map
         self.dropout = nn.Dropout(dropout)
-        self.outer = zeroed(nn.Conv2d(channels, channels, 3, padding=1))
+        self.outer = zeroed(Conv3x3(channels, channels))
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         h = self.inner(F.silu(self.norm(x)))
-        h = modulate(self.inner_norm(h), self.modulation(condition)[:, :, None, None])
+        h = self.inner_norm(h, self.modulation(condition))
         out: Tensor = self.outer(self.dropout(F.silu(h)))
         return x + out
 
@@ -60,18 +64,26 @@ class ResidualImage(nn.Module):
 class SelfAttention(nn.Module):
     """x + project(attention(norm(x))) over the pixels of (B, C, H, W).
 
-    The projection starts at zero. Raises ValueError unless heads divides the channels.
+    The projection starts at zero; ``merge`` may replace the sum, ``eps`` is that of the norm.
+    Raises ValueError unless heads divides the channels.
     Attention Is All You Need, arXiv 1706.03762, eq. 1.
     """
 
-    def __init__(self, channels: int, *, heads: int) -> None:
+    def __init__(
+        self,
+        channels: int,
+        *,
+        heads: int,
+        merge: Callable[[Tensor, Tensor], Tensor] = torch.add,
+        eps: float = 1e-5,
+    ) -> None:
         super().__init__()
         if heads < 1 or channels % heads:
             raise ValueError(
                 f"heads={heads} does not divide the {channels} channels to attend over"
             )
-        self.heads = heads
-        self.norm = group_norm(channels)
+        self.heads, self.merge = heads, merge
+        self.norm = GroupNorm(channels, eps=eps)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.project = zeroed(nn.Linear(channels, channels))
 
@@ -80,7 +92,7 @@ class SelfAttention(nn.Module):
         qkv = self.qkv(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         mixed = attend(*qkv.unbind(0)).transpose(1, 2).flatten(2)
         out: Tensor = self.project(mixed).transpose(1, 2).unflatten(2, x.shape[2:])
-        return x + out
+        return self.merge(x, out)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -93,23 +105,6 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v)
     with sdpa_kernel(SDPBackend.MATH):
         return F.scaled_dot_product_attention(q, k, v)
-
-
-def modulate(h: Tensor, scale_shift: Tensor) -> Tensor:
-    """(1 + scale) h + shift, the two halves of ``scale_shift`` along dimension 1."""
-    scale, shift = scale_shift.chunk(2, dim=1)
-    return torch.addcmul(shift, h, 1 + scale)
-
-
-def group_norm(channels: int, *, affine: bool = True) -> nn.GroupNorm:
-    """Group normalisation for any number of channels.
-
-    The number of groups is the largest divisor of ``channels`` that is at most 32 and leaves 4
-    channels or more in each, else 1. Group Normalization, arXiv 1803.08494.
-    """
-    limit = max(1, min(32, channels // 4))
-    groups = next(n for n in range(limit, 0, -1) if channels % n == 0)
-    return nn.GroupNorm(groups, channels, affine=affine)
 
 
 def zeroed(layer: Layer) -> Layer:

@@ -49,7 +49,7 @@ def gaussian_fourier(width: int, *, scale: float = 2.0, seed: int = 0) -> Sinuso
     Fourier Features Let Networks Learn High Frequency Functions, arXiv 2006.10739, eq. 5.
     """
     generator = torch.Generator().manual_seed(seed)
-    draws = torch.randn(_pairs(width), generator=generator, dtype=torch.float64)
+    draws = torch.randn(_pairs(width), generator=generator, dtype=torch.float64, device="cpu")
     return Sinusoids((2 * math.pi * scale * draws).float())
 
 
@@ -72,11 +72,7 @@ class Conditioning(nn.Module):
         augments: int | None = None,
     ) -> None:
         super().__init__()
-        if any(count is not None and count < 1 for count in (classes, augments)):
-            raise ValueError(
-                f"need classes and augments >= 1 or None, got classes={classes}, "
-                f"augments={augments}"
-            )
+        check_counts(classes, augments)
         self.features = gaussian_fourier(features) if fourier else sinusoidal(features)
         self.labels = None if classes is None else nn.Embedding(classes + 1, features)
         self.augments = None if augments is None else nn.Linear(augments, features, bias=False)
@@ -90,28 +86,80 @@ class Conditioning(nn.Module):
 
         Raises ValueError for a label without classes, and for an augmentation without augments.
         """
-        features = self._add_label(self.features(noise), label)
-        if augment is not None:
-            features = features + self._augmented(augment)
+        features = labelled(self.features(noise), self.labels, label)
+        features = augmented(features, self.augments, augment)
         return F.silu(self.out(F.silu(self.hidden(features))))
 
-    def _add_label(self, features: Tensor, label: Tensor | None) -> Tensor:
-        if self.labels is not None:
-            rows: Tensor = self.labels.weight[-1] if label is None else self.labels(label)
-            return features + rows
-        if label is not None:
-            raise ValueError(
-                "network built without classes: pass label=None or build it with classes=n"
-            )
-        return features
 
-    def _augmented(self, augment: Tensor) -> Tensor:
-        if self.augments is None:
-            raise ValueError(
-                "network built without augments: pass augment=None or build it with augments=n"
-            )
-        features: Tensor = self.augments(augment)
+class LateConditioning(nn.Module):
+    """The vector of ``Conditioning`` with the class added behind the two layers.
+
+    Diffusion Models Beat GANs on Image Synthesis, arXiv 2105.05233, section 3.1; the augmentation
+    joins the noise level as before. Labels and errors are those of ``Conditioning``.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        out: int,
+        *,
+        fourier: bool = False,
+        classes: int | None = None,
+        augments: int | None = None,
+    ) -> None:
+        super().__init__()
+        check_counts(classes, augments)
+        self.features = gaussian_fourier(features) if fourier else sinusoidal(features)
+        self.labels = None if classes is None else nn.Embedding(classes + 1, out)
+        self.augments = None if augments is None else nn.Linear(augments, features, bias=False)
+        self.hidden = nn.Linear(features, out)
+        self.out = nn.Linear(out, out)
+
+    def forward(
+        self, noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None
+    ) -> Tensor:
+        """The vector, its last non-linearity applied."""
+        features = augmented(self.features(noise), self.augments, augment)
+        vector = self.out(F.silu(self.hidden(features)))
+        return F.silu(labelled(vector, self.labels, label))
+
+
+def labelled(features: Tensor, labels: nn.Embedding | None, label: Tensor | None) -> Tensor:
+    """The features plus the row of every label, or of no label.
+
+    Raises ValueError for a label without rows.
+    """
+    if labels is not None:
+        rows: Tensor = labels.weight[-1] if label is None else labels(label)
+        return features + rows
+    if label is not None:
+        raise ValueError(
+            "network built without classes: pass label=None or build it with classes=n"
+        )
+    return features
+
+
+def augmented(features: Tensor, augments: nn.Linear | None, augment: Tensor | None) -> Tensor:
+    """The features plus a linear map of the augmentation, None of which is nothing.
+
+    Raises ValueError for an augmentation without a map.
+    """
+    if augment is None:
         return features
+    if augments is None:
+        raise ValueError(
+            "network built without augments: pass augment=None or build it with augments=n"
+        )
+    added: Tensor = augments(augment)
+    return features + added
+
+
+def check_counts(classes: int | None, augments: int | None) -> None:
+    """Raise ValueError for numbers below 1."""
+    if any(count is not None and count < 1 for count in (classes, augments)):
+        raise ValueError(
+            f"need classes and augments >= 1 or None, got classes={classes}, augments={augments}"
+        )
 
 
 def _pairs(width: int) -> int:

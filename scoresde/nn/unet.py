@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from scoresde.nn.blocks import ResidualImage, SelfAttention, group_norm, zeroed
+from scoresde.nn.blocks import ResidualImage, SelfAttention, zeroed
 from scoresde.nn.embeddings import Conditioning
+from scoresde.nn.normalise import GroupNorm
 
 
 class Stage(nn.Module):
@@ -86,7 +87,7 @@ class UNet(nn.Module):
         recompute: bool = False,
     ) -> None:
         super().__init__()
-        _check(channels, width, multipliers, blocks, attention)
+        check(channels, width, multipliers, blocks, attention)
         widths = [width * m for m in multipliers]
         vector = 4 * width
 
@@ -115,8 +116,8 @@ class UNet(nn.Module):
             nn.Conv2d(coarse, fine, 1) for coarse, fine in pairwise(widths[::-1])
         )
         self.up = nn.ModuleList(stage(level) for level in reversed(range(len(widths) - 1)))
-        self.norm = group_norm(widths[0])
-        self.head = _head(widths[0], channels, outputs)
+        self.norm = GroupNorm(widths[0])
+        self.head = head(widths[0], channels, outputs)
 
     def forward(
         self,
@@ -131,10 +132,7 @@ class UNet(nn.Module):
 
         Raises ValueError for another shape.
         """
-        if x.ndim != 4 or x.shape[1] != self.channels:
-            raise ValueError(
-                f"this U-Net takes (B, {self.channels}, H, W), got x of shape {tuple(x.shape)}"
-            )
+        check_images(x, self.channels)
         h = self._levels(self.stem(x), self.condition(noise, label, augment))
         result: Tensor = self.head(F.silu(self.norm(h)))
         return result
@@ -157,7 +155,8 @@ class Pointwise(nn.Linear):
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 
-def _head(width: int, channels: int, outputs: int | None) -> nn.Module:
+def head(width: int, channels: int, outputs: int | None) -> nn.Module:
+    """The last layer, which starts at zero: a 3x3 convolution, or 1x1 to so many outputs."""
     # Outputs may be hundreds: neighbours are left to the layers before.
     if outputs is not None:
         return zeroed(Pointwise(width, outputs))
@@ -169,9 +168,10 @@ def _resize(h: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(h, size=like.shape[2:], mode="nearest")
 
 
-def _check(
+def check(
     channels: int, width: int, multipliers: Sequence[int], blocks: int, attention: Sequence[int]
 ) -> None:
+    """Raise ValueError for sizes and levels that no U-Net can have."""
     if min(channels, width, blocks) < 1:
         raise ValueError(
             f"need channels, width and blocks >= 1, got {channels}, {width} and {blocks}"
@@ -181,4 +181,12 @@ def _check(
     if stray := [level for level in attention if not 0 <= level < len(multipliers)]:
         raise ValueError(
             f"attention at level {stray[0]}, but the levels are 0 to {len(multipliers) - 1}"
+        )
+
+
+def check_images(x: Tensor, channels: int) -> None:
+    """Raise ValueError unless x is (B, channels, H, W)."""
+    if x.ndim != 4 or x.shape[1] != channels:
+        raise ValueError(
+            f"this U-Net takes (B, {channels}, H, W), got x of shape {tuple(x.shape)}"
         )

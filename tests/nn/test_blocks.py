@@ -1,4 +1,4 @@
-"""Group normalisation for any width, and attention against its definition."""
+"""Attention against its definition, and blocks."""
 
 from __future__ import annotations
 
@@ -7,19 +7,7 @@ import math
 import pytest
 import torch
 
-from scoresde.nn.blocks import ResidualImage, ResidualVector, SelfAttention, attend, group_norm
-
-
-@pytest.mark.parametrize("channels", [*range(1, 40), 96, 126, 127, 128, 510, 512])
-def test_groups_divide_every_width_and_keep_four_channels(channels):
-    norm = group_norm(channels)
-    assert channels % norm.num_groups == 0
-    assert norm.num_groups <= 32
-    assert norm.num_groups == 1 or channels // norm.num_groups >= 4
-
-
-def test_common_widths_get_many_groups():
-    assert [group_norm(c).num_groups for c in (16, 64, 128, 256)] == [4, 16, 32, 32]
+from scoresde.nn.blocks import ResidualImage, ResidualVector, SelfAttention, attend
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")

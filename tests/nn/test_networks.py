@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from scoresde.nn import MLP, UNet
+from scoresde.nn import MLP, ConcatUNet, UNet, adm, ddpmpp, ncsnpp
 
 CLASSES = 3
 
@@ -23,9 +24,16 @@ def unet(**options) -> UNet:
     return UNet(2, width=8, multipliers=(1, 2), blocks=1, heads=2, embedding=8, **options)
 
 
+def preset(make, **options) -> ConcatUNet:
+    torch.manual_seed(0)
+    small = {"width": 8, "multipliers": (1, 2), "blocks": 1, "head_channels": 8, "embedding": 8}
+    return make(2, attention=(1,), **small, **options)
+
+
 NETWORKS = [
     pytest.param(mlp, id="mlp"),
     pytest.param(unet, id="unet"),
+    *(pytest.param(partial(preset, make), id=make.__name__) for make in (ddpmpp, ncsnpp, adm)),
     pytest.param(lambda **o: mlp(fourier=True, **o), id="mlp-fourier"),
     pytest.param(lambda **o: unet(fourier=True, **o), id="unet-fourier"),
 ]

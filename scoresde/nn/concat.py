@@ -1,0 +1,230 @@
+"""A U-Net whose decoder is handed every feature map of its encoder: the DDPM family."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from scoresde.nn.normalise import GroupNorm
+from scoresde.nn.resample import DownConv
+from scoresde.nn.residual import Residual, Style
+from scoresde.nn.unet import check, check_images, head
+
+Cells = Any
+"""An nn.ModuleList of them, for whose items torch knows no type."""
+
+
+class Cell(nn.Module):
+    """A residual block and perhaps attention, on x or on x and a skip side by side."""
+
+    def __init__(self, into: int, out: int, style: Style, *, attends: bool) -> None:
+        super().__init__()
+        self.residual = Residual(into, out, style)
+        self.attention = style.attention(out) if attends else nn.Identity()
+
+    def forward(self, x: Tensor, condition: Tensor, skip: Tensor | None = None) -> Tensor:
+        x = x if skip is None else torch.cat([x, skip], dim=1)
+        result: Tensor = self.attention(self.residual(x, condition))
+        return result
+
+
+class Descent(nn.Module):
+    """To the next level by a residual block; the picture beside it is left alone."""
+
+    def __init__(self, channels: int, style: Style) -> None:
+        super().__init__()
+        self.block = Residual(channels, channels, style, style.resampling.down)
+
+    def forward(self, h: Tensor, picture: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+        return self.block(h, condition), picture
+
+
+class PicturedDescent(nn.Module):
+    """To the next level by a residual block, merged with the picture halved by a convolution.
+
+    What comes out is the picture of the next level. Score-Based Generative Modeling through SDEs,
+    arXiv 2011.13456, appendix H.1, `residual` progressive input.
+    """
+
+    def __init__(self, picture: int, channels: int, taps: Sequence[float], style: Style) -> None:
+        super().__init__()
+        self.block = Residual(channels, channels, style, style.resampling.down)
+        self.shrink = DownConv(picture, channels, taps, style.start)
+        self.merge = style.merge
+
+    def forward(self, h: Tensor, picture: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.merge(self.shrink(picture), self.block(h, condition))
+        return h, h
+
+
+class ConcatUNet(nn.Module):
+    """A U-Net on (B, channels, H, W), H and W >= 1, whose decoder joins every encoder map.
+
+    Level i holds ``width * multipliers[i]`` channels on ceil(H / 2^i) x ceil(W / 2^i) pixels:
+    ``blocks`` residual blocks on the way down and one more on the way up, each of which is given
+    a map of the encoder. Sizes change inside residual blocks; what a doubled map has too much is
+    cut off. Between the two ways are two blocks with attention between them.
+
+    condition: from (noise, label, augment) to the vector of ``style.condition`` numbers; style: of
+    all blocks; attention: levels whose blocks have attention (0 = full resolution), with
+    ``attend_once`` on the way up only the last of each; picture: taps of the filter by which the
+    picture goes down beside the blocks, or None; outputs: output channels (``channels``);
+    recompute: keep only what goes into a block, and run it again in the backward pass. The output
+    is zero at the start.
+    Raises ValueError for sizes that do not fit. DDPM, arXiv 2006.11239, appendix B.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        condition: nn.Module,
+        style: Style,
+        *,
+        width: int,
+        multipliers: Sequence[int],
+        blocks: int,
+        attention: Sequence[int],
+        attend_once: bool = False,
+        picture: Sequence[float] | None = None,
+        outputs: int | None = None,
+        recompute: bool = False,
+    ) -> None:
+        super().__init__()
+        check(channels, width, multipliers, blocks, attention)
+        widths = [width * m for m in multipliers]
+        attends = [level in attention for level in range(len(widths))]
+        self.channels, self.recompute = channels, recompute
+        self.condition = condition
+        self.stem = style.conv(channels, width)
+        self.encoder = _encoder(style, width, widths, blocks, attends)
+        self.descents = _descents(style, channels, widths, picture)
+        self.middle = nn.ModuleList(
+            Cell(widths[-1], widths[-1], style, attends=first) for first in (True, False)
+        )
+        self.decoder = _decoder(style, width, widths, blocks, attends, attend_once)
+        self.ascents = nn.ModuleList(
+            Residual(c, c, style, style.resampling.up) for c in reversed(widths[1:])
+        )
+        self.norm = GroupNorm(widths[0], eps=style.eps)
+        self.head = head(widths[0], channels, outputs)
+
+    def forward(
+        self,
+        x: Tensor,
+        noise: Tensor,
+        label: Tensor | None = None,
+        augment: Tensor | None = None,
+    ) -> Tensor:
+        """x (B, channels, H, W), noise (B,), label (B,) int64 or None -> (B, outputs, H, W).
+
+        ``augment`` is (B, augments), or None where nothing was done.
+
+        Raises ValueError for another shape.
+        """
+        check_images(x, self.channels)
+        condition = self.condition(noise, label, augment)
+        kept = self._encode(x, condition)
+        h = self._through(self.middle, kept[-1], condition)[-1]
+        h = self._decode(h, kept, condition)
+        result: Tensor = self.head(F.silu(self.norm(h)))
+        return result
+
+    def _encode(self, x: Tensor, condition: Tensor) -> list[Tensor]:
+        """Every feature map of the way down."""
+        h, picture = self.stem(x), x
+        kept = [h, *self._through(self.encoder[0], h, condition)]
+        for descent, cells in zip(self.descents, self.encoder[1:], strict=True):
+            h, picture = self._run(descent, kept[-1], picture, condition)
+            kept += [h, *self._through(cells, h, condition)]
+        return kept
+
+    def _decode(self, h: Tensor, kept: list[Tensor], condition: Tensor) -> Tensor:
+        """Up again; every map is used up, the last first."""
+        h = self._joining(self.decoder[0], h, kept, condition)
+        for ascent, cells in zip(self.ascents, self.decoder[1:], strict=True):
+            h = _cut(self._run(ascent, h, condition), kept[-1])
+            h = self._joining(cells, h, kept, condition)
+        return h
+
+    def _joining(self, cells: Cells, h: Tensor, kept: list[Tensor], condition: Tensor) -> Tensor:
+        for cell in cells:
+            h = self._run(cell, h, condition, kept.pop())
+        return h
+
+    def _through(self, cells: Cells, h: Tensor, condition: Tensor) -> list[Tensor]:
+        """The map behind every cell."""
+        maps: list[Tensor] = []
+        for cell in cells:
+            maps.append(h := self._run(cell, h, condition))
+        return maps
+
+    def _run(self, block: nn.Module, *inputs: Tensor) -> Any:
+        """Its result, which the backward pass computes again where ``recompute`` is set."""
+        if self.recompute and self.training:
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
+
+
+def _cut(h: Tensor, like: Tensor) -> Tensor:
+    height, width = like.shape[2:]
+    return h[..., :height, :width]
+
+
+def _encoder(
+    style: Style, width: int, widths: Sequence[int], blocks: int, attends: Sequence[bool]
+) -> nn.ModuleList:
+    above = [width, *widths]
+    return nn.ModuleList(
+        nn.ModuleList(
+            Cell(into, out, style, attends=attend) for into in [before] + [out] * (blocks - 1)
+        )
+        for before, out, attend in zip(above, widths, attends, strict=False)
+    )
+
+
+def _decoder(
+    style: Style,
+    width: int,
+    widths: Sequence[int],
+    blocks: int,
+    attends: Sequence[bool],
+    once: bool,
+) -> nn.ModuleList:
+    kept = _kept(width, widths, blocks)
+    below = [*widths[1:], widths[-1]]
+    levels = nn.ModuleList()
+    for before, out, attend in reversed(list(zip(below, widths, attends, strict=True))):
+        into = [before] + [out] * blocks
+        attending = [attend and not once] * blocks + [attend]
+        levels.append(
+            nn.ModuleList(
+                Cell(c + kept.pop(), out, style, attends=a)
+                for c, a in zip(into, attending, strict=True)
+            )
+        )
+    return levels
+
+
+def _descents(
+    style: Style, channels: int, widths: Sequence[int], picture: Sequence[float] | None
+) -> nn.ModuleList:
+    if picture is None:
+        return nn.ModuleList(Descent(c, style) for c in widths[:-1])
+    return nn.ModuleList(
+        PicturedDescent(source, c, picture, style)
+        for source, c in pairwise([channels, *widths[:-1]])
+    )
+
+
+def _kept(width: int, widths: Sequence[int], blocks: int) -> list[int]:
+    """The channels of the feature maps of the way down: the stem, descents and blocks."""
+    kept = [width]
+    for level, out in enumerate(widths):
+        kept += kept[-1:] * (level > 0) + [out] * blocks
+    return kept

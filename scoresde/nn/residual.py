@@ -1,0 +1,135 @@
+"""The blocks of the DDPM family of U-Nets, and the style that those of one network share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from scoresde.nn.blocks import Layer, SelfAttention, zeroed
+from scoresde.nn.normalise import GroupNorm, modulate
+from scoresde.nn.resample import Resampling
+from scoresde.nn.winograd import Conv3x3
+
+
+def half_power(x: Tensor, h: Tensor) -> Tensor:
+    """(x + h) / sqrt 2, which has the variance of two independent parts of one variance."""
+    return (x + h) * math.sqrt(0.5)
+
+
+def xavier(layer: Layer) -> Layer:
+    """The layer with weights of variance 2 / (inputs + outputs) and no bias.
+
+    Understanding the Difficulty of Training Deep Feedforward Neural Networks, Glorot and Bengio
+    2010, eq. 16.
+    """
+    nn.init.xavier_uniform_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def as_made(layer: Layer) -> Layer:
+    """The layer as torch initialises it."""
+    return layer
+
+
+class Shifted(nn.Module):
+    """norm(h + W c): the condition moves the channels before they are normalised."""
+
+    def __init__(self, channels: int, condition: int, *, eps: float) -> None:
+        super().__init__()
+        self.shift = nn.Linear(condition, channels)
+        self.norm = GroupNorm(channels, eps=eps)
+
+    def forward(self, h: Tensor, condition: Tensor) -> Tensor:
+        result: Tensor = self.norm(h + self.shift(condition)[:, :, None, None])
+        return result
+
+
+class Modulated(nn.Module):
+    """(1 + scale) norm(h) + shift, both linear in the condition: adaptive group normalisation.
+
+    Diffusion Models Beat GANs on Image Synthesis, arXiv 2105.05233, section 3.1.
+    """
+
+    def __init__(self, channels: int, condition: int, *, eps: float) -> None:
+        super().__init__()
+        self.norm = GroupNorm(channels, eps=eps)
+        self.modulation = nn.Linear(condition, 2 * channels)
+
+    def forward(self, h: Tensor, condition: Tensor) -> Tensor:
+        return modulate(self.norm(h), self.modulation(condition)[:, :, None, None])
+
+
+@dataclass(frozen=True)
+class Style:
+    """What the blocks of a network have in common.
+
+    condition: length of the vector c; resampling: how sizes change; conditioned: how the vector
+    enters, ``Shifted`` or ``Modulated``; merge: of a skip and its branch, a sum or ``half_power``;
+    project: whether the skip of a block that changes the size has a 1x1 convolution even where the
+    channels stay; head_channels: of each head of the attention, None for one head; start: how
+    convolutions are initialised, unless they start at zero; eps: of the norms.
+    """
+
+    condition: int
+    resampling: Resampling
+    conditioned: Callable[..., nn.Module] = Shifted
+    merge: Callable[[Tensor, Tensor], Tensor] = torch.add
+    project: bool = False
+    head_channels: int | None = None
+    start: Callable[[nn.Conv2d], nn.Conv2d] = as_made
+    dropout: float = 0.0
+    eps: float = 1e-5
+
+    def conv(self, into: int, out: int, size: int = 3) -> nn.Conv2d:
+        """A convolution that keeps the size of the image."""
+        return self.start(nn.Conv2d(into, out, size, padding=size // 2))
+
+    def attention(self, channels: int) -> SelfAttention:
+        """Attention over the pixels. Raises ValueError for heads that do not fit."""
+        each = channels if self.head_channels is None else self.head_channels
+        if each < 1 or channels % each:
+            raise ValueError(
+                f"head_channels={each} does not divide the {channels} channels to attend over"
+            )
+        return SelfAttention(channels, heads=channels // each, merge=self.merge, eps=self.eps)
+
+
+class Residual(nn.Module):
+    """merge(skip(change(x)), conv(dropout(silu(n(conv(change(silu(norm(x)))), c))))).
+
+    On (B, into, H, W), to ``out`` channels; n is the style's conditioned norm, and ``change``
+    halves, doubles or keeps the size. The last convolution starts at zero, so that the block
+    starts as its skip. Large Scale GAN Training for High Fidelity Natural Image Synthesis, arXiv
+    1809.11096, figure 15; Score-Based Generative Modeling through SDEs, arXiv 2011.13456,
+    appendix H.
+    """
+
+    def __init__(
+        self,
+        into: int,
+        out: int,
+        style: Style,
+        change: Callable[[], nn.Module] = nn.Identity,
+    ) -> None:
+        super().__init__()
+        self.norm = GroupNorm(into, eps=style.eps)
+        self.change = change()
+        self.inner = style.start(Conv3x3(into, out))
+        self.conditioned = style.conditioned(out, style.condition, eps=style.eps)
+        self.dropout = nn.Dropout(style.dropout)
+        self.outer = zeroed(Conv3x3(out, out))
+        projected = into != out or (style.project and change is not nn.Identity)
+        self.skip = style.conv(into, out, 1) if projected else nn.Identity()
+        self.merge = style.merge
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        h = self.inner(self.change(F.silu(self.norm(x))))
+        h = self.outer(self.dropout(F.silu(self.conditioned(h, condition))))
+        return self.merge(self.skip(self.change(x)), h)

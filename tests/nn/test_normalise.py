@@ -1,0 +1,84 @@
+"""Group normalisation against its definition, by hand and by PyTorch's kernel alike."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from scoresde.nn.normalise import GroupNorm, modulate
+
+LAYOUTS = (torch.contiguous_format, torch.channels_last)
+
+
+def state(*shape: int, layout: torch.memory_format, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    x = 3 + 2 * torch.randn(*shape, generator=generator, dtype=torch.float64)
+    return x.contiguous(memory_format=layout).requires_grad_()
+
+
+@pytest.mark.parametrize("channels", [*range(1, 40), 96, 126, 127, 128, 510, 512])
+def test_groups_divide_every_width_and_keep_four_channels(channels):
+    norm = GroupNorm(channels)
+    assert channels % norm.num_groups == 0
+    assert norm.num_groups <= 32
+    assert norm.num_groups == 1 or channels // norm.num_groups >= 4
+
+
+def test_common_widths_get_many_groups():
+    assert [GroupNorm(c).num_groups for c in (16, 64, 128, 256)] == [4, 16, 32, 32]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(2, 8, 3, 5), (1, 3, 1, 1), (3, 16, 1, 7)])
+def test_a_group_has_mean_zero_and_variance_one(shape, layout):
+    norm = GroupNorm(shape[1], affine=False).double()
+    norm.eps = 0.0 if shape[2] * shape[3] > 1 else 1.0
+    y = norm(state(*shape, layout=layout)).unflatten(1, (norm.num_groups, -1)).flatten(2)
+    assert torch.allclose(y.mean(2), torch.zeros_like(y.mean(2)), atol=1e-12)
+    if norm.eps == 0:
+        var = y.var(2, correction=0)
+        assert torch.allclose(var, torch.ones_like(var), atol=1e-12)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("modulated", [False, True])
+def test_values_and_gradients_are_those_of_pytorch(modulated, layout):
+    x, g = state(3, 8, 5, 4, layout=layout), state(3, 8, 5, 4, layout=layout, seed=1).detach()
+    norm = GroupNorm(8, affine=not modulated).double()
+    if modulated:
+        given = torch.randn(3, 16, dtype=torch.float64, requires_grad=True)
+        wanted = modulate(F.group_norm(x, norm.num_groups), given[:, :, None, None])
+        found, inputs = norm(x, given), [x, given]
+    else:
+        torch.nn.init.normal_(norm.weight)
+        torch.nn.init.normal_(norm.bias)
+        wanted = F.group_norm(x, norm.num_groups, norm.weight, norm.bias)
+        found, inputs = norm(x), [x, norm.weight, norm.bias]
+    assert torch.allclose(found, wanted, atol=1e-12)
+    pairs = zip(
+        torch.autograd.grad(found, inputs, g), torch.autograd.grad(wanted, inputs, g), strict=True
+    )
+    assert all(torch.allclose(a, b, atol=1e-11) for a, b in pairs)
+
+
+def test_training_and_evaluation_give_the_same_in_single_precision():
+    x = state(2, 64, 7, 7, layout=torch.channels_last).float()
+    norm = GroupNorm(64)
+    assert torch.allclose(norm(x), norm.eval()(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_forward_derivative_is_a_difference_quotient(training):
+    x, v = (state(2, 8, 3, 3, layout=torch.contiguous_format, seed=k).detach() for k in (0, 1))
+    norm = GroupNorm(8).double().train(training)
+    with torch.autograd.forward_ad.dual_level():
+        dual = norm(torch.autograd.forward_ad.make_dual(x, v))
+        found = torch.autograd.forward_ad.unpack_dual(dual).tangent
+    h = 1e-6
+    assert torch.allclose(found, (norm(x + h * v) - norm(x - h * v)) / (2 * h), atol=1e-7)
+
+
+def test_a_modulation_beside_weight_and_bias_is_an_error():
+    with pytest.raises(ValueError, match="affine"):
+        GroupNorm(8)(torch.zeros(1, 8, 2, 2), torch.zeros(1, 16))

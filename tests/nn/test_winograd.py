@@ -1,0 +1,66 @@
+"""Winograd's convolution against the definition, which PyTorch computes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from scoresde.nn import winograd
+from scoresde.nn.winograd import Conv3x3, convolve
+
+SHAPES = [(3, 5, 7, 9, 14), (2, 3, 4, 1, 1), (2, 3, 4, 4, 6), (1, 1, 1, 2, 11), (5, 8, 2, 8, 8)]
+
+
+def problem(shape, dtype=torch.float64):
+    b, c, o, h, w = shape
+    generator = torch.Generator().manual_seed(0)
+    sizes = ((b, c, h, w), (o, c, 3, 3), (o,), (b, o, h, w))
+    *inputs, g = (torch.randn(size, generator=generator, dtype=dtype) for size in sizes)
+    return [z.requires_grad_() for z in inputs], g
+
+
+@pytest.mark.parametrize("cache", [1, winograd.IN_CACHE])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_values_and_gradients_are_those_of_the_definition(shape, layout, cache, monkeypatch):
+    monkeypatch.setattr(winograd, "IN_CACHE", cache)
+    (x, weight, bias), g = problem(shape)
+    inputs = [x.detach().contiguous(memory_format=layout).requires_grad_(), weight, bias]
+    found, wanted = convolve(*inputs), F.conv2d(*inputs, padding=1)
+    assert torch.allclose(found, wanted, rtol=0, atol=1e-12)
+    pairs = zip(
+        torch.autograd.grad(found, inputs, g), torch.autograd.grad(wanted, inputs, g), strict=True
+    )
+    assert all(torch.allclose(a, b, rtol=0, atol=1e-11) for a, b in pairs)
+
+
+def test_single_precision_loses_a_digit():
+    (x, weight, bias), _ = problem((4, 64, 64, 14, 14), torch.float32)
+    exact = F.conv2d(x.double(), weight.double(), bias.double(), padding=1)
+    error = (convolve(x, weight, bias).double() - exact).abs().max() / exact.abs().max()
+    assert error < 3e-5
+
+
+def test_only_what_is_wanted_is_computed():
+    (x, weight, _), g = problem((2, 3, 4, 5, 6))
+    frozen = x.detach()
+    assert torch.autograd.grad(convolve(frozen, weight), weight, g)[0].shape == weight.shape
+    assert torch.autograd.grad(convolve(x, weight.detach()), x, g)[0].shape == x.shape
+
+
+def test_a_layer_has_the_weights_of_any_convolution_and_gives_the_same_in_training():
+    layer, plain = Conv3x3(64, 64), torch.nn.Conv2d(64, 64, 3, padding=1)
+    plain.load_state_dict(layer.state_dict())
+    x = torch.randn(24, 64, 14, 14, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(layer.eval()(x), plain(x))
+    assert torch.allclose(layer.train()(x), plain(x), atol=1e-4)
+
+
+def test_forward_derivatives_are_left_to_pytorch():
+    layer = Conv3x3(64, 64)
+    x = torch.randn(24, 64, 14, 14, generator=torch.Generator().manual_seed(0))
+    with torch.autograd.forward_ad.dual_level():
+        dual = layer(torch.autograd.forward_ad.make_dual(x, x))
+        tangent = torch.autograd.forward_ad.unpack_dual(dual).tangent
+    assert torch.allclose(tangent, layer(x) - layer.bias[:, None, None], atol=1e-4)
