@@ -1,13 +1,13 @@
 """Five processes under one budget: the same network, images, steps, rate, sampler and seeds.
 
-    python experiments/processes.py [--seeds 2]
+    python experiments/processes.py [--seeds 1]
 
-Each process is trained on the digits twice. With its ``own`` recipe it has the parameterisation,
-the law of times and the weight of the paper that made it known; with the ``common`` one all have
-v, uniform log-SNR and the error of eps. All end at sigma / alpha = 0.01. Of each the variational
-bound on the bits per dimension of the test split, the Frechet distance of samples to it, and the
-error of eps at equal levels. A run that is stored is not made again. Writes
-experiments/results/processes.json and processes.png.
+Each process is trained on the digits with the parameterisation, the law of times and the weight of
+the paper that made it known, and ends at sigma / alpha = 0.01. Of each the variational bound on
+the bits per dimension of the test split, the Frechet distance of samples to it, and the error of
+eps at equal levels. Beside them the table has configurations of one longer budget, where VP,
+sub-VP and VE share v, uniform log-SNR and the error of eps. A run that is stored is not made
+again. Writes experiments/results/processes.json and processes.png.
 """
 
 from __future__ import annotations
@@ -44,17 +44,15 @@ LONGER = {
     "edm": "digits_edm",
     "linear_flow": "digits_flow",
 }
-COMMON = ("v", "sigma2", "log_snr")
-RECIPES = ("own", "common")
 LEAST = 0.01
 FURTHEST = 9.0
 """sigma_max of VE: about the largest distance between two images, arXiv 2006.09011."""
 RATIOS = torch.logspace(-2, 0.9, 13)
 
 
-def configured(process: str, recipe: str, seed: int, steps: int) -> Config:
+def configured(process: str, seed: int, steps: int) -> Config:
     """The configuration of a run."""
-    parameterization, weighting, times = OWN[process] if recipe == "own" else COMMON
+    parameterization, weighting, times = OWN[process]
     given = {
         "seed": seed,
         "train.steps": steps,
@@ -77,7 +75,7 @@ def section(process: str) -> dict[str, Any]:
 def main() -> int:
     """Run what is missing, store it, draw it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--steps", type=int, default=400)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -89,16 +87,16 @@ def main() -> int:
     return 0
 
 
-def fill(stored: dict[str, Any], todo: list[tuple[int, str, str]], steps: int) -> None:
+def fill(stored: dict[str, Any], todo: list[tuple[int, str]], steps: int) -> None:
     """Make the runs that are missing, and store each."""
     judge = judge_of(build_dataset(load_config(None, {}).data))
-    for seed, recipe, process in todo:
-        result = run(configured(process, recipe, seed, steps), judge, RATIOS)
-        stored["runs"].append({"process": process, "recipe": recipe, "seed": seed, **result})
+    for seed, process in todo:
+        result = run(configured(process, seed, steps), judge, RATIOS)
+        stored["runs"].append({"process": process, "seed": seed, **result})
         stored |= {**about(judge, steps), "ratios": [round(float(r), 5) for r in RATIOS]}
         STORE.write_text(json.dumps(stored, indent=1) + "\n")
         text = f"{result['bits_per_dim']:.3f} bits/dim, Frechet {result['frechet']:.3f}"
-        print(f"{process}, {recipe}, {seed}: {text}, {result['seconds']:.0f} s", flush=True)
+        print(f"{process}, seed {seed}: {text}, {result['seconds']:.0f} s", flush=True)
 
 
 def read() -> dict[str, Any]:
@@ -107,64 +105,56 @@ def read() -> dict[str, Any]:
     return found
 
 
-def missing(stored: dict[str, Any], seeds: int) -> Iterator[tuple[int, str, str]]:
+def missing(stored: dict[str, Any], seeds: int) -> Iterator[tuple[int, str]]:
     """The runs not stored yet, seed by seed."""
-    there = {(r["seed"], r["recipe"], r["process"]) for r in stored["runs"]}
-    every = [(s, r, p) for s in range(seeds) for r in RECIPES for p in OWN]
-    return (key for key in every if key not in there)
+    there = {(r["seed"], r["process"]) for r in stored["runs"]}
+    return ((s, p) for s in range(seeds) for p in OWN if (s, p) not in there)
 
 
 # --- the table and the figure ------------------------------------------------------------------
 
 
-def values(stored: dict[str, Any], recipe: str, process: str, key: str) -> list[Any]:
+def values(stored: dict[str, Any], process: str, key: str) -> list[Any]:
     """Of every seed."""
-    runs = stored["runs"]
-    return [r[key] for r in runs if r["recipe"] == recipe and r["process"] == process]
+    return [r[key] for r in stored["runs"] if r["process"] == process]
 
 
 def table(stored: dict[str, Any]) -> str:
     """Markdown: means over seeds of bits per dimension and distance; the longer records beside."""
-    lines = ["| process | own recipe | common recipe | configuration |", "|---|---|---|---|"]
+    lines = [
+        "| process | recipe | bits/dim | Frechet distance | configuration |",
+        "|---" * 5 + "|",
+    ]
     for process, name in LONGER.items():
-        found = [shown(stored, recipe, process) for recipe in RECIPES]
+        bound, distance = (
+            statistics.mean(values(stored, process, key)) for key in ("bits_per_dim", "frechet")
+        )
         r = json.loads((RESULTS / f"{name}.json").read_text())
         longer = f"`{name}`: {r['bits_per_dim']:.3f} +- {r['bits_per_dim_se']:.3f}"
-        lines.append(f"| {process} | " + " | ".join([*found, longer]) + " |")
+        cells = (process, ", ".join(OWN[process]), f"{bound:.3f}", f"{distance:.2f}", longer)
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def shown(stored: dict[str, Any], recipe: str, process: str) -> str:
-    """Mean bits per dimension, mean Frechet distance."""
-    keys = ("bits_per_dim", "frechet")
-    found = (values(stored, recipe, process, key) for key in keys)
-    return ", ".join(f"{statistics.mean(v):.3f}" for v in found)
 
 
 def figure(stored: dict[str, Any]) -> None:
     """The error of eps by level, and a dot a seed of the bits and the distance."""
     from matplotlib.figure import Figure
 
-    page = Figure(figsize=(10, 5.6), dpi=85, layout="constrained")
-    page.suptitle(f"the digits: one budget, {stored['steps']} steps")
-    for row, recipe in enumerate(RECIPES):
-        level, bound, distance = (page.add_subplot(2, 3, 3 * row + k) for k in (1, 2, 3))
-        for k, process in enumerate(OWN):
-            curves = torch.tensor(values(stored, recipe, process, "error_by_level"))
-            level.plot(stored["ratios"], curves.mean(0), color=f"C{k}", label=process)
-            for axis, key in ((bound, "bits_per_dim"), (distance, "frechet")):
-                found = values(stored, recipe, process, key)
-                axis.plot(found, [-k] * len(found), "o", color=f"C{k}", markersize=5)
-        level.set(xscale="log", yscale="log", ylabel=f"{recipe} recipe\nerror of eps")
-        for axis in (bound, distance):
-            axis.set_yticks([-k for k in range(len(OWN))], list(OWN))
-            axis.grid(axis="x", alpha=0.3)
-        if row == 0:
-            level.legend(fontsize=8, frameon=False)
-        else:
-            level.set_xlabel("sigma / alpha")
-            bound.set_xlabel("variational bound, bits/dim")
-            distance.set_xlabel("Frechet distance, classifier features")
+    page = Figure(figsize=(10, 3.2), dpi=85, layout="constrained")
+    level, bound, distance = page.subplots(1, 3)
+    for k, process in enumerate(OWN):
+        curves = torch.tensor(values(stored, process, "error_by_level"))
+        level.plot(stored["ratios"], curves.mean(0), color=f"C{k}", label=process)
+        for axis, key in ((bound, "bits_per_dim"), (distance, "frechet")):
+            found = values(stored, process, key)
+            axis.plot(found, [-k] * len(found), "o", color=f"C{k}", markersize=6)
+    level.set(xscale="log", yscale="log", xlabel="sigma / alpha", ylabel="error of eps")
+    level.legend(fontsize=8, frameon=False)
+    bound.set_xlabel("variational bound, bits/dim")
+    distance.set_xlabel("Frechet distance, classifier features")
+    for axis in (bound, distance):
+        axis.set_yticks([-k for k in range(len(OWN))], list(OWN))
+        axis.grid(axis="x", alpha=0.3)
     page.savefig(FIGURE)
 
 
