@@ -40,7 +40,7 @@ STORE = RESULTS / "images.json"
 FOOTER = "# Reached"
 WIDTHS = (0.05, 0.1, 0.15)
 HELD_OUT = 512
-SHOWN = {1: 80, 3: 40}
+SHOWN = {1: 80, 3: 30}
 """Images in the picture, by the number of channels: a file stays below 100 kB."""
 
 
@@ -171,7 +171,7 @@ def table(stored: dict[str, Any]) -> str:
     """Markdown: a row a configuration, in brackets what real images would get."""
     lines = [
         "| configuration | bits/dim | Frechet distance | precision | recall | copy rate "
-        "| recognised | minutes |",
+        "| recognised | trained on, minutes |",
         "|---" * 8 + "|",
     ]
     lines += [f"| `{name}` | {' | '.join(cells(r))} |" for name, r in sorted(stored.items())]
@@ -188,7 +188,7 @@ def cells(r: dict[str, Any]) -> list[str]:
         f"{r['recall']:.2f} ({r['recall_real']:.2f})",
         f"{r['copy_rate']:.2f} ({r['copy_rate_real']:.2f})",
         "" if none else f"{r['recognised']:.1%} ({r['recognised_real']:.1%})",
-        f"{r['training_seconds'] / 60:.0f}",
+        f"{r['steps'] * r['batch']:,}, {r['training_seconds'] / 60:.0f}",
     ]
 
 

@@ -16,10 +16,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import random
 import signal
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -57,13 +59,19 @@ CONFIG = {
 
 @dataclass
 class Tally:
-    """Kills, trainings that reached their end, and files found readable after a kill."""
+    """Kills, what they left, and trainings that reached the end of the undisturbed one.
+
+    ``resumes`` are starts of a process that found a run, ``half_files`` kills that left a
+    temporary file. A training that ends otherwise raises AssertionError, so is in no tally.
+    """
 
     kills: int = 0
+    resumes: int = 0
     before_first_checkpoint: int = 0
     half_files: int = 0
-    trainings: int = 0
     files_read: int = 0
+    files_unreadable: int = 0
+    trainings_equal: int = 0
 
 
 def main() -> None:
@@ -81,26 +89,46 @@ def main() -> None:
     for name in LAZY:  # once, not in every fork
         import_module(name)
     with tempfile.TemporaryDirectory() as folder:
-        found = killed(args.count, args.seed, Path(folder))
-    print(f"{found.kills} kills, {found.trainings} trainings equal to the undisturbed one")
-    args.out.write_text(json.dumps(asdict(found), indent=1) + "\n")
+        for found in killed(args.count, args.seed, Path(folder)):
+            report(found, args.out)
 
 
-def killed(count: int, seed: int, folder: Path) -> Tally:
-    """Train until so many processes were killed; raises AssertionError for anything lost."""
+def report(found: Tally, out: Path) -> None:
+    """Print and store what there is so far."""
+    print(
+        f"{found.kills} kills, {found.resumes} resumes, {found.files_unreadable} of "
+        f"{found.files_read} files unreadable, {found.trainings_equal} trainings equal to the "
+        "undisturbed one",
+        flush=True,
+    )
+    hardware = {"hardware": f"one thread of an {platform.machine()} CPU"}
+    out.write_text(json.dumps(hardware | asdict(found), indent=1) + "\n")
+
+
+def killed(count: int, seed: int, folder: Path) -> Iterator[Tally]:
+    """Train until so many processes were killed; the tally after every training.
+
+    Raises AssertionError for anything lost.
+    """
     config, delays, tally = load_config(None, CONFIG), random.Random(seed), Tally()
     undisturbed = RunFolder(folder / "undisturbed")
     begin = time.monotonic()
     assert trained(config, undisturbed, None), "the undisturbed training failed"
     longest = time.monotonic() - begin
     while tally.kills < count:
-        run = RunFolder(folder / f"run-{tally.trainings}")
-        while not trained(config, run, delays.uniform(0, longest)):
+        run = RunFolder(folder / f"run-{tally.trainings_equal}")
+        while not attempted(config, run, delays.uniform(0, longest), tally):
             tally.kills += 1
             inspect(run, tally)
         compare(run, undisturbed)
-        tally.trainings += 1
-    return tally
+        tally.trainings_equal += 1
+        yield tally
+
+
+def attempted(config: Config, run: RunFolder, delay: float, tally: Tally) -> bool:
+    """Start or resume a training: whether it ended before the kill."""
+    tally.resumes += run.is_run()
+    return trained(config, run, delay)
 
 
 def trained(config: Config, run: RunFolder, delay: float | None) -> bool:
@@ -141,13 +169,21 @@ def inspect(run: RunFolder, tally: Tally) -> None:
     tally.half_files += any(run.path.rglob("*.tmp"))
     for file in [*files, run.best]:
         if file.exists():
-            checkpoints.load(file)
-            tally.files_read += 1
+            count(checkpoints.load, file, tally)
     for snapshot in snapshots(run.averages):
-        checkpoints.load_weights(snapshot.path)
-        tally.files_read += 1
+        count(checkpoints.load_weights, snapshot.path, tally)
     if run.config.exists():
         assert load_config(run.config) == load_config(None, CONFIG)
+
+
+def count(load: Callable[[Path], object], file: Path, tally: Tally) -> None:
+    """Read a file and say whether it could be."""
+    tally.files_read += 1
+    try:
+        load(file)
+    except checkpoints.CheckpointError as error:
+        tally.files_unreadable += 1
+        print(error, flush=True)
 
 
 def compare(run: RunFolder, undisturbed: RunFolder) -> None:

@@ -45,6 +45,14 @@ def test_every_name_is_in_the_table_of_names():
     assert not missing
 
 
+def test_the_engine_takes_less_of_a_step_than_it_may():
+    found = stored("engine_overhead")
+    assert found["overhead_by_parts"] <= found["limit"]
+    assert found["overhead"] <= found["limit"]
+    text = (ROOT / "docs" / "training.md").read_text()
+    assert f"take {100 * found['overhead_by_parts']:.1f} % of a step" in text
+
+
 def test_the_figures_of_the_samplers_are_the_stored_ones():
     for trial in stored("samplers")["trials"]:
         assert f"{trial['relative']:.1e} ({trial['nfe']})" in SAMPLERS

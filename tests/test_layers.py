@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "codes": THEORY | {"solvers", "samplers"},
     "testing": THEORY | {"samplers", "solvers", "likelihood"},
     "measure": THEORY | {"samplers", "testing"},
-    "training": THEORY | {"samplers", "data"},
+    "training": THEORY | {"samplers", "data", "nn"},
     "nn": set(),
     "data": set(),
     "evaluation": set(),

@@ -16,7 +16,14 @@ from scoresde.build.models import (
     build_sde,
     build_weight,
 )
-from scoresde.build.runs import LoadedRun, load_model, load_run, load_width
+from scoresde.build.runs import (
+    LoadedRun,
+    load_checkpoint,
+    load_model,
+    load_run,
+    load_width,
+    stored_decays,
+)
 from scoresde.build.samplers import (
     SAMPLERS,
     GridSampler,
@@ -90,8 +97,10 @@ __all__ = [
     "build_weight",
     "construct",
     "constructor",
+    "load_checkpoint",
     "load_model",
     "load_run",
     "load_width",
+    "stored_decays",
     "summary",
 ]

@@ -135,7 +135,7 @@ def build_plan(config: Config, described: Described) -> Plan:
         draw=constructor(DRAWS, train.draw),
         weight=build_weight(train),
         learning_rate=build_learning_rate(train),
-        ema_decay=train.ema,
+        ema_decay=train.ema[0],
         clip=train.clip,
         classes=classes,
         label_dropout=0.0 if classes is None else train.label_dropout,

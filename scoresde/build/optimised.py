@@ -19,6 +19,7 @@ from scoresde.measure import draws_noise
 from scoresde.samplers import Grid, Step, per_sample_noise
 from scoresde.samplers.optimise import described, load_grid, save_grid, search_grid
 from scoresde.training.checkpoint import fingerprint
+from scoresde.training.snapshots import AVERAGES
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def checked(want: Wanted) -> Wanted:
 def grid_file(loaded: LoadedRun, want: Wanted) -> Path:
     """Where the grid is kept: in ``grids`` of the run folder, or beside a lone checkpoint."""
     folder = loaded.source.parent
-    run = folder.parent if folder.name == "checkpoints" else folder
+    run = folder.parent if folder.name in ("checkpoints", AVERAGES) else folder
     return run / "grids" / f"{want.kind}-{want.steps}-{_key(loaded, want)}.json"
 
 

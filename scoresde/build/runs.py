@@ -53,7 +53,10 @@ def load_width(run_folder: str | PathLike[str], sigma_rel: float) -> LoadedRun:
     It is that of the last snapshot's step; ``notes`` say how near its profile is. Raises
     ValueError for a width out of range, CheckpointError for no snapshots or damaged ones.
     """
-    folder = Path(run_folder).expanduser() / AVERAGES
+    run = Path(run_folder).expanduser()
+    if run.exists() and not run.is_dir():
+        raise CheckpointError(f"{run}: a file; widths are made of the snapshots of a run folder")
+    folder = run / AVERAGES
     if not (found := snapshots(folder)):
         raise CheckpointError(f"{folder}: no averages stored; train with train.posthoc set")
     last = load_weights(found[-1].path)
@@ -68,25 +71,50 @@ def load_width(run_folder: str | PathLike[str], sigma_rel: float) -> LoadedRun:
     return _loaded(found[-1].path, last.config, last.data, last.step, tensors, [note])
 
 
-def load_run(run_or_file: str | PathLike[str], *, ema: bool = True) -> LoadedRun:
+def load_run(
+    run_or_file: str | PathLike[str], *, ema: bool = True, decay: float | None = None
+) -> LoadedRun:
     """The model of a run folder, a checkpoint (.pt) or exported weights (.safetensors).
 
     Of a run folder it is the best checkpoint on held-out data where one was kept, else the newest
-    that is intact. Evaluation mode, no gradients to the weights. Raises CheckpointError for
-    missing or damaged files, or raw weights (``ema=False``) of an export.
+    that is intact. ``decay`` chooses among the exponential averages, the first by default, and
+    ``ema=False`` the raw weights. Evaluation mode, no gradients to the weights. Raises
+    CheckpointError for missing or damaged files, a decay that is not stored, and either choice of
+    an export, which holds one average.
     """
     path = Path(run_or_file).expanduser()
     if path.suffix == ".safetensors" and not path.is_dir():
         if not ema:
             raise CheckpointError(f"{path}: holds EMA weights only; name a checkpoint instead")
+        if decay is not None:
+            raise CheckpointError(f"{path}: holds one average only; name a checkpoint instead")
         found = load_weights(path)
         return _loaded(path, found.config, found.data, found.step, found.tensors)
-    path, checkpoint, notes = _checkpoint(path)
-    weights = checkpoint.ema if ema else checkpoint.model
+    path, checkpoint, notes = load_checkpoint(path)
+    weights: Mapping[str, Tensor] = checkpoint.ema if ema else checkpoint.model
+    if ema and decay is not None:
+        weights = _average(checkpoint, decay, path)
     return _loaded(path, checkpoint.config, checkpoint.data, checkpoint.step, weights, notes)
 
 
-def _checkpoint(path: Path) -> tuple[Path, Checkpoint, list[str]]:
+def stored_decays(checkpoint: Checkpoint, source: Path) -> tuple[float, ...]:
+    """The decays of the exponential averages in a checkpoint, the one that is used first."""
+    first, *_ = config_from(checkpoint.config, source).train.ema
+    return first, *map(float, checkpoint.decays)
+
+
+def _average(checkpoint: Checkpoint, decay: float, path: Path) -> Mapping[str, Tensor]:
+    stored = stored_decays(checkpoint, path)
+    if decay == stored[0]:
+        return checkpoint.ema
+    if decay not in stored:
+        listed = ", ".join(f"{d:g}" for d in stored)
+        raise CheckpointError(f"{path}: no average of decay {decay:g}; stored are {listed}")
+    return checkpoint.decays[str(decay)]
+
+
+def load_checkpoint(path: Path) -> tuple[Path, Checkpoint, list[str]]:
+    """The checkpoint that ``load_run`` reads, its file, and why others were passed over."""
     if not path.is_dir():
         return path, load(path), []
     folder = path if step_files(path) or (path / BEST).exists() else path / "checkpoints"

@@ -17,7 +17,7 @@ from scoresde.config import ConfigError
 from scoresde.config.base import Section
 from scoresde.config.problems import nearest
 from scoresde.data import Dataset
-from scoresde.nn import MLP, UNet, adm, ddpmpp, ncsnpp
+from scoresde.nn import EDM2, MLP, DiT, UNet, adm, ddpmpp, ncsnpp
 from scoresde.parameterization import Parameterization
 from scoresde.samplers import ArctanGrid, Grid, grids
 from scoresde.sde import EDM, SDE, VE, VP, Cosine, DiscreteVP, LinearFlow, SubVP, linear_betas
@@ -100,6 +100,8 @@ NETWORKS: Mapping[str, Callable[..., nn.Module]] = table(
     ddpmpp=ddpmpp,
     ncsnpp=ncsnpp,
     adm=adm,
+    edm2=EDM2,
+    dit=DiT,
 )
 DATASETS: Mapping[str, Callable[..., Dataset]] = table(
     digits=data.digits,

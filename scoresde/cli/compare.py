@@ -22,7 +22,6 @@ from scoresde.build import (
     LoadedRun,
     build_grid,
     build_step,
-    load_run,
 )
 from scoresde.build.optimised import Wanted, checked
 from scoresde.cli.choices import counts, names
@@ -32,6 +31,7 @@ from scoresde.cli.folder import write_text
 from scoresde.cli.options import CompareOptions
 from scoresde.cli.sample import optimised_grid, starting_noise
 from scoresde.cli.watch import Watch
+from scoresde.cli.weights import described_choice, load_chosen
 from scoresde.config.sampling import OptimisedGrid
 from scoresde.denoiser import Denoiser
 from scoresde.measure import draws_noise, gap
@@ -69,7 +69,7 @@ def run(options: CompareOptions, overrides: Mapping[str, Any]) -> int:
     kinds, left_out = followers(names("--samplers", options.samplers, STEPS))
     steps = counts("--steps", options.steps)
     asked = None if options.grid is None else names("--grid", options.grid, CHOICES)
-    loaded = load_run(options.checkpoint)
+    loaded = load_chosen(options.checkpoint, options)
     for note in (*loaded.notes, *left_out):
         print(note, file=sys.stderr)
     loaded.model.to(pick_device(options.device))
@@ -190,6 +190,7 @@ def _settings(options: CompareOptions, loaded: LoadedRun, problem: Problem) -> d
     return {
         "checkpoint": str(loaded.source),
         "step": loaded.step,
+        **described_choice(options),
         "num": options.num,
         "seed": options.seed,
         "reference": {"tolerance": options.tolerance, "nfe": problem.nfe},

@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.build import LoadedRun, build_dataset, load_run
+from scoresde.build import LoadedRun, build_dataset
 from scoresde.cli.console import Advance, pick_device, progress
 from scoresde.cli.matching import require_same_data
 from scoresde.cli.options import EditOptions
 from scoresde.cli.replace import Make, replace_all, require_writable
 from scoresde.cli.sample import one_class
 from scoresde.cli.watch import require_finite
+from scoresde.cli.weights import described_choice, load_chosen
 from scoresde.codes import Solved, decode, encode, interpolate
 from scoresde.config import Config, override
 from scoresde.data import Scaling, Split
@@ -82,7 +83,7 @@ def run(options: EditOptions, overrides: Mapping[str, Any]) -> int:
         "operation": options.operation,
         "checkpoint": str(job.loaded.source),
         "step": job.loaded.step,
-        "weights": "raw" if options.no_ema else "ema",
+        **described_choice(options),
         "tolerance": options.tolerance,
         **edited.report,
         "seconds": time.perf_counter() - started,
@@ -177,7 +178,7 @@ def _prepared(options: EditOptions, overrides: Mapping[str, Any]) -> Job:
     if options.codes is not None and options.num is not None:
         raise ValueError("--num: decode takes all codes of the file; leave it out")
     _require_free(options.out, options.overwrite)
-    loaded = load_run(options.checkpoint, ema=not options.no_ema)
+    loaded = load_chosen(options.checkpoint, options)
     for note in loaded.notes:
         print(note, file=sys.stderr)
     config = override(loaded.config, overrides)

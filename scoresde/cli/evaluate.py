@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde.build import LoadedRun, build_dataset, load_run
+from scoresde.build import LoadedRun, build_dataset
 from scoresde.cli.choices import names
 from scoresde.cli.console import pick_device, progress
 from scoresde.cli.drawn import Samples, draw_samples, read_samples
@@ -37,6 +37,7 @@ from scoresde.cli.measures import (
 )
 from scoresde.cli.options import EvaluateOptions
 from scoresde.cli.sample import MOST
+from scoresde.cli.weights import chosen_flags, described_choice, load_chosen
 from scoresde.config import Config, load_config, override
 from scoresde.data import Dataset, Split
 from scoresde.data.examples import sample_record
@@ -111,7 +112,7 @@ def prepared(options: EvaluateOptions, overrides: Mapping[str, Any]) -> Job:
     asked = None if options.metrics is None else names("--metrics", options.metrics, METRICS)
     require_packages(asked or ())
     source = _source(options, overrides)
-    loaded = None if source is None else load_run(source, ema=not options.no_ema)
+    loaded = None if source is None else load_chosen(source, options)
     if loaded is None:
         config = load_config(None, overrides)
     else:
@@ -184,7 +185,7 @@ def _drawn(job: Job, n: int) -> Samples:
             raise ValueError(f"{job.dataset.name} has other classes than {job.loaded.data.name}")
         label = job.reference.label[_shuffled(len(job.reference), job.options.seed)]
     found = draw_samples(job.loaded, job.config, n, job.options.seed, job.options.batch, label)
-    weights = {"weights": "raw" if job.options.no_ema else "ema"}
+    weights = described_choice(job.options)
     classes = {"classes": None if label is None else f"as in the {job.options.against} split"}
     return Samples(found.x, {**found.settings, **weights, **classes})
 
@@ -199,6 +200,8 @@ def _check(options: EvaluateOptions, overrides: Mapping[str, Any]) -> None:
     how = [key for key in overrides if key.startswith("sample.")]
     if options.samples is not None and how:
         raise ValueError(f"--{how[0]}: the samples of --samples are drawn; leave it out")
+    if options.samples is not None and (weights := chosen_flags(options)):
+        raise ValueError(f"{weights[0]}: the samples of --samples are drawn; leave it out")
     if options.num is not None and not 1 <= options.num <= MOST:
         raise ValueError(f"--num: need 1 to {MOST:,}, got {options.num}")
     if options.seed < 0:

@@ -54,7 +54,7 @@ def _separate(
         elif "" in values:
             raise UsageError(f"{flag}: empty; give a value, or leave it out")
         else:
-            own += [flag, *values]
+            own += [flag, *values] if flag else values
     return own, overrides
 
 

@@ -22,6 +22,7 @@ from scoresde.training.files import atomic_write, writing
 from scoresde.training.snapshots import AVERAGES, NAME, snapshots
 
 PACKAGES = ("torch", "numpy", "pydantic", "safetensors")
+EXPORT = re.compile(r"weights-ema-[\de.-]+\.safetensors")
 OWN = (
     "config.yaml",
     "env.json",
@@ -70,6 +71,10 @@ class RunFolder:
     def weights(self) -> Path:
         return self.path / "weights-ema.safetensors"
 
+    def weights_of(self, decay: str) -> Path:
+        """The exported average of a further decay."""
+        return self.path / f"weights-ema-{decay}.safetensors"
+
     @property
     def lock(self) -> Path:
         return self.path / ".lock"
@@ -89,6 +94,10 @@ class RunFolder:
     @property
     def averages(self) -> Path:
         return self.path / AVERAGES
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
 
     def sample(self, step: int) -> Path:
         """The sample picture of a step."""
@@ -172,6 +181,7 @@ def own_files(folder: RunFolder) -> Iterator[Path]:
     """The files in the folder that carry a name only a run gives."""
     # env.json last: while it is there the folder is still known to be a run.
     yield from (folder.path / name for name in OWN if name != folder.env.name)
+    yield from (p for p in folder.path.glob("*.safetensors") if EXPORT.fullmatch(p.name))
     yield from step_files(folder.checkpoints)
     yield from (folder.checkpoints / name for name in (BEST, LATEST))
     yield from (snapshot.path for snapshot in snapshots(folder.averages))
@@ -179,6 +189,7 @@ def own_files(folder: RunFolder) -> Iterator[Path]:
     yield from (
         p for p in folder.samples.glob("*.png") if re.fullmatch(r"step-\d{8,}\.png", p.name)
     )
+    yield from folder.tensorboard.glob("events.out.tfevents.*")
     yield folder.env
 
 
@@ -187,6 +198,7 @@ def temporaries(folder: RunFolder) -> Iterator[Path]:
     pattern = re.compile(r"(step-\d{8,}\.pt|best\.pt|latest\.json)\.tmp")
     yield from (p for p in folder.checkpoints.glob("*.tmp") if pattern.fullmatch(p.name))
     yield from (folder.path / f"{name}.tmp" for name in OWN)
+    yield from (p for p in folder.path.glob("*.tmp") if EXPORT.fullmatch(p.name[:-4]))
     yield from (p for p in folder.averages.glob("*.tmp") if NAME.fullmatch(p.name[:-4]))
 
 

@@ -1,4 +1,4 @@
-"""``scoresde info``: every name that can be chosen, with a line about it."""
+"""``scoresde info``: every name that can be chosen, with a line about it; or what a run holds."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from scoresde import build
 from scoresde.cli.measures import METRICS
 from scoresde.cli.options import InfoOptions
+from scoresde.cli.stored import page, stored
 from scoresde.measure import draws_noise
 
 
@@ -37,7 +38,11 @@ LISTINGS = {
 
 
 def run(options: InfoOptions, overrides: Mapping[str, Any]) -> int:
-    """Print every listing; with --json as {listing: {name: line}}."""
+    """Print every listing, with --json as {listing: {name: line}}; or what is at a path."""
+    if options.path is not None:
+        found = stored(options.path)
+        print(json.dumps(found, indent=2) if options.json else page(options.path, found))
+        return 0
     lines = {title: summaries(listing) for title, listing in LISTINGS.items()}
     if options.json:
         print(json.dumps(lines, indent=2))

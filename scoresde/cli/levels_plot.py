@@ -32,6 +32,6 @@ def levels_plot(path: Path | str, records: Sequence[Mapping[str, Any]]) -> None:
     axes.set(
         xlabel="lam = log(alpha / sigma), noise to data", ylabel="training loss", yscale="log"
     )
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="upper right")  # the best place takes long to find
     axes.grid(alpha=0.3)
     figure.savefig(path, format="png")

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde.build import bound_of, build_dataset, build_estimator, load_run
+from scoresde.build import bound_of, build_dataset, build_estimator
 from scoresde.cli import scoring
 from scoresde.cli.console import pick_device, progress
 from scoresde.cli.likelihood_report import (
@@ -34,6 +34,7 @@ from scoresde.cli.processes import World, own_device, together
 from scoresde.cli.replace import require_writable
 from scoresde.cli.report import Stopping
 from scoresde.cli.scoring import Job, Partial, Values
+from scoresde.cli.weights import load_chosen
 from scoresde.config import Config, override, to_plain
 from scoresde.config.schema import Likelihood
 from scoresde.data import Scaling, Split, examples
@@ -197,7 +198,7 @@ def _stopped(stop: signal.Signals, values: Values, part: Partial | None) -> Syst
 
 def prepared(options: LikelihoodOptions, overrides: Mapping[str, Any], world: World) -> Prepared:
     """The model on its device and what it is to score, checked."""
-    loaded = load_run(options.checkpoint, ema=not options.no_ema)
+    loaded = load_chosen(options.checkpoint, options)
     if world.rank == 0:
         for note in loaded.notes:
             print(note, file=sys.stderr)

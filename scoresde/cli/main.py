@@ -54,7 +54,7 @@ COMMANDS = {
     ),
     "compare": Command("compare samplers on a trained model: error and calls", "CompareOptions"),
     "verify": Command("measure the order of every sampler", "VerifyOptions"),
-    "info": Command("list everything that can be chosen", "InfoOptions"),
+    "info": Command("list what can be chosen, or what a run holds", "InfoOptions"),
 }
 
 

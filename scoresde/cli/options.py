@@ -20,6 +20,19 @@ class Common:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WeightOptions(Common):
+    """Options of every command that uses a trained model: which of its weights."""
+
+    no_ema: bool = False
+    """use the raw weights instead of their moving average"""
+    ema_decay: float | None = None
+    """use the moving average of this decay, where train.ema has several"""
+    ema_width: float | None = None
+    """use the power-function average of this width (sigma_rel), such as 0.07, made of what a run
+    folder trained with train.posthoc stored"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainOptions(Common):
     """Train a model; every key of the configuration is also a flag, --section.key VALUE."""
 
@@ -37,7 +50,7 @@ class TrainOptions(Common):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleOptions(Common):
+class SampleOptions(WeightOptions):
     """Draw samples from a trained model."""
 
     checkpoint: Path
@@ -62,17 +75,12 @@ class SampleOptions(Common):
     """also write trajectory.npz: t, x and x0 of the first batch at every network call"""
     npz: bool = False
     """also write samples.npz: arr_0 uint8 (N, H, W, C), arr_1 labels"""
-    no_ema: bool = False
-    """use the raw weights instead of their moving average"""
-    ema_width: float | None = None
-    """use the power-function average of this width (sigma_rel), such as 0.07, made of what a run
-    folder trained with train.posthoc stored"""
     overwrite: bool = False
     """replace the samples in the folder"""
 
 
 @dataclass(frozen=True, kw_only=True)
-class LikelihoodOptions(Common):
+class LikelihoodOptions(WeightOptions):
     """Score data in bits per dimension, and say how sure that is."""
 
     checkpoint: Path
@@ -102,12 +110,10 @@ class LikelihoodOptions(Common):
     """go on with the interrupted evaluation in --out"""
     overwrite: bool = False
     """replace the evaluation in --out"""
-    no_ema: bool = False
-    """use the raw weights instead of their moving average"""
 
 
 @dataclass(frozen=True, kw_only=True)
-class EditOptions(Common):
+class EditOptions(WeightOptions):
     """Latent codes of test examples: encode, decode, interpolate, or go there and back."""
 
     checkpoint: Path
@@ -129,16 +135,17 @@ class EditOptions(Common):
     """of the probability flow, relative and absolute"""
     batch: int = 64
     """samples carried at a time"""
-    no_ema: bool = False
-    """use the raw weights instead of their moving average"""
     overwrite: bool = False
     """replace the results in the folder"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InfoOptions:
-    """List every process, parameterisation, network, sampler, grid, weighting and data set."""
+    """List every process, parameterisation, network, sampler, grid, weighting and data set; or
+    which averages of the weights a run, a checkpoint or exported weights hold."""
 
+    path: tyro.conf.Positional[Path | None] = None
+    """run folder, checkpoint (.pt) or exported weights (.safetensors)"""
     json: bool = False
     """print JSON"""
     debug: bool = False
@@ -160,7 +167,7 @@ class VerifyOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareOptions(Common):
+class CompareOptions(WeightOptions):
     """Compare samplers with the exact path of a trained model: error, network calls, seconds."""
 
     checkpoint: Path
@@ -186,7 +193,7 @@ class CompareOptions(Common):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(Common):
+class EvaluateOptions(WeightOptions):
     """Compare samples with real data: distances, precision and recall, copies, with errors."""
 
     samples: Path | None = None
@@ -217,5 +224,3 @@ class EvaluateOptions(Common):
     """replace those in the folder, and the file of --save-statistics"""
     json: bool = False
     """print JSON"""
-    no_ema: bool = False
-    """use the raw weights instead of their moving average"""

@@ -20,22 +20,27 @@ STEPS = 12
 ROWS, COLUMNS, POINTS = 8, 8, 1000
 
 
-def save_preview(path: Path, model: ScoreModel, dataset: Dataset, classes: int | None) -> bool:
+def save_preview(
+    path: Path | None, model: ScoreModel, dataset: Dataset, classes: int | None
+) -> bool:
     """Write samples of a model as a picture: a grid, a class a row, or points in the plane.
 
-    Returns whether there was anything to draw: data of other shapes have no picture.
+    Returns whether there was anything to draw: data of other shapes have no picture. Without a
+    path they are drawn only, for a model that is split between processes.
     """
     shape = tuple(dataset.shape)
     if shape == (2,):
         label = None if classes is None else torch.arange(POINTS) % classes
         points = {"data": dataset.train.x[:POINTS], "samples": draw(model, POINTS, shape, label)}
         _into(path, lambda file: scatter(file, points))
-    elif len(shape) == 3 and shape[0] in (1, 3):
+        return True
+    if len(shape) == 3 and shape[0] in (1, 3):
         rows = ROWS if classes is None else min(classes, 10)
         label = None if classes is None else torch.arange(rows).repeat_interleave(COLUMNS)
         images = dataset.scaling.to_uint8(draw(model, rows * COLUMNS, shape, label))
         _into(path, lambda file: save_png(file, image_grid(images, COLUMNS)))
-    return path.exists()
+        return True
+    return False
 
 
 def draw(model: ScoreModel, n: int, shape: tuple[int, ...], label: Tensor | None) -> Tensor:
@@ -48,7 +53,9 @@ def draw(model: ScoreModel, n: int, shape: tuple[int, ...], label: Tensor | None
     return sample(model.denoiser(**condition), x, ts, Heun(), noise).cpu()
 
 
-def _into(path: Path, write: Callable[[Path], None]) -> None:
+def _into(path: Path | None, write: Callable[[Path], None]) -> None:
+    if path is None:
+        return
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write(path)

@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde.build import STEPS, LoadedRun, Sampler, build_sampler, load_run, load_width
+from scoresde.build import STEPS, LoadedRun, Sampler, build_sampler
 from scoresde.build.optimised import Wanted, find_grid, grid_file, kept_grid, wanted
 from scoresde.cli.console import Advance, pick_device, progress
 from scoresde.cli.options import SampleOptions
 from scoresde.cli.pictures import Make, require_free, save_preview, trajectory_files, write
 from scoresde.cli.report import Stopping
 from scoresde.cli.watch import Seen, Stopped, Watch, require_finite
+from scoresde.cli.weights import described_choice, load_chosen
 from scoresde.config import Config, override, to_plain
 from scoresde.data import Scaling
 from scoresde.data.examples import RECORD
@@ -84,7 +85,7 @@ def prepared(options: SampleOptions, overrides: Mapping[str, Any]) -> Job:
     seeds = chosen_seeds(options.num, options.seeds)
     _check(options)
     require_free(options.out, options.overwrite)
-    loaded = _loaded(options)
+    loaded = load_chosen(options.checkpoint, options)
     for note in loaded.notes:
         print(note, file=sys.stderr)
     config = override(loaded.config, _with_grid(options.grid, overrides))
@@ -322,14 +323,6 @@ def _check(options: SampleOptions) -> None:
         raise ValueError(f"--preview-every: need at least 1, got {options.preview_every}")
 
 
-def _loaded(options: SampleOptions) -> LoadedRun:
-    if options.ema_width is None:
-        return load_run(options.checkpoint, ema=not options.no_ema)
-    if options.no_ema:
-        raise ValueError("--ema-width and --no-ema exclude each other; give one of them")
-    return load_width(options.checkpoint, options.ema_width)
-
-
 def _with_grid(grid: str | None, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """The overrides with ``--grid`` among them."""
     if grid is None:
@@ -361,8 +354,7 @@ def _settings(options: SampleOptions, loaded: LoadedRun, config: Config) -> dict
     return {
         "checkpoint": str(loaded.source),
         "step": loaded.step,
-        "weights": "raw" if options.no_ema else "ema",
-        **({} if options.ema_width is None else {"ema_width": options.ema_width}),
+        **described_choice(options),
         "batch": options.batch,
         **chosen,
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 
 def _not_a_truth_value(value: object) -> object:
@@ -22,6 +22,22 @@ Even = Annotated[Whole, Field(ge=2, multiple_of=2)]
 Positive = Annotated[Real, Field(gt=0)]
 Fraction = Annotated[Real, Field(ge=0, lt=1)]
 Choice = Field(discriminator="kind")
+
+
+def _several(value: object) -> object:
+    return value if isinstance(value, list | tuple) else (value,)
+
+
+def _one_or_more(values: tuple[float, ...]) -> float | list[float]:
+    return values[0] if len(values) == 1 else list(values)
+
+
+Fractions = Annotated[
+    tuple[Fraction, ...],
+    BeforeValidator(_several),
+    PlainSerializer(_one_or_more),
+]
+"""One number or a list of them, and written as such."""
 
 
 class Section(BaseModel):

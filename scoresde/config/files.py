@@ -22,6 +22,12 @@ Overrides = Mapping[str, Any]
 """Dotted path to value, such as ``{"train.lr": "1e-4"}``; text is read as the type of the key."""
 
 
+# Far beyond any configuration, and read in a moment.
+MOST_BYTES = 1_000_000
+MOST_VALUES = 10_000
+MOST_PROBLEMS = 50
+
+
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message is one line with file, key and remedy."""
 
@@ -60,7 +66,7 @@ def to_yaml(config: Config) -> str:
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file, empty for an empty file. Raises ConfigError."""
     try:
-        found = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        found = yaml.load(_text(path), _Loader)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; check --config") from None
     except UnicodeDecodeError:
@@ -69,6 +75,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: {error.strerror}; check --config") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}{_where(error)}; correct the YAML") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: nested too deeply; see configs/") from None
     if found is None:
         return {}
     if not isinstance(found, dict):
@@ -78,18 +86,57 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return found
 
 
+def _text(path: Path) -> str:
+    with path.open("rb") as file:
+        found = file.read(MOST_BYTES + 1)
+    if len(found) > MOST_BYTES:
+        raise ConfigError(f"{path}: more than {MOST_BYTES:,} bytes; give a YAML configuration")
+    return found.decode()
+
+
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses duplicate keys and reads 2e-4 as a number."""
+    """Safe YAML that refuses duplicate keys and reads 2e-4 as a number.
+
+    So does it refuse what aliases make endless or very large, and says where a value is none of
+    its tag, for which SafeLoader raises whatever Python does.
+    """
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None and _size(node, {}) > MOST_VALUES:
+            raise _refused(f"its aliases make more than {MOST_VALUES:,} values", node)
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError, TypeError, OverflowError):
+            raise _refused(f"{str(node.value)[:40]!r} is no {node.tag[-20:]}", node) from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise _refused("a key that is no word", key)
             if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"duplicate key {key.value!r}", key.start_mark
-                )
+                raise _refused(f"duplicate key {key.value!r}", key)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+def _refused(problem: str, node: yaml.Node) -> yaml.constructor.ConstructorError:
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """The values below a node, those of an alias counted wherever it stands."""
+    if id(node) not in known:
+        known[id(node)] = MOST_VALUES + 1  # until it is known: what holds itself has no end
+        pairs = isinstance(node, yaml.MappingNode)
+        inner = [part for pair in node.value for part in pair] if pairs else node.value
+        parts = [] if isinstance(node, yaml.ScalarNode) else inner
+        known[id(node)] = 1 + sum(_size(part, known) for part in parts)
+    return known[id(node)]
 
 
 # YAML 1.1, which PyYAML implements, asks for a point and a signed exponent in a float.
@@ -104,7 +151,7 @@ def _where(error: yaml.YAMLError) -> str:
     """', line 3: what is wrong' of a YAML error."""
     mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
     line = "" if mark is None else f", line {mark.line + 1}"
-    return f"{line}: {problem or ' '.join(str(error).split())}"
+    return f"{line}: {' '.join((problem or str(error)).split())}"
 
 
 def _validated(base: Any, overrides: Overrides, path: str | Path | None) -> Config:
@@ -112,8 +159,10 @@ def _validated(base: Any, overrides: Overrides, path: str | Path | None) -> Conf
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        problems = (describe(details, tree, overrides, path) for details in error.errors())
-        raise ConfigError("; ".join(problems)) from None
+        found = error.errors()
+        problems = [describe(d, tree, overrides, path) for d in found[:MOST_PROBLEMS]]
+        more = len(found) - len(problems)
+        raise ConfigError("; ".join(problems + [f"and {more} more"] * (more > 0))) from None
 
 
 # Merging ------------------------------------------------------------------------------------

@@ -334,6 +334,68 @@ class ADMNetwork(ConcatNetwork):
     head_channels: Count | None = 64
 
 
+class EDM2Network(ImageNetwork):
+    """EDM2's magnitude-preserving U-Net, for images."""
+
+    kind: Literal["edm2"] = "edm2"
+    width: Count = 128
+    """channels at full resolution; the paper's XS to XXL are 128, 192, 256, 320, 384 and 448"""
+    multipliers: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 2, 3, 4)
+    blocks: Count = 3
+    attention: tuple[Annotated[Whole, Field(ge=0)], ...] = (2, 3)
+    head_channels: Count = 64
+    """of each head of the attention"""
+    embedding: Even | None = None
+    """features of the noise level; null: as many as the width"""
+    fourier: bool = True
+    dropout: Fraction = 0.0
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        for level in self.attention:
+            if (channels := self.width * self.multipliers[level]) % self.head_channels:
+                raise ValueError(
+                    f"head_channels={self.head_channels} does not divide the {channels} channels "
+                    f"(width={self.width}) at attention={level}"
+                )
+        return self
+
+
+class DiTNetwork(Network):
+    """A diffusion transformer, for images."""
+
+    kind: Literal["dit"] = "dit"
+    width: Annotated[Count, Field(multiple_of=4)] = 384
+    """channels of a token; with depth and heads the paper's S is 384, 12, 6, B 768, 12, 12, L
+    1024, 24, 16, XL 1152, 28, 16"""
+    depth: Count = 12
+    """blocks"""
+    heads: Count = 6
+    """of the attention"""
+    patch: Count = 2
+    """side of the square that becomes a token"""
+    embedding: Even = 256
+    dropout: Fraction = 0.0
+    head: Literal["value", "levels"] = "value"
+    """levels: the logits of the levels, whose mean given the noisy pixels is x0"""
+    recompute: bool = False
+    """compute the blocks again in the backward pass instead of keeping what they made: less
+    memory, about a third more time"""
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"heads={self.heads} does not divide width={self.width}")
+        return self
+
+
 NetworkChoice = Annotated[
-    MLPNetwork | UNetNetwork | DDPMppNetwork | NCSNppNetwork | ADMNetwork, Choice
+    MLPNetwork
+    | UNetNetwork
+    | DDPMppNetwork
+    | NCSNppNetwork
+    | ADMNetwork
+    | EDM2Network
+    | DiTNetwork,
+    Choice,
 ]

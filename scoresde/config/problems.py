@@ -22,7 +22,7 @@ def describe(
 ) -> str:
     """'file.yaml: train.lr: must be greater than 0, got -1', or '--train.lr: ...' for a flag."""
     place = _without_tags(details["loc"], tree)
-    name = ".".join(map(str, place))
+    name = ".".join(_printable(str(part))[:60] for part in place)
     if details["type"] == "union_tag_invalid":
         name = f"{name}.kind"
     if name in overrides:
@@ -88,7 +88,7 @@ def _problem(details: ErrorDetails, place: Sequence[int | str], tree: Any) -> st
         case "union_tag_not_found" | "model_type" | "model_attributes_type":
             return f"must be a section of keys, got {_shown(details['input'])}"
         case "value_error":
-            return str(context["error"])
+            return _printable(str(context["error"]))
         case _:
             wanted = details["msg"].replace("Input should be", "must be")
             return f"{wanted}, got {_shown(details['input'])}"
@@ -114,6 +114,11 @@ def _keys(parents: Sequence[str], tree: Any) -> list[str]:
         kind = tree.get("kind")
         section = next((m for m in choices if kind in kinds(m)), choices[0])
     return list(section.model_fields)
+
+
+def _printable(text: str) -> str:
+    """In one line, whatever a key is made of."""
+    return text if text.isprintable() else ascii(text)
 
 
 def _shown(value: Any) -> str:

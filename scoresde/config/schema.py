@@ -10,10 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from scoresde.config.base import Choice, Count, Fraction, Positive, Real, Section, Whole
+from scoresde.config.base import (
+    Choice,
+    Count,
+    Fraction,
+    Fractions,
+    Positive,
+    Real,
+    Section,
+    Whole,
+)
 from scoresde.config.model import (
     Data,
     DigitsData,
+    DiTNetwork,
     ImageNetwork,
     LinearBetaSDE,
     NetworkChoice,
@@ -96,10 +106,13 @@ class Train(Section):
     """compile the network: minutes at the start, faster steps"""
     channels_last: bool = False
     """channels side by side in memory, for images"""
+    shard: bool = False
+    """split weights, gradients and averages between the processes (FSDP), for large networks"""
     clip: Positive | None = 1.0
     """largest gradient norm; null is off"""
-    ema: Fraction = 0.999
-    """decay of the averaged weights; 0 is off"""
+    ema: Fractions = (0.999,)
+    """decay of the averaged weights; 0 is off. Of several, such as 0.999,0.9999, the first is the
+    one that is used unless `--ema-decay` chooses another"""
     posthoc: tuple[Annotated[Real, Field(ge=0.001, le=0.28)], ...] = ()
     """widths (sigma_rel) of power-function averages kept beside it, such as 0.05,0.1, which give
     any other width afterwards: `scoresde sample --ema-width`"""
@@ -108,6 +121,9 @@ class Train(Section):
     weighting: Annotated[PlainWeighting | MinSNRWeighting | EDMWeighting, Choice] = (
         PlainWeighting()
     )
+    learned_weight: bool = False
+    """learn a further weight of every noise level beside the network, one over the loss expected
+    there, so that all levels count alike"""
     times: Annotated[PlainTimes | LogNormalTimes | LevelTimes, Choice] = PlainTimes()
     draw: Literal["independent", "antithetic", "stratified"] = "stratified"
     """how the times of a batch hang together"""
@@ -126,6 +142,9 @@ class Train(Section):
     checkpoint_every: Count = 1_000
     keep: Count = 3
     """checkpoints kept"""
+    tensorboard: bool = False
+    """also write the records for TensorBoard, into tensorboard/ of the run folder; an extra:
+    pip install scoresde[tensorboard]"""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -144,6 +163,17 @@ class Train(Section):
             raise ValueError(
                 f"decay_from={self.decay_from} and schedule={self.schedule}; "
                 "give decay_from with inverse_sqrt, and only with it"
+            )
+        if not self.ema or len(set(self.ema)) < len(self.ema):
+            raise ValueError(f"need one decay or different ones, got ema={list(self.ema)}")
+        if self.shard and self.channels_last:
+            raise ValueError(
+                "shard=true lays weights out in its own way; leave out channels_last or shard"
+            )
+        if self.shard and self.compile:
+            raise ValueError(
+                "shard=true puts weights together between blocks, where compiled code fails; "
+                "leave out compile or shard"
             )
         if len(set(self.posthoc)) < len(self.posthoc):
             raise ValueError(f"need different widths, got posthoc={list(self.posthoc)}")
@@ -267,7 +297,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _head_fits(self) -> Self:
-        if isinstance(self.network, ImageNetwork) and self.network.head == "levels":
+        if isinstance(self.network, ImageNetwork | DiTNetwork) and self.network.head == "levels":
             if self.parameterization.kind != "x0":
                 raise ValueError(
                     "network.head=levels gives x0, got parameterization="
@@ -282,9 +312,10 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _layout_used(self) -> Self:
-        if self.train.channels_last and self.network.kind == "mlp":
+        if self.train.channels_last and self.network.kind in ("mlp", "dit"):
             raise ValueError(
-                "train.channels_last=true is for images, got network.kind=mlp; leave it out"
+                "train.channels_last=true is for convolutions, got network.kind="
+                f"{self.network.kind}; leave it out"
             )
         return self
 

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from scoresde.data.scaling import Scaling
 
+MOST_CLASSES = 100_000
+"""Numbered by labels alone, which may be anything in a damaged file."""
+
 
 class DataError(ValueError):
     """Data that cannot be used; the message is one line that names the file and the remedy."""
@@ -118,7 +121,10 @@ def numbered_classes(*splits: Split) -> tuple[str, ...] | None:
     labels = [split.label for split in splits if split.label is not None]
     if not labels:
         return None
-    return tuple(str(k) for k in range(1 + max(int(label.max()) for label in labels)))
+    largest = max(int(label.max()) for label in labels)
+    if largest >= MOST_CLASSES:
+        raise DataError(f"labels run up to {largest}; number the classes 0, 1, ...")
+    return tuple(str(k) for k in range(1 + largest))
 
 
 def listed_classes(folder: Path) -> tuple[str, ...] | None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
-DAMAGE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
+PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 @dataclass(frozen=True)
@@ -96,12 +96,28 @@ def load_moments(path: Path) -> Moments:
     if not path.is_file():
         raise ValueError(f"{path}: no such file; check the path")
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
-            mean, covariance = (torch.from_numpy(found[k].astype(float)) for k in ("mu", "sigma"))
+        with path.open("rb") as file, _loaded(file) as found:
+            if any(entry.compress_type not in PACKED for entry in found.zip.infolist()):
+                raise ValueError("packed otherwise than by numpy")  # may grow without bound
+            mean, covariance = (_numbers(found[k]) for k in ("mu", "sigma"))
             name = str(found["features"]) if "features" in found.files else None
+        if name is not None and not name.isprintable():
+            raise ValueError("features of no name")
         return Moments(mean, covariance, name)
-    except (*DAMAGE, TypeError, AttributeError) as error:
-        reason = str(error).partition("\n")[0].strip("'\"")
+    except Exception as error:  # numpy raises whatever its parsers stumble over
+        reason = ascii(str(error).partition("\n")[0] or type(error).__name__).strip("'\"")[:120]
         raise ValueError(
             f"{path}: no statistics ({reason}); give an .npz with mu (D,) and sigma (D, D)"
         ) from error
+
+
+def _loaded(file: BinaryIO) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of headers as Python 2 wrote them
+        return np.load(file, allow_pickle=False)
+
+
+def _numbers(found: np.ndarray) -> Tensor:
+    if found.dtype.kind not in "buif":
+        raise ValueError(f"values are {found.dtype}")
+    return torch.from_numpy(found.astype(float))

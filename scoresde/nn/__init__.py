@@ -1,6 +1,9 @@
 """Networks ``net(x, noise, label=None)``, which know a noise coordinate and no process."""
 
 from scoresde.nn.concat import ConcatUNet
+from scoresde.nn.cross import CrossAttention
+from scoresde.nn.dit import DIT_SIZES, DiT
+from scoresde.nn.edm2 import EDM2, EDM2_WIDTHS
 from scoresde.nn.embeddings import (
     Conditioning,
     LateConditioning,
@@ -14,9 +17,14 @@ from scoresde.nn.presets import adm, ddpmpp, ncsnpp
 from scoresde.nn.unet import UNet
 
 __all__ = [
+    "DIT_SIZES",
+    "EDM2",
+    "EDM2_WIDTHS",
     "MLP",
     "ConcatUNet",
     "Conditioning",
+    "CrossAttention",
+    "DiT",
     "LateConditioning",
     "LevelMean",
     "Sinusoids",

@@ -95,16 +95,16 @@ class SelfAttention(nn.Module):
         return self.merge(x, out)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v on (B, heads, N, d).
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v on (B, heads, N, d), over the keys where ``mask`` is true.
 
-    Fused kernels have no forward-mode derivative, which exact divergences need: under it the
-    plain kernel is taken.
+    The mask is shaped, or broadcast, as (B, heads, N, keys). Fused kernels have no forward-mode
+    derivative, which exact divergences need: under it the plain kernel is taken.
     """
     if all(forward_ad.unpack_dual(z).tangent is None for z in (q, k, v)):
-        return F.scaled_dot_product_attention(q, k, v)
+        return F.scaled_dot_product_attention(q, k, v, mask)
     with sdpa_kernel(SDPBackend.MATH):
-        return F.scaled_dot_product_attention(q, k, v)
+        return F.scaled_dot_product_attention(q, k, v, mask)
 
 
 def zeroed(layer: Layer) -> Layer:

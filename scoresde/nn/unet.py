@@ -188,5 +188,5 @@ def check_images(x: Tensor, channels: int) -> None:
     """Raise ValueError unless x is (B, channels, H, W)."""
     if x.ndim != 4 or x.shape[1] != channels:
         raise ValueError(
-            f"this U-Net takes (B, {channels}, H, W), got x of shape {tuple(x.shape)}"
+            f"this network takes (B, {channels}, H, W), got x of shape {tuple(x.shape)}"
         )

@@ -27,6 +27,7 @@ from scoresde.training.files import (
     brief,
     digest,
     first_few,
+    is_plain,
     nonfinite,
     read_archive,
     read_safetensors,
@@ -35,6 +36,7 @@ from scoresde.training.files import (
     require_version,
 )
 from scoresde.training.precision import LossScale
+from scoresde.training.shards import scattered
 
 __all__ = [
     "BEST",
@@ -102,7 +104,10 @@ class Checkpoint:
 
     ``config`` is a JSON-able dict, ``step`` the number of updates made; ``model`` and ``ema`` are
     state dicts of a ScoreModel, ``optimizer`` that of its optimiser; ``averages`` are state dicts
-    too, by the width of their profile; ``scale`` is the factor on the loss of fp16.
+    too, by the width of their profile, and ``decays`` those beside ``ema`` by their decay;
+    ``scale`` is the factor on the loss of fp16; ``contents`` tells its examples from others, and
+    is empty in checkpoints of older versions; ``learned`` is the state dict of a learned weight,
+    empty without one.
     """
 
     config: dict[str, Any]
@@ -114,6 +119,9 @@ class Checkpoint:
     best: Best | None = None
     averages: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     scale: LossScale = field(default_factory=LossScale)
+    decays: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    contents: str = ""
+    learned: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -146,6 +154,9 @@ def save(path: str | Path, checkpoint: Checkpoint) -> None:
         "best": None if checkpoint.best is None else asdict(checkpoint.best),
         "averages": {name: dict(average) for name, average in checkpoint.averages.items()},
         "scale": asdict(checkpoint.scale),
+        "contents": checkpoint.contents,
+        "decays": {name: dict(average) for name, average in checkpoint.decays.items()},
+        "learned": checkpoint.learned,
     }
     atomic_write(path, lambda temporary: torch.save(entries, temporary))
 
@@ -165,9 +176,10 @@ def load(path: str | Path, *, sha256: str | None = None) -> Checkpoint:
     require_version(path, entries.get("version"))
     try:
         checkpoint = _checkpoint(entries)
+        groups = _groups(checkpoint)
     except DAMAGE as error:
         raise CheckpointError(f"{path}: damaged ({brief(error)}); {REMEDY}") from error
-    _require_finite(path, *_groups(checkpoint))
+    _require_finite(path, *groups)
     return checkpoint
 
 
@@ -176,11 +188,12 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str |
 
     Raises CheckpointError naming ``source`` and the first missing, extra or misshaped tensors.
     """
-    if problems := _mismatches(module.state_dict(), tensors):
+    own = module.state_dict()
+    if problems := _mismatches(own, tensors):
         raise CheckpointError(
             f"{source}: weights of another network ({'; '.join(problems)}); use its own config"
         )
-    module.load_state_dict(dict(tensors))
+    module.load_state_dict(scattered(tensors, own))
 
 
 def step_name(step: int) -> str:
@@ -272,7 +285,9 @@ def load_weights(path: str | Path) -> Weights:
     metadata, tensors = read_safetensors(path)
     require_kind(path, metadata.get("kind"), WEIGHTS)
     version = metadata.get("version", "")
-    require_version(path, int(version) if version.isdecimal() else version)
+    require_version(path, int(version) if re.fullmatch("[0-9]{1,9}", version) else version)
+    if not all(map(is_plain, tensors.values())):
+        raise CheckpointError(f"{path}: damaged (not all are numbers); {REMEDY}")
     if metadata.pop("sha256", None) != fingerprint(metadata, tensors):
         raise CheckpointError(f"{path}: damaged (its checksum does not match); {REMEDY}")
     try:
@@ -294,13 +309,29 @@ def _checkpoint(entries: Mapping[str, Any]) -> Checkpoint:
         optimizer=dict(entries["optimizer"]),
         best=None if best is None else Best(int(best["step"]), float(best["loss"])),
         averages={str(k): _state_dict(v) for k, v in entries.get("averages", {}).items()},
-        scale=LossScale(**entries.get("scale", {})),
+        scale=_scale(entries.get("scale", {})),
+        contents=str(entries.get("contents", "")),
+        decays={str(k): _state_dict(v) for k, v in entries.get("decays", {}).items()},
+        learned=_learned(entries.get("learned", {})),
     )
 
 
+def _scale(found: Mapping[str, Any]) -> LossScale:
+    scale = LossScale(**found)
+    if not all(isinstance(value, int | float) for value in asdict(scale).values()):
+        raise TypeError("a factor on the loss that is not a number")
+    return scale
+
+
+def _learned(found: Mapping[str, Any]) -> dict[str, Any]:
+    if not found:
+        return {}
+    return {"u": _state_dict(found["u"]), "optimizer": dict(found["optimizer"])}
+
+
 def _state_dict(found: Mapping[str, Any]) -> dict[str, Tensor]:
-    if not all(isinstance(value, Tensor) for value in found.values()):
-        raise TypeError("a weight that is not a tensor")
+    if not all(isinstance(name, str) and is_plain(value) for name, value in found.items()):
+        raise TypeError("a weight that is not a tensor of numbers")
     return dict(found)
 
 
@@ -354,7 +385,11 @@ def _mismatches(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[
 def _groups(checkpoint: Checkpoint) -> list[dict[str, Tensor]]:
     """Every tensor of a checkpoint, by name."""
     optimizer = _tensors(checkpoint.optimizer)
-    return [checkpoint.model, checkpoint.ema, *checkpoint.averages.values(), optimizer]
+    averages = (*checkpoint.decays.values(), *checkpoint.averages.values())
+    groups = [checkpoint.model, checkpoint.ema, *averages, optimizer]
+    if checkpoint.learned:
+        groups += [checkpoint.learned["u"], _tensors(checkpoint.learned["optimizer"])]
+    return groups
 
 
 def _tensors(optimizer: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -363,5 +398,7 @@ def _tensors(optimizer: Mapping[str, Any]) -> dict[str, Tensor]:
     for number, state in optimizer.get("state", {}).items():
         for name, value in state.items():
             if isinstance(value, Tensor):
+                if not is_plain(value):
+                    raise TypeError("a state of the optimiser that is not a tensor of numbers")
                 found[f"optimizer {number} {name}"] = value
     return found

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from scoresde.training.shards import parts
+
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -33,6 +35,6 @@ def update(average: nn.Module, model: nn.Module, decay: float) -> None:
     """
     if not 0 <= decay <= 1:
         raise ValueError(f"need 0 <= decay <= 1, got decay={decay:g}")
-    get_ema_multi_avg_fn(decay)(list(average.parameters()), list(model.parameters()), 0)
+    get_ema_multi_avg_fn(decay)(parts(average.parameters()), parts(model.parameters()), 0)
     for kept, current in zip(average.buffers(), model.buffers(), strict=True):
         kept.copy_(current)

@@ -24,6 +24,7 @@ REMEDY = "use an earlier checkpoint or an intact copy"
 ADVICE = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
     errno.EACCES: "choose a place you may write to",
     errno.EPERM: "choose a place you may write to",
     errno.EROFS: "choose a place you may write to",
@@ -31,6 +32,9 @@ ADVICE = {
     errno.ENOTDIR: "check the path",
     errno.ENOENT: "make the folder first",
 }
+
+FOLDER = 0x10
+"""The mark of a folder among the attributes of an entry of a zip file."""
 
 DAMAGE = (
     OSError,
@@ -47,6 +51,12 @@ DAMAGE = (
     zlib.error,
     zipfile.BadZipFile,
 )
+
+
+REALS = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
+WHOLES = frozenset((torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64))
+NUMBERS = REALS | WHOLES
+"""The types of tensors in checkpoints."""
 
 
 class CheckpointError(ValueError):
@@ -93,12 +103,18 @@ def read_archive(path: Path) -> dict[str, Any]:
     """
     try:
         with zipfile.ZipFile(path) as archive:
+            _require_stored(archive)
             bad = archive.testzip()
-    except DAMAGE as error:
+            folders = [info.filename for info in archive.infolist() if info.external_attr & FOLDER]
+    except Exception as error:  # zipfile raises whatever it stumbles over
         kind = "truncated or damaged" if _looks_like_zip(path) else "not a checkpoint"
         raise CheckpointError(f"{path}: {kind} ({brief(error)}); {REMEDY}") from error
     if bad is not None:
-        raise CheckpointError(f"{path}: damaged (wrong CRC in {bad}); {REMEDY}")
+        raise CheckpointError(f"{path}: damaged (wrong CRC in {printable(bad)}); {REMEDY}")
+    if folders:  # torch would leave the tensor as the memory it found
+        raise CheckpointError(
+            f"{path}: damaged ({printable(folders[0])} is marked a folder); {REMEDY}"
+        )
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -106,20 +122,20 @@ def read_archive(path: Path) -> dict[str, Any]:
             f"{path}: refused, it holds objects other than tensors, numbers and text "
             f"(nothing was run); use only files written by scoresde"
         ) from error
-    except DAMAGE as error:
+    except Exception as error:  # and so does torch
         raise CheckpointError(f"{path}: not a checkpoint ({brief(error)}); {REMEDY}") from error
     return found if isinstance(found, dict) else {}
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Metadata and tensors of a safetensors file. Raises CheckpointError if it is damaged."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
             return dict(file.metadata() or {}), {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, *DAMAGE) as error:
+    except Exception as error:
         raise CheckpointError(
             f"{path}: damaged or not safetensors ({brief(error)}); {REMEDY}"
         ) from error
@@ -132,7 +148,7 @@ def require_file(path: Path) -> None:
     if not path.is_file():
         raise CheckpointError(f"{path}: a folder, not a checkpoint; name a file in it")
     if path.stat().st_size == 0:
-        raise CheckpointError(f"{path}: empty; {REMEDY}")
+        raise CheckpointError(f"{path}: not a checkpoint (empty); {REMEDY}")
 
 
 def require_kind(path: Path, found: object, expected: str) -> None:
@@ -151,6 +167,19 @@ def require_version(path: Path, version: object) -> None:
         )
 
 
+def is_plain(value: object) -> bool:
+    """Whether this is a tensor of numbers on the host, each in memory of its own.
+
+    A few bytes can be viewed as terabytes of them, and other layouts and types cannot be checked.
+    """
+    return (
+        isinstance(value, Tensor)
+        and (value.layout, value.device.type) == (torch.strided, "cpu")
+        and value.dtype in NUMBERS
+        and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+    )
+
+
 def nonfinite(*groups: Mapping[str, Tensor]) -> list[str]:
     """Names of the tensors that hold NaN or infinity."""
     return [k for group in groups for k, v in group.items() if not bool(torch.isfinite(v).all())]
@@ -158,12 +187,23 @@ def nonfinite(*groups: Mapping[str, Tensor]) -> list[str]:
 
 def first_few(names: list[str], few: int = 3) -> str:
     """The first names, for an error message."""
-    return ", ".join(names[:few]) + (", ..." if len(names) > few else "")
+    return ", ".join(map(printable, names[:few])) + (", ..." if len(names) > few else "")
+
+
+def printable(name: str) -> str:
+    """A name from a file, which may hold anything, in one line."""
+    return (name if name.isprintable() else ascii(name))[:120]
 
 
 def brief(error: BaseException) -> str:
     """The first line of an error, or its type when it says nothing."""
-    return (str(error).strip().partition("\n")[0] or type(error).__name__)[:120]
+    return printable((str(error).strip().splitlines() or [type(error).__name__])[0])
+
+
+def _require_stored(archive: zipfile.ZipFile) -> None:
+    """torch.save packs nothing, so that a file never grows when it is read."""
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+        raise ValueError("packed entries")
 
 
 def _looks_like_zip(path: Path) -> bool:

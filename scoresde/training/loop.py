@@ -17,13 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.data import Scaling, Split, batch_indices
+from scoresde.nn.magnitude import normalise
 from scoresde.parameterization import ScoreModel
 from scoresde.sde import SDE
-from scoresde.training import ema, losses, profiles
+from scoresde.training import ema, losses, profiles, shards
 from scoresde.training.losses import Weight, dsm_loss
 from scoresde.training.precision import MOST_SKIPPED, LossScale, Precision, autocast
 from scoresde.training.shares import Share
 from scoresde.training.times import Draw, Times
+from scoresde.training.uncertainty import LearnedWeight
 
 LearningRate = Callable[[int], float]
 """Step 0, 1, ... to the learning rate of its update."""
@@ -37,16 +39,24 @@ class TrainingError(RuntimeError):
 class TrainState:
     """What changes while training: weights, their averages, the optimiser, and updates made.
 
-    ``averages`` are power-function averages by their width, in ascending order; ``scale`` is that
-    of an fp16 loss.
+    ``ema`` is the average that is used; ``decays`` are further exponential ones by their decay,
+    ``averages`` power-function ones by their width, in ascending order; ``scale`` is that of an
+    fp16 loss; ``learned`` is the weight of every level, if one is learned.
     """
 
     model: ScoreModel
     ema: ScoreModel
     optimizer: torch.optim.Optimizer
     step: int = 0
+    decays: dict[float, ScoreModel] = field(default_factory=dict)
     averages: dict[float, ScoreModel] = field(default_factory=dict)
     scale: LossScale = field(default_factory=LossScale)
+    learned: LearnedWeight | None = None
+
+    @property
+    def models(self) -> list[ScoreModel]:
+        """The model and every average of it."""
+        return [self.model, self.ema, *self.decays.values(), *self.averages.values()]
 
 
 @dataclass(frozen=True)
@@ -121,14 +131,23 @@ class Batch(NamedTuple):
 
 
 def start(
-    model: ScoreModel, optimizer: torch.optim.Optimizer, widths: Sequence[float] = ()
+    model: ScoreModel,
+    optimizer: torch.optim.Optimizer,
+    widths: Sequence[float] = (),
+    decays: Sequence[float] = (),
 ) -> TrainState:
     """The state before the first update; the averages start at the weights.
 
-    ``widths`` are those of power-function averages to be kept beside the exponential one.
+    ``widths`` are those of power-function averages, ``decays`` those of exponential ones, to be
+    kept beside the one of the plan.
     """
-    averages = {sigma_rel: ema.averaged(model) for sigma_rel in sorted(widths)}
-    return TrainState(model, ema.averaged(model), optimizer, averages=averages)
+    return TrainState(
+        model,
+        ema.averaged(model),
+        optimizer,
+        decays={decay: ema.averaged(model) for decay in sorted(decays)},
+        averages={sigma_rel: ema.averaged(model) for sigma_rel in sorted(widths)},
+    )
 
 
 def fit(state: TrainState, plan: Plan, split: Split, scaling: Scaling) -> Iterator[Metrics]:
@@ -145,18 +164,23 @@ def update(state: TrainState, plan: Plan, split: Split, scaling: Scaling) -> Met
     """One update of ``state`` in place: loss, gradient, clipping, optimiser, averages."""
     model, step, rate = state.model, state.step, plan.learning_rate(state.step)
     batch = draw_batch(plan, split, scaling, model.sde, step)
-    for group in state.optimizer.param_groups:
-        group["lr"] = rate
-    state.optimizer.zero_grad(set_to_none=True)
+    _prepare(state.optimizer, rate)
+    if state.learned is not None:
+        _prepare(state.learned.optimizer, rate)
     t, losses = _backward(state, plan, batch)
     loss = losses.sum() / plan.batch
-    plan.share.add([loss, *(p.grad for p in model.parameters() if p.grad is not None)])
-    norm = nn.utils.clip_grad_norm_(model.parameters(), plan.clip or math.inf)
+    norm = shards.sum_gradients(model, loss, plan.share)
+    if state.learned is not None:
+        plan.share.add(state.learned.gradients())
+    if plan.clip is not None:
+        nn.utils.clip_grads_with_norm_(model.parameters(), plan.clip, norm)
     if _is_finite(state, plan, loss, norm, rate):
         state.optimizer.step()
-    ema.update(state.ema, model, ema.warmed_up(plan.ema_decay, step))
-    for sigma_rel, average in state.averages.items():
-        ema.update(average, model, profiles.decay(profiles.power(sigma_rel), step))
+        normalise(model)
+        if state.learned is not None:
+            state.learned.optimizer.step()
+    for average, kept in _averages(state, plan):
+        ema.update(average, model, kept)
     state.step += 1
     return Metrics(state.step, loss, norm, rate, state.scale.skipped, t, losses)
 
@@ -277,6 +301,21 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
+def _averages(state: TrainState, plan: Plan) -> Iterator[tuple[ScoreModel, float]]:
+    """Every average, and what an update keeps of it."""
+    yield state.ema, ema.warmed_up(plan.ema_decay, state.step)
+    for decay, average in state.decays.items():
+        yield average, ema.warmed_up(decay, state.step)
+    for sigma_rel, average in state.averages.items():
+        yield average, profiles.decay(profiles.power(sigma_rel), state.step)
+
+
+def _prepare(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad(set_to_none=True)
+
+
 def _backward(state: TrainState, plan: Plan, batch: Batch) -> tuple[Tensor, Tensor]:
     """Leave our share of the gradient in the parameters; times and losses of our examples."""
     scale = state.scale.value if plan.precision == "fp16" else 1.0
@@ -284,14 +323,24 @@ def _backward(state: TrainState, plan: Plan, batch: Batch) -> tuple[Tensor, Tens
     for part, rows in plan.share.parts(plan.batch, plan.accumulate):
         ours = _take(batch, rows)
         loss = _loss(state.model, plan, ours, state.step, part)
-        (loss.sum() * (scale / plan.batch)).backward()
+        (_weighed(state, ours, loss).sum() * (scale / plan.batch)).backward()
         times.append(ours.t)
         found.append(loss.detach())
     if scale != 1:
         for parameter in state.model.parameters():
             if parameter.grad is not None:
                 parameter.grad.div_(scale)
+        for gradient in [] if state.learned is None else state.learned.gradients():
+            gradient.div_(scale)
     return torch.cat(times), torch.cat(found)
+
+
+def _weighed(state: TrainState, batch: Batch, loss: Tensor) -> Tensor:
+    """What is minimised: the losses (B,), or under a learned weight those of eq. 14."""
+    if state.learned is None:
+        return loss
+    model = state.model
+    return state.learned(loss, model.parameterization(model.sde, batch.t).noise)
 
 
 def _loss(model: ScoreModel, plan: Plan, batch: Batch, step: int, part: int) -> Tensor:

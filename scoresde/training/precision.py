@@ -24,6 +24,11 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
     return torch.autocast(device.type, DTYPES[precision])
 
 
+def emulates_half(device: torch.device) -> bool:
+    """Whether half precision is computed through float32, as on CPUs with 256-bit vectors."""
+    return device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
+
+
 def lay_out(model: nn.Module) -> None:
     """Put the channels of every convolution's weight side by side in memory; images follow."""
     for parameter in model.parameters():

@@ -24,6 +24,13 @@ AVERAGES = "averages"
 NAME = re.compile(r"step-(\d{8,})-width-(0\.\d+)\.safetensors")
 
 
+WITHIN = 0.02
+"""The distance of a profile from the one that is meant, relative to its norm, that is small."""
+LAST = 64
+"""Snapshots that are enough to tell: earlier ones add little, and all would take minutes."""
+CANDIDATES = tuple(round(0.005 * k, 3) for k in range(1, 57))
+
+
 class Snapshot(NamedTuple):
     """A stored average: the step, its width and its file."""
 
@@ -85,6 +92,23 @@ def synthesised(
         _add(total, share, load_weights(snapshot.path).tensors, snapshot.path)
     tensors = {k: total[k].to(v) if k in total else v for k, v in weights.tensors.items()}
     return Synthesis(replace(weights, tensors=tensors), error, len(used))
+
+
+def reachable(found: Sequence[Snapshot]) -> list[tuple[float, float]]:
+    """Ranges of the widths whose profile the last snapshots come within ``WITHIN`` of.
+
+    Every width in ``CANDIDATES`` between the ends of a range is.
+    """
+    profiles = [snapshot.profile for snapshot in found[-LAST:]]
+    ranges: list[tuple[float, float]] = []
+    open_range = False
+    for sigma_rel in CANDIDATES if profiles else ():
+        near = combination(profiles, Profile(found[-1].step, power(sigma_rel)))[1] <= WITHIN
+        if near:
+            low = ranges.pop()[0] if open_range else sigma_rel
+            ranges.append((low, sigma_rel))
+        open_range = near
+    return ranges
 
 
 def _add(total: dict[str, Tensor], share: float, tensors: dict[str, Tensor], source: Path) -> None:

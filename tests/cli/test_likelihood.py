@@ -196,7 +196,7 @@ class TestRefusals:
     def test_a_csv_that_cannot_be_written(self, points, tmp_path, capsys, monkeypatch, where):
         (tmp_path / "folder").mkdir()
         (tmp_path / "file").write_text("mine")
-        monkeypatch.setattr(module, "load_run", None)  # refused before anything is read
+        monkeypatch.setattr(module, "load_chosen", None)  # refused before anything is read
         assert str(tmp_path / where) in refusal(capsys, points, "--csv", str(tmp_path / where))
 
     def test_a_full_disk_keeps_the_earlier_csv_and_the_report(

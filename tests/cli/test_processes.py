@@ -10,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -29,8 +30,8 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def started(*commands: list[str]) -> list[subprocess.Popen]:
-    """A process for each command line, as torchrun would start them."""
+def started(*commands: list[str], folders: list[Path] | None = None) -> list[subprocess.Popen]:
+    """A process for each command line, in a folder of its own, as torchrun would start them."""
     port = str(free_port())
     every = {"WORLD_SIZE": str(len(commands)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     every |= {"OMP_NUM_THREADS": "1"}  # as torchrun sets it
@@ -39,7 +40,8 @@ def started(*commands: list[str]) -> list[subprocess.Popen]:
         env = os.environ | every | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
         line = [sys.executable, "-m", "scoresde", *argv]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        found.append(subprocess.Popen(line, env=env, text=True, **pipes))
+        where = None if folders is None else folders[rank]
+        found.append(subprocess.Popen(line, env=env, text=True, cwd=where, **pipes))
     return found
 
 
@@ -123,12 +125,69 @@ def test_two_processes_resume_bit_exactly_after_a_signal_to_one(tmp_path):
         assert all(torch.equal(a[k], b[k]) for k in a)
 
 
+SHARDED = {"train__shard": "true", "train__posthoc": "0.1", "train__ema": "0.9,0.999"}
+
+
+def averages(checkpoint: ck.Checkpoint) -> list[dict[str, torch.Tensor]]:
+    found = [checkpoint.model, checkpoint.ema]
+    return [*found, *checkpoint.decays.values(), *checkpoint.averages.values()]
+
+
+@pytest.mark.slow
+def test_split_weights_make_the_run_of_whole_ones_and_go_on_as_them(tmp_path):
+    alone, out = tmp_path / "alone", tmp_path / "run"
+    whole = SHARDED | SMOOTH | {"train__shard": "false", "train__posthoc_every": "4"}
+    assert main(command(alone, **whole)) == 0
+    split = whole | {"train__shard": "true"}
+    argv = command(out, **split, train__steps="8")
+    assert [code for code, _, _ in ended(started(argv, argv))] == [0, 0]
+    assert last(out).step == 8
+    expected = ck.load(alone / "checkpoints" / ck.step_name(8))
+    for a, b in zip(averages(expected), averages(last(out)), strict=True):
+        for k in a:
+            torch.testing.assert_close(a[k], b[k], rtol=0, atol=1e-5)
+    # One process goes on with whole weights, and two from there with split ones.
+    again = ["train", "--out", str(out), "--device", "cpu", "--resume", "--train.steps"]
+    assert main([*again, "10", "--train.no-shard"]) == 0
+    argv = [*again, "12", "--train.shard"]
+    assert [code for code, _, _ in ended(started(argv, argv))] == [0, 0]
+    for a, b in zip(averages(last(alone)), averages(last(out)), strict=True):
+        for k in a:
+            torch.testing.assert_close(a[k], b[k], rtol=0, atol=1e-5)
+    names = [{p.name for p in (path / "averages").iterdir()} for path in (alone, out)]
+    assert names[0] <= names[1]
+    assert (out / "samples/step-00000006.png").exists()
+
+
+@pytest.mark.slow
+def test_split_weights_resume_bit_exactly(tmp_path):
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    argv = command(whole, **SHARDED)
+    assert [code for code, _, _ in ended(started(argv, argv))] == [0, 0]
+    argv = command(out, **SHARDED, train__steps="7")
+    assert [code for code, _, _ in ended(started(argv, argv))] == [0, 0]
+    again = ["train", "--out", str(out), "--device", "cpu", "--resume", "--train.steps", "12"]
+    assert [code for code, _, _ in ended(started(again, again))] == [0, 0]
+    for a, b in zip(averages(last(whole)), averages(last(out)), strict=True):
+        assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_one_process_has_nothing_to_split(tmp_path, capsys):
+    for extra in ([], ["--dry-run"]):
+        assert main(command(tmp_path / "run", "--train.shard", *extra)) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1
+        assert "train.shard=true splits the weights between processes" in lines[0]
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "second", "words"),
     [
         ({}, {"train__lr": "0.1"}, "train.lr=0.1 in process 1, but 0.01 in process 0"),
         ({"train__batch": "15"}, {"train__batch": "15"}, "batch=15 cannot be split"),
+        ({"train__shard": "true"}, {}, "train.shard=False in process 1, but True in process 0"),
     ],
 )
 def test_what_processes_cannot_share_is_refused_once(tmp_path, first, second, words):
@@ -138,6 +197,35 @@ def test_what_processes_cannot_share_is_refused_once(tmp_path, first, second, wo
     assert len(errors(found)) == 1
     assert words in errors(found)[0]
     assert not out.exists()
+
+
+@pytest.mark.slow
+def test_processes_that_do_not_all_resume_are_refused_once(alone):
+    found = ended(started(command(alone, "--resume", **SMOOTH), command(alone, **SMOOTH)))
+    assert [code for code, _, _ in found] == [2, 1]
+    assert len(errors(found)) == 1
+    assert "--resume=False in process 1, but True in process 0" in errors(found)[0]
+    assert last(alone).step == 12
+
+
+@pytest.mark.slow
+def test_processes_with_other_data_are_refused_once(tmp_path):
+    places = [tmp_path / name for name in ("first", "second")]
+    for number, place in enumerate(places):
+        place.mkdir()
+        x = np.zeros((40, 2), np.float32)
+        x[-1, -1] = number
+        np.savez(place / "points.npz", x=x)
+    data = {"data.kind": "arrays", "data.path": "points.npz", "conditional": "false"}
+    argv = command(tmp_path / "run", **data)
+    for unknown in ("--data.train", "--data.test"):
+        del argv[argv.index(unknown) : argv.index(unknown) + 2]
+    found = ended(started(argv, argv, folders=places))
+    assert [code for code, _, _ in found] == [2, 1]
+    assert len(errors(found)) == 1
+    assert "sha256 of the examples=" in errors(found)[0]
+    assert "in process 1" in errors(found)[0]
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

@@ -9,21 +9,23 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from scoresde import build
 from scoresde.cli import folder as folders
-from scoresde.cli import train
+from scoresde.cli import train, train_loop
 from scoresde.cli.folder import RunFolder
 from scoresde.cli.main import main
 from scoresde.cli.preview import draw, save_preview
-from scoresde.config import Config, load_config, override, to_yaml
+from scoresde.config import Config, load_config, to_yaml
+from scoresde.config.schema import Train
 from scoresde.training import checkpoint as ck
 from scoresde.training import fit
-from scoresde.training.snapshots import snapshots
 
 TINY = {
     "seed": "1",
@@ -93,7 +95,7 @@ def stop_at(monkeypatch, step: int, number: signal.Signals) -> None:
                 signal.raise_signal(number)
             yield metrics
 
-    monkeypatch.setattr(train, "fit", interrupted)
+    monkeypatch.setattr(train_loop, "fit", interrupted)
 
 
 # --- the folder of a run ----------------------------------------------------------------------
@@ -207,7 +209,7 @@ def test_skipped_updates_are_counted_in_the_records(tmp_path, monkeypatch):
         weight.register_hook(lambda grad: grad * math.inf if state.step < 5 else grad)
         return fit(state, *args)
 
-    monkeypatch.setattr(train, "fit", overflowing)
+    monkeypatch.setattr(train_loop, "fit", overflowing)
     out = RunFolder(train.train_run(tiny(train__precision="fp16"), tmp_path / "run", device="cpu"))
     lines = folders.records(out)
     assert [(line["step"], line["skipped"]) for line in lines][:3] == [(3, 3), (4, 4), (6, 5)]
@@ -263,70 +265,36 @@ def test_another_configuration_is_not_resumed(copied, capsys, change, words):
     assert tree(copied.path) == before
 
 
-# --- power-function averages ------------------------------------------------------------------
-
-POSTHOC = {"train__posthoc": "0.05,0.1", "train__posthoc_every": "3"}
+# --- data that change -------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def with_averages(tmp_path_factory) -> RunFolder:
-    """An uninterrupted run with averages of two widths."""
-    out = tmp_path_factory.mktemp("averages") / "whole"
-    config = override(tiny(), {"train.posthoc": [0.05, 0.1], "train.posthoc_every": 3})
-    return RunFolder(train.train_run(config, out, device="cpu"))
-
-
-def test_averages_are_stored_beside_an_unchanged_run(with_averages, finished):
-    found = snapshots(with_averages.averages)
-    assert [(s.step, s.sigma_rel) for s in found] == [
-        (step, width) for step in (3, 6, 9, 12) for width in (0.05, 0.1)
-    ]
-    a, b = (ck.load(f.checkpoints / ck.step_name(12)) for f in (finished, with_averages))
-    assert all(torch.equal(a.ema[k], b.ema[k]) for k in a.ema)
-    for width, average in b.averages.items():
-        kept = ck.load_weights(found[-2 if width == "0.05" else -1].path).tensors
-        assert all(torch.equal(average[k], kept[k]) for k in average)
-    assert any(not torch.equal(b.averages["0.05"][k], b.averages["0.1"][k]) for k in b.ema)
-
-
-def test_averages_resume_bit_exactly_and_later_ones_are_forgotten(
-    with_averages, tmp_path, monkeypatch
-):
-    out = tmp_path / "run"
-    stop_at(monkeypatch, 7, signal.SIGTERM)
-    assert main(command(out, **POSTHOC)) == 143
-    monkeypatch.undo()
-    stray = out / "averages/step-00000009-width-0.05.safetensors"
-    stray.write_bytes(b"of a step that was lost")
-    stray.with_name(f"{stray.name}.tmp").write_bytes(b"half")
-    assert main(["train", "--out", str(out), "--device", "cpu", "--resume"]) == 0
-    assert tree(out / "averages").keys() == tree(with_averages.averages).keys()
-    for a, b in zip(snapshots(out / "averages"), snapshots(with_averages.averages), strict=True):
-        one, other = ck.load_weights(a.path).tensors, ck.load_weights(b.path).tensors
-        assert all(torch.equal(one[k], other[k]) for k in other)
-
-
-def test_a_model_of_any_width(with_averages, tmp_path, capsys):
-    stored = build.load_width(with_averages.path, 0.1)
-    kept = ck.load(with_averages.checkpoints / ck.step_name(12)).averages["0.1"]
-    assert all(torch.equal(v, kept[k]) for k, v in stored.model.state_dict().items())
-    argv = ["sample", "--checkpoint", str(with_averages.path), "--num", "3", "--device", "cpu"]
-    argv += ["--out", str(tmp_path / "samples"), "--sample.steps", "3", "--class", "0"]
-    assert main([*argv, "--ema-width", "0.07"]) == 0
-    assert "width 0.07 at step 12 from 8 of 8 snapshots of widths 0.05, 0.1" in (
-        capsys.readouterr().err
-    )
-    for extra, words in (
-        (["--ema-width", "0.5"], "sigma_rel=0.5"),
-        (["--ema-width", "0.07", "--no-ema"], "exclude each other"),
-    ):
-        assert main([*argv, "--overwrite", *extra]) == 2
-        assert words in error_line(capsys)
-
-
-def test_a_run_without_averages_says_so(finished):
-    with pytest.raises(ck.CheckpointError, match=r"averages: no averages stored"):
-        build.load_width(finished.path, 0.07)
+def test_data_that_have_changed_are_not_resumed(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    x, file = rng.normal(size=(60, 2)).astype(np.float32), tmp_path / "points.npz"
+    np.savez(file, x=x)
+    plain = {k: v for k, v in TINY.items() if k not in ("data.train", "data.test")}
+    plain |= {"data.kind": "arrays", "data.path": str(file), "conditional": "false"}
+    out = RunFolder(tmp_path / "run")
+    train.train_run(load_config(None, plain), out.path, device="cpu")
+    before = tree(out.path)
+    changed = x.copy()
+    changed[:, 0] += 1e-3
+    np.savez(file, x=changed)
+    again = ["train", "--out", str(out.path), "--device", "cpu", "--resume", "--train.steps"]
+    assert main([*again, "14"]) == 2
+    line = error_line(capsys)
+    assert f"the examples of points in {file} have changed" in line
+    assert tree(out.path) == before
+    # The checkpoints of older versions do not say.
+    for path in ck.step_files(out.checkpoints):
+        ck.save(path, replace(ck.load(path), contents=""))
+    (out.checkpoints / "latest.json").unlink()
+    assert main([*again, "14"]) == 0
+    # The same values elsewhere are the same data.
+    moved = tmp_path / "elsewhere" / "points.npz"
+    moved.parent.mkdir()
+    np.savez(moved, x=changed)
+    assert main([*again, "16", "--data.path", str(moved)]) == 0
 
 
 # --- folders in use ---------------------------------------------------------------------------
@@ -534,6 +502,28 @@ def test_a_file_cut_off_by_the_system_is_said_to_be_one(tmp_path, capsys, monkey
     assert "is the disk full?" in line
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs limits of POSIX")
+def test_a_limit_on_the_size_of_files_leaves_the_last_checkpoint(tmp_path, capsys):
+    import resource
+
+    out = tmp_path / "run"
+    assert main(command(out, train__steps="8")) == 0
+    size = max(path.stat().st_size for path in ck.step_files(out / "checkpoints"))
+    capsys.readouterr()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, before[1]))
+    try:
+        code = main(["train", "--out", str(out), "--device=cpu", "--resume", "--train.steps=12"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert code == 1
+    line = error_line(capsys)
+    assert "step 12: cannot save" in line
+    assert "step-00000008.pt, go on with --resume" in line
+    assert ck.newest(out / "checkpoints")[1].step == 8
+    assert not list(out.rglob("*.tmp"))
+
+
 @pytest.mark.parametrize("name", ["metrics.jsonl", "log.txt", "samples"])
 def test_a_file_that_cannot_be_written_is_named(tmp_path, capsys, monkeypatch, name):
     refused = tmp_path / "run" / name
@@ -572,7 +562,7 @@ def test_weights_that_overflow_are_not_saved(tmp_path, capsys, monkeypatch):
                 next(iter(state.ema.parameters())).fill_(float("inf"))
             yield metrics
 
-    monkeypatch.setattr(train, "fit", overflowing)
+    monkeypatch.setattr(train_loop, "fit", overflowing)
     unchecked = {"train__holdout": "0", "train__keep_best": "false"}
     assert main(command(tmp_path / "run", **unchecked)) == 1
     assert "NaN or infinity" in error_line(capsys)
@@ -580,7 +570,7 @@ def test_weights_that_overflow_are_not_saved(tmp_path, capsys, monkeypatch):
 
 
 def test_a_held_out_loss_that_is_not_finite_stops(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(train, "held_out_loss", lambda *args, **kwargs: float("nan"))
+    monkeypatch.setattr(train_loop, "held_out_loss", lambda *args, **kwargs: float("nan"))
     assert main(command(tmp_path / "run")) == 1
     assert "step 4: held-out loss nan" in error_line(capsys)
     assert not (tmp_path / "run/checkpoints/best.pt").exists()
@@ -678,3 +668,11 @@ def test_other_shapes_have_no_preview(tmp_path):
     )
     assert not save_preview(tmp_path / "a.png", build.build_model(config, wide), wide, None)
     assert not (tmp_path / "a.png").exists()
+
+
+@pytest.mark.parametrize(("capability", "lines"), [("AVX2", 1), ("AVX512", 0)])
+def test_half_precision_that_a_cpu_emulates_is_said_to_be_slow(capability, lines, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert len(train.cautions(Train(precision="bf16"), torch.device("cpu"))) == lines
+    assert not train.cautions(Train(), torch.device("cpu"))
+    assert not train.cautions(Train(precision="bf16"), torch.device("meta"))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from scoresde.nn import MLP, ConcatUNet, UNet, adm, ddpmpp, ncsnpp
+from scoresde.nn import EDM2, MLP, ConcatUNet, DiT, UNet, adm, ddpmpp, ncsnpp
 
 CLASSES = 3
 
@@ -24,6 +24,17 @@ def unet(**options) -> UNet:
     return UNet(2, width=8, multipliers=(1, 2), blocks=1, heads=2, embedding=8, **options)
 
 
+def edm2(**options) -> EDM2:
+    torch.manual_seed(0)
+    small = {"width": 8, "multipliers": (1, 2), "blocks": 1, "attention": (1,)}
+    return EDM2(2, head_channels=8, embedding=8, **small, **options)
+
+
+def dit(**options) -> DiT:
+    torch.manual_seed(0)
+    return DiT(2, width=16, depth=2, heads=2, embedding=8, **options)
+
+
 def preset(make, **options) -> ConcatUNet:
     torch.manual_seed(0)
     small = {"width": 8, "multipliers": (1, 2), "blocks": 1, "head_channels": 8, "embedding": 8}
@@ -31,6 +42,10 @@ def preset(make, **options) -> ConcatUNet:
 
 
 NETWORKS = [
+    pytest.param(edm2, id="edm2"),
+    pytest.param(lambda **o: edm2(fourier=False, **o), id="edm2-geometric"),
+    pytest.param(dit, id="dit"),
+    pytest.param(lambda **o: dit(fourier=True, **o), id="dit-fourier"),
     pytest.param(mlp, id="mlp"),
     pytest.param(unet, id="unet"),
     *(pytest.param(partial(preset, make), id=make.__name__) for make in (ddpmpp, ncsnpp, adm)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,15 @@ from torch import nn
 from scoresde.data import Scaling
 from scoresde.training import Checkpoint, CheckpointError, DataDescription, ema, profiles
 from scoresde.training.profiles import Profile
-from scoresde.training.snapshots import save_snapshots, snapshots, synthesised
+from scoresde.training.snapshots import (
+    CANDIDATES,
+    WITHIN,
+    Snapshot,
+    reachable,
+    save_snapshots,
+    snapshots,
+    synthesised,
+)
 
 
 def density(profile: Profile, tau: torch.Tensor) -> torch.Tensor:
@@ -173,3 +182,14 @@ def test_damaged_and_missing_snapshots_are_named(stored):
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match=file.name):
         synthesised(snapshots(folder), 0.07, ["w"])
+
+
+def test_the_widths_that_can_be_had_are_those_that_are_near():
+    found = [Snapshot(step, width, Path()) for step in range(10, 101, 10) for width in (0.05, 0.1)]
+    ranges = reachable(found)
+    assert any(low <= 0.05 and high >= 0.1 for low, high in ranges)
+    for width in CANDIDATES:
+        target = profiles.Profile(100, profiles.power(width))
+        error = profiles.combination([s.profile for s in found], target)[1]
+        assert any(low <= width <= high for low, high in ranges) == (error <= WITHIN)
+    assert reachable([]) == []

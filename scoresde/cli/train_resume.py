@@ -1,0 +1,125 @@
+"""Taking a training run back to its newest good checkpoint, if it is one of this run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from scoresde.cli import folder as folders
+from scoresde.cli.train_setup import Run
+from scoresde.config import config_from, to_plain
+from scoresde.training import Checkpoint, CheckpointError, describe
+from scoresde.training import checkpoint as checkpoints
+from scoresde.training.shards import scattered_optimizer
+
+# What may change when a run goes on: how long, how often it reports, what training ignores.
+EVERY = ("log", "validate", "sample", "checkpoint", "posthoc")
+REPORTS = tuple(f"train.{name}_every" for name in EVERY)
+# The learning rate and the clipping are the remedies for a loss that is not finite.
+REMEDIES = ("train.lr", "train.clip")
+TRAIN = ("train.steps", "train.keep", "train.shard", "train.tensorboard")
+FREE = (*TRAIN, "data.path", "sample", "likelihood", *REMEDIES, *REPORTS)
+
+
+def restore(run: Run) -> list[str]:
+    """Take the run back to its newest good checkpoint, and return what to tell the user.
+
+    A run stopped before its first one starts anew. Raises ValueError if none is good, or it is of
+    another configuration, other data, or a later step than the run is to end at.
+    """
+    if not checkpoints.step_files(run.folder.checkpoints):
+        return [_nothing_to_restore(run)]
+    path, found, passed_over = checkpoints.newest(run.folder.checkpoints)
+    changed = _require_same(run, found, path)
+    checkpoints.load_tensors(run.state.model, found.model, path)
+    checkpoints.load_tensors(run.state.ema, found.ema, path)
+    for decay, average in run.state.decays.items():
+        checkpoints.load_tensors(average, found.decays.get(str(decay), {}), path)
+    for sigma_rel, average in run.state.averages.items():
+        checkpoints.load_tensors(average, found.averages.get(str(sigma_rel), {}), path)
+    moments = scattered_optimizer(found.optimizer, run.state.model.parameters())
+    run.state.optimizer.load_state_dict(moments)
+    if run.state.learned is not None:
+        checkpoints.load_tensors(run.state.learned.u, found.learned.get("u", {}), path)
+        run.state.learned.optimizer.load_state_dict(found.learned["optimizer"])
+    run.state.step, run.state.scale, run.best = found.step, found.scale, found.best
+    if run.leads:
+        folders.rewind(run.folder, found.step)
+    notes = [f"passed over {line}" for line in passed_over] + [f"resumed from {path}"]
+    notes += [f"changed from here on: {'; '.join(changed)}"] if changed else []
+    return notes + _check_best(run)
+
+
+def _nothing_to_restore(run: Run) -> str:
+    if run.folder.weights.exists():
+        raise ValueError(
+            f"{run.folder.checkpoints}: no checkpoint is left of this finished run; start anew "
+            f"with --overwrite, or in another --out"
+        )
+    return f"{run.folder.path}: no checkpoint yet, starting at step 0"
+
+
+def _check_best(run: Run) -> list[str]:
+    """Forget a best checkpoint that cannot be read, so that the next one takes its place."""
+    if run.best is None or not run.config.train.keep_best:
+        return []
+    try:
+        checkpoints.load(run.folder.best)
+    except CheckpointError as error:
+        run.best = None
+        return [f"passed over {error}"]
+    return []
+
+
+def _require_same(run: Run, found: Checkpoint, path: Path) -> list[str]:
+    """What has changed among what may, a phrase each.
+
+    Raises ValueError unless a run of this configuration and data can go on from there.
+    """
+    # Read as a configuration, for what an older version has not written has its default.
+    stored = config_from(found.config, path)
+    ours, theirs = flat(to_plain(run.config)), flat(to_plain(stored))
+    changed = {
+        key: f"{key}={ours.get(key)} was {theirs.get(key)}"
+        for key in sorted(ours.keys() | theirs.keys())
+        if ours.get(key) != theirs.get(key)
+    }
+    if other := [line for key, line in changed.items() if not _free(key)]:
+        raise ValueError(
+            f"{path}: trained with another configuration ({'; '.join(other)}); restore these "
+            f"values, or train in another --out"
+        )
+    if found.step > run.plan.steps:
+        raise ValueError(
+            f"--train.steps {run.plan.steps}: the run is at step {found.step} already; give more"
+        )
+    if replace(found.data, name=run.dataset.name) != describe(run.dataset):
+        raise ValueError(f"{path}: trained on other data ({found.data}); give the same data")
+    _require_same_examples(run, found, path)
+    return list(changed.values())
+
+
+def _require_same_examples(run: Run, found: Checkpoint, path: Path) -> None:
+    """Raise ValueError where the data have the shape they had, but not the values."""
+    if found.contents and found.contents != run.contents:
+        place = getattr(run.config.data, "path", None)
+        name = run.dataset.name if place is None else f"{run.dataset.name} in {place}"
+        raise ValueError(
+            f"{path}: the examples of {name} have changed (sha256 {run.contents[:12]}, were "
+            f"{found.contents[:12]}); give the data it was trained on, or train in another --out"
+        )
+
+
+def _free(key: str) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in FREE)
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} as {"a.b": 1}."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        inner = isinstance(value, Mapping)
+        found |= flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+    return found

@@ -1,0 +1,38 @@
+"""Which weights of a trained model a command uses: raw, of a decay, or of a width."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from scoresde.build import LoadedRun, load_run, load_width
+from scoresde.cli.options import WeightOptions
+
+FLAGS = {"no_ema": "--no-ema", "ema_decay": "--ema-decay", "ema_width": "--ema-width"}
+
+
+def load_chosen(source: Path, options: WeightOptions) -> LoadedRun:
+    """The model in a run folder or file with the weights the options ask for.
+
+    Raises ValueError for two choices, and as ``load_run`` and ``load_width`` do.
+    """
+    if len(given := chosen_flags(options)) > 1:
+        raise ValueError(f"{given[0]} and {given[1]} exclude each other; give one of them")
+    if options.ema_width is not None:
+        return load_width(source, options.ema_width)
+    return load_run(source, ema=not options.no_ema, decay=options.ema_decay)
+
+
+def chosen_flags(options: WeightOptions) -> list[str]:
+    """The flags among the options that choose weights."""
+    return [flag for name, flag in FLAGS.items() if getattr(options, name) not in (None, False)]
+
+
+def described_choice(options: WeightOptions) -> dict[str, Any]:
+    """What a report says of the weights."""
+    found: dict[str, Any] = {"weights": "raw" if options.no_ema else "ema"}
+    if options.ema_decay is not None:
+        found["ema_decay"] = options.ema_decay
+    if options.ema_width is not None:
+        found["ema_width"] = options.ema_width
+    return found

@@ -1,0 +1,68 @@
+"""Attention from an image to a sequence, such as the words of a text."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from scoresde.nn.blocks import attend, zeroed
+from scoresde.nn.normalise import GroupNorm
+
+
+class CrossAttention(nn.Module):
+    """x + project(attention(norm(x), context)): the pixels of an image ask a sequence.
+
+    x is (B, channels, H, W) and ``context`` (B, L, width), as it comes: a sequence has no order
+    but what its entries say. ``mask`` (B, L) is true where an entry counts; others have no
+    influence, whatever they hold, NaN included. Where none counts, or L = 0, there is nothing to
+    attend to and the block returns x. The projection starts at zero, so the block starts as x.
+    Raises ValueError unless heads divides the channels, and for a context or a mask of another
+    shape. High-Resolution Image Synthesis with Latent Diffusion Models, arXiv 2112.10752, section
+    3.3.
+    """
+
+    def __init__(self, channels: int, width: int, *, heads: int) -> None:
+        super().__init__()
+        if heads < 1 or channels % heads:
+            raise ValueError(f"heads={heads} does not divide the {channels} channels that attend")
+        self.heads, self.width = heads, width
+        self.norm = GroupNorm(channels)
+        self.query = nn.Linear(channels, channels)
+        self.key_value = nn.Linear(width, 2 * channels)
+        self.project = zeroed(nn.Linear(channels, channels))
+
+    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
+        self._check(x, context, mask)
+        if context.shape[1] == 0:
+            return x
+        if mask is not None:
+            context = context.masked_fill(~mask[:, :, None], 0)  # 0 times NaN would be NaN
+        q = self._heads(self.query(self.norm(x).flatten(2).transpose(1, 2)))
+        k, v = map(self._heads, self.key_value(context).chunk(2, dim=2))
+        out = self.project(attend(q, k, v, _open(mask)).transpose(1, 2).flatten(2))
+        if mask is not None:
+            out = out * mask.any(1)[:, None, None]
+        result: Tensor = x + out.transpose(1, 2).unflatten(2, x.shape[2:])
+        return result
+
+    def _heads(self, tokens: Tensor) -> Tensor:
+        """(B, N, channels) as (B, heads, N, d)."""
+        split: Tensor = tokens.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        return split
+
+    def _check(self, x: Tensor, context: Tensor, mask: Tensor | None) -> None:
+        if context.ndim != 3 or context.shape[::2] != (len(x), self.width):
+            raise ValueError(
+                f"this block takes a context ({len(x)}, L, {self.width}) beside {len(x)} images, "
+                f"got {tuple(context.shape)}"
+            )
+        if mask is not None and (mask.shape != context.shape[:2] or mask.dtype != torch.bool):
+            raise ValueError(
+                f"need a mask of truth values {tuple(context.shape[:2])}, got {mask.dtype} "
+                f"{tuple(mask.shape)}"
+            )
+
+
+def _open(mask: Tensor | None) -> Tensor | None:
+    """The mask of the keys; all of them where none counts, since a softmax needs one."""
+    return None if mask is None else (mask | ~mask.any(1, keepdim=True))[:, None, None, :]

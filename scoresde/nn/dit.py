@@ -1,0 +1,200 @@
+"""A diffusion transformer for images of any size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from scoresde.nn.blocks import Layer, attend, zeroed
+from scoresde.nn.embeddings import Conditioning
+from scoresde.nn.unet import check_images
+
+_EPS = 1e-6
+
+
+class Size(NamedTuple):
+    """Channels of a token, number of blocks, and heads of their attention."""
+
+    width: int
+    depth: int
+    heads: int
+
+
+DIT_SIZES: Mapping[str, Size] = MappingProxyType(
+    {
+        "S": Size(384, 12, 6),
+        "B": Size(768, 12, 12),
+        "L": Size(1024, 24, 16),
+        "XL": Size(1152, 28, 16),
+    }
+)
+"""The networks of the paper's table 1."""
+
+
+class Attention(nn.Module):
+    """project(attention(x)) over the tokens of (B, N, width).
+
+    Raises ValueError unless heads divides the width. Attention Is All You Need, arXiv 1706.03762,
+    eq. 1.
+    """
+
+    def __init__(self, width: int, *, heads: int) -> None:
+        super().__init__()
+        if heads < 1 or width % heads:
+            raise ValueError(f"heads={heads} does not divide the {width} channels to attend over")
+        self.heads = heads
+        self.qkv = _glorot(nn.Linear(width, 3 * width))
+        self.project = _glorot(nn.Linear(width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed: Tensor = self.project(attend(*qkv.unbind(0)).transpose(1, 2).flatten(2))
+        return mixed
+
+
+class DiTBlock(nn.Module):
+    """Attention, then a perceptron of four times the width, on tokens (B, N, width).
+
+        x -> x + gate dropout(f((1 + scale) norm(x) + shift))   for both
+
+    Gates, scales and shifts are linear in the condition and start at zero, so the block starts as
+    x. Scalable Diffusion Models with Transformers, arXiv 2212.09748, section 3.2 (adaLN-Zero).
+    """
+
+    def __init__(self, width: int, *, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.modulation = zeroed(nn.Linear(width, 6 * width))
+        self.attention = Attention(width, heads=heads)
+        self.inner = _glorot(nn.Linear(width, 4 * width))
+        self.outer = _glorot(nn.Linear(4 * width, width))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        six = self.modulation(condition)[:, None].chunk(6, dim=2)
+        x = torch.addcmul(x, six[2], self.dropout(self.attention(_modulated(x, *six[:2]))))
+        h = F.gelu(self.inner(_modulated(x, *six[3:5])), approximate="tanh")
+        return torch.addcmul(x, six[5], self.dropout(self.outer(h)))
+
+
+class DiT(nn.Module):
+    """A transformer on the patches of (B, channels, H, W) for every H and W >= 1.
+
+    Sides that are no multiple of ``patch`` are filled up with zeros on the right and below, and
+    cropped at the end; no token is all filling. The place of a patch is told by sines and cosines
+    of its row and its column, which need no table and no largest size.
+    width: channels of a token (a multiple of 4); depth: blocks; heads: of their attention;
+    embedding: noise features (even); fourier: random instead of geometric frequencies; classes:
+    number of labels or None; augments: numbers that say how an example was augmented, or None;
+    dropout: on both branches of each block; outputs: output channels (``channels``); recompute:
+    keep only what goes into a block, and run it again in the backward pass. The output is zero at
+    the start. ``DIT_SIZES`` are the published sizes.
+    Raises ValueError for sizes that do not fit. Scalable Diffusion Models with Transformers, arXiv
+    2212.09748.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        width: int = 384,
+        depth: int = 12,
+        heads: int = 6,
+        patch: int = 2,
+        embedding: int = 256,
+        fourier: bool = False,
+        classes: int | None = None,
+        augments: int | None = None,
+        dropout: float = 0.0,
+        outputs: int | None = None,
+        recompute: bool = False,
+    ) -> None:
+        super().__init__()
+        if min(channels, width, depth, patch) < 1 or width % 4:
+            raise ValueError(
+                "need channels, depth and patch >= 1 and a width that is a multiple of 4, got "
+                f"{channels}, {depth}, {patch} and {width}"
+            )
+        self.channels, self.patch, self.recompute = channels, patch, recompute
+        self.condition = Conditioning(
+            embedding, width, fourier=fourier, classes=classes, augments=augments
+        )
+        self.stem = _glorot(nn.Conv2d(channels, width, patch, stride=patch))
+        self.blocks = nn.ModuleList(
+            DiTBlock(width, heads=heads, dropout=dropout) for _ in range(depth)
+        )
+        self.modulation = zeroed(nn.Linear(width, 2 * width))
+        self.head = zeroed(nn.Linear(width, (outputs or channels) * patch**2))
+
+    def forward(
+        self,
+        x: Tensor,
+        noise: Tensor,
+        label: Tensor | None = None,
+        augment: Tensor | None = None,
+    ) -> Tensor:
+        """x (B, channels, H, W), noise (B,), label (B,) int64 or None -> (B, outputs, H, W).
+
+        ``augment`` is (B, augments), or None where nothing was done.
+
+        Raises ValueError for another shape.
+        """
+        check_images(x, self.channels)
+        height, width = x.shape[2:]
+        condition = self.condition(noise, label, augment)
+        h = self.stem(F.pad(x, (0, -width % self.patch, 0, -height % self.patch)))
+        grid = h.shape[2:]
+        h = h.flatten(2).transpose(1, 2)  # (B, N, width)
+        h = h + positions(grid[0], grid[1], h)
+        for block in self.blocks:
+            h = self._run(block, h, condition)
+        h = self.head(_modulated(h, *self.modulation(condition)[:, None].chunk(2, dim=2)))
+        image = F.pixel_shuffle(h.transpose(1, 2).unflatten(2, grid), self.patch)
+        return image[:, :, :height, :width]
+
+    def _run(self, block: nn.Module, x: Tensor, condition: Tensor) -> Tensor:
+        if self.recompute and self.training:
+            result: Tensor = checkpoint(block, x, condition, use_reentrant=False)
+        else:
+            result = block(x, condition)
+        return result
+
+
+def positions(rows: int, columns: int, like: Tensor) -> Tensor:
+    """Sines and cosines of rows and columns, (rows columns, width) for ``like`` (..., width).
+
+    Their frequencies are 10000^(-4 i / width) for i < width / 4. Attention Is All You Need, arXiv
+    1706.03762, section 3.5, for each of the two coordinates.
+    """
+    quarter = like.shape[-1] // 4
+    wide = torch.promote_types(like.dtype, torch.float32)
+    i, row, column = (
+        torch.arange(n, device=like.device, dtype=wide) for n in (quarter, rows, columns)
+    )
+    w = torch.exp(-math.log(1e4) / quarter * i)
+    at_row = row.repeat_interleave(columns)[:, None] * w
+    at_column = column.repeat(rows)[:, None] * w
+    parts = [at_row.sin(), at_row.cos(), at_column.sin(), at_column.cos()]
+    return torch.cat(parts, dim=1).to(like.dtype)
+
+
+def _modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=_EPS), 1 + scale)
+
+
+def _glorot(layer: Layer) -> Layer:
+    """The layer with uniform weights that keep sizes forward and backward, and no bias.
+
+    Understanding the Difficulty of Training Deep Feedforward Neural Networks, AISTATS 2010, eq.
+    16.
+    """
+    nn.init.xavier_uniform_(layer.weight.data.flatten(1))  # of patches as of vectors
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer

@@ -1,0 +1,187 @@
+"""Layers that keep the size of what passes through them: no biases and no group norms.
+
+Size is the root mean square. Weights count in direction only; ``normalise`` brings them back to
+size 1 after an update, so that they cannot grow and an update of a given size turns them by a
+given angle. Analyzing and Improving the Training Dynamics of Diffusion Models, arXiv 2312.02696,
+whose equations are numbered below.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from scoresde.nn.blocks import attend
+from scoresde.nn.embeddings import check_counts, gaussian_fourier, sinusoidal
+
+RESIDUAL = 0.3
+"""The share of a branch in its sum with the trunk."""
+_TINY = 1e-12
+_FLOOR = 1e-8
+
+
+def mp_silu(x: Tensor) -> Tensor:
+    """silu(x) / 0.596, of unit size for unit normal x. Eq. 81."""
+    return F.silu(x) / 0.596
+
+
+def mp_sum(a: Tensor, b: Tensor, t: float) -> Tensor:
+    """((1 - t) a + t b) / sqrt((1 - t)^2 + t^2): of the size of uncorrelated a and b. Eq. 88."""
+    return torch.lerp(a, b, t) / math.hypot(1 - t, t)
+
+
+def mp_cat(a: Tensor, b: Tensor, t: float = 0.5) -> Tensor:
+    """Channels of a and b side by side, their shares in the sum of squares (1 - t)^2 to t^2.
+
+        sqrt((Na + Nb) / ((1 - t)^2 + t^2)) [(1 - t) a / sqrt(Na), t b / sqrt(Nb)]
+
+    for Na and Nb channels: of unit size if a and b are. Eq. 103.
+    """
+    na, nb = a.shape[1], b.shape[1]
+    size = math.sqrt(na + nb) / math.hypot(1 - t, t)
+    return torch.cat([size * (1 - t) / math.sqrt(na) * a, size * t / math.sqrt(nb) * b], dim=1)
+
+
+def pixel_norm(x: Tensor, dim: int = 1) -> Tensor:
+    """x over its size along ``dim``, the channels of a pixel. Eq. 30."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))  # squares of half precision overflow
+    return (wide * torch.rsqrt(wide.square().mean(dim, keepdim=True) + _FLOOR)).to(x.dtype)
+
+
+class MPLinear(nn.Module):
+    """W x / |W_i| for every output i, on the last dimension of (..., inputs). Eq. 47 and 66."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(_drawn(outputs, inputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, _direction(self.weight))
+
+
+class MPConv(nn.Module):
+    """The convolution of (B, inputs, H, W) by W / |W_i|, of an odd ``kernel``. Eq. 47 and 66."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(_drawn(outputs, inputs, kernel, kernel))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, _direction(self.weight), padding=self.weight.shape[-1] // 2)
+
+
+@torch.no_grad()
+def normalise(net: nn.Module) -> None:
+    """Bring the weights of every such layer in ``net`` to unit size, in place: no output changes.
+
+    After every update of the optimiser it is the paper's forced weight normalisation (algorithm
+    1), which there precedes every update: so also averages are of normalised weights.
+    """
+    for layer in net.modules():
+        if isinstance(layer, MPLinear | MPConv):
+            layer.weight.copy_(_unit(layer.weight))
+
+
+class MPAttention(nn.Module):
+    """mp_sum(x, project(attention(x)), 0.3) over the pixels of (B, C, H, W).
+
+    Queries, keys and values are of unit size in every head, which bounds the logits by the square
+    root of its channels. Raises ValueError unless ``head_channels`` divides the channels.
+    """
+
+    def __init__(self, channels: int, *, head_channels: int) -> None:
+        super().__init__()
+        if head_channels < 1 or channels % head_channels:
+            raise ValueError(
+                f"head_channels={head_channels} does not divide the {channels} channels to "
+                "attend over"
+            )
+        self.heads = channels // head_channels
+        self.qkv = MPConv(channels, 3 * channels, 1)
+        self.project = MPConv(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.qkv(x).flatten(2).unflatten(1, (3, self.heads, -1))  # (B, 3, heads, d, H W)
+        q, k, v = pixel_norm(qkv, 3).transpose(3, 4).unbind(1)
+        mixed = attend(q, k, v).transpose(2, 3).reshape(x.shape)
+        return mp_sum(x, self.project(mixed), RESIDUAL)
+
+
+class MPConditioning(nn.Module):
+    """Noise level, class and augmentation to one vector, (B,), (B,), (B, augments) -> (B, out).
+
+        silu(mp_sum(W f, V one_hot(label), 0.5)),   f = sqrt 2 (sin(w noise), cos(w noise))
+
+    f is of unit size at every level: fixed random frequencies as in eq. 75, each in both phases
+    in place of a random one, or geometric ones (``fourier=False``). Labels are those of
+    ``Conditioning``: no label is one of classes + 1. The paper has no augmentation: it joins f by
+    a linear map and a gain that starts at zero.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        out: int,
+        *,
+        fourier: bool = True,
+        classes: int | None = None,
+        augments: int | None = None,
+    ) -> None:
+        super().__init__()
+        check_counts(classes, augments)
+        self.classes = classes
+        self.features = gaussian_fourier(features, scale=1.0) if fourier else sinusoidal(features)
+        self.noise = MPLinear(features, out)
+        self.labels = None if classes is None else MPLinear(classes + 1, out)
+        self.augments = None if augments is None else MPLinear(augments, features)
+        self.augment_gain = None if augments is None else nn.Parameter(torch.zeros(()))
+
+    def forward(
+        self, noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None
+    ) -> Tensor:
+        """The vector, its non-linearity applied.
+
+        Raises ValueError for a label without classes, and for an augmentation without augments.
+        """
+        features = math.sqrt(2) * self.features(noise)
+        if augment is not None:
+            features = features + self._augmented(augment)
+        return mp_silu(self._add_label(self.noise(features), label))
+
+    def _add_label(self, h: Tensor, label: Tensor | None) -> Tensor:
+        if self.labels is not None and self.classes is not None:
+            if label is None:
+                label = torch.full((len(h),), self.classes, device=h.device)
+            rows = math.sqrt(self.classes + 1) * F.one_hot(label, self.classes + 1).to(h)
+            return mp_sum(h, self.labels(rows), 0.5)
+        if label is not None:
+            raise ValueError(
+                "network built without classes: pass label=None or build it with classes=n"
+            )
+        return h
+
+    def _augmented(self, augment: Tensor) -> Tensor:
+        if self.augments is None:
+            raise ValueError(
+                "network built without augments: pass augment=None or build it with augments=n"
+            )
+        added: Tensor = self.augment_gain * self.augments(augment)
+        return added
+
+
+def _direction(weight: Tensor) -> Tensor:
+    """Every weight[i] over its norm."""
+    norm: Tensor = torch.linalg.vector_norm(weight, dim=tuple(range(1, weight.ndim)), keepdim=True)
+    return weight / norm.clamp_min(_TINY)
+
+
+def _unit(weight: Tensor) -> Tensor:
+    """Every weight[i] over its size."""
+    return math.sqrt(math.prod(weight.shape[1:])) * _direction(weight)
+
+
+def _drawn(*shape: int) -> Tensor:
+    return _unit(torch.randn(*shape))

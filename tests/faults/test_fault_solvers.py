@@ -1,0 +1,123 @@
+"""Fault 27, and what ``scoresde evaluate`` refuses or warns of."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from scoresde.build import STEPS, build_step
+from scoresde.cli.main import main
+from scoresde.cli.watch import Watch
+from scoresde.samplers import grids, per_sample_noise, sample
+from scoresde.sde import VP
+from scoresde.solvers import SolverError, solve_ode
+from scoresde.testing import Gaussian
+
+
+def sampling(checkpoint: Path, out: Path, *flags: str) -> list[str]:
+    found = ["sample", "--checkpoint", checkpoint, "--out", out, "--num", "3", "--device", "cpu"]
+    return [str(part) for part in [*found, *flags]]
+
+
+@pytest.mark.parametrize("kind", ["heun", "dpmpp_2m", "euler", "dpm_adaptive", "ode", "sde"])
+def test_fault_27_numbers_that_are_not_finite(refused, broken, tmp_path, kind):
+    line = refused(*sampling(broken, tmp_path / "out", "--sample.sampler", kind), code=1)
+    assert f"{kind}: 3 of 3 samples are not finite at t=" in line
+    assert not list((tmp_path / "out").glob("*.png"))
+
+
+def test_fault_27_a_tolerance_that_cannot_be_reached():
+    denoiser = Gaussian(torch.zeros(2), torch.tensor([0.1, 4.0])).denoiser(VP())
+    with pytest.raises(
+        SolverError, match=r"dopri5 at log-SNR .*: 50 network calls .*; loosen rtol"
+    ):
+        solve_ode(denoiser, torch.ones(2, 2), 1.0, 1e-3, rtol=1e-15, atol=1e-15, max_nfe=50)
+
+
+def test_fault_27_error_control_makes_a_bounded_number_of_calls():
+    denoiser, watch = Gaussian(torch.zeros(2), torch.ones(())).denoiser(VP()), Watch()
+    step, _ = build_step("dpm_adaptive", {"rtol": 1e-15, "atol": 1e-300, "max_nfe": 60}, 1)
+    ts, noise = grids.log_snr(VP(), 1), per_sample_noise([0, 1])
+    with pytest.warns(RuntimeWarning, match="2 of 2 samples did not reach t=0.001 within max_nfe"):
+        found = sample(watch.over(denoiser), torch.ones(2, 2), ts, step, noise)
+    assert watch.count <= 62
+    assert bool(found.isfinite().all())
+
+
+def test_fault_27_no_steps(refused, points, tmp_path):
+    for steps in ("0", "-1", "x"):
+        line = refused(*sampling(points, tmp_path / "out", "--sample.steps", steps))
+        assert "--sample.steps: must be " in line
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["recommended", "euler", "heun", "dpmpp_2m", "ddim", "unipc"])
+def test_fault_27_one_step(points, tmp_path, capsys, kind):
+    flags = ("--sample.sampler", kind, "--sample.steps", "1", "--npz")
+    assert main(sampling(points, tmp_path / "out", *flags)) == 0
+    with np.load(tmp_path / "out" / "samples.npz") as found:
+        first = next(iter(found.values()))
+        assert len(first) == 3
+        assert np.isfinite(first).all()
+
+
+def test_fault_27_one_step_of_every_sampler():
+    """The law of the data is that of the prior: one step of anything leaves finite numbers."""
+    denoiser = Gaussian(torch.zeros(2), torch.ones(())).denoiser(VP())
+    x = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
+    for kind in STEPS:
+        step, steps = build_step(kind, {}, 1)
+        found = sample(denoiser, x, grids.log_snr(VP(), steps), step, per_sample_noise([0, 1, 2]))
+        assert bool(found.isfinite().all()), kind
+
+
+@pytest.mark.parametrize("time", ["2", "0", "-1", "nan"])
+def test_fault_27_a_last_time_out_of_range(refused, tmp_path, time):
+    line = refused("train", "--out", tmp_path / "run", "--sde.t_eps", time)
+    assert "t_eps" in line
+    assert time in line
+
+
+# Beside the table ------------------------------------------------------------------------------
+
+
+def evaluation(samples: Path, *flags: str) -> list[str]:
+    digits = ["--data", "digits", "--features", "pixels", "--device", "cpu", "--resamples", "0"]
+    return ["evaluate", "--samples", str(samples), *digits, *flags]
+
+
+def pictures(folder: Path, n: int, size: tuple[int, ...] = (8, 8)) -> Path:
+    """Pictures of one shade, which the digits have."""
+    folder.mkdir()
+    for k in range(n):
+        shades = np.full(size, 255 * (k % 2), np.uint8)
+        Image.fromarray(shades).save(folder / f"{k:06d}.png")
+    return folder
+
+
+def test_fewer_images_than_asked_for(refused, tmp_path):
+    line = refused(*evaluation(pictures(tmp_path / "few", 5), "--num", "6"))
+    assert f"--num 6: {tmp_path / 'few'} holds 5 samples; ask for fewer" in line
+
+
+@pytest.mark.parametrize(("size", "shape"), [((9, 8), "(1, 9, 8)"), ((8, 8, 3), "(3, 8, 8)")])
+def test_images_of_another_resolution_or_channels(refused, tmp_path, size, shape):
+    folder = pictures(tmp_path / "other", 5, size)
+    line = refused(*evaluation(folder))
+    assert f"{folder / '000000.png'}: (C, H, W) is {shape}, the data has (1, 8, 8)" in line
+
+
+def test_a_covariance_of_low_rank_is_finite_and_noted(tmp_path, capsys):
+    folder = pictures(tmp_path / "same", 12)
+    assert main([*evaluation(folder), "--metrics", "frechet", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["metrics"]["frechet"]
+    assert np.isfinite(found["value"])
+    assert found["value"] > 0
+    assert found["notes"] == ["rank-deficient: 12 items in 64 dimensions"]
+    assert main([*evaluation(folder), "--metrics", "frechet"]) == 0
+    assert "rank-deficient" in capsys.readouterr().out
