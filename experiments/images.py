@@ -40,7 +40,7 @@ STORE = RESULTS / "images.json"
 FOOTER = "# Reached"
 WIDTHS = (0.05, 0.1, 0.15)
 HELD_OUT = 512
-SHOWN = {1: 80, 3: 30}
+SHOWN = {1: 80, 3: 20}
 """Images in the picture, by the number of channels: a file stays below 100 kB."""
 
 
