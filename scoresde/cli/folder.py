@@ -120,6 +120,7 @@ def claim(path: str | Path, *, resume: bool = False, overwrite: bool = False) ->
     wrote.
     """
     folder = RunFolder(Path(path))
+    half = folder.env.with_name(f"{folder.env.name}.tmp")  # of a run killed as it began
     if resume and overwrite:
         raise ValueError("--resume and --overwrite exclude each other; give one of them")
     if folder.path.exists() and not folder.path.is_dir():
@@ -132,7 +133,7 @@ def claim(path: str | Path, *, resume: bool = False, overwrite: bool = False) ->
             )
     elif resume:
         raise ValueError(f"{path}: no run to resume; check --out, or train without --resume")
-    elif foreign := [file for file in own_files(folder) if file.exists()]:
+    elif foreign := [file for file in own_files(folder) if file.exists() and file != half]:
         raise ValueError(
             f"{path}: holds {foreign[0].relative_to(path)} but no run; give another --out"
         )

@@ -12,8 +12,6 @@ Fast Algorithms for Convolutional Neural Networks, arXiv 1509.09308, section 4.1
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -41,8 +39,6 @@ G = (
     (1 / 24, -1 / 12, 1 / 6),
     (0, 0, 1),
 )
-IN_CACHE = 1 << 20
-"""Numbers of transformed tiles at a time."""
 
 
 class Conv3x3(nn.Conv2d):
@@ -67,8 +63,8 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     Differentiable once, and not in forward mode.
     """
-    y: Tensor = _Convolved.apply(x, weight)
-    return y if bias is None else y + bias[:, None, None]
+    y: Tensor = _Convolved.apply(x, weight, bias)
+    return y
 
 
 def _is_worth_it(x: Tensor, outputs: int) -> bool:
@@ -89,37 +85,35 @@ class _Convolved(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        ctx.images = _images(x, weight)
-        windows = [_windows(part) for part in x.split(ctx.images)]
-        ctx.save_for_backward(weight, *windows)
-        return _products(windows, weight, x)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        windows = _windows(x)
+        ctx.save_for_backward(weight, windows)
+        return _products(windows, weight, bias, x)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        weight, *windows = ctx.saved_tensors
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        weight, windows = ctx.saved_tensors
         dx = dw = None
         if ctx.needs_input_grad[0]:
-            turned = weight.flip(2, 3).transpose(0, 1)
-            dx = _products(map(_windows, g.split(ctx.images)), turned, g)
+            dx = _products(_windows(g), weight.flip(2, 3).transpose(0, 1), None, g)
         if ctx.needs_input_grad[1]:
-            tiles = map(_tiles, g.split(ctx.images))
-            total = torch.stack([d.mT @ y for d, y in zip(windows, tiles, strict=True)]).sum(0)
-            dw = _both(g.new_tensor(G).mT, _square(total)).unflatten(0, (3, 3)).permute(3, 2, 0, 1)
-        return dx, dw
+            total = _both(g.new_tensor(G).mT, _square(windows.mT @ _tiles(g)))
+            dw = total.unflatten(0, (3, 3)).permute(3, 2, 0, 1)
+        return dx, dw, g.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
 
 
-def _products(windows: Iterable[Tensor], weight: Tensor, like: Tensor) -> Tensor:
-    """Y (B, O, H, W) for transformed windows (36, tiles, C) of the parts of a batch."""
+def _products(windows: Tensor, weight: Tensor, bias: Tensor | None, like: Tensor) -> Tensor:
+    """Y (B, O, H, W), as large as ``like``, for transformed windows (36, tiles, C)."""
     kernels = _both(weight.new_tensor(G), weight.permute(2, 3, 1, 0))
-    return torch.cat([_joined(d @ kernels, like) for d in windows])
-
-
-def _images(x: Tensor, weight: Tensor) -> int:
-    """How many at a time, so that what is made of them stays in the cache."""
-    tiles = math.prod(-(-side // TILE) for side in x.shape[2:])
-    return max(1, IN_CACHE // (WINDOW**2 * tiles * max(weight.shape[:2])))
+    tiles = _both(like.new_tensor(A_T), _square(windows @ kernels))
+    if bias is not None:
+        tiles += bias
+    height, width = like.shape[2:]
+    high, wide = -(-height // TILE), -(-width // TILE)
+    placed = tiles.view(TILE, TILE, -1, high, wide, len(weight)).permute(2, 3, 0, 4, 1, 5)
+    rows = placed.flatten(3, 4).flatten(1, 2)
+    return rows[:, :height, :width].permute(0, 3, 1, 2)
 
 
 def _windows(x: Tensor) -> Tensor:
@@ -141,15 +135,6 @@ def _tiles(y: Tensor) -> Tensor:
     padded = F.pad(y.permute(0, 2, 3, 1), (0, 0, 0, right, 0, below))
     tiles = padded.unflatten(2, (-1, TILE)).unflatten(1, (-1, TILE)).permute(2, 4, 0, 1, 3, 5)
     return _both(y.new_tensor(A_T).mT, tiles.flatten(2, 4))
-
-
-def _joined(products: Tensor, like: Tensor) -> Tensor:
-    """A^T M A of (36, tiles, O), the tiles put together to images as large as ``like``."""
-    height, width = like.shape[2:]
-    tiles = _both(like.new_tensor(A_T), _square(products))
-    tiles = tiles.view(TILE, TILE, -1, -(-height // TILE), -(-width // TILE), products.shape[2])
-    rows = tiles.permute(2, 3, 0, 4, 1, 5).flatten(3, 4).flatten(1, 2)
-    return rows[:, :height, :width].permute(0, 3, 1, 2)
 
 
 def _both(t: Tensor, x: Tensor) -> Tensor:

@@ -432,6 +432,16 @@ def test_files_that_no_run_wrote_are_not_touched(tmp_path, capsys, name, extra):
     assert tree(tmp_path / "project") == {name: b"{}"}
 
 
+def test_a_run_killed_while_it_wrote_its_first_file_is_started_again(tmp_path):
+    (tmp_path / "env.json.tmp").write_text('{"scores')
+    assert not folders.claim(tmp_path).is_run()
+    folders.write_start(RunFolder(tmp_path), "seed: 0\n", {"scoresde": "0"})
+    assert [p.name for p in sorted(tmp_path.iterdir()) if p.is_file()] == [
+        "config.yaml",
+        "env.json",
+    ]
+
+
 def test_a_file_is_no_folder(tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
     assert main(command(tmp_path / "file")) == 2

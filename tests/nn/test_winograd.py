@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from scoresde.nn import winograd
 from scoresde.nn.winograd import Conv3x3, convolve
 
 SHAPES = [(3, 5, 7, 9, 14), (2, 3, 4, 1, 1), (2, 3, 4, 4, 6), (1, 1, 1, 2, 11), (5, 8, 2, 8, 8)]
@@ -20,11 +19,9 @@ def problem(shape, dtype=torch.float64):
     return [z.requires_grad_() for z in inputs], g
 
 
-@pytest.mark.parametrize("cache", [1, winograd.IN_CACHE])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_values_and_gradients_are_those_of_the_definition(shape, layout, cache, monkeypatch):
-    monkeypatch.setattr(winograd, "IN_CACHE", cache)
+def test_values_and_gradients_are_those_of_the_definition(shape, layout):
     (x, weight, bias), g = problem(shape)
     inputs = [x.detach().contiguous(memory_format=layout).requires_grad_(), weight, bias]
     found, wanted = convolve(*inputs), F.conv2d(*inputs, padding=1)
