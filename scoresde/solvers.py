@@ -128,7 +128,7 @@ def solve_sde(
         # A hair longer, so that rounding never adds a step.
         dt = (lam1 - lam0) / steps * (1 + 1e-9)
         w: Tensor = torchsde.sdeint(reverse, start, span, bm=path, method=method, dt=dt)[-1]
-    _require_finite(w, f"torchsde {method}", "use more steps")
+    require_finite(w, f"torchsde {method}", "use more steps")
     return w.reshape(x.shape) * scale(sde, last)
 
 
@@ -194,7 +194,7 @@ def integrate(
         raise SolverError(f"torchdiffeq {guard.where()}: {error}; loosen rtol and atol") from error
     end = tuple(p[-1] for p in path) if isinstance(path, tuple) else path[-1]
     for part in end if isinstance(end, tuple) else (end,):
-        _require_finite(
+        require_finite(
             part, f"torchdiffeq {guard.where()}", "check the model, or tighten the tolerances"
         )
     return end
@@ -210,8 +210,11 @@ class _Guard:
     high: float
     lam: float = math.nan
     calls: int = 0
+    last: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     def __call__(self, lam: Tensor, state: Any) -> Any:
+        if math.isnan(float(lam)):  # the step follows a rate that is not finite
+            require_finite(self.last, f"torchdiffeq {self.where()}", "check the model")
         # The search for a first step may look far beyond the end.
         self.lam, self.calls = min(max(float(lam), self.low), self.high), self.calls + 1
         if self.calls > self.tolerance.max_nfe:
@@ -219,7 +222,9 @@ class _Guard:
                 f"torchdiffeq {self.where()}: {self.tolerance.max_nfe} network calls without "
                 "reaching the end; loosen rtol and atol or raise max_nfe"
             )
-        return self.rate(self.lam, state)
+        found = self.rate(self.lam, state)
+        self.last = found[0] if isinstance(found, tuple) else found
+        return found
 
     def where(self) -> str:
         return f"{self.tolerance.method} at log-SNR {2 * self.lam:.3g}"
@@ -297,7 +302,8 @@ def require_continuous(x: Tensor) -> None:
         )
 
 
-def _require_finite(x: Tensor, solver: str, remedy: str) -> None:
+def require_finite(x: Tensor, solver: str, remedy: str) -> None:
+    """Raise SolverError, counting them, for samples that are not finite."""
     bad = (
         int((~x.isfinite()).flatten(1).any(1).sum()) if x.ndim > 1 else int((~x.isfinite()).sum())
     )

@@ -107,7 +107,7 @@ class RunFolder:
         """Whether a run has started here."""
         try:
             found = json.loads(self.env.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return False
         return isinstance(found, dict) and "scoresde" in found
 
@@ -269,7 +269,7 @@ def rewind(folder: RunFolder, step: int) -> None:
 def _record(line: str) -> dict[str, Any] | None:
     try:
         found = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) and isinstance(found.get("step"), int) else None
 

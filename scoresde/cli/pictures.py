@@ -151,7 +151,7 @@ def _listed(record: Path) -> set[str]:
     try:
         names = json.loads(record.read_text(encoding="utf-8"))["files"]
         ours = all(NAMES.fullmatch(name) for name in names)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return set()
     return {*names, RECORD} if ours else set()
 

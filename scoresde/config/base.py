@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
@@ -15,11 +15,18 @@ def _not_a_truth_value(value: object) -> object:
     return value
 
 
-Whole = Annotated[int, BeforeValidator(_not_a_truth_value)]
+def _number_of(text: object) -> object:
+    """The number a command line gives as text, which Literal does not read."""
+    return int(text) if isinstance(text, str) and text.isdecimal() else text
+
+
+# Bounded as JSON is: what lies beyond overflows somewhere, with words that name no key.
+Whole = Annotated[int, BeforeValidator(_not_a_truth_value), Field(ge=-(2**53), le=2**53)]
 Real = Annotated[float, BeforeValidator(_not_a_truth_value)]
 Count = Annotated[Whole, Field(ge=1)]
 Even = Annotated[Whole, Field(ge=2, multiple_of=2)]
 Positive = Annotated[Real, Field(gt=0)]
+Channels = Annotated[Literal[1, 3], BeforeValidator(_number_of)]
 Fraction = Annotated[Real, Field(ge=0, lt=1)]
 Choice = Field(discriminator="kind")
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from scoresde.config.base import (
+    Channels,
     Choice,
     Count,
     Even,
@@ -43,7 +44,7 @@ class FolderData(Section):
     """folder with the pictures"""
     size: Count | None = None
     """side of the square they are cropped and resized to; null takes them as they are"""
-    channels: Literal[1, 3] | None = None
+    channels: Channels | None = None
     """1 grey, 3 colour; null takes them as they are"""
     holdout: Annotated[Real, Field(gt=0, lt=1)] = 0.1
     """share for the test split, where there are no folders train/ and test/"""
@@ -167,7 +168,7 @@ class DiscreteSDE(Section):
     """The linear variance table of DDPM."""
 
     kind: Literal["discrete_vp"] = "discrete_vp"
-    levels: Annotated[Whole, Field(ge=2)] = 1000
+    levels: Annotated[Whole, Field(ge=2, le=1_000_000)] = 1000
     """length of the table"""
     beta_start: Annotated[Real, Field(gt=0, lt=1)] = 1e-4
     beta_end: Annotated[Real, Field(gt=0, lt=1)] = 0.02

@@ -48,7 +48,7 @@ def sample_record(path: Path) -> dict[str, Any]:
     try:
         record = (path if path.is_dir() else path.parent) / RECORD
         found = json.loads(record.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     ours = isinstance(found, dict) and isinstance(found.get("files"), list)
     return found if ours and (path.is_dir() or path.name in found["files"]) else {}

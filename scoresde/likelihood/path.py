@@ -20,7 +20,7 @@ from scoresde.denoiser import Denoiser
 from scoresde.likelihood.divergence import Divergence, Field, Hutchinson, exact
 from scoresde.likelihood.flow import LogLikelihood, closed, require_law, standard_error_of
 from scoresde.samplers import V, eab, sample
-from scoresde.solvers import require_continuous, scale, time_of, unit_alpha
+from scoresde.solvers import require_continuous, require_finite, scale, time_of, unit_alpha
 
 GREGORY = 6
 """Order of the corrections at the ends of the quadrature."""
@@ -101,7 +101,7 @@ def path_log_likelihood(
     influence each other. ``between`` divides every step of the walk, not of the quadrature: where
     a divergence costs many products a finer path costs little. ``prior`` is as in
     ``log_likelihood``. Raises ValueError unless nodes >= 12 and between >= 1, or for an empty
-    batch.
+    batch; SolverError for a path that is not finite.
     """
     require_law(denoiser)
     require_continuous(x)
@@ -142,6 +142,7 @@ class _Reader:
     calls: int = dataclasses.field(default=0, init=False)
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        require_finite(x, f"path at t={float(t):.3g}", "check the model, or take more steps")
         self.calls += 1
         k = self.places.get(float(t))
         if k is None or k in self.found:

@@ -366,7 +366,7 @@ def _latest(folder: Path) -> dict[str, Any]:
     """The record in ``latest.json``; empty when it is missing or unreadable, as files rule."""
     try:
         found = json.loads((folder / LATEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

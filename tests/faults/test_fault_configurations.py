@@ -139,3 +139,17 @@ def test_aliases_are_welcome(tmp_path, capsys):
 def test_as_many_problems_are_listed_as_one_reads(refusal):
     line = refusal("train: {posthoc: [" + "x, " * 200 + "]}")
     assert "and 150 more" in line
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (f"seed: {2**70}", f"seed: must be less than or equal to {2**53}, got {2**70}"),
+        (
+            "sde: {kind: discrete_vp, levels: 10000000000}",
+            "sde.levels: must be less than or equal",
+        ),
+    ],
+)
+def test_fault_02_numbers_that_no_memory_holds(refusal, text, words):
+    assert words in refusal(text)

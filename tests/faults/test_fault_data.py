@@ -97,6 +97,16 @@ def test_fault_21_other_modes_and_sizes_need_a_word(refusal, tmp_path, image, ki
         assert found.shape == (3, 16, 16)
 
 
+@pytest.mark.parametrize("channels", ["1", "3"])
+def test_fault_21_they_are_converted_from_the_command_line_too(tmp_path, capsys, channels):
+    for k, mode in enumerate(("RGB", "RGBA", "L", "P")):
+        Image.fromarray(PIXELS).convert(mode).save(tmp_path / f"{k}.png")
+    argv = ["train", "--dry-run", "--data=folder", f"--data.path={tmp_path}"]
+    argv += [f"--data.channels={channels}", "--data.size=8", "--network.width=8"]
+    assert main(argv) == 0
+    assert f"({channels}, 8, 8)" in capsys.readouterr().out
+
+
 def bomb(width: int, height: int) -> bytes:
     """A PNG of a few hundred bytes that says it is of this size."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -91,6 +92,34 @@ def test_fault_16_a_full_disk_leaves_the_old_checkpoint_and_no_rest(copied, fork
     assert not list(copied.path.rglob("*.tmp"))
     assert resumed(copied.path, "--train.steps", "20") == 0
     assert ck.newest(copied.checkpoints)[1].step == 20
+
+
+@pytest.mark.parametrize(
+    ("argv", "most"),
+    [
+        (["sample", "--num", "500"], 1000),
+        (["likelihood", "--device", "cpu"], 100),
+        (["evaluate", "--num", "20"], 100),
+        (["edit", "--num", "8"], 100),
+    ],
+)
+def test_fault_16_results_on_a_full_disk(points, tmp_path, forked, argv, most):
+    resource = pytest.importorskip("resource")
+    out = tmp_path / "out"
+    reading, writing = os.pipe()  # a file of errors would be limited too
+
+    def limited() -> int:
+        sys.stderr = os.fdopen(writing, "w", buffering=1)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+        return main([*argv, "--checkpoint", str(points), "--out", str(out)])
+
+    code, _ = forked(limited)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        (line,) = [line for line in pipe if line.startswith("scoresde: ")]
+    assert code == 1
+    assert line.startswith(f"scoresde: error: {out}")
+    assert not [p for p in tmp_path.rglob("*") if p.suffix in (".tmp", ".new", ".json")]
 
 
 @pytest.mark.parametrize("number", [28, 30, 5])  # no space, read-only, input/output
@@ -233,3 +262,14 @@ def test_fault_26_nothing_to_do(tmp_path, refused, name):
     line = refused(*command(tmp_path / "run", **{name: "0"}))
     assert f"--{name.replace('__', '.')}: must be greater than or equal to 1, got '0'" in line
     assert not (tmp_path / "run").exists()
+
+
+def test_records_nested_without_end_are_no_records(copied, refused, capsys):
+    endless = "[" * 100_000
+    (copied.checkpoints / "latest.json").write_text(endless)
+    with copied.metrics.open("a") as file:
+        file.write(endless + "\n")
+    assert resumed(copied.path, "--train.steps", "13") == 0
+    assert [r["step"] for r in records(copied)][-1] == 13
+    copied.env.write_text(endless)
+    assert "no run to resume" in refused("train", "--out", copied.path, "--resume")

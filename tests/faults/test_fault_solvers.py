@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from scoresde import Denoiser
 from scoresde.build import STEPS, build_step
 from scoresde.cli.main import main
 from scoresde.cli.watch import Watch
@@ -17,6 +20,7 @@ from scoresde.samplers import grids, per_sample_noise, sample
 from scoresde.sde import VP
 from scoresde.solvers import SolverError, solve_ode
 from scoresde.testing import Gaussian
+from tests.cli.conftest import POINTS, save_model
 
 
 def sampling(checkpoint: Path, out: Path, *flags: str) -> list[str]:
@@ -29,6 +33,27 @@ def test_fault_27_numbers_that_are_not_finite(refused, broken, tmp_path, kind):
     line = refused(*sampling(broken, tmp_path / "out", "--sample.sampler", kind), code=1)
     assert f"{kind}: 3 of 3 samples are not finite at t=" in line
     assert not list((tmp_path / "out").glob("*.png"))
+
+
+@pytest.mark.parametrize("method", ["path", "adaptive", "dopri5"])
+def test_fault_27_a_likelihood_names_the_solver_the_time_and_the_bad_ones(
+    refused, tmp_path, method
+):
+    model = save_model(tmp_path / "model.pt", POINTS, spread=1e20)
+    argv = ["likelihood", "--checkpoint", model, "--device=cpu", "--likelihood.method", method]
+    line = refused(*argv, code=1)
+    assert re.search(rf"{method}.* (t=|log-SNR )[0-9.e+-]+.*20 of 20 samples are not", line) or (
+        re.search(r"adaptive: 20 of 20 samples are not finite near t=[0-9.e+-]+", line)
+    )
+
+
+@pytest.mark.parametrize("method", ["dopri5", "dopri8", "rk4", "euler"])
+def test_fault_27_one_bad_sample_is_counted(method):
+    denoiser = Denoiser(VP(), lambda x, t: torch.where(x[:, :1] > 3, math.nan, 0.5 * x))
+    x = torch.zeros(5, 2, dtype=torch.float64)
+    x[2] = 4
+    with pytest.raises(SolverError, match=rf"torchdiffeq {method} at log-SNR -?\d.* 1 of 5 sampl"):
+        solve_ode(denoiser, x, 1.0, 1e-3, method=method, steps=4)
 
 
 def test_fault_27_a_tolerance_that_cannot_be_reached():
