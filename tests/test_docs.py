@@ -1,5 +1,6 @@
 """The documentation says what the code does: its examples run, its numbers are stored ones."""
 
+import importlib
 import json
 import re
 from pathlib import Path
@@ -12,6 +13,7 @@ from scoresde.cli.measures import METRICS
 ROOT = Path(__file__).parent.parent
 SAMPLERS = (ROOT / "docs" / "samplers.md").read_text()
 EVALUATION = (ROOT / "docs" / "evaluation.md").read_text()
+EXPERIMENTS = (ROOT / "docs" / "experiments.md").read_text()
 
 
 def stored(name):
@@ -59,3 +61,22 @@ def test_the_figures_of_the_samplers_are_the_stored_ones():
         assert " | ".join(f"{value:.1e}" for value in ours) in SAMPLERS, title
     for name, row in stored("overhead")["64x3x32x32"]["steps"].items():
         assert f"| {name} | {row['kind']} | {row['ratio']:.1f}" in SAMPLERS
+
+
+def test_the_tables_of_the_experiments_are_the_stored_ones(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "experiments")
+    found = {
+        "images": stored("images"),
+        "processes": stored("processes"),
+        "ablation": stored("ablation"),
+        "needs": stored("needs")["needs"],
+    }
+    tables = {name: importlib.import_module(name).table(rows) for name, rows in found.items()}
+    assert [name for name, table in tables.items() if table not in EXPERIMENTS] == []
+
+
+def test_the_pictures_of_the_experiments_are_there_and_small():
+    linked = re.findall(r"!\[.+?\]\((.+?)\)", EXPERIMENTS)
+    files = [ROOT / "docs" / name for name in linked]
+    assert len(files) >= len(stored("images"))
+    assert all(file.stat().st_size < 100_000 for file in files)

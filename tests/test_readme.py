@@ -44,6 +44,9 @@ def stored(name):
     bounds = json.loads((RESULTS / "bits.json").read_text()).get(name)
     if bounds is not None:
         return [bounds[way]["bits_per_dim"] for way in ("flow", "elbo")]
+    images = json.loads((RESULTS / "images.json").read_text()).get(name)
+    if images is not None:
+        return [images["bits_per_dim"]]
     # The demonstration is the run of the class-conditional configuration.
     file = RESULTS / f"{'demo' if name == 'digits_vp_conditional' else name}.json"
     return [json.loads(file.read_text())["bits_per_dim"]] if file.exists() else []

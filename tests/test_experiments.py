@@ -1,0 +1,61 @@
+"""The experiments measure what they say."""
+
+import importlib
+
+import pytest
+import torch
+
+from scoresde import VP
+from scoresde.build import PARAMETERIZATIONS, build_model
+from scoresde.build.models import build_weight
+from scoresde.config import load_config
+from scoresde.data import Dataset, Scaling, Split
+from scoresde.testing import Mixture
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """The scripts, by name."""
+    root = importlib.import_module("tests.test_readme").ROOT
+    monkeypatch.syspath_prepend(root / "experiments")
+    return importlib.import_module
+
+
+def test_the_ablation_takes_for_equal_only_what_is_the_same_loss(script):
+    ablation = script("ablation")
+    t = torch.linspace(0.01, 1, 20, dtype=torch.float64)
+
+    def on_x0(cell):
+        weight = build_weight(ablation.configured(cell, 0, 100).train)
+        if weight is not None:
+            return weight(VP(), t)
+        return PARAMETERIZATIONS[cell.parameterization]()(VP(), t).out ** -2
+
+    parameterizations = (*ablation.PARAMETERIZATIONS, "score")
+    every = [ablation.Cell(p, w) for p in parameterizations for w in ablation.WEIGHTINGS]
+    for cell in every:
+        torch.testing.assert_close(on_x0(cell), on_x0(ablation.same_as(cell)))
+    losses = {c: tuple(on_x0(c).tolist()) for c in every if c.parameterization == "v"}
+    assert len(set(losses.values())) == len(losses)
+
+
+def test_the_error_by_level_is_that_of_the_exact_denoiser(script):
+    """Of Gaussian data of deviation s it is s^2 / (s^2 + r^2) at r = sigma / alpha."""
+    std, n, ratios = 0.5, 4000, torch.tensor([0.05, 0.5, 5.0])
+    x = std * torch.randn(n, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    exact = Mixture(torch.ones(1), torch.zeros(1, 4), torch.full((1, 4), std))
+    data = Dataset("normal", Split(x), Split(x), Scaling(None), None)
+    model = type("Exact", (), {"sde": VP(), "denoiser": lambda self: exact.denoiser(VP())})()
+    found = script("judging").errors_by_level(model, data.test, data, ratios)
+    expected = std**2 / (std**2 + ratios.double() ** 2)
+    torch.testing.assert_close(
+        torch.tensor(found, dtype=torch.float64), expected, rtol=0.05, atol=0
+    )
+
+
+def test_memory_is_linear_in_the_images(script):
+    needs = script("needs")
+    config = load_config(None, {"network.width": 8})
+    model = build_model(config, needs.GREY)
+    one, two, three = (needs.saved(config, needs.GREY, model, n) for n in (1, 2, 3))
+    assert three - two == two - one == needs.activations(config, needs.GREY, model)
