@@ -7,7 +7,8 @@ about 1.1 M parameters and 0.37 GFLOP an image in the forward pass; what is comp
 second times these, so that the networks count as equal. In each mode both are timed with the
 channels first and last, step by step in turn, and the better layout of each is taken. Times are of
 the thread: those of other programs do not count, but their use of the caches does. Prints the
-table in markdown and stores it; modes left out stay as they are stored. Needs diffusers: pip install scoresde[parity].
+table in markdown and stores it; modes left out stay as they are stored. Needs diffusers: pip
+install scoresde[parity].
 """
 
 from __future__ import annotations
