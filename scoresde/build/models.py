@@ -61,8 +61,9 @@ def build_dataset(section: Section) -> Dataset:
     kind = arguments.pop("kind")
     if "path" in arguments and arguments["path"] is None:
         raise ConfigError(f"data.path is not given for data.kind={kind}; pass --data.path PATH")
-    if "path" in arguments:
-        arguments["path"] = Path(arguments["path"]).expanduser()
+    for name in ("path", "cache"):
+        if arguments.get(name) is not None:
+            arguments[name] = Path(arguments[name]).expanduser()
     names = {"train": "n_train", "test": "n_test"}
     return constructor(DATASETS, kind)(**{names.get(k, k): v for k, v in arguments.items()})
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scoresde.data import Scaling, Split, batch_indices
+from scoresde.data import Examples, Scaling, Split, batch_indices
 from scoresde.nn.magnitude import normalise
 from scoresde.parameterization import ScoreModel
 from scoresde.sde import SDE
@@ -150,7 +150,7 @@ def start(
     )
 
 
-def fit(state: TrainState, plan: Plan, split: Split, scaling: Scaling) -> Iterator[Metrics]:
+def fit(state: TrainState, plan: Plan, split: Examples, scaling: Scaling) -> Iterator[Metrics]:
     """Train ``state`` in place up to ``plan.steps`` updates, yielding after each one.
 
     Logging, validation, checkpoints and stopping are the caller's: it is an ordinary generator.
@@ -160,7 +160,7 @@ def fit(state: TrainState, plan: Plan, split: Split, scaling: Scaling) -> Iterat
         yield update(state, plan, split, scaling)
 
 
-def update(state: TrainState, plan: Plan, split: Split, scaling: Scaling) -> Metrics:
+def update(state: TrainState, plan: Plan, split: Examples, scaling: Scaling) -> Metrics:
     """One update of ``state`` in place: loss, gradient, clipping, optimiser, averages."""
     model, step, rate = state.model, state.step, plan.learning_rate(state.step)
     batch = draw_batch(plan, split, scaling, model.sde, step)
@@ -185,7 +185,7 @@ def update(state: TrainState, plan: Plan, split: Split, scaling: Scaling) -> Met
     return Metrics(state.step, loss, norm, rate, state.scale.skipped, t, losses)
 
 
-def draw_batch(plan: Plan, split: Split, scaling: Scaling, sde: SDE, step: int) -> Batch:
+def draw_batch(plan: Plan, split: Examples, scaling: Scaling, sde: SDE, step: int) -> Batch:
     """The batch of a step: examples, times, noise and labels, a function of (plan, step).
 
     Drawn on the host, so that every device sees the same numbers.
