@@ -21,6 +21,7 @@ from scoresde.nn.magnitude import normalise
 from scoresde.parameterization import ScoreModel
 from scoresde.sde import SDE
 from scoresde.training import ema, losses, profiles, shards
+from scoresde.training.augment import Augmentation
 from scoresde.training.losses import Weight, dsm_loss
 from scoresde.training.precision import MOST_SKIPPED, LossScale, Precision, autocast
 from scoresde.training.shares import Share
@@ -67,9 +68,9 @@ class Plan:
     of ``draw`` give t, ``weight`` weighs x0_hat (None: the network output). ``classes`` is the
     number of classes of a conditional model, whose labels become ``classes``, that is no label,
     each with probability ``label_dropout``. ``clip`` bounds the gradient norm (None: no bound).
-    ``dither`` is that of ``dequantised``. The gradient of a batch is summed over ``accumulate``
-    parts of it, in ``precision``, and over the processes that ``share`` it. Raises ValueError for
-    numbers out of range.
+    ``dither`` is that of ``dequantised``; ``augment`` changes the images. The gradient of a batch
+    is summed over ``accumulate`` parts of it, in ``precision``, and over the processes that
+    ``share`` it. Raises ValueError for numbers out of range.
     """
 
     steps: int
@@ -84,6 +85,7 @@ class Plan:
     classes: int | None = None
     label_dropout: float = 0.0
     dither: bool = True
+    augment: Augmentation | None = None
     accumulate: int = 1
     precision: Precision = "float32"
     share: Share = field(default_factory=Share)
@@ -122,12 +124,16 @@ class Metrics:
 
 
 class Batch(NamedTuple):
-    """Clean examples in model units and noise (B, ...), times (B,), labels (B,) or None."""
+    """Clean examples in model units and noise (B, ...), times (B,), labels (B,) or None.
+
+    ``augment`` (B, n) tells the network what was done to them, if it is told.
+    """
 
     x0: Tensor
     t: Tensor
     eps: Tensor
     label: Tensor | None
+    augment: Tensor | None = None
 
 
 def start(
@@ -192,10 +198,10 @@ def draw_batch(plan: Plan, split: Split, scaling: Scaling, sde: SDE, step: int) 
     """
     generator = torch.Generator().manual_seed(stream(plan.seed, step, "batch"))
     chosen = split.take(batch_indices(len(split), plan.batch, plan.seed, step))
-    x0 = dequantised(chosen.x, scaling, generator, plan.dither)
+    x0, told = _augmented(plan, chosen.x, scaling, generator, step)
     t = plan.times(sde, plan.draw(plan.batch, generator))
     eps = torch.randn(x0.shape, generator=generator)
-    return Batch(x0, t, eps, _labels(plan, chosen.label, generator))
+    return Batch(x0, t, eps, _labels(plan, chosen.label, generator), told)
 
 
 def dequantised(
@@ -358,9 +364,9 @@ def _loss_of(model: ScoreModel, batch: Batch, weight: Weight | None) -> Tensor:
     device = _device(model)
     x0, eps = batch.x0.to(device), batch.eps.to(device)
     # Times stay on the host: schedules are a few numbers each, and only coefficients travel.
-    if batch.label is None:
-        return dsm_loss(model, x0, batch.t, eps, weight)
-    return dsm_loss(model, x0, batch.t, eps, weight, label=batch.label.to(device))
+    told = {"label": batch.label, "augment": batch.augment}
+    cond = {name: value.to(device) for name, value in told.items() if value is not None}
+    return dsm_loss(model, x0, batch.t, eps, weight, **cond)
 
 
 @contextmanager
@@ -372,6 +378,18 @@ def _dropout_from(seed: int, device: torch.device) -> Iterator[None]:
     ):
         torch.manual_seed(seed)
         yield
+
+
+def _augmented(
+    plan: Plan, levels: Tensor, scaling: Scaling, generator: torch.Generator, step: int
+) -> tuple[Tensor, Tensor | None]:
+    """Model units (B, ...) of the levels, augmented, and what the network is told of it."""
+    if plan.augment is None:
+        return dequantised(levels, scaling, generator, plan.dither), None
+    # A stream of its own: noise, times and labels are those of a run without augmentation.
+    own = torch.Generator().manual_seed(stream(plan.seed, step, "augment"))
+    levels = plan.augment.on_levels(levels, own)
+    return plan.augment.on_units(dequantised(levels, scaling, generator, plan.dither), own)
 
 
 def _labels(plan: Plan, label: Tensor | None, generator: torch.Generator) -> Tensor | None:
@@ -391,8 +409,8 @@ def _held_out_batch(
 
 
 def _take(batch: Batch, rows: Tensor) -> Batch:
-    label = None if batch.label is None else batch.label[rows]
-    return Batch(batch.x0[rows], batch.t[rows], batch.eps[rows], label)
+    label, augment = (None if p is None else p[rows] for p in (batch.label, batch.augment))
+    return Batch(batch.x0[rows], batch.t[rows], batch.eps[rows], label, augment)
 
 
 def _is_finite(state: TrainState, plan: Plan, loss: Tensor, norm: Tensor, rate: float) -> bool:
