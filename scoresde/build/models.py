@@ -154,6 +154,7 @@ def build_plan(config: Config, described: Described) -> Plan:
         augment=build_augmentation(train),
         accumulate=train.accumulate,
         precision=train.precision,
+        prefetch=train.prefetch,
     )
 
 

@@ -134,6 +134,8 @@ class Train(Section):
     """parts of a batch whose gradients are summed, one after the other"""
     precision: Literal["float32", "bf16", "fp16"] = "float32"
     """of the layers; weights, their averages and the loss are float32"""
+    prefetch: Annotated[Whole, Field(ge=0, le=64)] = 0
+    """batches drawn ahead in a thread while the device computes; the numbers are the same"""
     compile: bool = False
     """compile the network: minutes at the start, faster steps"""
     channels_last: bool = False
