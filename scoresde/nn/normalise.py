@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
-from torch.autograd.function import once_differentiable
+
+from scoresde.nn.first import first_only, is_first
 
 
 class GroupNorm(nn.GroupNorm):
@@ -56,14 +56,9 @@ def modulate(h: Tensor, scale_shift: Tensor) -> Tensor:
 
 
 def _is_ours(x: Tensor) -> bool:
-    """Whether to compute by ``_Normalised``, on a CPU in single or double precision.
-
-    A compiler joins the passes itself, and forward derivatives it has not.
-    """
+    """Whether to compute by ``_Normalised``: images on a CPU in single or double precision."""
     plain = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
-    if not plain or torch.compiler.is_compiling():
-        return False
-    return forward_ad.unpack_dual(x).tangent is None
+    return plain and x.ndim == 4 and x.numel() > 0 and is_first(x)
 
 
 class _Normalised(torch.autograd.Function):
@@ -89,7 +84,7 @@ class _Normalised(torch.autograd.Function):
         return torch.addcmul(_each(shift.reshape(grouped) - a * mean, x), x, _each(a, x))
 
     @staticmethod
-    @once_differentiable
+    @first_only
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, mean, rate, a = ctx.saved_tensors
         d_shift = g.sum((2, 3)).view_as(a)

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
-from torch.autograd.function import once_differentiable
+
+from scoresde.nn.first import first_only, is_first
 
 TILE, WINDOW = 4, 6
 ONE = 7
@@ -62,7 +62,7 @@ class Conv3x3(nn.Conv2d):
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """F.conv2d(x, weight, bias, padding=1) for weight (O, C, 3, 3), channels side by side.
 
-    Differentiable once, and not in forward mode.
+    Differentiable once, and not in forward mode; raises RuntimeError under create_graph=True.
     """
     y: Tensor = _Convolved.apply(x, weight, bias)
     return y
@@ -70,11 +70,11 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def _is_worth_it(x: Tensor, outputs: int) -> bool:
     plain = x.dtype == torch.float32 and x.device.type == "cpu"
-    plain = plain and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
-    large = min(x.shape[1], outputs) >= 48 and x.numel() >= 1 << 17
+    plain = plain and not torch.is_autocast_enabled("cpu")
+    large = x.ndim == 4 and min(x.shape[1], outputs) >= 48 and x.numel() >= 1 << 17
     if not (plain and large and torch.backends.cpu.get_cpu_capability() == "AVX2"):
         return False
-    return forward_ad.unpack_dual(x).tangent is None
+    return is_first(x)
 
 
 class _Convolved(torch.autograd.Function):
@@ -92,7 +92,7 @@ class _Convolved(torch.autograd.Function):
         return _products(windows, weight, bias, x)
 
     @staticmethod
-    @once_differentiable
+    @first_only
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         weight, windows = ctx.saved_tensors
         dx = dw = None

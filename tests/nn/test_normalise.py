@@ -82,3 +82,24 @@ def test_a_forward_derivative_is_a_difference_quotient(training):
 def test_a_modulation_beside_weight_and_bias_is_an_error():
     with pytest.raises(ValueError, match="affine"):
         GroupNorm(8)(torch.zeros(1, 8, 2, 2), torch.zeros(1, 16))
+
+
+def test_a_second_derivative_in_training_mode_is_an_error_and_never_a_part_of_it():
+    x, norm = (
+        state(2, 8, 3, 3, layout=torch.contiguous_format),
+        GroupNorm(8, affine=False).double(),
+    )
+    # The weights of a sum do not depend on x: nothing later would notice.
+    with pytest.raises(RuntimeError, match="eval"):
+        torch.autograd.grad(norm(x).pow(3).sum(), x, create_graph=True)
+    slope = torch.autograd.grad(norm.eval()(x).pow(3).sum(), x, create_graph=True)[0]
+    assert torch.autograd.grad(slope.square().sum(), x)[0].abs().max() > 0
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_it_is_transformed_by_torch_func(training):
+    x = state(3, 8, 3, 3, layout=torch.contiguous_format).detach()
+    norm = GroupNorm(8).double().train(training)
+    each = torch.func.vmap(torch.func.grad(lambda z: norm(z[None]).pow(3).sum()))(x)
+    z = x.clone().requires_grad_()
+    assert torch.allclose(each, torch.autograd.grad(norm(z).pow(3).sum(), z)[0], atol=1e-11)

@@ -61,3 +61,18 @@ def test_forward_derivatives_are_left_to_pytorch():
         dual = layer(torch.autograd.forward_ad.make_dual(x, x))
         tangent = torch.autograd.forward_ad.unpack_dual(dual).tangent
     assert torch.allclose(tangent, layer(x) - layer.bias[:, None, None], atol=1e-4)
+
+
+def test_a_second_derivative_is_an_error():
+    (x, weight, _), g = problem((2, 3, 4, 5, 6))
+    with pytest.raises(RuntimeError, match="eval"):
+        torch.autograd.grad(convolve(x, weight).square(), x, g, create_graph=True)
+
+
+def test_it_is_transformed_by_torch_func_and_takes_one_image():
+    layer = Conv3x3(64, 64)
+    x = torch.randn(2, 12, 64, 14, 14, generator=torch.Generator().manual_seed(0))
+    found = torch.func.vmap(layer)(x)
+    assert torch.allclose(found.flatten(0, 1), layer.eval()(x.flatten(0, 1)), atol=1e-4)
+    large = torch.randn(64, 48, 48, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(layer.train()(large), layer.eval()(large))
