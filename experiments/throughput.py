@@ -1,13 +1,14 @@
 """Images a second in training, beside diffusers' UNet2D on the same thread.
 
-    python experiments/throughput.py [--repeats N] [--modes float32 bf16 ...] [--device cuda]
+    python experiments/throughput.py [--repeats N] [--modes float32 bf16 ...]
 
 A step is forward, backward and Adam on images 28 x 28 x 1 in batches of 32. Both networks have
 about 1.1 M parameters and 0.37 GFLOP an image in the forward pass; what is compared is images a
 second times these, so that the networks count as equal. In each mode both are timed with the
 channels first and last, step by step in turn, and the better layout of each is taken. Times are of
 the thread: those of other programs do not count, but their use of the caches does. Prints the
-table in markdown and stores it. Needs diffusers: pip install scoresde[parity].
+table in markdown and stores it; modes left out stay as they are stored. Needs diffusers: pip
+install scoresde[parity].
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def main() -> None:
         f"{torch.backends.cpu.get_cpu_capability()} and "
         f"{'' if has_bf16() else 'no '}instructions for bf16",
         "networks": {name: size_of(make()) for name, make in NETWORKS.items()},
-        "modes": {},
+        "modes": stored(arguments.out),
     }
     print(f"{result['hardware']}\n{json.dumps(result['networks'])}", flush=True)
     for mode in arguments.modes:
@@ -98,6 +99,12 @@ def main() -> None:
         print(row(mode, result["modes"][mode]), flush=True)
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     print(table(result))
+
+
+def stored(out: Path) -> dict[str, Any]:
+    """The modes measured before."""
+    found: dict[str, Any] = json.loads(out.read_text())["modes"] if out.exists() else {}
+    return found
 
 
 def compare(mode: str, repeats: int, sizes: dict[str, Any]) -> dict[str, Any]:
@@ -130,6 +137,7 @@ def compare(mode: str, repeats: int, sizes: dict[str, Any]) -> dict[str, Any]:
             for name in NETWORKS
         },
         "best_layout": {name: setting.layout for name, setting in best.items()},
+        "repeats": repeats,
         "ratio": work * statistics.median(theirs / our for theirs, our in pairs),
     }
 

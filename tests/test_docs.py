@@ -45,6 +45,19 @@ def test_every_name_is_in_the_table_of_names():
     assert not missing
 
 
+def test_no_kill_lost_anything_and_the_page_says_how_many_there_were():
+    found = stored("kills")
+    assert found["kills"] >= 200
+    assert found["files_unreadable"] == 0
+    text = " ".join((ROOT / "docs" / "training.md").read_text().split())
+    for words in (
+        f"{found['kills']} times, and {found['resumes']} times it was resumed",
+        f"None of the {found['files_read']:,} files",
+        f"and {found['trainings_equal']} trainings",
+    ):
+        assert words in text
+
+
 def test_the_engine_takes_less_of_a_step_than_it_may():
     found = stored("engine_overhead")
     assert found["overhead_by_parts"] <= found["limit"]

@@ -19,9 +19,10 @@ MAY_IMPORT = {
     "codes": THEORY | {"solvers", "samplers"},
     "testing": THEORY | {"samplers", "solvers", "likelihood"},
     "measure": THEORY | {"samplers", "testing"},
-    "training": THEORY | {"samplers", "data", "nn"},
+    "training": THEORY | {"samplers", "data", "nn", "atomic"},
     "nn": set(),
-    "data": set(),
+    "atomic": set(),
+    "data": {"atomic"},
     "evaluation": set(),
     "config": set(),
     "build": THEORY

@@ -42,6 +42,7 @@ from scoresde.build.scoring import (
 )
 from scoresde.build.steps import PREDICTIONS, SELF_PACED, STEPS, VARIABLES, build_step
 from scoresde.build.tables import (
+    AUGMENTATIONS,
     DATASETS,
     DRAWS,
     GRIDS,
@@ -58,6 +59,7 @@ from scoresde.build.tables import (
 )
 
 __all__ = [
+    "AUGMENTATIONS",
     "DATASETS",
     "DEQUANTISATIONS",
     "DRAWS",

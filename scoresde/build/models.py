@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.build.tables import (
+    AUGMENTATIONS,
     DATASETS,
     DRAWS,
     NETWORKS,
@@ -30,6 +31,7 @@ from scoresde.nn import LevelMean
 from scoresde.parameterization import ScoreModel
 from scoresde.sde import SDE
 from scoresde.training import losses, times
+from scoresde.training.augment import Augmentation
 from scoresde.training.loop import LearningRate, Plan, cosine, inverse_sqrt, warmup
 
 
@@ -61,8 +63,9 @@ def build_dataset(section: Section) -> Dataset:
     kind = arguments.pop("kind")
     if "path" in arguments and arguments["path"] is None:
         raise ConfigError(f"data.path is not given for data.kind={kind}; pass --data.path PATH")
-    if "path" in arguments:
-        arguments["path"] = Path(arguments["path"]).expanduser()
+    for name in ("path", "cache"):
+        if arguments.get(name) is not None:
+            arguments[name] = Path(arguments[name]).expanduser()
     names = {"train": "n_train", "test": "n_test"}
     return constructor(DATASETS, kind)(**{names.get(k, k): v for k, v in arguments.items()})
 
@@ -78,6 +81,9 @@ def build_network(config: Config, described: Described) -> nn.Module:
     inputs = _inputs(kind, described)
     if middles is not None:
         arguments["outputs"] = inputs * len(middles)
+    augment = build_augmentation(config.train)
+    if augment is not None and augment.labels is not None:
+        arguments["augments"] = augment.labels
     with torch.random.fork_rng(devices=[]):  # layers draw their weights from the global generator
         torch.manual_seed(config.seed)
         network: nn.Module = constructor(NETWORKS, kind)(
@@ -118,6 +124,12 @@ def build_learning_rate(train: Train) -> LearningRate:
     return warmup(train.lr, train.warmup)
 
 
+def build_augmentation(train: Train) -> Augmentation | None:
+    """What is done to the images of ``config.train``; None leaves them as they are."""
+    augment: Augmentation | None = construct(AUGMENTATIONS, train.augment)
+    return augment
+
+
 def build_optimizer(train: Train, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     """Adam, or AdamW with its decoupled weight decay, in the fused form."""
     make = constructor(OPTIMIZERS, train.optimizer)
@@ -140,8 +152,10 @@ def build_plan(config: Config, described: Described) -> Plan:
         classes=classes,
         label_dropout=0.0 if classes is None else train.label_dropout,
         dither=train.dither,
+        augment=build_augmentation(train),
         accumulate=train.accumulate,
         precision=train.precision,
+        prefetch=train.prefetch,
     )
 
 

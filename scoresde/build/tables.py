@@ -21,7 +21,7 @@ from scoresde.nn import EDM2, MLP, DiT, UNet, adm, ddpmpp, ncsnpp
 from scoresde.parameterization import Parameterization
 from scoresde.samplers import ArctanGrid, Grid, grids
 from scoresde.sde import EDM, SDE, VE, VP, Cosine, DiscreteVP, LinearFlow, SubVP, linear_betas
-from scoresde.training import losses, times
+from scoresde.training import augment, losses, times
 
 Value = TypeVar("Value")
 Table = Mapping[str, Callable[..., Any]]
@@ -55,6 +55,10 @@ def optimised(budget: int = 2000, starts: int = 32) -> Grid:
 
 def unit() -> None:
     """Weight 1 on the squared error of the network output."""
+
+
+def none() -> None:
+    """Images as they are."""
 
 
 def table(**entries: Value) -> Mapping[str, Value]:
@@ -126,6 +130,11 @@ TIMES: Mapping[str, Callable[..., times.Times]] = table(
     log_snr=times.LogSNR,
     lognormal=times.LogNormal,
     levels=times.Levels,
+)
+AUGMENTATIONS: Mapping[str, Callable[..., augment.Augmentation | None]] = table(
+    none=none,
+    plain=augment.Plain,
+    edm=augment.NonLeaking,
 )
 DRAWS: Mapping[str, times.Draw] = table(
     independent=times.independent,

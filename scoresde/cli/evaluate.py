@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoresde.atomic import atomic_write
 from scoresde.build import LoadedRun, build_dataset
 from scoresde.cli.choices import names
 from scoresde.cli.console import pick_device, progress
@@ -48,7 +49,6 @@ from scoresde.evaluation import (
     moments,
     save_moments,
 )
-from scoresde.training.files import atomic_write
 
 DEFAULT_NUM = 1000
 

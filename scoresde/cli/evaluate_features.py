@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoresde.atomic import digest
 from scoresde.config.problems import nearest
 from scoresde.data import Dataset
 from scoresde.evaluation import (
@@ -19,7 +20,6 @@ from scoresde.evaluation import (
     raw_features,
     torchscript_features,
 )
-from scoresde.training.files import digest
 
 CHOICES = ("classifier", "pixels")
 INCEPTION = 2048

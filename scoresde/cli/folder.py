@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import scoresde
+from scoresde.atomic import atomic_write, writing
 from scoresde.training.checkpoint import BEST, LATEST, step_files
-from scoresde.training.files import atomic_write, writing
 from scoresde.training.snapshots import AVERAGES, NAME, snapshots
 
 PACKAGES = ("torch", "numpy", "pydantic", "safetensors")

@@ -28,6 +28,7 @@ LISTINGS = {
     "grids": Listing("sample.grid.kind", build.GRIDS),
     "weightings": Listing("train.weighting.kind", build.WEIGHTINGS),
     "times": Listing("train.times.kind", build.TIMES),
+    "augmentations": Listing("train.augment.kind", build.AUGMENTATIONS),
     "draws": Listing("train.draw", build.DRAWS),
     "data": Listing("data.kind", build.DATASETS),
     "likelihoods": Listing("likelihood.method", build.METHODS),

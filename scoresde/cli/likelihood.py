@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoresde.atomic import writing
 from scoresde.build import bound_of, build_dataset, build_estimator
 from scoresde.cli import scoring
 from scoresde.cli.console import pick_device, progress
@@ -42,7 +43,6 @@ from scoresde.likelihood import mean
 from scoresde.parameterization import ScoreModel
 from scoresde.sde import SDE
 from scoresde.training.checkpoint import DataDescription, fingerprint
-from scoresde.training.files import writing
 
 KEEP_SECONDS = 5.0
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scoresde.atomic import atomic_write, writing
 from scoresde.build import LoadedRun
 from scoresde.cli import scoring
 from scoresde.cli.options import LikelihoodOptions
@@ -29,7 +30,6 @@ from scoresde.likelihood import bootstrap_interval, draw_error, mean
 from scoresde.likelihood.bounds import terminal_gap
 from scoresde.likelihood.dequantise import middles
 from scoresde.solvers import FIXED_STEP_METHODS
-from scoresde.training.files import atomic_write, writing
 
 FILES = ("likelihood.json", "values.csv", "values.npz", "histogram.png")
 LEVEL = 0.95

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scoresde.atomic import writing
 from scoresde.cli.watch import Seen
 from scoresde.data import Scaling
 from scoresde.data.examples import RECORD
 from scoresde.evaluation import image_grid, scatter
 from scoresde.evaluation.figures import save_gif, save_png
-from scoresde.training.files import writing
 
 NAMES = re.compile(
     r"(\d{6,}\.png|grid\.png|scatter\.png|samples\.npz|trajectory\.(npz|gif)|sample\.json)(\.tmp)?"

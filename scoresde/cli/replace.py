@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from scoresde.training.files import atomic_write, writing
+from scoresde.atomic import atomic_write, writing
 
 Make = Callable[[Path], object]
 """Writes a file."""

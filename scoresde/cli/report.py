@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from scoresde.atomic import writing
 from scoresde.training import Metrics, Plan
-from scoresde.training.files import writing
 from scoresde.training.levels import LossByLevel
 
 

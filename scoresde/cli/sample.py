@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoresde.atomic import writing
 from scoresde.build import STEPS, LoadedRun, Sampler, build_sampler
 from scoresde.build.optimised import Wanted, find_grid, grid_file, kept_grid, wanted
 from scoresde.cli.console import Advance, pick_device, progress
@@ -30,7 +31,6 @@ from scoresde.data.examples import RECORD
 from scoresde.parameterization import ScoreModel
 from scoresde.samplers import Grid, Noise, per_sample_noise
 from scoresde.sde import SDE
-from scoresde.training.files import writing
 
 DEFAULT_NUM = 64
 MOST = 10_000_000

@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scoresde.atomic import atomic_write
 from scoresde.data import Scaling, Split
 from scoresde.likelihood import Estimator, bits_per_dim, importance_weighted
 from scoresde.parameterization import ScoreModel
 from scoresde.samplers import per_sample_noise
-from scoresde.training.files import atomic_write
 from scoresde.training.loop import stream
 
 COLUMNS = ("nats", "nfe", "bound", "again", "coarse")

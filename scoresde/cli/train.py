@@ -100,7 +100,8 @@ def train_run(
         jointly(world, lambda: require_same(world, {"step": current.state.step}, SAME))
         if current.leads:
             _write_start(current, where)
-        notes += [introduction(current, where), *cautions(config.train, where)]
+        notes += [introduction(current, where), *current.dataset.notes]
+        notes += cautions(config.train, where)
         steps, step = current.plan.steps, current.state.step
         with Report(folder.log, steps, step, quiet=not current.leads) as report:
             to_the_end(current, report, notes)

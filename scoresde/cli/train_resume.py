@@ -19,8 +19,8 @@ EVERY = ("log", "validate", "sample", "checkpoint", "posthoc")
 REPORTS = tuple(f"train.{name}_every" for name in EVERY)
 # The learning rate and the clipping are the remedies for a loss that is not finite.
 REMEDIES = ("train.lr", "train.clip")
-TRAIN = ("train.steps", "train.keep", "train.shard", "train.tensorboard")
-FREE = (*TRAIN, "data.path", "sample", "likelihood", *REMEDIES, *REPORTS)
+TRAIN = ("train.steps", "train.keep", "train.shard", "train.tensorboard", "train.prefetch")
+FREE = (*TRAIN, "data.path", "data.cache", "sample", "likelihood", *REMEDIES, *REPORTS)
 
 
 def restore(run: Run) -> list[str]:

@@ -15,7 +15,7 @@ from scoresde.cli.folder import RunFolder
 from scoresde.cli.scalars import require_tensorboard
 from scoresde.config import Config, to_plain
 from scoresde.config.schema import Train
-from scoresde.data import Dataset, Split, holdout
+from scoresde.data import Dataset, Examples, Split, views
 from scoresde.data.contents import digest
 from scoresde.data.dataset import reading
 from scoresde.parameterization import ScoreModel
@@ -35,7 +35,7 @@ class Run:
     config: Config
     folder: RunFolder
     dataset: Dataset
-    split: Split
+    split: Examples
     held_out: Split | None
     plan: Plan
     state: TrainState
@@ -120,10 +120,10 @@ def snapshot(run: Run) -> Checkpoint:
     )
 
 
-def _splits(config: Config, dataset: Dataset) -> tuple[Split, Split | None]:
+def _splits(config: Config, dataset: Dataset) -> tuple[Examples, Split | None]:
     if config.train.holdout == 0:
         return dataset.train, None
     with reading("train.holdout"):
-        split, held_out = holdout(dataset.train, config.train.holdout, config.seed)
+        split, held_out = views(dataset.train, config.train.holdout, config.seed)
     # Every update on the whole of a large set would cost more than it tells.
     return split, held_out.take(torch.arange(min(len(held_out), HELD_OUT_EVALUATIONS)))

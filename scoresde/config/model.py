@@ -37,11 +37,11 @@ class FileData(Section):
 
 
 class FolderData(Section):
-    """Pictures in a folder; its sub-folders are the classes."""
+    """Pictures in a folder or a zip archive; its sub-folders are the classes."""
 
     kind: Literal["folder"] = "folder"
     path: str | None = None
-    """folder with the pictures"""
+    """folder with the pictures, or a .zip of them, which is not extracted"""
     size: Count | None = None
     """side of the square they are cropped and resized to; null takes them as they are"""
     channels: Channels | None = None
@@ -50,14 +50,19 @@ class FolderData(Section):
     """share for the test split, where there are no folders train/ and test/"""
     seed: Annotated[Whole, Field(ge=0)] = 0
     """of that choice"""
+    on_error: Literal["raise", "skip"] = "raise"
+    """skip leaves damaged pictures out and counts them"""
+    cache: str | None = None
+    """folder where the decoded pictures are kept, to be mapped into memory; null keeps them in
+    memory only"""
 
 
 class ArraysData(Section):
-    """Arrays in an .npz or .npy file."""
+    """Arrays in an .npz or .npy file, or in a folder of .npz files."""
 
     kind: Literal["arrays"] = "arrays"
     path: str | None = None
-    """the file"""
+    """the file, or the folder"""
     levels: Annotated[Whole, Field(ge=2)] | None = None
     """number of pixel levels; null: 256 for uint8, none for real numbers"""
     layout: Literal["NHW", "NHWC", "NCHW"] | None = None

@@ -36,6 +36,8 @@ from scoresde.config.sampling import ODEMethod, Sample
 
 LABEL_DROPOUT = 0.1
 
+Probability = Annotated[Real, Field(ge=0, le=1)]
+
 # Training -----------------------------------------------------------------------------------
 
 
@@ -81,6 +83,36 @@ class LevelTimes(Section):
     n: Count = 1000
 
 
+class NoAugmentation(Section):
+    """Images as they are."""
+
+    kind: Literal["none"] = "none"
+
+
+class PlainAugmentation(Section):
+    """Mirror images and shifts, which the model then makes as well."""
+
+    kind: Literal["plain"] = "plain"
+    flip: Probability = 0.5
+    """probability of a mirror image, left to right"""
+    crop: Annotated[Whole, Field(ge=0, le=1024)] = 0
+    """most pixels of a random shift, with reflection at the border"""
+
+    @model_validator(mode="after")
+    def _does_something(self) -> Self:
+        if self.flip == 0 and self.crop == 0:
+            raise ValueError("flip=0 and crop=0 do nothing; raise one, or set augment: none")
+        return self
+
+
+class EDMAugmentation(Section):
+    """Flips, scalings, rotations and translations that the network is told of."""
+
+    kind: Literal["edm"] = "edm"
+    probability: Annotated[Real, Field(gt=0, le=1)] = 0.12
+    """of each of the six"""
+
+
 class Train(Section):
     """How it is trained."""
 
@@ -102,6 +134,8 @@ class Train(Section):
     """parts of a batch whose gradients are summed, one after the other"""
     precision: Literal["float32", "bf16", "fp16"] = "float32"
     """of the layers; weights, their averages and the loss are float32"""
+    prefetch: Annotated[Whole, Field(ge=0, le=64)] = 0
+    """batches drawn ahead in a thread while the device computes; the numbers are the same"""
     compile: bool = False
     """compile the network: minutes at the start, faster steps"""
     channels_last: bool = False
@@ -130,6 +164,9 @@ class Train(Section):
     dither: bool = True
     """uniform noise within each level; false trains on the middles of the levels, for likelihoods
     by truncated-normal dequantisation or a decoder"""
+    augment: Annotated[NoAugmentation | PlainAugmentation | EDMAugmentation, Choice] = (
+        NoAugmentation()
+    )
     label_dropout: Fraction = LABEL_DROPOUT
     """share of examples trained without their class, when conditional"""
     holdout: Fraction = 0.1
@@ -308,6 +345,21 @@ class Config(Section):
                     "network.head=levels knows the middles of the levels only; "
                     "set train.dither: false"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _augmentation_fits(self) -> Self:
+        kind, dither = self.train.augment.kind, self.train.dither
+        if kind != "none" and self.network.kind == "mlp":
+            raise ValueError(
+                f"train.augment={kind} is for images, got network.kind=mlp; leave it out"
+            )
+        # network.head=levels asks for the middles of the levels, so this refuses it as well.
+        if kind == "edm" and not dither:
+            raise ValueError(
+                "train.augment=edm interpolates, which leaves the middles of the levels that "
+                "train.dither=false and network.head=levels are for; take augment: plain"
+            )
         return self
 
     @model_validator(mode="after")

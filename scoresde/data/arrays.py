@@ -39,6 +39,8 @@ def arrays(
 ) -> Dataset:
     """The data set in an `.npz`, its arrays named as in `KEYS`, or an `.npy` of examples alone.
 
+    A folder of `.npz` files with the same arrays is their rows in the order of the file names.
+
     Integers are pixel levels: uint8 has 256 of them and bool 2 unless `levels` says otherwise,
     wider ones need `levels`. Real numbers are continuous data, left as they are. (N, D) are
     vectors, uint8 (N, 3072) rows of CIFAR; for images see `channels_first`. Labels are 0, 1,
@@ -47,7 +49,7 @@ def arrays(
     and for values, shapes or labels that do not fit.
     """
     with reading(path):
-        found = read_arrays(Path(path))
+        found = _shards(Path(path)) if Path(path).is_dir() else read_arrays(Path(path))
         if levels is None:
             levels = _levels(found["x"].dtype)
         train = _split(found, "x", "y", levels, layout)
@@ -95,6 +97,31 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         reason = ascii(str(error).partition("\n")[0] or type(error).__name__)[1:-1][:120]
         advice = "save plain numeric arrays with numpy.savez"
         raise DataError(f"damaged or pickled ({reason}); {advice}") from error
+
+
+def _shards(folder: Path) -> dict[str, np.ndarray]:
+    """The arrays of the `.npz` files in a folder, one after another. Raises DataError."""
+    files = sorted(folder.glob("*.npz"))
+    if not files:
+        raise DataError("no .npz files in this folder; check the path")
+    parts = []
+    for file in files:
+        with reading(file.name):
+            parts.append(read_arrays(file))
+            _require_alike(parts[0], parts[-1], files[0].name)
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _require_alike(
+    first: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray], of: str
+) -> None:
+    """Raise DataError unless two shards have the same arrays, of one type and shape of a row."""
+
+    def kind(part: Mapping[str, np.ndarray]) -> dict[str, str]:
+        return {name: f"{x.dtype} (N, {x.shape[1:]})" for name, x in sorted(part.items())}
+
+    if kind(first) != kind(other):
+        raise DataError(f"holds {kind(other)}, but {of} holds {kind(first)}; make them alike")
 
 
 def integer_labels(y: np.ndarray) -> Tensor:

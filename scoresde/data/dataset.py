@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from scoresde.data.order import LARGEST_TABLE, scattered
 from scoresde.data.scaling import Scaling
 
 MOST_CLASSES = 100_000
 """Numbered by labels alone, which may be anything in a damaged file."""
+
+# Numbers looked at at a time: a set in a memory map is never whole in memory.
+CHUNK = 2**24
 
 
 class DataError(ValueError):
@@ -28,7 +33,14 @@ def reading(source: Path | str) -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        raise DataError(f"{source}: {error}") from error
+        raise type(error)(f"{source}: {error}") from error
+
+
+class Examples(Protocol):
+    """What training takes its batches from: a ``Split``, or a ``View`` of one."""
+
+    def __len__(self) -> int: ...
+    def take(self, index: Tensor) -> Split: ...
 
 
 @dataclass(frozen=True)
@@ -36,18 +48,23 @@ class Split:
     """Examples `x` and their classes `label`, int64 (N,), or None.
 
     `x` holds integer levels (N, C, H, W), uint8 or int32 above 256 levels, or finite float32
-    numbers (N, ...). Raises DataError if it is empty, holds NaN or infinity, or has as many
-    labels as it has not examples.
+    numbers (N, ...). `bounds` are numbers that all of `x` lies between; None looks for the least
+    and the largest, in pieces. `mapped` says that `x` is a file, to be read in its order. Raises
+    DataError if it is empty, holds NaN or infinity, or has as many labels as it has not examples.
     """
 
     x: Tensor
     label: Tensor | None = None
+    bounds: tuple[float, float] | None = None
+    mapped: bool = False
 
     def __post_init__(self) -> None:
         if self.x.ndim < 2 or self.x.numel() == 0:
             raise DataError(f"no examples in an array of shape {tuple(self.x.shape)}; check it")
-        if self.x.is_floating_point() and not bool(torch.isfinite(self.x).all()):
-            bad = int((~torch.isfinite(self.x)).sum())
+        if self.bounds is None:
+            object.__setattr__(self, "bounds", bounds_of(self.x))
+        if not all(map(math.isfinite, self.bounds or ())):
+            bad = sum(int((~torch.isfinite(piece)).sum()) for piece in _pieces(self.x))
             raise DataError(f"{bad} values are NaN, infinite or too large; remove or repair them")
         if self.label is not None and self.label.shape != (len(self),):
             raise DataError(
@@ -59,15 +76,51 @@ class Split:
         return len(self.x)
 
     def take(self, index: Tensor) -> Split:
-        """The examples at `index`, in that order."""
-        return Split(self.x[index], None if self.label is None else self.label[index])
+        """The examples at `index`, in that order, in memory."""
+        label = None if self.label is None else self.label[index]
+        x = _in_file_order(self.x, index) if self.mapped else self.x[index]
+        return Split(x, label, self.bounds if len(index) else None)
+
+
+@dataclass(frozen=True)
+class View:
+    """The examples of a split at `rows(0), ..., rows(size - 1)`, not copied."""
+
+    split: Split
+    rows: Callable[[Tensor], Tensor]
+    size: int
+
+    def __len__(self) -> int:
+        return self.size
+
+    def take(self, index: Tensor) -> Split:
+        """The examples at `index` of the view, in that order, in memory."""
+        return self.split.take(self.rows(index))
+
+
+def bounds_of(x: Tensor) -> tuple[float, float]:
+    """The least and the largest value, NaN where there is one, found piece by piece."""
+    ends = torch.stack([torch.stack(torch.aminmax(piece)) for piece in _pieces(x)])
+    return float(ends[:, 0].amin()), float(ends[:, 1].amax())
+
+
+def _pieces(x: Tensor) -> Iterator[Tensor]:
+    yield from x.split(max(1, CHUNK // max(1, x[0].numel())))
+
+
+def _in_file_order(x: Tensor, index: Tensor) -> Tensor:
+    """x[index], read from the first row to the last."""
+    ordered, place = index.sort()
+    return x[ordered][place.argsort()]
 
 
 @dataclass(frozen=True)
 class Dataset:
     """Training and test examples with their scaling; `classes` names the labels 0, 1, ...
 
-    Raises DataError where the two splits, the levels or the labels do not fit together.
+    `notes` are lines for the user: where the examples lie, and what was left out; `skipped` counts
+    the pictures that were. Raises DataError where the two splits, the levels or the labels do not
+    fit together.
     """
 
     name: str
@@ -75,6 +128,8 @@ class Dataset:
     test: Split
     scaling: Scaling
     classes: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
+    skipped: int = 0
 
     def __post_init__(self) -> None:
         if self.train.x.shape[1:] != self.test.x.shape[1:]:
@@ -83,7 +138,7 @@ class Dataset:
                 f"training examples are {train}, test examples {test}; make them alike"
             )
         for part, split in (("training", self.train), ("test", self.test)):
-            _check_levels(split.x, self.scaling.levels, part)
+            _check_levels(split, self.scaling.levels, part)
             _check_labels(split.label, self.classes, part)
 
     @property
@@ -92,15 +147,16 @@ class Dataset:
         return self.train.x.shape[1:]
 
 
-def _check_levels(x: Tensor, levels: int | None, part: str) -> None:
-    if x.is_floating_point() != (levels is None):
+def _check_levels(split: Split, levels: int | None, part: str) -> None:
+    if split.x.is_floating_point() != (levels is None):
         raise DataError(
-            f"{part} values are {x.dtype} but levels is {levels}; levels need integers"
+            f"{part} values are {split.x.dtype} but levels is {levels}; levels need integers"
         )
-    if levels is not None and (int(x.min()) < 0 or int(x.max()) >= levels):
-        found = f"{int(x.min())}..{int(x.max())}"
+    least, largest = split.bounds or bounds_of(split.x)
+    if levels is not None and (least < 0 or largest >= levels):
         raise DataError(
-            f"{part} levels run over {found}, expected 0..{levels - 1}; correct levels"
+            f"{part} levels run over {least:.0f}..{largest:.0f}, expected 0..{levels - 1}; "
+            f"correct levels"
         )
 
 
@@ -146,32 +202,38 @@ def holdout(split: Split, size: int | float, seed: int = 0) -> tuple[Split, Spli
 
     Both parts keep the order of `split`. Raises DataError unless both keep at least one example.
     """
+    rest, held = held_rows(len(split), size, seed)
+    return split.take(rest), split.take(held)
+
+
+def held_rows(n: int, size: int | float, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """The rows of ``holdout``: (rest, held out), each ascending. Raises DataError as it does."""
+    count = held_count(n, size)
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(n))
+    return order[count:].sort().values, order[:count].sort().values
+
+
+def views(split: Split, size: int | float, seed: int = 0) -> tuple[View, View]:
+    """(rest, held out) as ``holdout``, but nothing is copied, as suits a memory-mapped set.
+
+    Above ``LARGEST_TABLE`` examples the rows are a bijection computed where it is asked.
+    """
     n = len(split)
+    if n <= LARGEST_TABLE:
+        rest, held = held_rows(n, size, seed)
+        return View(split, rest.__getitem__, len(rest)), View(split, held.__getitem__, len(held))
+    count = held_count(n, size)
+
+    def rows(start: int) -> Callable[[Tensor], Tensor]:
+        return lambda index: scattered(index + start, n, seed)
+
+    return View(split, rows(count), n - count), View(split, rows(0), count)
+
+
+def held_count(n: int, size: int | float) -> int:
+    """The number of examples that a count or fraction holds out of ``n``; DataError if not any."""
     count = size if isinstance(size, int) else max(1, round(size * n))
     if not size > 0 or not 0 < count < n:
         remedy = f"a share, or a count below {n}" if n > 1 else "more examples"
         raise DataError(f"cannot hold out {size} of {n} examples; give {remedy}")
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(n))
-    return split.take(order[count:].sort().values), split.take(order[:count].sort().values)
-
-
-def batch_indices(n: int, batch: int, seed: int, step: int) -> Tensor:
-    """The `batch` indices into `n` examples that training step `step` = 0, 1, ... visits, int64.
-
-    A function of (seed, step) alone, so a resumed run continues exactly. Steps read one endless
-    stream of permutations of 0 .. n-1, one an epoch: every example comes once an epoch, a batch
-    may straddle epochs, and one larger than `n` wraps around. Raises ValueError for sizes below
-    1.
-    """
-    if n < 1 or batch < 1 or step < 0:
-        raise ValueError(f"n {n}, batch {batch}, step {step}: sizes start at 1, steps at 0")
-    first, last = step * batch, (step + 1) * batch
-    epochs = range(first // n, (last - 1) // n + 1)
-    return torch.cat(
-        [_permutation(n, seed, e)[max(first - e * n, 0) : last - e * n] for e in epochs]
-    )
-
-
-@lru_cache(maxsize=8)
-def _permutation(n: int, seed: int, epoch: int) -> Tensor:
-    return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(n))
+    return count

@@ -5,32 +5,39 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
+from scoresde.data.albums import Album, DamagedPicture, FolderAlbum, album
 from scoresde.data.arrays import integer_labels, read_arrays
+from scoresde.data.cache import Parts, Source, Watch, gathered, stored, unwatched
 from scoresde.data.dataset import (
     DataError,
     Dataset,
     Split,
+    held_rows,
     listed_classes,
     numbered_classes,
     reading,
 )
-from scoresde.data.dataset import holdout as hold_out
 from scoresde.data.scaling import Scaling
 
 if TYPE_CHECKING:
     from PIL import Image
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 MODES = {"1": 1, "L": 1, "RGB": 3}
 TILE = 32
+PIECE = 256
+"""Pictures decoded at a time."""
+
+Convert = Callable[[bytes], np.ndarray]
 
 # Those of the suffixes: Pillow goes by the content, and some of its formats start other programs.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
@@ -42,34 +49,69 @@ def image_folder(
     channels: Literal[1, 3] | None = None,
     holdout: int | float = 0.1,
     seed: int = 0,
+    on_error: Literal["raise", "skip"] = "raise",
+    cache: Path | str | None = None,
+    watch: Watch = unwatched,
 ) -> Dataset:
-    """Pictures of 256 levels below a folder; its sub-folders, sorted by name, are the classes.
+    """Pictures of 256 levels below a folder or in a zip; its sub-folders are the classes.
 
-    Folders `train/` and `test/` are the two splits if both are there, else `holdout` (count or
-    fraction) pictures are held out by a permutation fixed by `seed`. Pictures right in the
-    folder have no class. Files are sorted by path; hidden ones and other suffixes are passed
-    over. `size` crops the middle square and resizes it; None expects pictures of one size.
-    `channels` converts to grey (1) or colour (3), dropping transparency; None takes them as they
-    are. Raises DataError for a folder without pictures, and for one that is damaged or differs.
+    Sub-folders are sorted by name. Folders `train/` and `test/` are the two splits if both are
+    there, else `holdout` (count or fraction) pictures are held out by a permutation fixed by
+    `seed`. Pictures right in the folder have no class. Files are sorted by path; hidden ones and
+    other suffixes are passed over. `size` crops the middle square and resizes it; None expects
+    pictures of one size. `channels` converts to grey (1) or colour (3), dropping transparency;
+    None takes them as they are. Damaged pictures are refused, or left out with `on_error` skip.
+    In the folder `cache` the decoded pictures are kept and mapped into memory. `watch` is told of
+    the progress. Raises DataError for a folder without pictures, for one that is damaged or
+    differs, and for an archive with names that lead out of it.
     """
     path = Path(path)
+    with album(path) as pictures:
+        parts = pictures.parts()
+        names = sorted({name for part in parts for name, _ in part})
+        if "" in names and len(names) > 1:
+            raise DataError(
+                f"{path}: only one of train/ and test/ has class folders; give both the same"
+            )
+        entries = _entries(path, parts, names, holdout, seed)
+
+        def decode(skipped: list[str]) -> Iterator[tuple[bool, Split]]:
+            return _decoded(
+                pictures,
+                entries,
+                lambda content: picture_levels(content, size, channels),
+                labelled=names != [""],
+                skip=on_error == "skip",
+                watch=watch,
+                skipped=skipped,
+            )
+
+        options: dict[str, Any] = {"size": size, "channels": channels, "classes": names}
+        options |= {"holdout": holdout, "seed": seed, "on_error": on_error}
+        with reading(path) if on_error == "skip" else nullcontext():
+            if cache is None:
+                found = gathered(decode)
+            else:
+                source = Source(options, pictures.marks([entry.name for entry in entries]))
+                found = stored(Path(cache), source, decode)
     with reading(path):
-        if not path.is_dir():
-            raise DataError("no such folder; check the path")
-        whole = not ((path / "train").is_dir() and (path / "test").is_dir())
-    roots = [path] if whole else [path / "train", path / "test"]
-    files = [picture_files(root) for root in roots]
-    names = sorted({name for found in files for name, _ in found})
-    if "" in names and len(names) > 1:
-        raise DataError(
-            f"{path}: only one of train/ and test/ has class folders; give both the same"
-        )
-    pairs = zip(roots, files, strict=True)
-    splits = [_split(root, found, names, size, channels) for root, found in pairs]
-    with reading(path):
-        train, test = _held_out(splits[0], holdout, seed) if whole else splits
         classes = tuple(names) if names != [""] else None
-        return Dataset(path.resolve().name, train, test, Scaling(256), classes)
+        return Dataset(
+            path.resolve().name.removesuffix(".zip"),
+            found.train,
+            found.test,
+            Scaling(256),
+            classes,
+            _notes(found),
+            len(found.skipped),
+        )
+
+
+def _notes(parts: Parts) -> tuple[str, ...]:
+    if not (n := len(parts.skipped)):
+        return parts.notes
+    few = ", ".join(parts.skipped[:3]) + (", ..." if n > 3 else "")
+    return (*parts.notes, f"left out {n} damaged picture{'s' * (n > 1)}: {few}")
 
 
 def cifar_subset(path: Path | str) -> Dataset:
@@ -87,24 +129,27 @@ def cifar_subset(path: Path | str) -> Dataset:
         return Dataset(path.resolve().name, train, test, Scaling(256), classes)
 
 
-def open_image(path: Path) -> Image.Image:
-    """The decoded picture in `path`, turned upright; DataError if damaged or far too large."""
-    from PIL import Image, ImageOps
+def open_image(content: bytes) -> Image.Image:
+    """The picture in a file's bytes, upright; DamagedPicture if it is damaged or far too large."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of odd metadata, which no pixel depends on
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             # Decoding does not compare a PNG's checksums; verify() does, and uses the file up.
-            with Image.open(path, formats=FORMATS) as image:
+            with Image.open(BytesIO(content), formats=FORMATS) as image:
                 image.verify()
-            with Image.open(path, formats=FORMATS) as image:
+            with Image.open(BytesIO(content), formats=FORMATS) as image:
                 with silenced() if image.format == "TIFF" else nullcontext():
                     image.load()
                 return ImageOps.exif_transpose(image)
         except Exception as error:  # decoders raise whatever they stumble over
             reason = ascii(str(error).partition("\n")[0] or type(error).__name__)[1:-1][:120]
-            raise DataError(f"not a usable picture ({reason}); replace or remove it") from error
+            if isinstance(error, UnidentifiedImageError):  # which names an object in memory
+                reason = "of no known format" if content else "empty"
+            message = f"not a usable picture ({reason}); replace or remove it"
+            raise DamagedPicture(message) from error
 
 
 @contextmanager
@@ -121,72 +166,106 @@ def silenced() -> Iterator[None]:
             os.close(kept)
 
 
-def _held_out(split: Split, size: int | float, seed: int) -> tuple[Split, Split]:
-    with reading("no folders train/ and test/, so holdout"):
-        return hold_out(split, size, seed)
+@dataclass(frozen=True)
+class Entry:
+    """A picture to be decoded: its name, its label, and whether it is for testing."""
+
+    name: str
+    label: int
+    test: bool
 
 
-def picture_files(root: Path) -> list[tuple[str, Path]]:
-    """(class, file) of every picture below `root`, in an order that depends on the names alone."""
-    entries = sorted(p for p in root.iterdir() if not p.name.startswith("."))
-    loose = [("", p) for p in entries if _is_picture(p)]
-    nested = [(folder.name, p) for folder in entries if folder.is_dir() for p in _below(folder)]
-    with reading(root):
-        if loose and nested:
-            raise DataError(f"{len(loose)} pictures beside the class folders; move them into one")
-        if not loose and not nested:
-            raise DataError(f"no pictures ({' '.join(SUFFIXES)}); check the path")
-    return loose or nested
+def _entries(
+    path: Path, parts: list[list[tuple[str, str]]], classes: list[str], size: float, seed: int
+) -> list[Entry]:
+    """The pictures of both splits, those for training first."""
+    if len(parts) == 2:
+        divided = parts
+    else:
+        with reading(path), reading("no folders train/ and test/, so holdout"):
+            rows = held_rows(len(parts[0]), size, seed)
+        divided = [[parts[0][i] for i in chosen.tolist()] for chosen in rows]
+    number = {name: k for k, name in enumerate(classes)}
+    return [
+        Entry(name, number[group], bool(test))
+        for test, part in enumerate(divided)
+        for group, name in part
+    ]
 
 
-def _below(folder: Path) -> list[Path]:
-    names = (p.relative_to(folder) for p in folder.rglob("*") if _is_picture(p))
-    visible = (name for name in names if not any(part.startswith(".") for part in name.parts))
-    return [folder / name for name in sorted(visible)]
+def _decoded(
+    album: Album,
+    entries: list[Entry],
+    convert: Convert,
+    *,
+    labelled: bool,
+    skip: bool,
+    watch: Watch,
+    skipped: list[str],
+) -> Iterator[tuple[bool, Split]]:
+    """The pictures in pieces; with ``skip`` the names of damaged ones are appended to the list."""
+    first: tuple[str, tuple[int, ...]] | None = None
+    with watch(len(entries), "decoding pictures") as advance:
+        for piece in _pieces(entries):
+            found = []
+            for entry in piece:
+                where = album.where(entry.name)
+                try:
+                    with reading(where):
+                        pixels = convert(album.read(entry.name))
+                except DamagedPicture:
+                    if not skip:
+                        raise
+                    skipped.append(entry.name)
+                    continue
+                finally:
+                    advance(1)
+                first = first or (where, pixels.shape)
+                if pixels.shape != first[1]:
+                    raise DataError(
+                        f"{where}: (C, H, W) is {pixels.shape} but {first[1]} in {first[0]}; "
+                        f"give size or channels"
+                    )
+                found.append((pixels, entry.label))
+            if found:
+                yield piece[0].test, _split(found, labelled)
 
 
-def _is_picture(p: Path) -> bool:
-    # A dangling link is no file, and so is passed over.
-    return p.suffix.lower() in SUFFIXES and p.is_file()
+def _pieces(entries: list[Entry]) -> Iterator[list[Entry]]:
+    """At most PIECE pictures of one split at a time."""
+    for test in (False, True):
+        part = [entry for entry in entries if entry.test == test]
+        yield from (part[k : k + PIECE] for k in range(0, len(part), PIECE))
 
 
-def _split(
-    root: Path,
-    files: list[tuple[str, Path]],
-    names: list[str],
-    size: int | None,
-    channels: Literal[1, 3] | None,
-) -> Split:
-    pictures = [read_picture(file, size, channels) for _, file in files]
-    for (_, file), pixels in zip(files, pictures, strict=True):
-        if pixels.shape != pictures[0].shape:
-            found, first = pixels.shape, pictures[0].shape
-            raise DataError(
-                f"{file}: (C, H, W) is {found} but {first} in {files[0][1]}; give size or channels"
-            )
-    label = torch.tensor([names.index(name) for name, _ in files])
-    with reading(root):
-        return Split(torch.from_numpy(np.stack(pictures)), None if names == [""] else label)
+def _split(found: list[tuple[np.ndarray, int]], labelled: bool) -> Split:
+    x = torch.from_numpy(np.stack([pixels for pixels, _ in found]))
+    return Split(x, torch.tensor([label for _, label in found]) if labelled else None)
 
 
 def read_picture(
     file: Path, size: int | None = None, channels: Literal[1, 3] | None = None
 ) -> np.ndarray:
     """The shades of a picture, uint8 (C, H, W), as ``image_folder`` takes it; or DataError."""
+    with reading(file):
+        return picture_levels(FolderAlbum(file.parent).read(file.name), size, channels)
+
+
+def picture_levels(
+    content: bytes, size: int | None = None, channels: Literal[1, 3] | None = None
+) -> np.ndarray:
+    """The shades of a picture in a file's bytes, as ``read_picture``."""
     from PIL import Image, ImageOps
 
-    with reading(file):
-        image = open_image(file)
-        if image.mode.startswith(("I", "F")):
-            raise DataError(
-                f"mode {image.mode} has more than 256 levels; use arrays() with levels"
-            )
-        if channels is None and image.mode not in MODES:
-            raise DataError(f"mode {image.mode} is neither grey nor RGB; give channels=1 or 3")
-        image = image.convert("L" if (channels or MODES[image.mode]) == 1 else "RGB")
-        if size is not None:
-            image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
-        pixels = np.asarray(image)
+    image = open_image(content)
+    if image.mode.startswith(("I", "F")):
+        raise DataError(f"mode {image.mode} has more than 256 levels; use arrays() with levels")
+    if channels is None and image.mode not in MODES:
+        raise DataError(f"mode {image.mode} is neither grey nor RGB; give channels=1 or 3")
+    image = image.convert("L" if (channels or MODES[image.mode]) == 1 else "RGB")
+    if size is not None:
+        image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+    pixels = np.asarray(image)
     return pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
 
 
@@ -202,7 +281,7 @@ def _sheets(folder: Path, part: str) -> Split:
 
 def _tiles(file: Path) -> np.ndarray:
     with reading(file):
-        sheet = np.asarray(open_image(file).convert("RGB"))
+        sheet = np.asarray(open_image(FolderAlbum(file.parent).read(file.name)).convert("RGB"))
         down, across = (side // TILE for side in sheet.shape[:2])
         if sheet.shape[:2] != (down * TILE, across * TILE):
             raise DataError(

@@ -17,15 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scoresde.atomic import atomic_write, digest
 from scoresde.data import Dataset, Scaling
 from scoresde.training.files import (
     DAMAGE,
     FORMAT,
     REMEDY,
     CheckpointError,
-    atomic_write,
     brief,
-    digest,
     first_few,
     is_plain,
     nonfinite,

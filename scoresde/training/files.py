@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import os
 import pickle
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +15,6 @@ from torch import Tensor
 
 FORMAT = 1
 REMEDY = "use an earlier checkpoint or an intact copy"
-
-# What to do about what the system refuses.
-ADVICE = {
-    errno.ENOSPC: "free some space",
-    errno.EDQUOT: "free some space",
-    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
-    errno.EACCES: "choose a place you may write to",
-    errno.EPERM: "choose a place you may write to",
-    errno.EROFS: "choose a place you may write to",
-    errno.EISDIR: "name a file",
-    errno.ENOTDIR: "check the path",
-    errno.ENOENT: "make the folder first",
-}
 
 FOLDER = 0x10
 """The mark of a folder among the attributes of an entry of a zip file."""
@@ -61,39 +44,6 @@ NUMBERS = REALS | WHOLES
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be written or used; one line that names the file and the remedy."""
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Give every OSError raised inside the file or folder it is about, and the remedy."""
-    try:
-        yield
-    except OSError as error:
-        advice = ADVICE.get(error.errno or 0, "check the disk")
-        raise OSError(error.errno, f"{error.strerror or error}; {advice}", str(path)) from error
-
-
-def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
-    """Have ``write`` fill a temporary file beside ``path``, sync it to disk and rename it there.
-
-    Whatever goes wrong before the rename leaves ``path`` as it was.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    with writing(path):
-        try:
-            write(temporary)
-            _sync(temporary)
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        _sync(path.parent)
-
-
-def digest(path: Path) -> str:
-    """sha256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_archive(path: Path) -> dict[str, Any]:
@@ -209,12 +159,3 @@ def _require_stored(archive: zipfile.ZipFile) -> None:
 def _looks_like_zip(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(4) == b"PK\x03\x04"
-
-
-def _sync(path: Path) -> None:
-    """Flush a file or folder to disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

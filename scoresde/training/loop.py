@@ -16,13 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scoresde.data import Scaling, Split, batch_indices
+from scoresde.data import Examples, Scaling, Split, batch_indices
 from scoresde.nn.magnitude import normalise
 from scoresde.parameterization import ScoreModel
 from scoresde.sde import SDE
 from scoresde.training import ema, losses, profiles, shards
+from scoresde.training.augment import Augmentation
 from scoresde.training.losses import Weight, dsm_loss
 from scoresde.training.precision import MOST_SKIPPED, LossScale, Precision, autocast
+from scoresde.training.prefetch import ahead
 from scoresde.training.shares import Share
 from scoresde.training.times import Draw, Times
 from scoresde.training.uncertainty import LearnedWeight
@@ -67,9 +69,10 @@ class Plan:
     of ``draw`` give t, ``weight`` weighs x0_hat (None: the network output). ``classes`` is the
     number of classes of a conditional model, whose labels become ``classes``, that is no label,
     each with probability ``label_dropout``. ``clip`` bounds the gradient norm (None: no bound).
-    ``dither`` is that of ``dequantised``. The gradient of a batch is summed over ``accumulate``
-    parts of it, in ``precision``, and over the processes that ``share`` it. Raises ValueError for
-    numbers out of range.
+    ``dither`` is that of ``dequantised``; ``augment`` changes the images. The gradient of a batch
+    is summed over ``accumulate`` parts of it, in ``precision``, and over the processes that
+    ``share`` it. The next ``prefetch`` batches are drawn meanwhile. Raises ValueError for numbers
+    out of range.
     """
 
     steps: int
@@ -84,8 +87,10 @@ class Plan:
     classes: int | None = None
     label_dropout: float = 0.0
     dither: bool = True
+    augment: Augmentation | None = None
     accumulate: int = 1
     precision: Precision = "float32"
+    prefetch: int = 0
     share: Share = field(default_factory=Share)
 
     def __post_init__(self) -> None:
@@ -100,6 +105,8 @@ class Plan:
                 f"batch={self.batch} cannot be split into accumulate={self.accumulate} equal "
                 f"parts on each of {self.share.size} processes; make it a multiple of them"
             )
+        if self.prefetch < 0:
+            raise ValueError(f"need prefetch >= 0, got prefetch={self.prefetch}")
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"need clip > 0 or None, got clip={self.clip:g}")
 
@@ -122,12 +129,16 @@ class Metrics:
 
 
 class Batch(NamedTuple):
-    """Clean examples in model units and noise (B, ...), times (B,), labels (B,) or None."""
+    """Clean examples in model units and noise (B, ...), times (B,), labels (B,) or None.
+
+    ``augment`` (B, n) tells the network what was done to them, if it is told.
+    """
 
     x0: Tensor
     t: Tensor
     eps: Tensor
     label: Tensor | None
+    augment: Tensor | None = None
 
 
 def start(
@@ -150,20 +161,30 @@ def start(
     )
 
 
-def fit(state: TrainState, plan: Plan, split: Split, scaling: Scaling) -> Iterator[Metrics]:
+def fit(state: TrainState, plan: Plan, split: Examples, scaling: Scaling) -> Iterator[Metrics]:
     """Train ``state`` in place up to ``plan.steps`` updates, yielding after each one.
 
     Logging, validation, checkpoints and stopping are the caller's: it is an ordinary generator.
     Raises TrainingError at the first loss or gradient that is not finite, before its update.
     """
-    while state.step < plan.steps:
-        yield update(state, plan, split, scaling)
+    model = state.model
+
+    def draw(step: int) -> Batch:
+        return _pinned(draw_batch(plan, split, scaling, model.sde, step), _device(model))
+
+    for batch in ahead(draw, range(state.step, plan.steps), plan.prefetch):
+        yield _updated(state, plan, batch)
 
 
-def update(state: TrainState, plan: Plan, split: Split, scaling: Scaling) -> Metrics:
+def update(state: TrainState, plan: Plan, split: Examples, scaling: Scaling) -> Metrics:
+    """One update of ``state`` in place, on the batch of its step."""
+    batch = draw_batch(plan, split, scaling, state.model.sde, state.step)
+    return _updated(state, plan, batch)
+
+
+def _updated(state: TrainState, plan: Plan, batch: Batch) -> Metrics:
     """One update of ``state`` in place: loss, gradient, clipping, optimiser, averages."""
-    model, step, rate = state.model, state.step, plan.learning_rate(state.step)
-    batch = draw_batch(plan, split, scaling, model.sde, step)
+    model, rate = state.model, plan.learning_rate(state.step)
     _prepare(state.optimizer, rate)
     if state.learned is not None:
         _prepare(state.learned.optimizer, rate)
@@ -185,17 +206,17 @@ def update(state: TrainState, plan: Plan, split: Split, scaling: Scaling) -> Met
     return Metrics(state.step, loss, norm, rate, state.scale.skipped, t, losses)
 
 
-def draw_batch(plan: Plan, split: Split, scaling: Scaling, sde: SDE, step: int) -> Batch:
+def draw_batch(plan: Plan, split: Examples, scaling: Scaling, sde: SDE, step: int) -> Batch:
     """The batch of a step: examples, times, noise and labels, a function of (plan, step).
 
     Drawn on the host, so that every device sees the same numbers.
     """
     generator = torch.Generator().manual_seed(stream(plan.seed, step, "batch"))
     chosen = split.take(batch_indices(len(split), plan.batch, plan.seed, step))
-    x0 = dequantised(chosen.x, scaling, generator, plan.dither)
+    x0, told = _augmented(plan, chosen.x, scaling, generator, step)
     t = plan.times(sde, plan.draw(plan.batch, generator))
     eps = torch.randn(x0.shape, generator=generator)
-    return Batch(x0, t, eps, _labels(plan, chosen.label, generator))
+    return Batch(x0, t, eps, _labels(plan, chosen.label, generator), told)
 
 
 def dequantised(
@@ -321,7 +342,8 @@ def _backward(state: TrainState, plan: Plan, batch: Batch) -> tuple[Tensor, Tens
     scale = state.scale.value if plan.precision == "fp16" else 1.0
     times, found = [], []
     for part, rows in plan.share.parts(plan.batch, plan.accumulate):
-        ours = _take(batch, rows)
+        # A view, which stays pinned; the rows of a part are neighbours.
+        ours = _take(batch, slice(int(rows[0]), int(rows[-1]) + 1))
         loss = _loss(state.model, plan, ours, state.step, part)
         (_weighed(state, ours, loss).sum() * (scale / plan.batch)).backward()
         times.append(ours.t)
@@ -356,11 +378,12 @@ def _loss(model: ScoreModel, plan: Plan, batch: Batch, step: int, part: int) -> 
 
 def _loss_of(model: ScoreModel, batch: Batch, weight: Weight | None) -> Tensor:
     device = _device(model)
-    x0, eps = batch.x0.to(device), batch.eps.to(device)
+    copied_meanwhile = device.type == "cuda"  # where the batch is pinned; harmless where it is not
+    x0, eps = (part.to(device, non_blocking=copied_meanwhile) for part in (batch.x0, batch.eps))
     # Times stay on the host: schedules are a few numbers each, and only coefficients travel.
-    if batch.label is None:
-        return dsm_loss(model, x0, batch.t, eps, weight)
-    return dsm_loss(model, x0, batch.t, eps, weight, label=batch.label.to(device))
+    told = {"label": batch.label, "augment": batch.augment}
+    cond = {name: value.to(device) for name, value in told.items() if value is not None}
+    return dsm_loss(model, x0, batch.t, eps, weight, **cond)
 
 
 @contextmanager
@@ -372,6 +395,18 @@ def _dropout_from(seed: int, device: torch.device) -> Iterator[None]:
     ):
         torch.manual_seed(seed)
         yield
+
+
+def _augmented(
+    plan: Plan, levels: Tensor, scaling: Scaling, generator: torch.Generator, step: int
+) -> tuple[Tensor, Tensor | None]:
+    """Model units (B, ...) of the levels, augmented, and what the network is told of it."""
+    if plan.augment is None:
+        return dequantised(levels, scaling, generator, plan.dither), None
+    # A stream of its own: noise, times and labels are those of a run without augmentation.
+    own = torch.Generator().manual_seed(stream(plan.seed, step, "augment"))
+    levels = plan.augment.on_levels(levels, own)
+    return plan.augment.on_units(dequantised(levels, scaling, generator, plan.dither), own)
 
 
 def _labels(plan: Plan, label: Tensor | None, generator: torch.Generator) -> Tensor | None:
@@ -390,9 +425,19 @@ def _held_out_batch(
     return Batch(x0, t, torch.randn(x0.shape, generator=generator), label)
 
 
-def _take(batch: Batch, rows: Tensor) -> Batch:
-    label = None if batch.label is None else batch.label[rows]
-    return Batch(batch.x0[rows], batch.t[rows], batch.eps[rows], label)
+def _pinned(batch: Batch, device: torch.device) -> Batch:
+    """The batch in memory that a CUDA device reads by itself; as it is for others.
+
+    Times stay where they are, as they are never copied as a whole.
+    """
+    if device.type != "cuda":
+        return batch
+    return batch._replace(x0=batch.x0.pin_memory(), eps=batch.eps.pin_memory())
+
+
+def _take(batch: Batch, rows: Tensor | slice) -> Batch:
+    label, augment = (None if p is None else p[rows] for p in (batch.label, batch.augment))
+    return Batch(batch.x0[rows], batch.t[rows], batch.eps[rows], label, augment)
 
 
 def _is_finite(state: TrainState, plan: Plan, loss: Tensor, norm: Tensor, rate: float) -> bool:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from scoresde.config import Config, load_config, to_yaml
 from scoresde.config.schema import Train
 from scoresde.training import checkpoint as ck
 from scoresde.training import fit
+from scoresde.training.prefetch import THREAD
 
 TINY = {
     "seed": "1",
@@ -686,3 +688,16 @@ def test_half_precision_that_a_cpu_emulates_is_said_to_be_slow(capability, lines
     assert len(train.cautions(Train(precision="bf16"), torch.device("cpu"))) == lines
     assert not train.cautions(Train(), torch.device("cpu"))
     assert not train.cautions(Train(precision="bf16"), torch.device("meta"))
+
+
+def test_stopping_with_batches_drawn_ahead_leaves_no_thread(finished, monkeypatch, tmp_path):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stop_at(patch, 5, signal.SIGINT)
+        with pytest.raises(SystemExit) as caught:
+            train.train_run(tiny(train__prefetch="3"), out, device="cpu")
+    assert caught.value.code == 130
+    assert not [t for t in threading.enumerate() if t.name.startswith(THREAD)]
+    train.train_run(tiny(), out, resume=True, device="cpu")  # it may change on the way
+    same = [ck.newest(folder / "checkpoints")[1].model for folder in (out, finished.path)]
+    assert all(torch.equal(same[0][name], same[1][name]) for name in same[1])

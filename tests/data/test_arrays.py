@@ -170,3 +170,23 @@ def test_damaged_files_are_refused_and_nothing_is_unpickled(tmp_path):
 def test_missing_file(tmp_path):
     with pytest.raises(DataError, match=r"nothing\.npz: no such file"):
         arrays(tmp_path / "nothing.npz")
+
+
+def test_a_folder_of_shards_is_their_rows_in_order(tmp_path):
+    x = np.arange(24, dtype=np.float32).reshape(12, 2)
+    y = np.arange(12) % 3
+    for k, rows in enumerate((slice(0, 5), slice(5, 6), slice(6, 12))):
+        np.savez(tmp_path / f"part-{k}.npz", x=x[rows], y=y[rows])
+    np.savez(tmp_path.parent / "whole.npz", x=x, y=y)
+    ours, theirs = arrays(tmp_path, holdout=3), arrays(tmp_path.parent / "whole.npz", holdout=3)
+    assert torch.equal(ours.train.x, theirs.train.x)
+    assert torch.equal(ours.test.label, theirs.test.label)
+
+
+def test_shards_that_differ_are_named(tmp_path):
+    with pytest.raises(DataError, match=r"no \.npz files"):
+        arrays(tmp_path)
+    np.savez(tmp_path / "a.npz", x=np.zeros((4, 2), np.uint8))
+    np.savez(tmp_path / "b.npz", x=np.zeros((4, 3), np.uint8))
+    with pytest.raises(DataError, match=r"b\.npz: holds .* but a\.npz holds"):
+        arrays(tmp_path)

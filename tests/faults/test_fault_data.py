@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from scoresde.cli.main import main
@@ -87,13 +88,15 @@ def deep(dtype: type) -> Image.Image:
     ],
 )
 def test_fault_21_other_modes_and_sizes_need_a_word(refusal, tmp_path, image, kind, words):
-    (tmp_path / "0.png").write_bytes(PNG)
-    (tmp_path / f"1.{kind}").write_bytes(encoded(image, kind))
+    odd = tmp_path / "test" / f"1.{kind}"
+    for file, content in ((tmp_path / "train" / "0.png", PNG), (odd, encoded(image, kind))):
+        file.parent.mkdir()
+        file.write_bytes(content)
     line = refusal("folder", tmp_path)
-    assert f"{tmp_path / f'1.{kind}'}: " in line
+    assert f"{odd}: " in line
     assert words in line
     if "256" not in words:  # and with it they are converted
-        found = image_folder(tmp_path, size=16, channels=3, holdout=1)
+        found = image_folder(tmp_path, size=16, channels=3)
         assert found.shape == (3, 16, 16)
 
 
@@ -123,6 +126,7 @@ def bomb(width: int, height: int) -> bytes:
 @pytest.mark.parametrize("size", [(10_000, 10_000), (60_000, 60_000), (2**31 - 1, 1)])
 def test_fault_21_a_decompression_bomb(refusal, tmp_path, size):
     limit = Image.MAX_IMAGE_PIXELS
+    (tmp_path / "good.png").write_bytes(PNG)
     (tmp_path / "bomb.png").write_bytes(bomb(*size))
     assert (tmp_path / "bomb.png").stat().st_size < 1000
     line = refusal("folder", tmp_path)
@@ -356,3 +360,60 @@ def test_libtiff_does_not_talk_over_the_error(tmp_path, capfd):
     assert capfd.readouterr().err == ""
     os.write(2, b"back")
     assert capfd.readouterr().err == "back"
+
+
+def packed(path: Path, members: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+@pytest.mark.parametrize("skipping", [False, True])
+def test_fault_20_damaged_pictures_are_left_out_and_counted_where_asked(tmp_path, skipping):
+    for k in range(6):
+        (tmp_path / f"{k}.png").write_bytes(PNG if k else PNG[:-30])
+    if not skipping:
+        with pytest.raises(DataError, match=r"0\.png"):
+            image_folder(tmp_path)
+        return
+    found = image_folder(tmp_path, on_error="skip")
+    assert len(found.train) + len(found.test) == 5
+    assert found.skipped == 1
+    assert found.notes == ("left out 1 damaged picture: 0.png",)
+
+
+def test_fault_20_what_is_left_out_is_said_by_a_run(tmp_path, capsys):
+    for k in range(8):
+        (tmp_path / f"{k}.png").write_bytes(PNG if k else b"")
+    argv = ["train", f"--out={tmp_path / 'run'}", "--data=folder", f"--data.path={tmp_path}"]
+    argv += ["--data.on-error=skip", "--data.size=8", "--network.width=8", "--train.steps=1"]
+    assert main([*argv, "--train.batch=2", "--device=cpu"]) == 0
+    assert "left out 1 damaged picture: 0.png" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["../out.png", "/tmp/out.png", "a/../../out.png", "C:/out.png"])
+def test_fault_25_names_that_lead_out_of_an_archive(refusal, tmp_path, name):
+    path = packed(tmp_path / "pictures.zip", {"a/1.png": PNG, name: PNG})
+    before = sorted(tmp_path.rglob("*"))
+    assert f"{path}: member {name!r} leads out of the archive" in refusal("folder", path)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_fault_25_an_archive_is_read_as_the_folder_it_packs_and_not_extracted(tmp_path):
+    members = {f"{group}/{k}.png": PNG for group in "ab" for k in range(4)}
+    for name, content in members.items():
+        (tmp_path / "folder" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "folder" / name).write_bytes(content)
+    path = packed(tmp_path / "folder.zip", members)
+    ours, theirs = image_folder(path), image_folder(tmp_path / "folder")
+    assert torch.equal(ours.train.x, theirs.train.x)
+    assert torch.equal(ours.train.label, theirs.train.label)
+    assert (ours.name, ours.classes) == (theirs.name, theirs.classes)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["folder", "folder.zip"]
+
+
+def test_fault_25_a_damaged_archive(refusal, tmp_path):
+    path = packed(tmp_path / "pictures.zip", {"a/1.png": PNG, "a/2.png": PNG})
+    path.write_bytes(path.read_bytes()[:-20])
+    assert f"{path}: damaged or no zip archive" in refusal("folder", path)

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from scoresde import atomic
 from scoresde.data import Dataset, Scaling, moons
 from scoresde.training import checkpoint as ck
 from scoresde.training import files, fit
@@ -105,9 +106,9 @@ def test_a_failed_save_leaves_the_old_file(path, saved, stage, monkeypatch):
 
 def test_a_kill_between_write_and_rename_leaves_the_old_file(path, tmp_path):
     program = (
-        "import os, signal, sys; from pathlib import Path; from scoresde.training import files;"
+        "import os, signal, sys; from pathlib import Path; from scoresde import atomic;"
         "os.replace = lambda a, b: os.kill(os.getpid(), signal.SIGKILL);"
-        "files.atomic_write(Path(sys.argv[1]), lambda p: p.write_bytes(b'half'))"
+        "atomic.atomic_write(Path(sys.argv[1]), lambda p: p.write_bytes(b'half'))"
     )
     done = subprocess.run([sys.executable, "-c", program, str(path)], check=False, timeout=120)
     assert done.returncode == -9
@@ -167,7 +168,7 @@ def test_truncated(path, share):
 def test_no_flipped_byte_passes_unnoticed(path, saved):
     # Zip padding and dates carry nothing; every other byte must be missed when it changes.
     whole, caught = path.read_bytes(), 0
-    sha256 = files.digest(path)
+    sha256 = atomic.digest(path)
     positions = range(11, len(whole), max(1, len(whole) // 150))
     for position in positions:
         changed = bytearray(whole)
@@ -274,7 +275,7 @@ def test_rotation_keeps_the_newest_and_points_to_the_last(tmp_path, saved):
         path = ck.save_step(tmp_path, replace(saved, step=step), keep=2)
     assert names(tmp_path) == ["latest.json", "step-00000015.pt", "step-00000020.pt"]
     record = json.loads((tmp_path / "latest.json").read_text())
-    assert record == {"name": path.name, "sha256": files.digest(path), "step": 20}
+    assert record == {"name": path.name, "sha256": atomic.digest(path), "step": 20}
     assert ck.newest(tmp_path)[1].step == 20
 
 

@@ -101,7 +101,8 @@ def test_batch_is_a_function_of_seed_and_step(plan, split, scaling):
     for step in range(7):
         draw_batch(plan, split, scaling, sde, step)
     again = draw_batch(plan, split, scaling, sde, 7)
-    assert all(torch.equal(a, b) for a, b in zip(later, again, strict=True))
+    assert later.augment is None
+    assert all(torch.equal(a, b) for a, b in zip(later[:4], again[:4], strict=True))
     for other in (
         draw_batch(plan, split, scaling, sde, 8),
         draw_batch(replace(plan, seed=plan.seed + 1), split, scaling, sde, 7),

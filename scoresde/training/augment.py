@@ -1,0 +1,169 @@
+"""What is done to training images besides scaling them: plain, or told to the network."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+SCALE = 2**0.2
+"""Of the isotropic and the anisotropic scaling, arXiv 2206.00364, table 6."""
+SHIFT = 1 / 8
+"""Deviation of the translation in sides of the image, as above."""
+
+
+class Augmentation(ABC):
+    """A random change of images (B, C, H, W), all its draws from the generator given.
+
+    ``labels`` is how many numbers tell the network what was done; None where it is not told.
+    """
+
+    labels: ClassVar[int | None] = None
+
+    def on_levels(self, levels: Tensor, generator: torch.Generator) -> Tensor:
+        """Pixel levels, before they are dequantised."""
+        return levels
+
+    @abstractmethod
+    def on_units(self, x0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """Model units, and the numbers (B, labels), zeros where nothing was done."""
+
+
+@dataclass(frozen=True)
+class Plain(Augmentation):
+    """Mirror images and shift them, untold: what it makes is learned as if it were data.
+
+    ``flip`` is the probability of a mirror image, left to right; ``crop`` the most pixels of a
+    shift along each axis, uniform over whole ones, with reflection at the border. Both move levels
+    only. Raises ValueError for numbers out of range.
+    """
+
+    flip: float = 0.5
+    crop: int = 0
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.flip <= 1 and self.crop >= 0):
+            found = f"flip={self.flip:g}, crop={self.crop}"
+            raise ValueError(f"need flip in [0, 1] and crop >= 0, got {found}")
+
+    def on_levels(self, levels: Tensor, generator: torch.Generator) -> Tensor:
+        n = len(levels)
+        mirrored = torch.rand(n, generator=generator) < self.flip
+        by = torch.randint(-self.crop, self.crop + 1, (n, 2), generator=generator)
+        return shifted(flipped(levels, mirrored, 3), by)
+
+    def on_units(self, x0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        return x0, None
+
+
+@dataclass(frozen=True)
+class NonLeaking(Augmentation):
+    """Flips, scalings, rotations and translations that the network is told of.
+
+    Each of six is made with ``probability``; the nine numbers are those of the table, where a is 0
+    for what was not made:
+
+        flip along x, y     a0, a1 in {0, 1}                     a0, a1
+        scale               2^(0.2 a2)                           a2
+        rotate              a3 in (-pi, pi)                      cos a3 - 1, sin a3
+        stretch             2^(0.2 |a5|) along a4, 1 / across    a5 cos a4, a5 sin a4
+        translate           (a6 W, a7 H) / 8                     a6, a7
+
+    Flips move pixels; the others are one bilinear resampling with reflection at the border, of
+    those images only. Raises ValueError for a probability out of range. EDM, arXiv 2206.00364,
+    appendix F.2, table 6.
+    """
+
+    labels: ClassVar[int | None] = 9
+
+    probability: float = 0.12
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.probability <= 1:
+            raise ValueError(f"need probability in [0, 1], got {self.probability:g}")
+
+    def on_units(self, x0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        label = self._draw(len(x0), generator)
+        return transformed(x0, label), label
+
+    def _draw(self, n: int, generator: torch.Generator) -> Tensor:
+        """The numbers (n, 9) of n images."""
+        made = (torch.rand(n, 6, generator=generator) < self.probability).float()
+        flips = torch.rand(n, 2, generator=generator).round()
+        turn, along = ((2 * torch.rand(2, n, generator=generator) - 1) * math.pi).unbind()
+        scale, stretch, right, down = torch.randn(4, n, generator=generator).unbind()
+        columns = (
+            flips[:, 0], flips[:, 1], scale, turn.cos() - 1, turn.sin(),
+            stretch * along.cos(), stretch * along.sin(), right, down,
+        )  # fmt: skip
+        which = torch.tensor([0, 1, 2, 3, 3, 4, 4, 5, 5])
+        return torch.stack(columns, 1) * made[:, which]
+
+
+def transformed(x0: Tensor, label: Tensor) -> Tensor:
+    """The images that the numbers (B, 9) of ``NonLeaking`` tell of."""
+    x0 = flipped(flipped(x0, label[:, 0] != 0, 3), label[:, 1] != 0, 2)
+    moved = (label[:, 2:] != 0).any(1)
+    if not moved.any():
+        return x0
+    sides = torch.tensor([x0.shape[3], x0.shape[2]], dtype=torch.float64)
+    rows = label[moved].double()
+    x0 = x0.clone()
+    x0[moved] = resampled(x0[moved], linear(rows), SHIFT * sides * rows[:, 7:])
+    return x0
+
+
+def linear(label: Tensor) -> Tensor:
+    """Stretch, rotation and scaling as one matrix (B, 2, 2) on (x, y), the first one last."""
+    cos, sin = label[:, 3] + 1, label[:, 4]
+    rotation = torch.stack([cos, -sin, sin, cos], 1).view(-1, 2, 2)
+    # a5 < 0 would squeeze along a4, under the label of a stretch along a4 + pi. Every label is a
+    # stretch here: as a4 is uniform, the images are those of the table, and the label is enough.
+    by, along = label[:, 5:7].norm(dim=1), torch.atan2(label[:, 6], label[:, 5])
+    # e^(s (2 n n^T - 1)) = cosh s + sinh s (2 n n^T - 1) for a direction n.
+    s = by * math.log(SCALE)
+    c2, s2 = (2 * along).cos() * s.sinh(), (2 * along).sin() * s.sinh()
+    stretch = torch.stack([s.cosh() + c2, s2, s2, s.cosh() - c2], 1).view(-1, 2, 2)
+    return stretch @ rotation * (SCALE ** label[:, 2]).view(-1, 1, 1)
+
+
+def resampled(x: Tensor, matrix: Tensor, shift: Tensor) -> Tensor:
+    """Images (B, C, H, W) moved by p -> matrix p + shift, (x, y) in pixels from their middle.
+
+    Bilinear, with reflection at the border.
+    """
+    height, width = x.shape[2:]
+    half = torch.tensor([width, height], dtype=torch.float64) / 2  # of grid_sample's coordinates
+    back = torch.linalg.inv(matrix.double())
+    turned = back * half / half[:, None]
+    offset = -(back @ shift.double()[..., None]) / half[:, None]
+    affine = torch.cat([turned, offset], 2).to(x)
+    grid = F.affine_grid(affine, list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, "bilinear", "reflection", align_corners=False)
+
+
+def flipped(x: Tensor, rows: Tensor, axis: int) -> Tensor:
+    """The images with those of ``rows`` (B,), truth values, mirrored along an axis."""
+    return torch.where(rows.view(-1, 1, 1, 1), x.flip(axis), x)
+
+
+def shifted(x: Tensor, by: Tensor) -> Tensor:
+    """Images (B, C, H, W) moved by whole pixels (B, 2), down and right, with reflection."""
+    height, width = x.shape[2:]
+    rows = _reflected(torch.arange(height) - by[:, :1], height)
+    columns = _reflected(torch.arange(width) - by[:, 1:], width)
+    image = torch.arange(len(x))[:, None, None]
+    return x.movedim(1, 3)[image, rows[:, :, None], columns[:, None, :]].movedim(3, 1).contiguous()
+
+
+def _reflected(index: Tensor, size: int) -> Tensor:
+    """Indices beyond 0 .. size-1 mirrored back, the border pixel not repeated."""
+    if size == 1:
+        return torch.zeros_like(index)
+    index = index % (2 * size - 2)
+    return torch.minimum(index, 2 * size - 2 - index)
