@@ -76,9 +76,12 @@ class _Normalised(torch.autograd.Function):
         ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float
     ) -> Tensor:
         grouped = (len(x), groups, -1)
-        mean = x.mean((2, 3)).view(grouped).mean(2, keepdim=True)
-        square = x.square().mean((2, 3)).view(grouped).mean(2, keepdim=True)
-        rate = ((square - mean.square()).clamp_min(0) + eps).rsqrt()
+        channel = x.mean((2, 3))
+        within = (x - _each(channel, x)).square_().mean((2, 3)).view(grouped)
+        channel = channel.view(grouped)
+        mean = channel.mean(2, keepdim=True)
+        var = (within + (channel - mean).square()).mean(2, keepdim=True)
+        rate = (var + eps).rsqrt()
         a = rate * scale.reshape(grouped)
         ctx.save_for_backward(x, scale, mean, rate, a)
         return torch.addcmul(_each(shift.reshape(grouped) - a * mean, x), x, _each(a, x))

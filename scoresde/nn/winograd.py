@@ -54,7 +54,7 @@ class Conv3x3(nn.Conv2d):
         super().__init__(inputs, outputs, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training and _is_worth_it(x, self.out_channels):
+        if self.training and _is_worth_it(x, self.weight):
             return convolve(x, self.weight, self.bias)
         return super().forward(x)
 
@@ -68,10 +68,11 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return y
 
 
-def _is_worth_it(x: Tensor, outputs: int) -> bool:
+def _is_worth_it(x: Tensor, weight: Tensor) -> bool:
     plain = x.dtype == torch.float32 and x.device.type == "cpu"
     plain = plain and not torch.is_autocast_enabled("cpu")
-    large = x.ndim == 4 and min(x.shape[1], outputs) >= 48 and x.numel() >= 1 << 17
+    fits = x.ndim == 4 and x.shape[1] == weight.shape[1]
+    large = fits and min(weight.shape[:2]) >= 48 and x.numel() >= 1 << 17
     if not (plain and large and torch.backends.cpu.get_cpu_capability() == "AVX2"):
         return False
     return is_first(x)

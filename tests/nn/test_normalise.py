@@ -103,3 +103,11 @@ def test_it_is_transformed_by_torch_func(training):
     each = torch.func.vmap(torch.func.grad(lambda z: norm(z[None]).pow(3).sum()))(x)
     z = x.clone().requires_grad_()
     assert torch.allclose(each, torch.autograd.grad(norm(z).pow(3).sum(), z)[0], atol=1e-11)
+
+
+@pytest.mark.parametrize("offset", [0.0, 10.0, 1000.0])
+def test_a_common_offset_costs_no_more_digits_than_it_costs_the_numbers(offset):
+    x = state(2, 64, 7, 7, layout=torch.channels_last).detach() + offset
+    exact = F.group_norm(x, GroupNorm(64).num_groups)
+    error = (GroupNorm(64)(x.float()).double() - exact).abs().max()
+    assert error < 1e-6 * (10 + 3 * offset)
