@@ -73,7 +73,9 @@ def read_archive(path: Path) -> dict[str, Any]:
             f"(nothing was run); use only files written by scoresde"
         ) from error
     except Exception as error:  # and so does torch
-        raise CheckpointError(f"{path}: not a checkpoint ({brief(error)}); {REMEDY}") from error
+        raise CheckpointError(
+            f"{path}: damaged or not a checkpoint ({brief(error)}); {REMEDY}"
+        ) from error
     return found if isinstance(found, dict) else {}
 
 
