@@ -58,6 +58,14 @@ def test_no_kill_lost_anything_and_the_page_says_how_many_there_were():
         assert words in text
 
 
+def test_the_speeds_are_the_stored_ones():
+    text = (ROOT / "docs" / "training.md").read_text()
+    for mode, found in stored("throughput")["modes"].items():
+        speeds, best = found["images_per_second"], found["best_layout"]
+        cells = [f"{speeds[name][best[name]]:.1f} ({best[name]})" for name in best]
+        assert f"| {mode} | {' | '.join(cells)} | {found['ratio']:.2f} |" in text
+
+
 def test_the_engine_takes_less_of_a_step_than_it_may():
     found = stored("engine_overhead")
     assert found["overhead_by_parts"] <= found["limit"]
