@@ -27,6 +27,7 @@ from scoresde.config import Config, ConfigError
 from scoresde.config.base import Section
 from scoresde.config.schema import Train
 from scoresde.data import Dataset, Scaling
+from scoresde.data.cache import Watch, unwatched
 from scoresde.nn import LevelMean
 from scoresde.parameterization import ScoreModel
 from scoresde.sde import SDE
@@ -54,8 +55,8 @@ def build_sde(section: Section) -> SDE:
     return sde
 
 
-def build_dataset(section: Section) -> Dataset:
-    """The data of ``config.data``, read or drawn.
+def build_dataset(section: Section, watch: Watch = unwatched) -> Dataset:
+    """The data of ``config.data``, read or drawn; ``watch`` is told how far pictures are decoded.
 
     Raises ConfigError when the path is missing from the configuration, DataError for bad data.
     """
@@ -66,6 +67,8 @@ def build_dataset(section: Section) -> Dataset:
     for name in ("path", "cache"):
         if arguments.get(name) is not None:
             arguments[name] = Path(arguments[name]).expanduser()
+    if kind == "folder":
+        arguments["watch"] = watch
     names = {"train": "n_train", "test": "n_test"}
     return constructor(DATASETS, kind)(**{names.get(k, k): v for k, v in arguments.items()})
 

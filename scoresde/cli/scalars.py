@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ Add = Callable[[Mapping[str, Any]], None]
 def require_tensorboard() -> None:
     """Raise ValueError, naming the extra, where TensorBoard is not installed."""
     try:
-        import torch.utils.tensorboard  # noqa: F401
+        import_module("torch.utils.tensorboard")
     except ImportError:
         raise ValueError(
             "train.tensorboard=true needs TensorBoard; pip install 'scoresde[tensorboard]', or "

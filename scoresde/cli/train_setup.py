@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from scoresde.build import build_dataset, build_model, build_optimizer, build_plan
+from scoresde.cli.console import progress
 from scoresde.cli.cost import flops
 from scoresde.cli.folder import RunFolder
 from scoresde.cli.scalars import require_tensorboard
@@ -55,7 +56,7 @@ def prepare(
     """Read the data and build everything of a new run; raises ValueError where they do not fit."""
     if config.train.tensorboard:
         require_tensorboard()
-    dataset = build_dataset(config.data)
+    dataset = build_dataset(config.data, progress)
     plan = planned(config, dataset, share or Share())
     split, held_out = _splits(config, dataset)
     model = build_model(config, dataset)

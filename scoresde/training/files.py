@@ -87,7 +87,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
             return dict(file.metadata() or {}), {name: file.get_tensor(name) for name in names}
-    except Exception as error:
+    except Exception as error:  # and so does its parser
         raise CheckpointError(
             f"{path}: damaged or not safetensors ({brief(error)}); {REMEDY}"
         ) from error

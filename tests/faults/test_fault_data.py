@@ -17,8 +17,9 @@ import pytest
 import torch
 from PIL import Image
 
+from scoresde.cli import console
 from scoresde.cli.main import main
-from scoresde.data import DataError, arrays, image_folder
+from scoresde.data import DataError, albums, arrays, image_folder
 from scoresde.data.images import read_picture
 from scoresde.evaluation import load_moments
 
@@ -392,7 +393,17 @@ def test_fault_20_what_is_left_out_is_said_by_a_run(tmp_path, capsys):
     assert "left out 1 damaged picture: 0.png" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["../out.png", "/tmp/out.png", "a/../../out.png", "C:/out.png"])
+def test_a_long_decoding_says_how_far_it_is(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(console, "PLAIN_SECONDS", 0.0)
+    for k in range(8):
+        (tmp_path / f"{k}.png").write_bytes(PNG)
+    argv = ["train", f"--out={tmp_path / 'run'}", "--data=folder", f"--data.path={tmp_path}"]
+    argv += ["--data.size=8", "--network.width=8", "--train.steps=1", "--train.batch=2"]
+    assert main([*argv, "--device=cpu"]) == 0
+    assert "decoding pictures 7/8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["../out.png", "/out.png", "a/../../out.png", "C:/out.png"])
 def test_fault_25_names_that_lead_out_of_an_archive(refusal, tmp_path, name):
     path = packed(tmp_path / "pictures.zip", {"a/1.png": PNG, name: PNG})
     before = sorted(tmp_path.rglob("*"))
@@ -411,6 +422,12 @@ def test_fault_25_an_archive_is_read_as_the_folder_it_packs_and_not_extracted(tm
     assert torch.equal(ours.train.label, theirs.train.label)
     assert (ours.name, ours.classes) == (theirs.name, theirs.classes)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["folder", "folder.zip"]
+
+
+def test_fault_25_a_member_that_unpacks_to_too_much(refusal, tmp_path, monkeypatch):
+    monkeypatch.setattr(albums, "LARGEST_MEMBER", len(PNG) - 1)
+    path = packed(tmp_path / "pictures.zip", {f"a/{k}.png": PNG for k in range(4)})
+    assert "a/0.png: unpacks to" in refusal("folder", path)
 
 
 def test_fault_25_a_damaged_archive(refusal, tmp_path):
