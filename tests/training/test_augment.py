@@ -23,7 +23,8 @@ from scoresde.training.augment import (
     shifted,
     transformed,
 )
-from scoresde.training.loop import _backward, draw_batch, update
+from scoresde.training.batches import draw_batch
+from scoresde.training.loop import _backward, update
 from scoresde.training.shares import Share
 
 
