@@ -111,22 +111,27 @@ ORDERS = [
 ]
 
 
+TRAPEZOIDS = [SASolver(), SASolver(2, 3, 0.8, std=0.4)]
+
+
 @pytest.mark.parametrize("sde", [VP(), EDM()], ids=lambda sde: type(sde).__name__)
 @pytest.mark.parametrize("make", ORDERS)
 def test_weak_order(sde, make):
-    """The biases of mean and variance on N(0.3, 0.5^2) fall at the declared order.
-
-    The trapezoid's second-order terms cancel in the variance of a Gaussian, all or nearly; those
-    of skewed data are counted there too.
-    """
+    """The biases of mean and variance on N(0.3, 0.5^2) fall at the declared order."""
     biases = [bias(make(n), sde, grids.log_snr(sde, n), ONE_D) for n in (200, 400)]
     total = [abs(m) + abs(v) for m, v in biases]
     step, order = make(400), math.log2(total[0] / total[1])
     assert step.order == step.weak_order
-    if step in (SASolver(), SASolver(2, 3, 0.8, std=0.4)):
-        assert order > step.weak_order - 0.15
-        order = weak_order(make, sde).order
-    assert order == pytest.approx(step.weak_order, abs=0.15)
+    assert order > step.weak_order - 0.15
+    assert order < step.weak_order + 0.15 or step in TRAPEZOIDS
+
+
+@pytest.mark.parametrize("step", TRAPEZOIDS, ids=label)
+def test_weak_order_of_the_trapezoid(step):
+    """Its second-order terms cancel in the variance of a Gaussian, all or nearly; those of skewed
+    data are counted here too. Under one process, as relabelling changes nothing (below).
+    """
+    assert weak_order(lambda n: step, EDM()).order == pytest.approx(step.weak_order, abs=0.15)
 
 
 AFRESH = [
