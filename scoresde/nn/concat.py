@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from scoresde.nn.normalise import GroupNorm
 from scoresde.nn.resample import DownConv
 from scoresde.nn.residual import Residual, Style
+from scoresde.nn.stem import Stem
 from scoresde.nn.unet import check, check_images, head
 
 Cells = Any
@@ -101,7 +102,7 @@ class ConcatUNet(nn.Module):
         attends = [level in attention for level in range(len(widths))]
         self.channels, self.recompute = channels, recompute
         self.condition = condition
-        self.stem = style.conv(channels, width)
+        self.stem = style.start(Stem(channels, width))
         self.encoder = _encoder(style, width, widths, blocks, attends)
         self.descents = _descents(style, channels, widths, picture)
         self.middle = nn.ModuleList(

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from scoresde.nn.blocks import ResidualImage, SelfAttention, zeroed
 from scoresde.nn.embeddings import Conditioning
 from scoresde.nn.normalise import GroupNorm
+from scoresde.nn.stem import Stem
 
 
 class Stage(nn.Module):
@@ -106,7 +107,7 @@ class UNet(nn.Module):
         self.condition = Conditioning(
             embedding, vector, fourier=fourier, classes=classes, augments=augments
         )
-        self.stem = nn.Conv2d(channels, widths[0], 3, padding=1)
+        self.stem = Stem(channels, widths[0])
         self.down = nn.ModuleList(stage(level) for level in range(len(widths) - 1))
         self.shrink = nn.ModuleList(
             nn.Conv2d(fine, coarse, 3, stride=2, padding=1) for fine, coarse in pairwise(widths)
