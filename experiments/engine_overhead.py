@@ -34,8 +34,9 @@ from scoresde.cli.train import parameters
 from scoresde.config import load_config
 from scoresde.data import Dataset, Scaling, Split
 from scoresde.training import ema, shards, start
+from scoresde.training.batches import draw_batch
 from scoresde.training.levels import LossByLevel
-from scoresde.training.loop import draw_batch, update
+from scoresde.training.loop import update
 from scoresde.training.losses import dsm_loss
 
 LIMIT = 0.03

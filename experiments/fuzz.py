@@ -50,8 +50,8 @@ from scoresde.config.problems import members, options
 from scoresde.data import DataError, arrays, idx_folder, image_folder
 from scoresde.evaluation import load_moments
 from scoresde.training import checkpoint as checkpoints
-from scoresde.training.loop import start
 from scoresde.training.loop import update as step
+from scoresde.training.state import start
 
 SECONDS = 20.0
 """What a file may take; they are of some kilobytes."""

@@ -113,6 +113,11 @@ class ScoreModel(nn.Module):
         self.sde = sde
         self.parameterization = parameterization
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
     def forward(self, x: Tensor, t: Tensor, **cond: Tensor | None) -> Tensor:
         """The raw network output F(inp x, noise), in the dtype of the network."""
         return self._evaluate(self.parameterization(self.sde, t), x, cond)

@@ -33,7 +33,8 @@ from scoresde.parameterization import ScoreModel
 from scoresde.sde import SDE
 from scoresde.training import losses, times
 from scoresde.training.augment import Augmentation
-from scoresde.training.loop import LearningRate, Plan, cosine, inverse_sqrt, warmup
+from scoresde.training.plan import Plan
+from scoresde.training.rates import LearningRate, cosine, inverse_sqrt, warmup
 
 
 class Described(Protocol):

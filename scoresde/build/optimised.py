@@ -121,7 +121,7 @@ def _unguided(loaded: LoadedRun, n: int) -> Denoiser:
     classes = loaded.data.classes if loaded.config.conditional else None
     if classes is None or loaded.config.train.label_dropout:
         return loaded.model.denoiser()
-    device = next(loaded.model.parameters()).device
+    device = loaded.model.device
     return loaded.model.denoiser(label=torch.arange(n, device=device) % len(classes))
 
 

@@ -8,7 +8,7 @@ import torch
 
 from scoresde.parameterization import ScoreModel
 from scoresde.training import dsm_loss
-from scoresde.training.loop import evaluating
+from scoresde.training.held_out import evaluating
 
 # Dense bf16 operations a second, as NVIDIA's data sheets give them; the first name that fits.
 PEAKS = {
@@ -32,7 +32,7 @@ def flops(model: ScoreModel, shape: tuple[int, ...], classes: int | None) -> int
     from torch.utils.flop_counter import FlopCounterMode
 
     weights = [p for p in model.parameters() if p.requires_grad]
-    x = torch.zeros(1, *shape, device=weights[0].device)
+    x = torch.zeros(1, *shape, device=model.device)
     label = None if classes is None else torch.zeros(1, dtype=torch.long, device=x.device)
     t = torch.tensor([model.sde.t_max], dtype=torch.float64)
     with evaluating(model), FlopCounterMode(display=False) as counter:

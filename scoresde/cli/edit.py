@@ -54,7 +54,7 @@ class Job:
     ) -> Tensor:
         """``encode`` or ``decode`` of every sample, a batch at a time."""
         parts = []
-        device = next(self.loaded.model.parameters()).device
+        device = self.loaded.model.device
         for rows in torch.arange(len(x)).split(self.options.batch):
             label = None if labels is None else labels[rows].to(device)
             denoiser: Denoiser = self.loaded.model.denoiser(label=label)

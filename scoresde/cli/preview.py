@@ -45,7 +45,7 @@ def save_preview(
 
 def draw(model: ScoreModel, n: int, shape: tuple[int, ...], label: Tensor | None) -> Tensor:
     """n samples (n, *shape), on the host; each is a function of its place and label alone."""
-    device = next(model.parameters()).device
+    device = model.device
     noise = per_sample_noise(range(n))
     x = starting_noise(model.sde, torch.empty(n, *shape, device=device), noise)
     condition = {} if label is None else {"label": label.to(device)}

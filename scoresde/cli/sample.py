@@ -187,7 +187,7 @@ def draw(
     """
     if batch < 1:
         raise ValueError(f"--batch: need at least 1, got {batch}")
-    device = next(model.parameters()).device
+    device = model.device
     parts: list[Tensor] = [torch.empty(0, *shape)]
     total, unfinished, started, calls = 0, 0, time.perf_counter(), 0
     for first in range(0, len(seeds), batch):

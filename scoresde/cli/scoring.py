@@ -25,7 +25,7 @@ from scoresde.data import Scaling, Split
 from scoresde.likelihood import Estimator, bits_per_dim, importance_weighted
 from scoresde.parameterization import ScoreModel
 from scoresde.samplers import per_sample_noise
-from scoresde.training.loop import stream
+from scoresde.training.batches import stream
 
 COLUMNS = ("nats", "nfe", "bound", "again", "coarse")
 """The value in nats and its calls, the bound beside it, the value by other draws and by a coarser
@@ -126,7 +126,7 @@ def _again(job: Job, rows: Tensor) -> dict[str, Tensor]:
 
 def _scored(job: Job, estimator: Estimator, rows: Tensor, purpose: str) -> tuple[Tensor, float]:
     """The value (B,) over the draws of the job, and its calls."""
-    device = next(job.model.parameters()).device
+    device = job.model.device
     part = job.split.take(rows)
     label = part.label.to(device) if job.conditional and part.label is not None else None
     denoiser, values, calls = job.model.denoiser(label=label), [], 0

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,8 @@ def run(options: TrainOptions, overrides: Mapping[str, Any]) -> int:
     world = World.found()
     if options.dry_run:
         text = summary(_config(options, overrides), share_of(world))
-        print(text) if world.rank == 0 else None
+        if world.rank == 0:
+            print(text)
         return 0
     if options.out is None:
         raise ValueError("--out is missing; name the run folder to write, such as --out runs/demo")
@@ -78,34 +80,37 @@ def train_run(
     the way, and SystemExit with 130 or 143 after SIGINT or SIGTERM, a checkpoint being saved.
     """
     world = world or World()
-
-    def claimed() -> RunFolder:
-        return folders.claim(out, resume=resume, overwrite=overwrite)
-
-    folder = jointly(world, lambda: claimed() if world.rank == 0 else RunFolder(Path(out)))
+    claim = partial(folders.claim, out, resume=resume, overwrite=overwrite)
+    folder = jointly(world, lambda: claim() if world.rank == 0 else RunFolder(Path(out)))
     told = flat(to_plain(config)) | {"--resume": resume}
     jointly(world, lambda: require_same(world, told, SAME))
     where = own_device(pick_device(device), world)
     current = jointly(world, lambda: prepare(config, folder, where, share_of(world)))
     jointly(world, lambda: require_same(world, {EXAMPLES: current.contents}, SAME_DATA))
     with ExitStack() as stack:
-
-        def lock() -> None:
-            if current.leads:
-                stack.enter_context(folders.locked(folder))
-                claimed()  # is it still free?
-
-        jointly(world, lock)
+        jointly(world, lambda: _lock(current, stack, claim))
         notes = jointly(world, lambda: restore(current)) if resume else []
         jointly(world, lambda: require_same(world, {"step": current.state.step}, SAME))
-        if current.leads:
-            _write_start(current, where)
-        notes += [introduction(current, where), *current.dataset.notes]
-        notes += cautions(config.train, where)
-        steps, step = current.plan.steps, current.state.step
-        with Report(folder.log, steps, step, quiet=not current.leads) as report:
-            to_the_end(current, report, notes)
+        _carry_out(current, where, notes)
     return folder.path
+
+
+def _lock(run: Run, stack: ExitStack, claim: Callable[[], object]) -> None:
+    """Keep others out of the folder until the stack ends, and see whether it is still free."""
+    if run.leads:
+        stack.enter_context(folders.locked(run.folder))
+        claim()
+
+
+def _carry_out(run: Run, device: torch.device, notes: Sequence[str]) -> None:
+    """Write how the run starts, say what it is after the notes, and train."""
+    if run.leads:
+        _write_start(run, device)
+    told = [*notes, introduction(run, device), *run.dataset.notes]
+    told += cautions(run.config.train, device)
+    step = run.state.step
+    with Report(run.folder.log, run.plan.steps, step, quiet=not run.leads) as report:
+        to_the_end(run, report, told)
 
 
 def _write_start(run: Run, device: torch.device) -> None:

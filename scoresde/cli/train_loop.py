@@ -89,7 +89,7 @@ def _window(run: Run) -> Window:
 
 def _costs(run: Run, images_per_second: float) -> dict[str, float]:
     """The operations a second of the model, their share of the device's peak, and the memory."""
-    device = next(run.state.model.parameters()).device
+    device = run.state.model.device
     rate, most = images_per_second * run.flops, peak(device)
     found = {"flops_per_second": rate, "memory": memory(device)}
     share = run.plan.share

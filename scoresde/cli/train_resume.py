@@ -10,7 +10,7 @@ from typing import Any
 from scoresde.cli import folder as folders
 from scoresde.cli.train_setup import Run
 from scoresde.config import config_from, to_plain
-from scoresde.training import Checkpoint, CheckpointError, describe
+from scoresde.training import Checkpoint, CheckpointError, TrainState, describe
 from scoresde.training import checkpoint as checkpoints
 from scoresde.training.shards import scattered_optimizer
 
@@ -33,23 +33,29 @@ def restore(run: Run) -> list[str]:
         return [_nothing_to_restore(run)]
     path, found, passed_over = checkpoints.newest(run.folder.checkpoints)
     changed = _require_same(run, found, path)
-    checkpoints.load_tensors(run.state.model, found.model, path)
-    checkpoints.load_tensors(run.state.ema, found.ema, path)
-    for decay, average in run.state.decays.items():
-        checkpoints.load_tensors(average, found.decays.get(str(decay), {}), path)
-    for sigma_rel, average in run.state.averages.items():
-        checkpoints.load_tensors(average, found.averages.get(str(sigma_rel), {}), path)
-    moments = scattered_optimizer(found.optimizer, run.state.model.parameters())
-    run.state.optimizer.load_state_dict(moments)
-    if run.state.learned is not None:
-        checkpoints.load_tensors(run.state.learned.u, found.learned.get("u", {}), path)
-        run.state.learned.optimizer.load_state_dict(found.learned["optimizer"])
-    run.state.step, run.state.scale, run.best = found.step, found.scale, found.best
+    _take_over(run.state, found, path)
+    run.best = found.best
     if run.leads:
         folders.rewind(run.folder, found.step)
     notes = [f"passed over {line}" for line in passed_over] + [f"resumed from {path}"]
     notes += [f"changed from here on: {'; '.join(changed)}"] if changed else []
     return notes + _check_best(run)
+
+
+def _take_over(state: TrainState, found: Checkpoint, path: Path) -> None:
+    """Make the state that of the checkpoint; raises CheckpointError where it is of another."""
+    checkpoints.load_tensors(state.model, found.model, path)
+    checkpoints.load_tensors(state.ema, found.ema, path)
+    for decay, average in state.decays.items():
+        checkpoints.load_tensors(average, found.decays.get(str(decay), {}), path)
+    for sigma_rel, average in state.averages.items():
+        checkpoints.load_tensors(average, found.averages.get(str(sigma_rel), {}), path)
+    moments = scattered_optimizer(found.optimizer, state.model.parameters())
+    state.optimizer.load_state_dict(moments)
+    if state.learned is not None:
+        checkpoints.load_tensors(state.learned.u, found.learned.get("u", {}), path)
+        state.learned.optimizer.load_state_dict(found.learned["optimizer"])
+    state.step, state.scale = found.step, found.scale
 
 
 def _nothing_to_restore(run: Run) -> str:

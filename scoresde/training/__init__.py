@@ -1,4 +1,4 @@
-"""Training: one loss (``losses``), laws of time (``times``), the loop, its average, its files."""
+"""Training: one loss (``losses``), laws of time (``times``), batches, the loop, its files."""
 
 from scoresde.training.checkpoint import (
     Best,
@@ -10,19 +10,12 @@ from scoresde.training.checkpoint import (
     load_weights,
 )
 from scoresde.training.files import CheckpointError
-from scoresde.training.loop import (
-    Metrics,
-    Plan,
-    TrainingError,
-    TrainState,
-    cosine,
-    fit,
-    held_out_loss,
-    inverse_sqrt,
-    start,
-    warmup,
-)
+from scoresde.training.held_out import held_out_loss
+from scoresde.training.loop import Metrics, TrainingError, fit
 from scoresde.training.losses import dsm_loss
+from scoresde.training.plan import Plan
+from scoresde.training.rates import cosine, inverse_sqrt, warmup
+from scoresde.training.state import TrainState, start
 
 __all__ = [
     "Best",

@@ -13,6 +13,7 @@ Precision = Literal["float32", "bf16", "fp16"]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 PATIENCE = 2000
+"""Updates in a row without an overflow, after which the factor is doubled."""
 MOST_SKIPPED = 25
 """In a row: they divide the factor by 3e7, far below what any gradient needs."""
 
@@ -38,7 +39,7 @@ def lay_out(model: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class LossScale:
-    """The factor on the loss of fp16: halved at an overflow, doubled after 2000 updates without.
+    """The factor on the loss of fp16: halved at an overflow, doubled after ``PATIENCE`` without.
 
     ``kept`` counts the updates since it changed, ``skipped`` those left out for an overflow, and
     ``in_a_row`` the latest of them. Mixed Precision Training, arXiv 1710.03740, section 3.2.

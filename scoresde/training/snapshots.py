@@ -23,7 +23,6 @@ from scoresde.training.profiles import Profile, combination, power
 AVERAGES = "averages"
 NAME = re.compile(r"step-(\d{8,})-width-(0\.\d+)\.safetensors")
 
-
 WITHIN = 0.02
 """The distance of a profile from the one that is meant, relative to its norm, that is small."""
 LAST = 64

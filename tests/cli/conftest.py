@@ -4,15 +4,20 @@ alpha x, that of standard normal data, whose probability flow stands still.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from scoresde import build
+from scoresde.cli import train
+from scoresde.cli.folder import RunFolder
 from scoresde.config import load_config, to_plain
 from scoresde.training.checkpoint import Checkpoint, describe, save
+from tests.cli.test_train import tiny
 
 POINTS = {
     "data.kind": "moons",
@@ -42,6 +47,24 @@ def save_model(file: Path, overrides: dict[str, object], spread: float = 0.0) ->
     state = {k: v + spread * torch.randn(v.shape, generator=generator) for k, v in state.items()}
     save(file, Checkpoint(to_plain(config), describe(data), 7, state, state, {}))
     return file
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plain_layout() -> Iterator[None]:
+    """Pictures without a computed layout, which takes most of the time of runs this small.
+
+    The tests of ``evaluation`` draw them as they are.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "set_layout_engine", lambda *args, **kwargs: None)
+        yield
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> RunFolder:
+    """A run of 12 steps that nobody disturbed; its checkpoints are those of 8 and 12."""
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    return RunFolder(train.train_run(tiny(), out, device="cpu"))
 
 
 @pytest.fixture(scope="session")

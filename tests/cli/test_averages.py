@@ -20,14 +20,6 @@ from scoresde.training import checkpoint as ck
 from scoresde.training.snapshots import snapshots
 from tests.cli.test_train import command, error_line, stop_at, tiny, tree
 
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> RunFolder:
-    """An uninterrupted run with one average."""
-    out = tmp_path_factory.mktemp("runs") / "whole"
-    return RunFolder(train.train_run(tiny(), out, device="cpu"))
-
-
 # --- power-function averages ------------------------------------------------------------------
 
 POSTHOC = {"train__posthoc": "0.05,0.1", "train__posthoc_every": "3"}

@@ -12,6 +12,7 @@ from scoresde.config import load_config
 from scoresde.data import digits
 from scoresde.training import checkpoint as ck
 from tests.cli.test_processes import ended, started
+from tests.cli.test_train import taken_back
 
 TINY = {
     "edm2": {
@@ -42,10 +43,10 @@ def command(out: Path, kind: str, *extra: str, **train: str) -> list[str]:
 
 @pytest.mark.parametrize("kind", TINY)
 def test_a_run_is_trained_resumed_and_sampled(tmp_path, kind):
-    whole, out = tmp_path / "whole", tmp_path / "run"
+    whole = tmp_path / "whole"
     extra = ("--conditional", "true", "--network.recompute", "true", "--network.dropout", "0.1")
     assert main(command(whole, kind, *extra)) == 0
-    assert main(command(out, kind, *extra, steps="2")) == 0
+    out = taken_back(whole, tmp_path / "run", 2)
     assert main(command(out, kind, "--resume", *extra)) == 0
     a, b = (ck.newest(folder / "checkpoints")[1] for folder in (whole, out))
     assert a.step == b.step == 4
@@ -86,10 +87,10 @@ def test_a_head_over_levels_fits(tmp_path, kind):
 
 def test_a_learned_weight_is_trained_saved_and_resumed(tmp_path):
     kind = "dit"
-    whole, out = tmp_path / "whole", tmp_path / "run"
+    whole = tmp_path / "whole"
     learned = ("--train.learned_weight", "true")
     assert main(command(whole, kind, *learned)) == 0
-    assert main(command(out, kind, *learned, steps="2")) == 0
+    out = taken_back(whole, tmp_path / "run", 2)
     assert main(command(out, kind, "--resume", *learned)) == 0
     a, b = (ck.newest(folder / "checkpoints")[1] for folder in (whole, out))
     assert a.learned["u"]["linear.weight"].any()
@@ -100,7 +101,7 @@ def test_a_learned_weight_is_trained_saved_and_resumed(tmp_path):
     assert all(torch.equal(a.model[k], b.model[k]) for k in a.model)
     assert not any("linear" in name for name in a.model)
     line = ["sample", "--checkpoint", str(out), "--out", str(tmp_path / "images"), "--num", "1"]
-    assert main(line) == 0
+    assert main([*line, "--sample.steps", "2"]) == 0
 
 
 @pytest.mark.slow

@@ -10,6 +10,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -355,11 +357,10 @@ class TestFolder:
         assert main([*argv, "--seed", "1", "--overwrite"]) == 1
         assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
-    def test_a_table_after_the_report_in_one_file(self, points, tmp_path):
+    def test_a_table_after_the_report_in_one_file(self, points, tmp_path, monkeypatch):
         argv = ["likelihood", "--checkpoint", str(points), "--device", "cpu", "--num", "2"]
-        command = [sys.executable, "-m", "scoresde", *argv, "--json", "--csv", "/dev/stdout"]
-        with (tmp_path / "out.txt").open("w") as out:
-            subprocess.run(command, check=True, timeout=100, stdout=out)
+        with standard_output_to(tmp_path / "out.txt", monkeypatch):
+            assert main([*argv, "--json", "--csv", "/dev/stdout"]) == 0
         text = (tmp_path / "out.txt").read_text()
         assert text.startswith("{")
         assert text.count("index,label,nats") == 1
@@ -485,6 +486,21 @@ def test_two_processes_score_what_one_does(wild, tmp_path, capsys):
     assert together["bits_per_dim"] == pytest.approx(alone["bits_per_dim"], abs=1e-9)
     assert together["examples"] == 7
     assert not list(tmp_path.glob("partial*"))
+
+
+@contextmanager
+def standard_output_to(file: Path, monkeypatch) -> Iterator[None]:
+    """As a shell's > would: the descriptor, and what Python writes to it."""
+    kept = os.dup(1)
+    try:
+        with file.open("w") as out:
+            os.dup2(out.fileno(), 1)
+        with monkeypatch.context() as patch, open(1, "w", closefd=False) as stdout:
+            patch.setattr(sys, "stdout", stdout)
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def interrupt_after(batches: int, monkeypatch, examples: int | None = None) -> None:

@@ -41,6 +41,7 @@ TINY = {
     "network.dropout": "0.3",
     "conditional": "true",
     "train.steps": "12",
+    "train.holdout": "0.5",
     "train.batch": "16",
     "train.lr": "1e-2",
     "train.log_every": "3",
@@ -76,16 +77,19 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> RunFolder:
-    """An uninterrupted run."""
-    out = tmp_path_factory.mktemp("runs") / "whole"
-    return RunFolder(train.train_run(tiny(), out, device="cpu"))
-
-
 @pytest.fixture
 def copied(finished, tmp_path) -> RunFolder:
     return RunFolder(Path(shutil.copytree(finished.path, tmp_path / "run")))
+
+
+def taken_back(run: Path, copy: Path, step: int) -> Path:
+    """A copy of a run as it was at the checkpoint of a step, killed before the next one."""
+    shutil.copytree(run, copy)
+    for path in ck.step_files(copy / "checkpoints"):
+        if path.name > ck.step_name(step):
+            path.unlink()
+    assert ck.newest(copy / "checkpoints")[1].step == step
+    return copy
 
 
 def stop_at(monkeypatch, step: int, number: signal.Signals) -> None:
@@ -192,12 +196,10 @@ def test_a_signal_saves_and_the_rest_is_bit_exact(finished, tmp_path, monkeypatc
         pytest.param({"train__compile": "true"}, marks=pytest.mark.slow),
     ],
 )
-def test_every_mode_resumes_bit_exactly(tmp_path, monkeypatch, changes):
-    whole, out = tmp_path / "whole", tmp_path / "run"
+def test_every_mode_resumes_bit_exactly(tmp_path, changes):
+    whole = tmp_path / "whole"
     assert main(command(whole, **changes)) == 0
-    stop_at(monkeypatch, 7, signal.SIGTERM)
-    assert main(command(out, **changes)) == 143
-    monkeypatch.undo()
+    out = taken_back(whole, tmp_path / "run", 8)
     assert main(["train", "--out", str(out), "--device", "cpu", "--resume"]) == 0
     a, b = (ck.load(p / "checkpoints" / ck.step_name(12)) for p in (whole, out))
     assert a.scale == b.scale
@@ -383,15 +385,15 @@ with locked(RunFolder(Path(sys.argv[1]))):
 """
 
 
-@pytest.mark.parametrize("flag", ["--resume", "--overwrite"])
-def test_a_folder_where_another_process_trains_is_refused(copied, capsys, flag):
+def test_a_folder_where_another_process_trains_is_refused(copied, capsys):
     argv = [sys.executable, "-c", HOLD, str(copied.path)]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
         before = tree(copied.path)
-        assert main(command(copied.path, flag)) == 2
-        assert "another process trains there" in error_line(capsys)
-        assert tree(copied.path) == before
+        for flag in ("--resume", "--overwrite"):
+            assert main(command(copied.path, flag)) == 2
+            assert "another process trains there" in error_line(capsys)
+            assert tree(copied.path) == before
         other.kill()
     with folders.locked(copied):
         pass  # the lock went with the process
@@ -558,13 +560,14 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path, capsys, monkeypatch, n
 
 def test_training_goes_on_when_nobody_reads(tmp_path):
     start = "import sys; from scoresde.cli.main import main; raise SystemExit(main(sys.argv[1:]))"
-    argv = [sys.executable, "-c", start, *command(tmp_path / "run")]
+    short = {"train__steps": "4", "train__log_every": "1"}
+    argv = [sys.executable, "-c", start, *command(tmp_path / "run", **short)]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as training:
         training.stdout.close()
         assert training.stderr.read() == b""
     assert training.returncode == 0
-    assert ck.newest(tmp_path / "run/checkpoints")[1].step == 12
-    assert "step 12/12" in (tmp_path / "run/log.txt").read_text()
+    assert ck.newest(tmp_path / "run/checkpoints")[1].step == 4
+    assert "step 4/4" in (tmp_path / "run/log.txt").read_text()
 
 
 def test_weights_that_overflow_are_not_saved(tmp_path, capsys, monkeypatch):
@@ -605,7 +608,7 @@ def test_dry_run_writes_nothing(tmp_path, capsys):
 
 
 def test_too_little_data_to_hold_out_names_the_option(tmp_path, capsys):
-    assert main(command(tmp_path / "run", **{"data.train": "1"})) == 2
+    assert main(command(tmp_path / "run", **{"data.train": "1"}, train__holdout="0.1")) == 2
     line = error_line(capsys)
     assert "train.holdout: cannot hold out 0.1 of 1 examples; give more examples" in line
 

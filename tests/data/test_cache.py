@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from scoresde.data import DataError, holdout, image_folder, views
-from scoresde.training.loop import stream
+from scoresde.training.batches import stream
 
 
 @pytest.fixture

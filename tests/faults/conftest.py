@@ -13,8 +13,9 @@ import pytest
 
 from scoresde.cli.folder import RunFolder
 from scoresde.cli.main import main
-from tests.cli.conftest import IMAGES, POINTS, save_model
-from tests.cli.test_train import command
+from tests.cli.conftest import IMAGES, POINTS, finished, plain_layout, save_model
+
+__all__ = ["finished", "plain_layout"]  # fixtures
 
 
 @pytest.fixture
@@ -30,14 +31,6 @@ def refused(capsys) -> Callable[..., str]:
         return lines[0]
 
     return run
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory) -> RunFolder:
-    """A run of 12 steps that nobody disturbed; its checkpoints are those of 8 and 12."""
-    out = tmp_path_factory.mktemp("undisturbed") / "run"
-    assert main(command(out)) == 0
-    return RunFolder(out)
 
 
 @pytest.fixture

@@ -34,12 +34,12 @@ def exact(pixels, k):
     return -pixels.log_prob(k) / math.log(2)
 
 
-def bits(pixels, sde, dequantisation, k, seed=1, t0=None):
+def bits(pixels, sde, dequantisation, k, t0=None):
     """Bits per pixel of each sample, (B,)."""
-    u = torch.rand(k.shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
+    u = torch.rand(k.shape, generator=torch.Generator().manual_seed(1), dtype=F64)
     t0 = sde.t_min if t0 is None else t0
     draw = dequantisation.draw(k, u, pixels.scale, sde, t0)
-    tolerance = {"method": "dopri5", "rtol": 1e-5, "atol": 1e-5}
+    tolerance = {"method": "dopri5", "rtol": 1e-4, "atol": 1e-4}
     found = log_likelihood(pixels.denoiser(sde), draw.x, t0=t0, **tolerance)
     return -(found.log_prob + draw.weight) / k.shape[1] / math.log(2)
 
@@ -68,20 +68,21 @@ def test_uniform_dequantisation_loses_what_the_others_do_not():
 def test_more_draws_never_loosen_the_bound_on_average():
     pixels, sde = mostly_black(), VP()
     k = drawn(pixels, 100, 2)
-    values = torch.stack([-bits(pixels, sde, Uniform(), k, seed) for seed in range(8)])
-    values = values * 2 * math.log(2)
+    values = -bits(pixels, sde, Uniform(), k.repeat(8, 1)).reshape(8, 100) * 2 * math.log(2)
     one, eight = values.mean(), importance_weighted(values).mean()
     assert eight >= one
     exact = pixels.log_prob(k).mean()
     assert abs(eight - exact) < abs(one - exact)
 
 
-@pytest.mark.parametrize("levels", [2, 17, 256, 65536])
-def test_a_decoder_is_a_law_over_the_levels(levels):
-    scaling, sde = Scaling(levels, -0.5, 1.5), VP(t_min=1e-3)
+@pytest.mark.parametrize(
+    ("levels", "t_min"), [(2, 1e-3), (17, 1e-3), (256, 1e-3), (4096, 1e-3), (65536, 1e-5)]
+)
+def test_a_decoder_is_a_law_over_the_levels(levels, t_min):
+    scaling, sde = Scaling(levels, -0.5, 1.5), VP(t_min=t_min)
     x = torch.tensor([[-0.3, 0.41]], dtype=F64)
     near = torch.round((x - scaling.low) / scaling.step - 0.5).long().clamp(0, levels - 1)
-    wide = math.ceil(12 * float(sde.sigma(torch.tensor(1e-3))) / scaling.step) + 2
+    wide = math.ceil(12 * float(sde.sigma(torch.tensor(t_min))) / scaling.step) + 2
     total = torch.zeros(1, dtype=F64)
     for column in (0, 1):
         lowest = max(0, int(near[0, column]) - wide)

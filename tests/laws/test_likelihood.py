@@ -72,7 +72,7 @@ def test_through_every_parameterisation(sde, name, gaussian):
     def prior(x):
         return gaussian.log_prob(x, sde, at(sde, "t_max"))
 
-    got = log_likelihood(model.denoiser(), x, prior=prior)
+    got = log_likelihood(model.denoiser(), x, prior=prior, rtol=1e-5, atol=1e-5)
     truth = gaussian.log_prob(x, sde, at(sde, "t_min"))
     assert (got.log_prob - truth).abs().max() < 1e-4
 

@@ -35,6 +35,7 @@ from scoresde.samplers.stochastic_multistep import (
 )
 from scoresde.sde import linear_betas
 from scoresde.testing import Gaussian, grid25, mixture
+from tests.laws.moments import bias
 
 F64 = torch.float64
 ONE_D = Gaussian(torch.tensor([0.3], dtype=F64), torch.tensor([0.25], dtype=F64))
@@ -99,35 +100,6 @@ def walk(step, denoiser, x, ts, noise):
     return sample(denoiser, x, ts, step, noise, denoise=False)
 
 
-def affine(step, denoiser, ts):
-    """The whole walk on 1-D Gaussian data as x -> a x + b + sum_j c_j z_j.
-
-    One batch probes it all: row 0 without noise, row 1 from x = 1, row 2 + j with draw j alone.
-    """
-    width = 4 * len(ts) + 200
-    x = torch.zeros(2 + width, 1, dtype=F64)
-    x[1] = 1.0
-    calls = iter(range(2, 2 + width))
-
-    def noise(x, t=None, s=None):
-        return torch.zeros_like(x).index_fill_(0, torch.tensor(next(calls)), 1.0)
-
-    end = walk(step, denoiser, x, ts, noise).squeeze(1)
-    b = float(end[0])
-    return float(end[1]) - b, b, float((end[2:] - b).square().sum())
-
-
-def bias(step, sde, ts, data=ONE_D):
-    """Errors of the mean, and relative of the variance, from the exact marginal."""
-    a, b, added = affine(step, data.denoiser(sde), ts)
-    mean, var = [], []
-    for t in (ts[0], ts[-1]):
-        alpha, sigma = float(sde.alpha(t)), float(sde.sigma(t))
-        mean.append(alpha * float(data.mean))
-        var.append(alpha**2 * float(data.cov) + sigma**2)
-    return a * mean[0] + b - mean[1], (a * a * var[0] + added) / var[1] - 1
-
-
 # --- weak orders, without sampling ----------------------------------------------------------
 
 
@@ -139,22 +111,27 @@ ORDERS = [
 ]
 
 
+TRAPEZOIDS = [SASolver(), SASolver(2, 3, 0.8, std=0.4)]
+
+
 @pytest.mark.parametrize("sde", [VP(), EDM()], ids=lambda sde: type(sde).__name__)
 @pytest.mark.parametrize("make", ORDERS)
 def test_weak_order(sde, make):
-    """The biases of mean and variance on N(0.3, 0.5^2) fall at the declared order.
-
-    The trapezoid's second-order terms cancel in the variance of a Gaussian, all or nearly; those
-    of skewed data are counted there too.
-    """
-    biases = [bias(make(n), sde, grids.log_snr(sde, n)) for n in (100, 200, 400)]
+    """The biases of mean and variance on N(0.3, 0.5^2) fall at the declared order."""
+    biases = [bias(make(n), sde, grids.log_snr(sde, n), ONE_D) for n in (200, 400)]
     total = [abs(m) + abs(v) for m, v in biases]
-    step, order = make(400), math.log2(total[1] / total[2])
+    step, order = make(400), math.log2(total[0] / total[1])
     assert step.order == step.weak_order
-    if step in (SASolver(), SASolver(2, 3, 0.8, std=0.4)):
-        assert order > step.weak_order - 0.15
-        order = weak_order(make, sde).order
-    assert order == pytest.approx(step.weak_order, abs=0.15)
+    assert order > step.weak_order - 0.15
+    assert order < step.weak_order + 0.15 or step in TRAPEZOIDS
+
+
+@pytest.mark.parametrize("step", TRAPEZOIDS, ids=label)
+def test_weak_order_of_the_trapezoid(step):
+    """Its second-order terms cancel in the variance of a Gaussian, all or nearly; those of skewed
+    data are counted here too. Under one process, as relabelling changes nothing (below).
+    """
+    assert weak_order(lambda n: step, EDM()).order == pytest.approx(step.weak_order, abs=0.15)
 
 
 AFRESH = [
@@ -177,7 +154,7 @@ def test_a_multistep_method_that_is_churned_has_the_order_of_its_first_step(make
 def test_moments_on_every_process(sde):
     ts = grids.log_snr(sde, 60)
     for step in [*STEPS, PLAIN]:
-        mean, variance = bias(step, sde, ts)
+        mean, variance = bias(step, sde, ts, ONE_D)
         # A constant x0 is no error in the frame of x0, and one in that of a residual.
         assert abs(mean) < (0.02 if getattr(step, "std", 0) else 1e-6), step
         assert abs(variance) < (0.25 if step.weak_order == 1 else 0.05), step
@@ -190,7 +167,7 @@ def test_the_whole_way_from_pure_noise_to_none():
     sde = LinearFlow()
     ts = torch.cat([torch.ones(1).double(), grids.log_snr(sde, 60), torch.zeros(1).double()])
     for step in [*STEPS[:-2], PLAIN, churn(DPMpp2SA(), 4, steps=60), restart(DDPM(), steps=20)]:
-        mean, variance = bias(step, sde, ts)
+        mean, variance = bias(step, sde, ts, ONE_D)
         # A constant x0 is no error in the frame of x0, and one in that of a residual.
         assert abs(mean) < (0.02 if getattr(step, "std", 0) else 1e-6), step
         assert abs(variance) < (0.25 if step.weak_order == 1 else 0.05), step

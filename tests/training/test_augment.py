@@ -23,8 +23,10 @@ from scoresde.training.augment import (
     shifted,
     transformed,
 )
-from scoresde.training.loop import _backward, draw_batch, update
+from scoresde.training.batches import draw_batch
+from scoresde.training.loop import _backward, update
 from scoresde.training.shares import Share
+from tests.cli.test_train import taken_back
 
 
 def images(n: int = 64, height: int = 6, width: int = 9, dtype=torch.float32) -> torch.Tensor:
@@ -266,7 +268,7 @@ def trained(out, steps, *flags, resume=False):
 def test_the_command_trains_resumes_exactly_and_samples(tmp_path, kind):
     flags = ["--train.augment", kind, *["--train.augment.crop", "1"] * (kind == "plain")]
     whole = trained(tmp_path / "whole", 4, *flags)
-    trained(tmp_path / "part", 2, *flags)
+    taken_back(tmp_path / "whole", tmp_path / "part", 2)
     parts = trained(tmp_path / "part", 4, *flags, resume=True)
     bare = trained(tmp_path / "bare", 4)
     assert whole.model.keys() == parts.model.keys()

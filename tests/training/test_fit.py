@@ -26,7 +26,8 @@ from scoresde.training import (
     times,
     warmup,
 )
-from scoresde.training.loop import draw_batch, stream, update
+from scoresde.training.batches import draw_batch, stream
+from scoresde.training.loop import update
 
 
 def run(state, plan, split, scaling, until=None):

@@ -21,7 +21,8 @@ from scoresde.training import (
     losses,
     start,
 )
-from scoresde.training.loop import draw_batch, update
+from scoresde.training.batches import draw_batch
+from scoresde.training.loop import update
 from scoresde.training.precision import MOST_SKIPPED, PATIENCE, LossScale, autocast, lay_out
 
 

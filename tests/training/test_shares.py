@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from scoresde.training.loop import _backward, draw_batch, update
+from scoresde.training.batches import draw_batch
+from scoresde.training.loop import _backward, update
 from scoresde.training.shares import Share
 
 

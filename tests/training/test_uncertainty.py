@@ -19,7 +19,8 @@ from scoresde.training import (
     fit,
     start,
 )
-from scoresde.training.loop import _backward, draw_batch, update
+from scoresde.training.batches import draw_batch
+from scoresde.training.loop import _backward, update
 from scoresde.training.shares import Share
 from scoresde.training.uncertainty import LearnedWeight
 

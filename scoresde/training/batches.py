@@ -1,0 +1,140 @@
+"""The batch of every step, a function of (seed, step): data, dequantisation, noise and times.
+
+All processes draw the whole batch and compute on their share of it, so that neither the device nor
+the number of processes changes what is drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scoresde.data import Examples, Scaling, batch_indices
+from scoresde.sde import SDE
+from scoresde.training.plan import Plan
+from scoresde.training.prefetch import ahead
+
+
+class Batch(NamedTuple):
+    """Clean examples in model units and noise (B, ...), times (B,), labels (B,) or None.
+
+    ``augment`` (B, n) tells the network what was done to them, if it is told.
+    """
+
+    x0: Tensor
+    t: Tensor
+    eps: Tensor
+    label: Tensor | None
+    augment: Tensor | None = None
+
+    def rows(self, rows: Tensor | slice) -> Batch:
+        """Some of the examples."""
+        label, augment = (None if p is None else p[rows] for p in (self.label, self.augment))
+        return Batch(self.x0[rows], self.t[rows], self.eps[rows], label, augment)
+
+    def pinned(self, device: torch.device) -> Batch:
+        """The batch in memory that a CUDA device reads by itself; as it is for others.
+
+        Times stay where they are, as they are never copied as a whole.
+        """
+        if device.type != "cuda":
+            return self
+        return self._replace(x0=self.x0.pin_memory(), eps=self.eps.pin_memory())
+
+    def on(self, device: torch.device) -> Batch:
+        """The batch on a device, and its times on the host.
+
+        Schedules are a few numbers each: only their coefficients travel.
+        """
+        # Copied meanwhile where it is pinned; harmless where it is not.
+        x0, eps = (p.to(device, non_blocking=device.type == "cuda") for p in (self.x0, self.eps))
+        label, augment = (None if p is None else p.to(device) for p in (self.label, self.augment))
+        return Batch(x0, self.t, eps, label, augment)
+
+    @property
+    def told(self) -> dict[str, Tensor]:
+        """What the network is told besides state and noise level, by name."""
+        told = {"label": self.label, "augment": self.augment}
+        return {name: value for name, value in told.items() if value is not None}
+
+
+def batches(
+    plan: Plan, split: Examples, scaling: Scaling, sde: SDE, device: torch.device, start: int
+) -> Iterator[Batch]:
+    """The batches of the steps from ``start`` to the end of the plan, ready for a device.
+
+    The next ``plan.prefetch`` are drawn while one is in use.
+    """
+
+    def draw(step: int) -> Batch:
+        return draw_batch(plan, split, scaling, sde, step).pinned(device)
+
+    return ahead(draw, range(start, plan.steps), plan.prefetch)
+
+
+def draw_batch(plan: Plan, split: Examples, scaling: Scaling, sde: SDE, step: int) -> Batch:
+    """The batch of a step: examples, times, noise and labels, a function of (plan, step).
+
+    Drawn on the host, so that every device sees the same numbers. Raises ValueError where the
+    model has classes and the data no labels.
+    """
+    generator = torch.Generator().manual_seed(stream(plan.seed, step, "batch"))
+    chosen = split.take(batch_indices(len(split), plan.batch, plan.seed, step))
+    x0, told = _augmented(plan, chosen.x, scaling, generator, step)
+    t = plan.times(sde, plan.draw(plan.batch, generator))
+    eps = torch.randn(x0.shape, generator=generator)
+    return Batch(x0, t, eps, _labels(plan, chosen.label, generator), told)
+
+
+def our_parts(plan: Plan, batch: Batch) -> Iterator[tuple[int, Batch]]:
+    """The parts of a batch whose gradients this process adds up, with their numbers in it."""
+    for number, rows in plan.share.parts(plan.batch, plan.accumulate):
+        # Neighbours, so a slice: a view, which stays pinned.
+        yield number, batch.rows(slice(int(rows[0]), int(rows[-1]) + 1))
+
+
+def dequantised(
+    levels: Tensor, scaling: Scaling, generator: torch.Generator, dither: bool = True
+) -> Tensor:
+    """Model units of pixel levels: with ``dither`` uniform within each, else its middle; float32.
+
+    Continuous data stay as they are.
+    """
+    if scaling.levels is None or not dither:
+        return scaling.encode(levels)
+    return scaling.encode(levels, torch.rand(levels.shape, generator=generator))
+
+
+def stream(seed: int, step: int, purpose: str) -> int:
+    """A 64-bit seed for one purpose at one step, mixed by numpy's SeedSequence.
+
+    Neighbouring seeds and steps give unrelated streams; numpy promises the mixing never to change.
+    """
+    words = [seed, step, *purpose.encode()]
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])
+
+
+def _augmented(
+    plan: Plan, levels: Tensor, scaling: Scaling, generator: torch.Generator, step: int
+) -> tuple[Tensor, Tensor | None]:
+    """Model units (B, ...) of the levels, augmented, and what the network is told of it."""
+    if plan.augment is None:
+        return dequantised(levels, scaling, generator, plan.dither), None
+    # A stream of its own: noise, times and labels are those of a run without augmentation.
+    own = torch.Generator().manual_seed(stream(plan.seed, step, "augment"))
+    levels = plan.augment.on_levels(levels, own)
+    return plan.augment.on_units(dequantised(levels, scaling, generator, plan.dither), own)
+
+
+def _labels(plan: Plan, label: Tensor | None, generator: torch.Generator) -> Tensor | None:
+    """The labels of a conditional model, some of them replaced by the one for no label."""
+    if plan.classes is None:
+        return None
+    if label is None:
+        raise ValueError(f"a model of {plan.classes} classes needs labels; this data set has none")
+    dropped = torch.rand(len(label), generator=generator) < plan.label_dropout
+    return label.masked_fill(dropped, plan.classes)
