@@ -134,12 +134,12 @@ def introduction(run: Run, device: torch.device) -> str:
 
 
 def cautions(train: Train, device: torch.device) -> list[str]:
-    """What makes training slower than it could be, a line each."""
+    """What does not help as it was meant to, a line each."""
     if train.precision == "float32" or not emulates_half(device):
         return []
     return [
-        f"train.precision={train.precision} is several times slower than float32 on this CPU, "
-        "which has no instructions for it"
+        f"train.precision={train.precision} gains nothing on this CPU, which has no instructions "
+        "for it: numbers are rounded and then multiplied in float32"
     ]
 
 

@@ -89,8 +89,8 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, scale and shift. With n numbers in a group and sums over it,
 
-        dx = a g + (mean S_2 - S_1) rate^3 / n (x - mean) - S_2 rate / n,
-        S_1 = sum scale g x,   S_2 = sum scale g.
+    dx = a g + (mean S_2 - S_1) rate^3 / n (x - mean) - S_2 rate / n,
+    S_1 = sum scale g x,   S_2 = sum scale g.
     """
     d_shift = g.sum((2, 3)).view_as(a)
     gx = (g * x).sum((2, 3)).view_as(a)

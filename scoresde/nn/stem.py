@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 
 class Stem(nn.Conv2d):
-    """A 3 x 3 convolution of images (B, C, H, W) that keeps H and W, with the weights of any other.
+    """A 3 x 3 convolution of (B, C, H, W) that keeps H and W, with the weights of any other.
 
     One channel on a CPU is computed as a product with the nine neighbours of every pixel: as its
     memory does not tell the layout, PyTorch takes a kernel several times slower.
@@ -20,4 +20,5 @@ class Stem(nn.Conv2d):
         if x.device.type != "cpu" or x.ndim != 4 or x.shape[1] != 1:
             return super().forward(x)
         near = F.unfold(x, 3, padding=1).mT
-        return F.linear(near, self.weight.flatten(1), self.bias).mT.unflatten(2, x.shape[2:])
+        y: Tensor = F.linear(near, self.weight.flatten(1), self.bias).mT.unflatten(2, x.shape[2:])
+        return y

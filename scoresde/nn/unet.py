@@ -7,11 +7,11 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from scoresde.nn.blocks import ResidualImage, SelfAttention, zeroed
 from scoresde.nn.embeddings import Conditioning
 from scoresde.nn.normalise import GroupNorm
+from scoresde.nn.recompute import run
 from scoresde.nn.stem import Stem
 
 
@@ -19,7 +19,6 @@ class Stage(nn.Module):
     """Residual blocks on (B, channels, H, W), each with attention unless ``heads`` is None.
 
     ``recompute`` keeps only what goes into a block, and runs it again in the backward pass.
-    Training Deep Nets with Sublinear Memory Cost, arXiv 1604.06174.
     """
 
     def __init__(
@@ -43,11 +42,9 @@ class Stage(nn.Module):
         )
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        again = self.recompute and self.training
         for residual, attention in zip(self.residuals, self.attentions, strict=True):
-            if self.recompute and self.training:
-                x = checkpoint(_block, residual, attention, x, condition, use_reentrant=False)
-            else:
-                x = _block(residual, attention, x, condition)
+            x = run(_block, residual, attention, x, condition, again=again)
         return x
 
 

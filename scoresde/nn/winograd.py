@@ -234,9 +234,7 @@ def _framed(x: Tensor, first: int, height: int, width: int) -> Tensor:
     return framed
 
 
-def _both(
-    t: Tensor, x: Tensor, once: Tensor | None = None, twice: Tensor | None = None
-) -> Tensor:
+def _both(t: Tensor, x: Tensor, once: Tensor | None = None, twice: Tensor | None = None) -> Tensor:
     """t x t^T over the first two dimensions of (m, m, ...), which become one.
 
     Written to ``twice`` by way of ``once``, or to new memory; ``twice`` may hold x.
