@@ -45,8 +45,7 @@ def autocast(precision: Precision, device: torch.device) -> Iterator[None]:
 class _Widened(TorchFunctionMode):
     """Under autocast on a CPU: factors rounded to half precision, products summed in float32.
 
-    So do the instructions for it; PyTorch's kernels for CPUs without them take 10 to 40 times as
-    long.
+    So do the instructions for it; without them PyTorch's kernels take many times as long.
     """
 
     def __torch_function__(
