@@ -177,7 +177,10 @@ def numbered_classes(*splits: Split) -> tuple[str, ...] | None:
     labels = [split.label for split in splits if split.label is not None]
     if not labels:
         return None
+    least = min(int(label.min()) for label in labels)
     largest = max(int(label.max()) for label in labels)
+    if least < 0:
+        raise DataError(f"labels run over {least}..{largest}; number the classes 0, 1, ...")
     if largest >= MOST_CLASSES:
         raise DataError(f"labels run up to {largest}; number the classes 0, 1, ...")
     return tuple(str(k) for k in range(1 + largest))
