@@ -213,8 +213,9 @@ def _mapped(path: Path, entry: dict[str, Any]) -> Tensor:
 
 def _remember(folder: Path, manifest: Mapping[str, Any], entries: Mapping[str, Any]) -> None:
     """Note the times of arrays that were compared, so that they need not be again."""
-    # A cache that may only be read, or that another process writes, is compared every time.
-    with suppress(OSError, Stale), _alone(folder, wait=False):
+    # One that may only be read, that another process writes or that has other files beside it is
+    # compared every time.
+    with suppress(OSError, Stale, DataError), _alone(folder, wait=False):
         if _manifest(folder) == manifest:
             _write_manifest(folder, {**manifest, "arrays": entries})
 

@@ -170,7 +170,7 @@ def _require_shades(image: ImageFile.ImageFile) -> None:
 
 
 def _raw_mode(arguments: object) -> str:
-    """What the file holds, from the arguments of Pillow's decoder: a word, or the first of them."""
+    """What the file holds: the arguments of Pillow's decoder, or the first of them."""
     first = arguments[:1] if isinstance(arguments, tuple) else (arguments,)
     return next((word for word in first if isinstance(word, str)), "")
 

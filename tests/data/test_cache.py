@@ -15,8 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
+from scoresde.cli.main import main
 from scoresde.data import DataError, Split, arrays, cache, holdout, image_folder, images, views
 from scoresde.data.cache import Source, stored
+from scoresde.training.checkpoint import newest
 from scoresde.training.loop import stream
 
 
@@ -177,6 +179,9 @@ def test_a_copy_with_other_times_is_compared_once(folder, tmp_path, monkeypatch)
         found = image_folder(folder, cache=copy)
         same(found, first)
         assert len(found.notes) == 1
+    (place / "notes.txt").write_text("of the user")
+    os.utime(place / "x.npy")
+    same(image_folder(folder, cache=place), first)
     monkeypatch.delattr("hashlib.file_digest")
     same(image_folder(folder, cache=copy), first)
 
@@ -408,3 +413,29 @@ def test_test_examples_of_shards_are_cached_too(tmp_path):
     found = arrays(tmp_path / "s", cache=tmp_path / "cache")
     assert found.train.x[:, 0].tolist() == [0, 0, 0, 1, 1, 1]
     assert found.test.x.tolist() == [[1, 1]]
+
+
+def test_a_run_on_a_cache_is_the_run_in_memory(shards, tmp_path):
+    """Mapped or not, drawn ahead or not, and resumed in the middle of an epoch of 18."""
+
+    def trained(name, steps, *flags):
+        command = ["train", "--out", str(tmp_path / name), "--device=cpu", "--data=arrays"]
+        command += [f"--data.path={shards}", "--data.layout=NCHW", "--network=mlp"]
+        command += ["--network.width=8", "--network.depth=1", "--train.batch=5"]
+        command += [
+            f"--train.steps={steps}",
+            "--train.holdout=0",
+            "--train.no-keep-best",
+            "--sample.steps=2",
+        ]
+        assert main([*command, *flags]) == 0
+        return newest(tmp_path / name / "checkpoints")[1].model
+
+    place = f"--data.cache={tmp_path / 'cache'}"
+    plain = trained("plain", 9)
+    trained("mapped", 4, place, "--train.prefetch=3")
+    resumed = trained("mapped", 9, place, "--train.prefetch=1", "--resume")
+    trained("moved", 4)
+    moved = trained("moved", 9, place, "--resume")
+    for other in (resumed, moved):
+        assert all(torch.equal(value, other[name]) for name, value in plain.items())

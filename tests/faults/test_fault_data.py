@@ -389,7 +389,8 @@ def test_fault_20_what_is_left_out_is_said_by_a_run(tmp_path, capsys):
         (tmp_path / f"{k}.png").write_bytes(PNG if k else b"")
     argv = ["train", f"--out={tmp_path / 'run'}", "--data=folder", f"--data.path={tmp_path}"]
     argv += ["--data.on-error=skip", "--data.size=8", "--network.width=8", "--train.steps=1"]
-    assert main([*argv, "--train.batch=2", "--device=cpu"]) == 0
+    argv += ["--train.batch=2", "--train.holdout=0", "--train.no-keep-best", "--sample.steps=2"]
+    assert main([*argv, "--device=cpu"]) == 0
     assert "left out 1 damaged picture: 0.png" in capsys.readouterr().out
 
 
@@ -399,6 +400,7 @@ def test_a_long_decoding_says_how_far_it_is(tmp_path, capsys, monkeypatch):
         (tmp_path / f"{k}.png").write_bytes(PNG)
     argv = ["train", f"--out={tmp_path / 'run'}", "--data=folder", f"--data.path={tmp_path}"]
     argv += ["--data.size=8", "--network.width=8", "--train.steps=1", "--train.batch=2"]
+    argv += ["--train.holdout=0", "--train.no-keep-best", "--sample.steps=2"]
     assert main([*argv, "--device=cpu"]) == 0
     assert "decoding pictures 7/8" in capsys.readouterr().err
 
