@@ -53,7 +53,7 @@ def unwatched(total: int, what: str) -> Iterator[Callable[[int], object]]:
 class Source:
     """What a cache is of: the options of decoding, and (name, size, mark) of every file.
 
-    The mark is a CRC or a time of change: a file with the same three has the same contents.
+    The mark is a CRC or a time of change: a file with the same three is taken for the same.
     """
 
     options: Mapping[str, Any]

@@ -401,8 +401,9 @@ def test_a_long_decoding_says_how_far_it_is(tmp_path, capsys, monkeypatch):
     argv = ["train", f"--out={tmp_path / 'run'}", "--data=folder", f"--data.path={tmp_path}"]
     argv += ["--data.size=8", "--network.width=8", "--train.steps=1", "--train.batch=2"]
     argv += ["--train.holdout=0", "--train.no-keep-best", "--sample.steps=2"]
-    assert main([*argv, "--device=cpu"]) == 0
-    assert "decoding pictures 7/8" in capsys.readouterr().err
+    for dry in (["--dry-run"], []):
+        assert main([*argv, "--device=cpu", *dry]) == 0
+        assert "decoding pictures 7/8" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["../out.png", "/out.png", "a/../../out.png", "C:/out.png"])
