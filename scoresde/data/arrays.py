@@ -120,7 +120,7 @@ class Header:
     dtype: np.dtype
 
     def __str__(self) -> str:
-        return f"{self.dtype} (N, {', '.join(map(str, self.shape[1:]))})"
+        return f"{self.dtype} ({', '.join(['N', *map(str, self.shape[1:])])})"
 
 
 def read_headers(path: Path) -> dict[str, Header]:

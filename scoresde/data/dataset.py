@@ -233,6 +233,14 @@ def views(split: Split, size: int | float, seed: int = 0) -> tuple[View, View]:
     return View(split, rows(count), n - count), View(split, rows(0), count)
 
 
+def spread(n: int, most: int) -> Tensor:
+    """All of 0 .. n-1, or ``most`` of them, evenly spread with the first and the last, ascending.
+
+    Of a set that is sorted by class they have the classes that it has.
+    """
+    return torch.linspace(0, n - 1, min(n, most), dtype=torch.float64).round().long()
+
+
 def held_count(n: int, size: int | float) -> int:
     """The number of examples that a count or fraction holds out of ``n``; DataError if not any."""
     count = size if isinstance(size, int) else max(1, round(size * n))

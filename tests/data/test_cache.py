@@ -315,7 +315,7 @@ def trained(data):
     model = ScoreModel(Net(), VP(), parameterization.eps)
     state = start(model, torch.optim.Adam(model.parameters()))
     draw, rate = times.stratified, warmup(1e-3, 0)
-    plan = Plan(40, 16, 0, times.Uniform(), draw, None, rate, dither=False, prefetch=2)
+    plan = Plan(12, 16, 0, times.Uniform(), draw, None, rate, dither=False, prefetch=2)
     return fit(state, plan, split, data.scaling)
 
 
