@@ -13,7 +13,7 @@ from torch import nn
 
 from scoresde.build import build_dataset, build_model
 from scoresde.cli import folder as folders
-from scoresde.cli.console import pick_device
+from scoresde.cli.console import pick_device, progress
 from scoresde.cli.cost import flops, short
 from scoresde.cli.folder import RunFolder, environment
 from scoresde.cli.options import TrainOptions
@@ -145,7 +145,7 @@ def cautions(train: Train, device: torch.device) -> list[str]:
 
 def summary(config: Config, share: Share) -> str:
     """What --dry-run prints: configuration, number of parameters, how the batch is split."""
-    dataset = build_dataset(config.data)
+    dataset = build_dataset(config.data, progress)
     plan = planned(config, dataset, share)
     model = build_model(config, dataset)
     cost = flops(model, tuple(dataset.shape), plan.classes)
