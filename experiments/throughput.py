@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from scoresde.nn import UNet
+from scoresde.training.precision import autocast
 
 SHAPE, BATCH = (1, 28, 28), 32
 MODES = ("float32", "bf16", "compile", "compile + bf16")
@@ -155,7 +156,7 @@ def training(setting: Setting) -> Iterator[None]:
     def steps() -> Iterator[None]:
         while True:
             optimizer.zero_grad(set_to_none=True)
-            with precision(setting.mode):
+            with precision(setting):
                 loss = (apply(x, noise).float() - x).square().mean()
             loss.backward()
             optimizer.step()
@@ -167,9 +168,13 @@ def training(setting: Setting) -> Iterator[None]:
     return found
 
 
-def precision(mode: str) -> AbstractContextManager[object]:
-    """Autocast to bf16 where the mode says so."""
-    return torch.autocast("cpu", torch.bfloat16) if "bf16" in mode else nullcontext()
+def precision(setting: Setting) -> AbstractContextManager[object]:
+    """bf16 where the mode says so: ours as ``scoresde train`` does, theirs by torch.autocast."""
+    if "bf16" not in setting.mode:
+        return nullcontext()
+    if setting.network == "scoresde":
+        return autocast("bf16", torch.device("cpu"))
+    return torch.autocast("cpu", torch.bfloat16)
 
 
 def size_of(network: nn.Module) -> dict[str, float]:

@@ -18,6 +18,7 @@ ADVICE = {
     errno.EPERM: "choose a place you may write to",
     errno.EROFS: "choose a place you may write to",
     errno.EISDIR: "name a file",
+    errno.ENOLCK: "choose a file system with locks",
     errno.ENOTDIR: "check the path",
     errno.ENOENT: "make the folder first",
 }

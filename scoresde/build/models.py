@@ -57,7 +57,7 @@ def build_sde(section: Section) -> SDE:
 
 
 def build_dataset(section: Section, watch: Watch = unwatched) -> Dataset:
-    """The data of ``config.data``, read or drawn; ``watch`` is told how far pictures are decoded.
+    """The data of ``config.data``, read or drawn; ``watch`` is told how far files are read.
 
     Raises ConfigError when the path is missing from the configuration, DataError for bad data.
     """
@@ -68,7 +68,7 @@ def build_dataset(section: Section, watch: Watch = unwatched) -> Dataset:
     for name in ("path", "cache"):
         if arguments.get(name) is not None:
             arguments[name] = Path(arguments[name]).expanduser()
-    if kind == "folder":
+    if "cache" in arguments:
         arguments["watch"] = watch
     names = {"train": "n_train", "test": "n_test"}
     return constructor(DATASETS, kind)(**{names.get(k, k): v for k, v in arguments.items()})

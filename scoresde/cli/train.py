@@ -13,7 +13,7 @@ from torch import nn
 
 from scoresde.build import build_dataset, build_model
 from scoresde.cli import folder as folders
-from scoresde.cli.console import pick_device
+from scoresde.cli.console import pick_device, progress
 from scoresde.cli.cost import flops, short
 from scoresde.cli.folder import RunFolder, environment
 from scoresde.cli.options import TrainOptions
@@ -134,18 +134,18 @@ def introduction(run: Run, device: torch.device) -> str:
 
 
 def cautions(train: Train, device: torch.device) -> list[str]:
-    """What makes training slower than it could be, a line each."""
+    """What does not help as it was meant to, a line each."""
     if train.precision == "float32" or not emulates_half(device):
         return []
     return [
-        f"train.precision={train.precision} is several times slower than float32 on this CPU, "
-        "which has no instructions for it"
+        f"train.precision={train.precision} gains nothing on this CPU, which has no instructions "
+        "for it: numbers are rounded and then multiplied in float32"
     ]
 
 
 def summary(config: Config, share: Share) -> str:
     """What --dry-run prints: configuration, number of parameters, how the batch is split."""
-    dataset = build_dataset(config.data)
+    dataset = build_dataset(config.data, progress)
     plan = planned(config, dataset, share)
     model = build_model(config, dataset)
     cost = flops(model, tuple(dataset.shape), plan.classes)

@@ -18,7 +18,7 @@ from scoresde.config import Config, to_plain
 from scoresde.config.schema import Train
 from scoresde.data import Dataset, Examples, Split, views
 from scoresde.data.contents import digest
-from scoresde.data.dataset import reading
+from scoresde.data.dataset import reading, spread
 from scoresde.parameterization import ScoreModel
 from scoresde.training import Best, Checkpoint, Plan, TrainState, describe, shards, start
 from scoresde.training.precision import lay_out
@@ -127,4 +127,4 @@ def _splits(config: Config, dataset: Dataset) -> tuple[Examples, Split | None]:
     with reading("train.holdout"):
         split, held_out = views(dataset.train, config.train.holdout, config.seed)
     # Every update on the whole of a large set would cost more than it tells.
-    return split, held_out.take(torch.arange(min(len(held_out), HELD_OUT_EVALUATIONS)))
+    return split, held_out.take(spread(len(held_out), HELD_OUT_EVALUATIONS))

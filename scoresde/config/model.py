@@ -71,6 +71,9 @@ class ArraysData(Section):
     """share for the test split, where the file holds none"""
     seed: Annotated[Whole, Field(ge=0)] = 0
     """of that choice"""
+    cache: str | None = None
+    """folder where the examples are kept as training takes them, to be mapped into memory; null
+    keeps them in memory only"""
 
 
 class ToyData(Section):

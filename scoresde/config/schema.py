@@ -110,7 +110,9 @@ class EDMAugmentation(Section):
 
     kind: Literal["edm"] = "edm"
     probability: Annotated[Real, Field(gt=0, le=1)] = 0.12
-    """of each of the six"""
+    """of each of the five besides the mirror image"""
+    flip: Probability = 0.5
+    """probability of a mirror image, left to right"""
 
 
 class Train(Section):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,16 +14,6 @@ from scoresde.data.dataset import DataError, reading
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 LARGEST_MEMBER = 2**28
 """Bytes a picture in an archive may unpack to."""
-
-UNREADABLE = (
-    OSError,
-    EOFError,
-    ValueError,
-    NotImplementedError,
-    RuntimeError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 
 
 class DamagedPicture(DataError):
@@ -52,7 +42,7 @@ class Album(ABC):
 
     def where(self, name: str) -> str:
         """A picture as messages name it."""
-        return str(self.path / name)
+        return shown(str(self.path / name))
 
 
 class FolderAlbum(Album):
@@ -130,8 +120,8 @@ class ZipAlbum(Album):
             )
         try:
             return self._archive.read(info)
-        except UNREADABLE as error:
-            reason = str(error).partition("\n")[0]
+        except Exception as error:  # every method of packing has errors of its own
+            reason = str(error).partition("\n")[0] or type(error).__name__
             raise DamagedPicture(f"damaged ({reason}); make the archive anew") from error
 
 
@@ -148,12 +138,19 @@ def album(path: Path) -> Iterator[Album]:
             raise DataError("no such file; check the path")
         try:
             archive = zipfile.ZipFile(path)
-        except UNREADABLE as error:
+        except PermissionError as error:
+            raise DataError(f"not readable ({error.strerror}); allow it") from error
+        except Exception as error:  # whatever its parser stumbles over
             raise DataError(f"damaged or no zip archive ({error}); get it anew") from error
     with archive:
         with reading(path):
             found = ZipAlbum(path, archive)
         yield found
+
+
+def shown(name: str) -> str:
+    """A name with what no terminal or text file takes in it written out."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
 
 
 def picture_files(root: Path) -> list[tuple[str, Path]]:
@@ -170,9 +167,15 @@ def picture_files(root: Path) -> list[tuple[str, Path]]:
 
 
 def _below(folder: Path) -> list[Path]:
-    names = (p.relative_to(folder) for p in folder.rglob("*") if _is_picture(p))
-    visible = (name for name in names if not any(part.startswith(".") for part in name.parts))
-    return [folder / name for name in sorted(visible)]
+    def fail(error: OSError) -> None:
+        raise error  # a folder that cannot be read is not passed over
+
+    names = []
+    for root, folders, files in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        visible = (Path(root, name) for name in files if not name.startswith("."))
+        names += [p.relative_to(folder) for p in visible if _is_picture(p)]
+    return [folder / name for name in sorted(names)]
 
 
 def _is_picture(p: Path) -> bool:
@@ -181,19 +184,20 @@ def _is_picture(p: Path) -> bool:
 
 
 def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """The visible pictures by name."""
+    """The visible pictures by name, whose folders end in one slash however they were packed."""
     found: dict[str, zipfile.ZipInfo] = {}
     for info in archive.infolist():
         _require_inside(info.filename)
-        path = PurePosixPath(info.filename)
+        path = PurePosixPath(info.filename.replace("\\", "/"))  # as some programs pack folders
         hidden = any(part.startswith((".", "__MACOSX")) for part in path.parts)
         if info.is_dir() or hidden or path.suffix.lower() not in SUFFIXES:
             continue
-        if info.filename in found:
-            raise DataError(f"member {info.filename!r} comes twice; make the archive anew")
+        name = path.as_posix()
+        if name in found:
+            raise DataError(f"member {name!r} comes twice; make the archive anew")
         if info.flag_bits & 1:
-            raise DataError(f"member {info.filename!r} is encrypted; make the archive anew")
-        found[info.filename] = info
+            raise DataError(f"member {name!r} is encrypted; make the archive anew")
+        found[name] = info
     return found
 
 

@@ -14,18 +14,20 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from scoresde.atomic import atomic_write, sync, writing
+from scoresde.data.contents import digest
 from scoresde.data.dataset import DataError, Split, reading
 
-FORMAT = 1
+FORMAT = 2
+UNFINISHED = {"format": FORMAT, "unfinished": True}
 MANIFEST, LOCK = "manifest.json", ".lock"
 ARRAYS = ("x.npy", "label.npy", "x_test.npy", "label_test.npy")
 OURS = {LOCK, *(f"{name}{end}" for name in (MANIFEST, *ARRAYS) for end in ("", ".tmp"))}
@@ -51,7 +53,7 @@ def unwatched(total: int, what: str) -> Iterator[Callable[[int], object]]:
 class Source:
     """What a cache is of: the options of decoding, and (name, size, mark) of every file.
 
-    The mark is a CRC or a time of change: a file with the same three has the same contents.
+    The mark is a CRC or a time of change: a file with the same three is taken for the same.
     """
 
     options: Mapping[str, Any]
@@ -95,20 +97,31 @@ def stored(folder: Path, source: Source, decode: Decode) -> Parts:
     one, is made anew, which a note says. Raises DataError for a folder with other files in it,
     OSError where it cannot be written.
     """
-    key, reason = source.summary(), ""
+    key = source.summary()
     try:
-        manifest = _usable(folder, key)
+        return _opened(folder, key)
     except Stale:
         with _alone(folder):
-            try:
-                manifest = _usable(folder, key)
-            except Stale as stale:
-                reason = str(stale)
-                manifest = _made(folder, key, decode)
-    return _opened(folder, manifest, reason)
+            return _opened_or_made(folder, key, decode)
+
+
+def _opened_or_made(folder: Path, key: Mapping[str, Any], decode: Decode) -> Parts:
+    try:
+        return _opened(folder, key)
+    except Stale as stale:
+        _make(folder, key, decode)
+        reason = f"{stale}, decoded again" if str(stale) else ""
+    try:
+        found = _opened(folder, key)
+    except Stale as stale:
+        raise DataError(f"{folder}: {stale}, though just written; check the disk") from stale
+    notes = (f"cache {folder}: {reason}", *found.notes) if reason else found.notes
+    return replace(found, notes=notes)
 
 
 def _joined(pieces: Sequence[Split]) -> Split:
+    if len(pieces) == 1:
+        return pieces[0]
     labels = [piece.label for piece in pieces if piece.label is not None]
     return Split(torch.cat([piece.x for piece in pieces]), torch.cat(labels) if labels else None)
 
@@ -123,23 +136,22 @@ def _require_both(found: set[bool], skipped: Sequence[str]) -> None:
 # Reading ------------------------------------------------------------------------------------
 
 
-def _usable(folder: Path, key: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest of a whole cache of this source; raises Stale for any other."""
+def _opened(folder: Path, key: Mapping[str, Any]) -> Parts:
+    """A whole cache of this source; raises Stale for any other."""
     manifest = _manifest(folder)
-    if manifest.get("key", {}).get("options") != key["options"]:
+    if manifest["key"]["options"] != key["options"]:
         raise Stale("made with other options")
     if manifest["key"] != key:
         raise Stale(f"the files have changed ({manifest['key']['files']} were {key['files']})")
-    touched = [name for name in manifest["arrays"] if _is_touched(folder, name, manifest)]
-    for name in touched:
-        with (folder / name).open("rb") as file:
-            file.seek(HEADER)
-            if hashlib.file_digest(file, "sha256").hexdigest() != _entry(manifest, name)["sha256"]:
-                raise Stale(f"{name} is damaged")
-    if touched:
-        with suppress(OSError):  # a cache that may only be read is compared every time
-            _write_manifest(folder, manifest)
-    return manifest
+    entries = {name: dict(entry) for name, entry in manifest["arrays"].items()}
+    train, test = _splits(folder, entries)
+    if [digest(train), digest(test)] != manifest["contents"]:
+        raise Stale("damaged")
+    if entries != manifest["arrays"]:
+        _remember(folder, manifest, entries)
+    size = sum(entry["bytes"] for entry in entries.values())
+    note = f"cache {folder}: {len(train)} + {len(test)} examples, {size / 1e6:.3g} MB, mapped"
+    return Parts(train, test, tuple(manifest["skipped"]), (note,))
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
@@ -148,7 +160,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
         raise Stale("")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        if found == {"format": FORMAT, "unfinished": True}:
+        if found == UNFINISHED:
             raise Stale("")
         if found.pop("sha256") != _digest_of(found) or found["format"] != FORMAT:
             raise Stale(f"{MANIFEST} is damaged or of another version")
@@ -157,65 +169,85 @@ def _manifest(folder: Path) -> dict[str, Any]:
     return dict(found)
 
 
-def _is_touched(folder: Path, name: str, manifest: Mapping[str, Any]) -> bool:
-    """Whether an array has been written since; raises Stale where it is another one."""
-    entry, path = _entry(manifest, name), folder / name
-    try:
-        status, header = path.stat(), np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise Stale(f"{name} is damaged or missing") from error
-    found = [status.st_size, list(header.shape), header.dtype.str]
-    if found != [entry["bytes"], entry["shape"], entry["dtype"]]:
-        raise Stale(f"{name} is damaged")
-    return bool(status.st_mtime_ns != entry["mtime_ns"])
-
-
-def _entry(manifest: Mapping[str, Any], name: str) -> dict[str, Any]:
-    return dict(manifest["arrays"][name])
-
-
-def _opened(folder: Path, manifest: Mapping[str, Any], reason: str) -> Parts:
+def _splits(folder: Path, entries: Mapping[str, dict[str, Any]]) -> tuple[Split, Split]:
     def split(x: str, label: str) -> Split:
-        labelled = label in manifest["arrays"]
-        least, largest = _entry(manifest, x)["bounds"]
-        labels = mapped(folder / label) if labelled else None
-        return Split(mapped(folder / x), labels, (least, largest), mapped=True)
+        examples, labels = (
+            _mapped(folder / name, entries[name]) if name in entries else None
+            for name in (x, label)
+        )
+        if examples is None:
+            raise Stale(f"{x} is missing")
+        least, largest = entries[x]["bounds"]
+        return Split(examples, labels, (least, largest), mapped=True)
 
     with reading(folder):
-        train, test = split(*ARRAYS[:2]), split(*ARRAYS[2:])
-    size = sum(_entry(manifest, name)["bytes"] for name in manifest["arrays"])
-    notes = [f"cache {folder}: {reason}, decoded again"] if reason else []
-    notes += [f"cache {folder}: {len(train)} + {len(test)} examples, {size / 1e6:.3g} MB, mapped"]
-    return Parts(train, test, tuple(manifest["skipped"]), tuple(notes))
+        return split(*ARRAYS[:2]), split(*ARRAYS[2:])
 
 
-def mapped(path: Path) -> Tensor:
-    """The array of an ``.npy`` as a tensor whose memory is the file: it may only be read."""
+def _mapped(path: Path, entry: dict[str, Any]) -> Tensor:
+    """An array as a tensor whose memory is the file: it may only be read.
+
+    One written since is compared whole, and its time noted in the entry. Raises Stale for another
+    array. All is asked of one open file: what takes its name meanwhile changes nothing.
+    """
+    shape, dtype = tuple(entry["shape"]), np.dtype(entry["dtype"])
+    try:
+        with path.open("rb") as file:
+            whole = file.read(HEADER) == _header(shape, dtype)
+            status = os.fstat(file.fileno())
+            if status.st_mtime_ns != entry["mtime_ns"]:
+                whole = (
+                    whole and hashlib.file_digest(file, "sha256").hexdigest() == entry["sha256"]
+                )
+            if not whole or status.st_size != entry["bytes"]:
+                raise Stale(f"{path.name} is damaged")
+            array = np.memmap(file, dtype, "r", HEADER, shape)
+    except (OSError, ValueError) as error:
+        raise Stale(f"{path.name} is damaged or missing") from error
+    entry["mtime_ns"] = status.st_mtime_ns
     with warnings.catch_warnings():
         # torch warns of arrays that may not be written; a map that may would count as memory.
         warnings.filterwarnings("ignore", message=".*not writable.*")
-        return torch.from_numpy(np.load(path, mmap_mode="r", allow_pickle=False))
+        return torch.from_numpy(array)
+
+
+def _remember(folder: Path, manifest: Mapping[str, Any], entries: Mapping[str, Any]) -> None:
+    """Note the times of arrays that were compared, so that they need not be again."""
+    # One that may only be read, that another process writes or that has other files beside it is
+    # compared every time.
+    with suppress(OSError, Stale, DataError), _alone(folder, wait=False):
+        if _manifest(folder) == manifest:
+            _write_manifest(folder, {**manifest, "arrays": entries})
 
 
 # Writing ------------------------------------------------------------------------------------
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Wait until no other process decodes into the folder, which is made if it is not there."""
+def _alone(folder: Path, *, wait: bool = True) -> Iterator[None]:
+    """Keep other processes from decoding into the folder, which is made if it is not there.
+
+    Waits for one that does, or else raises BlockingIOError.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{folder}: no folder; name a new or empty one for data.cache")
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     _require_ours(folder)
     with writing(folder):
         lock = (folder / LOCK).open("w")
     with lock:
-        try:
-            import fcntl
-        except ImportError:  # Windows: the last one to finish is taken
-            yield
-            return
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        with writing(folder):
+            _lock(lock, wait)
         yield
+
+
+def _lock(file: IO[str], wait: bool) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows: the last one to finish is taken
+        return
+    fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _require_ours(folder: Path) -> None:
@@ -229,26 +261,27 @@ def _require_ours(folder: Path) -> None:
         )
 
 
-def _made(folder: Path, key: Mapping[str, Any], decode: Decode) -> dict[str, Any]:
-    """Decode into the folder, and return the manifest that was written last."""
+def _make(folder: Path, key: Mapping[str, Any], decode: Decode) -> None:
+    """Decode into the folder, and write the manifest last."""
     if not (folder / MANIFEST).exists():  # from here on the folder is known as a cache
-        text = json.dumps({"format": FORMAT, "unfinished": True})
-        atomic_write(folder / MANIFEST, lambda path: path.write_text(text, encoding="utf-8"))
+        _write(folder, UNFINISHED)
     skipped: list[str] = []
     writers: dict[str, _Writer] = {}
     try:
         for test, piece in decode(skipped):
             _add(writers, folder, piece, test)
         _require_both({name == ARRAYS[2] for name in writers if "x" in name}, skipped)
-        arrays = {name: writer.finish() for name, writer in writers.items()}
+        entries = {name: writer.finish() for name, writer in writers.items()}
     finally:
         for writer in writers.values():
             writer.close()
-    for name in set(ARRAYS) - set(writers):
-        (folder / name).unlink(missing_ok=True)
-    return _write_manifest(
-        folder, {"format": FORMAT, "key": key, "arrays": arrays, "skipped": skipped}
-    )
+    for name in ARRAYS:  # what a killed process left, and labels that there are no more
+        (folder / f"{name}.tmp").unlink(missing_ok=True)
+        if name not in writers:
+            (folder / name).unlink(missing_ok=True)
+    contents = [digest(split) for split in _splits(folder, entries)]
+    made = {"key": key, "arrays": entries, "contents": contents, "skipped": skipped}
+    _write_manifest(folder, {"format": FORMAT} | made)
 
 
 def _add(writers: dict[str, _Writer], folder: Path, piece: Split, test: bool) -> None:
@@ -260,13 +293,14 @@ def _add(writers: dict[str, _Writer], folder: Path, piece: Split, test: bool) ->
             writers[name].add(tensor, piece.bounds if name == x else None)
 
 
-def _write_manifest(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Write it with the times of the arrays as they are, and a checksum of its own."""
-    for name, entry in manifest["arrays"].items():
-        entry["mtime_ns"] = (folder / name).stat().st_mtime_ns
-    text = json.dumps(manifest | {"sha256": _digest_of(manifest)}, indent=1)
+def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write it with a checksum of its own."""
+    _write(folder, {**manifest, "sha256": _digest_of(manifest)})
+
+
+def _write(folder: Path, manifest: Mapping[str, Any]) -> None:
+    text = json.dumps(manifest, indent=1)
     atomic_write(folder / MANIFEST, lambda path: path.write_text(text, encoding="utf-8"))
-    return manifest
 
 
 def _digest_of(manifest: Mapping[str, Any]) -> str:
@@ -309,10 +343,12 @@ class _Writer:
             sync(self.temporary)
             os.replace(self.temporary, self.path)
             sync(self.path.parent)
+        status = self.path.stat()
         return {
             "shape": list(shape),
             "dtype": self.dtype.str,
-            "bytes": self.path.stat().st_size,
+            "bytes": status.st_size,
+            "mtime_ns": status.st_mtime_ns,
             "sha256": self.hash.hexdigest(),
             "bounds": self.bounds,
         }

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde.data.dataset import Split
+from scoresde.data.dataset import Split, spread
 
 WHOLE = 2**28
 """Bytes up to which every example counts."""
@@ -35,7 +35,7 @@ def digest(split: Split) -> str:
 def _chosen(n: int, size: int) -> Tensor:
     if size <= WHOLE:
         return torch.arange(n)
-    return torch.linspace(0, n - 1, min(n, SAMPLED), dtype=torch.float64).round().long()
+    return spread(n, SAMPLED)
 
 
 def _add(total: Any, x: Tensor, rows: Tensor) -> None:

@@ -177,7 +177,10 @@ def numbered_classes(*splits: Split) -> tuple[str, ...] | None:
     labels = [split.label for split in splits if split.label is not None]
     if not labels:
         return None
+    least = min(int(label.min()) for label in labels)
     largest = max(int(label.max()) for label in labels)
+    if least < 0:
+        raise DataError(f"labels run over {least}..{largest}; number the classes 0, 1, ...")
     if largest >= MOST_CLASSES:
         raise DataError(f"labels run up to {largest}; number the classes 0, 1, ...")
     return tuple(str(k) for k in range(1 + largest))
@@ -228,6 +231,14 @@ def views(split: Split, size: int | float, seed: int = 0) -> tuple[View, View]:
         return lambda index: scattered(index + start, n, seed)
 
     return View(split, rows(count), n - count), View(split, rows(0), count)
+
+
+def spread(n: int, most: int) -> Tensor:
+    """All of 0 .. n-1, or ``most`` of them, evenly spread with the first and the last, ascending.
+
+    Of a set that is sorted by class they have the classes that it has.
+    """
+    return torch.linspace(0, n - 1, min(n, most), dtype=torch.float64).round().long()
 
 
 def held_count(n: int, size: int | float) -> int:

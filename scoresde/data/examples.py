@@ -13,7 +13,7 @@ from torch import Tensor
 
 from scoresde.data.albums import picture_files
 from scoresde.data.arrays import integer_labels, read_arrays
-from scoresde.data.dataset import DataError, Split, reading
+from scoresde.data.dataset import MOST_CLASSES, DataError, Split, reading
 from scoresde.data.images import read_picture
 from scoresde.data.scaling import Scaling
 
@@ -57,7 +57,10 @@ def sample_record(path: Path) -> dict[str, Any]:
 
 def unfinished(path: Path, n: int) -> int:
     """How many of ``n`` samples, the last ones, an interrupted run left unfinished."""
-    return min(int(sample_record(path).get("unfinished", 0)), n)
+    noted = sample_record(path).get("unfinished", 0)
+    if not isinstance(noted, int) or noted < 0:
+        raise DataError(f"{RECORD}: unfinished is {noted!r}; draw the samples anew")
+    return min(noted, n)
 
 
 def levels_of(pictures: Tensor, scaling: Scaling) -> Tensor:
@@ -88,12 +91,17 @@ def _of_folder(folder: Path, shape: tuple[int, ...]) -> Split:
     for file, picture in zip(files, pictures, strict=True):
         if picture.shape != shape:
             raise DataError(f"{file}: (C, H, W) is {picture.shape}, the data has {shape}")
-    return Split(torch.from_numpy(np.stack(pictures)), _labels(record, len(files)))
+    with reading(folder):
+        return Split(torch.from_numpy(np.stack(pictures)), _labels(record, len(files)))
 
 
 def _labels(record: dict[str, Any], n: int) -> Tensor | None:
     labels = record.get("labels")
-    return torch.tensor(labels) if isinstance(labels, list) and len(labels) == n else None
+    if not isinstance(labels, list) or len(labels) != n:
+        return None
+    if not all(isinstance(label, int) and 0 <= label < MOST_CLASSES for label in labels):
+        raise DataError(f"{RECORD}: labels are not 0, 1, ...; draw the samples anew")
+    return torch.tensor(labels)
 
 
 def _of_arrays(file: Path, shape: tuple[int, ...]) -> Split:
@@ -116,7 +124,7 @@ def _like(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     if x.dtype.kind not in "uif":
         raise DataError(f"values are {x.dtype}; give numbers")
     whole = x.dtype.kind != "f" and x.dtype != np.uint8
-    return np.ascontiguousarray(x.astype(np.int32) if whole else x)
+    return np.ascontiguousarray(x.astype(np.int64) if whole else x)
 
 
 def _as_data(x: Tensor, scaling: Scaling) -> Tensor:
@@ -132,4 +140,4 @@ def _as_data(x: Tensor, scaling: Scaling) -> Tensor:
     if int(x.min()) < 0 or int(x.max()) >= levels:
         found = f"{int(x.min())}..{int(x.max())}"
         raise DataError(f"levels run over {found}, expected 0..{levels - 1}; correct them")
-    return x
+    return x.int()

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
-from scoresde.data.albums import Album, DamagedPicture, FolderAlbum, album
+from scoresde.data.albums import Album, DamagedPicture, FolderAlbum, album, shown
 from scoresde.data.arrays import integer_labels, read_arrays
 from scoresde.data.cache import Parts, Source, Watch, gathered, stored, unwatched
 from scoresde.data.dataset import (
@@ -30,12 +32,13 @@ from scoresde.data.dataset import (
 from scoresde.data.scaling import Scaling
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from PIL import Image, ImageFile
 
+DEEP = re.compile(";16[BLN]$")  # as Pillow calls two bytes a number, which it takes the higher of
 MODES = {"1": 1, "L": 1, "RGB": 3}
 TILE = 32
-PIECE = 256
-"""Pictures decoded at a time."""
+PIECE = 2**25
+"""Bytes of decoded pictures held before they are passed on."""
 
 Convert = Callable[[bytes], np.ndarray]
 
@@ -110,7 +113,7 @@ def image_folder(
 def _notes(parts: Parts) -> tuple[str, ...]:
     if not (n := len(parts.skipped)):
         return parts.notes
-    few = ", ".join(parts.skipped[:3]) + (", ..." if n > 3 else "")
+    few = ", ".join(map(shown, parts.skipped[:3])) + (", ..." if n > 3 else "")
     return (*parts.notes, f"left out {n} damaged picture{'s' * (n > 1)}: {few}")
 
 
@@ -130,7 +133,10 @@ def cifar_subset(path: Path | str) -> Dataset:
 
 
 def open_image(content: bytes) -> Image.Image:
-    """The picture in a file's bytes, upright; DamagedPicture if it is damaged or far too large."""
+    """The picture in a file's bytes, upright.
+
+    Raises DamagedPicture if it is damaged or far too large, DataError for more than 256 levels.
+    """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     with warnings.catch_warnings():
@@ -141,15 +147,32 @@ def open_image(content: bytes) -> Image.Image:
             with Image.open(BytesIO(content), formats=FORMATS) as image:
                 image.verify()
             with Image.open(BytesIO(content), formats=FORMATS) as image:
+                _require_shades(image)
                 with silenced() if image.format == "TIFF" else nullcontext():
                     image.load()
                 return ImageOps.exif_transpose(image)
+        except DataError:
+            raise
         except Exception as error:  # decoders raise whatever they stumble over
             reason = ascii(str(error).partition("\n")[0] or type(error).__name__)[1:-1][:120]
             if isinstance(error, UnidentifiedImageError):  # which names an object in memory
                 reason = "of no known format" if content else "empty"
             message = f"not a usable picture ({reason}); replace or remove it"
             raise DamagedPicture(message) from error
+
+
+def _require_shades(image: ImageFile.ImageFile) -> None:
+    """Raise DataError for more than 256 levels, of which decoding would drop the low bits."""
+    modes = [image.mode, *(_raw_mode(tile[3]) for tile in image.tile)]
+    deep = [mode for mode in modes if mode.startswith(("I", "F")) or DEEP.search(mode)]
+    if deep:
+        raise DataError(f"mode {deep[0]} has more than 256 levels; use arrays() with levels")
+
+
+def _raw_mode(arguments: object) -> str:
+    """What the file holds: the arguments of Pillow's decoder, or the first of them."""
+    first = arguments[:1] if isinstance(arguments, tuple) else (arguments,)
+    return next((word for word in first if isinstance(word, str)), "")
 
 
 @contextmanager
@@ -173,6 +196,10 @@ class Entry:
     name: str
     label: int
     test: bool
+
+
+Picture = tuple[Entry, np.ndarray]
+"""With its shades, uint8 (C, H, W)."""
 
 
 def _entries(
@@ -204,43 +231,60 @@ def _decoded(
     skipped: list[str],
 ) -> Iterator[tuple[bool, Split]]:
     """The pictures in pieces; with ``skip`` the names of damaged ones are appended to the list."""
-    first: tuple[str, tuple[int, ...]] | None = None
     with watch(len(entries), "decoding pictures") as advance:
-        for piece in _pieces(entries):
-            found = []
-            for entry in piece:
-                where = album.where(entry.name)
-                try:
-                    with reading(where):
-                        pixels = convert(album.read(entry.name))
-                except DamagedPicture:
-                    if not skip:
-                        raise
-                    skipped.append(entry.name)
-                    continue
-                finally:
-                    advance(1)
-                first = first or (where, pixels.shape)
-                if pixels.shape != first[1]:
-                    raise DataError(
-                        f"{where}: (C, H, W) is {pixels.shape} but {first[1]} in {first[0]}; "
-                        f"give size or channels"
-                    )
-                found.append((pixels, entry.label))
-            if found:
-                yield piece[0].test, _split(found, labelled)
+        found = _pictures(album, entries, convert, skipped if skip else None, advance)
+        for test, part in groupby(_alike(album, found), lambda picture: picture[0].test):
+            for piece in _pieces(part):
+                yield test, _split(piece, labelled)
 
 
-def _pieces(entries: list[Entry]) -> Iterator[list[Entry]]:
-    """At most PIECE pictures of one split at a time."""
-    for test in (False, True):
-        part = [entry for entry in entries if entry.test == test]
-        yield from (part[k : k + PIECE] for k in range(0, len(part), PIECE))
+def _pictures(
+    album: Album,
+    entries: list[Entry],
+    convert: Convert,
+    skipped: list[str] | None,
+    advance: Callable[[int], object],
+) -> Iterator[Picture]:
+    for entry in entries:
+        try:
+            with reading(album.where(entry.name)):
+                yield entry, convert(album.read(entry.name))
+        except DamagedPicture:
+            if skipped is None:
+                raise
+            skipped.append(entry.name)
+        finally:
+            advance(1)
 
 
-def _split(found: list[tuple[np.ndarray, int]], labelled: bool) -> Split:
-    x = torch.from_numpy(np.stack([pixels for pixels, _ in found]))
-    return Split(x, torch.tensor([label for _, label in found]) if labelled else None)
+def _alike(album: Album, pictures: Iterator[Picture]) -> Iterator[Picture]:
+    """The pictures; raises DataError at the first of another shape than the first."""
+    first: Picture | None = None
+    for entry, pixels in pictures:
+        first = first or (entry, pixels)
+        if pixels.shape != first[1].shape:
+            raise DataError(
+                f"{album.where(entry.name)}: (C, H, W) is {pixels.shape} but {first[1].shape} in "
+                f"{album.where(first[0].name)}; give size or channels"
+            )
+        yield entry, pixels
+
+
+def _pieces(pictures: Iterator[Picture]) -> Iterator[list[Picture]]:
+    """PIECE bytes of pictures at a time."""
+    piece: list[Picture] = []
+    for picture in pictures:
+        piece.append(picture)
+        if len(piece) * picture[1].nbytes >= PIECE:
+            yield piece
+            piece = []
+    if piece:
+        yield piece
+
+
+def _split(piece: list[Picture], labelled: bool) -> Split:
+    x = torch.from_numpy(np.stack([pixels for _, pixels in piece]))
+    return Split(x, torch.tensor([entry.label for entry, _ in piece]) if labelled else None)
 
 
 def read_picture(
@@ -258,8 +302,6 @@ def picture_levels(
     from PIL import Image, ImageOps
 
     image = open_image(content)
-    if image.mode.startswith(("I", "F")):
-        raise DataError(f"mode {image.mode} has more than 256 levels; use arrays() with levels")
     if channels is None and image.mode not in MODES:
         raise DataError(f"mode {image.mode} is neither grey nor RGB; give channels=1 or 3")
     image = image.convert("L" if (channels or MODES[image.mode]) == 1 else "RGB")

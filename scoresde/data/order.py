@@ -59,7 +59,7 @@ def _visited(n: int, seed: int, epoch: int, first: int, last: int) -> Tensor:
     return _permutation(n, seed, epoch)[first:last]
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=2)  # a batch may straddle two epochs; of 2^24 examples one is 128 MiB
 def _permutation(n: int, seed: int, epoch: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(n))
 

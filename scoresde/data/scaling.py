@@ -19,7 +19,7 @@ from torch import Tensor
 class Scaling:
     """The affine map of `levels` pixel levels onto [low, high); None leaves continuous data alone.
 
-    Raises ValueError for fewer than two levels or an empty interval.
+    Raises ValueError for fewer than two levels, more than int32 holds, or an empty interval.
     """
 
     levels: int | None
@@ -29,6 +29,8 @@ class Scaling:
     def __post_init__(self) -> None:
         if self.levels is not None and self.levels < 2:
             raise ValueError(f"levels is {self.levels}; give at least 2, or None for real data")
+        if self.levels is not None and self.levels > 2**31:
+            raise ValueError(f"levels is {self.levels}; give at most 2147483648")
         if not self.low < self.high:
             raise ValueError(f"low {self.low} is not below high {self.high}; swap them")
 

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from scoresde.nn.normalise import GroupNorm
+from scoresde.nn.recompute import run
 from scoresde.nn.resample import DownConv
 from scoresde.nn.residual import Residual, Style
+from scoresde.nn.stem import Stem
 from scoresde.nn.unet import check, check_images, head
 
 Cells = Any
@@ -101,7 +102,7 @@ class ConcatUNet(nn.Module):
         attends = [level in attention for level in range(len(widths))]
         self.channels, self.recompute = channels, recompute
         self.condition = condition
-        self.stem = style.conv(channels, width)
+        self.stem = style.start(Stem(channels, width))
         self.encoder = _encoder(style, width, widths, blocks, attends)
         self.descents = _descents(style, channels, widths, picture)
         self.middle = nn.ModuleList(
@@ -166,9 +167,7 @@ class ConcatUNet(nn.Module):
 
     def _run(self, block: nn.Module, *inputs: Tensor) -> Any:
         """Its result, which the backward pass computes again where ``recompute`` is set."""
-        if self.recompute and self.training:
-            return checkpoint(block, *inputs, use_reentrant=False)
-        return block(*inputs)
+        return run(block, *inputs, again=self.recompute and self.training)
 
 
 def _cut(h: Tensor, like: Tensor) -> Tensor:

@@ -10,10 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from scoresde.nn.blocks import Layer, attend, zeroed
 from scoresde.nn.embeddings import Conditioning
+from scoresde.nn.recompute import run
 from scoresde.nn.unet import check_images
 
 _EPS = 1e-6
@@ -159,10 +159,7 @@ class DiT(nn.Module):
         return image[:, :, :height, :width]
 
     def _run(self, block: nn.Module, x: Tensor, condition: Tensor) -> Tensor:
-        if self.recompute and self.training:
-            result: Tensor = checkpoint(block, x, condition, use_reentrant=False)
-        else:
-            result = block(x, condition)
+        result: Tensor = run(block, x, condition, again=self.recompute and self.training)
         return result
 
 

@@ -9,7 +9,6 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from scoresde.nn.magnitude import (
     RESIDUAL,
@@ -22,6 +21,7 @@ from scoresde.nn.magnitude import (
     mp_sum,
     pixel_norm,
 )
+from scoresde.nn.recompute import run
 from scoresde.nn.unet import check, check_images
 
 EDM2_WIDTHS: Mapping[str, int] = MappingProxyType(
@@ -206,10 +206,7 @@ class EDM2(nn.Module):
         return h
 
     def _run(self, block: nn.Module, x: Tensor, condition: Tensor) -> Tensor:
-        if self.recompute and self.training:
-            result: Tensor = checkpoint(block, x, condition, use_reentrant=False)
-        else:
-            result = block(x, condition)
+        result: Tensor = run(block, x, condition, again=self.recompute and self.training)
         return result
 
 

@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-Backward = Callable[[Any, Tensor], tuple[Tensor | None, ...]]
+Backward = Callable[..., tuple[Tensor | None, ...]]
 
 
 def is_first(x: Tensor) -> bool:
     """Whether a layer called with x is differentiated backward, if at all.
 
-    Not where a compiler joins its passes, in torch.func, and with forward derivatives.
+    Not in torch.func, and not with forward derivatives, which are never compiled.
     """
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if torch._C._are_functorch_transforms_active():
         return False
-    return forward_ad.unpack_dual(x).tangent is None
+    return torch.compiler.is_compiling() or forward_ad.unpack_dual(x).tangent is None
 
 
 def first_only(backward: Backward) -> Backward:
@@ -31,12 +31,12 @@ def first_only(backward: Backward) -> Backward:
     """
 
     @wraps(backward)
-    def checked(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    def checked(ctx: Any, *g: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # by create_graph=True
             raise RuntimeError(
                 "layers in training mode have no second derivative on a CPU; call eval() first, "
                 "or leave out create_graph=True"
             )
-        return backward(ctx, g)
+        return backward(ctx, *g)
 
     return checked

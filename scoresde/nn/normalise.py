@@ -34,7 +34,7 @@ class GroupNorm(nn.GroupNorm):
             raise ValueError("the modulation is the affine map; build GroupNorm with affine=False")
         if self.training and _is_ours(x):
             scale, shift = self._scale_shift(x, modulation)
-            y: Tensor = _Normalised.apply(x, scale, shift, self.num_groups, self.eps)
+            y: Tensor = _forward(x, scale, shift, self.num_groups, self.eps)[0]
             return y
         y = super().forward(x)
         return y if modulation is None else modulate(y, modulation[:, :, None, None])
@@ -56,51 +56,80 @@ def modulate(h: Tensor, scale_shift: Tensor) -> Tensor:
 
 
 def _is_ours(x: Tensor) -> bool:
-    """Whether to compute by ``_Normalised``: images on a CPU in single or double precision."""
+    """Whether to compute by ``_forward``: images on a CPU in single or double precision."""
     plain = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
-    return plain and x.ndim == 4 and x.numel() > 0 and is_first(x)
+    fits = plain and x.ndim == 4 and x.numel() > 0
+    return fits and is_first(x)
 
 
-class _Normalised(torch.autograd.Function):
-    """y = a x + b, with a and b of each sample and channel, in as few passes over x as it takes.
+# y = a x + b, with a and b of each sample and channel, in as few passes over x as it takes.
+# PyTorch's kernel takes five times as long on a CPU where channels lie side by side in memory, and
+# scale and shift would be passes of their own. Operators, so that a compiler takes them as they
+# are: what it makes of the formulas is slower.
+@torch.library.custom_op("scoresde::normalise", mutates_args=())
+def _forward(
+    x: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """y, and (B, groups, 1 or channels) each: mean, rate = 1 / sqrt(var + eps) and a."""
+    grouped = (len(x), groups, -1)
+    channel = x.mean((2, 3))
+    within = (x - _each(channel, x)).square_().mean((2, 3)).view(grouped)
+    channel = channel.view(grouped)
+    mean = channel.mean(2, keepdim=True)
+    var = (within + (channel - mean).square()).mean(2, keepdim=True)
+    rate = (var + eps).rsqrt()
+    a = rate * scale.reshape(grouped)
+    b = shift.reshape(grouped) - a * mean
+    return torch.addcmul(_each(b, x), x, _each(a, x)), mean, rate, a
 
-    PyTorch's kernel takes five times as long on a CPU where channels lie side by side in memory,
-    and scale and shift would be passes of their own. With n numbers in a group and sums over it,
 
-        dx = a g + (mean S_2 - S_1) rate^3 / n (x - mean) - S_2 rate / n,
-        S_1 = sum scale g x,   S_2 = sum scale g,   rate = 1 / sqrt(var + eps)
+@torch.library.custom_op("scoresde::normalise_backward", mutates_args=())
+def _backward(
+    g: Tensor, x: Tensor, scale: Tensor, mean: Tensor, rate: Tensor, a: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of x, scale and shift. With n numbers in a group and sums over it,
+
+    dx = a g + (mean S_2 - S_1) rate^3 / n (x - mean) - S_2 rate / n,
+    S_1 = sum scale g x,   S_2 = sum scale g.
     """
+    d_shift = g.sum((2, 3)).view_as(a)
+    gx = (g * x).sum((2, 3)).view_as(a)
+    scale = scale.reshape(a.shape)
+    s1, s2 = (scale * gx).sum(2, keepdim=True), (scale * d_shift).sum(2, keepdim=True)
+    n = x[0].numel() // a.shape[1]
+    slope = (mean * s2 - s1) * rate**3 / n
+    level = -slope * mean - s2 * rate / n
+    dx = torch.addcmul(_each(level.expand_as(a), x), x, _each(slope.expand_as(a), x))
+    d_scale = rate * (gx - mean * d_shift)
+    flat = x.shape[:2]
+    return dx.addcmul_(g, _each(a, x)), d_scale.view(flat), d_shift.view(flat)
 
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float
-    ) -> Tensor:
-        grouped = (len(x), groups, -1)
-        channel = x.mean((2, 3))
-        within = (x - _each(channel, x)).square_().mean((2, 3)).view(grouped)
-        channel = channel.view(grouped)
-        mean = channel.mean(2, keepdim=True)
-        var = (within + (channel - mean).square()).mean(2, keepdim=True)
-        rate = (var + eps).rsqrt()
-        a = rate * scale.reshape(grouped)
-        ctx.save_for_backward(x, scale, mean, rate, a)
-        return torch.addcmul(_each(shift.reshape(grouped) - a * mean, x), x, _each(a, x))
 
-    @staticmethod
-    @first_only
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, scale, mean, rate, a = ctx.saved_tensors
-        d_shift = g.sum((2, 3)).view_as(a)
-        gx = (g * x).sum((2, 3)).view_as(a)
-        scale = scale.reshape(a.shape)
-        s1, s2 = (scale * gx).sum(2, keepdim=True), (scale * d_shift).sum(2, keepdim=True)
-        n = x[0].numel() // a.shape[1]
-        slope = (mean * s2 - s1) * rate**3 / n
-        level = -slope * mean - s2 * rate / n
-        dx = torch.addcmul(_each(level.expand_as(a), x), x, _each(slope.expand_as(a), x))
-        d_scale = rate * (gx - mean * d_shift)
-        flat = x.shape[:2]
-        return dx.addcmul_(g, _each(a, x)), d_scale.view(flat), d_shift.view(flat), None, None
+@_forward.register_fake
+def _(
+    x: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    mean, a = x.new_empty(len(x), groups, 1), x.new_empty(len(x), groups, x.shape[1] // groups)
+    return torch.empty_like(x), mean, torch.empty_like(mean), a
+
+
+@_backward.register_fake
+def _(
+    g: Tensor, x: Tensor, scale: Tensor, mean: Tensor, rate: Tensor, a: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(x), x.new_empty(x.shape[:2]), x.new_empty(x.shape[:2])
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs[:2], *output[1:])
+
+
+@first_only
+def _gradients(ctx: Any, g: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    return *_backward(g, *ctx.saved_tensors), None, None
+
+
+_forward.register_autograd(_gradients, setup_context=_keep)
 
 
 def _each(values: Tensor, x: Tensor) -> Tensor:

@@ -7,18 +7,18 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from scoresde.nn.blocks import ResidualImage, SelfAttention, zeroed
 from scoresde.nn.embeddings import Conditioning
 from scoresde.nn.normalise import GroupNorm
+from scoresde.nn.recompute import run
+from scoresde.nn.stem import Stem
 
 
 class Stage(nn.Module):
     """Residual blocks on (B, channels, H, W), each with attention unless ``heads`` is None.
 
     ``recompute`` keeps only what goes into a block, and runs it again in the backward pass.
-    Training Deep Nets with Sublinear Memory Cost, arXiv 1604.06174.
     """
 
     def __init__(
@@ -42,11 +42,9 @@ class Stage(nn.Module):
         )
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        again = self.recompute and self.training
         for residual, attention in zip(self.residuals, self.attentions, strict=True):
-            if self.recompute and self.training:
-                x = checkpoint(_block, residual, attention, x, condition, use_reentrant=False)
-            else:
-                x = _block(residual, attention, x, condition)
+            x = run(_block, residual, attention, x, condition, again=again)
         return x
 
 
@@ -106,7 +104,7 @@ class UNet(nn.Module):
         self.condition = Conditioning(
             embedding, vector, fourier=fourier, classes=classes, augments=augments
         )
-        self.stem = nn.Conv2d(channels, widths[0], 3, padding=1)
+        self.stem = Stem(channels, widths[0])
         self.down = nn.ModuleList(stage(level) for level in range(len(widths) - 1))
         self.shrink = nn.ModuleList(
             nn.Conv2d(fine, coarse, 3, stride=2, padding=1) for fine, coarse in pairwise(widths)

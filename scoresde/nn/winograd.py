@@ -12,6 +12,8 @@ Fast Algorithms for Convolutional Neural Networks, arXiv 1509.09308, section 4.1
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,7 +21,12 @@ from torch import Tensor, nn
 
 from scoresde.nn.first import first_only, is_first
 
+NARROW = torch.backends.cpu.get_cpu_capability() == "AVX2"
+"""Whether this CPU has vectors of 256 bits: with longer ones, moving the tiles costs too much."""
+
 TILE, WINDOW = 4, 6
+PART = 1 << 20
+"""Numbers in the windows of the images that are worked on together: they stay in a cache."""
 ONE = 7
 """The product whose share in every output is 1: of the 36, that of the point 1 both ways."""
 # The interpolation points are 0, 1, -1, 2, -2 and infinity.
@@ -46,8 +53,7 @@ class Conv3x3(nn.Conv2d):
     """A 3 x 3 convolution of (B, C, H, W) that keeps H and W, with the weights of any other.
 
     Trained in float32 on a CPU of 256-bit vectors it is computed by ``convolve``, whose gradient
-    of the weights takes half the time; with longer vectors moving the tiles would cost more than
-    the products saved.
+    of the weights takes half the time.
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:
@@ -64,7 +70,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     Differentiable once, and not in forward mode; raises RuntimeError under create_graph=True.
     """
-    y: Tensor = _Convolved.apply(x, weight, bias)
+    y: Tensor = _forward(x, weight, bias)
     return y
 
 
@@ -73,62 +79,141 @@ def _is_worth_it(x: Tensor, weight: Tensor) -> bool:
     plain = plain and not torch.is_autocast_enabled("cpu")
     fits = x.ndim == 4 and x.shape[1] == weight.shape[1]
     large = fits and min(weight.shape[:2]) >= 48 and x.numel() >= 1 << 17
-    if not (plain and large and torch.backends.cpu.get_cpu_capability() == "AVX2"):
-        return False
-    return is_first(x)
+    return NARROW and plain and large and is_first(x)
 
 
-class _Convolved(torch.autograd.Function):
-    """Y of the formula above, and its gradients.
+# Operators of their own, so that a compiler takes them as they are.
+@torch.library.custom_op("scoresde::convolve", mutates_args=())
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    kernels, y, (one, two, _) = _kernels(weight), _grid(x, len(weight)), _space(x, weight)
+    for part, rows in _parts(x, x, y):
+        _place(_products(_windows(part, one, two), kernels, two, bias), rows, one, two)
+    return _cut(y, x)
 
-    That of the input is a convolution with the kernel turned by 180 degrees; that of the kernel
 
-        dg = G^T [sum over tiles (B^T d B) * (A dY A^T)] G.
+@torch.library.custom_op("scoresde::convolve_backward", mutates_args=())
+def _backward(g: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient of the input, a convolution by the kernel turned, and that of the kernel,
+
+    dg = G^T [sum over tiles (B^T d B) * (A dY A^T)] G.
     """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        windows = _windows(x)
-        ctx.save_for_backward(weight, windows)
-        return _products(windows, weight, bias, x)
-
-    @staticmethod
-    @first_only
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        weight, windows = ctx.saved_tensors
-        dx = dw = None
-        if ctx.needs_input_grad[0]:
-            dx = _products(_windows(g), weight.flip(2, 3).transpose(0, 1), None, g)
-        if ctx.needs_input_grad[1]:
-            total = _both(g.new_tensor(G).mT, _square(windows.mT @ _tiles(g)))
-            dw = total.unflatten(0, (3, 3)).permute(3, 2, 0, 1)
-        return dx, dw, g.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
+    kernels = _kernels(weight.flip(2, 3).transpose(0, 1))
+    dx, (one, two, three) = _grid(x, x.shape[1]), _space(x, weight)
+    total = x.new_zeros(WINDOW**2, x.shape[1], len(weight))
+    for part, dy, rows in _parts(x, x, g, dx):
+        _place(_products(_windows(dy, one, two), kernels, two), rows, one, two)
+        total.baddbmm_(_windows(part, one, two).mT, _tiles(dy, three, two))
+    dw = _both(x.new_tensor(G).mT, _square(total)).unflatten(0, (3, 3)).permute(3, 2, 0, 1)
+    return _cut(dx, x), dw
 
 
-def _products(windows: Tensor, weight: Tensor, bias: Tensor | None, like: Tensor) -> Tensor:
-    """Y (B, O, H, W), as large as ``like``, for transformed windows (36, tiles, C)."""
-    kernels = _both(weight.new_tensor(G), weight.permute(2, 3, 1, 0))
-    products = windows @ kernels
+@_forward.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return _cut(_grid(x, len(weight)), x)
+
+
+@_backward.register_fake
+def _(g: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    dw = x.new_empty(3, 3, x.shape[1], len(weight)).permute(3, 2, 0, 1)
+    return _cut(_grid(x, x.shape[1]), x), dw
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:2])
+
+
+@first_only
+def _gradients(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    dx, dw = _backward(g, *ctx.saved_tensors)
+    return dx, dw, g.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
+
+
+_forward.register_autograd(_gradients, setup_context=_keep)
+
+
+def _counts(x: Tensor) -> tuple[int, int]:
+    """Tiles from top to bottom of (B, C, H, W), and from left to right."""
+    return -(-x.shape[2] // TILE), -(-x.shape[3] // TILE)
+
+
+def _together(x: Tensor) -> int:
+    """How many images are worked on at a time."""
+    return max(1, PART // (WINDOW**2 * math.prod(_counts(x)) * x.shape[1]))
+
+
+def _parts(x: Tensor, *of: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Images that are worked on together, and as many of the rest."""
+    return zip(*(each.split(_together(x)) for each in of), strict=True)
+
+
+def _space(x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+    """Memory for three results on the way of any part.
+
+    Fresh memory for each would have to be cleared by the system every time.
+    """
+    tiles = min(len(x), _together(x)) * math.prod(_counts(x))
+    return x.new_empty(3, WINDOW**2 * tiles * max(weight.shape[:2])).unbind()
+
+
+def _shaped(space: Tensor | None, like: Tensor, *shape: int) -> Tensor:
+    """The first numbers of ``space``, or new ones, in this shape."""
+    return like.new_empty(shape) if space is None else space[: math.prod(shape)].view(shape)
+
+
+def _grid(x: Tensor, channels: int) -> Tensor:
+    """(B, H, W, channels) for whole tiles."""
+    high, wide = _counts(x)
+    return x.new_empty(len(x), TILE * high, TILE * wide, channels)
+
+
+def _cut(y: Tensor, like: Tensor) -> Tensor:
+    """(B, H, W, O) as (B, O, H, W), as large as ``like``."""
+    return y[:, : like.shape[2], : like.shape[3]].permute(0, 3, 1, 2)
+
+
+def _kernels(weight: Tensor) -> Tensor:
+    """G g G^T of (O, C, 3, 3), as (36, C, O)."""
+    return _both(weight.new_tensor(G), weight.permute(2, 3, 1, 0))
+
+
+def _products(
+    windows: Tensor, kernels: Tensor, space: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """The 36 products of every tile with the kernels, written to ``space``."""
+    out = _shaped(space, windows, *windows.shape[:2], kernels.shape[2])
+    products = torch.bmm(windows, kernels, out=out)
     if bias is not None:
         products[ONE] += bias
-    tiles = _both(like.new_tensor(A_T), _square(products))
-    height, width = like.shape[2:]
-    high, wide = -(-height // TILE), -(-width // TILE)
-    placed = tiles.view(TILE, TILE, -1, high, wide, len(weight)).permute(2, 3, 0, 4, 1, 5)
-    rows = placed.flatten(3, 4).flatten(1, 2)
-    return rows[:, :height, :width].permute(0, 3, 1, 2)
+    return products
 
 
-def _windows(x: Tensor) -> Tensor:
-    """B^T d B of every window of (B, C, H, W), as (36, tiles, C)."""
-    high, wide = (-(-side // TILE) for side in x.shape[2:])
+def _place(products: Tensor, rows: Tensor, one: Tensor, two: Tensor) -> None:
+    """Write A^T products A of every tile to its pixels of (B, H, W, O)."""
+    tiles = _both(products.new_tensor(A_T), _square(products), one, two)
+    pixels = rows.unflatten(2, (-1, TILE)).unflatten(1, (-1, TILE)).permute(2, 4, 0, 1, 3, 5)
+    pixels.copy_(tiles.view(pixels.shape))
+
+
+def _windows(x: Tensor, one: Tensor, two: Tensor) -> Tensor:
+    """B^T d B of every window of (B, C, H, W), as (36, tiles, C) in ``one``."""
+    high, wide = _counts(x)
     padded = _framed(x, 1, TILE * high + 2, TILE * wide + 2)
     image, row, pixel, _ = padded.stride()
     d = padded.as_strided(
         (WINDOW, WINDOW, len(x), high, wide, x.shape[1]),
         (row, pixel, image, TILE * row, TILE * pixel, 1),
     )
-    return _both(x.new_tensor(B_T), d.flatten(2, 4))
+    d = _shaped(one, d, *d.shape).copy_(d)
+    return _both(x.new_tensor(B_T), d.flatten(2, 4), two, one)
+
+
+def _tiles(y: Tensor, one: Tensor, two: Tensor) -> Tensor:
+    """A y A^T of every tile of (B, O, H, W), as (36, tiles, O) in ``one``."""
+    high, wide = _counts(y)
+    padded = _framed(y, 0, TILE * high, TILE * wide)
+    d = padded.unflatten(2, (-1, TILE)).unflatten(1, (-1, TILE)).permute(2, 4, 0, 1, 3, 5)
+    d = _shaped(one, d, *d.shape).copy_(d)
+    return _both(y.new_tensor(A_T).mT, d.flatten(2, 4), two, one)
 
 
 def _framed(x: Tensor, first: int, height: int, width: int) -> Tensor:
@@ -149,19 +234,15 @@ def _framed(x: Tensor, first: int, height: int, width: int) -> Tensor:
     return framed
 
 
-def _tiles(y: Tensor) -> Tensor:
-    """A y A^T of every tile of (B, O, H, W), as (36, tiles, O)."""
-    high, wide = (-(-side // TILE) for side in y.shape[2:])
-    padded = _framed(y, 0, TILE * high, TILE * wide)
-    tiles = padded.unflatten(2, (-1, TILE)).unflatten(1, (-1, TILE)).permute(2, 4, 0, 1, 3, 5)
-    return _both(y.new_tensor(A_T).mT, tiles.flatten(2, 4))
+def _both(t: Tensor, x: Tensor, once: Tensor | None = None, twice: Tensor | None = None) -> Tensor:
+    """t x t^T over the first two dimensions of (m, m, ...), which become one.
 
-
-def _both(t: Tensor, x: Tensor) -> Tensor:
-    """t x t^T over the first two dimensions of (n, n, ...), which become one."""
-    once = (t @ x.flatten(1)).view(len(t), len(x), -1)
-    result: Tensor = (t @ once).view(-1, *x.shape[2:])
-    return result
+    Written to ``twice`` by way of ``once``, or to new memory; ``twice`` may hold x.
+    """
+    n, m = t.shape
+    half = torch.mm(t, x.reshape(m, -1), out=_shaped(once, x, n, x[0].numel())).view(n, m, -1)
+    full = torch.bmm(t.expand(n, n, m), half, out=_shaped(twice, x, n, n, half.shape[2]))
+    return full.view(-1, *x.shape[2:])
 
 
 def _square(x: Tensor) -> Tensor:

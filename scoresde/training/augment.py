@@ -65,27 +65,30 @@ class Plain(Augmentation):
 class NonLeaking(Augmentation):
     """Flips, scalings, rotations and translations that the network is told of.
 
-    Each of six is made with ``probability``; the nine numbers are those of the table, where a is 0
-    for what was not made:
+    An image is mirrored, left to right, with probability ``flip``. Each of the other five is drawn
+    with ``probability``; the nine numbers are those of the table, where a is 0 for what was not:
 
-        flip along x, y     a0, a1 in {0, 1}                     a0, a1
+        mirror              a0 in {0, 1}                         a0
+        upside down         a1 in {0, 1}, even chances           a1
         scale               2^(0.2 a2)                           a2
         rotate              a3 in (-pi, pi)                      cos a3 - 1, sin a3
         stretch             2^(0.2 |a5|) along a4, 1 / across    a5 cos a4, a5 sin a4
         translate           (a6 W, a7 H) / 8                     a6, a7
 
     Flips move pixels; the others are one bilinear resampling with reflection at the border, of
-    those images only. Raises ValueError for a probability out of range. EDM, arXiv 2206.00364,
+    those images only. Raises ValueError for probabilities out of range. EDM, arXiv 2206.00364,
     appendix F.2, table 6.
     """
 
     labels: ClassVar[int | None] = 9
 
     probability: float = 0.12
+    flip: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0 <= self.probability <= 1:
-            raise ValueError(f"need probability in [0, 1], got {self.probability:g}")
+        if not (0 <= self.probability <= 1 and 0 <= self.flip <= 1):
+            found = f"probability={self.probability:g}, flip={self.flip:g}"
+            raise ValueError(f"need probability and flip in [0, 1], got {found}")
 
     def on_units(self, x0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         label = self._draw(len(x0), generator)
@@ -93,16 +96,18 @@ class NonLeaking(Augmentation):
 
     def _draw(self, n: int, generator: torch.Generator) -> Tensor:
         """The numbers (n, 9) of n images."""
-        made = (torch.rand(n, 6, generator=generator) < self.probability).float()
-        flips = torch.rand(n, 2, generator=generator).round()
+        mirrored = torch.rand(n, generator=generator) < self.flip
+        made = torch.rand(n, 5, generator=generator) < self.probability
+        upside_down = torch.rand(n, generator=generator) < 0.5
         turn, along = ((2 * torch.rand(2, n, generator=generator) - 1) * math.pi).unbind()
         scale, stretch, right, down = torch.randn(4, n, generator=generator).unbind()
         columns = (
-            flips[:, 0], flips[:, 1], scale, turn.cos() - 1, turn.sin(),
+            upside_down.float(), scale, turn.cos() - 1, turn.sin(),
             stretch * along.cos(), stretch * along.sin(), right, down,
         )  # fmt: skip
-        which = torch.tensor([0, 1, 2, 3, 3, 4, 4, 5, 5])
-        return torch.stack(columns, 1) * made[:, which]
+        which = torch.tensor([0, 1, 2, 2, 3, 3, 4, 4])
+        others = torch.stack(columns, 1) * made[:, which]
+        return torch.cat([mirrored.float()[:, None], others], 1)
 
 
 def transformed(x0: Tensor, label: Tensor) -> Tensor:

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 Precision = Literal["float32", "bf16", "fp16"]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+PRODUCTS = {
+    *(F.linear, F.conv1d, F.conv2d, F.conv3d),
+    *(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
+    *(torch.mm, torch.bmm, torch.addmm, torch.baddbmm, torch.matmul),
+    *(Tensor.mm, Tensor.bmm, Tensor.matmul, Tensor.__matmul__),
+}
+"""What autocast computes in half precision on a CPU, and costs most."""
 
 PATIENCE = 2000
 """Updates in a row without an overflow, after which the factor is doubled."""
@@ -18,15 +28,56 @@ MOST_SKIPPED = 25
 """In a row: they divide the factor by 3e7, far below what any gradient needs."""
 
 
-def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
-    """Inside, layers compute in ``precision``; weights, gradients and losses stay float32."""
+@contextmanager
+def autocast(precision: Precision, device: torch.device) -> Iterator[None]:
+    """Inside, layers compute in ``precision``; weights, gradients and losses stay float32.
+
+    A CPU without half precision multiplies as one with it does, at the speed of float32.
+    """
     if precision == "float32":
-        return nullcontext()
-    return torch.autocast(device.type, DTYPES[precision])
+        yield
+        return
+    products = _Widened() if emulates_half(device) else nullcontext()
+    with torch.autocast(device.type, DTYPES[precision]), products:
+        yield
+
+
+class _Widened(TorchFunctionMode):
+    """Under autocast on a CPU: factors rounded to half precision, products summed in float32.
+
+    So do the instructions for it; without them PyTorch's kernels take many times as long.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func not in PRODUCTS or not _is_cast(args[0]):
+            return func(*args, **kwargs)
+        half = torch.get_autocast_dtype("cpu")
+        wide = [_rounded(value, half) for value in args]
+        named = {name: _rounded(value, half) for name, value in kwargs.items()}
+        with torch.autocast("cpu", enabled=False):
+            return func(*wide, **named).to(half)
+
+
+def _is_cast(x: Tensor) -> bool:
+    """Whether autocast is on for x: never in double precision."""
+    on = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    return on and x.dtype != torch.float64
+
+
+def _rounded(value: Any, half: torch.dtype) -> Any:
+    """A tensor in float32 with the numbers of half precision; anything else as it is."""
+    return value.to(half).float() if isinstance(value, Tensor) else value
 
 
 def emulates_half(device: torch.device) -> bool:
-    """Whether half precision is computed through float32, as on CPUs with 256-bit vectors."""
+    """Whether a CPU has no instructions for half precision, as those of 256-bit vectors."""
     return device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
 
 

@@ -23,8 +23,10 @@ from scoresde.cli import train, train_loop
 from scoresde.cli.folder import RunFolder
 from scoresde.cli.main import main
 from scoresde.cli.preview import draw, save_preview
+from scoresde.cli.train_setup import _splits
 from scoresde.config import Config, load_config, to_yaml
 from scoresde.config.schema import Train
+from scoresde.data import Dataset, Scaling, Split
 from scoresde.training import checkpoint as ck
 from scoresde.training import fit
 from scoresde.training.prefetch import THREAD
@@ -704,3 +706,15 @@ def test_stopping_with_batches_drawn_ahead_leaves_no_thread(finished, monkeypatc
     train.train_run(tiny(), out, resume=True, device="cpu")  # it may change on the way
     same = [ck.newest(folder / "checkpoints")[1].model for folder in (out, finished.path)]
     assert all(torch.equal(same[0][name], same[1][name]) for name in same[1])
+
+
+def test_held_out_examples_of_a_set_sorted_by_class_have_all_classes():
+    """As folders of pictures are: the first 2048 of the held-out 5000 would lack half of them."""
+    label = torch.arange(10).repeat_interleave(5000)
+    train = Split(torch.zeros(len(label), 1, 1, 1, dtype=torch.uint8), label)
+    test = Split(train.x[:10], torch.arange(10))
+    data = Dataset("sorted", train, test, Scaling(256), tuple("0123456789"))
+    _, held_out = _splits(Config(), data)
+    assert held_out is not None
+    assert len(held_out) == 2048
+    assert (held_out.label.bincount(minlength=10) - 204.8).abs().max() < 5 * 204.8**0.5

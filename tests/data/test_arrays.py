@@ -112,7 +112,8 @@ WIDE = np.full((9, 2, 2), 300)
         ({"z": CHW}, {}, "holds the keys z; call the examples 'x'"),
         ({"x": CHW, "y": LABEL[:7]}, {}, r"array 'x': 20 examples but labels of shape \(7,\)"),
         ({"x": CHW, "y": LABEL, "x_test": CHW}, {}, "no labels for x_test; call them 'y_test'"),
-        ({"x": CHW, "y": LABEL - 1}, {}, r"labels run over -1\.\."),
+        ({"x": CHW, "y": LABEL - 1}, {}, r"labels run over -1\.\.1; number the classes 0, 1"),
+        ({"x": CHW, "x_test": CHW[:0]}, {}, r"array 'x_test': shape \(0, 3, 6, 5\); expected"),
         ({"x": CHW, "y": LABEL * 1.0}, {}, "labels are float64"),
         ({"x": CHW, "y": np.eye(20)}, {}, "labels are float64"),
         ({"x": CHW[:0]}, {}, r"shape \(0, 3, 6, 5\); expected"),
@@ -181,6 +182,35 @@ def test_a_folder_of_shards_is_their_rows_in_order(tmp_path):
     ours, theirs = arrays(tmp_path, holdout=3), arrays(tmp_path.parent / "whole.npz", holdout=3)
     assert torch.equal(ours.train.x, theirs.train.x)
     assert torch.equal(ours.test.label, theirs.test.label)
+
+
+def test_labels_of_shards_belong_to_their_examples(tmp_path):
+    """Counts that match only in total would shift labels to other examples."""
+    for k, (examples, labels) in enumerate(((10, 9), (9, 10))):
+        x = np.zeros((examples, 2), np.float32)
+        np.savez(tmp_path / f"{k}.npz", x=x, y=np.zeros(labels, int))
+    with pytest.raises(DataError, match=r"0\.npz: array 'x': 10 examples but labels of shape \(9"):
+        arrays(tmp_path)
+
+
+@pytest.mark.parametrize("content", [{"x": np.float32(3)}, {"x": CHW, "y": np.int64(3)}])
+def test_shards_of_single_numbers_are_refused(tmp_path, content):
+    for k in range(2):
+        np.savez(tmp_path / f"{k}.npz", **content)
+    with pytest.raises(DataError, match=r"0\.npz: array 'x'"):
+        arrays(tmp_path)
+
+
+def test_hidden_files_are_no_shards(tmp_path):
+    np.savez(tmp_path / "a.npz", x=CHW)
+    (tmp_path / "._a.npz").write_bytes(b"of another system")
+    assert len(arrays(tmp_path).train) == 18
+
+
+def test_levels_that_no_tensor_holds_are_refused(tmp_path):
+    """As int32 they would come out as other levels."""
+    with pytest.raises(ValueError, match="levels is 1099511627776; give at most 2147483648"):
+        arrays(save(tmp_path / "w.npz", x=np.full((9, 2, 2), 2**32 + 5)), levels=2**40)
 
 
 def test_shards_that_differ_are_named(tmp_path):

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scoresde.data import DataError, Dataset, Scaling, Split, batch_indices, holdout
+from scoresde.data.dataset import spread
 
 
 def numbered(n):
@@ -107,3 +108,13 @@ def test_data_sets_that_do_not_fit_together():
     with pytest.raises(DataError, match=r"labels run over 0\.\.2"):
         Dataset("d", levels, levels, Scaling(3), ("a", "b"))
     assert Dataset("d", levels, levels, Scaling(3), ("a", "b", "c")).shape == (1, 1, 1)
+
+
+@given(st.integers(1, 10**12), st.integers(2, 300))
+def test_what_is_spread_evenly_has_the_ends_and_even_gaps(n, most):
+    found = spread(n, most)
+    assert len(found) == min(n, most)
+    assert found[0] == 0
+    assert len(found) == 1 or found[-1] == n - 1
+    gaps = found.diff()
+    assert len(gaps) == 0 or 0 < gaps.max() <= gaps.min() + 1

@@ -73,6 +73,8 @@ def test_samples_in_the_plane_are_found_in_their_folder(tmp_path):
             "holds the shade 7, none of the 17",
         ),
         ("a.npy", np.full((2, 8, 8), 300), (1, 8, 8), Scaling(256), "300..300, expected 0..255"),
+        # As int32 it would be level 5.
+        ("a.npy", np.full((2, 8, 8), 2**32 + 5), (1, 8, 8), SEVENTEEN, "4294967301"),
         ("a.txt", np.zeros(3), (2,), Scaling(None), "neither a folder nor one of"),
     ],
 )
@@ -89,3 +91,23 @@ def test_nothing_there(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no pictures"):
         examples(tmp_path / "empty", (1, 8, 8), SEVENTEEN)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"unfinished": "two"},
+        {"unfinished": [1]},
+        {"unfinished": -3},
+        {"labels": ["cat", "dog", "bird"]},
+        {"labels": [0, 0.5, 1]},
+        {"labels": [0, 1, 2**70]},
+    ],
+    ids=str,
+)
+def test_a_record_that_was_tampered_with_is_named(tmp_path, wrong):
+    write_pictures(tmp_path / "a", torch.zeros(3, 1, 8, 8, dtype=torch.uint8))
+    record = {"files": [f"{k:06d}.png" for k in range(3)]} | wrong
+    (tmp_path / "a" / "sample.json").write_text(json.dumps(record))
+    with pytest.raises(DataError, match=rf"a: sample\.json: {next(iter(wrong))} .*; draw"):
+        examples(tmp_path / "a", (1, 8, 8), SEVENTEEN)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +120,77 @@ def test_deep_pictures_are_refused(tmp_path, values):
     Image.fromarray(values).save(tmp_path / "deeper.tif")
     with pytest.raises(DataError, match=r"deep\w*\.tif: mode .* more than 256 levels"):
         image_folder(tmp_path, channels=1)
+
+
+def png_of_16_bits(channels):
+    """Noise in one (grey), two (with alpha), three (RGB) or four channels of 16 bits."""
+    noise = np.random.default_rng(0).integers(0, 2**16, (4, 4 * channels)).astype(">u2")
+
+    def chunk(kind, content):
+        body = kind + content
+        return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+    colour = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    head = struct.pack(">IIBBBBB", 4, 4, 16, colour, 0, 0, 0)
+    rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in noise))
+    parts = (chunk(b"IHDR", head), chunk(b"IDAT", rows), chunk(b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_the_low_bits_of_deep_colours_are_not_dropped_in_silence(tmp_path, channels):
+    for k in range(2):
+        (tmp_path / f"{k}.png").write_bytes(png_of_16_bits(channels))
+    with pytest.raises(DataError, match=r"[01]\.png: mode .*;16B? has more than 256 levels"):
+        image_folder(tmp_path, channels=3)
+
+
+def test_a_bitmap_of_five_bits_a_colour_has_shades(tmp_path):
+    """Pillow calls BGR;16 what fits into 16 bits in all."""
+    head = struct.pack("<IiiHHIIiiII", 40, 4, 4, 1, 16, 3, 32, 0, 0, 0, 0)
+    masks = struct.pack("<III", 0xF800, 0x7E0, 0x1F)
+    content = head + masks + np.random.default_rng(0).bytes(32)
+    start = struct.pack("<IHHI", 14 + len(content), 0, 0, 14 + 40 + 12)
+    for k in range(2):
+        (tmp_path / f"{k}.bmp").write_bytes(b"BM" + start + content)
+    assert image_folder(tmp_path, holdout=1).shape == (3, 4, 4)
+
+
+def test_an_upright_picture_is_taken_as_a_viewer_shows_it(tmp_path):
+    wide = np.zeros((8, 16, 3), np.uint8)
+    wide[:, :8] = 250  # bright on the left, which a quarter turn clockwise brings to the top
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for k in range(2):
+        Image.fromarray(wide).save(tmp_path / f"{k}.png", exif=exif)
+    x = image_folder(tmp_path, holdout=1).train.x
+    assert x.shape[1:] == (3, 16, 8)
+    assert x[0, 0, :8].min() == 250
+    assert x[0, 0, 8:].max() == 0
+
+
+def test_a_folder_that_cannot_be_read_is_not_passed_over(tmp_path, monkeypatch):
+    for name in ("a/1.png", "a/deep/2.png", "b/1.png"):
+        picture(tmp_path / name)
+    scandir = os.scandir
+
+    def refusing(path="."):
+        if Path(os.fspath(path)).name == "deep":
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(PermissionError, match="deep"):
+        image_folder(tmp_path)
+
+
+def test_names_that_no_terminal_takes_are_written_out(tmp_path):
+    for k in range(3):
+        picture(tmp_path / f"{k}.png", k)
+    for name in (b"\xff.png", b"\x1b[31m.png"):
+        (tmp_path / os.fsdecode(name)).write_bytes(b"")
+    (note,) = image_folder(tmp_path, on_error="skip").notes
+    assert note == r"left out 2 damaged pictures: \x1b[31m.png, \udcff.png"
 
 
 def damaged(content):

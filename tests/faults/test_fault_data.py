@@ -389,7 +389,8 @@ def test_fault_20_what_is_left_out_is_said_by_a_run(tmp_path, capsys):
         (tmp_path / f"{k}.png").write_bytes(PNG if k else b"")
     argv = ["train", f"--out={tmp_path / 'run'}", "--data=folder", f"--data.path={tmp_path}"]
     argv += ["--data.on-error=skip", "--data.size=8", "--network.width=8", "--train.steps=1"]
-    assert main([*argv, "--train.batch=2", "--device=cpu"]) == 0
+    argv += ["--train.batch=2", "--train.holdout=0", "--train.no-keep-best", "--sample.steps=2"]
+    assert main([*argv, "--device=cpu"]) == 0
     assert "left out 1 damaged picture: 0.png" in capsys.readouterr().out
 
 
@@ -399,8 +400,10 @@ def test_a_long_decoding_says_how_far_it_is(tmp_path, capsys, monkeypatch):
         (tmp_path / f"{k}.png").write_bytes(PNG)
     argv = ["train", f"--out={tmp_path / 'run'}", "--data=folder", f"--data.path={tmp_path}"]
     argv += ["--data.size=8", "--network.width=8", "--train.steps=1", "--train.batch=2"]
-    assert main([*argv, "--device=cpu"]) == 0
-    assert "decoding pictures 7/8" in capsys.readouterr().err
+    argv += ["--train.holdout=0", "--train.no-keep-best", "--sample.steps=2"]
+    for dry in (["--dry-run"], []):
+        assert main([*argv, "--device=cpu", *dry]) == 0
+        assert "decoding pictures 7/8" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["../out.png", "/out.png", "a/../../out.png", "C:/out.png"])
@@ -434,3 +437,40 @@ def test_fault_25_a_damaged_archive(refusal, tmp_path):
     path = packed(tmp_path / "pictures.zip", {"a/1.png": PNG, "a/2.png": PNG})
     path.write_bytes(path.read_bytes()[:-20])
     assert f"{path}: damaged or no zip archive" in refusal("folder", path)
+
+
+@pytest.mark.parametrize("sign", ["{0}\\{1}", "./{0}/{1}", "{0}//{1}"])
+def test_fault_25_folders_in_an_archive_however_they_are_packed(tmp_path, sign):
+    names = [sign.format(group, f"{k}.png") for group in "ab" for k in range(3)]
+    found = image_folder(packed(tmp_path / "pictures.zip", dict.fromkeys(names, PNG)))
+    assert found.classes == ("a", "b")
+    loose = [sign.format(".", f"{k}.png") for k in range(3)]
+    assert image_folder(packed(tmp_path / "loose.zip", dict.fromkeys(loose, PNG))).classes is None
+
+
+def test_fault_25_a_picture_that_comes_twice_under_two_signs(refusal, tmp_path):
+    path = packed(tmp_path / "pictures.zip", {"a/1.png": PNG, "a\\1.png": PNG})
+    assert "member 'a/1.png' comes twice" in refusal("folder", path)
+
+
+@pytest.mark.parametrize(
+    "method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
+)
+def test_fault_25_a_damaged_member_of_every_method(refusal, tmp_path, method):
+    path = tmp_path / "pictures.zip"
+    with zipfile.ZipFile(path, "w", method) as made:
+        for k in range(4):
+            made.writestr(f"a/{k}.png", PNG)
+    content = bytearray(path.read_bytes())
+    begin = content.index(b"a/1.png") + len("a/1.png") + 12
+    content[begin : begin + 20] = bytes(byte ^ 0xFF for byte in content[begin : begin + 20])
+    path.write_bytes(content)
+    assert "a/1.png: damaged" in refusal("folder", path)
+
+
+def test_fault_25_an_encrypted_member(refusal, tmp_path):
+    path = packed(tmp_path / "pictures.zip", {f"a/{k}.png": PNG for k in range(3)})
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\1\2") + 8] |= 1
+    path.write_bytes(content)
+    assert "member 'a/0.png' is encrypted" in refusal("folder", path)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from scoresde.nn import normalise
 from scoresde.nn.normalise import GroupNorm, modulate
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
@@ -60,6 +61,19 @@ def test_values_and_gradients_are_those_of_pytorch(modulated, layout):
         torch.autograd.grad(found, inputs, g), torch.autograd.grad(wanted, inputs, g), strict=True
     )
     assert all(torch.allclose(a, b, atol=1e-11) for a, b in pairs)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_compilers_are_told_of_it_is_true(layout):
+    x = state(3, 8, 5, 4, layout=layout)
+    scale, shift = (torch.randn(3, 8, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    torch.library.opcheck(normalise._forward, (x, scale, shift, 4, 1e-5))
+    saved = normalise._forward(x, scale, shift, 4, 1e-5)[1:]
+    torch.library.opcheck(
+        normalise._backward,
+        tuple(z.detach() for z in (x, x, scale, *saved)),
+        test_utils=("test_schema", "test_faketensor"),
+    )
 
 
 def test_training_and_evaluation_give_the_same_in_single_precision():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from scoresde.nn import winograd
 from scoresde.nn.winograd import Conv3x3, convolve
 
 SHAPES = [(3, 5, 7, 9, 14), (2, 3, 4, 1, 1), (2, 3, 4, 4, 6), (1, 1, 1, 2, 11), (5, 8, 2, 8, 8)]
@@ -30,6 +31,46 @@ def test_values_and_gradients_are_those_of_the_definition(shape, layout):
         torch.autograd.grad(found, inputs, g), torch.autograd.grad(wanted, inputs, g), strict=True
     )
     assert all(torch.allclose(a, b, rtol=0, atol=1e-11) for a, b in pairs)
+
+
+@pytest.mark.parametrize("numbers", [1, 36 * 6 * 5, 1 << 20])
+def test_how_many_images_are_worked_on_together_changes_nothing(numbers, monkeypatch):
+    monkeypatch.setattr(winograd, "PART", numbers)
+    inputs, g = problem(SHAPES[0])
+    found, wanted = convolve(*inputs), F.conv2d(*inputs, padding=1)
+    assert torch.allclose(found, wanted, rtol=0, atol=1e-12)
+    pairs = zip(
+        torch.autograd.grad(found, inputs, g), torch.autograd.grad(wanted, inputs, g), strict=True
+    )
+    assert all(torch.allclose(a, b, rtol=0, atol=1e-11) for a, b in pairs)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_compilers_are_told_of_it_is_true(shape):
+    (x, weight, bias), g = problem(shape)
+    torch.library.opcheck(winograd._forward, (x, weight, bias))
+    torch.library.opcheck(winograd._forward, (x, weight, None))
+    torch.library.opcheck(
+        winograd._backward,
+        (g, x.detach(), weight.detach()),
+        test_utils=("test_schema", "test_faketensor"),
+    )
+
+
+def test_a_traced_layer_computes_and_learns_as_before(monkeypatch):
+    monkeypatch.setattr(winograd, "NARROW", True)
+    layer = Conv3x3(64, 64)
+    x = torch.randn(24, 64, 14, 14, generator=torch.Generator().manual_seed(0))
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(str(graph.code))
+        return graph.forward
+
+    traced = torch.compile(layer, backend=backend)
+    slopes = [torch.autograd.grad(f(x).sum(), layer.weight)[0] for f in (layer, traced)]
+    assert torch.equal(*slopes)
+    assert "scoresde.convolve" in graphs[0]
 
 
 def test_single_precision_loses_a_digit():

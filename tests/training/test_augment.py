@@ -48,7 +48,7 @@ def numbers(n: int = 1, **set_to: float) -> torch.Tensor:
 
 def test_probability_zero_changes_no_bit():
     x, levels = images(), torch.randint(0, 256, (64, 1, 6, 9), dtype=torch.uint8)
-    found, label = NonLeaking(0.0).on_units(x, generator())
+    found, label = NonLeaking(0.0, flip=0.0).on_units(x, generator())
     assert torch.equal(found, x)
     assert label is not None
     assert not label.any()
@@ -158,23 +158,57 @@ def test_values_stay_within_those_of_the_image():
     assert (found.flatten(1).amax(1) <= high + 1e-5).all()
 
 
-def test_each_of_the_six_is_made_as_often_as_asked():
+def test_a_mirror_image_is_an_even_chance_and_the_other_five_are_as_likely_as_asked():
+    """The mirror image does not depend on the probability: arXiv 2206.00364, appendix F.2."""
     n, p = 20_000, 0.12
-    _, label = NonLeaking(p).on_units(torch.zeros(n, 1, 2, 2), generator())
+    label = NonLeaking(p)._draw(n, generator())
     for column in range(9):
-        expected = p / 2 if column < 2 else p  # a flip that is made is one of two
-        share = (label[:, column] != 0).float().mean()
-        assert abs(share - expected) < 5 * math.sqrt(expected / n)
+        # Of those drawn to be turned upside down half are.
+        expected = (0.5, p / 2)[column] if column < 2 else p
+        share = (label[:, column] != 0).double().mean()
+        assert abs(share - expected) < 5 * math.sqrt(expected * (1 - expected) / n)
     for pair in ((3, 4), (5, 6), (7, 8)):
         assert torch.equal(label[:, pair[0]] != 0, label[:, pair[1]] != 0)
+    never = NonLeaking(p, flip=0.0)._draw(n, generator())
+    assert not never[:, 0].any()
+    assert torch.equal(never[:, 1:], label[:, 1:])
+
+
+def test_what_is_drawn_has_the_distributions_of_the_table():
+    """Normal exponents, lengths and shifts of variance 1; angles uniform over the circle."""
+    n = 20_000
+    label = NonLeaking(1.0)._draw(n, generator(3)).double()
+    assert torch.equal((label[:, 3] + 1) ** 2 + label[:, 4] ** 2 > 0.999, torch.ones(n) > 0)
+    normal = (label[:, 2], label[:, 7], label[:, 8])
+    moments = [(part**k).mean() for part in normal for k in range(1, 5)]
+    expected, variances = (0, 1, 0, 3), (1, 2, 15, 96)
+    for k, moment in enumerate(moments):
+        assert abs(moment - expected[k % 4]) < 5 * math.sqrt(variances[k % 4] / n)
+    stretch = label[:, 5:7].square().sum(1)
+    assert abs(stretch.mean() - 1) < 5 * math.sqrt(2 / n)
+    turn = torch.atan2(label[:, 4], label[:, 3] + 1)
+    # 2 (along + pi where a5 < 0) is 2 along.
+    for angle in (turn, 2 * turn, 2 * torch.atan2(label[:, 6], label[:, 5])):
+        for wave in (angle.cos(), angle.sin()):
+            assert abs(wave.mean()) < 5 * math.sqrt(0.5 / n)
+
+
+def test_scaling_comes_first_then_the_turn_then_the_stretch():
+    turn, along, by = 0.4, 1.1, 1.7
+    one = {"scale": -0.8, "cos": math.cos(turn) - 1, "sin": math.sin(turn)}
+    two = {"along": by * math.cos(along), "across": by * math.sin(along)}
+    both, first, second = (linear(numbers(**label)) for label in (one | two, one, two))
+    torch.testing.assert_close(both, second @ first, rtol=1e-5, atol=1e-6)
+    assert (both - first @ second).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("bad", [{"flip": 1.5}, {"flip": -0.1}, {"crop": -1}])
 def test_numbers_out_of_range_are_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         Plain(**bad)
-    with pytest.raises(ValueError, match="probability"):
-        NonLeaking(2.0)
+    for edm in ({"probability": 2.0}, {"flip": -0.1}):
+        with pytest.raises(ValueError, match=next(iter(edm))):
+            NonLeaking(**edm)
 
 
 # --- in training --------------------------------------------------------------------------------
@@ -197,7 +231,7 @@ def test_a_batch_is_a_function_of_seed_and_step(plan, split, scaling, augment):
 def test_noise_times_and_labels_are_those_without(plan, split, scaling):
     bare = draw_batch(plan, split, scaling, VP(), 3)
     assert bare.augment is None
-    for augment in (*BOTH, Plain(0.0), NonLeaking(0.0)):
+    for augment in (*BOTH, Plain(0.0), NonLeaking(0.0, flip=0.0)):
         batch = draw_batch(replace(plan, augment=augment), split, scaling, VP(), 3)
         for name in ("t", "eps", "label"):
             assert torch.equal(getattr(batch, name), getattr(bare, name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from scoresde import VP, ScoreModel, parameterization
 from scoresde.data import Scaling, Split
 from scoresde.nn import UNet
+from scoresde.nn.recompute import run
 from scoresde.training import (
     Checkpoint,
     DataDescription,
@@ -23,7 +25,14 @@ from scoresde.training import (
 )
 from scoresde.training.batches import draw_batch
 from scoresde.training.loop import update
-from scoresde.training.precision import MOST_SKIPPED, PATIENCE, LossScale, autocast, lay_out
+from scoresde.training.precision import (
+    DTYPES,
+    MOST_SKIPPED,
+    PATIENCE,
+    LossScale,
+    autocast,
+    lay_out,
+)
 
 
 def gradients(state):
@@ -230,3 +239,67 @@ def test_inverse_square_root_is_constant_and_then_falls():
     assert rate(9999) == pytest.approx(0.2)
     with pytest.raises(ValueError, match="start"):
         inverse_sqrt(1.0, 0, 0)
+
+
+# --- half precision on CPUs without it --------------------------------------------------------
+
+
+LAYERS = [
+    (torch.nn.Linear(96, 8), (5, 96)),
+    (torch.nn.Conv2d(16, 8, 3, padding=1), (2, 16, 5, 6)),
+    (torch.nn.ConvTranspose2d(16, 8, 4, stride=2), (2, 16, 3, 3)),
+]
+
+
+@pytest.mark.parametrize(("layer", "shape"), LAYERS)
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_products_are_those_of_rounded_factors_summed_in_float32(layer, shape, precision):
+    half = DTYPES[precision]
+    x, g = (torch.randn(shape, generator=torch.Generator().manual_seed(k)) for k in (0, 1))
+    exact = deepcopy(layer).double()
+    with torch.no_grad():
+        for p in exact.parameters():
+            p.copy_(p.float().to(half))
+    wanted = exact(x.to(half).double())
+    with autocast(precision, torch.device("cpu")):
+        found = layer(x)
+    assert found.dtype == half
+    # One rounding of the result: half a unit in its last place, and a sum in float32.
+    assert torch.all((found - wanted).abs() <= torch.finfo(half).eps / 2 * wanted.abs() + 1e-6)
+    g = g.flatten()[: wanted.numel()].repeat(-(-wanted.numel() // g.numel()))[: wanted.numel()]
+    g = g.view(wanted.shape).to(half)
+    slopes = torch.autograd.grad(found, list(layer.parameters()), g)
+    right = torch.autograd.grad(wanted, list(exact.parameters()), g.double())
+    for a, b in zip(slopes, right, strict=True):
+        assert a.dtype == torch.float32
+        torch.testing.assert_close(a.double(), b, rtol=torch.finfo(half).eps, atol=1e-5)
+
+
+def test_without_autocast_and_in_double_precision_products_are_left_alone(monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    x, w = (torch.randn(3, 3, generator=torch.Generator().manual_seed(k)) for k in (0, 1))
+    cpu = torch.device("cpu")
+    with autocast("bf16", cpu):
+        assert (x.double() @ w.double()).dtype == torch.float64
+        assert (x @ w).dtype == torch.bfloat16
+        with torch.autocast("cpu", enabled=False):
+            assert torch.equal(x @ w, torch.einsum("ij,jk->ik", x, w))
+
+
+def test_a_block_that_is_run_again_in_the_backward_pass_multiplies_as_before(monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    seen = []
+
+    class Spy(torch.nn.Linear):
+        def forward(self, x):
+            y = super().forward(x)
+            seen.append(y.detach())
+            return y.exp()
+
+    layer, x = Spy(64, 64), torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
+    with autocast("bf16", torch.device("cpu")):
+        y = run(layer, x, again=True)
+    y.float().square().sum().backward()
+    first, again = seen
+    assert first.dtype == torch.bfloat16
+    assert torch.equal(first, again)
