@@ -25,8 +25,10 @@ NARROW = torch.backends.cpu.get_cpu_capability() == "AVX2"
 """Whether this CPU has vectors of 256 bits: with longer ones, moving the tiles costs too much."""
 
 TILE, WINDOW = 4, 6
-PART = 1 << 20
+PART = 1 << 19
 """Numbers in the windows of the images that are worked on together: they stay in a cache."""
+WAY = 1024
+"""Numbers whose addresses a multiple of this apart push each other out of the nearest cache."""
 ONE = 7
 """The product whose share in every output is 1: of the 36, that of the point 1 both ways."""
 # The interpolation points are 0, 1, -1, 2, -2 and infinity.
@@ -102,7 +104,9 @@ def _backward(g: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     total = x.new_zeros(WINDOW**2, x.shape[1], len(weight))
     for part, dy, rows in _parts(x, x, g, dx):
         _place(_products(_windows(dy, one, two), kernels, two), rows, one, two)
-        total.baddbmm_(_windows(part, one, two).mT, _tiles(dy, three, two))
+        tiles = len(part) * math.prod(_counts(x))  # without the idle one
+        d = _windows(part, one, two)[:, :tiles]
+        total.baddbmm_(d.mT, _tiles(dy, three, two)[:, :tiles])
     dw = _both(x.new_tensor(G).mT, _square(total)).unflatten(0, (3, 3)).permute(3, 2, 0, 1)
     return _cut(dx, x), dw
 
@@ -152,7 +156,7 @@ def _space(x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
     Fresh memory for each would have to be cleared by the system every time.
     """
     tiles = min(len(x), _together(x)) * math.prod(_counts(x))
-    return x.new_empty(3, WINDOW**2 * tiles * max(weight.shape[:2])).unbind()
+    return x.new_empty(3, WINDOW**2 * (tiles + 1) * max(weight.shape[:2])).unbind()
 
 
 def _shaped(space: Tensor | None, like: Tensor, *shape: int) -> Tensor:
@@ -189,9 +193,9 @@ def _products(
 
 def _place(products: Tensor, rows: Tensor, one: Tensor, two: Tensor) -> None:
     """Write A^T products A of every tile to its pixels of (B, H, W, O)."""
-    tiles = _both(products.new_tensor(A_T), _square(products), one, two)
-    pixels = rows.unflatten(2, (-1, TILE)).unflatten(1, (-1, TILE)).permute(2, 4, 0, 1, 3, 5)
-    pixels.copy_(tiles.view(pixels.shape))
+    tiles = _both(products.new_tensor(A_T), _square(products), one, two).unflatten(0, (TILE, TILE))
+    pixels = _by_tile(rows)
+    pixels.copy_(_split(tiles, pixels))
 
 
 def _windows(x: Tensor, one: Tensor, two: Tensor) -> Tensor:
@@ -203,17 +207,36 @@ def _windows(x: Tensor, one: Tensor, two: Tensor) -> Tensor:
         (WINDOW, WINDOW, len(x), high, wide, x.shape[1]),
         (row, pixel, image, TILE * row, TILE * pixel, 1),
     )
-    d = _shaped(one, d, *d.shape).copy_(d)
-    return _both(x.new_tensor(B_T), d.flatten(2, 4), two, one)
+    return _both(x.new_tensor(B_T), _gathered(d, one), two, one)
 
 
 def _tiles(y: Tensor, one: Tensor, two: Tensor) -> Tensor:
     """A y A^T of every tile of (B, O, H, W), as (36, tiles, O) in ``one``."""
     high, wide = _counts(y)
     padded = _framed(y, 0, TILE * high, TILE * wide)
-    d = padded.unflatten(2, (-1, TILE)).unflatten(1, (-1, TILE)).permute(2, 4, 0, 1, 3, 5)
-    d = _shaped(one, d, *d.shape).copy_(d)
-    return _both(y.new_tensor(A_T).mT, d.flatten(2, 4), two, one)
+    return _both(y.new_tensor(A_T).mT, _gathered(_by_tile(padded), one), two, one)
+
+
+def _by_tile(rows: Tensor) -> Tensor:
+    """(B, H, W, C) as (4, 4, B, H / 4, W / 4, C)."""
+    return rows.unflatten(2, (-1, TILE)).unflatten(1, (-1, TILE)).permute(2, 4, 0, 1, 3, 5)
+
+
+def _gathered(d: Tensor, space: Tensor) -> Tensor:
+    """(n, n, B, high, wide, C) as (n, n, tiles, C) in ``space``, perhaps with an idle tile behind.
+
+    That is where rows would otherwise lie a multiple of ``WAY`` apart.
+    """
+    tiles = math.prod(d.shape[2:5])
+    idle = tiles * d.shape[5] % WAY == 0
+    gathered = _shaped(space, d, *d.shape[:2], tiles + idle, d.shape[5])
+    _split(gathered, d).copy_(d)
+    return gathered
+
+
+def _split(tiles: Tensor, like: Tensor) -> Tensor:
+    """(n, n, tiles, C) as (n, n, B, high, wide, C), without the idle tile."""
+    return tiles[:, :, : math.prod(like.shape[2:5])].unflatten(2, like.shape[2:5])
 
 
 def _framed(x: Tensor, first: int, height: int, width: int) -> Tensor:
