@@ -219,7 +219,8 @@ def _tiles(y: Tensor, one: Tensor, two: Tensor) -> Tensor:
 
 def _by_tile(rows: Tensor) -> Tensor:
     """(B, H, W, C) as (4, 4, B, H / 4, W / 4, C)."""
-    return rows.unflatten(2, (-1, TILE)).unflatten(1, (-1, TILE)).permute(2, 4, 0, 1, 3, 5)
+    cut: Tensor = rows.unflatten(2, (-1, TILE)).unflatten(1, (-1, TILE))
+    return cut.permute(2, 4, 0, 1, 3, 5)
 
 
 def _gathered(d: Tensor, space: Tensor) -> Tensor:
@@ -236,7 +237,8 @@ def _gathered(d: Tensor, space: Tensor) -> Tensor:
 
 def _split(tiles: Tensor, like: Tensor) -> Tensor:
     """(n, n, tiles, C) as (n, n, B, high, wide, C), without the idle tile."""
-    return tiles[:, :, : math.prod(like.shape[2:5])].unflatten(2, like.shape[2:5])
+    split: Tensor = tiles[:, :, : math.prod(like.shape[2:5])].unflatten(2, like.shape[2:5])
+    return split
 
 
 def _framed(x: Tensor, first: int, height: int, width: int) -> Tensor:
