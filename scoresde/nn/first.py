@@ -13,14 +13,18 @@ from torch.autograd import forward_ad
 Backward = Callable[..., tuple[Tensor | None, ...]]
 
 
-def is_first(x: Tensor) -> bool:
-    """Whether a layer called with x is differentiated backward, if at all.
+def is_first(*inputs: Tensor | None) -> bool:
+    """Whether a layer of these inputs and weights is differentiated backward, if at all.
 
     Not in torch.func, and not with forward derivatives, which are never compiled.
     """
     if torch._C._are_functorch_transforms_active():
         return False
-    return torch.compiler.is_compiling() or forward_ad.unpack_dual(x).tangent is None
+    return torch.compiler.is_compiling() or not any(map(_has_tangent, inputs))
+
+
+def _has_tangent(x: Tensor | None) -> bool:
+    return x is not None and forward_ad.unpack_dual(x).tangent is not None
 
 
 def first_only(backward: Backward) -> Backward:

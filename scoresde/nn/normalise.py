@@ -32,12 +32,18 @@ class GroupNorm(nn.GroupNorm):
         """
         if modulation is not None and self.affine:
             raise ValueError("the modulation is the affine map; build GroupNorm with affine=False")
-        if self.training and _is_ours(x):
+        first = is_first(x, self.weight, self.bias, modulation)
+        if self.training and first and _is_ours(x):
             scale, shift = self._scale_shift(x, modulation)
             y: Tensor = _forward(x, scale, shift, self.num_groups, self.eps)[0]
             return y
-        y = super().forward(x)
+        y = super().forward(x) if first and _is_safe(x) else self._by_channel(x)
         return y if modulation is None else modulate(y, modulation[:, :, None, None])
+
+    def _by_channel(self, x: Tensor) -> Tensor:
+        """PyTorch's kernel for channels one after the other in memory; the layout is that of x."""
+        y = super().forward(x.contiguous())
+        return y if torch._C._are_functorch_transforms_active() else _laid_out(y, x)
 
     def _scale_shift(self, x: Tensor, modulation: Tensor | None) -> tuple[Tensor, Tensor]:
         """(B, C) each."""
@@ -58,8 +64,22 @@ def modulate(h: Tensor, scale_shift: Tensor) -> Tensor:
 def _is_ours(x: Tensor) -> bool:
     """Whether to compute by ``_forward``: images on a CPU in single or double precision."""
     plain = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
-    fits = plain and x.ndim == 4 and x.numel() > 0
-    return fits and is_first(x)
+    return plain and x.ndim == 4 and x.numel() > 0
+
+
+def _is_safe(x: Tensor) -> bool:
+    """Whether PyTorch's kernel for the layout of x has all the derivatives that may follow.
+
+    That for channels side by side has none forward, and on a CPU ends the process where the
+    gradient of a weight is asked for and that of x is not.
+    """
+    by_channel = x.is_contiguous() or x.device.type != "cpu"
+    return torch.compiler.is_compiling() or by_channel or not torch.is_grad_enabled()
+
+
+def _laid_out(y: Tensor, like: Tensor) -> Tensor:
+    side_by_side = like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last)
+    return y.contiguous(memory_format=torch.channels_last) if side_by_side else y
 
 
 # y = a x + b, with a and b of each sample and channel, in as few passes over x as it takes.
@@ -80,7 +100,8 @@ def _forward(
     rate = (var + eps).rsqrt()
     a = rate * scale.reshape(grouped)
     b = shift.reshape(grouped) - a * mean
-    return torch.addcmul(_each(b, x), x, _each(a, x)), mean, rate, a
+    y = torch.empty_like(x)  # so that its layout is the one the compiler is told
+    return torch.addcmul(_each(b, x), x, _each(a, x), out=y), mean, rate, a
 
 
 @torch.library.custom_op("scoresde::normalise_backward", mutates_args=())
@@ -99,7 +120,8 @@ def _backward(
     n = x[0].numel() // a.shape[1]
     slope = (mean * s2 - s1) * rate**3 / n
     level = -slope * mean - s2 * rate / n
-    dx = torch.addcmul(_each(level.expand_as(a), x), x, _each(slope.expand_as(a), x))
+    dx = torch.empty_like(x)
+    torch.addcmul(_each(level.expand_as(a), x), x, _each(slope.expand_as(a), x), out=dx)
     d_scale = rate * (gx - mean * d_shift)
     flat = x.shape[:2]
     return dx.addcmul_(g, _each(a, x)), d_scale.view(flat), d_shift.view(flat)

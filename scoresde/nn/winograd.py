@@ -62,7 +62,7 @@ class Conv3x3(nn.Conv2d):
         super().__init__(inputs, outputs, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training and _is_worth_it(x, self.weight):
+        if self.training and _is_worth_it(x, self.weight, self.bias):
             return convolve(x, self.weight, self.bias)
         return super().forward(x)
 
@@ -76,12 +76,12 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return y
 
 
-def _is_worth_it(x: Tensor, weight: Tensor) -> bool:
+def _is_worth_it(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     plain = x.dtype == torch.float32 and x.device.type == "cpu"
     plain = plain and not torch.is_autocast_enabled("cpu")
     fits = x.ndim == 4 and x.shape[1] == weight.shape[1]
     large = fits and min(weight.shape[:2]) >= 48 and x.numel() >= 1 << 17
-    return NARROW and plain and large and is_first(x)
+    return NARROW and plain and large and is_first(x, weight, bias)
 
 
 # Operators of their own, so that a compiler takes them as they are.

@@ -64,8 +64,26 @@ def test_values_and_gradients_are_those_of_pytorch(modulated, layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_what_compilers_are_told_of_it_is_true(layout):
-    x = state(3, 8, 5, 4, layout=layout)
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_weights_alone_have_their_gradient(training, layout, frozen):
+    # PyTorch's kernel for channels side by side ends the process here.
+    x = state(3, 8, 5, 4, layout=layout).detach().requires_grad_(not frozen)
+    norm = GroupNorm(8).double().train(training)
+    weights = [norm.weight, norm.bias]
+    y = norm(x)
+    wanted = torch.autograd.grad(F.group_norm(x.detach().contiguous(), 2, *weights), weights, x)
+    for weight, slope in zip(weights, wanted, strict=True):
+        found = torch.autograd.grad(y, weight, x, retain_graph=True)[0]
+        assert torch.allclose(found, slope, atol=1e-12)
+    assert y.is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 3, 1), (1, 0, 2, 3), (3, 1, 0, 2)])
+def test_what_compilers_are_told_of_it_is_true(order):
+    sizes = [(3, 8, 5, 4)[axis] for axis in order]
+    x = state(*sizes, layout=torch.contiguous_format).detach()
+    x = x.permute([order.index(axis) for axis in range(4)]).requires_grad_()
     scale, shift = (torch.randn(3, 8, dtype=torch.float64, requires_grad=True) for _ in range(2))
     torch.library.opcheck(normalise._forward, (x, scale, shift, 4, 1e-5))
     saved = normalise._forward(x, scale, shift, 4, 1e-5)[1:]
@@ -82,15 +100,27 @@ def test_training_and_evaluation_give_the_same_in_single_precision():
     assert torch.allclose(norm(x), norm.eval()(x), atol=1e-5)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("training", [False, True])
-def test_a_forward_derivative_is_a_difference_quotient(training):
-    x, v = (state(2, 8, 3, 3, layout=torch.contiguous_format, seed=k).detach() for k in (0, 1))
+def test_a_forward_derivative_is_a_difference_quotient(training, layout):
+    x, v = (state(2, 8, 3, 3, layout=layout, seed=k).detach() for k in (0, 1))
     norm = GroupNorm(8).double().train(training)
     with torch.autograd.forward_ad.dual_level():
         dual = norm(torch.autograd.forward_ad.make_dual(x, v))
         found = torch.autograd.forward_ad.unpack_dual(dual).tangent
     h = 1e-6
     assert torch.allclose(found, (norm(x + h * v) - norm(x - h * v)) / (2 * h), atol=1e-7)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_it_has_forward_derivatives_of_its_modulation(training):
+    x = state(2, 8, 3, 3, layout=torch.channels_last).detach()
+    norm = GroupNorm(8, affine=False).double().train(training)
+    given, v = torch.randn(2, 2, 16, dtype=torch.float64).unbind()
+    with torch.autograd.forward_ad.dual_level():
+        dual = norm(x, torch.autograd.forward_ad.make_dual(given, v))
+        found = torch.autograd.forward_ad.unpack_dual(dual).tangent
+    assert torch.allclose(found, norm(x, given + v) - norm(x, given), atol=1e-12)
 
 
 def test_a_modulation_beside_weight_and_bias_is_an_error():

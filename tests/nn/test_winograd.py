@@ -95,13 +95,28 @@ def test_a_layer_has_the_weights_of_any_convolution_and_gives_the_same_in_traini
     assert torch.allclose(layer.train()(x), plain(x), atol=1e-4)
 
 
-def test_forward_derivatives_are_left_to_pytorch():
+def test_forward_derivatives_are_left_to_pytorch(monkeypatch):
+    monkeypatch.setattr(winograd, "NARROW", True)
     layer = Conv3x3(64, 64)
     x = torch.randn(24, 64, 14, 14, generator=torch.Generator().manual_seed(0))
     with torch.autograd.forward_ad.dual_level():
         dual = layer(torch.autograd.forward_ad.make_dual(x, x))
         tangent = torch.autograd.forward_ad.unpack_dual(dual).tangent
     assert torch.allclose(tangent, layer(x) - layer.bias[:, None, None], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_weights_have_forward_derivatives(name, monkeypatch):
+    monkeypatch.setattr(winograd, "NARROW", True)
+    layer = Conv3x3(64, 64)
+    x = torch.randn(24, 64, 14, 14, generator=torch.Generator().manual_seed(0))
+    with torch.autograd.forward_ad.dual_level():
+        p = getattr(layer, name).detach()
+        changed = {name: torch.autograd.forward_ad.make_dual(p, p)}
+        dual = torch.func.functional_call(layer, changed, (x,))
+        tangent = torch.autograd.forward_ad.unpack_dual(dual).tangent
+    without = torch.func.functional_call(layer, {name: torch.zeros_like(p)}, (x,))
+    assert torch.allclose(tangent, layer(x) - without, atol=1e-4)
 
 
 def test_a_second_derivative_is_an_error():
