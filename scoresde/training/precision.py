@@ -56,7 +56,7 @@ class _Widened(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func not in PRODUCTS or not _is_cast(args[0]):
+        if func not in PRODUCTS or not _is_cast(args, kwargs):
             return func(*args, **kwargs)
         half = torch.get_autocast_dtype("cpu")
         wide = [_rounded(value, half) for value in args]
@@ -65,10 +65,18 @@ class _Widened(TorchFunctionMode):
             return func(*wide, **named).to(half)
 
 
-def _is_cast(x: Tensor) -> bool:
-    """Whether autocast is on for x: never in double precision."""
-    on = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
-    return on and x.dtype != torch.float64
+def _is_cast(args: Sequence[Any], named: dict[str, Any]) -> bool:
+    """Whether autocast rounds all factors, as it does real numbers, not in double precision.
+
+    It leaves alone what is written to memory that is there already.
+    """
+    if not torch.is_autocast_enabled("cpu") or "out" in named:
+        return False
+    factors = [value for value in (*args, *named.values()) if isinstance(value, Tensor)]
+    return all(
+        x.device.type == "cpu" and x.is_floating_point() and x.dtype != torch.float64
+        for x in factors
+    )
 
 
 def _rounded(value: Any, half: torch.dtype) -> Any:

@@ -286,6 +286,39 @@ def test_without_autocast_and_in_double_precision_products_are_left_alone(monkey
             assert torch.equal(x @ w, torch.einsum("ij,jk->ik", x, w))
 
 
+X, Y = (torch.randn(4, 4, generator=torch.Generator().manual_seed(k)) for k in (0, 1))
+CALLS = {
+    "by name": lambda: torch.matmul(input=X, other=Y),
+    "a layer by name": lambda: torch.nn.functional.linear(input=X, weight=Y, bias=X[0]),
+    "into memory": lambda: torch.mm(X, Y, out=torch.zeros(4, 4)),
+    "whole numbers": lambda: X.long() @ Y.long(),
+    "complex": lambda: torch.complex(X, Y) @ torch.complex(Y, X),
+    "mixed precision": lambda: torch.mm(X, Y.double()),
+    "mixed kinds": lambda: torch.mm(X, Y.long()),
+    "no numbers": lambda: torch.mm(X[:0], Y),
+    "no factors": lambda: torch.mm(),
+    "a vector": lambda: torch.matmul(X, Y[0]),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_what_is_rounded_and_what_is_an_error_is_so_with_autocast_alone(call, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    found = []
+    for modes in (torch.autocast("cpu", torch.bfloat16), autocast("bf16", torch.device("cpu"))):
+        with modes:
+            try:
+                found.append(call())
+            except (RuntimeError, TypeError) as error:
+                found.append(str(error).splitlines()[0])
+    wanted, ours = found
+    if isinstance(wanted, str):
+        assert ours == wanted
+    else:
+        assert ours.dtype == wanted.dtype
+        torch.testing.assert_close(ours, wanted)
+
+
 def test_a_block_that_is_run_again_in_the_backward_pass_multiplies_as_before(monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     seen = []
