@@ -51,7 +51,7 @@ class CrossAttention(nn.Module):
         return split
 
     def _check(self, x: Tensor, context: Tensor, mask: Tensor | None) -> None:
-        if context.ndim != 3 or context.shape[::2] != (len(x), self.width):
+        if context.ndim != 3 or context.shape[::2] != (x.shape[0], self.width):
             raise ValueError(
                 f"this block takes a context ({len(x)}, L, {self.width}) beside {len(x)} images, "
                 f"got {tuple(context.shape)}"

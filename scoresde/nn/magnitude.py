@@ -154,7 +154,7 @@ class MPConditioning(nn.Module):
     def _add_label(self, h: Tensor, label: Tensor | None) -> Tensor:
         if self.labels is not None and self.classes is not None:
             if label is None:
-                label = torch.full((len(h),), self.classes, device=h.device)
+                label = torch.full((h.shape[0],), self.classes, device=h.device)
             rows = math.sqrt(self.classes + 1) * F.one_hot(label, self.classes + 1).to(h)
             return mp_sum(h, self.labels(rows), 0.5)
         if label is not None:

@@ -131,7 +131,8 @@ def _backward(
 def _(
     x: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    mean, a = x.new_empty(len(x), groups, 1), x.new_empty(len(x), groups, x.shape[1] // groups)
+    a = x.new_empty(x.shape[0], groups, x.shape[1] // groups)
+    mean = x.new_empty(x.shape[0], groups, 1)
     return torch.empty_like(x), mean, torch.empty_like(mean), a
 
 

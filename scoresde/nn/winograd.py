@@ -84,7 +84,8 @@ def _is_worth_it(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     return NARROW and plain and large and is_first(x, weight, bias)
 
 
-# Operators of their own, so that a compiler takes them as they are.
+# Operators of their own, so that a compiler takes them as they are. What it is told of them says
+# x.shape[0], which may stand for any number, where len(x) would be one.
 @torch.library.custom_op("scoresde::convolve", mutates_args=())
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     kernels, y, (one, two, _) = _kernels(weight), _grid(x, len(weight)), _space(x, weight)
@@ -167,7 +168,7 @@ def _shaped(space: Tensor | None, like: Tensor, *shape: int) -> Tensor:
 def _grid(x: Tensor, channels: int) -> Tensor:
     """(B, H, W, channels) for whole tiles."""
     high, wide = _counts(x)
-    return x.new_empty(len(x), TILE * high, TILE * wide, channels)
+    return x.new_empty(x.shape[0], TILE * high, TILE * wide, channels)
 
 
 def _cut(y: Tensor, like: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from scoresde.nn import winograd
+from scoresde.nn.normalise import GroupNorm
 from scoresde.nn.winograd import Conv3x3, convolve
 
 SHAPES = [(3, 5, 7, 9, 14), (2, 3, 4, 1, 1), (2, 3, 4, 4, 6), (1, 1, 1, 2, 11), (5, 8, 2, 8, 8)]
@@ -132,3 +133,19 @@ def test_it_is_transformed_by_torch_func_and_takes_one_image():
     assert torch.allclose(found.flatten(0, 1), layer.eval()(x.flatten(0, 1)), atol=1e-4)
     large = torch.randn(64, 48, 48, generator=torch.Generator().manual_seed(0))
     assert torch.equal(layer.train()(large), layer.eval()(large))
+
+
+def test_a_compiler_takes_any_number_of_images(monkeypatch):
+    monkeypatch.setattr(winograd, "NARROW", True)
+    layers = torch.nn.Sequential(Conv3x3(64, 64), GroupNorm(64))
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    traced = torch.compile(layers, backend=backend)
+    for number in (24, 25, 26, 27):
+        x = torch.randn(number, 64, 14, 14, generator=torch.Generator().manual_seed(0))
+        assert torch.equal(traced(x), layers(x))
+    assert len(graphs) == 2  # for 24, and for any other
