@@ -33,6 +33,9 @@ from scoresde.training import checkpoint as checkpoints
 from scoresde.training.levels import LossByLevel
 from scoresde.training.snapshots import save_snapshots
 
+COMPILERS = ("torch._dynamo", "torch._inductor")
+"""Where the errors of compiling come from; named, as importing them takes seconds."""
+
 
 def to_the_end(run: Run, report: Report, notes: Sequence[str]) -> None:
     """Train and export; a disk that fails on the way leaves the last checkpoint."""
@@ -105,6 +108,13 @@ def _steps(run: Run) -> Iterator[tuple[Metrics, float]]:
             begin = time.perf_counter()
     except TrainingError as error:
         raise TrainingError(f"{error}; {_what_is_left(run)}") from error
+    except RuntimeError as error:
+        if not type(error).__module__.startswith(COMPILERS):
+            raise
+        reason = " ".join(str(error).partition("Set TORCHDYNAMO")[0].split())
+        remedy = "give --train.no-compile, or the compiler it asks for"
+        # Perhaps of this process alone: no TrainingError, which the first would say for all.
+        raise RuntimeError(f"train.compile failed ({reason}); {remedy}") from error
 
 
 def _validate(run: Run) -> float | None:

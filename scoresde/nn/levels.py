@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -40,7 +42,8 @@ class LevelMean(nn.Module):
         logits = self.inner(x, noise, label, augment).to(x.dtype)
         logits = logits.movedim(1, -1).unflatten(-1, (x.shape[1], -1))
         at = x.movedim(1, -1).unsqueeze(-1)  # (B, ..., C, 1)
-        each = max(1, CHUNK // logits[0].numel()) if x.device.type == "cpu" else x.shape[0]
+        numbers = math.prod(logits.shape[1:])
+        each = max(1, CHUNK // numbers if x.device.type == "cpu" else x.shape[0])
         parts = zip(logits.split(each), at.split(each), noise.split(each), strict=True)
         # Sixteen bits cannot tell the levels apart: autocast is for the network inside.
         with torch.autocast(x.device.type, enabled=False):

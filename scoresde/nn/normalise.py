@@ -37,11 +37,25 @@ class GroupNorm(nn.GroupNorm):
             scale, shift = self._scale_shift(x, modulation)
             y: Tensor = _forward(x, scale, shift, self.num_groups, self.eps)[0]
             return y
-        y = super().forward(x) if first and _is_safe(x) else self._by_channel(x)
+        y = super().forward(x) if first and self._is_safe(x) else self._by_channel(x)
         return y if modulation is None else modulate(y, modulation[:, :, None, None])
 
+    def _is_safe(self, x: Tensor) -> bool:
+        """Whether PyTorch's kernel for the layout of x has all the gradients that may follow.
+
+        That for channels side by side on a CPU ends the process where the gradient of a weight is
+        asked for and that of x is not.
+        """
+        if torch.compiler.is_compiling() or x.device.type != "cpu" or x.is_contiguous():
+            return True
+        trained = self.affine and (self.weight.requires_grad or self.bias.requires_grad)
+        return not (trained and torch.is_grad_enabled())
+
     def _by_channel(self, x: Tensor) -> Tensor:
-        """PyTorch's kernel for channels one after the other in memory; the layout is that of x."""
+        """By PyTorch's kernel for channels one after the other, which has all derivatives.
+
+        The layout is that of x.
+        """
         y = super().forward(x.contiguous())
         return y if torch._C._are_functorch_transforms_active() else _laid_out(y, x)
 
@@ -65,16 +79,6 @@ def _is_ours(x: Tensor) -> bool:
     """Whether to compute by ``_forward``: images on a CPU in single or double precision."""
     plain = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
     return plain and x.ndim == 4 and x.numel() > 0
-
-
-def _is_safe(x: Tensor) -> bool:
-    """Whether PyTorch's kernel for the layout of x has all the derivatives that may follow.
-
-    That for channels side by side has none forward, and on a CPU ends the process where the
-    gradient of a weight is asked for and that of x is not.
-    """
-    by_channel = x.is_contiguous() or x.device.type != "cpu"
-    return torch.compiler.is_compiling() or by_channel or not torch.is_grad_enabled()
 
 
 def _laid_out(y: Tensor, like: Tensor) -> Tensor:

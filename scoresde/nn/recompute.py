@@ -15,7 +15,8 @@ def run(block: Callable[..., Any], *inputs: Any, again: bool) -> Any:
     """block(*inputs), which with ``again`` is run once more in the backward pass.
 
     The second time is under the autocast and the function modes of the first. torch.func, which
-    has no such pass, runs it once. Training Deep Nets with Sublinear Memory Cost, arXiv 1604.06174.
+    has no such pass, runs it once.
+    Training Deep Nets with Sublinear Memory Cost, arXiv 1604.06174.
     """
     if not again or torch._C._are_functorch_transforms_active():
         return block(*inputs)

@@ -695,6 +695,21 @@ def test_half_precision_that_a_cpu_emulates_is_said_to_be_slow(capability, lines
     assert not train.cautions(Train(precision="bf16"), torch.device("meta"))
 
 
+def test_a_network_that_cannot_be_compiled_is_a_line(monkeypatch, tmp_path, capsys):
+    def failing(graph, inputs):
+        raise OSError("no such compiler")
+
+    whole = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda net: whole(net, backend=failing))
+    flags = [f"--{key}={value}" for key, value in TINY.items()]
+    flags = [flag for flag in flags if "conditional" not in flag]
+    assert main(["train", *flags, "--train.compile", "--out", str(tmp_path / "run")]) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "train.compile failed" in said
+    assert "no such compiler" in said
+    assert "--train.no-compile" in said
+
+
 def test_stopping_with_batches_drawn_ahead_leaves_no_thread(finished, monkeypatch, tmp_path):
     out = tmp_path / "run"
     with monkeypatch.context() as patch:

@@ -48,6 +48,12 @@ def test_independent_numbers_get_their_posterior_mean_under_every_process(sde, s
     assert torch.allclose(model.denoiser()(x, t), expected, rtol=1e-6, atol=1e-9)
 
 
+def test_no_images_have_no_means():
+    net = LevelMean(Prior(prior()), MIDDLES)
+    x = torch.zeros(0, 2, 3, 4, dtype=torch.float64)
+    assert net(x, torch.zeros(0, dtype=torch.float64)).shape == x.shape
+
+
 @pytest.mark.parametrize("half", [False, True])
 def test_near_the_data_it_is_the_level_itself_in_single_precision(half):
     net = LevelMean(Prior(prior().float()), SCALING.encode(torch.arange(17))).eval()
