@@ -58,18 +58,19 @@ def _train(run: Run, report: Report, stop: Stopping, add: Add) -> None:
     every, window = run.config.train, _window(run)
     for metrics, seconds in _steps(run):
         window.add(metrics, seconds)
-        held_out = _validate(run) if _due(run, every.validate_every) else None
+        held_out = _validate(run, report) if _due(run, every.validate_every) else None
         if held_out is not None or _due(run, every.log_every):
             _record(run, window.record(metrics, run.plan, held_out), report, add)
         report.advance(metrics.step)
         if _due(run, every.sample_every):
             _preview(run)
         if every.posthoc and _due(run, every.posthoc_every):
-            _save(run, partial(save_snapshots, run.folder.averages))
+            _save(run, report, partial(save_snapshots, run.folder.averages))
         # Signals reach the processes at different steps; all of them stop at one.
         stopped = run.plan.share.largest(stop.signal or 0)
         if stopped or _due(run, every.checkpoint_every):
-            _save(run, partial(checkpoints.save_step, run.folder.checkpoints, keep=every.keep))
+            write = partial(checkpoints.save_step, run.folder.checkpoints, keep=every.keep)
+            _save(run, report, write, must=bool(stopped))
         if stopped and metrics.step < run.plan.steps:
             name = signal.Signals(stopped).name
             report.say(f"{name} at step {metrics.step}: checkpoint saved, go on with --resume")
@@ -117,7 +118,7 @@ def _steps(run: Run) -> Iterator[tuple[Metrics, float]]:
         raise RuntimeError(f"train.compile failed ({reason}); {remedy}") from error
 
 
-def _validate(run: Run) -> float | None:
+def _validate(run: Run, report: Report) -> float | None:
     """The held-out loss of the average; the least so far is kept as a checkpoint of its own."""
     if run.held_out is None:
         return None
@@ -133,9 +134,10 @@ def _validate(run: Run) -> float | None:
     if not math.isfinite(loss):
         raise TrainingError(f"step {run.state.step}: held-out loss {loss}; {_what_is_left(run)}")
     if run.best is None or loss < run.best.loss:
-        run.best = Best(run.state.step, loss)
-        if run.config.train.keep_best:
-            _save(run, partial(checkpoints.save, run.folder.best))
+        before, run.best = run.best, Best(run.state.step, loss)
+        write = partial(checkpoints.save, run.folder.best)
+        if run.config.train.keep_best and not _save(run, report, write):
+            run.best = before
     return loss
 
 
@@ -169,19 +171,34 @@ def _preview(run: Run) -> None:
         save_preview(path, run.state.ema, run.dataset, run.plan.classes)
 
 
-def _save(run: Run, write: Callable[[Checkpoint], object]) -> None:
-    """Write the run as it stands, in the process that writes."""
-    found = snapshot(run)
+def _save(
+    run: Run, report: Report, write: Callable[[Checkpoint], object], *, must: bool = False
+) -> bool:
+    """Write the run as it stands, in the process that writes; whether it was written.
+
+    The last step must be, as where ``must`` says so. Another that cannot be written ends the run
+    with a TrainingError, or is said, by ``train.on_failed_save``.
+    """
+    found, failed = snapshot(run), False
+    stops = must or run.config.train.on_failed_save == "stop" or run.state.step == run.plan.steps
     if run.leads:
-        with _saving(run):
-            write(found)
+        try:
+            with _saving(run):
+                write(found)
+        except TrainingError as error:
+            if stops:
+                raise
+            reason = _reason(error.__cause__ or error)
+            report.say(f"step {run.state.step}: cannot save ({reason}); going on all the same")
+            failed = True
+    return stops or run.plan.share.largest(int(failed)) == 0
 
 
 @contextmanager
 def _saving(run: Run) -> Iterator[None]:
     """Turn what goes wrong while saving into a TrainingError that names what is left."""
-    run.folder.checkpoints.mkdir(parents=True, exist_ok=True)
     try:
+        run.folder.checkpoints.mkdir(parents=True, exist_ok=True)
         yield
     except (OSError, RuntimeError, CheckpointError) as error:
         raise TrainingError(
@@ -189,7 +206,7 @@ def _saving(run: Run) -> Iterator[None]:
         ) from error
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
     reason = " ".join(str(error).split())

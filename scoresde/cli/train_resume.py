@@ -19,7 +19,10 @@ EVERY = ("log", "validate", "sample", "checkpoint", "posthoc")
 REPORTS = tuple(f"train.{name}_every" for name in EVERY)
 # The learning rate and the clipping are the remedies for a loss that is not finite.
 REMEDIES = ("train.lr", "train.clip")
-TRAIN = ("train.steps", "train.keep", "train.shard", "train.tensorboard", "train.prefetch")
+TRAIN = (
+    *("train.steps", "train.keep", "train.on_failed_save"),
+    *("train.shard", "train.tensorboard", "train.prefetch"),
+)
 FREE = (*TRAIN, "data.path", "data.cache", "sample", "likelihood", *REMEDIES, *REPORTS)
 
 

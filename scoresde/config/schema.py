@@ -181,6 +181,8 @@ class Train(Section):
     checkpoint_every: Count = 1_000
     keep: Count = 3
     """checkpoints kept"""
+    on_failed_save: Literal["stop", "go_on"] = "stop"
+    """when a checkpoint cannot be written; at the last step or an interruption it always stops"""
     tensorboard: bool = False
     """also write the records for TensorBoard, into tensorboard/ of the run folder; an extra:
     pip install scoresde[tensorboard]"""

@@ -80,7 +80,7 @@ def _is_worth_it(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     plain = x.dtype == torch.float32 and x.device.type == "cpu"
     plain = plain and not torch.is_autocast_enabled("cpu")
     fits = x.ndim == 4 and x.shape[1] == weight.shape[1]
-    large = fits and min(weight.shape[:2]) >= 48 and x.numel() >= 1 << 17
+    large = fits and min(weight.shape[:2]) >= 48 and x.numel() * len(weight) >= 1 << 24
     return NARROW and plain and large and is_first(x, weight, bias)
 
 

@@ -94,6 +94,27 @@ def test_fault_16_a_full_disk_leaves_the_old_checkpoint_and_no_rest(copied, fork
     assert ck.newest(copied.checkpoints)[1].step == 20
 
 
+def test_fault_16_a_run_told_to_goes_on_without_the_checkpoints_that_fail(copied, forked):
+    resource = pytest.importorskip("resource")
+    newest = copied.checkpoints / ck.step_name(12)
+    whole, most = newest.read_bytes(), newest.stat().st_size - 500
+
+    def limited() -> int:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+        return resumed(copied.path, "--train.steps", "24", "--train.on_failed_save", "go_on")
+
+    code, errors = forked(limited)
+    assert code == 1  # at the end there must be one
+    assert "step 24: cannot save" in errors
+    assert f"the last checkpoint is {newest}, go on with --resume" in errors
+    log = (copied.path / "log.txt").read_text()
+    for step in (16, 20):
+        assert f"step {step}: cannot save" in log
+    assert log.count("going on all the same") >= 2
+    assert newest.read_bytes() == whole
+    assert not list(copied.path.rglob("*.tmp"))
+
+
 @pytest.mark.parametrize(
     ("argv", "most"),
     [
