@@ -89,9 +89,9 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, H W, C)
-        qkv = self.qkv(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        qkv = torch.unflatten(self.qkv(tokens), 2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         mixed = attend(*qkv.unbind(0)).transpose(1, 2).flatten(2)
-        out: Tensor = self.project(mixed).transpose(1, 2).unflatten(2, x.shape[2:])
+        out = torch.unflatten(self.project(mixed).transpose(1, 2), 2, x.shape[2:])
         return self.merge(x, out)
 
 

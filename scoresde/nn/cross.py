@@ -42,13 +42,11 @@ class CrossAttention(nn.Module):
         out = self.project(attend(q, k, v, _open(mask)).transpose(1, 2).flatten(2))
         if mask is not None:
             out = out * mask.any(1)[:, None, None]
-        result: Tensor = x + out.transpose(1, 2).unflatten(2, x.shape[2:])
-        return result
+        return x + torch.unflatten(out.transpose(1, 2), 2, x.shape[2:])
 
     def _heads(self, tokens: Tensor) -> Tensor:
         """(B, N, channels) as (B, heads, N, d)."""
-        split: Tensor = tokens.unflatten(2, (self.heads, -1)).transpose(1, 2)
-        return split
+        return torch.unflatten(tokens, 2, (self.heads, -1)).transpose(1, 2)
 
     def _check(self, x: Tensor, context: Tensor, mask: Tensor | None) -> None:
         if context.ndim != 3 or context.shape[::2] != (x.shape[0], self.width):

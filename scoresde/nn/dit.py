@@ -54,7 +54,7 @@ class Attention(nn.Module):
         self.project = _glorot(nn.Linear(width, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        qkv = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        qkv = torch.unflatten(self.qkv(x), 2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         mixed: Tensor = self.project(attend(*qkv.unbind(0)).transpose(1, 2).flatten(2))
         return mixed
 
@@ -155,7 +155,7 @@ class DiT(nn.Module):
         for block in self.blocks:
             h = self._run(block, h, condition)
         h = self.head(_modulated(h, *self.modulation(condition)[:, None].chunk(2, dim=2)))
-        image = F.pixel_shuffle(h.transpose(1, 2).unflatten(2, grid), self.patch)
+        image = F.pixel_shuffle(torch.unflatten(h.transpose(1, 2), 2, grid), self.patch)
         return image[:, :, :height, :width]
 
     def _run(self, block: nn.Module, x: Tensor, condition: Tensor) -> Tensor:

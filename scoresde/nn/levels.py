@@ -40,7 +40,7 @@ class LevelMean(nn.Module):
     ) -> Tensor:
         """x (B, C, ...), noise (B,), label (B,) int64 or None -> the shape of x."""
         logits = self.inner(x, noise, label, augment).to(x.dtype)
-        logits = logits.movedim(1, -1).unflatten(-1, (x.shape[1], -1))
+        logits = torch.unflatten(logits.movedim(1, -1), -1, (x.shape[1], -1))
         at = x.movedim(1, -1).unsqueeze(-1)  # (B, ..., C, 1)
         numbers = math.prod(logits.shape[1:])
         each = max(1, CHUNK // numbers if x.device.type == "cpu" else x.shape[0])

@@ -336,3 +336,20 @@ def test_a_block_that_is_run_again_in_the_backward_pass_multiplies_as_before(mon
     first, again = seen
     assert first.dtype == torch.bfloat16
     assert torch.equal(first, again)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_network_is_traced_whole_in_half_precision(recompute, monkeypatch):
+    # Tensor.unflatten, for one, is not traced under a function mode; torch.unflatten is.
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    net = small_unet(dropout=0.0, recompute=recompute).net.train()
+    traced = torch.compile(net, backend="aot_eager", fullgraph=True)
+    x, noise = torch.randn(2, 1, 6, 6, generator=torch.Generator().manual_seed(0)), torch.zeros(2)
+    found = []
+    for f in (net, traced):
+        with autocast("bf16", torch.device("cpu")):
+            y = f(x, noise).float()
+        found += [y.detach(), *torch.autograd.grad(y.sum(), net.bottom.parameters())]
+    eager, compiled = found[: len(found) // 2], found[len(found) // 2 :]
+    for a, b in zip(eager, compiled, strict=True):
+        torch.testing.assert_close(a, b, rtol=0.03, atol=0.03 * float(a.abs().max()))
