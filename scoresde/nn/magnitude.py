@@ -104,7 +104,8 @@ class MPAttention(nn.Module):
         self.project = MPConv(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        qkv = torch.unflatten(self.qkv(x).flatten(2), 1, (3, self.heads, -1))  # (B, 3, heads, d, H W)
+        pixels = self.qkv(x).flatten(2)
+        qkv = torch.unflatten(pixels, 1, (3, self.heads, -1))  # (B, 3, heads, d, H W)
         q, k, v = pixel_norm(qkv, 3).transpose(3, 4).unbind(1)
         mixed = attend(q, k, v).transpose(2, 3).reshape(x.shape)
         return mp_sum(x, self.project(mixed), RESIDUAL)
