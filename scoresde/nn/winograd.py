@@ -13,13 +13,16 @@ Fast Algorithms for Convolutional Neural Networks, arXiv 1509.09308, section 4.1
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import register_flop_formula
 
 from scoresde.nn.first import first_only, is_first
+
+Shape = Sequence[int]
 
 NARROW = torch.backends.cpu.get_cpu_capability() == "AVX2"
 """Whether this CPU has vectors of 256 bits: with longer ones, moving the tiles costs too much."""
@@ -134,6 +137,17 @@ def _gradients(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
 
 
 _forward.register_autograd(_gradients, setup_context=_keep)
+
+
+# Operations are counted as those of the definition, whoever counts.
+@register_flop_formula(torch.ops.scoresde.convolve)
+def _(x: Shape, weight: Shape, *_: object, **__: object) -> int:
+    return 2 * math.prod(x) * weight[0] * 9
+
+
+@register_flop_formula(torch.ops.scoresde.convolve_backward)
+def _(g: Shape, x: Shape, *_: object, **__: object) -> int:
+    return 2 * 2 * math.prod(x) * g[1] * 9
 
 
 def _counts(x: Tensor) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from scoresde.nn import winograd
 from scoresde.nn.normalise import GroupNorm
@@ -72,6 +73,16 @@ def test_a_traced_layer_computes_and_learns_as_before(monkeypatch):
     slopes = [torch.autograd.grad(f(x).sum(), layer.weight)[0] for f in (layer, traced)]
     assert torch.equal(*slopes)
     assert "scoresde.convolve" in graphs[0]
+
+
+def test_operations_are_counted_as_those_of_the_definition():
+    inputs, g = problem(SHAPES[0])
+    counts = []
+    for f in (lambda: F.conv2d(*inputs, padding=1), lambda: convolve(*inputs)):
+        with FlopCounterMode(display=False) as counter:
+            f().backward(g)
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 0
 
 
 def test_single_precision_loses_a_digit():
