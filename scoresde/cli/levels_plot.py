@@ -32,6 +32,8 @@ def levels_plot(path: Path | str, records: Sequence[Mapping[str, Any]]) -> None:
     axes.set(
         xlabel="lam = log(alpha / sigma), noise to data", ylabel="training loss", yscale="log"
     )
-    axes.legend(frameon=False, loc="upper right")  # the best place takes long to find
+    # Above the curves, which may be anywhere; the best place takes long to find.
+    above = {"loc": "lower center", "bbox_to_anchor": (0.5, 1), "ncols": len(axes.lines)}
+    axes.legend(frameon=False, handlelength=1.2, columnspacing=1.0, **above)
     axes.grid(alpha=0.3)
     figure.savefig(path, format="png")
