@@ -33,7 +33,13 @@ def levels_plot(path: Path | str, records: Sequence[Mapping[str, Any]]) -> None:
         xlabel="lam = log(alpha / sigma), noise to data", ylabel="training loss", yscale="log"
     )
     # Above the curves, which may be anywhere; the best place takes long to find.
-    above: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1), "ncols": len(axes.lines)}
-    axes.legend(frameon=False, handlelength=1.2, columnspacing=1.0, **above)
+    axes.legend(
+        frameon=False,
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1),
+        ncols=len(axes.lines),
+        handlelength=1.2,
+        columnspacing=1.0,
+    )
     axes.grid(alpha=0.3)
     figure.savefig(path, format="png")
