@@ -74,45 +74,44 @@ def test_fault_15_a_signal_leaves_a_checkpoint_and_the_rest_is_exact(long, tmp_p
 # --- 16 ---------------------------------------------------------------------------------------
 
 
-def test_fault_16_a_full_disk_leaves_the_old_checkpoint_and_no_rest(copied, forked):
+@pytest.fixture
+def full_disk(copied, forked):
+    """Resume the run with no room for a checkpoint; the newest one stays, and no half files."""
     resource = pytest.importorskip("resource")
     newest = copied.checkpoints / ck.step_name(12)
     whole, most = newest.read_bytes(), newest.stat().st_size - 500
 
-    def limited() -> int:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
-        return resumed(copied.path, "--train.steps", "20")
+    def run(*options: str) -> str:
+        def limited() -> int:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+            return resumed(copied.path, *options)
 
-    code, errors = forked(limited)
-    assert code == 1
+        code, errors = forked(limited)
+        assert code == 1
+        assert f"the last checkpoint is {newest}, go on with --resume" in errors
+        assert newest.read_bytes() == whole
+        assert not list(copied.path.rglob("*.tmp"))
+        return errors
+
+    return run
+
+
+def test_fault_16_a_full_disk_leaves_the_old_checkpoint_and_no_rest(copied, full_disk):
+    errors = full_disk("--train.steps", "20")
     assert len(errors.splitlines()) == 1
     assert "step 16: cannot save" in errors
-    assert f"the last checkpoint is {newest}, go on with --resume" in errors
-    assert newest.read_bytes() == whole
-    assert not list(copied.path.rglob("*.tmp"))
     assert resumed(copied.path, "--train.steps", "20") == 0
     assert ck.newest(copied.checkpoints)[1].step == 20
 
 
-def test_fault_16_a_run_told_to_goes_on_without_the_checkpoints_that_fail(copied, forked):
-    resource = pytest.importorskip("resource")
-    newest = copied.checkpoints / ck.step_name(12)
-    whole, most = newest.read_bytes(), newest.stat().st_size - 500
-
-    def limited() -> int:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
-        return resumed(copied.path, "--train.steps", "24", "--train.on_failed_save", "go_on")
-
-    code, errors = forked(limited)
-    assert code == 1  # at the end there must be one
+def test_fault_16_a_run_told_to_goes_on_without_the_checkpoints_that_fail(copied, full_disk):
+    # At the end there must be one.
+    errors = full_disk("--train.steps", "24", "--train.on_failed_save", "go_on")
     assert "step 24: cannot save" in errors
-    assert f"the last checkpoint is {newest}, go on with --resume" in errors
     log = (copied.path / "log.txt").read_text()
     for step in (16, 20):
         assert f"step {step}: cannot save" in log
     assert log.count("going on all the same") >= 2
-    assert newest.read_bytes() == whole
-    assert not list(copied.path.rglob("*.tmp"))
 
 
 @pytest.mark.parametrize(
