@@ -23,9 +23,9 @@ from typing import Any
 import torch
 from judging import Judge, bits, drawn, errors_by_level, judge_of, surroundings, trained
 
-from scoresde.build import build_dataset
 from scoresde.config import Config, load_config
 from scoresde.config.schema import Likelihood
+from scoresde.registry import build_dataset
 
 RESULTS = Path(__file__).parent / "results"
 STORE, FIGURE = RESULTS / "ablation.json", RESULTS / "ablation.png"

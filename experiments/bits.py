@@ -33,8 +33,6 @@ import torch
 import yaml
 from torch import Tensor
 
-from scoresde.build import build_dataset, load_run
-from scoresde.cli.folder import RunFolder, records
 from scoresde.cli.train import parameters, train_run
 from scoresde.config import load_config
 from scoresde.data import Scaling
@@ -47,6 +45,8 @@ from scoresde.likelihood import (
     rademacher,
 )
 from scoresde.parameterization import ScoreModel
+from scoresde.registry import build_dataset, load_run
+from scoresde.runs.folder import RunFolder, records
 
 HERE = Path(__file__).parent
 CONFIGS, RESULTS = HERE.parent / "configs", HERE / "results" / "bits.json"

@@ -25,8 +25,6 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from scoresde.build import GridSampler, LoadedRun, load_run
-from scoresde.cli.folder import RunFolder
 from scoresde.cli.likelihood import score_split
 from scoresde.cli.sample import draw, starting_noise
 from scoresde.cli.train import parameters, train_run
@@ -34,6 +32,8 @@ from scoresde.config import load_config
 from scoresde.data import Dataset, Split, digits
 from scoresde.evaluation import Classifier, copy_rate, fit_classifier
 from scoresde.evaluation.figures import image_grid, save_gif, save_png
+from scoresde.registry import GridSampler, LoadedRun, load_run
+from scoresde.runs.folder import RunFolder
 from scoresde.samplers import DDIM, Ancestral, Heun, grids, per_sample_noise, trajectory
 
 CONFIG = Path(__file__).parent.parent / "configs" / "digits_vp_conditional.yaml"

@@ -27,16 +27,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from scoresde.build import build_model, build_optimizer, build_plan
-from scoresde.cli.cost import flops
 from scoresde.cli.report import Window
 from scoresde.cli.train import parameters
 from scoresde.config import load_config
 from scoresde.data import Dataset, Scaling, Split
-from scoresde.training import ema, shards, start
+from scoresde.registry import build_model, build_optimizer, build_plan
+from scoresde.runs.cost import flops
+from scoresde.training import ema, fsdp, start
 from scoresde.training.batches import draw_batch
-from scoresde.training.levels import LossByLevel
 from scoresde.training.loop import update
+from scoresde.training.loss_by_noise import LossByLevel
 from scoresde.training.losses import dsm_loss
 
 LIMIT = 0.03
@@ -91,7 +91,7 @@ def measure(repeats: int) -> dict[str, Any]:
     metrics, step = update(state, plan, split, dataset.scaling), iter(range(10**6))
 
     def clipped() -> None:
-        norm = shards.sum_gradients(model, metrics.loss, plan.share)
+        norm = fsdp.sum_gradients(model, metrics.loss, plan.share)
         nn.utils.clip_grads_with_norm_(model.parameters(), 1.0, norm)
         bool(torch.isfinite(metrics.loss + norm))
 

@@ -41,7 +41,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import BaseModel
 
-from scoresde.build import build_dataset, build_model
 from scoresde.cli.flags import UsageError, parse
 from scoresde.cli.main import COMMANDS
 from scoresde.cli.options import TrainOptions
@@ -49,6 +48,7 @@ from scoresde.config import Config, ConfigError, load_config, to_plain, to_yaml
 from scoresde.config.problems import members, options
 from scoresde.data import DataError, arrays, idx_folder, image_folder
 from scoresde.evaluation import load_moments
+from scoresde.registry import build_dataset, build_model
 from scoresde.training import checkpoint as checkpoints
 from scoresde.training.loop import update as step
 from scoresde.training.state import start
@@ -197,7 +197,7 @@ def picture(image: Image.Image, suffix: str, **how: Any) -> bytes:
 
 def trained() -> dict[str, bytes]:
     """A checkpoint after an update, and its exported weights."""
-    from scoresde.build import build_optimizer, build_plan
+    from scoresde.registry import build_optimizer, build_plan
 
     config = load_config(None, TINY)
     data = build_dataset(config.data)

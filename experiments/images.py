@@ -24,14 +24,14 @@ import torch
 from judging import Judge, bits, drawn, judge_of, some, surroundings
 from torch import Tensor
 
-from scoresde.build import LoadedRun, build_dataset, build_plan, load_width
-from scoresde.cli.cost import flops
-from scoresde.cli.folder import RunFolder, records
 from scoresde.cli.train import parameters, train_run
 from scoresde.config import Config, load_config
 from scoresde.data import Dataset, Split, holdout
 from scoresde.evaluation import precision, recall
 from scoresde.evaluation.figures import image_grid, save_png
+from scoresde.registry import LoadedRun, build_dataset, build_plan, load_width
+from scoresde.runs.cost import flops
+from scoresde.runs.folder import RunFolder, records
 from scoresde.training import held_out_loss
 
 HERE = Path(__file__).parent

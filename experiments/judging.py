@@ -11,12 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde.build import (
-    build_model,
-    build_optimizer,
-    build_plan,
-    build_sampler,
-)
 from scoresde.cli.likelihood import score_split
 from scoresde.cli.sample import draw
 from scoresde.config import Config
@@ -33,6 +27,12 @@ from scoresde.evaluation import (
     share,
 )
 from scoresde.parameterization import ScoreModel
+from scoresde.registry import (
+    build_model,
+    build_optimizer,
+    build_plan,
+    build_sampler,
+)
 from scoresde.training import fit, start
 
 HALVES = 20

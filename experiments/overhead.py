@@ -29,8 +29,8 @@ import torch
 from torch import Tensor
 
 from scoresde import VP, Denoiser
-from scoresde.build import SELF_PACED, STEPS, build_step
-from scoresde.measure import draws_noise
+from scoresde.convergence import draws_noise
+from scoresde.registry import SELF_PACED, STEPS, build_step
 from scoresde.samplers import BrownianPath, Step, grids, per_sample_noise, trajectory
 
 SHAPES = ((64, 3, 32, 32), (4096, 2))

@@ -21,14 +21,14 @@ from typing import Any
 
 import torch
 
-from scoresde.build import LoadedRun, build_dataset, build_sampler, load_run
-from scoresde.cli.folder import RunFolder, records
 from scoresde.cli.likelihood import score_split
 from scoresde.cli.sample import draw
 from scoresde.cli.train import parameters, train_run
 from scoresde.config import load_config
 from scoresde.data import Dataset
 from scoresde.evaluation import copy_rate
+from scoresde.registry import LoadedRun, build_dataset, build_sampler, load_run
+from scoresde.runs.folder import RunFolder, records
 
 HERE = Path(__file__).parent
 CONFIGS, RESULTS = HERE.parent / "configs", HERE / "results"

@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from scoresde.cli.compare_plot import Trial, draw
 from scoresde.cli.main import main as scoresde
+from scoresde.runs.compare_plot import Trial, draw
 
 HERE = Path(__file__).parent
 COMPARISONS = (

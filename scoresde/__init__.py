@@ -60,7 +60,7 @@ _HOMES = {
     "solvers": ("Solution", "SolverError", "solve_ode", "solve_sde"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
-_MODULES = {*_HOMES, "build", "codes", "config", "testing"}
+_MODULES = {*_HOMES, "codes", "config", "registry", "testing"}
 
 
 def __getattr__(name: str) -> Any:
@@ -83,6 +83,6 @@ def load(run_or_file: str | PathLike[str]) -> ScoreModel:
     Raises ValueError naming the file when it is missing, damaged or not a scoresde file. Nothing
     is unpickled.
     """
-    from scoresde.build import load_model
+    from scoresde.registry import load_model
 
     return load_model(run_or_file)

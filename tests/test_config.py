@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from scoresde import build, solvers
+from scoresde import registry, solvers
 from scoresde.config import (
     Config,
     ConfigError,
@@ -143,7 +143,7 @@ class TestProblems:
 
     def test_an_unknown_kind_like_no_other_lists_them_all(self, tmp_path):
         message = refusal(tmp_path, "sde: brownian")
-        assert all(name in message for name in build.SDES)
+        assert all(name in message for name in registry.SDES)
 
     def test_all_problems_are_listed_with_their_values(self, tmp_path):
         message = refusal(tmp_path, "train: {lr: -1, steps: 0, batch: many}\nsed: 3")
@@ -236,10 +236,10 @@ class TestMirrors:
         for path, kind in alternatives():
             if path == "sde":
                 section = override(Config(), {"sde.kind": kind}).sde
-                assert build.build_sde(section) == build.SDES[kind]()
+                assert registry.build_sde(section) == registry.SDES[kind]()
 
     def test_networks_have_the_arguments_of_their_constructors(self):
-        for kind, network in build.NETWORKS.items():
+        for kind, network in registry.NETWORKS.items():
             section = override(Config(), {"network.kind": kind}).network.model_dump()
             defaults = {
                 name: p.default
@@ -253,7 +253,7 @@ class TestMirrors:
 
     def test_samplers_and_grids_have_the_arguments_of_their_constructors(self):
         """An option that is null is left to the constructor; the grid answers for its steps."""
-        tables = {"sample.sampler": build.SAMPLERS, "sample.grid": build.GRIDS}
+        tables = {"sample.sampler": registry.SAMPLERS, "sample.grid": registry.GRIDS}
         kinds_of_steps = [(path, kind) for path, kind in alternatives() if path in tables]
         for path, kind in kinds_of_steps:
             if kind not in tables[path]:
@@ -267,7 +267,9 @@ class TestMirrors:
             }
             assert set(given) == set(defaults), kind
             for name, value in given.items():
-                names = {"prediction": build.PREDICTIONS, "variable": build.VARIABLES}.get(name)
+                names = {"prediction": registry.PREDICTIONS, "variable": registry.VARIABLES}.get(
+                    name
+                )
                 assert value is None or (names[value] if names else value) == defaults[name], kind
 
     @pytest.mark.parametrize(
@@ -298,15 +300,15 @@ class TestMirrors:
     @pytest.mark.parametrize(
         ("path", "table"),
         [
-            ("data", build.DATASETS),
-            ("sde", build.SDES),
-            ("parameterization", build.PARAMETERIZATIONS),
-            ("network", build.NETWORKS),
-            ("train.weighting", build.WEIGHTINGS),
-            ("train.times", build.TIMES),
-            ("train.augment", build.AUGMENTATIONS),
-            ("sample.sampler", build.SAMPLERS),
-            ("sample.grid", build.GRIDS),
+            ("data", registry.DATASETS),
+            ("sde", registry.SDES),
+            ("parameterization", registry.PARAMETERIZATIONS),
+            ("network", registry.NETWORKS),
+            ("train.weighting", registry.WEIGHTINGS),
+            ("train.times", registry.TIMES),
+            ("train.augment", registry.AUGMENTATIONS),
+            ("sample.sampler", registry.SAMPLERS),
+            ("sample.grid", registry.GRIDS),
         ],
     )
     def test_the_kinds_are_the_names_of_the_tables(self, path, table):

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from scoresde import build
-from scoresde.cli.measures import METRICS
+from scoresde import registry
+from scoresde.runs.metrics import METRICS
 
 ROOT = Path(__file__).parent.parent
 SAMPLERS = (ROOT / "docs" / "samplers.md").read_text()
@@ -40,8 +40,8 @@ def test_the_example_of_the_evaluation_runs_and_every_metric_is_explained(capsys
 
 def test_every_name_is_in_the_table_of_names():
     table = SAMPLERS.split("## Names")[1].split("## Noise")[0]
-    missing = [name for name in build.SAMPLERS if f"`{name}`" not in table]
-    missing += [name for name in build.GRIDS if f"`{name}`" not in table]
+    missing = [name for name in registry.SAMPLERS if f"`{name}`" not in table]
+    missing += [name for name in registry.GRIDS if f"`{name}`" not in table]
     assert not missing
 
 

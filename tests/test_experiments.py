@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from scoresde import VP
-from scoresde.build import PARAMETERIZATIONS, build_model
-from scoresde.build.models import build_weight
 from scoresde.config import load_config
 from scoresde.data import Dataset, Scaling, Split
+from scoresde.registry import PARAMETERIZATIONS, build_model
+from scoresde.registry.models import build_weight
 from scoresde.testing import Mixture
 
 

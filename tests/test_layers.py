@@ -18,15 +18,16 @@ MAY_IMPORT = {
     "likelihood": THEORY | {"solvers", "samplers"},
     "codes": THEORY | {"solvers", "samplers"},
     "testing": THEORY | {"samplers", "solvers", "likelihood"},
-    "measure": THEORY | {"samplers", "testing"},
+    "convergence": THEORY | {"samplers", "testing"},
     "training": THEORY | {"samplers", "data", "nn", "atomic"},
     "nn": set(),
     "atomic": set(),
     "data": {"atomic"},
     "evaluation": set(),
     "config": set(),
-    "build": THEORY
-    | {"samplers", "solvers", "likelihood", "measure", "training", "nn", "data", "config"},
+    "registry": THEORY
+    | {"samplers", "solvers", "likelihood", "convergence", "training", "nn", "data", "config"},
+    "runs": None,
     "cli": None,  # anything
     "__main__": {"cli"},
 }

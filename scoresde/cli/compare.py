@@ -14,7 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde.build import (
+from scoresde.cli.choices import counts, names
+from scoresde.cli.console import pick_device, progress
+from scoresde.cli.options import CompareOptions
+from scoresde.cli.sample import optimised_grid, starting_noise
+from scoresde.cli.weights import described_choice, load_chosen
+from scoresde.config.sampling import OptimisedGrid
+from scoresde.convergence import draws_noise, gap
+from scoresde.denoiser import Denoiser
+from scoresde.registry import (
     GRIDS,
     SELF_PACED,
     STEPS,
@@ -23,18 +31,10 @@ from scoresde.build import (
     build_grid,
     build_step,
 )
-from scoresde.build.optimised import Wanted, checked
-from scoresde.cli.choices import counts, names
-from scoresde.cli.compare_plot import Trial, draw
-from scoresde.cli.console import pick_device, progress
-from scoresde.cli.folder import write_text
-from scoresde.cli.options import CompareOptions
-from scoresde.cli.sample import optimised_grid, starting_noise
-from scoresde.cli.watch import Watch
-from scoresde.cli.weights import described_choice, load_chosen
-from scoresde.config.sampling import OptimisedGrid
-from scoresde.denoiser import Denoiser
-from scoresde.measure import draws_noise, gap
+from scoresde.registry.optimised import Wanted, checked
+from scoresde.runs.compare_plot import Trial, draw
+from scoresde.runs.folder import write_text
+from scoresde.runs.watch import Watch
 from scoresde.samplers import per_sample_noise, solve_adaptive
 
 MOST_CALLS = 20_000

@@ -16,19 +16,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.build import LoadedRun, build_dataset
 from scoresde.cli.console import Advance, pick_device, progress
-from scoresde.cli.matching import require_same_data
 from scoresde.cli.options import EditOptions
-from scoresde.cli.replace import Make, replace_all, require_writable
 from scoresde.cli.sample import one_class
-from scoresde.cli.watch import require_finite
 from scoresde.cli.weights import described_choice, load_chosen
 from scoresde.codes import Solved, decode, encode, interpolate
 from scoresde.config import Config, override
 from scoresde.data import Scaling, Split
 from scoresde.denoiser import Denoiser
 from scoresde.evaluation import image_grid, save_png, scatter
+from scoresde.registry import LoadedRun, build_dataset
+from scoresde.runs.compatibility import require_same_data
+from scoresde.runs.results import Make, replace_all, require_writable
+from scoresde.runs.watch import require_finite
 
 RECORD, CODES, SAMPLES, GRID = "edit.json", "codes.npz", "edited.npz", "edit.png"
 FILES = (RECORD, CODES, SAMPLES, GRID)

@@ -15,19 +15,31 @@ import torch
 from torch import Tensor
 
 from scoresde.atomic import atomic_write
-from scoresde.build import LoadedRun, build_dataset
 from scoresde.cli.choices import names
 from scoresde.cli.console import pick_device, progress
-from scoresde.cli.drawn import Samples, draw_samples, read_samples
-from scoresde.cli.evaluate_features import (
+from scoresde.cli.evaluate_report import page, picture, require_free, write
+from scoresde.cli.options import EvaluateOptions
+from scoresde.cli.sample import MOST
+from scoresde.cli.weights import chosen_flags, described_choice, load_chosen
+from scoresde.config import Config, load_config, override
+from scoresde.data import Dataset, Split
+from scoresde.data.foreign import sample_record
+from scoresde.evaluation import (
+    Extractor,
+    Moments,
+    load_moments,
+    moments,
+    save_moments,
+)
+from scoresde.registry import LoadedRun, build_dataset
+from scoresde.runs.compatibility import require_same_data, require_same_split
+from scoresde.runs.features import (
     chosen_features,
     features_of,
     require_matching,
     titles,
 )
-from scoresde.cli.evaluate_report import page, picture, require_free, write
-from scoresde.cli.matching import require_same_data, require_same_split
-from scoresde.cli.measures import (
+from scoresde.runs.metrics import (
     METRICS,
     Row,
     Sets,
@@ -36,19 +48,7 @@ from scoresde.cli.measures import (
     require_packages,
     rows,
 )
-from scoresde.cli.options import EvaluateOptions
-from scoresde.cli.sample import MOST
-from scoresde.cli.weights import chosen_flags, described_choice, load_chosen
-from scoresde.config import Config, load_config, override
-from scoresde.data import Dataset, Split
-from scoresde.data.examples import sample_record
-from scoresde.evaluation import (
-    Extractor,
-    Moments,
-    load_moments,
-    moments,
-    save_moments,
-)
+from scoresde.runs.samples import Samples, draw_samples, read_samples
 
 DEFAULT_NUM = 1000
 

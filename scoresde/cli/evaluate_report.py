@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
-from scoresde.cli.replace import Make, replace_all
 from scoresde.data import Dataset
 from scoresde.evaluation import nearest, neighbour_grid, save_png, scatter
+from scoresde.runs.results import Make, replace_all
 
 REPORT = "evaluate.json"
 PAGE = "evaluate.txt"

@@ -6,11 +6,11 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from scoresde import build
-from scoresde.cli.measures import METRICS
+from scoresde import registry
 from scoresde.cli.options import InfoOptions
-from scoresde.cli.stored import page, stored
-from scoresde.measure import draws_noise
+from scoresde.convergence import draws_noise
+from scoresde.runs.metrics import METRICS
+from scoresde.runs.stored import page, stored
 
 
 class Listing(NamedTuple):
@@ -21,19 +21,19 @@ class Listing(NamedTuple):
 
 
 LISTINGS = {
-    "processes": Listing("sde.kind", build.SDES),
-    "parameterizations": Listing("parameterization.kind", build.PARAMETERIZATIONS),
-    "networks": Listing("network.kind", build.NETWORKS),
-    "samplers": Listing("sample.sampler.kind", build.SAMPLERS),
-    "grids": Listing("sample.grid.kind", build.GRIDS),
-    "weightings": Listing("train.weighting.kind", build.WEIGHTINGS),
-    "times": Listing("train.times.kind", build.TIMES),
-    "augmentations": Listing("train.augment.kind", build.AUGMENTATIONS),
-    "draws": Listing("train.draw", build.DRAWS),
-    "data": Listing("data.kind", build.DATASETS),
-    "likelihoods": Listing("likelihood.method", build.METHODS),
-    "dequantisations": Listing("likelihood.dequantisation", build.DEQUANTISATIONS),
-    "traces": Listing("likelihood.trace", build.TRACES),
+    "processes": Listing("sde.kind", registry.SDES),
+    "parameterizations": Listing("parameterization.kind", registry.PARAMETERIZATIONS),
+    "networks": Listing("network.kind", registry.NETWORKS),
+    "samplers": Listing("sample.sampler.kind", registry.SAMPLERS),
+    "grids": Listing("sample.grid.kind", registry.GRIDS),
+    "weightings": Listing("train.weighting.kind", registry.WEIGHTINGS),
+    "times": Listing("train.times.kind", registry.TIMES),
+    "augmentations": Listing("train.augment.kind", registry.AUGMENTATIONS),
+    "draws": Listing("train.draw", registry.DRAWS),
+    "data": Listing("data.kind", registry.DATASETS),
+    "likelihoods": Listing("likelihood.method", registry.METHODS),
+    "dequantisations": Listing("likelihood.dequantisation", registry.DEQUANTISATIONS),
+    "traces": Listing("likelihood.trace", registry.TRACES),
     "metrics": Listing("evaluate --metrics", {k: m.documented for k, m in METRICS.items()}),
 }
 
@@ -54,19 +54,19 @@ def run(options: InfoOptions, overrides: Mapping[str, Any]) -> int:
 
 def summaries(listing: Listing) -> dict[str, str]:
     """The first sentence about every name, and what a step declares."""
-    lines = {name: build.summary(entry) for name, entry in listing.table.items()}
-    if listing.table is not build.SAMPLERS:
+    lines = {name: registry.summary(entry) for name, entry in listing.table.items()}
+    if listing.table is not registry.SAMPLERS:
         return lines
     return {name: f"{line}{_declared(name)}" for name, line in lines.items()}
 
 
 def _declared(name: str) -> str:
     """Such as " (order 2, 2 calls a step)", by default; nothing for a solver without steps."""
-    if name not in build.STEPS:
+    if name not in registry.STEPS:
         return ""
-    step = build.STEPS[name]()
+    step = registry.STEPS[name]()
     order = f"{'weak ' if draws_noise(step) else ''}order {step.order}"
-    if name in build.SELF_PACED:
+    if name in registry.SELF_PACED:
         return f" ({order}, at least {step.nfe_per_step} calls)"
     return f" ({order}, {step.nfe_per_step} call{'s' * (step.nfe_per_step > 1)} a step)"
 

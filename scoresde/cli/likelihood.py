@@ -18,8 +18,6 @@ import torch
 from torch import Tensor
 
 from scoresde.atomic import writing
-from scoresde.build import bound_of, build_dataset, build_estimator
-from scoresde.cli import scoring
 from scoresde.cli.console import pick_device, progress
 from scoresde.cli.likelihood_report import (
     FILES,
@@ -29,18 +27,20 @@ from scoresde.cli.likelihood_report import (
     with_error,
     write_files,
 )
-from scoresde.cli.matching import require_same_data, require_same_split
 from scoresde.cli.options import LikelihoodOptions
-from scoresde.cli.processes import World, own_device, together
-from scoresde.cli.replace import require_writable
 from scoresde.cli.report import Stopping
-from scoresde.cli.scoring import Job, Partial, Values
 from scoresde.cli.weights import load_chosen
 from scoresde.config import Config, override, to_plain
 from scoresde.config.schema import Likelihood
 from scoresde.data import Scaling, Split, examples
 from scoresde.likelihood import mean
 from scoresde.parameterization import ScoreModel
+from scoresde.registry import bound_of, build_dataset, build_estimator
+from scoresde.runs import scoring
+from scoresde.runs.compatibility import require_same_data, require_same_split
+from scoresde.runs.processes import World, own_device, together
+from scoresde.runs.results import require_writable
+from scoresde.runs.scoring import Job, Partial, Values
 from scoresde.sde import SDE
 from scoresde.training.checkpoint import DataDescription, fingerprint
 

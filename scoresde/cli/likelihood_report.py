@@ -18,17 +18,17 @@ import torch
 from torch import Tensor
 
 from scoresde.atomic import atomic_write, writing
-from scoresde.build import LoadedRun
-from scoresde.cli import scoring
 from scoresde.cli.options import LikelihoodOptions
-from scoresde.cli.replace import Make, replace_all
-from scoresde.cli.scoring import Job, Values
 from scoresde.config import Config
 from scoresde.config.schema import Likelihood
 from scoresde.evaluation.figures import histogram
 from scoresde.likelihood import bootstrap_interval, draw_error, mean
 from scoresde.likelihood.bounds import terminal_gap
 from scoresde.likelihood.dequantise import middles
+from scoresde.registry import LoadedRun
+from scoresde.runs import scoring
+from scoresde.runs.results import Make, replace_all
+from scoresde.runs.scoring import Job, Values
 from scoresde.solvers import FIXED_STEP_METHODS
 
 FILES = ("likelihood.json", "values.csv", "values.npz", "histogram.png")

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from scoresde.atomic import writing
 from scoresde.training import Metrics, Plan
-from scoresde.training.levels import LossByLevel
+from scoresde.training.loss_by_noise import LossByLevel
 
 
 class Output(Console):

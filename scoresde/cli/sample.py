@@ -17,18 +17,18 @@ import torch
 from torch import Tensor
 
 from scoresde.atomic import writing
-from scoresde.build import STEPS, LoadedRun, Sampler, build_sampler
-from scoresde.build.optimised import Wanted, find_grid, grid_file, kept_grid, wanted
 from scoresde.cli.console import Advance, pick_device, progress
 from scoresde.cli.options import SampleOptions
-from scoresde.cli.pictures import Make, require_free, save_preview, trajectory_files, write
 from scoresde.cli.report import Stopping
-from scoresde.cli.watch import Seen, Stopped, Watch, require_finite
 from scoresde.cli.weights import described_choice, load_chosen
 from scoresde.config import Config, override, to_plain
 from scoresde.data import Scaling
-from scoresde.data.examples import RECORD
+from scoresde.data.foreign import RECORD
 from scoresde.parameterization import ScoreModel
+from scoresde.registry import STEPS, LoadedRun, Sampler, build_sampler
+from scoresde.registry.optimised import Wanted, find_grid, grid_file, kept_grid, wanted
+from scoresde.runs.pictures import Make, require_free, save_preview, trajectory_files, write
+from scoresde.runs.watch import Seen, Stopped, Watch, require_finite
 from scoresde.samplers import Grid, Noise, per_sample_noise
 from scoresde.sde import SDE
 

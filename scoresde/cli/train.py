@@ -11,13 +11,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from scoresde.build import build_dataset, build_model
-from scoresde.cli import folder as folders
 from scoresde.cli.console import pick_device, progress
-from scoresde.cli.cost import flops, short
-from scoresde.cli.folder import RunFolder, environment
 from scoresde.cli.options import TrainOptions
-from scoresde.cli.processes import (
+from scoresde.cli.report import Report
+from scoresde.config import Config, config_from, load_config, override, to_plain, to_yaml
+from scoresde.config.schema import Train
+from scoresde.registry import build_dataset, build_model
+from scoresde.runs import folder as folders
+from scoresde.runs.cost import flops, short
+from scoresde.runs.folder import RunFolder, environment
+from scoresde.runs.processes import (
     World,
     backend_of,
     jointly,
@@ -26,15 +29,12 @@ from scoresde.cli.processes import (
     share_of,
     together,
 )
-from scoresde.cli.report import Report
-from scoresde.cli.train_loop import to_the_end
-from scoresde.cli.train_resume import flat, restore
-from scoresde.cli.train_setup import Run, planned, prepare
-from scoresde.config import Config, config_from, load_config, override, to_plain, to_yaml
-from scoresde.config.schema import Train
+from scoresde.runs.train_loop import to_the_end
+from scoresde.runs.train_resume import flat, restore
+from scoresde.runs.train_setup import Run, planned, prepare
 from scoresde.training import checkpoint as checkpoints
+from scoresde.training.distributed import Share
 from scoresde.training.precision import emulates_half
-from scoresde.training.shares import Share
 
 EXAMPLES, SAME_DATA = "sha256 of the examples", "give all processes the same data"
 SAME = "start all processes with the same options, configuration and folder"

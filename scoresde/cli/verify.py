@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scoresde.build import PREDICTIONS, SDES, SELF_PACED, STEPS, build_step
 from scoresde.cli.choices import names
 from scoresde.cli.console import progress
 from scoresde.cli.options import VerifyOptions
-from scoresde.measure import (
+from scoresde.convergence import (
     Convergence,
     Paths,
     draws_noise,
@@ -20,6 +19,7 @@ from scoresde.measure import (
     path_order,
     weak_order,
 )
+from scoresde.registry import PREDICTIONS, SDES, SELF_PACED, STEPS, build_step
 from scoresde.samplers import Step
 from scoresde.sde import SDE
 

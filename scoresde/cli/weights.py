@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from scoresde.build import LoadedRun, load_run, load_width
 from scoresde.cli.options import WeightOptions
+from scoresde.registry import LoadedRun, load_run, load_width
 
 FLAGS = {"no_ema": "--no-ema", "ema_decay": "--ema-decay", "ema_width": "--ema-width"}
 

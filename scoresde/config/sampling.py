@@ -70,7 +70,7 @@ class _Listed(SamplerSection):
 def _section(kinds: str, about: str, **options: Any) -> type[SamplerSection]:
     """The section of samplers, named apart by spaces, that take the same options.
 
-    An option is (type, default); ``scoresde.build.STEPS`` holds the constructors.
+    An option is (type, default); ``scoresde.registry.STEPS`` holds the constructors.
     """
     names = tuple(kinds.split())
     kind: Any = Literal[names]

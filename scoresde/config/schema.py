@@ -1,7 +1,7 @@
 """What a run is made of, as plain checked values: the one place that knows the configuration.
 
 Sections with a ``kind`` are choices; their other keys are the arguments of the constructor that
-``scoresde.build`` finds under that name. Nothing here imports torch.
+``scoresde.registry`` finds under that name. Nothing here imports torch.
 """
 
 from __future__ import annotations

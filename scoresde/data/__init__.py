@@ -3,11 +3,11 @@
 from scoresde.data.arrays import arrays
 from scoresde.data.dataset import DataError, Dataset, Examples, Split, View, holdout, views
 from scoresde.data.digits import digits
-from scoresde.data.examples import examples
+from scoresde.data.foreign import examples
 from scoresde.data.idx import idx_folder
 from scoresde.data.images import cifar_subset, image_folder
-from scoresde.data.order import batch_indices
 from scoresde.data.scaling import Scaling
+from scoresde.data.shuffle import batch_indices
 from scoresde.data.toys import checkerboard, gaussians25, moons, swiss_roll
 
 __all__ = [

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from scoresde.atomic import atomic_write, sync, writing
-from scoresde.data.contents import digest
 from scoresde.data.dataset import DataError, Split, reading
+from scoresde.data.digest import digest
 
 FORMAT = 2
 UNFINISHED = {"format": FORMAT, "unfinished": True}

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.data.order import LARGEST_TABLE, scattered
 from scoresde.data.scaling import Scaling
+from scoresde.data.shuffle import LARGEST_TABLE, scattered
 
 MOST_CLASSES = 100_000
 """Numbered by labels alone, which may be anything in a damaged file."""

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from scoresde.data.albums import Album, DamagedPicture, FolderAlbum, album, shown
 from scoresde.data.arrays import integer_labels, read_arrays
 from scoresde.data.cache import Parts, Source, Watch, gathered, stored, unwatched
 from scoresde.data.dataset import (
@@ -29,6 +28,7 @@ from scoresde.data.dataset import (
     numbered_classes,
     reading,
 )
+from scoresde.data.picture_sources import Album, DamagedPicture, FolderAlbum, album, shown
 from scoresde.data.scaling import Scaling
 
 if TYPE_CHECKING:

@@ -9,12 +9,12 @@ from scoresde.training.checkpoint import (
     export_weights,
     load_weights,
 )
-from scoresde.training.files import CheckpointError
 from scoresde.training.held_out import held_out_loss
 from scoresde.training.loop import Metrics, TrainingError, fit
 from scoresde.training.losses import dsm_loss
 from scoresde.training.plan import Plan
-from scoresde.training.rates import cosine, inverse_sqrt, warmup
+from scoresde.training.safe_files import CheckpointError
+from scoresde.training.schedules import cosine, inverse_sqrt, warmup
 from scoresde.training.state import TrainState, start
 
 __all__ = [

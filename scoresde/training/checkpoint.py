@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from scoresde.atomic import atomic_write, digest
 from scoresde.data import Dataset, Scaling
-from scoresde.training.files import (
+from scoresde.training.fsdp import scattered
+from scoresde.training.precision import LossScale
+from scoresde.training.safe_files import (
     DAMAGE,
     FORMAT,
     REMEDY,
@@ -34,8 +36,6 @@ from scoresde.training.files import (
     require_kind,
     require_version,
 )
-from scoresde.training.precision import LossScale
-from scoresde.training.shards import scattered
 
 __all__ = [
     "BEST",

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from scoresde.training.shards import parts
+from scoresde.training.fsdp import parts
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from scoresde.data import Examples, Scaling
 from scoresde.nn.magnitude import normalise
 from scoresde.parameterization import ScoreModel
-from scoresde.training import ema, profiles, shards
+from scoresde.training import ema, fsdp, profiles
 from scoresde.training.batches import Batch, batches, draw_batch, our_parts, stream
 from scoresde.training.losses import dsm_loss
 from scoresde.training.plan import Plan
@@ -136,7 +136,7 @@ def _summed(state: TrainState, plan: Plan, losses: Tensor) -> tuple[Tensor, Tens
     The norm is that before clipping, of the network alone.
     """
     loss = losses.sum() / plan.batch
-    norm = shards.sum_gradients(state.model, loss, plan.share)
+    norm = fsdp.sum_gradients(state.model, loss, plan.share)
     if state.learned is not None:
         plan.share.add(state.learned.gradients())
     if plan.clip is not None:

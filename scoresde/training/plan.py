@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from scoresde.training.augment import Augmentation
+from scoresde.training.distributed import Share
 from scoresde.training.losses import Weight
 from scoresde.training.precision import Precision
-from scoresde.training.rates import LearningRate
-from scoresde.training.shares import Share
+from scoresde.training.schedules import LearningRate
 from scoresde.training.times import Draw, Times
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from scoresde import build
+from scoresde import registry
 from scoresde.cli.main import main
 
 
@@ -33,9 +33,9 @@ class TestErrors:
         """Its flow stands still, where DDIM multiplies by alpha_s alpha_t + sigma_s sigma_t."""
         flags = ("--samplers", "ddim", "--steps", "7,4", "--grid", "uniform,log_snr")
         trials = compare(capsys, points, *flags)["trials"]
-        sde = build.load_run(points).model.sde
+        sde = registry.load_run(points).model.sde
         for trial in trials:
-            ts = build.GRIDS[trial["grid"]]()(sde, trial["steps"])
+            ts = registry.GRIDS[trial["grid"]]()(sde, trial["steps"])
             alpha, sigma = sde.alpha(ts), sde.sigma(ts)
             error = 1 - float((alpha[1:] * alpha[:-1] + sigma[1:] * sigma[:-1]).prod())
             assert trial["relative"] == pytest.approx(error, rel=1e-3)

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from scoresde import VP, ScoreModel, parameterization
-from scoresde.cli import cost
-from scoresde.cli.levels_plot import levels_plot
+from scoresde.runs import cost
+from scoresde.runs.levels_plot import levels_plot
 
 
 class Two(nn.Module):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from scoresde import build
+from scoresde import registry
 from scoresde.cli import edit as module
 from scoresde.cli.main import main
 
@@ -47,8 +47,8 @@ def size(picture: Path) -> tuple[int, int]:
 class TestCodes:
     def test_the_code_of_a_normal_law_is_the_sample(self, points, tmp_path):
         record = edit(points, tmp_path, "--operation", "encode", "--num", "8")
-        run = build.load_run(points)
-        x = build.build_dataset(run.config.data).test.x[:8]
+        run = registry.load_run(points)
+        x = registry.build_dataset(run.config.data).test.x[:8]
         z = arrays(tmp_path / "codes.npz")["z"]
         assert np.allclose(z, x, atol=1e-3)
         assert record["num"] == 8
@@ -59,8 +59,8 @@ class TestCodes:
         edit(wild, codes, "--operation", "encode", "--num", "3")
         file = str(codes / "codes.npz")
         edit(wild, back, "--operation", "decode", "--codes", file)
-        run = build.load_run(wild)
-        split = build.build_dataset(run.config.data).test.take(torch.arange(3))
+        run = registry.load_run(wild)
+        split = registry.build_dataset(run.config.data).test.take(torch.arange(3))
         assert (arrays(codes / "codes.npz")["label"] == split.label.numpy()).all()
         x = run.data.scaling.encode(split.x)
         assert np.allclose(arrays(back / "edited.npz")["x"], x, atol=0.02)
@@ -92,8 +92,8 @@ class TestPaths:
             images, tmp_path, "--operation", "interpolate", "--num", "4", "--columns", "5"
         )
         assert (record["pairs"], record["columns"]) == (2, 5)
-        run = build.load_run(images)
-        x = run.data.scaling.encode(build.build_dataset(run.config.data).test.x[:4]).double()
+        run = registry.load_run(images)
+        x = run.data.scaling.encode(registry.build_dataset(run.config.data).test.x[:4]).double()
         found = arrays(tmp_path / "edited.npz")["x"].reshape(2, 5, 64)
         a, b = x[0::2].flatten(1).numpy(), x[1::2].flatten(1).numpy()
         assert np.allclose(found[:, 0], a, atol=2e-3)

@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from scoresde import build
+from scoresde import registry
 from scoresde.cli import likelihood as module
 from scoresde.cli import likelihood_report
 from scoresde.cli.likelihood import Scores, score_split
@@ -52,8 +52,8 @@ def normal_nats(x: torch.Tensor) -> torch.Tensor:
 
 class TestScores:
     def test_points_of_a_normal_model(self, points):
-        run = build.load_run(points)
-        split = build.build_dataset(run.config.data).test
+        run = registry.load_run(points)
+        split = registry.build_dataset(run.config.data).test
         scores = score_split(run.model, split, Scaling(None), EXACT)
         assert torch.allclose(scores.nats, normal_nats(split.x), atol=2e-4)
         assert torch.allclose(scores.bits, -scores.nats / 2 / math.log(2), atol=1e-12)
@@ -62,8 +62,8 @@ class TestScores:
     @pytest.mark.parametrize("trace", ["exact", "hutchinson"])
     def test_along_the_path_of_a_normal_model(self, points, trace):
         """Its Jacobian is diagonal, where probes of signs are exact."""
-        run = build.load_run(points)
-        split = build.build_dataset(run.config.data).test
+        run = registry.load_run(points)
+        split = registry.build_dataset(run.config.data).test
         settings = Likelihood(method="path", trace=trace, steps=60, batch=4)
         scores = score_split(run.model, split, Scaling(None), settings)
         assert torch.allclose(scores.nats, normal_nats(split.x), atol=2e-4)
@@ -71,7 +71,7 @@ class TestScores:
 
     def test_a_pixel_is_scored_within_its_level(self, images):
         """log p of a level lies between its least and its largest density times its width."""
-        run = build.load_run(images)
+        run = registry.load_run(images)
         scaling = run.data.scaling
         level = torch.arange(9, 17, dtype=torch.uint8)  # x > 0, where the density falls
         split = Split(level.reshape(8, 1, 1, 1).expand(8, 1, 8, 8).contiguous())
@@ -85,8 +85,8 @@ class TestScores:
     @pytest.mark.parametrize("method", ["rk4", "path"])
     @pytest.mark.parametrize("trace", ["exact", "hutchinson"])
     def test_a_score_depends_on_its_example_and_the_seed_alone(self, wild, trace, method):
-        run = build.load_run(wild)
-        split = build.build_dataset(run.config.data).test.take(torch.arange(5))
+        run = registry.load_run(wild)
+        split = registry.build_dataset(run.config.data).test.take(torch.arange(5))
         steps = 4 if method == "rk4" else 12
         settings = {"trace": trace, "method": method, "steps": steps, "repeats": 2}
 
@@ -98,8 +98,8 @@ class TestScores:
         assert not torch.allclose(bits(5, 0), bits(5, 1), rtol=1e-5)
 
     def test_repeats_average_the_draws(self, images):
-        run = build.load_run(images)
-        split = build.build_dataset(run.config.data).test.take(torch.arange(4))
+        run = registry.load_run(images)
+        split = registry.build_dataset(run.config.data).test.take(torch.arange(4))
 
         def spread(repeats: int) -> float:
             settings = Likelihood(trace="exact", method="euler", steps=1, repeats=repeats)
@@ -112,8 +112,8 @@ class TestScores:
         assert spread(8) < 0.6 * spread(1)
 
     def test_labels_condition(self, wild):
-        run = build.load_run(wild)
-        split = build.build_dataset(run.config.data).test.take(torch.arange(3))
+        run = registry.load_run(wild)
+        split = registry.build_dataset(run.config.data).test.take(torch.arange(3))
         settings = Likelihood(method="rk4", steps=3)
         plain, given = (
             score_split(run.model, split, run.data.scaling, settings, conditional=c).bits

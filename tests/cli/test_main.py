@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scoresde import build
+from scoresde import registry
 from scoresde.cli import info
 from scoresde.cli.flags import UsageError, parse
 from scoresde.cli.main import COMMANDS, main
@@ -61,7 +61,7 @@ class TestHelp:
         assert "37.5" in page
         assert "0.003" in page
         assert "beta_min" not in page
-        assert all(name in page for name in build.SDES)
+        assert all(name in page for name in registry.SDES)
 
     def test_python_m(self):
         done = subprocess.run(
@@ -181,11 +181,11 @@ class TestInfo:
     def test_json_covers_every_table(self, capsys):
         assert main(["info", "--json"]) == 0
         found = json.loads(capsys.readouterr().out)
-        assert set(found["processes"]) == set(build.SDES)
-        assert set(found["parameterizations"]) == set(build.PARAMETERIZATIONS)
-        assert set(found["samplers"]) == set(build.STEPS) | {"ode", "sde"}
-        assert set(found["grids"]) == set(build.GRIDS)
-        assert set(found["data"]) == set(build.DATASETS)
+        assert set(found["processes"]) == set(registry.SDES)
+        assert set(found["parameterizations"]) == set(registry.PARAMETERIZATIONS)
+        assert set(found["samplers"]) == set(registry.STEPS) | {"ode", "sde"}
+        assert set(found["grids"]) == set(registry.GRIDS)
+        assert set(found["data"]) == set(registry.DATASETS)
         assert {"frechet", "kid", "two_sample", "copies"} <= set(found["metrics"])
         assert all(line for table in found.values() for line in table.values())
         assert found["samplers"]["heun"].endswith("(order 2, 2 calls a step)")
@@ -195,7 +195,7 @@ class TestInfo:
         assert main(["info"]) == 0
         lines = [line.split() for line in capsys.readouterr().out.splitlines()]
         names = {words[0] for words in lines if len(words) > 1}
-        assert set(build.SDES) | set(build.SAMPLERS) | set(build.WEIGHTINGS) <= names
+        assert set(registry.SDES) | set(registry.SAMPLERS) | set(registry.WEIGHTINGS) <= names
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:torchdiffeq")

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from scoresde.cli import folder as folders
-from scoresde.cli.folder import RunFolder
 from scoresde.cli.main import main
+from scoresde.runs import folder as folders
+from scoresde.runs.folder import RunFolder
 from scoresde.training import checkpoint as ck
 from tests.cli.test_train import command
 

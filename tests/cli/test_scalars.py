@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from scoresde.cli import folder as folders
-from scoresde.cli import scalars
-from scoresde.cli.folder import RunFolder
 from scoresde.cli.main import main
+from scoresde.runs import folder as folders
+from scoresde.runs import scalars
+from scoresde.runs.folder import RunFolder
 from tests.cli.test_train import command, error_line, stop_at, tree
 
 ON = {"train__tensorboard": "true"}

@@ -17,16 +17,17 @@ import numpy as np
 import pytest
 import torch
 
-from scoresde import build
-from scoresde.cli import folder as folders
-from scoresde.cli import train, train_loop
-from scoresde.cli.folder import RunFolder
+from scoresde import registry
+from scoresde.cli import train
 from scoresde.cli.main import main
-from scoresde.cli.preview import draw, save_preview
-from scoresde.cli.train_setup import _splits
 from scoresde.config import Config, load_config, to_yaml
 from scoresde.config.schema import Train
 from scoresde.data import Dataset, Scaling, Split
+from scoresde.runs import folder as folders
+from scoresde.runs import train_loop
+from scoresde.runs.folder import RunFolder
+from scoresde.runs.preview import draw, save_preview
+from scoresde.runs.train_setup import _splits
 from scoresde.training import checkpoint as ck
 from scoresde.training import fit
 from scoresde.training.prefetch import THREAD
@@ -161,7 +162,7 @@ def test_without_held_out_data_the_last_step_is_exported(tmp_path):
 
 
 def test_what_was_trained_loads(finished):
-    loaded = build.load_run(finished.path)
+    loaded = registry.load_run(finished.path)
     assert loaded.config == tiny()
     assert loaded.data.classes == ("upper", "lower")
 
@@ -379,7 +380,7 @@ def test_the_remedies_of_a_bad_loss_may_change_and_are_noted(copied):
 
 HOLD = """
 import sys, time
-from scoresde.cli.folder import RunFolder, locked
+from scoresde.runs.folder import RunFolder, locked
 from pathlib import Path
 with locked(RunFolder(Path(sys.argv[1]))):
     print("held", flush=True)
@@ -601,7 +602,7 @@ def test_dry_run_writes_nothing(tmp_path, capsys):
     printed = capsys.readouterr().out
     (tmp_path / "printed.yaml").write_text(printed)
     assert load_config(tmp_path / "printed.yaml") == tiny()
-    model = build.build_model(tiny(), build.build_dataset(tiny().data))
+    model = registry.build_model(tiny(), registry.build_dataset(tiny().data))
     count = sum(p.numel() for p in model.parameters())
     assert f"# {count:,} parameters" in printed
     assert "# batch 16: 1 x 16 on each of 1 process" in printed
@@ -647,7 +648,7 @@ def test_a_bar_on_a_terminal(tmp_path, capsys, monkeypatch):
 
 
 def test_previews_follow_the_weights_alone(tmp_path, finished):
-    model, data = build.load_model(finished.path), build.build_dataset(tiny().data)
+    model, data = registry.load_model(finished.path), registry.build_dataset(tiny().data)
     for name in ("a.png", "b.png"):
         torch.manual_seed(len(name))
         torch.rand(3)
@@ -666,8 +667,8 @@ def test_previews_of_pictures(tmp_path, conditional):
         {"network.width": "8", "network.multipliers": ["1"], "network.blocks": "1"}
         | {"network.attention": [], "conditional": conditional},
     )
-    data = build.build_dataset(config.data)
-    model = build.build_model(config, data).eval()
+    data = registry.build_dataset(config.data)
+    model = registry.build_model(config, data).eval()
     assert save_preview(tmp_path / "a.png", model, data, 10 if conditional == "true" else None)
     with Image.open(tmp_path / "a.png") as picture:
         columns, rows = ((side - 4) // 52 for side in picture.size)
@@ -676,14 +677,14 @@ def test_previews_of_pictures(tmp_path, conditional):
 
 def test_other_shapes_have_no_preview(tmp_path):
     config = tiny(conditional="false")
-    data = build.build_dataset(config.data)
+    data = registry.build_dataset(config.data)
     wide = type(data)(
         "wide",
         type(data.train)(data.train.x.repeat(1, 2)),
         type(data.test)(data.test.x.repeat(1, 2)),
         data.scaling,
     )
-    assert not save_preview(tmp_path / "a.png", build.build_model(config, wide), wide, None)
+    assert not save_preview(tmp_path / "a.png", registry.build_model(config, wide), wide, None)
     assert not (tmp_path / "a.png").exists()
 
 

@@ -7,10 +7,10 @@ import math
 
 import pytest
 
-from scoresde import build
+from scoresde import registry
 from scoresde.cli import verify
 from scoresde.cli.main import main
-from scoresde.measure import Convergence
+from scoresde.convergence import Convergence
 from scoresde.samplers import DDIM, EulerA
 
 
@@ -69,12 +69,12 @@ class TestOrders:
 
     def test_nothing_is_left_out(self):
         kinds = {case.kind for case in verify.chosen(None)}
-        assert kinds == set(build.STEPS) - build.SELF_PACED
+        assert kinds == set(registry.STEPS) - registry.SELF_PACED
         for case in verify.chosen(None):
             assert case.step(40).order >= 1, case.name
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("process", build.SDES)
+    @pytest.mark.parametrize("process", registry.SDES)
     def test_every_sampler_on_every_process(self, process):
         assert main(["verify", "--sde", process]) == 0
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from scoresde.cli.folder import RunFolder
 from scoresde.cli.main import main
+from scoresde.runs.folder import RunFolder
 from tests.cli.conftest import IMAGES, POINTS, finished, plain_layout, save_model
 
 __all__ = ["finished", "plain_layout"]  # fixtures

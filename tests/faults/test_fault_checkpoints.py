@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from scoresde.cli.folder import records
 from scoresde.cli.main import main
+from scoresde.runs.folder import records
 from scoresde.training import checkpoint as ck
-from scoresde.training import files
+from scoresde.training import safe_files
 from tests.cli.test_train import command, tree
 
 RESUME = ("--device", "cpu", "--resume")
@@ -153,9 +153,10 @@ def test_fault_11_tensors_of_another_architecture(refusal, model):
 
 
 def test_fault_12_a_newer_format_says_which_is_known(refusal, model):
-    newer = files.FORMAT + 1
-    assert f"format version {newer}, but {files.FORMAT} is the newest known; upgrade" in refusal(
-        rewritten(model, version=newer)
+    newer = safe_files.FORMAT + 1
+    assert (
+        f"format version {newer}, but {safe_files.FORMAT} is the newest known; upgrade"
+        in refusal(rewritten(model, version=newer))
     )
 
 

@@ -19,7 +19,8 @@ from PIL import Image
 
 from scoresde.cli import console
 from scoresde.cli.main import main
-from scoresde.data import DataError, albums, arrays, image_folder
+from scoresde.data import DataError, arrays, image_folder
+from scoresde.data import picture_sources as albums
 from scoresde.data.images import read_picture
 from scoresde.evaluation import load_moments
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from scoresde.cli.folder import RunFolder, records
 from scoresde.cli.main import main
+from scoresde.runs.folder import RunFolder, records
 from scoresde.training import checkpoint as ck
 from scoresde.training import loop
 from tests.cli.test_train import command, tree
@@ -185,7 +185,7 @@ def test_fault_17_a_folder_in_use(copied, refused):
 
 
 def test_fault_17_a_folder_where_another_trains(copied, refused, forked):
-    from scoresde.cli.folder import locked
+    from scoresde.runs.folder import locked
 
     with locked(copied):
         for flag in ("--resume", "--overwrite"):

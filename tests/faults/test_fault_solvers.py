@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from scoresde import Denoiser
-from scoresde.build import STEPS, build_step
 from scoresde.cli.main import main
-from scoresde.cli.watch import Watch
+from scoresde.registry import STEPS, build_step
+from scoresde.runs.watch import Watch
 from scoresde.samplers import grids, per_sample_noise, sample
 from scoresde.sde import VP
 from scoresde.solvers import SolverError, solve_ode

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from scoresde import VP, sample
-from scoresde.build import STEPS, build_step
+from scoresde.registry import STEPS, build_step
 from scoresde.samplers import Ancestral, BrownianPath, grids, per_sample_noise
 from scoresde.samplers.noise import _mix, _mixed, _signed, _table
 from scoresde.testing import grid25

@@ -9,7 +9,7 @@ import torch
 
 from scoresde import EDM, VE, VP, Denoiser, DiscreteVP, LinearFlow, SubVP, sample, trajectory
 from scoresde import parameterization as params
-from scoresde.measure import weak_order
+from scoresde.convergence import weak_order
 from scoresde.parameterization import ScoreModel
 from scoresde.samplers import (
     DDIM,

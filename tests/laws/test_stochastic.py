@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from scoresde import EDM, VE, VP, Denoiser, DiscreteVP, LinearFlow, SubVP, sample
-from scoresde.measure import weak_order
+from scoresde.convergence import weak_order
 from scoresde.samplers import (
     DDIM,
     Ancestral,

@@ -11,7 +11,7 @@ import torch
 import yaml
 from torch.nn.functional import silu
 
-from scoresde import VP, ScoreModel, build, data, parameterization
+from scoresde import VP, ScoreModel, data, parameterization, registry
 from scoresde.config import config_from
 from scoresde.nn import ConcatUNet, LateConditioning, LevelMean, adm, ddpmpp, ncsnpp
 from scoresde.training.losses import dsm_loss
@@ -249,6 +249,6 @@ def test_the_page_counts_right(call, counted):
 
 def test_the_page_names_every_network_and_its_settings_are_valid():
     assert len(ROWS) >= 8
-    assert not [kind for kind in build.NETWORKS if f"`{kind}`" not in PAGE]
+    assert not [kind for kind in registry.NETWORKS if f"`{kind}`" not in PAGE]
     for block in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL):
         config_from(yaml.safe_load(block), "docs/networks.md")

@@ -24,8 +24,8 @@ from scoresde.training.augment import (
     transformed,
 )
 from scoresde.training.batches import draw_batch
+from scoresde.training.distributed import Share
 from scoresde.training.loop import _backward, update
-from scoresde.training.shares import Share
 from tests.cli.test_train import taken_back
 
 

@@ -18,7 +18,7 @@ import torch
 from scoresde import atomic
 from scoresde.data import Dataset, Scaling, moons
 from scoresde.training import checkpoint as ck
-from scoresde.training import files, fit
+from scoresde.training import fit, safe_files
 from scoresde.training.checkpoint import Best, Checkpoint, CheckpointError, DataDescription
 
 
@@ -223,7 +223,7 @@ def edited(path: Path, **changes) -> None:
 
 
 def test_versions(path):
-    edited(path, version=files.FORMAT + 1)
+    edited(path, version=safe_files.FORMAT + 1)
     refused(path, "format version 2", "upgrade")
     edited(path, version="one")
     refused(path, "format version 'one'")
@@ -389,7 +389,7 @@ def test_other_safetensors_and_nan_are_refused(tmp_path, saved):
 
 
 def test_newer_weights_are_named(exported, monkeypatch):
-    monkeypatch.setattr(ck, "FORMAT", files.FORMAT + 1)
+    monkeypatch.setattr(ck, "FORMAT", safe_files.FORMAT + 1)
     saved = ck.load_weights(exported)
     description = saved.data
     ck.export_weights(exported, Checkpoint(saved.config, description, 1, {}, saved.tensors, {}))

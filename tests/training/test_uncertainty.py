@@ -20,8 +20,8 @@ from scoresde.training import (
     start,
 )
 from scoresde.training.batches import draw_batch
+from scoresde.training.distributed import Share
 from scoresde.training.loop import _backward, update
-from scoresde.training.shares import Share
 from scoresde.training.uncertainty import LearnedWeight
 
 

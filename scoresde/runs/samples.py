@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde.build import LoadedRun, build_sampler
-from scoresde.build.optimised import wanted
+from scoresde.registry import LoadedRun, build_sampler
+from scoresde.registry.optimised import wanted
 from scoresde.cli.console import progress
 from scoresde.cli.sample import MOST, draw, optimised_grid
 from scoresde.config import Config, to_plain
-from scoresde.data import Dataset, examples
-from scoresde.data.examples import unfinished
+from scoresde.data import Dataset
+from scoresde.data import examples
+from scoresde.data.foreign import unfinished
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from scoresde.build.tables import constructor, table
 from scoresde.config.schema import Likelihood
 from scoresde.likelihood import (
     AlongPath,
@@ -28,6 +27,7 @@ from scoresde.likelihood import (
     exact_trace,
 )
 from scoresde.likelihood.discrete import LARGE, LEARNED, SMALL
+from scoresde.registry.tables import constructor, table
 from scoresde.samplers import Grid
 from scoresde.samplers.grids import log_snr, uniform
 from scoresde.solvers import ODE_METHODS

@@ -8,8 +8,8 @@ import pytest
 import torch
 from numpy.polynomial.hermite_e import hermegauss
 
-from scoresde import EDM, VP, Denoiser, LinearFlow, measure, sample
-from scoresde.measure import (
+from scoresde import EDM, VP, Denoiser, LinearFlow, convergence, sample
+from scoresde.convergence import (
     LINE,
     WINDOW,
     Bias,
@@ -105,11 +105,11 @@ def test_the_slope_is_waited_for(monkeypatch):
     def exact(step, sde, n):
         return Bias(error(n), 0.0, (0.0, 0.0, 0.0))
 
-    monkeypatch.setattr(measure, "bias", exact)
+    monkeypatch.setattr(convergence, "bias", exact)
     found = weak_order(lambda n: DDIM(), VP())
     assert found.steps[-1] >= 800
     assert found.order == pytest.approx(2, abs=0.1)
-    monkeypatch.setattr(measure, "bias", lambda step, sde, n: Bias(1 / n, 0.0, ()))
+    monkeypatch.setattr(convergence, "bias", lambda step, sde, n: Bias(1 / n, 0.0, ()))
     assert weak_order(lambda n: DDIM(), VP()).steps == (100, 200, 400)
 
 

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.data.albums import picture_files
 from scoresde.data.arrays import integer_labels, read_arrays
 from scoresde.data.dataset import MOST_CLASSES, DataError, Split, reading
 from scoresde.data.images import read_picture
+from scoresde.data.picture_sources import picture_files
 from scoresde.data.scaling import Scaling
 
 RECORD, ARRAYS = "sample.json", "samples.npz"

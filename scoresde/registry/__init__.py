@@ -5,7 +5,7 @@ of its section; those of ``SDES PARAMETERIZATIONS STEPS GRIDS WEIGHTINGS TIMES``
 but for ``NEEDY_GRIDS``.
 """
 
-from scoresde.build.models import (
+from scoresde.registry.models import (
     Described,
     build_dataset,
     build_learning_rate,
@@ -16,7 +16,7 @@ from scoresde.build.models import (
     build_sde,
     build_weight,
 )
-from scoresde.build.runs import (
+from scoresde.registry.runs import (
     LoadedRun,
     load_checkpoint,
     load_model,
@@ -24,7 +24,7 @@ from scoresde.build.runs import (
     load_width,
     stored_decays,
 )
-from scoresde.build.samplers import (
+from scoresde.registry.samplers import (
     SAMPLERS,
     GridSampler,
     ODESampler,
@@ -33,15 +33,15 @@ from scoresde.build.samplers import (
     build_grid,
     build_sampler,
 )
-from scoresde.build.scoring import (
+from scoresde.registry.scoring import (
     DEQUANTISATIONS,
     METHODS,
     TRACES,
     bound_of,
     build_estimator,
 )
-from scoresde.build.steps import PREDICTIONS, SELF_PACED, STEPS, VARIABLES, build_step
-from scoresde.build.tables import (
+from scoresde.registry.steps import PREDICTIONS, SELF_PACED, STEPS, VARIABLES, build_step
+from scoresde.registry.tables import (
     AUGMENTATIONS,
     DATASETS,
     DRAWS,

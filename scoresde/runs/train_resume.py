@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from scoresde.cli import folder as folders
-from scoresde.cli.train_setup import Run
+from scoresde.runs import folder as folders
+from scoresde.runs.train_setup import Run
 from scoresde.config import config_from, to_plain
 from scoresde.training import Checkpoint, CheckpointError, TrainState, describe
 from scoresde.training import checkpoint as checkpoints
-from scoresde.training.shards import scattered_optimizer
+from scoresde.training.fsdp import scattered_optimizer
 
 # What may change when a run goes on: how long, how often it reports, what training ignores.
 EVERY = ("log", "validate", "sample", "checkpoint", "posthoc")

@@ -7,7 +7,7 @@ import torch
 
 from scoresde import VE, VP
 from scoresde.training import fit
-from scoresde.training.levels import PARTS, LossByLevel
+from scoresde.training.loss_by_noise import PARTS, LossByLevel
 
 
 @pytest.mark.parametrize("sde", [VP(), VE()], ids=["vp", "ve"])

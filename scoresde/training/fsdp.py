@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scoresde.training.shares import Share
+from scoresde.training.distributed import Share
 
 LEAST = 2**20
 """Numbers a block has at least for its weights to be put together apart from the others."""

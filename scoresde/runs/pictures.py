@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from scoresde.atomic import writing
-from scoresde.cli.watch import Seen
+from scoresde.runs.watch import Seen
 from scoresde.data import Scaling
-from scoresde.data.examples import RECORD
+from scoresde.data.foreign import RECORD
 from scoresde.evaluation import image_grid, scatter
 from scoresde.evaluation.figures import save_gif, save_png
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from scoresde import samplers
-from scoresde.build.steps import STEPS, build_step
-from scoresde.build.tables import GRIDS, construct, constructor, table
 from scoresde.config import ConfigError
 from scoresde.config.base import Section
 from scoresde.config.sampling import Sample
 from scoresde.denoiser import Denoiser
+from scoresde.registry.steps import STEPS, build_step
+from scoresde.registry.tables import GRIDS, construct, constructor, table
 from scoresde.samplers import Grid, Noise, Step
 from scoresde.solvers import solve_ode, solve_sde
 

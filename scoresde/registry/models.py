@@ -10,7 +10,14 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from scoresde.build.tables import (
+from scoresde.config import Config, ConfigError
+from scoresde.config.base import Section
+from scoresde.config.schema import Train
+from scoresde.data import Dataset, Scaling
+from scoresde.data.cache import Watch, unwatched
+from scoresde.nn import LevelMean
+from scoresde.parameterization import ScoreModel
+from scoresde.registry.tables import (
     AUGMENTATIONS,
     DATASETS,
     DRAWS,
@@ -23,18 +30,11 @@ from scoresde.build.tables import (
     construct,
     constructor,
 )
-from scoresde.config import Config, ConfigError
-from scoresde.config.base import Section
-from scoresde.config.schema import Train
-from scoresde.data import Dataset, Scaling
-from scoresde.data.cache import Watch, unwatched
-from scoresde.nn import LevelMean
-from scoresde.parameterization import ScoreModel
 from scoresde.sde import SDE
 from scoresde.training import losses, times
 from scoresde.training.augment import Augmentation
 from scoresde.training.plan import Plan
-from scoresde.training.rates import LearningRate, cosine, inverse_sqrt, warmup
+from scoresde.training.schedules import LearningRate, cosine, inverse_sqrt, warmup
 
 
 class Described(Protocol):

@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from scoresde import samplers
-from scoresde.build.tables import constructor, table
 from scoresde.denoiser import Denoiser
+from scoresde.registry.tables import constructor, table
 from scoresde.samplers import EPS, X0, Noise, Prediction, Residual, State, Step, V, solve_adaptive
 from scoresde.samplers.adaptive import DORMAND_PRINCE, EXPONENTIAL, Pair
 from scoresde.samplers.integrals import Variable, clock, log_snr, ratio, share

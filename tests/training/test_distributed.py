@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from scoresde.training.batches import draw_batch
+from scoresde.training.distributed import Share
 from scoresde.training.loop import _backward, update
-from scoresde.training.shares import Share
 
 
 @pytest.mark.parametrize(("size", "accumulate"), [(1, 1), (2, 1), (1, 4), (4, 2), (16, 1)])

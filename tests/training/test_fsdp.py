@@ -19,8 +19,8 @@ from torch import distributed, nn
 from scoresde import VP, ScoreModel, parameterization
 from scoresde.data import Scaling, Split
 from scoresde.nn import UNet
-from scoresde.training import Plan, ema, fit, held_out_loss, shards, start, warmup
-from scoresde.training.shares import Share
+from scoresde.training import Plan, ema, fit, fsdp, held_out_loss, start, warmup
+from scoresde.training.distributed import Share
 from scoresde.training.times import LogSNR, stratified
 from tests.cli.test_processes import ended, free_port
 
@@ -67,7 +67,7 @@ def state_of(share: Share, *, split: bool, least: int = 1):
     state = start(model, adam(model), (0.1,), (0.9,))
     if split:
         for each in state.models:
-            shards.split(each.net, share, torch.device("cpu"), least)
+            fsdp.split(each.net, share, torch.device("cpu"), least)
         state.optimizer = adam(model)
     return state
 
@@ -84,7 +84,7 @@ def trained(state, share: Share, **changes):
 
 def close(one, other) -> None:
     for a, b in zip(one.models, other.models, strict=True):
-        whole = shards.gathered(b.state_dict())
+        whole = fsdp.gathered(b.state_dict())
         for name, value in a.state_dict().items():
             torch.testing.assert_close(whole[name], value, rtol=0, atol=1e-6)
 
@@ -102,7 +102,7 @@ def parts_are_parts(share: Share) -> None:
     """A process has half of the numbers, in blocks of their own; scalars it has whole."""
     state = state_of(share, split=True)
     trained(state, share)
-    has = sum(p.numel() for p in shards.parts(state.model.parameters()))
+    has = sum(p.numel() for p in fsdp.parts(state.model.parameters()))
     every = sum(p.numel() for p in state.model.parameters())
     assert has < 0.65 * every, (has, every)
     for each in state.models:
@@ -110,8 +110,8 @@ def parts_are_parts(share: Share) -> None:
         assert len(blocks) == 4, blocks
         gains = [p for p in each.parameters() if p.ndim == 0]
         assert len(gains) == 3
-        assert shards.parts(gains) == gains
-    moments = shards.parts(v["exp_avg"] for v in state.optimizer.state_dict()["state"].values())
+        assert fsdp.parts(gains) == gains
+    moments = fsdp.parts(v["exp_avg"] for v in state.optimizer.state_dict()["state"].values())
     assert sum(m.numel() for m in moments) == has
     alone = state_of(share, split=True, least=10**6)
     assert sum(hasattr(m, "unshard") for m in alone.model.net.modules()) == 1
@@ -125,11 +125,11 @@ def there_and_back(share: Share) -> None:
         one, other = state_of(share, split=first), state_of(share, split=second)
         trained(one, share, steps=2)
         for a, b in zip(one.models, other.models, strict=True):
-            stored = shards.gathered(a.state_dict())
+            stored = fsdp.gathered(a.state_dict())
             assert not any(hasattr(v, "device_mesh") for v in stored.values())
-            b.load_state_dict(shards.scattered(stored, b.state_dict()))
-        moments = shards.gathered(one.optimizer.state_dict())
-        found = shards.scattered_optimizer(moments, other.model.parameters())
+            b.load_state_dict(fsdp.scattered(stored, b.state_dict()))
+        moments = fsdp.gathered(one.optimizer.state_dict())
+        found = fsdp.scattered_optimizer(moments, other.model.parameters())
         other.optimizer.load_state_dict(found)
         other.step = one.step
         trained(other, share)
@@ -147,9 +147,9 @@ def averages_of_parts(share: Share) -> None:
     whole = copy.deepcopy(one)
     ema.update(whole, other, 0.7)
     for net in (one, other):
-        shards.split(net, share, torch.device("cpu"), 1)
+        fsdp.split(net, share, torch.device("cpu"), 1)
     ema.update(one, other, 0.7)
-    for name, value in shards.gathered(one.state_dict()).items():
+    for name, value in fsdp.gathered(one.state_dict()).items():
         torch.testing.assert_close(value, whole.state_dict()[name])
 
 
@@ -164,7 +164,7 @@ def a_unet_of_many_blocks(share: Share) -> None:
         state = start(model, adam(model))
         if split:
             for each in state.models:
-                shards.split(each.net, share, torch.device("cpu"), 1000)
+                fsdp.split(each.net, share, torch.device("cpu"), 1000)
             assert sum(hasattr(m, "unshard") for m in net.modules()) > 4
             state.optimizer = adam(model)
         plan = replace(PLAN, share=share)
@@ -196,12 +196,10 @@ def test_in_two_processes(check):
 
 def test_whole_weights_are_their_own_parts():
     net = Net()
-    assert all(
-        a is b for a, b in zip(shards.parts(net.parameters()), net.parameters(), strict=True)
-    )
+    assert all(a is b for a, b in zip(fsdp.parts(net.parameters()), net.parameters(), strict=True))
     state = net.state_dict()
-    assert all(shards.gathered(state)[k] is v for k, v in state.items())
-    assert all(shards.scattered(state, state)[k] is v for k, v in state.items())
+    assert all(fsdp.gathered(state)[k] is v for k, v in state.items())
+    assert all(fsdp.scattered(state, state)[k] is v for k, v in state.items())
 
 
 if __name__ == "__main__":

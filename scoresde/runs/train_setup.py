@@ -9,20 +9,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from scoresde.build import build_dataset, build_model, build_optimizer, build_plan
+from scoresde.registry import build_dataset, build_model, build_optimizer, build_plan
 from scoresde.cli.console import progress
-from scoresde.cli.cost import flops
-from scoresde.cli.folder import RunFolder
-from scoresde.cli.scalars import require_tensorboard
+from scoresde.runs.cost import flops
+from scoresde.runs.folder import RunFolder
+from scoresde.runs.scalars import require_tensorboard
 from scoresde.config import Config, to_plain
 from scoresde.config.schema import Train
 from scoresde.data import Dataset, Examples, Split, views
-from scoresde.data.contents import digest
+from scoresde.data.digest import digest
 from scoresde.data.dataset import reading, spread
 from scoresde.parameterization import ScoreModel
-from scoresde.training import Best, Checkpoint, Plan, TrainState, describe, shards, start
+from scoresde.training import Best, Checkpoint, Plan, TrainState, describe, start
+from scoresde.training import fsdp
 from scoresde.training.precision import lay_out
-from scoresde.training.shares import Share
+from scoresde.training.distributed import Share
 from scoresde.training.uncertainty import LearnedWeight
 
 # Enough for a held-out loss that ranks checkpoints: its numbers are the same at every step.
@@ -86,7 +87,7 @@ def started(train: Train, model: ScoreModel, share: Share, device: torch.device)
     state = start(model, make(model.parameters()), train.posthoc, train.ema[1:])
     if train.shard:
         for each in state.models:
-            shards.split(each.net, share, device)
+            fsdp.split(each.net, share, device)
         state.optimizer = make(model.parameters())
     if train.learned_weight:
         state.learned = LearnedWeight(device)
@@ -103,7 +104,7 @@ def snapshot(run: Run) -> Checkpoint:
     state = run.state
 
     def whole(part: nn.Module | torch.optim.Optimizer) -> dict[str, Any]:
-        return shards.gathered(part.state_dict(), keep=run.leads)
+        return fsdp.gathered(part.state_dict(), keep=run.leads)
 
     return Checkpoint(
         config=to_plain(run.config),

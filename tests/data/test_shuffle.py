@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scoresde.data import batch_indices, order
-from scoresde.data.order import scattered
+from scoresde.data import batch_indices, shuffle
+from scoresde.data.shuffle import scattered
 
 
 @settings(deadline=None, max_examples=60)
@@ -18,7 +18,7 @@ def test_every_index_comes_once(n, seed, epoch):
 
 
 def test_beyond_the_table_an_epoch_still_visits_every_example_once(monkeypatch):
-    monkeypatch.setattr(order, "LARGEST_TABLE", 10)
+    monkeypatch.setattr(shuffle, "LARGEST_TABLE", 10)
     visited = torch.cat([batch_indices(101, 7, 3, step) for step in range(29)])
     assert torch.equal(visited[:101].sort().values, torch.arange(101))
     assert torch.equal(visited[101:202].sort().values, torch.arange(101))

@@ -11,13 +11,13 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from scoresde.cli import folder as folders
-from scoresde.cli.cost import memory, peak
-from scoresde.cli.levels_plot import levels_plot
-from scoresde.cli.preview import save_preview
+from scoresde.runs import folder as folders
+from scoresde.runs.cost import memory, peak
+from scoresde.runs.levels_plot import levels_plot
+from scoresde.runs.preview import save_preview
 from scoresde.cli.report import Report, Stopping, Window
-from scoresde.cli.scalars import Add, writing_scalars
-from scoresde.cli.train_setup import HELD_OUT_EVALUATIONS, Run, snapshot
+from scoresde.runs.scalars import Add, writing_scalars
+from scoresde.runs.train_setup import HELD_OUT_EVALUATIONS, Run, snapshot
 from scoresde.evaluation.figures import loss_curve
 from scoresde.training import (
     Best,
@@ -30,7 +30,7 @@ from scoresde.training import (
     held_out_loss,
 )
 from scoresde.training import checkpoint as checkpoints
-from scoresde.training.levels import LossByLevel
+from scoresde.training.loss_by_noise import LossByLevel
 from scoresde.training.snapshots import save_snapshots
 
 COMPILERS = ("torch._dynamo", "torch._inductor")

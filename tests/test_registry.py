@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import scoresde
-from scoresde import build, samplers
+from scoresde import registry, samplers
 from scoresde.config import Config, ConfigError, config_from, load_config, override, to_plain
+from scoresde.convergence import draws_noise
 from scoresde.data import Dataset
 from scoresde.denoiser import Denoiser
-from scoresde.measure import draws_noise
 from scoresde.parameterization import Coeffs
 from scoresde.samplers import grids, per_sample_noise
 from scoresde.samplers.integrals import clock
@@ -42,7 +42,7 @@ def small(**changes: object) -> Config:
 
 
 def dataset(config: Config) -> Dataset:
-    return build.build_dataset(config.data)
+    return registry.build_dataset(config.data)
 
 
 def randomised(model: torch.nn.Module, seed: int) -> dict[str, torch.Tensor]:
@@ -55,7 +55,7 @@ def randomised(model: torch.nn.Module, seed: int) -> dict[str, torch.Tensor]:
 
 def checkpoint(config: Config, step: int = 1) -> Checkpoint:
     data = dataset(config)
-    model = build.build_model(config, data)
+    model = registry.build_model(config, data)
     return Checkpoint(
         config=to_plain(config),
         data=describe(data),
@@ -66,9 +66,9 @@ def checkpoint(config: Config, step: int = 1) -> Checkpoint:
     )
 
 
-@pytest.mark.parametrize("kind", sorted(build.STEPS))
+@pytest.mark.parametrize("kind", sorted(registry.STEPS))
 def test_every_step_declares_its_order_and_its_calls(kind):
-    step = build.STEPS[kind]()
+    step = registry.STEPS[kind]()
     assert step.order >= 1
     assert step.nfe_per_step >= 1
     if draws_noise(step):
@@ -77,14 +77,17 @@ def test_every_step_declares_its_order_and_its_calls(kind):
 
 class TestTables:
     def test_constructors_work_without_arguments(self):
-        sde = build.SDES["vp"]()
+        sde = registry.SDES["vp"]()
         t = torch.tensor([0.3], dtype=torch.float64)
-        assert all(isinstance(make(), SDE) for make in build.SDES.values())
-        assert all(isinstance(make()(sde, t), Coeffs) for make in build.PARAMETERIZATIONS.values())
-        grids_alone = [build.GRIDS[name] for name in set(build.GRIDS) - build.NEEDY_GRIDS]
+        assert all(isinstance(make(), SDE) for make in registry.SDES.values())
+        assert all(
+            isinstance(make()(sde, t), Coeffs) for make in registry.PARAMETERIZATIONS.values()
+        )
+        names = set(registry.GRIDS) - registry.NEEDY_GRIDS
+        grids_alone = [registry.GRIDS[name] for name in names]
         assert all(make()(sde, 3).shape == (4,) for make in grids_alone)
-        assert all(make().order >= 1 for make in build.STEPS.values())
-        assert build.GRIDS["uniform"]() is grids.uniform
+        assert all(make().order >= 1 for make in registry.STEPS.values())
+        assert registry.GRIDS["uniform"]() is grids.uniform
 
     def test_the_promised_names_are_there(self):
         steps = """euler euler_a heun dpm_2 dpm_2_a lms dpm_fast dpm_adaptive dpmpp_2s_a dpmpp_sde
@@ -92,28 +95,34 @@ class TestTables:
             unipc deis eab sa_solver restart euler_maruyama reverse_diffusion ancestral"""
         found = """uniform quadratic log_snr karras polyexponential trailing leading linspace file
             optimised"""
-        assert set(steps.split()) <= set(build.STEPS)
-        assert set(found.split()) <= set(build.GRIDS)
+        assert set(steps.split()) <= set(registry.STEPS)
+        assert set(found.split()) <= set(registry.GRIDS)
 
     def test_every_entry_describes_itself_in_one_sentence(self):
-        tables = (build.SDES, build.SAMPLERS, build.DATASETS, build.WEIGHTINGS, build.DRAWS)
+        tables = (
+            registry.SDES,
+            registry.SAMPLERS,
+            registry.DATASETS,
+            registry.WEIGHTINGS,
+            registry.DRAWS,
+        )
         for entry in (entry for table in tables for entry in table.values()):
-            assert len(build.summary(entry)) > 10
-            assert "\n" not in build.summary(entry)
+            assert len(registry.summary(entry)) > 10
+            assert "\n" not in registry.summary(entry)
 
     def test_an_unknown_name_is_answered_with_the_nearest(self):
         with pytest.raises(ConfigError, match="did you mean 'karras'"):
-            build.constructor(build.GRIDS, "karas")
+            registry.constructor(registry.GRIDS, "karas")
         with pytest.raises(ConfigError, match="choose one of uniform, quadratic"):
-            build.constructor(build.GRIDS, "zzz")
+            registry.constructor(registry.GRIDS, "zzz")
 
 
 class TestModels:
-    @pytest.mark.parametrize("sde", build.SDES)
-    @pytest.mark.parametrize("parameterization", build.PARAMETERIZATIONS)
+    @pytest.mark.parametrize("sde", registry.SDES)
+    @pytest.mark.parametrize("parameterization", registry.PARAMETERIZATIONS)
     def test_every_process_and_parameterisation_is_built(self, sde, parameterization):
         config = small(sde__kind=sde, parameterization__kind=parameterization)
-        model = build.build_model(config, dataset(config))
+        model = registry.build_model(config, dataset(config))
         x = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
         t = torch.tensor(model.sde.t_max / 2, dtype=torch.float64)
         assert model.denoiser()(x, t).shape == x.shape
@@ -121,7 +130,7 @@ class TestModels:
     def test_the_weights_are_a_function_of_the_seed_alone(self):
         def weights(seed: int) -> torch.Tensor:
             config = small(seed=seed)
-            model = build.build_model(config, dataset(config))
+            model = registry.build_model(config, dataset(config))
             return torch.cat([p.flatten() for p in model.parameters()])
 
         before = torch.get_rng_state()
@@ -140,30 +149,30 @@ class TestModels:
         }  # fmt: skip
         config = override(Config(), over_levels)
         digits = dataset(config)
-        model = build.build_model(config, digits)
+        model = registry.build_model(config, digits)
         middles = digits.scaling.encode(torch.arange(17))
         x, t = torch.randn(2, 1, 8, 8), torch.tensor(1.0)
         # Untrained and in pure noise, every level is as likely as another.
         assert torch.allclose(model.denoiser()(x, t), middles.mean(), atol=0.05)
-        points = build.build_dataset(small().data)
+        points = registry.build_dataset(small().data)
         with pytest.raises(ConfigError, match=r"head=levels needs data of levels.*moons"):
-            build.build_model(config, points)
+            registry.build_model(config, points)
 
-    @pytest.mark.parametrize("kind", sorted(build.NETWORKS.keys() - {"mlp"}))
+    @pytest.mark.parametrize("kind", sorted(registry.NETWORKS.keys() - {"mlp"}))
     def test_an_image_network_on_points_is_refused(self, kind):
         config = override(small(), {"network.kind": kind})
         with pytest.raises(ConfigError, match=rf"network\.kind={kind} needs images.*moons"):
-            build.build_model(config, dataset(config))
+            registry.build_model(config, dataset(config))
 
     def test_classes_without_labels_are_refused(self):
         config = small(data__kind="checkerboard", conditional=True)
         with pytest.raises(ConfigError, match=r"conditional=true needs labels.*checkerboard"):
-            build.build_plan(config, dataset(config))
+            registry.build_plan(config, dataset(config))
 
     @pytest.mark.parametrize("kind", ["idx", "folder", "arrays", "cifar_subset"])
     def test_a_missing_path_names_the_option(self, kind):
         with pytest.raises(ConfigError, match=r"--data\.path"):
-            build.build_dataset(override(Config(), {"data.kind": kind}).data)
+            registry.build_dataset(override(Config(), {"data.kind": kind}).data)
 
     def test_toys_have_the_size_and_seed_asked_for(self):
         first, second = dataset(small()), dataset(small(data__seed=1))
@@ -175,13 +184,13 @@ class TestWeighting:
     def test_importance_sampling_leaves_the_expected_loss(self):
         """int w(t) dt = int w(t(u)) / density du for every law of times."""
         u = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000
-        sde = build.SDES["vp"](t_min=0.01, t_eps=0.01)
+        sde = registry.SDES["vp"](t_min=0.01, t_eps=0.01)
 
         def mean(kind: str) -> float:
             train = small(train__weighting__kind="likelihood", train__times__kind=kind).train
-            law = build.construct(build.TIMES, train.times)
+            law = registry.construct(registry.TIMES, train.times)
             t = law(sde, u)
-            weight = build.build_weight(train)
+            weight = registry.build_weight(train)
             assert weight is not None
             bounded = (-2 * sde.lam(t)).exp() / sde.g2(t)  # tames the weight, which explodes at 0
             return float((weight(sde, t) * bounded).mean())
@@ -190,47 +199,47 @@ class TestWeighting:
 
     def test_other_weightings_are_used_as_they_are(self):
         train = small(train__weighting__kind="sigma2", train__times__kind="log_snr").train
-        assert build.build_weight(train) is losses.sigma2
-        assert build.build_weight(small().train) is None
+        assert registry.build_weight(train) is losses.sigma2
+        assert registry.build_weight(small().train) is None
 
     def test_the_plan_holds_what_the_configuration_says(self):
         config = small(
             conditional=True, train__times__kind="levels", train__times__n=7, train__clip=None
         )
-        plan = build.build_plan(config, dataset(config))
+        plan = registry.build_plan(config, dataset(config))
         assert plan.times == times.Levels(7)
         assert plan.clip is None
         assert (plan.classes, plan.label_dropout) == (2, 0.1)
         assert plan.dither
-        assert not build.build_plan(small(train__dither=False), dataset(config)).dither
-        assert build.build_plan(small(), dataset(small())).label_dropout == 0
+        assert not registry.build_plan(small(train__dither=False), dataset(config)).dither
+        assert registry.build_plan(small(), dataset(small())).label_dropout == 0
 
 
 class TestSamplers:
-    @pytest.mark.parametrize("kind", build.SAMPLERS)
+    @pytest.mark.parametrize("kind", registry.SAMPLERS)
     def test_every_sampler_ends_near_a_gaussian(self, kind):
         law = Gaussian(torch.tensor([1.0, -0.5]), torch.tensor(0.04))
         sample = small(sample__sampler__kind=kind, sample__steps=60).sample
-        sde, n = build.SDES["vp"](), 400
+        sde, n = registry.SDES["vp"](), 400
         noise = per_sample_noise(range(n))
-        x = build.build_sampler(sample)(law.denoiser(sde), noise(torch.empty(n, 2)), noise, 5)
+        x = registry.build_sampler(sample)(law.denoiser(sde), noise(torch.empty(n, 2)), noise, 5)
         # Denoised means stop short of the last noise: the deviation is at most that of the data.
         assert torch.allclose(x.mean(0), law.mean, atol=0.06)
         assert bool((x.std(0) < 0.3).all())
 
-    @pytest.mark.parametrize("kind", build.STEPS)
+    @pytest.mark.parametrize("kind", registry.STEPS)
     def test_every_step_declares_its_order_and_its_calls(self, kind):
         """Calls on a long grid are those declared, but for what is spent once."""
         calls, n = 0, 40
-        law = Gaussian(torch.tensor([1.0]), torch.tensor(0.04)).denoiser(build.SDES["vp"]())
+        law = Gaussian(torch.tensor([1.0]), torch.tensor(0.04)).denoiser(registry.SDES["vp"]())
 
         def predict(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             nonlocal calls
             calls += 1
             return law(x, t)
 
-        step, steps = build.build_step(kind, {}, n)
-        sampler = build.GridSampler(grids.log_snr, step, steps, denoise=False)
+        step, steps = registry.build_step(kind, {}, n)
+        sampler = registry.GridSampler(grids.log_snr, step, steps, denoise=False)
         noise = per_sample_noise([0])
         sampler(Denoiser(law.sde, predict), noise(torch.empty(1, 1)), noise)
         assert step.order >= 1
@@ -239,27 +248,27 @@ class TestSamplers:
         assert kind != "dpm_fast" or calls == n
 
     def test_a_name_among_the_options_becomes_an_object(self):
-        step, steps = build.build_step("eab", {"prediction": "v", "variable": "clock"}, 9)
+        step, steps = registry.build_step("eab", {"prediction": "v", "variable": "clock"}, 9)
         assert (step, steps) == (samplers.eab(samplers.V, variable=clock), 9)
         with pytest.raises(ConfigError, match="choose one of eps, x0, v, residual"):
-            build.build_step("eab", {"prediction": "zzz"}, 9)
+            registry.build_step("eab", {"prediction": "zzz"}, 9)
 
     @pytest.mark.parametrize("nfe", [10, 20])
     def test_the_recommendation_can_be_written_down(self, nfe):
         step, grid = samplers.recommended(nfe)
         options = {"prediction": "residual", "order": step.points, "ramp": True}
-        assert build.build_step("eab", options, nfe - 1) == (step, nfe - 1)
-        assert build.GRIDS["arctan"]() == grid
+        assert registry.build_step("eab", options, nfe - 1) == (step, nfe - 1)
+        assert registry.GRIDS["arctan"]() == grid
 
     def test_churn_is_spread_over_the_steps_of_the_grid(self):
-        step, _ = build.build_step("heun", {"s_churn": 30.0, "s_tmax": None}, 77)
+        step, _ = registry.build_step("heun", {"s_churn": 30.0, "s_tmax": None}, 77)
         assert step == samplers.churn(samplers.Heun(), 30.0, steps=77)
-        assert build.build_step("dpm_2", {"s_churn": 0.0}, 77)[0] == samplers.dpm_2()
+        assert registry.build_step("dpm_2", {"s_churn": 0.0}, 77)[0] == samplers.dpm_2()
 
     def test_an_adaptive_step_that_runs_out_of_calls_says_so_and_ends_by_ddim(self):
-        sde, law = build.SDES["vp"](), Gaussian(torch.zeros(2), torch.tensor(0.04))
+        sde, law = registry.SDES["vp"](), Gaussian(torch.zeros(2), torch.tensor(0.04))
         x, s = per_sample_noise([0, 1])(torch.empty(2, 2).double()), torch.tensor(1e-3).double()
-        step, denoiser = build.STEPS["dpm_adaptive"](max_nfe=20), law.denoiser(sde)
+        step, denoiser = registry.STEPS["dpm_adaptive"](max_nfe=20), law.denoiser(sde)
         with pytest.warns(RuntimeWarning, match=r"2 of 2 samples did not reach .* max_nfe=20"):
             found, _ = step(denoiser, x, torch.tensor(1.0).double(), s, None, per_sample_noise([]))
         reached = samplers.solve_adaptive(denoiser, x, 1.0, 1e-3, max_nfe=20)
@@ -273,9 +282,13 @@ class TestSamplers:
         file = tmp_path / "grid.json"
         file.write_text("[1.0, 0.5, 0.1]")
         sample = small(sample__grid__kind="file", sample__grid__path=str(file)).sample
-        assert build.build_grid(sample.grid)(build.SDES["vp"](), 2).tolist() == [1.0, 0.5, 0.1]
+        assert registry.build_grid(sample.grid)(registry.SDES["vp"](), 2).tolist() == [
+            1.0,
+            0.5,
+            0.1,
+        ]
         with pytest.raises(ConfigError, match=r"--sample\.grid\.path"):
-            build.build_grid(small(sample__grid__kind="file").sample.grid)
+            registry.build_grid(small(sample__grid__kind="file").sample.grid)
 
     def test_the_grid_and_the_last_step_are_those_asked_for(self):
         times_seen: list[float] = []
@@ -285,8 +298,8 @@ class TestSamplers:
             return 0 * x
 
         sample = small(sample__sampler__kind="ddim", sample__grid__kind="uniform", sample__steps=4)
-        sde, noise = build.SDES["vp"](), per_sample_noise([0])
-        build.build_sampler(sample.sample)(Denoiser(sde, predict), torch.ones(1, 2), noise)
+        sde, noise = registry.SDES["vp"](), per_sample_noise([0])
+        registry.build_sampler(sample.sample)(Denoiser(sde, predict), torch.ones(1, 2), noise)
         assert times_seen == pytest.approx(grids.uniform(sde, 4).tolist())
 
 
@@ -309,21 +322,21 @@ class TestRuns:
         found = checkpoint(small())
         save(tmp_path / "a.pt", found)
         for ema, weights in ((True, found.ema), (False, found.model)):
-            state = build.load_run(tmp_path / "a.pt", ema=ema).model.state_dict()
+            state = registry.load_run(tmp_path / "a.pt", ema=ema).model.state_dict()
             assert all(torch.equal(state[k], v) for k, v in weights.items())
 
     def test_an_export_has_no_raw_weights(self, tmp_path):
         export_weights(tmp_path / "w.safetensors", checkpoint(small()))
         with pytest.raises(CheckpointError, match="EMA weights only"):
-            build.load_run(tmp_path / "w.safetensors", ema=False)
+            registry.load_run(tmp_path / "w.safetensors", ema=False)
 
     def test_the_best_checkpoint_goes_before_the_newest(self, tmp_path):
         folder = tmp_path / "checkpoints"
         for step in (1, 2):
             save_step(folder, checkpoint(small(), step), keep=5)
-        assert build.load_run(tmp_path).step == 2
+        assert registry.load_run(tmp_path).step == 2
         save(folder / BEST, checkpoint(small(), 1))
-        assert build.load_run(tmp_path).step == 1
+        assert registry.load_run(tmp_path).step == 1
 
     def test_a_damaged_checkpoint_is_passed_over_and_said(self, tmp_path):
         folder = tmp_path / "checkpoints"
@@ -332,7 +345,7 @@ class TestRuns:
         newest = folder / "step-00000002.pt"
         newest.write_bytes(newest.read_bytes()[:-100])
         (folder / BEST).write_bytes(b"")
-        run = build.load_run(tmp_path)
+        run = registry.load_run(tmp_path)
         assert run.step == 1
         assert len(run.notes) == 2
         assert all(str(folder) in note for note in run.notes)
@@ -353,7 +366,7 @@ class TestRuns:
     def test_the_run_says_what_it_was_trained_on(self, tmp_path):
         config = small(conditional=True)
         save(tmp_path / "a.pt", checkpoint(config))
-        run = build.load_run(tmp_path / "a.pt")
+        run = registry.load_run(tmp_path / "a.pt")
         assert run.config == config == config_from(to_plain(config), "x")
         assert run.data == describe(dataset(config))
 

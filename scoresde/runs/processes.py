@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from scoresde.cli.console import pick_device
-from scoresde.training.shares import Share
+from scoresde.training.distributed import Share
 
 Result = TypeVar("Result")
 

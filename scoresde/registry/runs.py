@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from scoresde.build.models import build_model
 from scoresde.config import Config, config_from
 from scoresde.parameterization import ScoreModel
+from scoresde.registry.models import build_model
 from scoresde.training.checkpoint import (
     BEST,
     Checkpoint,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from scoresde.sde import SDE
-from scoresde.training.shares import Share
+from scoresde.training.distributed import Share
 
 PARTS = 10
 
