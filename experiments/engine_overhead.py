@@ -36,7 +36,7 @@ from scoresde.runs.cost import flops
 from scoresde.training import ema, fsdp, start
 from scoresde.training.batches import draw_batch
 from scoresde.training.loop import update
-from scoresde.training.loss_by_noise import LossByLevel
+from scoresde.training.loss_by_noise import LossByNoise
 from scoresde.training.losses import dsm_loss
 
 LIMIT = 0.03
@@ -71,7 +71,7 @@ def measure(repeats: int) -> dict[str, Any]:
     plan, split = build_plan(config, dataset), dataset.train
     model = build_model(config, dataset)
     state = start(model, build_optimizer(config.train, model.parameters()))
-    window = Window(0.0, LossByLevel(model.sde))
+    window = Window(0.0, LossByNoise(model.sde))
     batch = draw_batch(plan, split, dataset.scaling, model.sde, 0)
 
     def bare() -> None:
@@ -91,7 +91,7 @@ def measure(repeats: int) -> dict[str, Any]:
     metrics, step = update(state, plan, split, dataset.scaling), iter(range(10**6))
 
     def clipped() -> None:
-        norm = fsdp.sum_gradients(model, metrics.loss, plan.share)
+        norm = fsdp.sum_gradients(model, metrics.loss, plan.rank)
         nn.utils.clip_grads_with_norm_(model.parameters(), 1.0, norm)
         bool(torch.isfinite(metrics.loss + norm))
 

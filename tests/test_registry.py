@@ -208,7 +208,7 @@ class TestWeighting:
             conditional=True, train__times__kind="levels", train__times__n=7, train__clip=None
         )
         plan = registry.build_plan(config, dataset(config))
-        assert plan.times == times.Levels(7)
+        assert plan.times == times.DiscreteTimes(7)
         assert plan.clip is None
         assert (plan.classes, plan.label_dropout) == (2, 0.1)
         assert plan.dither

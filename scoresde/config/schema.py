@@ -189,8 +189,6 @@ class Train(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.warmup >= self.steps:
-            raise ValueError(f"need warmup < steps, got warmup={self.warmup}, steps={self.steps}")
         if self.weighting.kind == "likelihood" and self.times.kind not in ("uniform", "log_snr"):
             raise ValueError(
                 "the expectation of weighting=likelihood is over uniform times, its importance "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -20,21 +19,14 @@ from scoresde.parameterization import ScoreModel
 from scoresde.registry.tables import (
     AUGMENTATIONS,
     DATASETS,
-    DRAWS,
     NETWORKS,
-    OPTIMIZERS,
     PARAMETERIZATIONS,
     SDES,
-    TIMES,
-    WEIGHTINGS,
     construct,
     constructor,
 )
 from scoresde.sde import SDE
-from scoresde.training import losses, times
 from scoresde.training.augment import Augmentation
-from scoresde.training.plan import Plan
-from scoresde.training.schedules import LearningRate, cosine, inverse_sqrt, warmup
 
 
 class Described(Protocol):
@@ -91,7 +83,7 @@ def build_network(config: Config, described: Described) -> nn.Module:
     with torch.random.fork_rng(devices=[]):  # layers draw their weights from the global generator
         torch.manual_seed(config.seed)
         network: nn.Module = constructor(NETWORKS, kind)(
-            inputs, classes=_classes(config, described), **arguments
+            inputs, classes=classes_of(config, described), **arguments
         )
     return network if middles is None else LevelMean(network, middles)
 
@@ -106,61 +98,10 @@ def build_model(config: Config, described: Described) -> ScoreModel:
     return ScoreModel(network, build_sde(config.sde), parameterization)
 
 
-def build_weight(train: Train) -> losses.Weight | None:
-    """The loss weight of ``config.train``; None weighs the network output.
-
-    The likelihood weighting at uniform log-SNR is divided by the density of its times, which
-    leaves the expectation as it is under uniform ones: importance sampling.
-    """
-    weight: losses.Weight | None = construct(WEIGHTINGS, train.weighting)
-    law = construct(TIMES, train.times)
-    if weight is losses.likelihood and isinstance(law, times.LogSNR):
-        return losses.reweighted(weight, law.density)
-    return weight
-
-
-def build_learning_rate(train: Train) -> LearningRate:
-    """The learning rate of every step: a warm-up, then what ``train.schedule`` says."""
-    if train.decay_from is not None:
-        return inverse_sqrt(train.lr, train.warmup, train.decay_from)
-    if train.schedule == "cosine":
-        return cosine(train.lr, train.warmup, train.steps)
-    return warmup(train.lr, train.warmup)
-
-
 def build_augmentation(train: Train) -> Augmentation | None:
     """What is done to the images of ``config.train``; None leaves them as they are."""
     augment: Augmentation | None = construct(AUGMENTATIONS, train.augment)
     return augment
-
-
-def build_optimizer(train: Train, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """Adam, or AdamW with its decoupled weight decay, in the fused form."""
-    make = constructor(OPTIMIZERS, train.optimizer)
-    return make(parameters, lr=train.lr, weight_decay=train.weight_decay, fused=True)
-
-
-def build_plan(config: Config, described: Described) -> Plan:
-    """What does not change while training. Raises ConfigError for classes without labels."""
-    train, classes = config.train, _classes(config, described)
-    return Plan(
-        steps=train.steps,
-        batch=train.batch,
-        seed=config.seed,
-        times=construct(TIMES, train.times),
-        draw=constructor(DRAWS, train.draw),
-        weight=build_weight(train),
-        learning_rate=build_learning_rate(train),
-        ema_decay=train.ema[0],
-        clip=train.clip,
-        classes=classes,
-        label_dropout=0.0 if classes is None else train.label_dropout,
-        dither=train.dither,
-        augment=build_augmentation(train),
-        accumulate=train.accumulate,
-        precision=train.precision,
-        prefetch=train.prefetch,
-    )
 
 
 def _inputs(kind: str, described: Described) -> int:
@@ -186,7 +127,8 @@ def _middles(described: Described) -> Tensor:
     return described.scaling.encode(torch.arange(described.scaling.levels))
 
 
-def _classes(config: Config, described: Described) -> int | None:
+def classes_of(config: Config, described: Described) -> int | None:
+    """The number of classes of a conditional model. Raises ConfigError for data without labels."""
     if not config.conditional:
         return None
     if described.classes is None:

@@ -129,12 +129,12 @@ TIMES: Mapping[str, Callable[..., times.Times]] = table(
     uniform=times.Uniform,
     log_snr=times.LogSNR,
     lognormal=times.LogNormal,
-    levels=times.Levels,
+    levels=times.DiscreteTimes,
 )
 AUGMENTATIONS: Mapping[str, Callable[..., augment.Augmentation | None]] = table(
     none=none,
-    plain=augment.Plain,
-    edm=augment.NonLeaking,
+    plain=augment.PlainAugment,
+    edm=augment.EDMAugment,
 )
 DRAWS: Mapping[str, times.Draw] = table(
     independent=times.independent,

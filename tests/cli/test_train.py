@@ -32,7 +32,7 @@ from scoresde.runs.preview import draw, save_preview
 from scoresde.runs.train_setup import _splits
 from scoresde.training import checkpoint as ck
 from scoresde.training import fit
-from scoresde.training.prefetch import THREAD
+from scoresde.training.batches import THREAD
 
 TINY = {
     "seed": "1",

@@ -26,7 +26,7 @@ from scoresde.training import (
     times,
     warmup,
 )
-from scoresde.training.batches import draw_batch, stream
+from scoresde.training.batches import derived_seed, draw_batch
 from scoresde.training.loop import update
 
 
@@ -124,7 +124,7 @@ def test_batch_is_dequantised_within_its_levels(plan, split, scaling):
 def test_dither_is_the_first_draw_of_a_batch_and_its_absence_the_middle(plan, split, scaling):
     dithered = draw_batch(plan, split, scaling, VP(), 3)
     levels = scaling.decode(dithered.x0)
-    u = torch.rand(levels.shape, generator=torch.Generator().manual_seed(stream(3, 3, "batch")))
+    u = torch.rand(levels.shape, generator=torch.Generator().manual_seed(derived_seed(3, 3, "batch")))
     assert torch.equal(dithered.x0, scaling.encode(levels, u))
     plain = draw_batch(replace(plan, dither=False), split, scaling, VP(), 3)
     assert torch.equal(plain.x0, scaling.encode(levels))
@@ -140,7 +140,7 @@ def test_dither_leaves_continuous_data_alone(plan, unconditional):
 
 
 def test_streams_do_not_collide():
-    seeds = [stream(a, b, p) for a in range(40) for b in range(40) for p in ("batch", "dropout")]
+    seeds = [derived_seed(a, b, p) for a in range(40) for b in range(40) for p in ("batch", "dropout")]
     assert len(set(seeds)) == len(seeds)
 
 

@@ -12,8 +12,8 @@ from scoresde import EDM, ScoreModel, parameterization
 from scoresde.data import digits
 from scoresde.nn import EDM2, DiT
 from scoresde.training import Plan, cosine, fit, start
+from scoresde.training.learned_weight import LearnedWeight
 from scoresde.training.times import LogNormal, stratified
-from scoresde.training.uncertainty import LearnedWeight
 
 
 def edm2() -> nn.Module:

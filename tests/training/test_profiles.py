@@ -13,7 +13,7 @@ from torch import nn
 
 from scoresde.data import Scaling
 from scoresde.training import Checkpoint, CheckpointError, DataDescription, ema, profiles
-from scoresde.training.profiles import Profile
+from scoresde.training.averages import Profile
 from scoresde.training.snapshots import (
     CANDIDATES,
     WITHIN,

@@ -20,9 +20,9 @@ from scoresde.training import (
     start,
 )
 from scoresde.training.batches import draw_batch
-from scoresde.training.distributed import Share
+from scoresde.training.distributed import Rank
+from scoresde.training.learned_weight import LearnedWeight
 from scoresde.training.loop import _backward, update
-from scoresde.training.uncertainty import LearnedWeight
 
 
 def weighted(state: TrainState) -> TrainState:
@@ -136,13 +136,13 @@ def test_shares_of_its_gradient_add_up(plan, split, scaling, fresh):
     update(state, plan, split, scaling)
     batch = draw_batch(plan, split, scaling, state.model.sde, 1)
 
-    def gradient(share: Share) -> torch.Tensor:
+    def gradient(share: Rank) -> torch.Tensor:
         state.learned.optimizer.zero_grad()
         _backward(state, replace(plan, share=share), batch)
         return torch.cat([p.grad.flatten() for p in state.learned.u.parameters()])
 
-    total = gradient(Share(0, 2)) + gradient(Share(1, 2))
-    torch.testing.assert_close(total, gradient(Share()), rtol=1e-5, atol=1e-7)
+    total = gradient(Rank(0, 2)) + gradient(Rank(1, 2))
+    torch.testing.assert_close(total, gradient(Rank()), rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
