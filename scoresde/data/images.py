@@ -98,8 +98,9 @@ def image_folder(
             if cache is None:
                 found = gathered(decode)
             else:
-                options: dict[str, Any] = {"size": size, "channels": channels, "classes": layout.classes}
+                options: dict[str, Any] = {"size": size, "channels": channels}
                 options |= {"holdout": holdout, "seed": seed, "on_error": on_error}
+                options["classes"] = layout.classes
                 files = [layout.index] if layout.index else []
                 marks = pictures.marks([*files, *(entry.name for entry in entries)])
                 found = stored(Path(cache).expanduser(), Source(options, marks), decode)
