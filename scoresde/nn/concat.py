@@ -10,11 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scoresde.nn.normalise import GroupNorm
-from scoresde.nn.recompute import run
+from scoresde.nn.blocks import GroupNorm, run
 from scoresde.nn.resample import DownConv
 from scoresde.nn.residual import Residual, Style
-from scoresde.nn.stem import Stem
 from scoresde.nn.unet import check, check_images, head
 
 Cells = Any
@@ -102,7 +100,7 @@ class ConcatUNet(nn.Module):
         attends = [level in attention for level in range(len(widths))]
         self.channels, self.recompute = channels, recompute
         self.condition = condition
-        self.stem = style.start(Stem(channels, width))
+        self.stem = style.conv(channels, width)
         self.encoder = _encoder(style, width, widths, blocks, attends)
         self.descents = _descents(style, channels, widths, picture)
         self.middle = nn.ModuleList(

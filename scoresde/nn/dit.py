@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scoresde.nn.blocks import Layer, attend, zeroed
+from scoresde.nn.blocks import Layer, attend, run, zeroed
 from scoresde.nn.embeddings import Conditioning
-from scoresde.nn.recompute import run
 from scoresde.nn.unet import check_images
 
 _EPS = 1e-6

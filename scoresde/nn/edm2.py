@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scoresde.nn.blocks import run
 from scoresde.nn.magnitude import (
     RESIDUAL,
     MPAttention,
@@ -21,7 +22,6 @@ from scoresde.nn.magnitude import (
     mp_sum,
     pixel_norm,
 )
-from scoresde.nn.recompute import run
 from scoresde.nn.unet import check, check_images
 
 EDM2_WIDTHS: Mapping[str, int] = MappingProxyType(

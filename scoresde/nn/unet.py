@@ -8,11 +8,8 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scoresde.nn.blocks import ResidualImage, SelfAttention, zeroed
+from scoresde.nn.blocks import GroupNorm, ResidualImage, SelfAttention, run, zeroed
 from scoresde.nn.embeddings import Conditioning
-from scoresde.nn.normalise import GroupNorm
-from scoresde.nn.recompute import run
-from scoresde.nn.stem import Stem
 
 
 class Stage(nn.Module):
@@ -104,7 +101,7 @@ class UNet(nn.Module):
         self.condition = Conditioning(
             embedding, vector, fourier=fourier, classes=classes, augments=augments
         )
-        self.stem = Stem(channels, widths[0])
+        self.stem = nn.Conv2d(channels, widths[0], 3, padding=1)
         self.down = nn.ModuleList(stage(level) for level in range(len(widths) - 1))
         self.shrink = nn.ModuleList(
             nn.Conv2d(fine, coarse, 3, stride=2, padding=1) for fine, coarse in pairwise(widths)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from scoresde.nn import UNet
-from scoresde.nn.normalise import modulate
+from scoresde.nn.blocks import modulate
 
 SIZES = [(1, 1), (1, 7), (2, 3), (5, 5), (7, 9), (8, 8), (9, 7), (13, 4), (28, 28), (33, 17)]
 
