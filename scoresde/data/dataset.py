@@ -38,8 +38,12 @@ def require_there(path: Path) -> None:
     """Raise DataError where nothing is at a path, saying what a relative one is relative to."""
     if path.exists():
         return
-    where = "" if path.is_absolute() else f" in the current folder, {Path.cwd()}"
-    raise DataError(f"no such file or folder{where}; check the path")
+    if path.is_absolute():
+        raise DataError("no such file or folder; check the path")
+    raise DataError(
+        f"no such file or folder in the current folder, {Path.cwd()}; check the path, or give an "
+        f"absolute one"
+    )
 
 
 def require_folder(path: Path) -> None:

@@ -132,14 +132,16 @@ def _in_memory(
         if (scaling.levels or 257) <= 256:
             found = found.to(torch.uint8)
     with reading("label"):
-        return Split(found, _placed(None if label is None else label_values(label), classes))
+        return Split(found, _placed(label, classes))
 
 
-def _placed(values: np.ndarray | None, classes: Sequence[str] | None) -> Tensor | None:
-    if values is None or classes is None:
-        names = values is not None and values.dtype.kind == "U"
-        return None if values is None or names else torch.from_numpy(values)
-    return placed(values, classes)
+def _placed(label: Any, classes: Sequence[str] | None) -> Tensor | None:
+    if label is None:
+        return None
+    if classes is not None:
+        return placed(label, classes)
+    values = label_values(label)  # names are of no use without the classes
+    return None if values.dtype.kind == "U" else torch.from_numpy(values)
 
 
 def _of_folder(
@@ -177,8 +179,7 @@ def _of_arrays(file: Path, shape: tuple[int, ...]) -> tuple[Tensor, np.ndarray |
                 f"path"
             )
         found = read_arrays(file)
-        values = label_values(found["y"]) if "y" in found else None
-        return torch.from_numpy(_like(found["x"], shape)), values
+        return torch.from_numpy(_like(found["x"], shape)), found.get("y")
 
 
 def _like(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

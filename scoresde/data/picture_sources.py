@@ -165,7 +165,7 @@ def shown(name: str) -> str:
 
 def _pictures(names: Sequence[str]) -> list[str]:
     """Those with the suffix of a picture, sorted folder by folder. Raises DataError for none."""
-    suffixes = {name: PurePosixPath(name).suffix.lower() for name in names}
+    suffixes = {name: PurePosixPath(name).suffix.lower() for name in sorted(names)}
     found = [name for name in names if suffixes[name] in SUFFIXES]
     if not found:
         most = Counter(suffixes.values()).most_common(3)
