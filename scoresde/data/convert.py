@@ -102,9 +102,7 @@ def examples_of(
         return np.ascontiguousarray(x, np.float32)
 
 
-def fitted(
-    train: Split, levels: int | None, standardise: bool
-) -> tuple[Scaling, tuple[str, ...]]:
+def fitted(train: Split, levels: int | None, standardise: bool) -> tuple[Scaling, tuple[str, ...]]:
     """The scaling of a data set with these training examples, and what it says in words."""
     if levels is not None:
         return Scaling(levels), ()

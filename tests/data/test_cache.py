@@ -372,8 +372,7 @@ def test_shards_are_cached_as_they_are_read(shards, tmp_path):
         assert torch.equal(found.test.label, plain.test.label)
         assert found.train.mapped
         assert found.notes == (
-            f"cache {tmp_path / 'cache'}: 13 + 7 examples, "
-            f"{20 * (36 + 8) / 1e6:.3g} MB, mapped",
+            f"cache {tmp_path / 'cache'}: 13 + 7 examples, {20 * (36 + 8) / 1e6:.3g} MB, mapped",
         )
     other = arrays(shards, holdout=3, cache=tmp_path / "cache")
     same(other, arrays(shards, holdout=3))

@@ -163,7 +163,10 @@ def test_without_labels_dataset_json_leaves_no_classes(laid):
         (b"{", "dataset.json has no list of labels"),
         (b"[]", "dataset.json has no list of labels"),
         (b'{"labels": 3}', "dataset.json has no list of labels"),
-        (b'{"labels": [["00000/img00000000.png", 1]]}', r"no label for 00000/img00000001\.png \(11"),
+        (
+            b'{"labels": [["00000/img00000000.png", 1]]}',
+            r"no label for 00000/img00000001\.png \(11",
+        ),
         (
             json.dumps({"labels": [[f"{k // 4:05d}/img{k:08d}.png", [k, 3]] for k in range(12)]}),
             "dataset.json: labels have shape",

@@ -187,7 +187,7 @@ def test_a_relative_path_says_what_it_is_relative_to(tmp_path, monkeypatch):
         dataset_of("set.npz")
 
 
-# --- examples of a data set that is known ---------------------------------------------------------
+# --- examples of a data set that is known --------------------------------------------------------
 
 
 def test_all_examples_in_memory_are_kept_in_their_order():
