@@ -33,8 +33,8 @@ Progress = Callable[[int, str], AbstractContextManager[Callable[[int], object]]]
 """Called with a total and a label, it gives ``advance(n)``, which counts n more as done."""
 
 Decode = Callable[[list[str]], Iterator[tuple[bool, Split]]]
-"""Pieces of a data set, each with whether it is of the test split; what is left out is appended
-to the list."""
+"""Yields pieces of a data set, each with True if it is for testing; appends the names of files
+that are left out to the list."""
 
 
 @contextmanager
@@ -45,7 +45,7 @@ def silent(total: int, what: str) -> Iterator[Callable[[int], object]]:
 
 @dataclass(frozen=True)
 class Source:
-    """What a cache is of: the options of decoding, and (name, size, mark) of every file.
+    """The source of a cache: the options of decoding, and (name, size, mark) of every file.
 
     The mark is a CRC or a time of change: a file with the same three is taken for the same.
     """

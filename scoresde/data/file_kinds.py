@@ -1,4 +1,4 @@
-"""What a file is, in words, for messages about a file that is something else than asked for."""
+"""The kind of a file in words, for messages about a file of the wrong kind."""
 
 from __future__ import annotations
 

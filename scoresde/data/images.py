@@ -181,14 +181,14 @@ def _require_shades(image: ImageFile.ImageFile) -> None:
 
 
 def _raw_mode(arguments: object) -> str:
-    """What the file holds: the arguments of Pillow's decoder, or the first of them."""
+    """The mode in the file: the first word among the arguments of Pillow's decoder."""
     first = arguments[:1] if isinstance(arguments, tuple) else (arguments,)
     return next((word for word in first if isinstance(word, str)), "")
 
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """Without what C code writes to standard error, as libtiff does about every odd tag."""
+    """Hide what C code writes to standard error; libtiff writes there about every odd tag."""
     sys.stderr.flush()
     with open(os.devnull, "wb") as nowhere:
         kept = os.dup(2)
@@ -210,7 +210,7 @@ class Entry:
 
 
 Picture = tuple[Entry, np.ndarray]
-"""With its shades, uint8 (C, H, W)."""
+"""An entry and its shades, uint8 (C, H, W)."""
 
 
 def _entries(layout: PictureLayout, holdout: float, seed: int) -> list[Entry]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from scoresde.data.arrays import arrays, holds_arrays
-from scoresde.data.convert import Layout, examples_of, fitted, levels_of
+from scoresde.data.convert import Layout, examples_of, fitted, known_levels
 from scoresde.data.dataset import DataError, Dataset, Split, held_rows, reading, require_there
 from scoresde.data.idx import idx_folder
 from scoresde.data.images import cifar_subset, image_folder
@@ -74,7 +74,7 @@ def dataset_of(
     elif classes is not None:
         raise DataError("classes name the labels, and there are none; give label")
     train, test = split.take(rest), split.take(held)
-    known = levels if array.dtype.kind == "f" else levels or levels_of(array)
+    known = levels if array.dtype.kind == "f" else levels or known_levels(array)
     scaling, more = fitted(train, known, standardise)
     return Dataset(name, train, test, scaling, names, (*notes, *more))
 
@@ -144,7 +144,7 @@ def _at(
     seed: int,
     standardise: bool,
 ) -> Dataset:
-    """The data set at a path, read by the loader for what lies there."""
+    """The data set at a path, read by the loader that fits the files there."""
     path = path.expanduser()
     with reading(path):
         require_there(path)
