@@ -91,7 +91,7 @@ def test_without_attention_and_levels_it_is_local():
         ({"blocks": 0}, "blocks"),
         ({"multipliers": ()}, "multiplier"),
         ({"multipliers": (1, 0)}, "multiplier"),
-        ({"attention": (3,)}, "attention at level 3"),
+        ({"attention": (3,)}, "attention=3 is no resolution"),
         ({"heads": 5}, "heads=5"),
         ({"embedding": 7}, "even"),
     ],
