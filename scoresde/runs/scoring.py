@@ -25,7 +25,7 @@ from scoresde.data import Scaling, Split
 from scoresde.likelihood import Estimator, bits_per_dim, importance_weighted
 from scoresde.parameterization import ScoreModel
 from scoresde.samplers import per_sample_noise
-from scoresde.training.batches import stream
+from scoresde.training.batches import derived_seed
 
 COLUMNS = ("nats", "nfe", "bound", "again", "coarse")
 """The value in nats and its calls, the bound beside it, the value by other draws and by a coarser
@@ -131,7 +131,7 @@ def _scored(job: Job, estimator: Estimator, rows: Tensor, purpose: str) -> tuple
     label = part.label.to(device) if job.conditional and part.label is not None else None
     denoiser, values, calls = job.model.denoiser(label=label), [], 0
     for draw in range(job.draws):
-        seeds = [stream(job.seed, int(row), f"{purpose} {draw}") for row in rows]
+        seeds = [derived_seed(job.seed, int(row), f"{purpose} {draw}") for row in rows]
         found = estimator(denoiser, part.x.to(device), job.scaling, per_sample_noise(seeds))
         values.append(found.log_prob)
         calls += found.nfe

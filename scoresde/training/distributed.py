@@ -24,7 +24,9 @@ class Rank:
         random numbers of a microbatch do not depend on where it is computed.
         """
         rows = torch.arange(batch).chunk(self.size * accumulate)
-        return [(k, rows[k]) for k in range(self.index * accumulate, (self.index + 1) * accumulate)]
+        return [
+            (k, rows[k]) for k in range(self.index * accumulate, (self.index + 1) * accumulate)
+        ]
 
     def add(self, tensors: Sequence[Tensor]) -> None:
         """Replace tensors of one type by their sums over all processes, in one message.

@@ -58,7 +58,8 @@ def fit(
 ) -> Iterator[Metrics]:
     """Train ``state`` in place up to ``plan.steps`` updates, yielding after each one.
 
-    A tensor is real numbers (N, ...), as they are. Logging, validation, checkpoints and stopping are the caller's: it is an ordinary generator.
+    A tensor is real numbers (N, ...), as they are. Logging, validation, checkpoints and stopping
+    are the caller's: it is an ordinary generator.
     Raises TrainingError at the first loss or gradient that is not finite, before its update.
     """
     model = state.model
@@ -159,13 +160,13 @@ def _is_finite(state: TrainState, plan: Plan, loss: Tensor, norm: Tensor, rate: 
     """Whether the update is to be made; raises TrainingError where there is no going on."""
     # The one wait for the device a step: stopping before a bad update needs its answer.
     finite = bool(torch.isfinite(loss + norm))
-    remedy = "lower train.lr, clip gradients, or look at the data"
+    remedy = f"lower lr={plan.lr:g}, clip gradients, or look at the data"
     if plan.precision == "fp16":
         state.scale = state.scale.after(finite)
         if not finite and bool(torch.isfinite(loss)) and state.scale.in_a_row < MOST_SKIPPED:
             return False
         overflows = f"{state.scale.in_a_row} overflows in a row"
-        remedy = f"{overflows}; take train.precision bf16, or {remedy}"
+        remedy = f"{overflows}; take precision=bf16, or {remedy}"
     if not finite:
         raise TrainingError(
             f"step {state.step + 1}: loss {float(loss):g}, gradient norm {float(norm):g}, "

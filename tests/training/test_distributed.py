@@ -14,7 +14,9 @@ from scoresde.training.loop import _backward, update
 
 @pytest.mark.parametrize(("size", "accumulate"), [(1, 1), (2, 1), (1, 4), (4, 2), (16, 1)])
 def test_every_row_is_in_one_part_of_one_process(size, accumulate):
-    parts = [part for rank in range(size) for part in Rank(rank, size).parts(16, accumulate)]
+    parts = [
+        part for rank in range(size) for part in Rank(rank, size).microbatches(16, accumulate)
+    ]
     assert [number for number, _ in parts] == list(range(size * accumulate))
     assert torch.cat([rows for _, rows in parts]).tolist() == list(range(16))
     assert {len(rows) for _, rows in parts} == {16 // (size * accumulate)}

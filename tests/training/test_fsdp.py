@@ -19,15 +19,14 @@ from torch import distributed, nn
 from scoresde import VP, ScoreModel, parameterization
 from scoresde.data import Scaling, Split
 from scoresde.nn import UNet
-from scoresde.training import Plan, ema, fit, fsdp, held_out_loss, start, warmup
+from scoresde.training import Plan, TrainState, averages, fit, fsdp, held_out_loss
 from scoresde.training.distributed import Rank
-from scoresde.training.times import LogSNR, stratified
+from scoresde.training.times import LogSNR
 from tests.cli.test_processes import ended, free_port
 
 PLAN = Plan(
-    steps=4, batch=8, seed=3, times=LogSNR(), draw=stratified, weight=None,
-    learning_rate=warmup(1e-2, 0), clip=0.1,
-)  # fmt: skip
+    steps=4, batch=8, optimizer=torch.optim.AdamW, lr=1e-2, clip=0.1, times=LogSNR(), seed=3
+)
 SPLIT = Split(torch.randint(0, 17, (20, 5), generator=torch.Generator().manual_seed(1)).float())
 
 
@@ -64,7 +63,7 @@ def state_of(share: Rank, *, split: bool, least: int = 1):
     """A state after no step, its weights whole or split."""
     torch.manual_seed(0)
     model = ScoreModel(Net(), VP(), parameterization.v)
-    state = start(model, adam(model), (0.1,), (0.9,))
+    state = TrainState.of(model, replace(PLAN, posthoc=(0.1,), ema=(0.999, 0.9)))
     if split:
         for each in state.models:
             fsdp.split(each.net, share, torch.device("cpu"), least)
@@ -78,7 +77,7 @@ def adam(model: nn.Module) -> torch.optim.Optimizer:
 
 def trained(state, share: Rank, **changes):
     """Losses and norms of the updates of a state."""
-    plan = replace(PLAN, share=share, **changes)
+    plan = replace(PLAN, rank=share, **changes)
     return [torch.stack([m.loss, m.grad_norm]) for m in fit(state, plan, SPLIT, Scaling(None))]
 
 
@@ -145,10 +144,10 @@ def averages_of_parts(share: Rank) -> None:
         for p in other.parameters():
             p.add_(1.0)
     whole = copy.deepcopy(one)
-    ema.update(whole, other, 0.7)
+    averages.update(whole, other, 0.7)
     for net in (one, other):
         fsdp.split(net, share, torch.device("cpu"), 1)
-    ema.update(one, other, 0.7)
+    averages.update(one, other, 0.7)
     for name, value in fsdp.gathered(one.state_dict()).items():
         torch.testing.assert_close(value, whole.state_dict()[name])
 
@@ -161,13 +160,13 @@ def a_unet_of_many_blocks(share: Rank) -> None:
         torch.manual_seed(0)
         net = UNet(1, width=8, multipliers=(1, 2), blocks=1, attention=(1,), recompute=True)
         model = ScoreModel(net, VP(), parameterization.v)
-        state = start(model, adam(model))
+        state = TrainState.of(model, PLAN)
         if split:
             for each in state.models:
                 fsdp.split(each.net, share, torch.device("cpu"), 1000)
             assert sum(hasattr(m, "unshard") for m in net.modules()) > 4
             state.optimizer = adam(model)
-        plan = replace(PLAN, share=share)
+        plan = replace(PLAN, rank=share)
         found.append([m.grad_norm for m in fit(state, plan, Split(x.byte()), Scaling(17))])
         loss = held_out_loss(state.ema, Split(x.byte()), Scaling(17), draws=1)
         found[-1].append(torch.tensor(loss))
