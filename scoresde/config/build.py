@@ -13,7 +13,7 @@ from scoresde.arguments import EMPTY, arguments
 from scoresde.config.schema import Config, ConfigError
 from scoresde.config.sections import Section, build
 from scoresde.data import Dataset, Scaling
-from scoresde.data.cache import Watch, unwatched
+from scoresde.data.cache import Progress, silent
 from scoresde.nn import LevelMean
 from scoresde.parameterization import ScoreModel
 from scoresde.registry import (
@@ -53,15 +53,15 @@ def build_sde(section: Section) -> SDE:
     return sde
 
 
-def build_dataset(section: Section, watch: Watch = unwatched) -> Dataset:
-    """The data of ``config.data``, read or drawn; ``watch`` is called as files are read.
+def build_dataset(section: Section, progress: Progress = silent) -> Dataset:
+    """The data of ``config.data``, read or drawn; ``progress`` shows how far files are read.
 
     Raises ValueError when the path is missing from the configuration, DataError for bad data.
     """
     known = arguments(section.makers[0])
     if section.values.get("path", "") is None and known["path"].default is EMPTY:
         raise ConfigError(f"data.path is not given for data.kind={section.kind}")
-    dataset: Dataset = build(section, **({"watch": watch} if "watch" in known else {}))
+    dataset: Dataset = build(section, **({"progress": progress} if "progress" in known else {}))
     return dataset
 
 

@@ -228,7 +228,7 @@ DATASETS: Table[Callable[..., Dataset]] = Table(
         "swiss_roll": data.swiss_roll,
         "gaussians25": data.gaussians25,
     },
-    supplied=("watch",),
+    supplied=("progress",),
 )
 WEIGHTINGS: Table[Callable[..., losses.Weight | None]] = Table(
     {
