@@ -125,7 +125,8 @@ def _value(name: str, values: list[str], flag: Flag, positive: bool) -> tuple[An
             raise UsageError(f"{name}: takes {takes}, got {' '.join(values)}")
         return values[0] if says else positive, rest
     if not values or (len(values) > 1 and flag.configures):
-        raise UsageError(f"{name}: takes one value, got {' '.join(values) or 'none'}")
+        got = " ".join(values) or f"none; one that begins with a dash is written {name}=-x"
+        raise UsageError(f"{name}: takes one value, got {got}")
     return values[0], values[1:]
 
 

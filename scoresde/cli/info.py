@@ -1,4 +1,4 @@
-"""``scoresde info``: every name that can be chosen, with a line about it; or the contents of a run."""
+"""``scoresde info``: every name that can be chosen, with a line about it, or a run's contents."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def run(options: InfoOptions, overrides: Mapping[str, Any]) -> int:
 
 
 def _line(table: Mapping[str, Callable[..., Any]], name: str) -> str:
-    """The first sentence about a name, and what a step declares, such as "(order 2, 2 calls a step)"."""
+    """The first sentence about a name, and of a step its order and calls."""
     line = registry.summary(table[name])
     if table is not registry.SAMPLERS or name not in registry.STEPS:
         return line

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,10 @@ from scoresde.training.snapshots import AVERAGES, WITHIN, reachable, snapshots
 
 
 def stored(path: Path) -> dict[str, Any]:
-    """Model, data, losses and averages, as JSON has them. Raises CheckpointError as ``load_run``."""
+    """Model, data, losses and averages, as JSON has them.
+
+    Raises CheckpointError as ``load_run`` does.
+    """
     path = path.expanduser()
     if path.suffix == ".safetensors" and not path.is_dir():
         weights = load_weights(path)
@@ -39,8 +43,11 @@ def stored(path: Path) -> dict[str, Any]:
 def page(found: Mapping[str, Any]) -> str:
     """The same in lines of "what: value", with the options that choose among the averages."""
     rows = list(_rows(found))
-    width = max(len(name) for name, _ in rows)
-    lines = [f"{name:<{width}}  {text}" for name, text in rows]
+    width = max(len(name) for name, _ in rows) + 2
+    lines = [
+        textwrap.fill(text, 80, initial_indent=f"{name:<{width}}", subsequent_indent=" " * width)
+        for name, text in rows
+    ]
     return "\n".join([*found.get("notes", ()), found["source"], *lines])
 
 
@@ -86,7 +93,8 @@ def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if found.get("loss") is not None:
         yield "training loss", f"{found['loss']:.4g} (mean over the last steps logged)"
     if found.get("held_out") is not None:
-        yield "held-out loss", f"{found['held_out']['loss']:.4g} at step {found['held_out']['step']}"
+        best = found["held_out"]
+        yield "held-out loss", f"{best['loss']:.4g}, the least, at step {best['step']}"
     if found["decays"] is None:
         yield "weights", "one average of the weights"
         return
