@@ -159,7 +159,9 @@ class TestFlags:
 
     def test_a_value_may_begin_with_a_dash_after_an_equals_sign(self):
         sections = COMMANDS["train"].sections
-        options, overrides = parse(TrainOptions, ["--out=-x", "--train.times.mean=-1"], "", sections)
+        options, overrides = parse(
+            TrainOptions, ["--out=-x", "--train.times.mean=-1"], "", sections
+        )
         assert options.out == Path("-x")
         assert overrides == {"train.times.mean": "-1"}
         assert parse(TrainOptions, ["--train.times.mean", "-1"], "", sections)[1] == overrides
@@ -174,7 +176,7 @@ class TestFlags:
         ("argv", "words"),
         [
             (["--num", "few"], "--num: must be a whole number, got 'few'"),
-            (["--num", "0"], "--num: must be greater than or equal to 1, got 0"),
+            (["--num", "0"], "--num: must be greater than or equal to 1, got .0."),
         ],
     )
     def test_an_option_is_checked_as_a_key_is(self, argv, words):
