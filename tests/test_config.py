@@ -244,7 +244,7 @@ class TestSamplers:
             ("{kind: restart, low: 1}", "low=1, high=0.3"),
             (
                 "{kind: deis, prediction: x0}",
-                "sampler.kind=deis; it belongs to dpm_solver",
+                "sampler.kind that has it: dpm_solver",
             ),
             (
                 "{kind: unipc, prediction: noise}",
