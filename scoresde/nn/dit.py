@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scoresde.arguments import Count, Even, Fraction, Range
 from scoresde.nn.blocks import Layer, attend, zeroed
 from scoresde.nn.embeddings import Conditioning
 from scoresde.nn.recompute import run
@@ -97,21 +98,33 @@ class DiT(nn.Module):
     the start. ``DIT_SIZES`` are the published sizes.
     Raises ValueError for sizes that do not fit. Scalable Diffusion Models with Transformers, arXiv
     2212.09748.
+
+    Args:
+        width: channels of a token; with depth and heads the paper's S is 384, 12, 6, B 768, 12,
+            12, L 1024, 24, 16, XL 1152, 28, 16.
+        depth: blocks.
+        heads: heads of the attention.
+        patch: side of the square that becomes a token.
+        embedding: features of the noise level.
+        fourier: embed the noise level by random frequencies instead of geometric ones.
+        dropout: probability of dropout within each block.
+        recompute: compute the blocks again in the backward pass instead of keeping their
+            activations: less memory, about a third more time.
     """
 
     def __init__(
         self,
         channels: int,
         *,
-        width: int = 384,
-        depth: int = 12,
-        heads: int = 6,
-        patch: int = 2,
-        embedding: int = 256,
+        width: Annotated[int, Range(ge=4, multiple_of=4)] = 384,
+        depth: Count = 12,
+        heads: Count = 6,
+        patch: Count = 2,
+        embedding: Even = 256,
         fourier: bool = False,
         classes: int | None = None,
         augments: int | None = None,
-        dropout: float = 0.0,
+        dropout: Fraction = 0.0,
         outputs: int | None = None,
         recompute: bool = False,
     ) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import pairwise
 from types import MappingProxyType
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scoresde.arguments import Count, Even, Fraction, Natural, Range
 from scoresde.nn.magnitude import (
     RESIDUAL,
     MPAttention,
@@ -102,22 +104,35 @@ class EDM2(nn.Module):
     recompute: keep only what goes into a block, and run it again in the backward pass. The output
     is zero at the start. ``EDM2_WIDTHS`` are the published sizes.
     Raises ValueError for sizes that do not fit. Config G of arXiv 2312.02696, appendix B.
+
+    Args:
+        width: channels at full resolution; the paper's XS to XXL are 128, 192, 256, 320, 384 and
+            448.
+        multipliers: channels of every resolution, in units of width.
+        blocks: residual blocks at every resolution.
+        attention: resolutions with self-attention, 0 for the full one.
+        head_channels: channels of each head of the attention.
+        embedding: features of the noise level; null: as many as the width.
+        fourier: embed the noise level by random frequencies instead of geometric ones.
+        dropout: probability of dropout within each block.
+        recompute: compute the blocks again in the backward pass instead of keeping their
+            activations: less memory, about a third more time.
     """
 
     def __init__(
         self,
         channels: int,
         *,
-        width: int = 128,
-        multipliers: Sequence[int] = (1, 2, 3, 4),
-        blocks: int = 3,
-        attention: Sequence[int] = (2, 3),
-        head_channels: int = 64,
-        embedding: int | None = None,
+        width: Count = 128,
+        multipliers: Annotated[tuple[Count, ...], Range(length=1)] = (1, 2, 3, 4),
+        blocks: Count = 3,
+        attention: tuple[Natural, ...] = (2, 3),
+        head_channels: Count = 64,
+        embedding: Even | None = None,
         fourier: bool = True,
         classes: int | None = None,
         augments: int | None = None,
-        dropout: float = 0.0,
+        dropout: Fraction = 0.0,
         outputs: int | None = None,
         recompute: bool = False,
     ) -> None:

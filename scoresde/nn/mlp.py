@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scoresde.arguments import Count, Even, Fraction
 from scoresde.nn.blocks import ResidualVector, zeroed
 from scoresde.nn.embeddings import Conditioning
 
@@ -15,18 +16,25 @@ class MLP(nn.Module):
     width: hidden units; depth: residual blocks; embedding: noise features (even); fourier: random
     instead of geometric frequencies; classes: number of labels or None; dropout: in each block.
     The output is zero at the start. Raises ValueError for sizes that do not fit.
+
+    Args:
+        width: hidden units.
+        depth: residual blocks.
+        embedding: features of the noise level.
+        fourier: embed the noise level by random frequencies instead of geometric ones.
+        dropout: probability of dropout within each block.
     """
 
     def __init__(
         self,
         dim: int,
         *,
-        width: int = 256,
-        depth: int = 4,
-        embedding: int = 64,
+        width: Count = 256,
+        depth: Count = 4,
+        embedding: Even = 64,
         fourier: bool = False,
         classes: int | None = None,
-        dropout: float = 0.0,
+        dropout: Fraction = 0.0,
     ) -> None:
         super().__init__()
         if min(dim, width, depth) < 1:

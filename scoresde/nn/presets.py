@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Annotated
 
+from scoresde.arguments import Count, Even, Fraction, Natural, Positive, Range
 from scoresde.nn.concat import ConcatUNet
 from scoresde.nn.embeddings import Conditioning, LateConditioning
 from scoresde.nn.resample import Resampling, fir
@@ -13,16 +14,16 @@ from scoresde.nn.residual import Modulated, Style, half_power, xavier
 def ddpmpp(
     channels: int,
     *,
-    width: int = 128,
-    multipliers: Sequence[int] = (1, 2, 2, 2),
-    blocks: int = 4,
-    attention: Sequence[int] = (1,),
-    head_channels: int | None = None,
-    embedding: int | None = None,
+    width: Count = 128,
+    multipliers: Annotated[tuple[Count, ...], Range(length=1)] = (1, 2, 2, 2),
+    blocks: Count = 4,
+    attention: tuple[Natural, ...] = (1,),
+    head_channels: Count | None = None,
+    embedding: Even | None = None,
     fourier: bool = False,
     classes: int | None = None,
     augments: int | None = None,
-    dropout: float = 0.1,
+    dropout: Fraction = 0.1,
     outputs: int | None = None,
     recompute: bool = False,
 ) -> ConcatUNet:
@@ -32,6 +33,18 @@ def ddpmpp(
     head_channels: of each head of the attention, None for one head; the rest as in ``ConcatUNet``
     and ``Conditioning``. Raises ValueError for sizes that do not fit. Score-Based Generative
     Modeling through SDEs, arXiv 2011.13456, appendix H; EDM, arXiv 2206.00364, table 7.
+
+    Args:
+        width: channels at full resolution.
+        multipliers: channels of every resolution, in units of width.
+        blocks: residual blocks at every resolution.
+        attention: resolutions with self-attention, 0 for the full one.
+        head_channels: channels of each head of the attention; null: one head.
+        embedding: features of the noise level; null: as many as the width.
+        fourier: embed the noise level by random frequencies instead of geometric ones.
+        dropout: probability of dropout within each block.
+        recompute: compute the blocks again in the backward pass instead of keeping their
+            activations: less memory, about a third more time.
     """
     features = width + width % 2 if embedding is None else embedding
     return ConcatUNet(
@@ -51,18 +64,18 @@ def ddpmpp(
 def ncsnpp(
     channels: int,
     *,
-    width: int = 128,
-    multipliers: Sequence[int] = (1, 2, 2, 2),
-    blocks: int = 4,
-    attention: Sequence[int] = (1,),
-    head_channels: int | None = None,
-    embedding: int | None = None,
+    width: Count = 128,
+    multipliers: Annotated[tuple[Count, ...], Range(length=1)] = (1, 2, 2, 2),
+    blocks: Count = 4,
+    attention: tuple[Natural, ...] = (1,),
+    head_channels: Count | None = None,
+    embedding: Even | None = None,
     fourier: bool = True,
     classes: int | None = None,
     augments: int | None = None,
-    dropout: float = 0.1,
+    dropout: Fraction = 0.1,
     outputs: int | None = None,
-    taps: Sequence[float] = (1, 3, 3, 1),
+    taps: Annotated[tuple[Positive, ...], Range(length=2)] = (1, 3, 3, 1),
     recompute: bool = False,
 ) -> ConcatUNet:
     """NCSN++: DDPM++ with smooth resampling, random frequencies and the picture at every level.
@@ -70,6 +83,19 @@ def ncsnpp(
     taps: of the filter; embedding: noise features, ``2 * width`` if None; the rest as in
     ``ddpmpp``. Raises ValueError for sizes that do not fit. Score-Based Generative Modeling
     through SDEs, arXiv 2011.13456, appendix H; EDM, arXiv 2206.00364, table 7.
+
+    Args:
+        width: channels at full resolution.
+        multipliers: channels of every resolution, in units of width.
+        blocks: residual blocks at every resolution.
+        attention: resolutions with self-attention, 0 for the full one.
+        head_channels: channels of each head of the attention; null: one head.
+        embedding: features of the noise level; null: twice as many as the width.
+        fourier: embed the noise level by random frequencies instead of geometric ones.
+        dropout: probability of dropout within each block.
+        taps: weights of the filter that halves and doubles pictures: symmetric, of even number.
+        recompute: compute the blocks again in the backward pass instead of keeping their
+            activations: less memory, about a third more time.
     """
     features = 2 * width if embedding is None else embedding
     return ConcatUNet(
@@ -90,16 +116,16 @@ def ncsnpp(
 def adm(
     channels: int,
     *,
-    width: int = 192,
-    multipliers: Sequence[int] = (1, 2, 3, 4),
-    blocks: int = 3,
-    attention: Sequence[int] = (1, 2, 3),
-    head_channels: int | None = 64,
-    embedding: int | None = None,
+    width: Count = 192,
+    multipliers: Annotated[tuple[Count, ...], Range(length=1)] = (1, 2, 3, 4),
+    blocks: Count = 3,
+    attention: tuple[Natural, ...] = (1, 2, 3),
+    head_channels: Count | None = 64,
+    embedding: Even | None = None,
     fourier: bool = False,
     classes: int | None = None,
     augments: int | None = None,
-    dropout: float = 0.1,
+    dropout: Fraction = 0.1,
     outputs: int | None = None,
     recompute: bool = False,
 ) -> ConcatUNet:
@@ -108,6 +134,18 @@ def adm(
     Its defaults are those of ImageNet at 64 x 64 pixels. embedding: noise features, ``width`` if
     None; the rest as in ``ddpmpp``. Raises ValueError for sizes that do not fit.
     Diffusion Models Beat GANs on Image Synthesis, arXiv 2105.05233, section 3.1 and table 11.
+
+    Args:
+        width: channels at full resolution.
+        multipliers: channels of every resolution, in units of width.
+        blocks: residual blocks at every resolution.
+        attention: resolutions with self-attention, 0 for the full one.
+        head_channels: channels of each head of the attention; null: one head.
+        embedding: features of the noise level; null: as many as the width.
+        fourier: embed the noise level by random frequencies instead of geometric ones.
+        dropout: probability of dropout within each block.
+        recompute: compute the blocks again in the backward pass instead of keeping their
+            activations: less memory, about a third more time.
     """
     features = width + width % 2 if embedding is None else embedding
     style = Style(

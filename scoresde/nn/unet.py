@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Annotated
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scoresde.arguments import Count, Even, Fraction, Natural, Range
 from scoresde.nn.blocks import ResidualImage, SelfAttention, zeroed
 from scoresde.nn.embeddings import Conditioning
 from scoresde.nn.normalise import GroupNorm
@@ -65,22 +67,34 @@ class UNet(nn.Module):
     each block; outputs: output channels (``channels``); recompute: that of every stage. The output
     is zero at the start.
     Raises ValueError for sizes that do not fit. DDPM, arXiv 2006.11239, appendix B.
+
+    Args:
+        width: channels at full resolution.
+        multipliers: channels of every resolution, in units of width.
+        blocks: residual blocks at every resolution.
+        attention: resolutions with self-attention, 0 for the full one.
+        heads: heads of the attention.
+        embedding: features of the noise level.
+        fourier: embed the noise level by random frequencies instead of geometric ones.
+        dropout: probability of dropout within each block.
+        recompute: compute the blocks again in the backward pass instead of keeping their
+            activations: less memory, about a third more time.
     """
 
     def __init__(
         self,
         channels: int,
         *,
-        width: int = 64,
-        multipliers: Sequence[int] = (1, 2),
-        blocks: int = 2,
-        attention: Sequence[int] = (1,),
-        heads: int = 4,
-        embedding: int = 64,
+        width: Count = 64,
+        multipliers: Annotated[tuple[Count, ...], Range(length=1)] = (1, 2),
+        blocks: Count = 2,
+        attention: tuple[Natural, ...] = (1,),
+        heads: Count = 4,
+        embedding: Even = 64,
         fourier: bool = False,
         classes: int | None = None,
         augments: int | None = None,
-        dropout: float = 0.1,
+        dropout: Fraction = 0.1,
         outputs: int | None = None,
         recompute: bool = False,
     ) -> None:
