@@ -138,7 +138,7 @@ class Odd(TorchDataset):
         (REAL, LABEL[:7], r"label: 40 examples but labels of shape \(7,\)"),
         (REAL, REAL[:, 0], "label: labels are float32 such as"),
     ],
-    ids=str,
+    ids=range(18),
 )
 def test_what_cannot_be_read_is_said_about_the_right_argument(source, label, words):
     with pytest.raises(DataError, match=words) as error:
