@@ -222,6 +222,7 @@ def _entry(name: str, argument: Argument, value: Any, *, required: bool = False)
 
 def _columns(left: str, text: str) -> Iterator[str]:
     left = f"  {_dashes(left)}"
+    text = re.sub(r"\bNone\b", "null", text)
     lines = textwrap.wrap(text, WIDTH - COLUMN, break_on_hyphens=False)
     if len(left) > COLUMN - 2:
         yield left

@@ -100,14 +100,18 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _flagged(text: str, name: str) -> str:
-    """The message with the argument that it begins with written as the flag that sets it."""
-    found = re.match(r"([a-z][a-z0-9_]*(?:\.[a-z0-9_]+)*)(?=:| is | and )", text)
-    if found is None or name not in COMMANDS:
+    """A message of the library with arguments as flags: the one it begins with, and ``x=True``."""
+    if name not in COMMANDS:
         return text
     flags, options = import_module("scoresde.cli.flags"), import_module("scoresde.cli.options")
     command = COMMANDS[name]
-    flag = flags.spelling(getattr(options, command.options), command.sections, found[0])
-    return text if flag is None else f"{flag}{text[found.end() :]}"
+
+    def flag(found: re.Match[str]) -> str:
+        spelt = flags.spelling(getattr(options, command.options), command.sections, found[1])
+        return found[0] if spelt is None else str(spelt)
+
+    text = re.sub(r"^([a-z]\w*(?:\.\w+)*)(?=:| is | and )", flag, text)
+    return re.sub(r"\b(?<!\.)([a-z]\w*)=True\b", flag, text)
 
 
 def _usage() -> str:
