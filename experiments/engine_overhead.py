@@ -29,11 +29,10 @@ from torch import nn
 
 from scoresde.cli.report import Window
 from scoresde.cli.train import parameters
-from scoresde.config import load_config
+from scoresde.config import build_model, build_plan, load_config
 from scoresde.data import Dataset, Scaling, Split
-from scoresde.registry import build_model, build_optimizer, build_plan
 from scoresde.runs.cost import flops
-from scoresde.training import ema, fsdp, start
+from scoresde.training import TrainState, averages, fsdp
 from scoresde.training.batches import draw_batch
 from scoresde.training.loop import update
 from scoresde.training.loss_by_noise import LossByNoise
@@ -70,7 +69,7 @@ def measure(repeats: int) -> dict[str, Any]:
     dataset = pictures()
     plan, split = build_plan(config, dataset), dataset.train
     model = build_model(config, dataset)
-    state = start(model, build_optimizer(config.train, model.parameters()))
+    state = TrainState.of(model, plan)
     window = Window(0.0, LossByNoise(model.sde))
     batch = draw_batch(plan, split, dataset.scaling, model.sde, 0)
 
@@ -98,7 +97,7 @@ def measure(repeats: int) -> dict[str, Any]:
     parts: dict[str, Callable[[], object]] = {
         "batch": lambda: draw_batch(plan, split, dataset.scaling, model.sde, next(step)),
         "clipping": clipped,
-        "average": lambda: ema.update(state.ema, model, 0.9999),
+        "average": lambda: averages.update(state.ema, model, 0.9999),
         "records": lambda: window.add(metrics, 1.0),
     }
     by_part = {name: statistics.median(t) for name, t in alternating(parts, repeats).items()}

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from scoresde.cli.likelihood import score_split
 from scoresde.cli.sample import draw
-from scoresde.config import Config
-from scoresde.config.schema import Likelihood
+from scoresde.config import Config, build_model, build_plan, build_sampler
+from scoresde.config.settings import Likelihood
 from scoresde.data import Dataset, Split
 from scoresde.evaluation import (
     Classifier,
@@ -27,13 +27,7 @@ from scoresde.evaluation import (
     share,
 )
 from scoresde.parameterization import ScoreModel
-from scoresde.registry import (
-    build_model,
-    build_optimizer,
-    build_plan,
-    build_sampler,
-)
-from scoresde.training import fit, start
+from scoresde.training import TrainState, fit
 
 HALVES = 20
 BATCH = 128
@@ -42,8 +36,9 @@ BATCH = 128
 def trained(config: Config, dataset: Dataset) -> ScoreModel:
     """The averaged weights after the steps of a configuration, without a run folder."""
     model = build_model(config, dataset)
-    state = start(model, build_optimizer(config.train, model.parameters()))
-    for _ in fit(state, build_plan(config, dataset), dataset.train, dataset.scaling):
+    plan = build_plan(config, dataset)
+    state = TrainState.of(model, plan)
+    for _ in fit(state, plan, dataset.train, dataset.scaling):
         pass
     return state.ema.eval().requires_grad_(False)
 

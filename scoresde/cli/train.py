@@ -14,9 +14,17 @@ from torch import nn
 from scoresde.cli.console import pick_device, progress
 from scoresde.cli.options import TrainOptions
 from scoresde.cli.report import Report
-from scoresde.config import Config, config_from, load_config, override, to_plain, to_yaml
-from scoresde.config.schema import Train
-from scoresde.registry import build_dataset, build_model
+from scoresde.config import (
+    Config,
+    build_dataset,
+    build_model,
+    build_plan,
+    config_from,
+    load_config,
+    override,
+    to_plain,
+    to_yaml,
+)
 from scoresde.runs import folder as folders
 from scoresde.runs.cost import flops, short
 from scoresde.runs.folder import RunFolder, environment
@@ -31,7 +39,8 @@ from scoresde.runs.processes import (
 )
 from scoresde.runs.train_loop import to_the_end
 from scoresde.runs.train_resume import flat, restore
-from scoresde.runs.train_setup import Run, plan_of, prepare
+from scoresde.runs.train_setup import Run, prepare
+from scoresde.training import Plan
 from scoresde.training import checkpoint as checkpoints
 from scoresde.training.distributed import Rank
 from scoresde.training.precision import is_slow
@@ -107,7 +116,7 @@ def _carry_out(run: Run, device: torch.device, notes: Sequence[str]) -> None:
     if run.leads:
         _write_start(run, device)
     told = [*notes, introduction(run, device), *run.dataset.notes]
-    told += cautions(run.config.train, device)
+    told += cautions(run.plan, device)
     step = run.state.step
     with Report(run.folder.log, run.plan.steps, step, quiet=not run.leads) as report:
         to_the_end(run, report, told)
@@ -133,7 +142,7 @@ def introduction(run: Run, device: torch.device) -> str:
     )
 
 
-def cautions(train: Train, device: torch.device) -> list[str]:
+def cautions(train: Plan, device: torch.device) -> list[str]:
     """What does not help as it was meant to, a line each."""
     if not is_slow(train.precision, device):
         return []
@@ -146,7 +155,7 @@ def cautions(train: Train, device: torch.device) -> list[str]:
 def summary(config: Config, rank: Rank) -> str:
     """What --dry-run prints: configuration, number of parameters, how the batch is split."""
     dataset = build_dataset(config.data, progress)
-    plan = plan_of(config, dataset, rank)
+    plan = build_plan(config, dataset, rank)
     model = build_model(config, dataset)
     cost = flops(model, tuple(dataset.shape), plan.classes)
     part = plan.batch // (plan.accumulate * rank.size)

@@ -8,25 +8,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from scoresde.registry import (
-    AUGMENTATIONS,
-    DRAWS,
-    OPTIMIZERS,
-    TIMES,
-    WEIGHTINGS,
-    Described,
-    build_dataset,
-    build_model,
-    classes_of,
-    construct,
-    constructor,
-)
 from scoresde.cli.console import progress
 from scoresde.runs.cost import flops
 from scoresde.runs.folder import RunFolder
 from scoresde.runs.scalars import require_tensorboard
-from scoresde.config import Config, to_plain
-from scoresde.config.base import Section
+from scoresde.config import (
+    Config,
+    build_dataset,
+    build_model,
+    build_plan,
+    build_reporting,
+    to_plain,
+)
 from scoresde.data import Dataset, Examples, Split, views
 from scoresde.data.digest import digest
 from scoresde.data.dataset import reading, spread
@@ -66,7 +59,7 @@ def prepare(
     if config.train.tensorboard:
         require_tensorboard()
     dataset = build_dataset(config.data, progress)
-    plan = plan_of(config, dataset, rank)
+    plan = build_plan(config, dataset, rank)
     split, held_out = _splits(config, dataset)
     model = build_model(config, dataset)
     if not config.train.shard:
@@ -75,36 +68,6 @@ def prepare(
     state = TrainState.of(model, plan, device)
     contents = digest(dataset.train)
     return Run(config, folder, dataset, split, held_out, plan, state, cost, contents)
-
-
-def plan_of(config: Config, described: Described, rank: Rank | None = None) -> Plan:
-    """The plan of a configuration for data of this description.
-
-    Raises ValueError where they, or the number of processes, do not fit.
-    """
-    rank = rank or Rank()
-    if config.train.shard and rank.size == 1:
-        raise ValueError(
-            "train.shard=true splits the weights between processes, and there is one; start "
-            "several with torchrun, or give --train.no-shard"
-        )
-    classes = classes_of(config, described)
-    values = _values(Plan, config.train) | ({} if classes else {"label_dropout": 0.0})
-    return Plan(**values, seed=config.seed, classes=classes, rank=rank)
-
-
-def reporting_of(config: Config) -> Reporting:
-    """What the run of a configuration records."""
-    return Reporting(**_values(Reporting, config.train))
-
-
-def _values(kind: type, section: Section) -> dict[str, Any]:
-    """The fields of a dataclass that a section has, its names turned into objects."""
-    found = {f.name: getattr(section, f.name) for f in fields(kind) if hasattr(section, f.name)}
-    tables = {"times": TIMES, "weighting": WEIGHTINGS, "augment": AUGMENTATIONS}
-    found |= {name: construct(t, found[name]) for name, t in tables.items() if name in found}
-    named = {"draw": DRAWS, "optimizer": OPTIMIZERS}
-    return found | {name: constructor(t, found[name]) for name, t in named.items() if name in found}
 
 
 def snapshot(run: Run) -> Checkpoint:
