@@ -35,8 +35,8 @@ OURS = {LOCK, *(f"{name}{end}" for name in (MANIFEST, *ARRAYS) for end in ("", "
 # Long enough for the header of any array, which is written when its length is known.
 HEADER = 256
 
-Watch = Callable[[int, str], AbstractContextManager[Callable[[int], object]]]
-"""Told how many of what there are, it gives a function to be told how many more are done."""
+Progress = Callable[[int, str], AbstractContextManager[Callable[[int], object]]]
+"""Called with a total and a label, it gives ``advance(n)``, which counts n more as done."""
 
 Decode = Callable[[list[str]], Iterator[tuple[bool, Split]]]
 """Pieces of a data set, each with whether it is of the test split; what is left out is appended
@@ -44,8 +44,8 @@ to the list."""
 
 
 @contextmanager
-def unwatched(total: int, what: str) -> Iterator[Callable[[int], object]]:
-    """Nobody is told."""
+def silent(total: int, what: str) -> Iterator[Callable[[int], object]]:
+    """A progress that shows nothing."""
     yield lambda n: None
 
 
@@ -63,7 +63,8 @@ class Source:
         """The options, and the number and a digest of the files."""
         listing = json.dumps(list(self.files)).encode()
         digest = hashlib.sha256(listing).hexdigest()
-        return {"options": dict(self.options), "files": len(self.files), "digest": digest}
+        options = json.loads(json.dumps(dict(self.options)))  # as a manifest gives them back
+        return {"options": options, "files": len(self.files), "digest": digest}
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.data.arrays import integer_labels, read_arrays
-from scoresde.data.dataset import MOST_CLASSES, DataError, Split, reading
+from scoresde.data.arrays import read_arrays
+from scoresde.data.dataset import DataError, Split, reading
 from scoresde.data.images import read_picture
+from scoresde.data.labels import MOST_CLASSES, label_values
 from scoresde.data.picture_sources import picture_files
 from scoresde.data.scaling import Scaling
 
@@ -109,7 +110,7 @@ def _of_arrays(file: Path, shape: tuple[int, ...]) -> Split:
         if file.suffix not in SUFFIXES:
             raise DataError(f"neither a folder nor one of {' '.join(SUFFIXES)}; check the path")
         found = read_arrays(file)
-        label = integer_labels(found["y"]) if "y" in found else None
+        label = torch.from_numpy(label_values(found["y"])) if "y" in found else None
         return Split(torch.from_numpy(_like(found["x"], shape)), label)
 
 

@@ -17,17 +17,18 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from scoresde.data.arrays import integer_labels, read_arrays
-from scoresde.data.cache import Parts, Source, Watch, gathered, stored, unwatched
+from scoresde.arguments import Count, Natural, Positive, check
+from scoresde.data.arrays import read_arrays
+from scoresde.data.cache import Parts, Progress, Source, gathered, silent, stored
 from scoresde.data.dataset import (
     DataError,
     Dataset,
     Split,
     held_rows,
-    listed_classes,
-    numbered_classes,
     reading,
 )
+from scoresde.data.idx import labelled_images
+from scoresde.data.labels import label_values
 from scoresde.data.picture_sources import Album, DamagedPicture, FolderAlbum, album, shown
 from scoresde.data.scaling import Scaling
 
@@ -48,27 +49,35 @@ FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
 
 def image_folder(
     path: Path | str,
-    size: int | None = None,
+    size: Count | None = None,
     channels: Literal[1, 3] | None = None,
-    holdout: int | float = 0.1,
-    seed: int = 0,
+    holdout: Positive = 0.1,
+    seed: Natural = 0,
     on_error: Literal["raise", "skip"] = "raise",
     cache: Path | str | None = None,
-    watch: Watch = unwatched,
+    progress: Progress = silent,
 ) -> Dataset:
-    """Pictures of 256 levels below a folder or in a zip; its sub-folders are the classes.
+    """Pictures of 256 levels below a folder or in a zip archive; its sub-folders are the classes.
 
-    Sub-folders are sorted by name. Folders `train/` and `test/` are the two splits if both are
-    there, else `holdout` (count or fraction) pictures are held out by a permutation fixed by
-    `seed`. Pictures right in the folder have no class. Files are sorted by path; hidden ones and
-    other suffixes are passed over. `size` crops the middle square and resizes it; None expects
-    pictures of one size. `channels` converts to grey (1) or colour (3), dropping transparency;
-    None takes them as they are. Damaged pictures are refused, or left out with `on_error` skip.
-    In the folder `cache` the decoded pictures are kept and mapped into memory. `watch` is told of
-    the progress. Raises DataError for a folder without pictures, for one that is damaged or
-    differs, and for an archive with names that lead out of it.
+    Args:
+        path: folder with the pictures, or a .zip of them, which is not extracted.
+        size: side of the square that pictures are cropped and resized to; null takes them as
+            they are, all of one size.
+        channels: 1 converts to grey, 3 to colour, dropping transparency; null takes them as they
+            are.
+        holdout: pictures held out for testing where no folder holds them: a fraction of them
+            below 1, else their number.
+        seed: seed of that choice.
+        on_error: what to do with damaged pictures; skip leaves them out and counts them.
+        cache: folder where the decoded pictures are kept, to be mapped into memory; null keeps
+            them in memory only.
+        progress: callback that shows how many pictures are decoded.
+
+    Raises DataError for a folder without pictures, for one that is damaged or differs, and for an
+    archive with names that lead out of it.
     """
-    path = Path(path)
+    check(image_folder, locals())
+    path = Path(path).expanduser()
     with album(path) as pictures:
         parts = pictures.parts()
         names = sorted({name for part in parts for name, _ in part})
@@ -85,7 +94,7 @@ def image_folder(
                 lambda content: picture_levels(content, size, channels),
                 labelled=names != [""],
                 skip=on_error == "skip",
-                watch=watch,
+                progress=progress,
                 skipped=skipped,
             )
 
@@ -126,10 +135,9 @@ def cifar_subset(path: Path | str) -> Dataset:
     path = Path(path)
     if not path.is_dir():
         raise DataError(f"{path}: no such folder; check the path")
-    train, test = _sheets(path, "train"), _sheets(path, "test")
+    parts = [_sheets(path, part) for part in ("train", "test")]
     with reading(path):
-        classes = listed_classes(path) or numbered_classes(train, test)
-        return Dataset(path.resolve().name, train, test, Scaling(256), classes)
+        return labelled_images(path, parts)
 
 
 def open_image(content: bytes) -> Image.Image:
@@ -227,11 +235,11 @@ def _decoded(
     *,
     labelled: bool,
     skip: bool,
-    watch: Watch,
+    progress: Progress,
     skipped: list[str],
 ) -> Iterator[tuple[bool, Split]]:
     """The pictures in pieces; with ``skip`` the names of damaged ones are appended to the list."""
-    with watch(len(entries), "decoding pictures") as advance:
+    with progress(len(entries), "decoding pictures") as advance:
         found = _pictures(album, entries, convert, skipped if skip else None, advance)
         for test, part in groupby(_alike(album, found), lambda picture: picture[0].test):
             for piece in _pieces(part):
@@ -311,14 +319,17 @@ def picture_levels(
     return pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
 
 
-def _sheets(folder: Path, part: str) -> Split:
+def _sheets(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
     files = sorted(folder.glob(f"{part}-*.webp"))
     if not files:
         raise DataError(f"{folder}: no {part}-*.webp; check the path")
     x = np.concatenate([_tiles(file) for file in files])
     labels = folder / f"{part}-labels.npy"
     with reading(labels):
-        return Split(torch.from_numpy(x), integer_labels(read_arrays(labels)["x"]))
+        y = label_values(read_arrays(labels)["x"])
+        if y.shape != (len(x),):
+            raise DataError(f"{len(x)} examples but labels of shape {y.shape}; get both anew")
+        return x, y
 
 
 def _tiles(file: Path) -> np.ndarray:

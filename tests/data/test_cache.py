@@ -62,8 +62,8 @@ def test_the_second_time_no_picture_is_opened(folder, tmp_path):
         def __exit__(self, *error):
             return None
 
-    image_folder(folder, cache=tmp_path / "cache", watch=Watched)
-    image_folder(folder, cache=tmp_path / "cache", watch=Watched)
+    image_folder(folder, cache=tmp_path / "cache", progress=Watched)
+    image_folder(folder, cache=tmp_path / "cache", progress=Watched)
     assert seen == [20]
 
 
@@ -121,7 +121,7 @@ def test_an_interrupted_decoding_leaves_no_cache(folder, tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        image_folder(folder, cache=cache, watch=interrupted)
+        image_folder(folder, cache=cache, progress=interrupted)
     assert not [name for name in os.listdir(cache) if name.endswith((".npy", ".tmp"))]
     same(image_folder(folder, cache=cache), image_folder(folder))
 
@@ -323,7 +323,7 @@ shards, cache, few = sys.argv[1:]
 for _ in trained(arrays(few)):  # what libraries take for themselves
     pass
 decoding = Peak(anonymous())
-arrays(shards, cache=cache, watch=lambda total, what: decoding)
+arrays(shards, cache=cache, progress=lambda total, what: decoding)
 training = Peak(anonymous())
 for _ in trained(arrays(shards, cache=cache)):
     training()
