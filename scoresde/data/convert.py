@@ -68,14 +68,15 @@ def levels_of(x: np.ndarray) -> int | None:
         return KNOWN_LEVELS[x.dtype.name]
     if x.dtype.kind not in "iu":
         raise DataError(f"values are {x.dtype}; expected numbers")
-    least, largest = (x.min(), x.max()) if x.size else (0, 0)
-    few = largest < 256 and least >= 0
-    remedy = "levels" if few else f"levels={int(largest) + 1} at least" if least >= 0 else "floats"
+    least, largest = (int(x.min()), int(x.max())) if x.size else (0, 0)
+    if least < 0:
+        raise DataError(
+            f"values are {x.dtype} from {least} to {largest}, which are no pixel levels; give "
+            f"floats for real numbers"
+        )
     raise DataError(
-        f"values are {x.dtype}, whose number of levels is unknown; give {remedy} (found "
-        f"{least}..{largest}), or convert them: "
-        + ("uint8 has 256 levels, " if few else "")
-        + "floats are real numbers"
+        f"values are {x.dtype}, whose number of levels is unknown; give levels, above {largest}, "
+        f"uint8 for 256 levels, or floats for real numbers"
     )
 
 

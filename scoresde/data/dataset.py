@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scoresde.data.file_kinds import kind_of
 from scoresde.data.scaling import Scaling
 from scoresde.data.shuffle import LARGEST_TABLE, scattered
 
@@ -39,6 +40,13 @@ def require_there(path: Path) -> None:
         return
     where = "" if path.is_absolute() else f" in the current folder, {Path.cwd()}"
     raise DataError(f"no such file or folder{where}; check the path")
+
+
+def require_folder(path: Path) -> None:
+    """Raise DataError unless there is a folder at a path, saying what there is instead."""
+    require_there(path)
+    if not path.is_dir():
+        raise DataError(f"is {kind_of(path)}; give a folder")
 
 
 class Examples(Protocol):

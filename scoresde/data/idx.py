@@ -18,6 +18,7 @@ from scoresde.data.dataset import (
     Split,
     listed_classes,
     reading,
+    require_folder,
 )
 from scoresde.data.labels import numbered, placed
 from scoresde.data.scaling import Scaling
@@ -46,15 +47,20 @@ def read_idx(path: Path | str, rank: int) -> np.ndarray:
 
 
 def idx_folder(path: Path | str) -> Dataset:
-    """Images (1, H, W) of 256 levels and their labels from the four idx files in a folder.
+    """Images (1, H, W) of 256 levels and their labels, from the four idx files of MNIST's family.
 
     The names are `train-images-idx3-ubyte`, `train-labels-idx1-ubyte` and likewise `t10k-` or
     `test-`, with or without `.gz`, a prefix as in `emnist-letters-`, or `.idx3-ubyte`. Class
-    names are the lines of `classes.txt` if it is there, else the labels. Raises DataError.
+    names are the lines of `classes.txt` if it is there, else the labels.
+
+    Args:
+        path: folder with the four idx files of a set such as MNIST.
+
+    Raises DataError for files that are missing, damaged or do not belong together.
     """
-    path = Path(path)
-    if not path.is_dir():
-        raise DataError(f"{path}: no such folder; give the folder that holds the idx files")
+    path = Path(path).expanduser()
+    with reading(path):
+        require_folder(path)
     parts = [_part(path, ("train",)), _part(path, ("t10k", "test"))]
     with reading(path):
         return labelled_images(path, parts)

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from itertools import groupby
 from pathlib import Path
@@ -26,9 +27,11 @@ from scoresde.data.dataset import (
     Split,
     held_rows,
     reading,
+    require_folder,
 )
 from scoresde.data.idx import labelled_images
 from scoresde.data.labels import label_values
+from scoresde.data.picture_layout import PictureLayout, layout_of
 from scoresde.data.picture_sources import Album, DamagedPicture, FolderAlbum, album, shown
 from scoresde.data.scaling import Scaling
 
@@ -79,42 +82,36 @@ def image_folder(
     check(image_folder, locals())
     path = Path(path).expanduser()
     with album(path) as pictures:
-        parts = pictures.parts()
-        names = sorted({name for part in parts for name, _ in part})
-        if "" in names and len(names) > 1:
-            raise DataError(
-                f"{path}: only one of train/ and test/ has class folders; give both the same"
-            )
-        entries = _entries(path, parts, names, holdout, seed)
-
-        def decode(skipped: list[str]) -> Iterator[tuple[bool, Split]]:
-            return _decoded(
-                pictures,
-                entries,
-                lambda content: picture_levels(content, size, channels),
-                labelled=names != [""],
-                skip=on_error == "skip",
-                progress=progress,
-                skipped=skipped,
-            )
-
-        options: dict[str, Any] = {"size": size, "channels": channels, "classes": names}
-        options |= {"holdout": holdout, "seed": seed, "on_error": on_error}
+        with reading(path):
+            layout = layout_of(pictures)
+            entries = _entries(layout, holdout, seed)
+        decode = partial(
+            _decoded,
+            pictures,
+            entries,
+            partial(picture_levels, size=size, channels=channels),
+            labelled=bool(layout.classes),
+            skip=on_error == "skip",
+            progress=progress,
+        )
         with reading(path) if on_error == "skip" else nullcontext():
             if cache is None:
                 found = gathered(decode)
             else:
-                source = Source(options, pictures.marks([entry.name for entry in entries]))
-                found = stored(Path(cache), source, decode)
+                options: dict[str, Any] = {"size": size, "channels": channels}
+                options |= {"holdout": holdout, "seed": seed, "on_error": on_error}
+                options["classes"] = layout.classes
+                files = [layout.index] if layout.index else []
+                marks = pictures.marks([*files, *(entry.name for entry in entries)])
+                found = stored(Path(cache).expanduser(), Source(options, marks), decode)
     with reading(path):
-        classes = tuple(names) if names != [""] else None
         return Dataset(
             path.resolve().name.removesuffix(".zip"),
             found.train,
             found.test,
             Scaling(256),
-            classes,
-            _notes(found),
+            layout.classes or None,
+            (*layout.notes, *_notes(found)),
             len(found.skipped),
         )
 
@@ -130,11 +127,16 @@ def cifar_subset(path: Path | str) -> Dataset:
     """Colour images (3, 32, 32) of 256 levels from sheets of tiles, read row by row.
 
     The folder holds `train-*.webp` and `test-*.webp` (lossless; sides are multiples of 32),
-    `train-labels.npy` and `test-labels.npy`, and may hold `classes.txt`. Raises DataError.
+    `train-labels.npy` and `test-labels.npy`, and may hold `classes.txt`.
+
+    Args:
+        path: folder with the sheets and their labels.
+
+    Raises DataError for files that are missing, damaged or do not belong together.
     """
-    path = Path(path)
-    if not path.is_dir():
-        raise DataError(f"{path}: no such folder; check the path")
+    path = Path(path).expanduser()
+    with reading(path):
+        require_folder(path)
     parts = [_sheets(path, part) for part in ("train", "test")]
     with reading(path):
         return labelled_images(path, parts)
@@ -210,20 +212,17 @@ Picture = tuple[Entry, np.ndarray]
 """With its shades, uint8 (C, H, W)."""
 
 
-def _entries(
-    path: Path, parts: list[list[tuple[str, str]]], classes: list[str], size: float, seed: int
-) -> list[Entry]:
+def _entries(layout: PictureLayout, holdout: float, seed: int) -> list[Entry]:
     """The pictures of both splits, those for training first."""
-    if len(parts) == 2:
-        divided = parts
-    else:
-        with reading(path), reading("no folders train/ and test/, so holdout"):
-            rows = held_rows(len(parts[0]), size, seed)
-        divided = [[parts[0][i] for i in chosen.tolist()] for chosen in rows]
-    number = {name: k for k, name in enumerate(classes)}
+    train, test = layout.train, layout.test
+    if test is None:
+        with reading("no folder of pictures for testing, so holdout"):
+            rows = held_rows(len(train), holdout, seed)
+        train, test = ([layout.train[i] for i in part.tolist()] for part in rows)
+    number = {name: k for k, name in enumerate(layout.classes or ("",))}
     return [
-        Entry(name, number[group], bool(test))
-        for test, part in enumerate(divided)
+        Entry(name, number[group], held)
+        for held, part in ((False, train), (True, test))
         for group, name in part
     ]
 
@@ -232,11 +231,11 @@ def _decoded(
     album: Album,
     entries: list[Entry],
     convert: Convert,
+    skipped: list[str],
     *,
     labelled: bool,
     skip: bool,
     progress: Progress,
-    skipped: list[str],
 ) -> Iterator[tuple[bool, Split]]:
     """The pictures in pieces; with ``skip`` the names of damaged ones are appended to the list."""
     with progress(len(entries), "decoding pictures") as advance:

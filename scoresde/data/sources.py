@@ -90,13 +90,12 @@ def pair_of(source: Any, label: Any = None) -> tuple[Any, Any, Sequence[str] | N
         return source[0], source[1] if len(source) == 2 else label, None
     if isinstance(source, Tensor | np.ndarray | list | tuple):
         return source, label, None
+    kind = type(source).__name__
     if isinstance(source, torch.utils.data.IterableDataset | torch.utils.data.DataLoader):
-        kind = type(source).__name__
-        raise DataError(f"a {kind} has no order that a run could resume; give a map-style Dataset")
-    if not (hasattr(source, "__getitem__") and hasattr(source, "__len__")):
-        raise DataError(
-            f"data is a {type(source).__name__}; give a tensor, (x, label), a Dataset or a path"
-        )
+        raise DataError(f"{kind} has no order that a run could resume; give a map-style Dataset")
+    readable = hasattr(source, "__getitem__") and hasattr(source, "__len__")
+    if not readable or isinstance(source, Mapping):
+        raise DataError(f"{kind} is no data; give a tensor, (x, label), a Dataset or a path")
     items = [source[k] for k in range(len(source))]
     if not items:
         raise DataError("the Dataset is empty; give examples")
