@@ -40,15 +40,22 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pydantic import BaseModel
+from scoresde.config.problems import members, options
 
 from scoresde.cli.flags import UsageError, parse
 from scoresde.cli.main import COMMANDS
 from scoresde.cli.options import TrainOptions
-from scoresde.config import Config, ConfigError, load_config, to_plain, to_yaml
-from scoresde.config.problems import members, options
+from scoresde.config import (
+    Config,
+    ConfigError,
+    build_dataset,
+    build_model,
+    load_config,
+    to_plain,
+    to_yaml,
+)
 from scoresde.data import DataError, arrays, idx_folder, image_folder
 from scoresde.evaluation import load_moments
-from scoresde.registry import build_dataset, build_model
 from scoresde.training import checkpoint as checkpoints
 from scoresde.training.loop import update as step
 from scoresde.training.state import start

@@ -7,13 +7,14 @@ known to be good.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from scoresde.config.problems import nearest
+from scoresde.arguments import nearest
 
 MISSING_FILES = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 
@@ -75,7 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
-        return _fail(*_verdict(error))
+        text, code = _verdict(error)
+        return _fail(_flagged(text, arguments[0]), code)
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -95,6 +97,17 @@ def _dispatch(arguments: list[str]) -> int:
     )
     run: Callable[[Any, dict[str, Any]], int] = import_module(f"scoresde.cli.{name}").run
     return run(found, overrides)
+
+
+def _flagged(text: str, name: str) -> str:
+    """The message of the library with the argument that it begins with as the flag that sets it."""
+    found = re.match(r"([a-z][a-z0-9_]*(?:\.[a-z0-9_]+)*)(?=:| is | and )", text)
+    if found is None or name not in COMMANDS:
+        return text
+    flags, options = import_module("scoresde.cli.flags"), import_module("scoresde.cli.options")
+    command = COMMANDS[name]
+    flag = flags.spelling(getattr(options, command.options), command.sections, found[0])
+    return text if flag is None else f"{flag}{text[found.end() :]}"
 
 
 def _usage() -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from scoresde import samplers
 from scoresde.denoiser import Denoiser
-from scoresde.registry.tables import constructor, table
+from scoresde.registry.tables import Table, constructor
 from scoresde.samplers import EPS, X0, Noise, Prediction, Residual, State, Step, V, solve_adaptive
 from scoresde.samplers.adaptive import DORMAND_PRINCE, EXPONENTIAL, Pair
 from scoresde.samplers.integrals import Variable, clock, log_snr, ratio, share
@@ -128,47 +128,54 @@ def eab_sde(points: int = 2, eta: float = 1.0, std: float = 0.0) -> Step:
     return samplers.StochasticMultistep(points, eta, std)
 
 
-STEPS: Mapping[str, Callable[..., Step]] = table(
-    recommended=recommended,
-    euler=Churnable(euler),
-    heun=Churnable(samplers.Heun),
-    dpm_2=Churnable(samplers.dpm_2),
-    dpmpp_2s=samplers.dpmpp_2s,
-    dpm_solver_singlestep=samplers.dpm_solver_singlestep,
-    dpm_fast=samplers.dpm_fast,
-    dpm_adaptive=DPMAdaptive,
-    dpm_solver=samplers.dpm_solver,
-    dpmpp_2m=samplers.dpmpp_2m,
-    dpmpp_3m=samplers.dpmpp_3m,
-    unipc=samplers.unipc,
-    eab=samplers.eab,
-    deis=samplers.deis,
-    lms=samplers.lms,
-    plms=samplers.plms,
-    ipndm=samplers.ipndm,
-    ipndm_v=samplers.ipndm_v,
-    ddim=samplers.DDIM,
-    ddpm=samplers.DDPM,
-    ancestral=samplers.Ancestral,
-    euler_a=samplers.EulerA,
-    dpm_2_a=samplers.DPM2A,
-    dpmpp_2s_a=samplers.DPMpp2SA,
-    dpmpp_sde=samplers.DPMppSDE,
-    dpmpp_2m_sde=samplers.dpmpp_2m_sde,
-    dpmpp_3m_sde=samplers.dpmpp_3m_sde,
-    sa_solver=samplers.SASolver,
-    eab_sde=eab_sde,
-    restart=restart,
-    euler_maruyama=samplers.EulerMaruyama,
-    reverse_diffusion=samplers.ReverseDiffusion,
-    pc=predictor_corrector,
-    annealed_langevin=annealed_langevin,
+STEPS: Table[Callable[..., Step]] = Table(
+    {
+        "recommended": recommended,
+        "euler": Churnable(euler),
+        "heun": Churnable(samplers.Heun),
+        "dpm_2": Churnable(samplers.dpm_2),
+        "dpmpp_2s": samplers.dpmpp_2s,
+        "dpm_solver_singlestep": samplers.dpm_solver_singlestep,
+        "dpm_fast": samplers.dpm_fast,
+        "dpm_adaptive": DPMAdaptive,
+        "dpm_solver": samplers.dpm_solver,
+        "dpmpp_2m": samplers.dpmpp_2m,
+        "dpmpp_3m": samplers.dpmpp_3m,
+        "unipc": samplers.unipc,
+        "eab": samplers.eab,
+        "deis": samplers.deis,
+        "lms": samplers.lms,
+        "plms": samplers.plms,
+        "ipndm": samplers.ipndm,
+        "ipndm_v": samplers.ipndm_v,
+        "ddim": samplers.DDIM,
+        "ddpm": samplers.DDPM,
+        "ancestral": samplers.Ancestral,
+        "euler_a": samplers.EulerA,
+        "dpm_2_a": samplers.DPM2A,
+        "dpmpp_2s_a": samplers.DPMpp2SA,
+        "dpmpp_sde": samplers.DPMppSDE,
+        "dpmpp_2m_sde": samplers.dpmpp_2m_sde,
+        "dpmpp_3m_sde": samplers.dpmpp_3m_sde,
+        "sa_solver": samplers.SASolver,
+        "eab_sde": eab_sde,
+        "restart": restart,
+        "euler_maruyama": samplers.EulerMaruyama,
+        "reverse_diffusion": samplers.ReverseDiffusion,
+        "pc": predictor_corrector,
+        "annealed_langevin": annealed_langevin,
+    },
+    supplied=("steps", "nfe"),
 )
 # Those whose steps are their own, of a number that no grid fixes.
 SELF_PACED = frozenset({"dpm_adaptive"})
-PREDICTIONS: Mapping[str, Prediction] = table(eps=EPS, x0=X0, v=V, residual=Residual())
-VARIABLES: Mapping[str, Variable] = table(log_snr=log_snr, ratio=ratio, share=share, clock=clock)
-OBJECTS: Mapping[str, Mapping[str, Any]] = table(prediction=PREDICTIONS, variable=VARIABLES)
+PREDICTIONS: Table[Prediction] = Table(
+    {"eps": EPS, "x0": X0, "v": V, "residual": Residual()}, constructs=False
+)
+VARIABLES: Table[Variable] = Table(
+    {"log_snr": log_snr, "ratio": ratio, "share": share, "clock": clock}, constructs=False
+)
+OBJECTS: Mapping[str, Table[Any]] = {"prediction": PREDICTIONS, "variable": VARIABLES}
 
 
 def build_step(kind: str, options: Mapping[str, Any], steps: int) -> tuple[Step, int]:
