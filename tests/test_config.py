@@ -16,7 +16,6 @@ from scoresde.config import (
     Config,
     ConfigError,
     build,
-    build_network,
     config_from,
     load_config,
     override,
@@ -243,7 +242,10 @@ class TestSamplers:
             ("{kind: euler_a, eta: -0.1}", "sample.sampler.eta: must be greater than or equal"),
             ("{kind: heun, s_tmin: 3, s_tmax: 2}", "s_tmin=3, s_tmax=2"),
             ("{kind: restart, low: 1}", "low=1, high=0.3"),
-            ("{kind: deis, prediction: x0}", "unknown key; choose one of order, variable, ramp"),
+            (
+                "{kind: deis, prediction: x0}",
+                "sampler.kind=deis; it belongs to dpm_solver",
+            ),
             (
                 "{kind: unipc, prediction: noise}",
                 "'v' or 'residual', got 'noise'",

@@ -25,9 +25,8 @@ MAY_IMPORT = {
     "atomic": set(),
     "data": {"atomic"},
     "evaluation": set(),
-    "config": set(),
-    "registry": THEORY
-    | {"samplers", "solvers", "likelihood", "convergence", "training", "nn", "data", "config"},
+    "registry": THEORY | {"samplers", "solvers", "likelihood", "training", "nn", "data"},
+    "config": THEORY | {"samplers", "solvers", "training", "nn", "data", "registry"},
     "runs": None,
     "cli": None,  # anything
     "__main__": {"cli"},

@@ -72,7 +72,7 @@ def spelling(command: type, sections: Sequence[str], name: str) -> str | None:
 
 
 def _flags(command: type, sections: Sequence[str]) -> dict[str, Flag]:
-    own = arguments(command).values()
+    own = _own(command).values()
     found = {_spelling(a): Flag(a, a.name) for a in own if not _positional(a)}
     for path, argument in options(ROOT):
         if path.split(".")[0] in sections:
@@ -125,7 +125,8 @@ def _value(name: str, values: list[str], flag: Flag, positive: bool) -> tuple[An
             raise UsageError(f"{name}: takes {takes}, got {' '.join(values)}")
         return values[0] if says else positive, rest
     if not values or (len(values) > 1 and flag.configures):
-        raise UsageError(f"{name}: takes one value, got {' '.join(values) or 'none'}")
+        got = " ".join(values) or f"none; one that begins with a dash is written {name}=-x"
+        raise UsageError(f"{name}: takes one value, got {got}")
     return values[0], values[1:]
 
 
@@ -134,7 +135,7 @@ def _made(
 ) -> Options:
     """The options object. Raises UsageError for a value, a missing option or a stray word."""
     values: dict[str, Any] = {}
-    for name, argument in arguments(command).items():
+    for name, argument in _own(command).items():
         if _positional(argument) and words:
             values[name] = words.pop(0)
         elif name in found:
@@ -159,7 +160,7 @@ def _made(
 
 def _page(command: type, prog: str, config: Config, sections: Sequence[str]) -> str:
     """The help of a command, its defaults those of the file given with --config and the flags."""
-    own = arguments(command).values()
+    own = _own(command).values()
     about = " ".join((command.__doc__ or "").split("Args:")[0].split())
     place = "".join(f" [{a.name.upper()}]" for a in own if _positional(a))
     lines = [f"usage: {prog}{place} [OPTIONS]", "", *textwrap.wrap(about, WIDTH), "", "options:"]
@@ -243,6 +244,15 @@ def _shown(value: Any) -> str:
 
 
 # What an option is ------------------------------------------------------------------------------
+
+
+def _own(command: type) -> Mapping[str, Argument]:
+    """The options of a command, its own before those that it shares."""
+    shared = {
+        name for base in command.__mro__[1:] for name in vars(base).get("__annotations__", ())
+    }
+    found = arguments(command)
+    return dict(sorted(found.items(), key=lambda item: item[0] in shared))
 
 
 def _kind(argument: Argument) -> Any:

@@ -100,7 +100,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _flagged(text: str, name: str) -> str:
-    """The message of the library with the argument that it begins with as the flag that sets it."""
+    """The message with the argument that it begins with written as the flag that sets it."""
     found = re.match(r"([a-z][a-z0-9_]*(?:\.[a-z0-9_]+)*)(?=:| is | and )", text)
     if found is None or name not in COMMANDS:
         return text

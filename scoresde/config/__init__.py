@@ -1,4 +1,4 @@
-"""What a run is made of: checked values (``schema``), YAML files of them (``files``), objects (``build``)."""
+"""A run as checked values (``schema``), as a YAML file (``files``), and as objects (``build``)."""
 
 from scoresde.config.build import (
     Described,

@@ -1,7 +1,7 @@
 """A whole run as plain checked values.
 
-Its sections hold the arguments of constructors (``scoresde.config.sections``); here are the sections
-themselves, and the rules that need two of them.
+Its sections hold the arguments of constructors (``scoresde.config.sections``); here are the
+sections themselves, and the rules that need two of them.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Sampling:
     Args:
         sampler: method that takes the steps, or solver.
         grid: times between which a method steps.
-        steps: steps of the grid; of the solver ode for its fixed-step methods only, of sde steps of
-            log-SNR.
+        steps: steps of the grid; the solver ode uses it for its fixed-step methods only, the
+            solver sde for equal steps of log-SNR.
         denoise: end with the denoised state.
     """
 

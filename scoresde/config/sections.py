@@ -5,7 +5,7 @@ types, ranges, defaults and descriptions (``scoresde.arguments``). A key is one 
 
 - a plain value: a number, a word, a path, a list of them;
 - a name in a table of objects (``draw: stratified``);
-- a section, with a ``kind`` where it is a choice from a table of constructors, and keys of its own.
+- a section, with a ``kind`` where it is a choice from a table of constructors.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def keys(source: Group | Table[Any], kind: str | None = None) -> dict[str, Argum
     """The keys of a section, in order."""
     if isinstance(source, Table):
         assert kind is not None
-        return source.arguments(kind) | _beside(source, kind)
+        return {**source.arguments(kind), **_beside(source, kind)}
     merged = {k: a for maker in source.makers for k, a in arguments(maker).items()}
     return {key: argument for key, argument in merged.items() if key not in source.supplied}
 
@@ -142,7 +142,7 @@ def _below(argument: Argument, path: str) -> Iterator[tuple[str, Argument]]:
 
 
 def read(argument: Argument, plain: Any, place: Place, problems: list[Problem]) -> Any:
-    """The value of a key: a ``Section``, a name, or a plain value. Problems are added to the list."""
+    """The value of a key: a ``Section``, a name, or a plain value; problems go to the list."""
     source = contents(argument)
     if isinstance(plain, Section):
         return plain
@@ -177,10 +177,8 @@ def read_keys(
     known = keys(source, kind)
     for key in (key for key in plain if key not in known):
         problems.append(Problem((*place, key), _unknown(str(key), source, kind, place), True))
-    return {
-        key: read(argument, plain[key] if key in plain else default(argument), (*place, key), problems)
-        for key, argument in known.items()
-    }  # fmt: skip
+    found = {key: plain[key] if key in plain else default(a) for key, a in known.items()}
+    return {key: read(a, found[key], (*place, key), problems) for key, a in known.items()}
 
 
 def _section(

@@ -18,7 +18,7 @@ YES, NO = ("true", "yes", "on"), ("false", "no", "off")
 
 
 class Unreadable(ValueError):
-    """A value that does not fit; ``place`` is where within it, such as (1,) for its second item."""
+    """A value that does not fit; ``place`` is where in it, such as (1,) for its second item."""
 
     def __init__(self, problem: str, value: object, place: tuple[int, ...] = ()) -> None:
         shown = repr(value)

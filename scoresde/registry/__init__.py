@@ -1,8 +1,8 @@
 """Names and what they stand for: the one place where strings become objects.
 
 A table maps names to constructors, or to objects (``DRAWS OPTIMIZERS PREDICTIONS VARIABLES``).
-``register`` adds a name of a program's own, which then works wherever the names of the table do: in
-configurations, on the command line, in ``scoresde info``.
+``register`` adds a name of a program's own, which then works wherever the names of the table do:
+in configurations, on the command line, in ``scoresde info``.
 """
 
 from collections.abc import Callable
@@ -101,11 +101,12 @@ TABLES: dict[str, Table[Any]] = {
 
 
 def register(table: Table[Any] | str, name: str, constructor: Callable[..., Any]) -> None:
-    """Add a name to a table, such as ``register(NETWORKS, "mine", MyNetwork)``; a table may be named too.
+    """Add a name to a table, such as ``register(NETWORKS, "mine", MyNetwork)``.
 
-    Its keys in a configuration are the arguments of the constructor, with their defaults, the
-    ranges of their types and the descriptions in its docstring (``scoresde.arguments``). Raises
-    UnknownName for a table that is not in ``TABLES``, ValueError for a name that is taken.
+    The table may be named: "network" or "NETWORKS". In a configuration, the keys of the new name
+    are the arguments of the constructor, with the ranges of their types, their defaults and the
+    descriptions in its docstring (``scoresde.arguments``). Raises UnknownName for a table that
+    does not exist, ValueError for a name that is taken.
     """
     if isinstance(table, str):
         found = TABLES.get(table, globals().get(table))

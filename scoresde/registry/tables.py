@@ -10,14 +10,14 @@ from typing import Annotated, Any, Generic, TypeVar, final
 import torch
 from torch import Tensor, nn
 
-from scoresde import data
+from scoresde import data, sde
 from scoresde import parameterization as parameterizations
 from scoresde.arguments import EMPTY, Argument, Count, Open, Range, arguments, check, nearest
 from scoresde.data import Dataset
 from scoresde.nn import EDM2, MLP, DiT, UNet, adm, ddpmpp, ncsnpp
 from scoresde.parameterization import Parameterization
 from scoresde.samplers import ArctanGrid, Grid, grids
-from scoresde.sde import EDM, SDE, VE, VP, Cosine, DiscreteVP, LinearFlow, SubVP, linear_betas
+from scoresde.sde import SDE, DiscreteVP, linear_betas
 from scoresde.training import augment, losses, times
 
 Value = TypeVar("Value")
@@ -151,7 +151,7 @@ def optimised(budget: Annotated[int, Range(ge=500)] = 2000, starts: Count = 32) 
     return _needs_a_model
 
 
-def _needs_a_model(sde: SDE, n: int) -> Tensor:
+def _needs_a_model(process: SDE, n: int) -> Tensor:
     raise ValueError("grid 'optimised' is found for a trained model only; choose another grid")
 
 
@@ -165,12 +165,12 @@ def none() -> None:
 
 SDES: Table[Callable[..., SDE]] = Table(
     {
-        "vp": VP,
-        "sub_vp": SubVP,
-        "ve": VE,
-        "edm": EDM,
-        "cosine": Cosine,
-        "linear_flow": LinearFlow,
+        "vp": sde.VP,
+        "sub_vp": sde.SubVP,
+        "ve": sde.VE,
+        "edm": sde.EDM,
+        "cosine": sde.Cosine,
+        "linear_flow": sde.LinearFlow,
         "discrete_vp": discrete_vp,
     }
 )
