@@ -100,14 +100,18 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _flagged(text: str, name: str) -> str:
-    """The message with the argument that it begins with written as the flag that sets it."""
-    found = re.match(r"([a-z][a-z0-9_]*(?:\.[a-z0-9_]+)*)(?=:| is | and )", text)
-    if found is None or name not in COMMANDS:
+    """The message with the flags for the argument it begins with, and for ``overwrite=True``."""
+    if name not in COMMANDS:
         return text
     flags, options = import_module("scoresde.cli.flags"), import_module("scoresde.cli.options")
     command = COMMANDS[name]
-    flag = flags.spelling(getattr(options, command.options), command.sections, found[0])
-    return text if flag is None else f"{flag}{text[found.end() :]}"
+
+    def flag(found: re.Match[str]) -> str:
+        key = flags.spelling(getattr(options, command.options), command.sections, found[1])
+        return key or found[0]
+
+    text = re.sub(r"\b([a-z_]+)=True\b", flag, text)
+    return re.sub(r"\A([a-z][a-z0-9_]*(?:\.[a-z0-9_]+)*)(?=:| is | and )", flag, text)
 
 
 def _usage() -> str:

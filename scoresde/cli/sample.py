@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from scoresde.cli.choices import labels
 from scoresde.cli.console import pick_device, progress
 from scoresde.cli.options import SampleOptions
 from scoresde.cli.report import Stopping
@@ -35,9 +36,6 @@ def run(options: SampleOptions, overrides: Mapping[str, Any]) -> int:
     """
     world = World.found()
     seeds = chosen_seeds(options.num, options.seeds)
-    for name, value in (("batch", options.batch), ("preview_every", options.preview_every)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name}: need at least 1, got {value}")
     sample_folder(options.out).require_free(options.overwrite)
     loaded = load_chosen(options.checkpoint, options)
     say = partial(print, file=sys.stderr) if world.rank == 0 else lambda line: None
@@ -154,22 +152,13 @@ def chosen_labels(options: SampleOptions, loaded: LoadedRun, n: int) -> tuple[An
     if options.label is not None and options.classes is not None:
         raise ValueError("--class and --classes: give one of them")
     text = options.label if options.classes is None else options.classes
-    label = None if text is None else labels_in(text, loaded.data.classes or ())
+    label = None if text is None else labels(text, loaded.data.classes or ())
     try:
         return label, places_of(label, loaded.model, n)
     except ValueError as error:
         if options.classes is None:
             raise
         raise ValueError(re.sub("^label", "classes", str(error))) from None
-
-
-def labels_in(text: str, classes: Sequence[str]) -> Any:
-    """Words between commas as labels: numbers if all are, else names; a whole name comes first."""
-    words = [word.strip() for word in text.split(",")]
-    if text in classes or text == "all":
-        return text
-    numbers = all(word.isdecimal() and word.isascii() for word in words)
-    return [int(word) for word in words] if numbers else words
 
 
 def _with_grid(grid: str | None, overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from scoresde.samplers import Grid, Noise, Step
 from scoresde.solvers import ODE_METHODS, SDE_METHODS, solve_ode, solve_sde
 
 if TYPE_CHECKING:
-    ODEMethod = SDEMethod = str
+    ODEMethod = str
+    SDEMethod = str
 else:
     ODEMethod, SDEMethod = Literal[ODE_METHODS], Literal[SDE_METHODS]
 

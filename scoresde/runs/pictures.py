@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -94,7 +94,7 @@ def save_picture(path: Path, pixels: np.ndarray, settings: Mapping[str, Any]) ->
 
 @dataclass
 class Recorder:
-    """Keeps the network calls of the first batch, and draws previews of it: a ``look`` of ``draw``.
+    """A ``look`` of ``draw`` that keeps the network calls of the first batch and previews it.
 
     Args:
         data: what decodes and names the samples.

@@ -138,7 +138,7 @@ class TestChoices:
             (("--grid", "optimised", "--sample.sampler", "ode"), "ode paces itself"),
             (("--grid", "karras", "--sample.grid", "uniform"), "--grid and --sample.grid"),
             (("--grid", "karas"), "did you mean 'karras'?"),
-            (("--preview-every", "0"), "--preview-every: need at least 1, got 0"),
+            (("--preview-every", "0"), "--preview-every: must be"),
         ],
     )
     def test_what_cannot_be_done_is_said_before_any_call(
