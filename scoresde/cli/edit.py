@@ -119,9 +119,9 @@ def interpolated(job: Job) -> Edited:
     split, n = _examples(job), job.options.columns
     names = job.names(split.label)
     found = job.editor.interpolate(split.x, names, n)
-    ends = [str(k) for k in range(1, len(split) + 1)]
+    ends = [f"example {k}" for k in range(1, len(split) + 1)]
     if names is not None and len(names) == len(ends):
-        ends = [f"{name} ({k})" for k, name in zip(ends, names, strict=True)]
+        ends = [f"{name} (example {k})" for k, name in enumerate(names, start=1)]
     rows = [(f"{a} to {b}", x) for a, b, x in zip(ends[::2], ends[1::2], found.x, strict=True)]
     report = {"pairs": len(found.x), "columns": n}
     line = f"{len(found.x)} paths of {n} samples"

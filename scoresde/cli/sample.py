@@ -43,13 +43,12 @@ def run(options: SampleOptions, overrides: Mapping[str, Any]) -> int:
         say(note)
     sample = override(loaded.config, _with_grid(options.grid, overrides)).sample
     label, places = chosen_labels(options, loaded, len(seeds))
+    configured_search(sample)  # refuses what has no grid to optimise
     loaded.model.to(own_device(pick_device(options.device), world))
-    configured_search(sample)
     require_writable(options.out)
+    every, keep = options.preview_every, options.trajectory
+    recorder = Recorder(loaded.data, places, options.out, every, keep)
     shown = progress if world.rank == 0 else silent
-    recorder = Recorder(
-        loaded.data, places, options.out, options.preview_every, options.trajectory
-    )
     with together(world):
         sampler, note = configured_sampler(loaded, sample, world, shown)
         if note:
@@ -68,23 +67,16 @@ def run(options: SampleOptions, overrides: Mapping[str, Any]) -> int:
                 look=recorder,
                 stopping=lambda: stop.signal is not None,
             )
-    seconds = time.perf_counter() - started
-    finished = len(drawn) - drawn.unfinished
-    stopped = stop.signal
-    if world.rank == 0 and stopped is None and finished < len(seeds):
-        stopped = signal.SIGTERM  # another process was stopped
+    stopped, seconds = stop.signal, time.perf_counter() - started
     if world.rank == 0:
-        settings = {
-            **sampling_settings(loaded, sample),
-            **described_choice(options),
-            "batch": options.batch,
-            "nfe": drawn.nfe,
-            "seconds": seconds,
-            "images_per_second": len(drawn) / seconds,
-        }
-        if stopped is not None:
-            settings |= {"stopped": stopped.name, "unfinished": drawn.unfinished}
+        if stopped is None and len(drawn) - drawn.unfinished < len(seeds):
+            stopped = signal.SIGTERM  # another process was stopped
         if len(drawn):
+            settings = sampling_settings(loaded, sample) | described_choice(options)
+            settings |= {"batch": options.batch, "nfe": drawn.nfe, "seconds": seconds}
+            settings["images_per_second"] = len(drawn) / seconds
+            if stopped is not None:
+                settings |= {"stopped": stopped.name, "unfinished": drawn.unfinished}
             title = f"{loaded.data.name}: {sample.sampler.kind}, {drawn.nfe:g} network calls"
             npz, extra = options.npz, recorder.files()
             write_samples(
@@ -92,10 +84,8 @@ def run(options: SampleOptions, overrides: Mapping[str, Any]) -> int:
             )
         if stopped is None:
             rate = f"{len(drawn) / seconds:.3g} a second"
-            print(
-                f"{len(drawn)} samples in {seconds:.1f} s ({rate}), NFE {drawn.nfe:g}: "
-                f"{options.out}"
-            )
+            line = f"{len(drawn)} samples in {seconds:.1f} s ({rate}), NFE {drawn.nfe:g}"
+            print(f"{line}: {options.out}")
         else:
             say(_kept(stopped, drawn, len(seeds)))
     if stopped is not None:

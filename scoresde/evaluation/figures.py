@@ -90,6 +90,9 @@ def sample_grid(
     At most 16 rows of 16 are shown, the first ones. ``label`` (N,) holds places in ``classes``.
     """
     if label is None or len(found := label.unique()) == 1:
+        if label is not None and title:
+            k = int(label[0])
+            title = f"{title}, class {k if classes is None else classes[k]}"
         columns = min(math.ceil(math.sqrt(len(images))), MOST_COLUMNS)
         return captioned(image_grid(images[: columns * MOST_ROWS], columns), title)
     found = found[:MOST_ROWS]

@@ -24,6 +24,7 @@ from scoresde.runs import pictures, results
 from scoresde.runs.draw import draw
 from scoresde.runs.load import load_run
 from scoresde.samplers import per_sample_noise
+from tests.cli.test_processes import ended, started
 
 
 def sample(checkpoint: Path, out: Path, *flags: str) -> Path:
@@ -181,7 +182,9 @@ class TestWatching:
         common = ["--checkpoint", str(wild), "--out", str(tmp_path / "out"), "--device", "cpu"]
         common += ["--num", "7", "--class", "1", "--batch", "2", "--sample.steps", "5", "--npz"]
         assert main(["sample", *common]) == 128 + number
-        assert "2 of 7 samples finished, 2 more written as denoised so far" in capsys.readouterr().err
+        assert (
+            "2 of 7 samples finished, 2 more written as denoised so far" in capsys.readouterr().err
+        )
         found = record(tmp_path / "out")
         assert (found["stopped"], found["unfinished"]) == (number.name, 2)
         assert found["seeds"] == [0, 1, 2, 3]
@@ -197,6 +200,36 @@ class TestWatching:
         flags = ("--num", "3", "--class", "1", "--sample.sampler", "ddim")
         text = refusal(capsys, broken, tmp_path / "out", *flags, code=1)
         assert re.search(r"ddim: 3 of 3 samples are not finite at t=1, call 1;", text)
+
+
+class TestProcesses:
+    @pytest.mark.slow
+    def test_two_processes_write_the_samples_of_one(self, wild, tmp_path):
+        """To the bit; a sampler that looks at its whole batch included."""
+        flags = ["--checkpoint", str(wild), "--device", "cpu", "--num", "11", "--batch", "2"]
+        flags += ["--classes", "3,1", "--npz", "--trajectory", "--sample.sampler"]
+        for kind in ("heun", "ode"):
+            one, two = tmp_path / f"one-{kind}", tmp_path / f"two-{kind}"
+            line = ["sample", *flags, kind, "--sample.steps", "3", "--out"]
+            assert main([*line, str(one)]) == 0
+            found = ended(started([*line, str(two)], [*line, str(two)]))
+            assert [code for code, _, _ in found] == [0, 0], found
+            assert [out.count("11 samples in") for _, out, _ in found] == [1, 0]
+            for name in ("arr_0", "arr_1"):
+                assert np.array_equal(arrays(one)[name], arrays(two)[name])
+            a, b = record(one), record(two)
+            assert a["seeds"] == b["seeds"] == list(range(11))
+            assert (a["labels"], a["nfe"], a["files"]) == (b["labels"], b["nfe"], b["files"])
+
+    @pytest.mark.slow
+    def test_a_failure_in_one_process_ends_both_and_is_said_once(self, broken, tmp_path):
+        line = ["sample", "--checkpoint", str(broken), "--device", "cpu", "--num", "2"]
+        line += ["--batch", "1", "--out", str(tmp_path / "out")]
+        found = ended(started(line, line))
+        assert [code for code, _, _ in found] == [1, 1]
+        said = [err for _, _, err in found if "not finite" in err]
+        assert len(said) == 1
+        assert not list((tmp_path / "out").iterdir())
 
 
 class TestFiles:
