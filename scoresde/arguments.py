@@ -21,7 +21,7 @@ import difflib
 import inspect
 import re
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import (
@@ -72,8 +72,13 @@ class Range:
             bound, sign = low.split()
             low, high = "", f" {sign.replace('<', '>')} {bound}"
         found = f"{low}{name}{high}" if low or high else ""
-        whole = f"{name} a multiple of {self.multiple_of}" if self.multiple_of else ""
-        return " and ".join(part for part in (found, whole) if part)
+        match self.multiple_of:
+            case None:
+                return found
+            case 2:
+                return f"{found} and even"
+            case n:
+                return f"{found} and a multiple of {n}"
 
 
 Count = Annotated[int, Range(ge=1)]
@@ -171,7 +176,7 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 
 def _check_one(name: str, value: Any, limit: Range) -> None:
-    several = isinstance(value, tuple | list)
+    several = isinstance(value, Collection) and not isinstance(value, str)
     if several and len(value) < limit.length:
         raise ValueError(f"need at least {limit.length} of {name}, got {name}={value}")
     if not all(limit.holds(v) for v in (value if several else (value,))):

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from scoresde.arguments import Natural, Positive, Range, check
 from scoresde.data.cache import Progress, Source, gathered, silent, stored
-from scoresde.data.convert import KNOWN_LEVELS, Layout, examples_of, fitted, levels_of
+from scoresde.data.convert import KNOWN_LEVELS, Layout, examples_of, fitted, known_levels
 from scoresde.data.dataset import (
     DataError,
     Dataset,
@@ -131,7 +131,7 @@ def read_arrays(path: Path, only: Sequence[str] = tuple(KEYS)) -> dict[str, np.n
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of an array without its values being read."""
+    """Shape and type of an array, read from a file without its values."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -191,7 +191,7 @@ def _header(file: IO[bytes], size: int) -> Header:
 
 @dataclass(frozen=True)
 class Shard:
-    """One part of a data set: what its arrays are, how to read them, and how messages name it."""
+    """One part of a data set: headers of its arrays, a function that reads them, and its files."""
 
     headers: Mapping[str, Header]
     read: Callable[[Sequence[str]], Mapping[str, np.ndarray]]
@@ -210,12 +210,12 @@ class Shard:
 def _shards(path: Path) -> list[Shard]:
     """The parts of a file or folder, which are alike. Raises DataError."""
     if not path.is_dir():
-        found = [_shard(path)]
+        found = [shard_of(path)]
     elif files := _visible(path, "npz"):
         found = []
         for file in files:
             with reading(file.name):
-                found.append(_shard(file, file.name))
+                found.append(shard_of(file, file.name))
                 _require_alike(found[0], found[-1])
     elif files := _visible(path, "npy"):
         found = [_together(files)]
@@ -229,7 +229,7 @@ def _shards(path: Path) -> list[Shard]:
     return found
 
 
-def _shard(file: Path, name: str = "") -> Shard:
+def shard_of(file: Path, name: str = "") -> Shard:
     """A file, by its suffix; one of another is refused with what it is."""
     suffix = file.suffix.lower()
     if suffix in TABLES:
@@ -270,12 +270,12 @@ def _require_alike(first: Shard, other: Shard) -> None:
 
 
 def _levels(shard: Shard) -> int | None:
-    """The pixel levels that the type of the examples says."""
+    """The number of pixel levels that the type of the examples implies."""
     dtype = shard.headers["x"].dtype
     if dtype.kind == "f" or dtype.name in KNOWN_LEVELS:
         return KNOWN_LEVELS.get(dtype.name)
     with shard.named(), reading("array 'x'"):
-        return levels_of(shard.read(("x",))["x"])
+        return known_levels(shard.read(("x",))["x"])
 
 
 def _held(shards: Sequence[Shard], holdout: float, seed: int) -> Tensor | None:
@@ -341,7 +341,7 @@ def _split(
 
 
 def _divided(split: Split, held: Tensor) -> Iterator[tuple[bool, Split]]:
-    """What is for training and for testing of a split, where there is any."""
+    """The training and the test examples of a split; a part without examples is left out."""
     test = torch.zeros(len(split), dtype=torch.bool)
     test[held[(held >= 0) & (held < len(split))]] = True
     for part, chosen in ((False, ~test), (True, test)):
@@ -355,7 +355,7 @@ def _mark(file: Path) -> tuple[str, int, int]:
 
 
 def _require_ordinary(archive: zipfile.ZipFile) -> None:
-    """What numpy writes grows a thousandfold at most; bzip2 makes gigabytes of kilobytes."""
+    """Refuse what numpy does not write: bzip2 unpacks kilobytes to gigabytes."""
     if any(entry.compress_type not in PACKED for entry in archive.infolist()):
         raise ValueError("packed otherwise than by numpy.savez_compressed")
 

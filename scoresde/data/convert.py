@@ -1,4 +1,4 @@
-"""From arrays as users have them to examples: the order of the axes, the levels, the scaling."""
+"""Arrays become examples: channels first, levels as integers, real numbers with a scaling."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scoresde.data.scaling import Scaling, standardising
 
 Layout = Literal["NHW", "NHWC", "NCHW"]
 
-# Levels of a type that says how many it has.
+# Number of levels that a type implies.
 KNOWN_LEVELS = {"bool": 2, "uint8": 256}
 # How pictures of 256 levels are often saved as floats: level = slope x + offset.
 FLOAT_SHADES = (
@@ -57,10 +57,10 @@ def level_images(x: np.ndarray, levels: int, layout: Layout | None) -> np.ndarra
     return channels_first(x, layout).astype(np.uint8 if levels <= 256 else np.int32)
 
 
-def levels_of(x: np.ndarray) -> int | None:
-    """The number of levels that the type of an array says; None for floats.
+def known_levels(x: np.ndarray) -> int | None:
+    """The number of levels that the type of an array implies; None for floats.
 
-    Raises DataError for wider integers, with what they range over.
+    Raises DataError for wider integers, with their range.
     """
     if x.dtype.kind == "f":
         return None
@@ -93,7 +93,7 @@ def examples_of(
     if x.size == 0 or x.ndim < 2 or (x.ndim > 4 and not as_given):
         raise DataError(f"shape {x.shape}; expected examples as (N, D), NHW, NHWC or NCHW")
     if x.dtype.kind != "f":
-        return np.ascontiguousarray(level_images(x, levels or levels_of(x) or 0, layout))
+        return np.ascontiguousarray(level_images(x, levels or known_levels(x) or 0, layout))
     if levels is not None:
         raise DataError(f"values are {x.dtype} but levels is {levels}; levels need integers")
     if x.ndim > 2 and (layout is not None or not as_given):
@@ -102,10 +102,8 @@ def examples_of(
         return np.ascontiguousarray(x, np.float32)
 
 
-def fitted(
-    train: Split, levels: int | None, standardise: bool
-) -> tuple[Scaling, tuple[str, ...]]:
-    """The scaling of a data set with these training examples, and what it says in words."""
+def fitted(train: Split, levels: int | None, standardise: bool) -> tuple[Scaling, tuple[str, ...]]:
+    """The scaling of a data set with these training examples, and notes on it for the user."""
     if levels is not None:
         return Scaling(levels), ()
     scaling = standardising(train.x)

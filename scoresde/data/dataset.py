@@ -1,4 +1,4 @@
-"""What every loader returns: training and test examples with their scaling."""
+"""Training and test examples with their scaling, as every loader returns them."""
 
 from __future__ import annotations
 
@@ -38,8 +38,12 @@ def require_there(path: Path) -> None:
     """Raise DataError where nothing is at a path, saying what a relative one is relative to."""
     if path.exists():
         return
-    where = "" if path.is_absolute() else f" in the current folder, {Path.cwd()}"
-    raise DataError(f"no such file or folder{where}; check the path")
+    if path.is_absolute():
+        raise DataError("no such file or folder; check the path")
+    raise DataError(
+        f"no such file or folder in the current folder, {Path.cwd()}; check the path, or give an "
+        f"absolute one"
+    )
 
 
 def require_folder(path: Path) -> None:
@@ -50,7 +54,7 @@ def require_folder(path: Path) -> None:
 
 
 class Examples(Protocol):
-    """What training takes its batches from: a ``Split``, or a ``View`` of one."""
+    """The source of training batches: a ``Split``, or a ``View`` of one."""
 
     def __len__(self) -> int: ...
     def take(self, index: Tensor) -> Split: ...
@@ -227,7 +231,7 @@ def held_rows(n: int, size: int | float, seed: int = 0) -> tuple[Tensor, Tensor]
 def views(split: Split, size: int | float, seed: int = 0) -> tuple[View, View]:
     """(rest, held out) as ``holdout``, but nothing is copied, as suits a memory-mapped set.
 
-    Above ``LARGEST_TABLE`` examples the rows are a bijection computed where it is asked.
+    Above ``LARGEST_TABLE`` examples the rows are a bijection that is computed index by index.
     """
     n = len(split)
     if n <= LARGEST_TABLE:
@@ -250,7 +254,7 @@ def spread(n: int, most: int) -> Tensor:
 
 
 def held_count(n: int, size: int | float) -> int:
-    """How many of ``n`` examples are held out: a fraction of them below 1, else a count.
+    """The number of examples that are held out of ``n``: a fraction below 1, else a count.
 
     Raises DataError unless both parts keep at least one.
     """

@@ -1,8 +1,9 @@
-"""What a file is, in words, for messages about a file that is something else than asked for."""
+"""The kind of a file in words, for messages about a file of the wrong kind."""
 
 from __future__ import annotations
 
 import zipfile
+from codecs import getincrementaldecoder
 from pathlib import Path
 
 MAGIC = {
@@ -46,7 +47,7 @@ def kind_of(path: Path) -> str:
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**32:
         return "a safetensors file"
     try:
-        text = head.decode("utf-8", "strict" if len(head) < 1024 else "ignore").lstrip()
+        text = getincrementaldecoder("utf-8")().decode(head).lstrip()  # may end in a character
     except UnicodeDecodeError:
         return "a binary file of no known kind"
     if "\0" in text:

@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.data.arrays import read_arrays
+from scoresde.data.arrays import shard_of
 from scoresde.data.dataset import DataError, Split, reading, require_there
-from scoresde.data.file_kinds import kind_of
 from scoresde.data.images import read_picture
 from scoresde.data.labels import MOST_CLASSES, label_values, placed
 from scoresde.data.picture_sources import FolderAlbum
@@ -23,7 +22,6 @@ from scoresde.data.sources import array_of, pair_of
 
 RECORD, ARRAYS = "sample.json", "samples.npz"
 PICTURE = re.compile(r"\d{6,}\.png")
-SUFFIXES = (".npz", ".npy")
 SHADES = 256
 
 
@@ -77,7 +75,7 @@ def examples(
 
 
 def sample_record(path: Path) -> dict[str, Any]:
-    """What ``scoresde sample`` noted in the folder, or beside the file; empty if nothing."""
+    """The record of ``scoresde sample`` in the folder, or beside the file; empty without one."""
     try:
         record = (path if path.is_dir() else path.parent) / RECORD
         found = json.loads(record.read_text(encoding="utf-8"))
@@ -88,7 +86,7 @@ def sample_record(path: Path) -> dict[str, Any]:
 
 
 def unfinished(path: Path, n: int) -> int:
-    """How many of ``n`` samples, the last ones, an interrupted run left unfinished."""
+    """The number of samples that an interrupted run left unfinished: the last ones of ``n``."""
     noted = sample_record(path).get("unfinished", 0)
     if not isinstance(noted, int) or noted < 0:
         raise DataError(f"{RECORD}: unfinished is {noted!r}; draw the samples anew")
@@ -132,14 +130,16 @@ def _in_memory(
         if (scaling.levels or 257) <= 256:
             found = found.to(torch.uint8)
     with reading("label"):
-        return Split(found, _placed(None if label is None else label_values(label), classes))
+        return Split(found, _placed(label, classes))
 
 
-def _placed(values: np.ndarray | None, classes: Sequence[str] | None) -> Tensor | None:
-    if values is None or classes is None:
-        names = values is not None and values.dtype.kind == "U"
-        return None if values is None or names else torch.from_numpy(values)
-    return placed(values, classes)
+def _placed(label: Any, classes: Sequence[str] | None) -> Tensor | None:
+    if label is None:
+        return None
+    if classes is not None:
+        return placed(label, classes)
+    values = label_values(label)  # names are of no use without the classes
+    return None if values.dtype.kind == "U" else torch.from_numpy(values)
 
 
 def _of_folder(
@@ -171,14 +171,8 @@ def _labels(record: dict[str, Any], n: int) -> np.ndarray | None:
 
 def _of_arrays(file: Path, shape: tuple[int, ...]) -> tuple[Tensor, np.ndarray | None]:
     with reading(file):
-        if file.suffix not in SUFFIXES:
-            raise DataError(
-                f"is {kind_of(file)}, neither a folder nor one of {' '.join(SUFFIXES)}; check the "
-                f"path"
-            )
-        found = read_arrays(file)
-        values = label_values(found["y"]) if "y" in found else None
-        return torch.from_numpy(_like(found["x"], shape)), values
+        found = shard_of(file).read(("x", "y"))
+        return torch.from_numpy(_like(found["x"], shape)), found.get("y")
 
 
 def _like(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

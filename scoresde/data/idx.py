@@ -66,9 +66,7 @@ def idx_folder(path: Path | str) -> Dataset:
         return labelled_images(path, parts)
 
 
-def labelled_images(
-    folder: Path, parts: Sequence[tuple[np.ndarray, np.ndarray]]
-) -> Dataset:
+def labelled_images(folder: Path, parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> Dataset:
     """Pictures of 256 levels (N, C, H, W) and their labels, for training and for testing.
 
     The lines of ``classes.txt`` in the folder name the labels in ascending order.

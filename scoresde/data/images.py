@@ -38,7 +38,8 @@ from scoresde.data.scaling import Scaling
 if TYPE_CHECKING:
     from PIL import Image, ImageFile
 
-DEEP = re.compile(";16[BLN]$")  # as Pillow calls two bytes a number, which it takes the higher of
+# Pillow's name for two bytes a number, of which it keeps the higher one.
+DEEP = re.compile(";16[BLN]$")
 MODES = {"1": 1, "L": 1, "RGB": 3}
 TILE = 32
 PIECE = 2**25
@@ -46,7 +47,7 @@ PIECE = 2**25
 
 Convert = Callable[[bytes], np.ndarray]
 
-# Those of the suffixes: Pillow goes by the content, and some of its formats start other programs.
+# The formats that Pillow may open: it goes by the content, and some formats run other programs.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
 
 
@@ -180,14 +181,14 @@ def _require_shades(image: ImageFile.ImageFile) -> None:
 
 
 def _raw_mode(arguments: object) -> str:
-    """What the file holds: the arguments of Pillow's decoder, or the first of them."""
+    """The mode in the file: the first word among the arguments of Pillow's decoder."""
     first = arguments[:1] if isinstance(arguments, tuple) else (arguments,)
     return next((word for word in first if isinstance(word, str)), "")
 
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """Without what C code writes to standard error, as libtiff does about every odd tag."""
+    """Hide what C code writes to standard error; libtiff writes there about every odd tag."""
     sys.stderr.flush()
     with open(os.devnull, "wb") as nowhere:
         kept = os.dup(2)
@@ -209,7 +210,7 @@ class Entry:
 
 
 Picture = tuple[Entry, np.ndarray]
-"""With its shades, uint8 (C, H, W)."""
+"""An entry and its shades, uint8 (C, H, W)."""
 
 
 def _entries(layout: PictureLayout, holdout: float, seed: int) -> list[Entry]:
@@ -240,7 +241,7 @@ def _decoded(
     """The pictures in pieces; with ``skip`` the names of damaged ones are appended to the list."""
     with progress(len(entries), "decoding pictures") as advance:
         found = _pictures(album, entries, convert, skipped if skip else None, advance)
-        for test, part in groupby(_alike(album, found), lambda picture: picture[0].test):
+        for test, part in groupby(found, lambda picture: picture[0].test):
             for piece in _pieces(part):
                 yield test, _split(piece, labelled)
 
@@ -252,22 +253,19 @@ def _pictures(
     skipped: list[str] | None,
     advance: Callable[[int], object],
 ) -> Iterator[Picture]:
+    """The pictures, all of one shape; without ``skipped`` a damaged one is an error."""
+    first: Picture | None = None
     for entry in entries:
         try:
             with reading(album.where(entry.name)):
-                yield entry, convert(album.read(entry.name))
+                pixels = convert(album.read(entry.name))
         except DamagedPicture:
             if skipped is None:
                 raise
             skipped.append(entry.name)
+            continue
         finally:
             advance(1)
-
-
-def _alike(album: Album, pictures: Iterator[Picture]) -> Iterator[Picture]:
-    """The pictures; raises DataError at the first of another shape than the first."""
-    first: Picture | None = None
-    for entry, pixels in pictures:
         first = first or (entry, pixels)
         if pixels.shape != first[1].shape:
             raise DataError(

@@ -1,4 +1,4 @@
-"""From the labels that a user has (numbers with gaps, names, one-hot rows) to classes 0, 1, ...
+"""Labels of any kind (numbers with gaps, names, one-hot rows) become classes 0, 1, ...
 
 A class is named by its label: labels 1, 2, 3 become the classes "1", "2", "3", stored as 0, 1, 2.
 A number never stands for a place among the classes where it is the name of one.
@@ -52,7 +52,8 @@ def label_values(labels: Any) -> np.ndarray:
     if y.dtype.kind == "U":
         return y
     if y.dtype.kind == "f":
-        whole = np.isfinite(y) & (np.floor(y) == y) & (np.abs(y) < 2**53)
+        wide = y.astype(np.float64)
+        whole = np.isfinite(wide) & (np.floor(wide) == wide) & (np.abs(wide) < 2**53)
         if not whole.all():
             raise DataError(
                 f"labels are {y.dtype} such as {y[~whole][0]:g}, not whole numbers; give integers "
@@ -86,21 +87,22 @@ def numbered(*values: np.ndarray) -> Numbered:
     return Numbered(found, classes, gaps(classes))
 
 
-def placed(values: np.ndarray, classes: Sequence[str]) -> Tensor:
+def placed(labels: Any, classes: Sequence[str]) -> Tensor:
     """The places of labels among classes that are known, int64 (N,).
 
-    Labels are names. Where no class is named by a number, whole numbers are places. Raises
-    DataError for a label that is neither.
+    A label is the name of its class; where no class is named by a number, a number is a place.
+    Raises DataError for a label that is neither.
     """
-    place = {name: k for k, name in enumerate(classes)}
-    distinct, inverse = np.unique(values, return_inverse=True)
+    distinct, inverse = np.unique(label_values(labels), return_inverse=True)
     names = [str(value) for value in distinct]
-    if values.dtype.kind != "U" and not any(map(_is_number, classes)):
-        place = {str(k): k for k in range(len(classes))}
+    place = {name: k for k, name in enumerate(classes)}
+    if not any(map(_is_number, classes)):
+        place |= {str(k): k for k in range(len(classes))}
     strange = [name for name in names if name not in place]
     if strange:
-        known = listing(place)
-        raise DataError(f"label {strange[0]} is none of the classes {known}; correct the labels")
+        raise DataError(
+            f"label {strange[0]} is none of the classes {listing(classes)}; correct the labels"
+        )
     places = torch.tensor([place[name] for name in names], dtype=torch.int64)
     return places[torch.from_numpy(inverse.reshape(-1))]
 
@@ -125,8 +127,8 @@ def gaps(classes: Sequence[str]) -> tuple[str, ...]:
 
 def listing(names: Iterable[str], most: int = 10) -> str:
     """Some names in a line: the first ones, and the last."""
-    all_ = list(names)
-    few = all_ if len(all_) <= most else [*all_[: most - 1], "...", all_[-1]]
+    found = list(names)
+    few = found if len(found) <= most else [*found[: most - 1], "...", found[-1]]
     return ", ".join(few)
 
 

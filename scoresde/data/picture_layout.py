@@ -1,4 +1,4 @@
-"""Which pictures of a folder are of which class, and which are for testing: the usual layouts.
+"""The usual layouts of picture sets: the class of every picture, and the part it belongs to.
 
 A folder may hold pictures; folders of classes; folders ``train``, ``val`` and ``test`` of either;
 the ``dataset.json`` of StyleGAN and EDM, which has the labels; or one folder with all that.
@@ -152,7 +152,8 @@ def _indexed(album: Album, outer: str) -> PictureLayout:
         by_name = None if labels is None else {str(n).replace("\\", "/"): k for n, k in labels}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
-            f"{index} has no list of labels [[name, label], ...], nor null; repair it"
+            f"{index} has no list of labels [[name, label], ...], nor null; repair it, or rename "
+            f"it if it is something else"
         ) from error
     said = f"labels from {index}" if by_name is not None else f"no labels in {index}"
     if by_name is None:

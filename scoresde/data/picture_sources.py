@@ -1,4 +1,4 @@
-"""Where pictures lie: below a folder, or in a zip archive that is read without extracting it."""
+"""Sources of pictures: a folder, or a zip archive that is read without extracting it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DEEPEST_LINK = 3
 
 
 class DamagedPicture(DataError):
-    """A picture that cannot be decoded, which may be left out where that is asked for."""
+    """A picture that cannot be decoded; ``on_error="skip"`` leaves it out."""
 
 
 class Album(ABC):
@@ -164,8 +164,8 @@ def shown(name: str) -> str:
 
 
 def _pictures(names: Sequence[str]) -> list[str]:
-    """Those with the suffix of a picture, sorted folder by folder. Raises DataError for none."""
-    suffixes = {name: PurePosixPath(name).suffix.lower() for name in names}
+    """The names with a picture's suffix, sorted folder by folder. Raises DataError for none."""
+    suffixes = {name: PurePosixPath(name).suffix.lower() for name in sorted(names)}
     found = [name for name in names if suffixes[name] in SUFFIXES]
     if not found:
         most = Counter(suffixes.values()).most_common(3)

@@ -1,4 +1,4 @@
-"""From data to model units and back.
+"""The map from data to model units and back.
 
 A level k in {0 .. levels-1}, dequantised by u in [0, 1), is the number
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -151,13 +151,13 @@ def standardising(x: Tensor) -> Scaling:
             yield x[some].double().transpose(0, 1).flatten(1)
 
     count = len(rows) * each // x.shape[1]
-    mean = torch.stack([piece.sum(1) for piece in pieces()]).sum(0) / count
+    found = [torch.stack([p.sum(1), p.amin(1), p.amax(1)]) for p in pieces()]
+    total, lows, highs = torch.stack(found, 1)  # (pieces, K) each
+    mean, least, largest = total.sum(0) / count, lows.amin(0), highs.amax(0)
     squares = [(piece - mean[:, None]).square().sum(1) for piece in pieces()]
     deviation = (torch.stack(squares).sum(0) / count).sqrt()
-    least = torch.stack([piece.amin(1) for piece in pieces()]).amin(0)
-    largest = torch.stack([piece.amax(1) for piece in pieces()]).amax(0)
     # Rounding gives a constant a tiny deviation.
     scale = torch.where((least < largest) & (deviation > 0), deviation, 1.0)
-    found = Scaling(None, shift=tuple(mean.tolist()), scale=tuple(scale.tolist()))
     low, high = float(least.min()), float(largest.max())
-    return replace(found, low=low, high=high if low < high else low + 1)
+    high = high if low < high else low + 1 + abs(low)
+    return Scaling(None, low, high, tuple(mean.tolist()), tuple(scale.tolist()))

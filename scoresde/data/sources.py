@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from scoresde.data.arrays import arrays, holds_arrays
-from scoresde.data.convert import Layout, examples_of, fitted, levels_of
+from scoresde.data.convert import Layout, examples_of, fitted, known_levels
 from scoresde.data.dataset import DataError, Dataset, Split, held_rows, reading, require_there
 from scoresde.data.idx import idx_folder
 from scoresde.data.images import cifar_subset, image_folder
@@ -66,16 +66,15 @@ def dataset_of(
     notes: tuple[str, ...] = ()
     if label is not None:
         with reading("label"):
-            values = label_values(label)
             if classes is None:
-                (codes,), names, notes = numbered(values)
+                (codes,), names, notes = numbered(label_values(label))
             else:
-                codes, names = placed(values, classes), tuple(classes)
+                codes, names = placed(label, classes), tuple(classes)
             split = Split(every.x, codes, every.bounds)
     elif classes is not None:
         raise DataError("classes name the labels, and there are none; give label")
     train, test = split.take(rest), split.take(held)
-    known = levels if array.dtype.kind == "f" else levels or levels_of(array)
+    known = levels if array.dtype.kind == "f" else levels or known_levels(array)
     scaling, more = fitted(train, known, standardise)
     return Dataset(name, train, test, scaling, names, (*notes, *more))
 
@@ -145,16 +144,19 @@ def _at(
     seed: int,
     standardise: bool,
 ) -> Dataset:
-    """The data set at a path, read by the loader for what lies there."""
+    """The data set at a path, read by the loader that fits the files there."""
     path = path.expanduser()
     with reading(path):
         require_there(path)
-    if path.is_dir() and any(path.glob("*idx3*ubyte*")):
+    folder = path.is_dir()
+    sheets = folder and any(path.glob("train-*.webp")) and (path / "train-labels.npy").is_file()
+    pictures = path.suffix.lower() == ".zip" or (folder and not holds_arrays(path))
+    if not (sheets or pictures):
+        return arrays(
+            path, levels=levels, layout=layout, holdout=holdout, seed=seed, standardise=standardise
+        )
+    if levels is not None or layout is not None:
+        raise DataError(f"{path}: levels and layout are of arrays, not pictures; leave them out")
+    if folder and any(path.glob("*idx3*ubyte*")):
         return idx_folder(path)
-    if path.is_dir() and any(path.glob("train-*.webp")) and (path / "train-labels.npy").is_file():
-        return cifar_subset(path)
-    if path.suffix.lower() == ".zip" or (path.is_dir() and not holds_arrays(path)):
-        return image_folder(path, holdout=holdout, seed=seed)
-    return arrays(
-        path, levels=levels, layout=layout, holdout=holdout, seed=seed, standardise=standardise
-    )
+    return cifar_subset(path) if sheets else image_folder(path, holdout=holdout, seed=seed)
