@@ -178,20 +178,20 @@ class TestProblems:
             ("train: {augment: {kind: plain, flip: 0}}", ("flip=0", "crop=0")),
             ("train: {holdout: 0}", ("keep_best=true", "holdout=0")),
             ("train: {label_dropout: 0.5}", ("label_dropout=0.5", "conditional=false")),
-            ("network: {heads: 5}", ("heads=5", "width=64")),
-            ("network: {head: levels}", ("head=levels", "parameterization=eps")),
+            ("network: {heads: 5}", ("network: heads=5", "128 channels")),
+            ("network: {head: levels}", ("head=levels", "parameterization=v")),
             (
                 "network: {head: levels}\nparameterization: x0",
                 ("head=levels", "train.dither: false"),
             ),
-            ("network: {attention: [2]}", ("attention=2", "multipliers=(1, 2)")),
-            ("network: {kind: adm, width: 96}", ("head_channels=64", "width=96")),
+            ("network: {attention: [2]}", ("network: ", "attention", "2", "0 to 1")),
+            ("network: {kind: adm, width: 96}", ("head_channels=64", "288 channels")),
             (
                 "network: {kind: ddpmpp, attention: [4]}",
-                ("attention=4", "multipliers=(1, 2, 2, 2)"),
+                ("network: ", "attention", "4", "0 to 3"),
             ),
-            ("network: {kind: ncsnpp, taps: [1, 2, 1]}", ("taps=(1.0, 2.0, 1.0)", "even number")),
-            ("network: {kind: adm, head: levels}", ("head=levels", "parameterization=eps")),
+            ("network: {kind: ncsnpp, taps: [1, 2, 1]}", ("even number", "1,2,1")),
+            ("network: {kind: adm, head: levels}", ("head=levels", "parameterization=v")),
         ],
     )
     def test_an_inconsistent_pair_is_refused_with_both_names_and_values(
@@ -244,7 +244,7 @@ class TestSamplers:
             ("{kind: restart, low: 1}", "low=1, high=0.3"),
             (
                 "{kind: deis, prediction: x0}",
-                "sampler.kind=deis; it belongs to dpm_solver",
+                "sampler.kind that has it: dpm_solver",
             ),
             (
                 "{kind: unipc, prediction: noise}",

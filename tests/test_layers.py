@@ -101,6 +101,6 @@ def test_importing_the_package_needs_torch_and_numpy_only():
     result = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
-    optional = {"torchsde", "torchdiffeq", "matplotlib", "PIL", "pydantic", "yaml", "tyro", "rich"}
+    optional = {"torchsde", "torchdiffeq", "matplotlib", "PIL", "yaml", "rich"}
     optional |= {"safetensors", "sklearn", "scipy"}
     assert not optional & set(result.stdout.split())

@@ -203,7 +203,8 @@ def _entry(name: str, argument: Argument, value: Any, *, required: bool = False)
         if value:
             before, dot, last = name.removeprefix("--").rpartition(".")
             name = f"--{before}{dot}no-{last}"
-        yield from _columns(name, f"{'do not ' if value else ''}{argument.about}")
+        about = f"do not {argument.about.split(';')[0]}" if value else argument.about
+        yield from _columns(name, about)
         return
     facts = [limit.words(argument.name) for limit in limits]
     if is_sequence(kind) and get_args(kind):
@@ -221,6 +222,7 @@ def _entry(name: str, argument: Argument, value: Any, *, required: bool = False)
 
 def _columns(left: str, text: str) -> Iterator[str]:
     left = f"  {_dashes(left)}"
+    text = re.sub(r"\bNone\b", "null", text)
     lines = textwrap.wrap(text, WIDTH - COLUMN, break_on_hyphens=False)
     if len(left) > COLUMN - 2:
         yield left

@@ -100,18 +100,18 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _flagged(text: str, name: str) -> str:
-    """The message with the flags for the argument it begins with, and for ``overwrite=True``."""
+    """A message of the library with arguments as flags: the one it begins with, and ``x=True``."""
     if name not in COMMANDS:
         return text
     flags, options = import_module("scoresde.cli.flags"), import_module("scoresde.cli.options")
     command = COMMANDS[name]
 
     def flag(found: re.Match[str]) -> str:
-        key = flags.spelling(getattr(options, command.options), command.sections, found[1])
-        return key or found[0]
+        spelt = flags.spelling(getattr(options, command.options), command.sections, found[1])
+        return found[0] if spelt is None else str(spelt)
 
-    text = re.sub(r"\b([a-z_]+)=True\b", flag, text)
-    return re.sub(r"\A([a-z][a-z0-9_]*(?:\.[a-z0-9_]+)*)(?=:| is | and )", flag, text)
+    text = re.sub(r"^([a-z]\w*(?:\.\w+)*)(?=:| is | and )", flag, text)
+    return re.sub(r"\b(?<!\.)([a-z]\w*)=True\b", flag, text)
 
 
 def _usage() -> str:

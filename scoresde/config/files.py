@@ -180,7 +180,7 @@ def _line(problem: Problem, overrides: Overrides, file: str | Path | None) -> st
         elsewhere = [
             path for path, _ in options(ROOT) if path.split(".")[-1] == name.split(".")[-1]
         ]
-        if elsewhere and "belongs" not in text:
+        if elsewhere and "that has it" not in text:
             text = f"unknown key; did you mean {elsewhere[0]!r}?"
     if name in overrides:
         return f"--{name}: {_printable(text)}"

@@ -208,7 +208,8 @@ def _unknown(key: str, source: Group | Table[Any], kind: str | None, place: Plac
     """That there is no such key, and the other kinds that have it, or the nearest."""
     if isinstance(source, Table) and (having := [k for k in source if key in keys(source, k)]):
         path = ".".join(map(str, place))
-        return f"unknown key for {path}.kind={kind}; it belongs to {', '.join(having)}"
+        kinds = ", ".join(having)
+        return f"unknown key for {path}.kind={kind}; choose a {path}.kind that has it: {kinds}"
     known = list(keys(source, kind))
     return f"unknown key; {nearest(key, known) if known else 'kind is the only key here'}"
 

@@ -111,7 +111,7 @@ def _one(kind: Any, limits: Sequence[Range], value: Any) -> Any:
         raise Unreadable(f"must be {_words(kind)}", value)
     for limit in limits:
         if not limit.holds(found):
-            raise Unreadable(f"must be {_bound(limit, found)}", found)
+            raise Unreadable(f"must be {_bound(limit, found)}", value)
     return found
 
 

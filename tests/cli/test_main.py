@@ -14,7 +14,7 @@ import pytest
 
 from scoresde import registry
 from scoresde.arguments import arguments
-from scoresde.cli import info
+from scoresde.cli import info, sample
 from scoresde.cli import options as cli_options
 from scoresde.cli.flags import UsageError, parse
 from scoresde.cli.main import COMMANDS, main
@@ -159,7 +159,9 @@ class TestFlags:
 
     def test_a_value_may_begin_with_a_dash_after_an_equals_sign(self):
         sections = COMMANDS["train"].sections
-        options, overrides = parse(TrainOptions, ["--out=-x", "--train.times.mean=-1"], "", sections)
+        options, overrides = parse(
+            TrainOptions, ["--out=-x", "--train.times.mean=-1"], "", sections
+        )
         assert options.out == Path("-x")
         assert overrides == {"train.times.mean": "-1"}
         assert parse(TrainOptions, ["--train.times.mean", "-1"], "", sections)[1] == overrides
@@ -174,7 +176,7 @@ class TestFlags:
         ("argv", "words"),
         [
             (["--num", "few"], "--num: must be a whole number, got 'few'"),
-            (["--num", "0"], "--num: must be greater than or equal to 1, got 0"),
+            (["--num", "0"], "--num: must be greater than or equal to 1, got .0."),
         ],
     )
     def test_an_option_is_checked_as_a_key_is(self, argv, words):
@@ -199,7 +201,7 @@ class TestExitCodes:
             (["train", "--out", "x", "--data", "idx"], "--data.path"),
             (["train", "--out", "x", "--data", "idx", "--data.path", "lost"], "lost: no such"),
             (["train", "--out", "x", "--data", "moons"], "network.kind=unet needs images"),
-            (["train", "--out", "x", "--data.path", "y"], "belongs to idx, cifar_subset, folder"),
+            (["train", "--out", "x", "--data.path", "y"], "choose a data.kind that has it: idx"),
             (["train"], "--out is missing"),
             (["sample", "--checkpoint", "none.pt", "--out", "x"], "none.pt: no such file"),
             (["likelihood", "--checkpoint", "none.pt"], "none.pt: no such file"),
@@ -230,6 +232,26 @@ class TestExitCodes:
 
         monkeypatch.setattr(info, "run", fail)
         assert words in refusal(capsys, "info", code=code)
+
+    @pytest.mark.parametrize(
+        ("message", "words"),
+        [
+            ("no_ema: too late", "error: --no-ema: too late"),
+            ("label and num exclude each other", "error: --class and num exclude"),
+            ("sample.steps is odd", "error: --sample.steps is odd"),
+            ("x holds samples; give overwrite=True", "error: x holds samples; give --overwrite\n"),
+            ("train.shard=True fails", "error: train.shard=True fails"),
+            ("nobody: is not an option", "error: nobody: is not"),
+        ],
+    )
+    def test_arguments_of_the_library_are_printed_as_flags(
+        self, monkeypatch, capsys, message, words
+    ):
+        def fail(options: SampleOptions, overrides: object) -> int:
+            raise ValueError(message)
+
+        monkeypatch.setattr(sample, "run", fail)
+        assert words in refusal(capsys, "sample", "--checkpoint", "a", "--out", "b")
 
     def test_debug_lets_the_traceback_through(self, monkeypatch):
         def fail(options: InfoOptions, overrides: object) -> int:
