@@ -10,7 +10,7 @@ from typing import Any
 from scoresde.runs import folder as folders
 from scoresde.runs.train_setup import Run
 from scoresde.config import config_from, to_plain
-from scoresde.training import Checkpoint, CheckpointError, TrainState, describe
+from scoresde.training import Checkpoint, CheckpointError, DataDescription, TrainState, describe
 from scoresde.training import checkpoint as checkpoints
 from scoresde.training.fsdp import scattered_optimizer
 
@@ -104,10 +104,20 @@ def _require_same(run: Run, found: Checkpoint, path: Path) -> list[str]:
         raise ValueError(
             f"--train.steps {run.plan.steps}: the run is at step {found.step} already; give more"
         )
-    if replace(found.data, name=run.dataset.name) != describe(run.dataset):
-        raise ValueError(f"{path}: trained on other data ({found.data}); give the same data")
+    ours, theirs = (_kind(data) for data in (describe(run.dataset), found.data))
+    if ours != theirs:
+        raise ValueError(
+            f"{path}: trained on data of (shape, levels, low, high, classes) = {theirs}, these are "
+            f"{ours}; give the same data"
+        )
     _require_same_examples(run, found, path)
     return list(changed.values())
+
+
+def _kind(data: DataDescription) -> tuple[Any, ...]:
+    """What two descriptions share if they may be of the same examples, whatever their names."""
+    scaling = data.scaling
+    return data.shape, scaling.levels, scaling.low, scaling.high, data.classes
 
 
 def _require_same_examples(run: Run, found: Checkpoint, path: Path) -> None:
