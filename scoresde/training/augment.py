@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from scoresde.arguments import Probability, Range
 
 SCALE = 2**0.2
 """Of the isotropic and the anisotropic scaling, arXiv 2206.00364, table 6."""
@@ -38,18 +40,22 @@ class Augmentation(ABC):
 class Plain(Augmentation):
     """Mirror images and shift them, untold: what it makes is learned as if it were data.
 
-    ``flip`` is the probability of a mirror image, left to right; ``crop`` the most pixels of a
-    shift along each axis, uniform over whole ones, with reflection at the border. Both move levels
-    only. Raises ValueError for numbers out of range.
+    Both move pixel levels only.
+
+    Args:
+        flip: probability of a mirror image, left to right
+        crop: largest random shift along each axis, in pixels, with reflection at the border
     """
 
-    flip: float = 0.5
-    crop: int = 0
+    flip: Probability = 0.5
+    crop: Annotated[int, Range(ge=0, le=1024)] = 0
 
     def __post_init__(self) -> None:
         if not (0 <= self.flip <= 1 and self.crop >= 0):
             found = f"flip={self.flip:g}, crop={self.crop}"
             raise ValueError(f"need flip in [0, 1] and crop >= 0, got {found}")
+        if self.flip == 0 and self.crop == 0:
+            raise ValueError("flip=0 and crop=0 do nothing; raise one, or set augment to none")
 
     def on_levels(self, levels: Tensor, generator: torch.Generator) -> Tensor:
         n = len(levels)
@@ -76,14 +82,17 @@ class NonLeaking(Augmentation):
         translate           (a6 W, a7 H) / 8                     a6, a7
 
     Flips move pixels; the others are one bilinear resampling with reflection at the border, of
-    those images only. Raises ValueError for probabilities out of range. EDM, arXiv 2206.00364,
-    appendix F.2, table 6.
+    those images only. EDM, arXiv 2206.00364, appendix F.2, table 6.
+
+    Args:
+        probability: probability of each change other than the mirror image
+        flip: probability of a mirror image, left to right
     """
 
     labels: ClassVar[int | None] = 9
 
-    probability: float = 0.12
-    flip: float = 0.5
+    probability: Probability = 0.12
+    flip: Probability = 0.5
 
     def __post_init__(self) -> None:
         if not (0 <= self.probability <= 1 and 0 <= self.flip <= 1):

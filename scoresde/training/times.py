@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from scoresde.arguments import Count, Positive
 from scoresde.sde import SDE, derivative
 
 Draw = Callable[[int, torch.Generator], Tensor]
@@ -71,11 +72,15 @@ class LogSNR:
 class LogNormal:
     """log(sigma / alpha) normal, the noise levels of EDM, clamped to the times of the process.
 
-    Raises ValueError unless std > 0. EDM, arXiv 2206.00364, table 1.
+    EDM, arXiv 2206.00364, table 1.
+
+    Args:
+        mean: mean of log(sigma / alpha)
+        std: standard deviation of log(sigma / alpha)
     """
 
     mean: float = -1.2
-    std: float = 1.2
+    std: Positive = 1.2
 
     def __post_init__(self) -> None:
         if not self.std > 0:
@@ -92,10 +97,11 @@ class Levels:
 
     DDPM, arXiv 2006.11239, algorithm 1.
 
-    Raises ValueError unless n >= 1.
+    Args:
+        n: number of times
     """
 
-    n: int = 1000
+    n: Count = 1000
 
     def __post_init__(self) -> None:
         if self.n < 1:
