@@ -54,8 +54,6 @@ class Plain(Augmentation):
         if not (0 <= self.flip <= 1 and self.crop >= 0):
             found = f"flip={self.flip:g}, crop={self.crop}"
             raise ValueError(f"need flip in [0, 1] and crop >= 0, got {found}")
-        if self.flip == 0 and self.crop == 0:
-            raise ValueError("flip=0 and crop=0 do nothing; raise one, or set augment to none")
 
     def on_levels(self, levels: Tensor, generator: torch.Generator) -> Tensor:
         n = len(levels)
