@@ -150,5 +150,5 @@ def _loaded(
     model = build_model(config, description) if model is None else model
     load_tensors(model, weights, path)
     model.eval().requires_grad_(False)
-    model.data = description
+    model.data, model.config = description, config
     return LoadedRun(model, config, description, step, path, tuple(notes))
