@@ -19,7 +19,6 @@ from scoresde.cli.choices import names
 from scoresde.cli.console import pick_device, progress
 from scoresde.cli.evaluate_report import page, picture, require_free, write
 from scoresde.cli.options import EvaluateOptions
-from scoresde.cli.sample import MOST
 from scoresde.cli.weights import chosen_flags, described_choice, load_chosen
 from scoresde.config import Config, build_dataset, load_config, override
 from scoresde.data import Dataset, Split
@@ -32,6 +31,7 @@ from scoresde.evaluation import (
     save_moments,
 )
 from scoresde.runs.compatibility import require_same_data, require_same_split
+from scoresde.runs.draw import MOST
 from scoresde.runs.features import (
     chosen_features,
     features_of,
