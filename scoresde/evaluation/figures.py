@@ -118,7 +118,10 @@ def save_film(
         sample_grid(images, label, classes, f"denoised estimate, network call {k} of {n}")
         for k, images in enumerate(estimates, start=1)
     ]
-    save_gif(path, frames)
+    height = max(map(len, frames))  # a longer number may take another line
+    room = [((height - len(frame), 0), (0, 0), (0, 0)) for frame in frames]
+    pairs = zip(frames, room, strict=True)
+    save_gif(path, [np.pad(frame, r, constant_values=BACKGROUND) for frame, r in pairs])
 
 
 def neighbour_grid(samples: Tensor, neighbours: Tensor, columns: int = 6) -> np.ndarray:

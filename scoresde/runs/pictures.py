@@ -68,7 +68,8 @@ def write_samples(
         # The names of guided-diffusion: arr_0 the samples, arr_1 the labels.
         both = [arrays] if drawn.label is None else [arrays, drawn.label.numpy()]
         files["samples.npz"] = lambda path: save_arrays(path, *both)
-    record = dict(settings) | {"seeds": list(drawn.seeds), "labels": labels}
+    names = None if labels is None else data.classes
+    record = dict(settings) | {"seeds": list(drawn.seeds), "labels": labels, "classes": names}
     sample_folder(folder).write(files | dict(extra or {}), record)
 
 
