@@ -104,11 +104,11 @@ def _require_same(run: Run, found: Checkpoint, path: Path) -> list[str]:
         raise ValueError(
             f"--train.steps {run.plan.steps}: the run is at step {found.step} already; give more"
         )
-    ours, theirs = (_kind(data) for data in (describe(run.dataset), found.data))
-    if ours != theirs:
+    kind, expected = (_kind(data) for data in (describe(run.dataset), found.data))
+    if kind != expected:
         raise ValueError(
-            f"{path}: trained on data of (shape, levels, low, high, classes) = {theirs}, these are "
-            f"{ours}; give the same data"
+            f"{path}: trained on data of (shape, levels, classes) = {expected}, these are {kind}; "
+            "give the same data"
         )
     _require_same_examples(run, found, path)
     return list(changed.values())
@@ -116,8 +116,7 @@ def _require_same(run: Run, found: Checkpoint, path: Path) -> list[str]:
 
 def _kind(data: DataDescription) -> tuple[Any, ...]:
     """What two descriptions share if they may be of the same examples, whatever their names."""
-    scaling = data.scaling
-    return data.shape, scaling.levels, scaling.low, scaling.high, data.classes
+    return data.shape, data.scaling.levels, data.classes
 
 
 def _require_same_examples(run: Run, found: Checkpoint, path: Path) -> None:
