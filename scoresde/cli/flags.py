@@ -249,12 +249,14 @@ def _shown(value: Any) -> str:
 
 
 def _own(command: type) -> Mapping[str, Argument]:
-    """The options of a command, its own before those that it shares."""
+    """The options of a command: the required ones, its own, and those that it shares."""
     shared = {
         name for base in command.__mro__[1:] for name in vars(base).get("__annotations__", ())
     }
     found = arguments(command)
-    return dict(sorted(found.items(), key=lambda item: item[0] in shared))
+    return dict(
+        sorted(found.items(), key=lambda item: (item[1].default is not EMPTY, item[0] in shared))
+    )
 
 
 def _kind(argument: Argument) -> Any:
