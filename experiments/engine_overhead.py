@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from scoresde.cli.report import Window
+from scoresde.runs.log import Window
 from scoresde.cli.train import parameters
 from scoresde.config import build_model, build_plan, load_config
 from scoresde.data import Dataset, Scaling, Split

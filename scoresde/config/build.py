@@ -99,7 +99,7 @@ def build_plan(config: Config, described: Described, rank: Rank | None = None) -
     if config.train.shard and rank.size == 1:
         raise ConfigError(
             "train.shard=true splits the weights between processes, and there is one; start "
-            "several with torchrun, or set train.shard: false"
+            "several with torchrun, or set train.shard to false"
         )
     plan: Plan = build(config.train, Plan, seed=config.seed, classes=classes, rank=rank)
     return plan
