@@ -225,10 +225,10 @@ def _task(
             changes[f"train.{name}{key}"] = plain
     dataset: Dataset | None = None
     if data is not None:
-        dataset = dataset_of(data, holdout=0)
+        at_path = isinstance(data, str | Path)
+        # All that is in memory is trained on; the run holds examples out of it by itself.
+        dataset = dataset_of(data) if at_path else dataset_of(data, holdout=0)
         changes |= {"data.kind": "arrays", "data.path": None}
-        if isinstance(data, str | Path):
-            dataset = dataset_of(data)
     if model is not None:
         if dataset is None:
             raise ValueError("a model of your own needs data: give a tensor, a Dataset or a path")

@@ -68,7 +68,7 @@ def _train(run: Run, log: Log, stop: Stop, add: Add) -> int:
     window = Window(
         _seconds_so_far(run), LossByNoise(run.state.model.sde), skipped=run.state.scale.skipped
     )
-    for metrics, seconds in timed_steps(run):
+    for metrics, seconds in _steps(run):
         window.add(metrics, seconds)
         held_out = _validate(run, log) if due(run, every.validate_every) else None
         if held_out is not None or due(run, every.log_every):
@@ -92,7 +92,7 @@ def _train(run: Run, log: Log, stop: Stop, add: Add) -> int:
             _save(run, log, write, must=bool(stopped))
         if stopped and metrics.step < run.plan.steps:
             name = signal.Signals(stopped).name
-            log.say(f"{name} at step {metrics.step}: checkpoint saved, go on with resume=True")
+            log.say(f"{name} at step {metrics.step}: checkpoint saved; resume the run to go on")
             return stopped
     return 0
 
@@ -106,14 +106,14 @@ def _costs(run: Run, images_per_second: float) -> dict[str, float]:
 
 
 def timed_steps(run: Run) -> Iterator[tuple[Metrics, float]]:
-    """Updates with the seconds each took; a failure names its remedy, and what is left."""
+    """Updates with the seconds each took; a failure names its remedy."""
     begin = time.perf_counter()
     try:
         for metrics in fit(run.state, run.plan, run.split, run.dataset.scaling):
             yield metrics, time.perf_counter() - begin
             begin = time.perf_counter()
-    except TrainingError as error:
-        raise TrainingError(f"{error}; {_what_is_left(run)}") from error
+    except TrainingError:
+        raise
     except (RuntimeError, MemoryError) as error:
         if _is_memory(error):
             raise RuntimeError(
@@ -128,6 +128,14 @@ def timed_steps(run: Run) -> Iterator[tuple[Metrics, float]]:
             f"train.compile failed ({reason}); set train.compile to false, or give the compiler "
             "it asks for"
         ) from error
+
+
+def _steps(run: Run) -> Iterator[tuple[Metrics, float]]:
+    """``timed_steps``, whose failures name the checkpoint that is left too."""
+    try:
+        yield from timed_steps(run)
+    except TrainingError as error:
+        raise TrainingError(f"{error}; {_what_is_left(run)}") from error
 
 
 def _is_memory(error: BaseException) -> bool:
