@@ -45,8 +45,9 @@ from scoresde.likelihood import (
     rademacher,
 )
 from scoresde.parameterization import ScoreModel
-from scoresde.registry import build_dataset, load_run
+from scoresde.registry import build_dataset
 from scoresde.runs.folder import RunFolder, records
+from scoresde.runs.load import load_run
 
 HERE = Path(__file__).parent
 CONFIGS, RESULTS = HERE.parent / "configs", HERE / "results" / "bits.json"

@@ -32,8 +32,9 @@ from scoresde.config import load_config
 from scoresde.data import Dataset, Split, digits
 from scoresde.evaluation import Classifier, copy_rate, fit_classifier
 from scoresde.evaluation.figures import image_grid, save_gif, save_png
-from scoresde.registry import GridSampler, LoadedRun, load_run
+from scoresde.registry import GridSampler
 from scoresde.runs.folder import RunFolder
+from scoresde.runs.load import LoadedRun, load_run
 from scoresde.samplers import DDIM, Ancestral, Heun, grids, per_sample_noise, trajectory
 
 CONFIG = Path(__file__).parent.parent / "configs" / "digits_vp_conditional.yaml"

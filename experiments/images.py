@@ -29,9 +29,10 @@ from scoresde.config import Config, load_config
 from scoresde.data import Dataset, Split, holdout
 from scoresde.evaluation import precision, recall
 from scoresde.evaluation.figures import image_grid, save_png
-from scoresde.registry import LoadedRun, build_dataset, build_plan, load_width
+from scoresde.registry import build_dataset, build_plan
 from scoresde.runs.cost import flops
 from scoresde.runs.folder import RunFolder, records
+from scoresde.runs.load import LoadedRun, load_width
 from scoresde.training import held_out_loss
 
 HERE = Path(__file__).parent

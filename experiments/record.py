@@ -27,8 +27,9 @@ from scoresde.cli.train import parameters, train_run
 from scoresde.config import load_config
 from scoresde.data import Dataset
 from scoresde.evaluation import copy_rate
-from scoresde.registry import LoadedRun, build_dataset, build_sampler, load_run
+from scoresde.registry import build_dataset, build_sampler
 from scoresde.runs.folder import RunFolder, records
+from scoresde.runs.load import LoadedRun, load_run
 
 HERE = Path(__file__).parent
 CONFIGS, RESULTS = HERE.parent / "configs", HERE / "results"

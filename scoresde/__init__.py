@@ -12,12 +12,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from os import PathLike
-
     from scoresde import samplers
     from scoresde.denoiser import Denoiser, Guide
     from scoresde.likelihood import LogLikelihood, bits_per_dim, log_likelihood
     from scoresde.parameterization import Coeffs, Parameterization, ScoreModel
+    from scoresde.runs.load import load
     from scoresde.samplers import sample, trajectory
     from scoresde.sde import EDM, SDE, VE, VP, Cosine, DiscreteVP, LinearFlow, SubVP
     from scoresde.solvers import Solution, SolverError, solve_ode, solve_sde
@@ -55,12 +54,16 @@ _HOMES = {
     "denoiser": ("Denoiser", "Guide"),
     "likelihood": ("LogLikelihood", "bits_per_dim", "log_likelihood"),
     "parameterization": ("Coeffs", "Parameterization", "ScoreModel"),
+    "runs.load": ("load",),
     "samplers": ("sample", "trajectory"),
     "sde": ("EDM", "SDE", "VE", "VP", "Cosine", "DiscreteVP", "LinearFlow", "SubVP"),
     "solvers": ("Solution", "SolverError", "solve_ode", "solve_sde"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
-_MODULES = {*_HOMES, "codes", "config", "registry", "testing"}
+_MODULES = {
+    *(name for name in _HOMES if "." not in name),
+    *("codes", "config", "data", "nn", "registry", "runs", "testing", "training"),
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -75,14 +78,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-def load(run_or_file: str | PathLike[str]) -> ScoreModel:
-    """The trained model of a run folder, checkpoint or export, with its averaged weights.
-
-    Raises ValueError naming the file when it is missing, damaged or not a scoresde file. Nothing
-    is unpickled.
-    """
-    from scoresde.registry import load_model
-
-    return load_model(run_or_file)

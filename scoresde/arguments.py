@@ -20,7 +20,7 @@ from __future__ import annotations
 import inspect
 import re
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import (
@@ -70,8 +70,13 @@ class Range:
             bound, sign = low.split()
             low, high = "", f" {sign.replace('<', '>')} {bound}"
         found = f"{low}{name}{high}" if low or high else ""
-        whole = f"{name} a multiple of {self.multiple_of}" if self.multiple_of else ""
-        return " and ".join(part for part in (found, whole) if part)
+        match self.multiple_of:
+            case None:
+                return found
+            case 2:
+                return f"{found} and even"
+            case n:
+                return f"{found} and a multiple of {n}"
 
 
 Count = Annotated[int, Range(ge=1)]
@@ -154,7 +159,7 @@ def unwrapped(annotation: Any) -> tuple[Any, tuple[Range, ...]]:
 
 
 def _check_one(name: str, value: Any, limit: Range) -> None:
-    several = isinstance(value, tuple | list)
+    several = isinstance(value, Collection) and not isinstance(value, str)
     if several and len(value) < limit.length:
         raise ValueError(f"need at least {limit.length} of {name}, got {name}={value}")
     if not all(limit.holds(v) for v in (value if several else (value,))):

@@ -10,7 +10,7 @@ of EDM), so that one network sees the same numbers under every process.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -104,8 +104,11 @@ class ScoreModel(nn.Module):
     """What is trained and saved: a network, its process and its parameterisation.
 
     ``net(x, noise, **cond)`` takes the scaled state (B, ...), the noise coordinate (B,) and
-    conditions such as ``label`` (B,), and returns F with the shape of ``x``.
+    conditions such as ``label`` (B,), and returns F with the shape of ``x``. ``data`` describes
+    what it was trained on (name, shape, scaling, classes), None where nobody has said.
     """
+
+    data: Any = None
 
     def __init__(self, net: nn.Module, sde: SDE, parameterization: Parameterization) -> None:
         super().__init__()

@@ -12,6 +12,7 @@ from scoresde.convergence import draws_noise
 from scoresde.data import Dataset
 from scoresde.denoiser import Denoiser
 from scoresde.parameterization import Coeffs
+from scoresde.runs.load import load_run
 from scoresde.samplers import grids, per_sample_noise
 from scoresde.samplers.integrals import clock
 from scoresde.sde import SDE
@@ -322,21 +323,21 @@ class TestRuns:
         found = checkpoint(small())
         save(tmp_path / "a.pt", found)
         for ema, weights in ((True, found.ema), (False, found.model)):
-            state = registry.load_run(tmp_path / "a.pt", ema=ema).model.state_dict()
+            state = load_run(tmp_path / "a.pt", ema=ema).model.state_dict()
             assert all(torch.equal(state[k], v) for k, v in weights.items())
 
     def test_an_export_has_no_raw_weights(self, tmp_path):
         export_weights(tmp_path / "w.safetensors", checkpoint(small()))
         with pytest.raises(CheckpointError, match="EMA weights only"):
-            registry.load_run(tmp_path / "w.safetensors", ema=False)
+            load_run(tmp_path / "w.safetensors", ema=False)
 
     def test_the_best_checkpoint_goes_before_the_newest(self, tmp_path):
         folder = tmp_path / "checkpoints"
         for step in (1, 2):
             save_step(folder, checkpoint(small(), step), keep=5)
-        assert registry.load_run(tmp_path).step == 2
+        assert load_run(tmp_path).step == 2
         save(folder / BEST, checkpoint(small(), 1))
-        assert registry.load_run(tmp_path).step == 1
+        assert load_run(tmp_path).step == 1
 
     def test_a_damaged_checkpoint_is_passed_over_and_said(self, tmp_path):
         folder = tmp_path / "checkpoints"
@@ -345,7 +346,7 @@ class TestRuns:
         newest = folder / "step-00000002.pt"
         newest.write_bytes(newest.read_bytes()[:-100])
         (folder / BEST).write_bytes(b"")
-        run = registry.load_run(tmp_path)
+        run = load_run(tmp_path)
         assert run.step == 1
         assert len(run.notes) == 2
         assert all(str(folder) in note for note in run.notes)
@@ -366,7 +367,7 @@ class TestRuns:
     def test_the_run_says_what_it_was_trained_on(self, tmp_path):
         config = small(conditional=True)
         save(tmp_path / "a.pt", checkpoint(config))
-        run = registry.load_run(tmp_path / "a.pt")
+        run = load_run(tmp_path / "a.pt")
         assert run.config == config == config_from(to_plain(config), "x")
         assert run.data == describe(dataset(config))
 

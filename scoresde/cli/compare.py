@@ -27,13 +27,13 @@ from scoresde.registry import (
     SELF_PACED,
     STEPS,
     GridSampler,
-    LoadedRun,
     build_grid,
     build_step,
 )
-from scoresde.registry.optimised import Wanted, checked
 from scoresde.runs.compare_plot import Trial, draw
 from scoresde.runs.folder import write_text
+from scoresde.runs.load import LoadedRun
+from scoresde.runs.optimised import Wanted, checked
 from scoresde.runs.watch import Watch
 from scoresde.samplers import per_sample_noise, solve_adaptive
 

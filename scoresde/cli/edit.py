@@ -25,8 +25,9 @@ from scoresde.config import Config, override
 from scoresde.data import Scaling, Split
 from scoresde.denoiser import Denoiser
 from scoresde.evaluation import image_grid, save_png, scatter
-from scoresde.registry import LoadedRun, build_dataset
+from scoresde.registry import build_dataset
 from scoresde.runs.compatibility import require_same_data
+from scoresde.runs.load import LoadedRun
 from scoresde.runs.results import Make, replace_all, require_writable
 from scoresde.runs.watch import require_finite
 

@@ -31,7 +31,7 @@ from scoresde.evaluation import (
     moments,
     save_moments,
 )
-from scoresde.registry import LoadedRun, build_dataset
+from scoresde.registry import build_dataset
 from scoresde.runs.compatibility import require_same_data, require_same_split
 from scoresde.runs.features import (
     chosen_features,
@@ -39,6 +39,7 @@ from scoresde.runs.features import (
     require_matching,
     titles,
 )
+from scoresde.runs.load import LoadedRun
 from scoresde.runs.metrics import (
     METRICS,
     Row,

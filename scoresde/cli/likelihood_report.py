@@ -25,8 +25,8 @@ from scoresde.evaluation.figures import histogram
 from scoresde.likelihood import bootstrap_interval, draw_error, mean
 from scoresde.likelihood.bounds import terminal_gap
 from scoresde.likelihood.dequantise import middles
-from scoresde.registry import LoadedRun
 from scoresde.runs import scoring
+from scoresde.runs.load import LoadedRun
 from scoresde.runs.results import Make, replace_all
 from scoresde.runs.scoring import Job, Values
 from scoresde.solvers import FIXED_STEP_METHODS

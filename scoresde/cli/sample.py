@@ -25,8 +25,9 @@ from scoresde.config import Config, override, to_plain
 from scoresde.data import Scaling
 from scoresde.data.foreign import RECORD
 from scoresde.parameterization import ScoreModel
-from scoresde.registry import STEPS, LoadedRun, Sampler, build_sampler
-from scoresde.registry.optimised import Wanted, find_grid, grid_file, kept_grid, wanted
+from scoresde.registry import STEPS, Sampler, build_sampler
+from scoresde.runs.load import LoadedRun
+from scoresde.runs.optimised import Wanted, find_grid, grid_file, kept_grid, wanted
 from scoresde.runs.pictures import Make, require_free, save_preview, trajectory_files, write
 from scoresde.runs.watch import Seen, Stopped, Watch, require_finite
 from scoresde.samplers import Grid, Noise, per_sample_noise

@@ -34,7 +34,7 @@ from scoresde.runs.train_resume import flat, restore
 from scoresde.runs.train_setup import Run, planned, prepare
 from scoresde.training import checkpoint as checkpoints
 from scoresde.training.distributed import Share
-from scoresde.training.precision import emulates_half
+from scoresde.training.precision import is_slow
 
 EXAMPLES, SAME_DATA = "sha256 of the examples", "give all processes the same data"
 SAME = "start all processes with the same options, configuration and folder"
@@ -135,11 +135,11 @@ def introduction(run: Run, device: torch.device) -> str:
 
 def cautions(train: Train, device: torch.device) -> list[str]:
     """What does not help as it was meant to, a line each."""
-    if train.precision == "float32" or not emulates_half(device):
+    if not is_slow(train.precision, device):
         return []
     return [
-        f"train.precision={train.precision} gains nothing on this CPU, which has no instructions "
-        "for it: numbers are rounded and then multiplied in float32"
+        f"train.precision={train.precision} is slower than float32 on this CPU, which has no "
+        "instructions for it"
     ]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from scoresde.cli.options import WeightOptions
-from scoresde.registry import LoadedRun, load_run, load_width
+from scoresde.runs.load import LoadedRun, load_run, load_width
 
 FLAGS = {"no_ema": "--no-ema", "ema_decay": "--ema-decay", "ema_width": "--ema-width"}
 

@@ -67,6 +67,8 @@ class ArraysData(Section):
     """number of pixel levels; null: 256 for uint8, none for real numbers"""
     layout: Literal["NHW", "NHWC", "NCHW"] | None = None
     """order of the axes; null: the one that fits"""
+    standardise: bool = True
+    """scale real numbers to mean 0 and deviation 1, feature by feature"""
     holdout: Annotated[Real, Field(gt=0, lt=1)] = 0.1
     """share for the test split, where the file holds none"""
     seed: Annotated[Whole, Field(ge=0)] = 0

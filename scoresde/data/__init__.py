@@ -8,6 +8,7 @@ from scoresde.data.idx import idx_folder
 from scoresde.data.images import cifar_subset, image_folder
 from scoresde.data.scaling import Scaling
 from scoresde.data.shuffle import batch_indices
+from scoresde.data.sources import dataset_of
 from scoresde.data.toys import checkerboard, gaussians25, moons, swiss_roll
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "batch_indices",
     "checkerboard",
     "cifar_subset",
+    "dataset_of",
     "digits",
     "examples",
     "gaussians25",

@@ -1,34 +1,38 @@
-"""Arrays in `.npz` and `.npy` files, read without unpickling anything."""
+"""Arrays in `.npz`, `.npy` and CSV files, read without unpickling anything."""
 
 from __future__ import annotations
 
 import math
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import IO, Any, BinaryIO, Literal
+from typing import IO, Annotated, Any, BinaryIO
 
 import numpy as np
 import torch
 from numpy.lib.format import read_array_header_1_0, read_array_header_2_0, read_magic
 from torch import Tensor
 
-from scoresde.data.cache import Source, Watch, gathered, stored, unwatched
+from scoresde.arguments import Natural, Positive, Range, check
+from scoresde.data.cache import Progress, Source, gathered, silent, stored
+from scoresde.data.convert import KNOWN_LEVELS, Layout, examples_of, fitted, known_levels
 from scoresde.data.dataset import (
     DataError,
     Dataset,
     Split,
     held_rows,
-    numbered_classes,
     reading,
+    require_there,
 )
-from scoresde.data.scaling import Scaling
-
-Layout = Literal["NHW", "NHWC", "NCHW"]
+from scoresde.data.file_kinds import kind_of
+from scoresde.data.labels import Numbered, label_values, listing, numbered
+from scoresde.data.table import SUFFIXES as TABLES
+from scoresde.data.table import read_table
 
 # Names of an array in an .npz, first found first taken: ours, numpy's own, Keras', MedMNIST's.
 KEYS = {
@@ -37,6 +41,12 @@ KEYS = {
     "x_test": ("x_test", "test_images"),
     "y_test": ("y_test", "test_labels"),
 }
+# What is held out where there is no test part.
+VALIDATION = {
+    "x_test": ("x_val", "x_valid", "val_images"),
+    "y_test": ("y_val", "y_valid", "val_labels"),
+}
+LABELS = ("y", "y_test")
 
 PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
@@ -44,92 +54,103 @@ PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 def arrays(
     path: Path | str,
     *,
-    levels: int | None = None,
+    levels: Annotated[int, Range(ge=2)] | None = None,
     layout: Layout | None = None,
-    holdout: int | float = 0.1,
-    seed: int = 0,
+    holdout: Positive = 0.1,
+    seed: Natural = 0,
+    standardise: bool = True,
     cache: Path | str | None = None,
-    watch: Watch = unwatched,
+    progress: Progress = silent,
 ) -> Dataset:
-    """The data set in an `.npz`, its arrays named as in `KEYS`, or an `.npy` of examples alone.
+    """Arrays of examples, and of labels if there are any, in .npz, .npy or CSV files.
 
-    A folder of `.npz` files with the same arrays is their rows in the order of the file names.
+    An `.npz` has its arrays named as in `KEYS`; an `.npy` is examples alone; a table of numbers
+    is CSV. A folder of `.npz` files with the same arrays is their rows in the order of the file
+    names; one of `.npy` files is arrays of these names. Integers are pixel levels, real numbers
+    continuous data. (N, D) are vectors, uint8 (N, 3072) rows of CIFAR; for images see
+    `channels_first`, for labels `label_values`.
 
-    Integers are pixel levels: uint8 has 256 of them and bool 2 unless `levels` says otherwise,
-    wider ones need `levels`. Real numbers are continuous data, left as they are. (N, D) are
-    vectors, uint8 (N, 3072) rows of CIFAR; for images see `channels_first`. Labels are 0, 1,
-    ..., as (N,) or (N, 1). Without `x_test`, `holdout` (count or fraction) examples are held out
-    by a permutation fixed by `seed`. In the folder `cache` the examples are kept as training
-    takes them and mapped into memory; to make it, one file after another is read. `watch` is told
-    of the progress. Raises DataError for missing, damaged or pickled arrays, and for values,
-    shapes or labels that do not fit, ValueError for `levels` out of range.
+    Args:
+        path: file of arrays (.npz, .npy, .csv), or folder of .npz or .npy files.
+        levels: number of pixel levels of integers; null: 256 for uint8, 2 for bool.
+        layout: order of the axes of images; null: the one that fits.
+        holdout: examples held out for testing where the file has no test part: a fraction of
+            them below 1, else their number.
+        seed: seed of that choice.
+        standardise: scale real numbers to mean 0 and deviation 1, feature by feature.
+        cache: folder where the examples are kept as training takes them, to be mapped into
+            memory; null keeps them in memory only.
+        progress: callback that shows how many files are read.
+
+    Raises DataError for missing, damaged or pickled arrays, and for values, shapes or labels that
+    do not fit, ValueError for `levels` out of range.
     """
-    path = Path(path)
-    options: dict[str, Any] = {"levels": levels, "layout": layout, "holdout": holdout}
+    check(arrays, locals())
+    path = Path(path).expanduser()
     with reading(path):
+        require_there(path)
         shards = _shards(path)
         if levels is None:
-            levels = _levels(shards[0].headers["x"].dtype)
-        scaling = Scaling(levels)
+            levels = _levels(shards[0])
         held = _held(shards, holdout, seed)
+        numbers = _numbered(shards)
 
     def decode(skipped: list[str]) -> Iterator[tuple[bool, Split]]:
         with reading(path):
-            yield from _decoded(shards, held, levels, layout, watch)
+            yield from _decoded(shards, held, numbers, levels, layout, progress)
 
     if cache is None:
         found = gathered(decode)
     else:
-        marks = [_mark(shard.file) for shard in shards]
-        found = stored(Path(cache), Source(options | {"seed": seed}, marks), decode)
+        options: dict[str, Any] = {"levels": levels, "layout": layout, "holdout": holdout}
+        options |= {"seed": seed, "classes": numbers and numbers.classes}
+        marks = [_mark(file) for shard in shards for file in shard.files]
+        found = stored(Path(cache).expanduser(), Source(options, marks), decode)
     with reading(path):
-        classes = numbered_classes(found.train, found.test)
-        return Dataset(path.stem, found.train, found.test, scaling, classes, found.notes)
+        scaling, notes = fitted(found.train, levels, standardise)
+        notes = (*shards[0].notes, *(numbers.notes if numbers else ()), *notes, *found.notes)
+        classes = numbers.classes if numbers else None
+        return Dataset(path.stem, found.train, found.test, scaling, classes, notes)
 
 
-def channels_first(x: np.ndarray, layout: Layout | None) -> np.ndarray:
-    """Images as (N, C, H, W) from `layout`; None stands for the one layout that fits.
-
-    (N, H, W) is NHW; (N, a, b, c) is NHWC if only c is 1 or 3, NCHW if only a is. Raises
-    DataError otherwise.
-    """
-    last, first = x.shape[-1] in (1, 3), x.shape[1] in (1, 3)
-    if layout is None and x.ndim == 4 and last == first:
-        raise DataError(f"shape {x.shape} may be NHWC or NCHW; give layout")
-    layout = layout or ("NHW" if x.ndim == 3 else "NHWC" if last else "NCHW")
-    if x.ndim != len(layout):
-        raise DataError(f"expected {layout}, found shape {x.shape}; correct the array or layout")
-    return {"NHW": x[:, None], "NHWC": np.moveaxis(x, -1, 1), "NCHW": x}[layout]
+def holds_arrays(folder: Path) -> bool:
+    """Whether a folder has `.npz` or `.npy` files, which ``arrays`` reads."""
+    return bool(_visible(folder, "npz") or _visible(folder, "npy"))
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
+def read_arrays(path: Path, only: Sequence[str] = tuple(KEYS)) -> dict[str, np.ndarray]:
     """The arrays of an `.npz` that `KEYS` knows, or the one of an `.npy` as "x"; or DataError."""
     with _parsed(path) as file:
         loaded = np.load(file, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             return {"x": loaded}
         _require_ordinary(loaded.zip)
-        return {name: _array(loaded[key]) for name, key in _names(loaded.files).items()}
+        names = _names(loaded.files)
+        return {name: _array(loaded[key]) for name, key in names.items() if name in only}
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of an array without its values being read."""
+    """Shape and type of an array, read from a file without its values."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
 
     def __str__(self) -> str:
-        return f"{self.dtype} ({', '.join(['N', *map(str, self.shape[1:])])})"
+        kind = "str" if self.dtype.kind in "US" else self.dtype  # of names of any length
+        return f"{kind} ({', '.join(['N', *map(str, self.shape[1:])])})"
 
 
-def read_headers(path: Path) -> dict[str, Header]:
-    """Of the arrays that `read_arrays` reads; a file promises no more than it holds."""
+def read_headers(path: Path) -> tuple[dict[str, Header], tuple[str, ...]]:
+    """Headers of the arrays that `read_arrays` reads, and lines about those that it does not.
+
+    A file that promises more than it holds is refused.
+    """
     with _parsed(path) as file:
         packed = file.read(4) in (b"PK\3\4", b"PK\5\6")
         file.seek(0)
         if not packed:
-            return {"x": _header(file, path.stat().st_size)}
+            return {"x": _header(file, path.stat().st_size)}, ()
         with zipfile.ZipFile(file) as archive:
             _require_ordinary(archive)
             members = {m.filename.removesuffix(".npy"): m for m in archive.infolist()}
@@ -137,14 +158,13 @@ def read_headers(path: Path) -> dict[str, Header]:
             for name, key in _names(list(members)).items():
                 with archive.open(members[key]) as member:
                     found[name] = _header(member, members[key].file_size)
-            return found
+            return found, _unread(list(members))
 
 
 @contextmanager
 def _parsed(path: Path) -> Iterator[BinaryIO]:
     """The open file; what numpy says about it becomes a DataError."""
-    if not path.is_file():
-        raise DataError("no such file; check the path")
+    require_there(path)
     try:
         # Opened here: numpy leaves the file open when it is a damaged archive.
         with path.open("rb") as file, warnings.catch_warnings():
@@ -171,11 +191,13 @@ def _header(file: IO[bytes], size: int) -> Header:
 
 @dataclass(frozen=True)
 class Shard:
-    """A file of a data set, how messages name it, and what it holds."""
+    """One part of a data set: headers of its arrays, a function that reads them, and its files."""
 
-    file: Path
     headers: Mapping[str, Header]
+    read: Callable[[Sequence[str]], Mapping[str, np.ndarray]]
+    files: tuple[Path, ...]
     name: str = ""
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return self.headers["x"].shape[0]
@@ -186,24 +208,58 @@ class Shard:
 
 
 def _shards(path: Path) -> list[Shard]:
-    """The file, or the `.npz` files in a folder, which are alike. Raises DataError."""
+    """The parts of a file or folder, which are alike. Raises DataError."""
     if not path.is_dir():
-        found = [Shard(path, read_headers(path))]
-    else:
-        files = sorted(file for file in path.glob("*.npz") if not file.name.startswith("."))
-        if not files:
-            raise DataError("no .npz files in this folder; check the path")
+        found = [shard_of(path)]
+    elif files := _visible(path, "npz"):
         found = []
         for file in files:
             with reading(file.name):
-                found.append(Shard(file, read_headers(file), file.name))
+                found.append(shard_of(file, file.name))
                 _require_alike(found[0], found[-1])
+    elif files := _visible(path, "npy"):
+        found = [_together(files)]
+    else:
+        raise DataError("no .npz or .npy files in this folder; check the path")
     with found[0].named():
         _require_both_labels(found[0].headers)
         rows = sum(shard.headers["x"].shape[0] for shard in found if shard.headers["x"].shape)
         with reading("array 'x'"):
             _require_examples((rows, *found[0].headers["x"].shape[1:]))
     return found
+
+
+def shard_of(file: Path, name: str = "") -> Shard:
+    """A file, by its suffix; one of another is refused with what it is."""
+    suffix = file.suffix.lower()
+    if suffix in TABLES:
+        table = read_table(file)
+        found = {"x": table.x} | ({} if table.y is None else {"y": table.y})
+        headers = {key: Header(array.shape, array.dtype) for key, array in found.items()}
+        return Shard(headers, lambda only: found, (file,), name, table.notes)
+    if suffix not in (".npz", ".npy"):
+        raise DataError(f"is {kind_of(file)}; give arrays as .npz, .npy or .csv")
+    headers, notes = read_headers(file)
+    return Shard(headers, partial(read_arrays, file), (file,), name, notes)
+
+
+def _together(files: Sequence[Path]) -> Shard:
+    """The `.npy` files of a folder, each an array of the name that it has."""
+    by_stem = {file.stem: file for file in files}
+    chosen = {name: by_stem[stem] for name, stem in _names(list(by_stem)).items()}
+    headers = {}
+    for name, file in chosen.items():
+        with reading(file.name):
+            headers[name] = read_headers(file)[0]["x"]
+
+    def read(only: Sequence[str]) -> dict[str, np.ndarray]:
+        return {name: read_arrays(file)["x"] for name, file in chosen.items() if name in only}
+
+    return Shard(headers, read, tuple(chosen.values()), notes=_unread(list(by_stem)))
+
+
+def _visible(folder: Path, suffix: str) -> list[Path]:
+    return sorted(file for file in folder.glob(f"*.{suffix}") if not file.name.startswith("."))
 
 
 def _require_alike(first: Shard, other: Shard) -> None:
@@ -213,7 +269,16 @@ def _require_alike(first: Shard, other: Shard) -> None:
         raise DataError(f"holds {two}, but {first.name} holds {one}; make them alike")
 
 
-def _held(shards: Sequence[Shard], holdout: int | float, seed: int) -> Tensor | None:
+def _levels(shard: Shard) -> int | None:
+    """The number of pixel levels that the type of the examples implies."""
+    dtype = shard.headers["x"].dtype
+    if dtype.kind == "f" or dtype.name in KNOWN_LEVELS:
+        return KNOWN_LEVELS.get(dtype.name)
+    with shard.named(), reading("array 'x'"):
+        return known_levels(shard.read(("x",))["x"])
+
+
+def _held(shards: Sequence[Shard], holdout: float, seed: int) -> Tensor | None:
     """The rows that are for testing, ascending; None where there are examples for it."""
     if "x_test" in shards[0].headers:
         return None
@@ -221,33 +286,62 @@ def _held(shards: Sequence[Shard], holdout: int | float, seed: int) -> Tensor | 
         return held_rows(sum(map(len, shards)), holdout, seed)[1]
 
 
+def _numbered(shards: Sequence[Shard]) -> Numbered | None:
+    """The labels of every shard, of all its arrays one after another; None without labels.
+
+    They are read first: which classes there are is known when all labels are.
+    """
+    names = [name for name in LABELS if name in shards[0].headers]
+    if not names:
+        return None
+    values = []
+    for shard in shards:
+        found = shard.read(names)
+        for name in names:
+            with shard.named(), reading(f"array {name!r}"):
+                values.append(label_values(found[name]))
+    with reading("array 'y'"):
+        return numbered(*values)
+
+
 def _decoded(
     shards: Sequence[Shard],
     held: Tensor | None,
+    numbers: Numbered | None,
     levels: int | None,
     layout: Layout | None,
-    watch: Watch,
+    progress: Progress,
 ) -> Iterator[tuple[bool, Split]]:
     """The examples of one file after another."""
     starts = accumulate(map(len, shards), initial=0)
-    with watch(len(shards), "reading arrays") as advance:
+    labels = iter(numbers.labels if numbers else ())
+    with progress(len(shards), "reading arrays") as advance:
         for shard, first in zip(shards, starts, strict=False):
+            own = {name: next(labels) for name in LABELS if name in shard.headers}
             if not len(shard):
                 continue
             with shard.named():
-                found = read_arrays(shard.file)
+                found = shard.read(("x", "x_test"))
                 advance(1)
-                train = _split(found, "x", "y", levels, layout)
+                train = _split(found["x"], own.get("y"), "x", levels, layout)
                 if held is not None:
                     yield from _divided(train, held - first)
                     continue
                 yield False, train
                 if found["x_test"].size or not shard.name:
-                    yield True, _split(found, "x_test", "y_test", levels, layout)
+                    label = own.get("y_test")
+                    yield True, _split(found["x_test"], label, "x_test", levels, layout)
+
+
+def _split(
+    x: np.ndarray, label: Tensor | None, name: str, levels: int | None, layout: Layout | None
+) -> Split:
+    with reading(f"array {name!r}"):
+        return Split(torch.from_numpy(examples_of(x, levels, layout)), label)
 
 
 def _divided(split: Split, held: Tensor) -> Iterator[tuple[bool, Split]]:
-    """What is for training and for testing of a split, where there is any."""
+    """The training and the test examples of a split; a part without examples is left out."""
     test = torch.zeros(len(split), dtype=torch.bool)
     test[held[(held >= 0) & (held < len(split))]] = True
     for part, chosen in ((False, ~test), (True, test)):
@@ -260,16 +354,8 @@ def _mark(file: Path) -> tuple[str, int, int]:
     return file.name, status.st_size, status.st_mtime_ns
 
 
-def integer_labels(y: np.ndarray) -> Tensor:
-    """Labels (N,) or (N, 1) of any integer type as int64 (N,); DataError for other types."""
-    y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
-    if y.dtype.kind not in "bui":
-        raise DataError(f"labels are {y.dtype}; give integers 0, 1, ...")
-    return torch.from_numpy(y.astype(np.int64))
-
-
 def _require_ordinary(archive: zipfile.ZipFile) -> None:
-    """What numpy writes grows a thousandfold at most; bzip2 makes gigabytes of kilobytes."""
+    """Refuse what numpy does not write: bzip2 unpacks kilobytes to gigabytes."""
     if any(entry.compress_type not in PACKED for entry in archive.infolist()):
         raise ValueError("packed otherwise than by numpy.savez_compressed")
 
@@ -280,12 +366,30 @@ def _array(found: object) -> np.ndarray:
     return found
 
 
-def _names(keys: list[str]) -> dict[str, str]:
-    first = {name: next((k for k in known if k in keys), None) for name, known in KEYS.items()}
+def _names(keys: Sequence[str]) -> dict[str, str]:
+    """The key of every array that is read, by its name in ``KEYS``."""
+    spelled = {key.lower(): key for key in reversed(keys)}
+    first = {name: _first(known, spelled) for name, known in KEYS.items()}
     if first["x"] is None:
         held = ", ".join(ascii(key)[1:-1] for key in keys[:20]) or "(none)"
         raise DataError(f"holds the keys {held}; call the examples 'x'")
+    if first["x_test"] is None and first["y_test"] is None:
+        first |= {name: _first(known, spelled) for name, known in VALIDATION.items()}
     return {name: key for name, key in first.items() if key is not None}
+
+
+def _first(known: Sequence[str], spelled: Mapping[str, str]) -> str | None:
+    return next((spelled[key] for key in known if key in spelled), None)
+
+
+def _unread(keys: Sequence[str]) -> tuple[str, ...]:
+    """Lines about arrays that are passed over, and about validation examples that are held out."""
+    names = _names(keys)
+    left = sorted(ascii(key)[1:-1] for key in set(keys) - set(names.values()))
+    notes = [f"arrays that are not read: {listing(left)}"] if left else []
+    if names.get("x_test", "").lower() in VALIDATION["x_test"]:
+        notes.append(f"no test part: {names['x_test']} is held out for testing")
+    return tuple(notes)
 
 
 def _require_both_labels(found: Mapping[str, Header]) -> None:
@@ -294,47 +398,6 @@ def _require_both_labels(found: Mapping[str, Header]) -> None:
         raise DataError(f"no labels for {x}; call them {missing!r}, or leave out both")
 
 
-def _split(
-    found: Mapping[str, np.ndarray], x: str, y: str, levels: int | None, layout: Layout | None
-) -> Split:
-    with reading(f"array {x!r}"):
-        examples = torch.from_numpy(_examples(found[x], levels, layout))
-        return Split(examples, integer_labels(found[y]) if y in found else None)
-
-
-def _examples(x: np.ndarray, levels: int | None, layout: Layout | None) -> np.ndarray:
-    if x.dtype.kind not in "buif":
-        raise DataError(f"values are {x.dtype}; expected numbers")
-    _require_examples(x.shape)
-    if x.dtype == np.uint8 and x.ndim == 2 and x.shape[1] == 3072:
-        x, layout = x.reshape(-1, 3, 32, 32), "NCHW"
-    if x.ndim > 2:
-        x = channels_first(x, layout)
-    elif x.dtype.kind != "f":
-        raise DataError(f"shape {x.shape} of {x.dtype}; give images as NHW, vectors as floats")
-    return np.ascontiguousarray(_stored(x, levels))
-
-
 def _require_examples(shape: tuple[int, ...]) -> None:
     if len(shape) not in (2, 3, 4) or math.prod(shape) == 0:
         raise DataError(f"shape {shape}; expected examples as (N, D), NHW, NHWC or NCHW")
-
-
-def _stored(x: np.ndarray, levels: int | None) -> np.ndarray:
-    if levels is None or x.dtype.kind == "f":
-        with np.errstate(over="ignore", invalid="ignore"):
-            return x.astype(np.float32)
-    if x.min() < 0 or x.max() >= levels:
-        raise DataError(
-            f"levels run over {x.min()}..{x.max()}, expected 0..{levels - 1}; correct levels"
-        )
-    return x.astype(np.uint8 if levels <= 256 else np.int32)
-
-
-def _levels(dtype: np.dtype) -> int | None:
-    if dtype.kind == "f":
-        return None
-    known = {"bool": 2, "uint8": 256}
-    if dtype.name not in known:
-        raise DataError(f"values are {dtype}, whose number of levels is unknown; give levels")
-    return known[dtype.name]

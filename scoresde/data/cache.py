@@ -1,57 +1,51 @@
 """Examples decoded once into arrays on disk, which are mapped into memory and never read whole.
 
-A cache is a folder with ``x.npy``, ``label.npy``, ``x_test.npy``, ``label_test.npy`` and
-``manifest.json``, which says what they were made of. Arrays are written beside their places,
-synced and renamed, and the manifest comes last, so that no half-written cache is ever taken for a
-whole one.
+A cache is a folder with ``manifest.json`` and the folder of arrays that it names. The manifest is
+written last and at once, so that no half-written cache is ever taken for a whole one.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
+import shutil
+import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from scoresde.atomic import atomic_write, sync, writing
-from scoresde.data.dataset import DataError, Split, reading
+from scoresde.data.dataset import DataError, Split
 from scoresde.data.digest import digest
 
-FORMAT = 2
-UNFINISHED = {"format": FORMAT, "unfinished": True}
-MANIFEST, LOCK = "manifest.json", ".lock"
-ARRAYS = ("x.npy", "label.npy", "x_test.npy", "label_test.npy")
-OURS = {LOCK, *(f"{name}{end}" for name in (MANIFEST, *ARRAYS) for end in ("", ".tmp"))}
+FORMAT = 3
+MANIFEST, LOCK, FOLDER = "manifest.json", ".lock", "arrays-"
+PARTS = ("train", "test")
 
-# Long enough for the header of any array, which is written when its length is known.
-HEADER = 256
-
-Watch = Callable[[int, str], AbstractContextManager[Callable[[int], object]]]
-"""Told how many of what there are, it gives a function to be told how many more are done."""
+Progress = Callable[[int, str], AbstractContextManager[Callable[[int], object]]]
+"""Called with a total and a label, it gives ``advance(n)``, which counts n more as done."""
 
 Decode = Callable[[list[str]], Iterator[tuple[bool, Split]]]
-"""Pieces of a data set, each with whether it is of the test split; what is left out is appended
-to the list."""
+"""Yields pieces of a data set, each with True if it is for testing; appends the names of files
+that are left out to the list."""
 
 
 @contextmanager
-def unwatched(total: int, what: str) -> Iterator[Callable[[int], object]]:
-    """Nobody is told."""
+def silent(total: int, what: str) -> Iterator[Callable[[int], object]]:
+    """A progress that shows nothing."""
     yield lambda n: None
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a cache is of: the options of decoding, and (name, size, mark) of every file.
+    """The source of a cache: the options of decoding, and (name, size, mark) of every file.
 
     The mark is a CRC or a time of change: a file with the same three is taken for the same.
     """
@@ -60,10 +54,11 @@ class Source:
     files: Sequence[tuple[str, int, int]]
 
     def summary(self) -> dict[str, Any]:
-        """The options, and the number and a digest of the files."""
+        """The options, and the number and a digest of the files, as a manifest has them."""
         listing = json.dumps(list(self.files)).encode()
+        options = json.loads(json.dumps(dict(self.options)))
         digest = hashlib.sha256(listing).hexdigest()
-        return {"options": dict(self.options), "files": len(self.files), "digest": digest}
+        return {"options": options, "files": len(self.files), "digest": digest}
 
 
 @dataclass(frozen=True)
@@ -138,230 +133,119 @@ def _require_both(found: set[bool], skipped: Sequence[str]) -> None:
 
 def _opened(folder: Path, key: Mapping[str, Any]) -> Parts:
     """A whole cache of this source; raises Stale for any other."""
-    manifest = _manifest(folder)
-    if manifest["key"]["options"] != key["options"]:
-        raise Stale("made with other options")
-    if manifest["key"] != key:
-        raise Stale(f"the files have changed ({manifest['key']['files']} were {key['files']})")
-    entries = {name: dict(entry) for name, entry in manifest["arrays"].items()}
-    train, test = _splits(folder, entries)
-    if [digest(train), digest(test)] != manifest["contents"]:
-        raise Stale("damaged")
-    if entries != manifest["arrays"]:
-        _remember(folder, manifest, entries)
-    size = sum(entry["bytes"] for entry in entries.values())
-    note = f"cache {folder}: {len(train)} + {len(test)} examples, {size / 1e6:.3g} MB, mapped"
-    return Parts(train, test, tuple(manifest["skipped"]), (note,))
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    if not path.exists():
+    if not (folder / MANIFEST).exists():
         raise Stale("")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found == UNFINISHED:
-            raise Stale("")
-        if found.pop("sha256") != _digest_of(found) or found["format"] != FORMAT:
-            raise Stale(f"{MANIFEST} is damaged or of another version")
-    except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
-        raise Stale(f"{MANIFEST} is damaged") from error
-    return dict(found)
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            raise Stale("of another version")
+        if manifest["key"]["options"] != key["options"]:
+            raise Stale("made with other options")
+        if manifest["key"] != key:
+            raise Stale(f"the files have changed ({manifest['key']['files']} were {key['files']})")
+        train, test = (_split(folder / manifest["folder"], manifest[part]) for part in PARTS)
+        whole = manifest["contents"] == [digest(train), digest(test)]
+        skipped = tuple(map(str, manifest["skipped"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Stale("damaged") from error
+    if not whole:
+        raise Stale("damaged")
+    size = sum(t.nbytes for s in (train, test) for t in (s.x, s.label) if t is not None)
+    note = f"cache {folder}: {len(train)} + {len(test)} examples, {size / 1e6:.3g} MB, mapped"
+    return Parts(train, test, skipped, (note,))
 
 
-def _splits(folder: Path, entries: Mapping[str, dict[str, Any]]) -> tuple[Split, Split]:
-    def split(x: str, label: str) -> Split:
-        examples, labels = (
-            _mapped(folder / name, entries[name]) if name in entries else None
-            for name in (x, label)
-        )
-        if examples is None:
-            raise Stale(f"{x} is missing")
-        least, largest = entries[x]["bounds"]
-        return Split(examples, labels, (least, largest), mapped=True)
-
-    with reading(folder):
-        return split(*ARRAYS[:2]), split(*ARRAYS[2:])
+def _split(folder: Path, entry: Mapping[str, Any]) -> Split:
+    least, largest = entry["bounds"]
+    x, label = (_mapped(folder, described) for described in (entry["x"], entry["label"]))
+    if x is None:
+        raise Stale("damaged")
+    return Split(x, label, (least, largest), mapped=True)
 
 
-def _mapped(path: Path, entry: dict[str, Any]) -> Tensor:
-    """An array as a tensor whose memory is the file: it may only be read.
-
-    One written since is compared whole, and its time noted in the entry. Raises Stale for another
-    array. All is asked of one open file: what takes its name meanwhile changes nothing.
-    """
-    shape, dtype = tuple(entry["shape"]), np.dtype(entry["dtype"])
-    try:
-        with path.open("rb") as file:
-            whole = file.read(HEADER) == _header(shape, dtype)
-            status = os.fstat(file.fileno())
-            if status.st_mtime_ns != entry["mtime_ns"]:
-                whole = (
-                    whole and hashlib.file_digest(file, "sha256").hexdigest() == entry["sha256"]
-                )
-            if not whole or status.st_size != entry["bytes"]:
-                raise Stale(f"{path.name} is damaged")
-            array = np.memmap(file, dtype, "r", HEADER, shape)
-    except (OSError, ValueError) as error:
-        raise Stale(f"{path.name} is damaged or missing") from error
-    entry["mtime_ns"] = status.st_mtime_ns
+def _mapped(folder: Path, entry: Mapping[str, Any] | None) -> Tensor | None:
+    """An array as a tensor whose memory is the file: it may only be read."""
+    if entry is None:
+        return None
+    array = np.memmap(folder / entry["file"], entry["dtype"], "r", shape=tuple(entry["shape"]))
     with warnings.catch_warnings():
         # torch warns of arrays that may not be written; a map that may would count as memory.
         warnings.filterwarnings("ignore", message=".*not writable.*")
         return torch.from_numpy(array)
 
 
-def _remember(folder: Path, manifest: Mapping[str, Any], entries: Mapping[str, Any]) -> None:
-    """Note the times of arrays that were compared, so that they need not be again."""
-    # One that may only be read, that another process writes or that has other files beside it is
-    # compared every time.
-    with suppress(OSError, Stale, DataError), _alone(folder, wait=False):
-        if _manifest(folder) == manifest:
-            _write_manifest(folder, {**manifest, "arrays": entries})
-
-
 # Writing ------------------------------------------------------------------------------------
 
 
 @contextmanager
-def _alone(folder: Path, *, wait: bool = True) -> Iterator[None]:
-    """Keep other processes from decoding into the folder, which is made if it is not there.
-
-    Waits for one that does, or else raises BlockingIOError.
-    """
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other processes from decoding into the folder, which is made if it is not there."""
     if folder.exists() and not folder.is_dir():
         raise DataError(f"{folder}: no folder; name a new or empty one for data.cache")
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    _require_ours(folder)
+    for name in sorted(path.name for path in folder.iterdir()):  # nothing of them is replaced
+        if name not in (MANIFEST, f"{MANIFEST}.tmp", LOCK) and not name.startswith(FOLDER):
+            raise DataError(
+                f"{folder}: holds {name}, which is of no cache; name a new or empty folder for "
+                f"data.cache"
+            )
     with writing(folder):
         lock = (folder / LOCK).open("w")
     with lock:
-        with writing(folder):
-            _lock(lock, wait)
+        with writing(folder), suppress(ImportError):  # Windows: the last one to finish is taken
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def _lock(file: IO[str], wait: bool) -> None:
-    try:
-        import fcntl
-    except ImportError:  # Windows: the last one to finish is taken
-        return
-    fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def _require_ours(folder: Path) -> None:
-    """Raise DataError if the folder holds files that no cache has: nothing of them is replaced."""
-    names = {path.name for path in folder.iterdir()}
-    strangers = names - OURS if MANIFEST in names else names - {LOCK, f"{MANIFEST}.tmp"}
-    if strangers:
-        raise DataError(
-            f"{folder}: holds {min(strangers)}, which is of no cache; name a new or empty folder "
-            f"for data.cache"
-        )
-
-
 def _make(folder: Path, key: Mapping[str, Any], decode: Decode) -> None:
-    """Decode into the folder, and write the manifest last."""
-    if not (folder / MANIFEST).exists():  # from here on the folder is known as a cache
-        _write(folder, UNFINISHED)
+    """Decode into a new folder of arrays, name it in the manifest, and remove all others."""
+    arrays = folder / f"{FOLDER}{uuid.uuid4().hex}"
     skipped: list[str] = []
-    writers: dict[str, _Writer] = {}
     try:
-        for test, piece in decode(skipped):
-            _add(writers, folder, piece, test)
-        _require_both({name == ARRAYS[2] for name in writers if "x" in name}, skipped)
-        entries = {name: writer.finish() for name, writer in writers.items()}
-    finally:
-        for writer in writers.values():
-            writer.close()
-    for name in ARRAYS:  # what a killed process left, and labels that there are no more
-        (folder / f"{name}.tmp").unlink(missing_ok=True)
-        if name not in writers:
-            (folder / name).unlink(missing_ok=True)
-    contents = [digest(split) for split in _splits(folder, entries)]
-    made = {"key": key, "arrays": entries, "contents": contents, "skipped": skipped}
-    _write_manifest(folder, {"format": FORMAT} | made)
+        with writing(arrays):
+            arrays.mkdir()
+        entries = _written(arrays, decode(skipped), skipped)
+        contents = [digest(_split(arrays, entries[part])) for part in PARTS]
+        manifest = {"format": FORMAT, "key": key, "folder": arrays.name, **entries}
+        text = json.dumps({**manifest, "contents": contents, "skipped": skipped}, indent=1)
+        atomic_write(folder / MANIFEST, lambda path: path.write_text(text, encoding="utf-8"))
+    except BaseException:
+        shutil.rmtree(arrays, ignore_errors=True)
+        raise
+    for other in folder.glob(f"{FOLDER}*"):  # what is mapped from them stays as it is
+        if other != arrays:
+            shutil.rmtree(other, ignore_errors=True)
 
 
-def _add(writers: dict[str, _Writer], folder: Path, piece: Split, test: bool) -> None:
-    x, label = ARRAYS[2:] if test else ARRAYS[:2]
-    for name, tensor in ((x, piece.x), (label, piece.label)):
-        if tensor is not None:
-            if name not in writers:
-                writers[name] = _Writer(folder / name)
-            writers[name].add(tensor, piece.bounds if name == x else None)
-
-
-def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write it with a checksum of its own."""
-    _write(folder, {**manifest, "sha256": _digest_of(manifest)})
-
-
-def _write(folder: Path, manifest: Mapping[str, Any]) -> None:
-    text = json.dumps(manifest, indent=1)
-    atomic_write(folder / MANIFEST, lambda path: path.write_text(text, encoding="utf-8"))
-
-
-def _digest_of(manifest: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-class _Writer:
-    """An ``.npy`` that grows: rows go to a temporary file, whose header is written at the end."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.temporary = path, path.with_name(path.name + ".tmp")
-        with writing(self.temporary):
-            self.file: BinaryIO = self.temporary.open("wb")
-            self.file.write(bytes(HEADER))
-        self.hash, self.rows = hashlib.sha256(), 0
-        self.shape: tuple[int, ...] = ()
-        self.dtype = np.dtype(np.uint8)
-        self.bounds: tuple[float, float] | None = None
-
-    def add(self, tensor: Tensor, bounds: tuple[float, float] | None) -> None:
-        """Append rows, all of one shape and type, that lie between the bounds."""
-        array = np.ascontiguousarray(tensor.numpy())
-        self.shape, self.dtype = array.shape[1:], array.dtype
-        content = array.reshape(-1).view(np.uint8).data
-        with writing(self.temporary):
-            self.file.write(content)
-        self.hash.update(content)
-        self.rows += len(array)
-        if bounds is not None:
-            least, largest = self.bounds or bounds
-            self.bounds = min(least, bounds[0]), max(largest, bounds[1])
-
-    def finish(self) -> dict[str, Any]:
-        """Put the array in its place, and say what it is."""
-        shape = (self.rows, *self.shape)
-        with writing(self.temporary):
-            self.file.seek(0)
-            self.file.write(_header(shape, self.dtype))
-            self.file.close()
-            sync(self.temporary)
-            os.replace(self.temporary, self.path)
-            sync(self.path.parent)
-        status = self.path.stat()
-        return {
-            "shape": list(shape),
-            "dtype": self.dtype.str,
-            "bytes": status.st_size,
-            "mtime_ns": status.st_mtime_ns,
-            "sha256": self.hash.hexdigest(),
-            "bounds": self.bounds,
-        }
-
-    def close(self) -> None:
-        """Leave nothing unfinished behind."""
-        with suppress(OSError):
-            self.file.close()
-        self.temporary.unlink(missing_ok=True)
-
-
-def _header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
-    """That of the ``.npy`` format, version 1.0, in HEADER bytes."""
-    told = {"descr": dtype.str, "fortran_order": False, "shape": shape}
-    text = repr(told).encode().ljust(HEADER - 11) + b"\n"
-    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+def _written(
+    folder: Path, pieces: Iterator[tuple[bool, Split]], skipped: Sequence[str]
+) -> dict[str, Any]:
+    """Write the pieces one after another, and describe the arrays of each part."""
+    files: dict[str, BinaryIO] = {}
+    entries: dict[str, dict[str, Any]] = {}
+    with ExitStack() as stack:
+        for test, piece in pieces:
+            part = PARTS[test]
+            entry = entries.setdefault(part, {"bounds": piece.bounds, "label": None})
+            ends = [end for bounds in (entry["bounds"], piece.bounds) for end in bounds or ()]
+            entry["bounds"] = min(ends), max(ends)
+            for name, tensor in (("x", piece.x), ("label", piece.label)):
+                if tensor is None:
+                    continue
+                array, file = np.ascontiguousarray(tensor.numpy()), f"{part}-{name}.bin"
+                with writing(folder / file):
+                    if file not in files:
+                        files[file] = stack.enter_context((folder / file).open("wb"))
+                    files[file].write(array.data)
+                rows = len(array) + (entry[name]["shape"][0] if entry.get(name) else 0)
+                shape = [rows, *array.shape[1:]]
+                entry[name] = {"file": file, "dtype": array.dtype.str, "shape": shape}
+        for file in files:
+            with writing(folder / file):
+                files[file].close()
+                sync(folder / file)
+    _require_both({part == "test" for part in entries}, skipped)
+    return entries

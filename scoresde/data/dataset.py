@@ -1,4 +1,4 @@
-"""What every loader returns: training and test examples with their scaling."""
+"""Training and test examples with their scaling, as every loader returns them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scoresde.data.file_kinds import kind_of
 from scoresde.data.scaling import Scaling
 from scoresde.data.shuffle import LARGEST_TABLE, scattered
-
-MOST_CLASSES = 100_000
-"""Numbered by labels alone, which may be anything in a damaged file."""
 
 # Numbers looked at at a time: a set in a memory map is never whole in memory.
 CHUNK = 2**24
@@ -36,8 +34,27 @@ def reading(source: Path | str) -> Iterator[None]:
         raise type(error)(f"{source}: {error}") from error
 
 
+def require_there(path: Path) -> None:
+    """Raise DataError where nothing is at a path, saying what a relative one is relative to."""
+    if path.exists():
+        return
+    if path.is_absolute():
+        raise DataError("no such file or folder; check the path")
+    raise DataError(
+        f"no such file or folder in the current folder, {Path.cwd()}; check the path, or give an "
+        f"absolute one"
+    )
+
+
+def require_folder(path: Path) -> None:
+    """Raise DataError unless there is a folder at a path, saying what there is instead."""
+    require_there(path)
+    if not path.is_dir():
+        raise DataError(f"is {kind_of(path)}; give a folder")
+
+
 class Examples(Protocol):
-    """What training takes its batches from: a ``Split``, or a ``View`` of one."""
+    """The source of training batches: a ``Split``, or a ``View`` of one."""
 
     def __len__(self) -> int: ...
     def take(self, index: Tensor) -> Split: ...
@@ -50,7 +67,8 @@ class Split:
     `x` holds integer levels (N, C, H, W), uint8 or int32 above 256 levels, or finite float32
     numbers (N, ...). `bounds` are numbers that all of `x` lies between; None looks for the least
     and the largest, in pieces. `mapped` says that `x` is a file, to be read in its order. Raises
-    DataError if it is empty, holds NaN or infinity, or has as many labels as it has not examples.
+    DataError if it is empty, holds NaN or infinity, or if the number of labels differs from the
+    number of examples.
     """
 
     x: Tensor
@@ -146,6 +164,14 @@ class Dataset:
         """Shape of one example, (C, H, W) or (D,)."""
         return self.train.x.shape[1:]
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of training examples of every class, by its name; empty without classes."""
+        if self.classes is None or self.train.label is None:
+            return {}
+        found = self.train.label.bincount(minlength=len(self.classes))
+        return dict(zip(self.classes, found.tolist(), strict=True))
+
 
 def _check_levels(split: Split, levels: int | None, part: str) -> None:
     if split.x.is_floating_point() != (levels is None):
@@ -170,20 +196,6 @@ def _check_labels(label: Tensor | None, classes: tuple[str, ...] | None, part: s
         raise DataError(
             f"{part} labels run over {found}, expected 0..{len(classes) - 1}; renumber"
         )
-
-
-def numbered_classes(*splits: Split) -> tuple[str, ...] | None:
-    """Names "0", "1", ... up to the largest label of the splits; None where none has labels."""
-    labels = [split.label for split in splits if split.label is not None]
-    if not labels:
-        return None
-    least = min(int(label.min()) for label in labels)
-    largest = max(int(label.max()) for label in labels)
-    if least < 0:
-        raise DataError(f"labels run over {least}..{largest}; number the classes 0, 1, ...")
-    if largest >= MOST_CLASSES:
-        raise DataError(f"labels run up to {largest}; number the classes 0, 1, ...")
-    return tuple(str(k) for k in range(1 + largest))
 
 
 def listed_classes(folder: Path) -> tuple[str, ...] | None:
@@ -219,7 +231,7 @@ def held_rows(n: int, size: int | float, seed: int = 0) -> tuple[Tensor, Tensor]
 def views(split: Split, size: int | float, seed: int = 0) -> tuple[View, View]:
     """(rest, held out) as ``holdout``, but nothing is copied, as suits a memory-mapped set.
 
-    Above ``LARGEST_TABLE`` examples the rows are a bijection computed where it is asked.
+    Above ``LARGEST_TABLE`` examples the rows are a bijection that is computed index by index.
     """
     n = len(split)
     if n <= LARGEST_TABLE:
@@ -242,9 +254,14 @@ def spread(n: int, most: int) -> Tensor:
 
 
 def held_count(n: int, size: int | float) -> int:
-    """The number of examples that a count or fraction holds out of ``n``; DataError if not any."""
-    count = size if isinstance(size, int) else max(1, round(size * n))
-    if not size > 0 or not 0 < count < n:
-        remedy = f"a share, or a count below {n}" if n > 1 else "more examples"
+    """The number of examples that are held out of ``n``: a fraction below 1, else a count.
+
+    Raises DataError unless both parts keep at least one.
+    """
+    count = 0
+    if 0 < size < math.inf:
+        count = int(size) if size >= 1 and size == int(size) else max(1, round(size * n))
+    if not 0 < count < n:
+        remedy = f"a fraction, or a count below {n}" if n > 1 else "more examples"
         raise DataError(f"cannot hold out {size} of {n} examples; give {remedy}")
     return count

@@ -4,40 +4,70 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.data.arrays import integer_labels, read_arrays
-from scoresde.data.dataset import MOST_CLASSES, DataError, Split, reading
+from scoresde.data.arrays import shard_of
+from scoresde.data.dataset import DataError, Split, reading, require_there
 from scoresde.data.images import read_picture
-from scoresde.data.picture_sources import picture_files
+from scoresde.data.labels import MOST_CLASSES, label_values, placed
+from scoresde.data.picture_sources import FolderAlbum
 from scoresde.data.scaling import Scaling
+from scoresde.data.sources import array_of, pair_of
 
 RECORD, ARRAYS = "sample.json", "samples.npz"
 PICTURE = re.compile(r"\d{6,}\.png")
-SUFFIXES = (".npz", ".npy")
 SHADES = 256
 
 
-def examples(path: Path | str, shape: tuple[int, ...], scaling: Scaling) -> Split:
-    """The examples at a path, as levels or numbers of a data set of this shape and scaling.
+def examples(
+    source: Any,
+    shape: tuple[int, ...],
+    scaling: Scaling,
+    *,
+    label: Any = None,
+    classes: Sequence[str] | None = None,
+    size: int | None = None,
+    channels: Literal[1, 3] | None = None,
+) -> Split:
+    """Every example of a source, as levels or numbers of a data set that is known.
 
     A folder of pictures or ``samples.npz``; of one written by ``scoresde sample`` those that its
     record lists and that were finished, with their labels; or a file of arrays ``x`` (``arr_0``)
-    and ``y`` (``arr_1``). Shades become levels again. Raises DataError for other shapes, shades
-    between the levels, numbers that are not finite, and whatever cannot be read.
+    and ``y`` (``arr_1``). Shades, which files hold as uint8, become levels again; integers in
+    memory are levels already.
+
+    Args:
+        source: path, or what ``dataset_of`` takes in memory.
+        shape: shape of one example, (C, H, W) or (D,).
+        scaling: scaling of the data set; real numbers stay in units of the data.
+        label: class of every example, for a source in memory.
+        classes: class names of the data set, among which labels are placed; None leaves them.
+        size: side that pictures are cropped and resized to; None takes them as they are.
+        channels: 1 or 3 converts pictures to grey or colour; None takes them as they are.
+
+    Raises DataError for other shapes, shades between the levels, numbers that are not finite, and
+    whatever cannot be read.
     """
-    path, shape = Path(path), tuple(shape)
+    shape = tuple(shape)
+    if not isinstance(source, str | Path):
+        return _in_memory(source, label, shape, scaling, classes)
+    path = Path(source).expanduser()
     with reading(path):
-        if not path.exists():
-            raise DataError("no such file or folder; check the path")
-    found = _of_folder(path, shape) if path.is_dir() else _of_arrays(path, shape)
+        require_there(path)
+    if path.is_dir():
+        x, values = _of_folder(path, shape, size, channels)
+    else:
+        x, values = _of_arrays(path, shape)
     with reading(path):
-        split = Split(_as_data(found.x, scaling), found.label)
+        # Labels that we wrote are places.
+        ours = bool(sample_record(path))
+        split = Split(_as_data(x, scaling), _placed(values, None if ours else classes))
         finished = len(split) - unfinished(path, len(split))
         if not finished:
             raise DataError("no finished samples; draw them anew")
@@ -45,7 +75,7 @@ def examples(path: Path | str, shape: tuple[int, ...], scaling: Scaling) -> Spli
 
 
 def sample_record(path: Path) -> dict[str, Any]:
-    """What ``scoresde sample`` noted in the folder, or beside the file; empty if nothing."""
+    """The record of ``scoresde sample`` in the folder, or beside the file; empty without one."""
     try:
         record = (path if path.is_dir() else path.parent) / RECORD
         found = json.loads(record.read_text(encoding="utf-8"))
@@ -56,7 +86,7 @@ def sample_record(path: Path) -> dict[str, Any]:
 
 
 def unfinished(path: Path, n: int) -> int:
-    """How many of ``n`` samples, the last ones, an interrupted run left unfinished."""
+    """The number of samples that an interrupted run left unfinished: the last ones of ``n``."""
     noted = sample_record(path).get("unfinished", 0)
     if not isinstance(noted, int) or noted < 0:
         raise DataError(f"{RECORD}: unfinished is {noted!r}; draw the samples anew")
@@ -81,36 +111,68 @@ def levels_of(pictures: Tensor, scaling: Scaling) -> Tensor:
     return level.to(torch.uint8)
 
 
-def _of_folder(folder: Path, shape: tuple[int, ...]) -> Split:
+def _in_memory(
+    source: Any,
+    label: Any,
+    shape: tuple[int, ...],
+    scaling: Scaling,
+    classes: Sequence[str] | None,
+) -> Split:
+    if isinstance(source, Split):
+        source, label = source.x, source.label
+        classes = None  # its labels are places
+    x, label, _ = pair_of(source, label)
+    with reading("x"):
+        found = torch.from_numpy(_like(array_of(x), shape))
+        if found.dtype == torch.uint8 and scaling.levels is not None:
+            found = found.int()
+        found = _as_data(found, scaling)
+        if (scaling.levels or 257) <= 256:
+            found = found.to(torch.uint8)
+    with reading("label"):
+        return Split(found, _placed(label, classes))
+
+
+def _placed(label: Any, classes: Sequence[str] | None) -> Tensor | None:
+    if label is None:
+        return None
+    if classes is not None:
+        return placed(label, classes)
+    values = label_values(label)  # names are of no use without the classes
+    return None if values.dtype.kind == "U" else torch.from_numpy(values)
+
+
+def _of_folder(
+    folder: Path, shape: tuple[int, ...], size: int | None, channels: Literal[1, 3] | None
+) -> tuple[Tensor, np.ndarray | None]:
     record = sample_record(folder)
     files = [folder / name for name in record.get("files", ()) if PICTURE.fullmatch(str(name))]
     if not files and (folder / ARRAYS).is_file():
         return _of_arrays(folder / ARRAYS, shape)
-    files = files or [file for _, file in picture_files(folder)]
-    pictures = [read_picture(file) for file in files]
+    if not files:
+        with reading(folder):
+            files = [folder / name for name in FolderAlbum(folder).names]
+    pictures = [read_picture(file, size, channels) for file in files]
     for file, picture in zip(files, pictures, strict=True):
         if picture.shape != shape:
             raise DataError(f"{file}: (C, H, W) is {picture.shape}, the data has {shape}")
     with reading(folder):
-        return Split(torch.from_numpy(np.stack(pictures)), _labels(record, len(files)))
+        return torch.from_numpy(np.stack(pictures)), _labels(record, len(files))
 
 
-def _labels(record: dict[str, Any], n: int) -> Tensor | None:
+def _labels(record: dict[str, Any], n: int) -> np.ndarray | None:
     labels = record.get("labels")
     if not isinstance(labels, list) or len(labels) != n:
         return None
     if not all(isinstance(label, int) and 0 <= label < MOST_CLASSES for label in labels):
         raise DataError(f"{RECORD}: labels are not 0, 1, ...; draw the samples anew")
-    return torch.tensor(labels)
+    return np.array(labels, np.int64)
 
 
-def _of_arrays(file: Path, shape: tuple[int, ...]) -> Split:
+def _of_arrays(file: Path, shape: tuple[int, ...]) -> tuple[Tensor, np.ndarray | None]:
     with reading(file):
-        if file.suffix not in SUFFIXES:
-            raise DataError(f"neither a folder nor one of {' '.join(SUFFIXES)}; check the path")
-        found = read_arrays(file)
-        label = integer_labels(found["y"]) if "y" in found else None
-        return Split(torch.from_numpy(_like(found["x"], shape)), label)
+        found = shard_of(file).read(("x", "y"))
+        return torch.from_numpy(_like(found["x"], shape)), found.get("y")
 
 
 def _like(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -121,7 +183,7 @@ def _like(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         x = x[:, None]
     if x.shape[1:] != shape or len(x) == 0:
         raise DataError(f"examples are {x.shape}, the data has {shape}; give alike")
-    if x.dtype.kind not in "uif":
+    if x.dtype.kind not in "buif":
         raise DataError(f"values are {x.dtype}; give numbers")
     whole = x.dtype.kind != "f" and x.dtype != np.uint8
     return np.ascontiguousarray(x.astype(np.int64) if whole else x)

@@ -6,6 +6,7 @@ import gzip
 import math
 import struct
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,10 @@ from scoresde.data.dataset import (
     Dataset,
     Split,
     listed_classes,
-    numbered_classes,
     reading,
+    require_folder,
 )
+from scoresde.data.labels import numbered, placed
 from scoresde.data.scaling import Scaling
 
 
@@ -45,28 +47,55 @@ def read_idx(path: Path | str, rank: int) -> np.ndarray:
 
 
 def idx_folder(path: Path | str) -> Dataset:
-    """Images (1, H, W) of 256 levels and their labels from the four idx files in a folder.
+    """Images (1, H, W) of 256 levels and their labels, from the four idx files of MNIST's family.
 
     The names are `train-images-idx3-ubyte`, `train-labels-idx1-ubyte` and likewise `t10k-` or
     `test-`, with or without `.gz`, a prefix as in `emnist-letters-`, or `.idx3-ubyte`. Class
-    names are the lines of `classes.txt` if it is there, else the labels. Raises DataError.
+    names are the lines of `classes.txt` if it is there, else the labels.
+
+    Args:
+        path: folder with the four idx files of a set such as MNIST.
+
+    Raises DataError for files that are missing, damaged or do not belong together.
     """
-    path = Path(path)
-    if not path.is_dir():
-        raise DataError(f"{path}: no such folder; give the folder that holds the idx files")
-    train, test = _split(path, ("train",)), _split(path, ("t10k", "test"))
+    path = Path(path).expanduser()
     with reading(path):
-        classes = listed_classes(path) or numbered_classes(train, test)
-        return Dataset(path.resolve().name, train, test, Scaling(256), classes)
+        require_folder(path)
+    parts = [_part(path, ("train",)), _part(path, ("t10k", "test"))]
+    with reading(path):
+        return labelled_images(path, parts)
 
 
-def _split(folder: Path, parts: tuple[str, ...]) -> Split:
+def labelled_images(folder: Path, parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> Dataset:
+    """Pictures of 256 levels (N, C, H, W) and their labels, for training and for testing.
+
+    The lines of ``classes.txt`` in the folder name the labels in ascending order.
+    """
+    labels, classes, notes = numbered(*(y for _, y in parts))
+    if listed := listed_classes(folder):
+        values = [y for _, y in parts]
+        if all(y.dtype.kind == "i" for y in values):
+            least, most = min(y.min() for y in values), max(y.max() for y in values)
+            shift = least if len(listed) == most - least + 1 else 0  # EMNIST's letters are 1..26
+            labels = tuple(torch.from_numpy(y - shift) for y in values)
+        else:
+            labels = tuple(placed(y, listed) for y in values)
+        classes, notes = listed, ()
+    train, test = (
+        Split(torch.from_numpy(x), label) for (x, _), label in zip(parts, labels, strict=True)
+    )
+    return Dataset(folder.resolve().name, train, test, Scaling(256), classes, notes)
+
+
+def _part(folder: Path, parts: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
     images, labels = _find(folder, parts, "images", 3), _find(folder, parts, "labels", 1)
     x, y = read_idx(images, 3), read_idx(labels, 1)
     with reading(images):
         if len(x) != len(y):
             raise DataError(f"{len(x)} images but {len(y)} labels in {labels.name}; get both anew")
-        return Split(torch.from_numpy(x).unsqueeze(1), torch.from_numpy(y.astype(np.int64)))
+        if not len(x):
+            raise DataError(f"no examples in an array of shape {x.shape}; check it")
+        return x[:, None], y.astype(np.int64)
 
 
 def _find(folder: Path, parts: tuple[str, ...], what: str, rank: int) -> Path:

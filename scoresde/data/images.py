@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from itertools import groupby
 from pathlib import Path
@@ -17,24 +18,28 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from scoresde.data.arrays import integer_labels, read_arrays
-from scoresde.data.cache import Parts, Source, Watch, gathered, stored, unwatched
+from scoresde.arguments import Count, Natural, Positive, check
+from scoresde.data.arrays import read_arrays
+from scoresde.data.cache import Parts, Progress, Source, gathered, silent, stored
 from scoresde.data.dataset import (
     DataError,
     Dataset,
     Split,
     held_rows,
-    listed_classes,
-    numbered_classes,
     reading,
+    require_folder,
 )
+from scoresde.data.idx import labelled_images
+from scoresde.data.labels import label_values
+from scoresde.data.picture_layout import PictureLayout, layout_of
 from scoresde.data.picture_sources import Album, DamagedPicture, FolderAlbum, album, shown
 from scoresde.data.scaling import Scaling
 
 if TYPE_CHECKING:
     from PIL import Image, ImageFile
 
-DEEP = re.compile(";16[BLN]$")  # as Pillow calls two bytes a number, which it takes the higher of
+# Pillow's name for two bytes a number, of which it keeps the higher one.
+DEEP = re.compile(";16[BLN]$")
 MODES = {"1": 1, "L": 1, "RGB": 3}
 TILE = 32
 PIECE = 2**25
@@ -42,70 +47,72 @@ PIECE = 2**25
 
 Convert = Callable[[bytes], np.ndarray]
 
-# Those of the suffixes: Pillow goes by the content, and some of its formats start other programs.
+# The formats that Pillow may open: it goes by the content, and some formats run other programs.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
 
 
 def image_folder(
     path: Path | str,
-    size: int | None = None,
+    size: Count | None = None,
     channels: Literal[1, 3] | None = None,
-    holdout: int | float = 0.1,
-    seed: int = 0,
+    holdout: Positive = 0.1,
+    seed: Natural = 0,
     on_error: Literal["raise", "skip"] = "raise",
     cache: Path | str | None = None,
-    watch: Watch = unwatched,
+    progress: Progress = silent,
 ) -> Dataset:
-    """Pictures of 256 levels below a folder or in a zip; its sub-folders are the classes.
+    """Pictures of 256 levels below a folder or in a zip archive; its sub-folders are the classes.
 
-    Sub-folders are sorted by name. Folders `train/` and `test/` are the two splits if both are
-    there, else `holdout` (count or fraction) pictures are held out by a permutation fixed by
-    `seed`. Pictures right in the folder have no class. Files are sorted by path; hidden ones and
-    other suffixes are passed over. `size` crops the middle square and resizes it; None expects
-    pictures of one size. `channels` converts to grey (1) or colour (3), dropping transparency;
-    None takes them as they are. Damaged pictures are refused, or left out with `on_error` skip.
-    In the folder `cache` the decoded pictures are kept and mapped into memory. `watch` is told of
-    the progress. Raises DataError for a folder without pictures, for one that is damaged or
-    differs, and for an archive with names that lead out of it.
+    Args:
+        path: folder with the pictures, or a .zip of them, which is not extracted.
+        size: side of the square that pictures are cropped and resized to; null takes them as
+            they are, all of one size.
+        channels: 1 converts to grey, 3 to colour, dropping transparency; null takes them as they
+            are.
+        holdout: pictures held out for testing where no folder holds them: a fraction of them
+            below 1, else their number.
+        seed: seed of that choice.
+        on_error: what to do with damaged pictures; skip leaves them out and counts them.
+        cache: folder where the decoded pictures are kept, to be mapped into memory; null keeps
+            them in memory only.
+        progress: callback that shows how many pictures are decoded.
+
+    Raises DataError for a folder without pictures, for one that is damaged or differs, and for an
+    archive with names that lead out of it.
     """
-    path = Path(path)
+    check(image_folder, locals())
+    path = Path(path).expanduser()
     with album(path) as pictures:
-        parts = pictures.parts()
-        names = sorted({name for part in parts for name, _ in part})
-        if "" in names and len(names) > 1:
-            raise DataError(
-                f"{path}: only one of train/ and test/ has class folders; give both the same"
-            )
-        entries = _entries(path, parts, names, holdout, seed)
-
-        def decode(skipped: list[str]) -> Iterator[tuple[bool, Split]]:
-            return _decoded(
-                pictures,
-                entries,
-                lambda content: picture_levels(content, size, channels),
-                labelled=names != [""],
-                skip=on_error == "skip",
-                watch=watch,
-                skipped=skipped,
-            )
-
-        options: dict[str, Any] = {"size": size, "channels": channels, "classes": names}
-        options |= {"holdout": holdout, "seed": seed, "on_error": on_error}
+        with reading(path):
+            layout = layout_of(pictures)
+            entries = _entries(layout, holdout, seed)
+        decode = partial(
+            _decoded,
+            pictures,
+            entries,
+            partial(picture_levels, size=size, channels=channels),
+            labelled=bool(layout.classes),
+            skip=on_error == "skip",
+            progress=progress,
+        )
         with reading(path) if on_error == "skip" else nullcontext():
             if cache is None:
                 found = gathered(decode)
             else:
-                source = Source(options, pictures.marks([entry.name for entry in entries]))
-                found = stored(Path(cache), source, decode)
+                options: dict[str, Any] = {"size": size, "channels": channels}
+                options |= {"holdout": holdout, "seed": seed, "on_error": on_error}
+                options["classes"] = layout.classes
+                files = [layout.index] if layout.index else []
+                marks = pictures.marks([*files, *(entry.name for entry in entries)])
+                found = stored(Path(cache).expanduser(), Source(options, marks), decode)
     with reading(path):
-        classes = tuple(names) if names != [""] else None
         return Dataset(
             path.resolve().name.removesuffix(".zip"),
             found.train,
             found.test,
             Scaling(256),
-            classes,
-            _notes(found),
+            layout.classes or None,
+            (*layout.notes, *_notes(found)),
             len(found.skipped),
         )
 
@@ -121,15 +128,19 @@ def cifar_subset(path: Path | str) -> Dataset:
     """Colour images (3, 32, 32) of 256 levels from sheets of tiles, read row by row.
 
     The folder holds `train-*.webp` and `test-*.webp` (lossless; sides are multiples of 32),
-    `train-labels.npy` and `test-labels.npy`, and may hold `classes.txt`. Raises DataError.
+    `train-labels.npy` and `test-labels.npy`, and may hold `classes.txt`.
+
+    Args:
+        path: folder with the sheets and their labels.
+
+    Raises DataError for files that are missing, damaged or do not belong together.
     """
-    path = Path(path)
-    if not path.is_dir():
-        raise DataError(f"{path}: no such folder; check the path")
-    train, test = _sheets(path, "train"), _sheets(path, "test")
+    path = Path(path).expanduser()
     with reading(path):
-        classes = listed_classes(path) or numbered_classes(train, test)
-        return Dataset(path.resolve().name, train, test, Scaling(256), classes)
+        require_folder(path)
+    parts = [_sheets(path, part) for part in ("train", "test")]
+    with reading(path):
+        return labelled_images(path, parts)
 
 
 def open_image(content: bytes) -> Image.Image:
@@ -170,14 +181,14 @@ def _require_shades(image: ImageFile.ImageFile) -> None:
 
 
 def _raw_mode(arguments: object) -> str:
-    """What the file holds: the arguments of Pillow's decoder, or the first of them."""
+    """The mode in the file: the first word among the arguments of Pillow's decoder."""
     first = arguments[:1] if isinstance(arguments, tuple) else (arguments,)
     return next((word for word in first if isinstance(word, str)), "")
 
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """Without what C code writes to standard error, as libtiff does about every odd tag."""
+    """Hide what C code writes to standard error; libtiff writes there about every odd tag."""
     sys.stderr.flush()
     with open(os.devnull, "wb") as nowhere:
         kept = os.dup(2)
@@ -199,23 +210,20 @@ class Entry:
 
 
 Picture = tuple[Entry, np.ndarray]
-"""With its shades, uint8 (C, H, W)."""
+"""An entry and its shades, uint8 (C, H, W)."""
 
 
-def _entries(
-    path: Path, parts: list[list[tuple[str, str]]], classes: list[str], size: float, seed: int
-) -> list[Entry]:
+def _entries(layout: PictureLayout, holdout: float, seed: int) -> list[Entry]:
     """The pictures of both splits, those for training first."""
-    if len(parts) == 2:
-        divided = parts
-    else:
-        with reading(path), reading("no folders train/ and test/, so holdout"):
-            rows = held_rows(len(parts[0]), size, seed)
-        divided = [[parts[0][i] for i in chosen.tolist()] for chosen in rows]
-    number = {name: k for k, name in enumerate(classes)}
+    train, test = layout.train, layout.test
+    if test is None:
+        with reading("no folder of pictures for testing, so holdout"):
+            rows = held_rows(len(train), holdout, seed)
+        train, test = ([layout.train[i] for i in part.tolist()] for part in rows)
+    number = {name: k for k, name in enumerate(layout.classes or ("",))}
     return [
-        Entry(name, number[group], bool(test))
-        for test, part in enumerate(divided)
+        Entry(name, number[group], held)
+        for held, part in ((False, train), (True, test))
         for group, name in part
     ]
 
@@ -224,16 +232,16 @@ def _decoded(
     album: Album,
     entries: list[Entry],
     convert: Convert,
+    skipped: list[str],
     *,
     labelled: bool,
     skip: bool,
-    watch: Watch,
-    skipped: list[str],
+    progress: Progress,
 ) -> Iterator[tuple[bool, Split]]:
     """The pictures in pieces; with ``skip`` the names of damaged ones are appended to the list."""
-    with watch(len(entries), "decoding pictures") as advance:
+    with progress(len(entries), "decoding pictures") as advance:
         found = _pictures(album, entries, convert, skipped if skip else None, advance)
-        for test, part in groupby(_alike(album, found), lambda picture: picture[0].test):
+        for test, part in groupby(found, lambda picture: picture[0].test):
             for piece in _pieces(part):
                 yield test, _split(piece, labelled)
 
@@ -245,22 +253,19 @@ def _pictures(
     skipped: list[str] | None,
     advance: Callable[[int], object],
 ) -> Iterator[Picture]:
+    """The pictures, all of one shape; without ``skipped`` a damaged one is an error."""
+    first: Picture | None = None
     for entry in entries:
         try:
             with reading(album.where(entry.name)):
-                yield entry, convert(album.read(entry.name))
+                pixels = convert(album.read(entry.name))
         except DamagedPicture:
             if skipped is None:
                 raise
             skipped.append(entry.name)
+            continue
         finally:
             advance(1)
-
-
-def _alike(album: Album, pictures: Iterator[Picture]) -> Iterator[Picture]:
-    """The pictures; raises DataError at the first of another shape than the first."""
-    first: Picture | None = None
-    for entry, pixels in pictures:
         first = first or (entry, pixels)
         if pixels.shape != first[1].shape:
             raise DataError(
@@ -311,14 +316,17 @@ def picture_levels(
     return pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
 
 
-def _sheets(folder: Path, part: str) -> Split:
+def _sheets(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
     files = sorted(folder.glob(f"{part}-*.webp"))
     if not files:
         raise DataError(f"{folder}: no {part}-*.webp; check the path")
     x = np.concatenate([_tiles(file) for file in files])
     labels = folder / f"{part}-labels.npy"
     with reading(labels):
-        return Split(torch.from_numpy(x), integer_labels(read_arrays(labels)["x"]))
+        y = label_values(read_arrays(labels)["x"])
+        if y.shape != (len(x),):
+            raise DataError(f"{len(x)} examples but labels of shape {y.shape}; get both anew")
+        return x, y
 
 
 def _tiles(file: Path) -> np.ndarray:

@@ -1,44 +1,54 @@
-"""Where pictures lie: below a folder, or in a zip archive that is read without extracting it."""
+"""Sources of pictures: a folder, or a zip archive that is read without extracting it."""
 
 from __future__ import annotations
 
 import os
 import zipfile
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from scoresde.data.dataset import DataError, reading
+from scoresde.data.dataset import DataError, reading, require_there
+from scoresde.data.file_kinds import kind_of
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 LARGEST_MEMBER = 2**28
 """Bytes a picture in an archive may unpack to."""
+DEEPEST_LINK = 3
+"""Folders down to which links are followed: as far as classes lie, ``outer/train/cat``."""
 
 
 class DamagedPicture(DataError):
-    """A picture that cannot be decoded, which may be left out where that is asked for."""
+    """A picture that cannot be decoded; ``on_error="skip"`` leaves it out."""
 
 
 class Album(ABC):
-    """Pictures by name, in one part or in two, for training and for testing."""
+    """Pictures by name: paths below the album, with slashes."""
 
     path: Path
 
+    @property
     @abstractmethod
-    def parts(self) -> list[list[tuple[str, str]]]:
-        """(class, name) of the pictures of each part, in an order that depends on names alone.
+    def names(self) -> Sequence[str]:
+        """Names of the visible pictures, in an order that depends on names alone.
 
-        The class is "" for pictures in no folder. Raises DataError for an album without pictures.
+        Raises DataError for an album without pictures.
         """
 
     @abstractmethod
+    def __contains__(self, name: str) -> bool:
+        """Whether there is a file of this name, a picture or not."""
+
+    @abstractmethod
     def marks(self, names: Sequence[str]) -> list[tuple[str, int, int]]:
-        """(name, size, time of change or CRC) of pictures: another file has another."""
+        """(name, size, time of change or CRC) of files: another file has another."""
 
     @abstractmethod
     def read(self, name: str) -> bytes:
-        """The bytes of a picture. Raises DamagedPicture where they cannot be had."""
+        """The bytes of a file. Raises DamagedPicture where they cannot be had."""
 
     def where(self, name: str) -> str:
         """A picture as messages name it."""
@@ -46,19 +56,31 @@ class Album(ABC):
 
 
 class FolderAlbum(Album):
-    """The pictures below a folder, or below its folders ``train/`` and ``test/``."""
+    """The pictures below a folder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def parts(self) -> list[list[tuple[str, str]]]:
-        divided = (self.path / "train").is_dir() and (self.path / "test").is_dir()
-        roots = [self.path / "train", self.path / "test"] if divided else [self.path]
-        found = [picture_files(root) for root in roots]
-        return [
-            [(name, file.relative_to(self.path).as_posix()) for name, file in files]
-            for files in found
-        ]
+    @cached_property
+    def names(self) -> Sequence[str]:
+        return _pictures([name for name in self._files() if (self.path / name).is_file()])
+
+    def _files(self) -> Iterator[str]:
+        def fail(error: OSError) -> None:
+            raise error  # a folder that cannot be read is not passed over
+
+        for root, folders, files in os.walk(self.path, onerror=fail, followlinks=True):
+            here = Path(root).relative_to(self.path)
+            deep = len(here.parts) >= DEEPEST_LINK
+            folders[:] = [
+                name
+                for name in folders
+                if not _hidden(name) and not (deep and (Path(root) / name).is_symlink())
+            ]
+            yield from ((here / name).as_posix() for name in files if not _hidden(name))
+
+    def __contains__(self, name: str) -> bool:
+        return (self.path / name).is_file()
 
     def marks(self, names: Sequence[str]) -> list[tuple[str, int, int]]:
         found = []
@@ -79,33 +101,19 @@ class FolderAlbum(Album):
 class ZipAlbum(Album):
     """The pictures in an open zip archive, as if it were the folder that it packs.
 
-    A single folder around everything is passed over. Raises DataError for names that lead out of
-    the archive, that come twice, and for encryption.
+    Raises DataError for names that lead out of the archive, that come twice, and for encryption.
     """
 
     def __init__(self, path: Path, archive: zipfile.ZipFile) -> None:
         self.path, self._archive = path, archive
         self._members = _members(archive)
 
-    def parts(self) -> list[list[tuple[str, str]]]:
-        names = sorted(self._members, key=lambda name: name.split("/"))
-        if not names:
-            raise DataError(f"{self.path}: no pictures ({' '.join(SUFFIXES)}); check the archive")
-        outer = _outer(names)
-        tops = {name[len(outer) :].partition("/")[0] for name in names}
-        roots = [f"{outer}train/", f"{outer}test/"] if {"train", "test"} <= tops else [outer]
-        return [self._part(root, [n for n in names if n.startswith(root)]) for root in roots]
+    @cached_property
+    def names(self) -> Sequence[str]:
+        return _pictures(list(self._members))
 
-    def _part(self, root: str, names: list[str]) -> list[tuple[str, str]]:
-        folders = [
-            (name[len(root) :].rpartition("/")[0].partition("/")[0], name) for name in names
-        ]
-        loose = [pair for pair in folders if not pair[0]]
-        if loose and len(loose) < len(folders):
-            raise DataError(
-                f"{self.path}: {len(loose)} pictures beside the class folders; move them into one"
-            )
-        return folders
+    def __contains__(self, name: str) -> bool:
+        return name in self._members
 
     def marks(self, names: Sequence[str]) -> list[tuple[str, int, int]]:
         infos = (self._members[name] for name in names)
@@ -128,20 +136,22 @@ class ZipAlbum(Album):
 @contextmanager
 def album(path: Path) -> Iterator[Album]:
     """The pictures at a path, a folder or a ``.zip``. Raises DataError for anything else."""
-    if path.suffix.lower() != ".zip" or path.is_dir():
-        if not path.is_dir():
-            raise DataError(f"{path}: no such folder; check the path, or name a .zip")
+    with reading(path):
+        require_there(path)
+        if path.is_dir():
+            archive = None
+        elif path.suffix.lower() != ".zip":
+            raise DataError(f"is {kind_of(path)}; give a folder of pictures, or a .zip of one")
+        else:
+            try:
+                archive = zipfile.ZipFile(path)
+            except PermissionError as error:
+                raise DataError(f"not readable ({error.strerror}); allow it") from error
+            except Exception as error:  # whatever its parser stumbles over
+                raise DataError(f"damaged or no zip archive ({error}); get it anew") from error
+    if archive is None:
         yield FolderAlbum(path)
         return
-    with reading(path):
-        if not path.is_file():
-            raise DataError("no such file; check the path")
-        try:
-            archive = zipfile.ZipFile(path)
-        except PermissionError as error:
-            raise DataError(f"not readable ({error.strerror}); allow it") from error
-        except Exception as error:  # whatever its parser stumbles over
-            raise DataError(f"damaged or no zip archive ({error}); get it anew") from error
     with archive:
         with reading(path):
             found = ZipAlbum(path, archive)
@@ -153,44 +163,29 @@ def shown(name: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
 
 
-def picture_files(root: Path) -> list[tuple[str, Path]]:
-    """(class, file) of every picture below `root`, in an order that depends on the names alone."""
-    entries = sorted(p for p in root.iterdir() if not p.name.startswith("."))
-    loose = [("", p) for p in entries if _is_picture(p)]
-    nested = [(folder.name, p) for folder in entries if folder.is_dir() for p in _below(folder)]
-    with reading(root):
-        if loose and nested:
-            raise DataError(f"{len(loose)} pictures beside the class folders; move them into one")
-        if not loose and not nested:
-            raise DataError(f"no pictures ({' '.join(SUFFIXES)}); check the path")
-    return loose or nested
+def _pictures(names: Sequence[str]) -> list[str]:
+    """The names with a picture's suffix, sorted folder by folder. Raises DataError for none."""
+    suffixes = {name: PurePosixPath(name).suffix.lower() for name in sorted(names)}
+    found = [name for name in names if suffixes[name] in SUFFIXES]
+    if not found:
+        most = Counter(suffixes.values()).most_common(3)
+        other = ", ".join(f"{n} {suffix or 'without a suffix'}" for suffix, n in most) or "no"
+        raise DataError(f"no pictures ({' '.join(SUFFIXES)}), {other} files; check the path")
+    return sorted(found, key=lambda name: name.split("/"))
 
 
-def _below(folder: Path) -> list[Path]:
-    def fail(error: OSError) -> None:
-        raise error  # a folder that cannot be read is not passed over
-
-    names = []
-    for root, folders, files in os.walk(folder, onerror=fail):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        visible = (Path(root, name) for name in files if not name.startswith("."))
-        names += [p.relative_to(folder) for p in visible if _is_picture(p)]
-    return [folder / name for name in sorted(names)]
-
-
-def _is_picture(p: Path) -> bool:
-    # A dangling link is no file, and so is passed over.
-    return p.suffix.lower() in SUFFIXES and p.is_file()
+def _hidden(part: str) -> bool:
+    """Whether a file or folder is hidden, or what macOS adds to archives."""
+    return part.startswith((".", "__MACOSX"))
 
 
 def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """The visible pictures by name, whose folders end in one slash however they were packed."""
+    """The visible files by name, whose folders end in one slash however they were packed."""
     found: dict[str, zipfile.ZipInfo] = {}
     for info in archive.infolist():
         _require_inside(info.filename)
         path = PurePosixPath(info.filename.replace("\\", "/"))  # as some programs pack folders
-        hidden = any(part.startswith((".", "__MACOSX")) for part in path.parts)
-        if info.is_dir() or hidden or path.suffix.lower() not in SUFFIXES:
+        if info.is_dir() or any(map(_hidden, path.parts)):
             continue
         name = path.as_posix()
         if name in found:
@@ -207,11 +202,3 @@ def _require_inside(name: str) -> None:
         raise DataError(
             f"member {name!r} leads out of the archive; nothing was read, make it anew without"
         )
-
-
-def _outer(names: Sequence[str]) -> str:
-    """The folder, with its slash, that holds everything and has folders; "" if there is none."""
-    tops = {name.partition("/")[0] for name in names}
-    if len(tops) > 1 or not all(name.count("/") > 1 for name in names):
-        return ""
-    return f"{tops.pop()}/"

@@ -1,62 +1,113 @@
-"""From pixel levels to model units and back.
+"""The map from data to model units and back.
 
 A level k in {0 .. levels-1}, dequantised by u in [0, 1), is the number
 
     x = low + step (k + u),        step = (high - low) / levels
 
-so a density of x is a density of pixels after adding log(step) per dimension.
+and a real number y of the i-th feature or channel is
+
+    x = (y - shift_i) / scale_i
+
+so a density of x is a density of the data after adding ``log_volume``, log |dx / d(data)|.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+# Numbers that standardisation looks at, at most, and at a time.
+MEASURED = 2**26
+CHUNK = 2**22
+
 
 @dataclass(frozen=True)
 class Scaling:
-    """The affine map of `levels` pixel levels onto [low, high); None leaves continuous data alone.
+    """The affine map from data to model units: of pixel levels, or of real numbers.
 
-    Raises ValueError for fewer than two levels, more than int32 holds, or an empty interval.
+    Real numbers, where ``levels`` is None, are ``(x - shift) / scale`` with a shift and a scale
+    for every entry of the first axis of an example: features (D,), channels (C, H, W). Empty ones
+    leave the numbers as they are.
+
+    Args:
+        levels: number of pixel levels; None for real numbers.
+        low: where the lowest level begins in model units; of real numbers, the value in units of
+            the data that a picture shows black.
+        high: where the highest level ends; of real numbers, the value that is white.
+        shift: what is subtracted from real numbers, such as their mean.
+        scale: what they are then divided by, such as their deviation.
+
+    Raises ValueError for fewer than two levels, more than int32 holds, an empty interval, and for
+    a shift or scale that does not fit.
     """
 
-    levels: int | None
+    levels: int | None = None
     low: float = -1.0
     high: float = 1.0
+    shift: tuple[float, ...] = ()
+    scale: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("shift", "scale"):  # JSON has lists
+            object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
         if self.levels is not None and self.levels < 2:
             raise ValueError(f"levels is {self.levels}; give at least 2, or None for real data")
         if self.levels is not None and self.levels > 2**31:
             raise ValueError(f"levels is {self.levels}; give at most 2147483648")
         if not self.low < self.high:
             raise ValueError(f"low {self.low} is not below high {self.high}; swap them")
+        if len(self.shift) != len(self.scale) or (self.levels is not None and self.shift):
+            raise ValueError("shift and scale are of real numbers, one of each for every feature")
+        if not all(0 < s < math.inf for s in self.scale):
+            raise ValueError(f"need finite scale > 0, got scale={self.scale}")
+        if not all(map(math.isfinite, self.shift)):
+            raise ValueError(f"need a finite shift, got shift={self.shift}")
 
     @property
     def step(self) -> float:
-        """Width of one pixel level in model units; 1 for continuous data."""
+        """Width of one pixel level in model units; 1 for real numbers."""
         return 1.0 if self.levels is None else (self.high - self.low) / self.levels
+
+    def log_volume(self, shape: tuple[int, ...]) -> float:
+        """log |d(model units) / d(data)| of one example of this shape.
+
+        log p of the data, in their own units, is log p in model units plus this.
+        """
+        if not self.scale:
+            return math.prod(shape) * math.log(self.step)
+        return -sum(map(math.log, self.scale)) * (math.prod(shape) / len(self.scale))
 
     def encode(
         self, k: Tensor, u: Tensor | float = 0.5, dtype: torch.dtype = torch.float32
     ) -> Tensor:
-        """Model units low + step (k + u) of the levels `k`; by default the middle of each level.
+        """Model units of the data ``k`` (B, ...): of levels low + step (k + u), their middle.
 
         `u` in [0, 1) is a number or shaped like `k`. Rounding never leaves the level:
-        `decode(encode(k, u))` is `k` for every `u`. Continuous data only change their dtype.
+        `decode(encode(k, u))` is `k` for every `u`. Real numbers are not dequantised.
         """
         if self.levels is None:
-            return k.to(dtype)
+            if not self.scale:
+                return k.to(dtype)
+            shift, scale = self._along(k)
+            return ((k.double() - shift) / scale).to(dtype)
         x = self._edge(k.double() + u, dtype)
         above = self._edge(k.double() + 1, dtype)
         return torch.minimum(x, torch.nextafter(above, above - 1))
 
     def decode(self, x: Tensor) -> Tensor:
-        """Levels of the model units `x`, clamped; uint8, or int32 above 256 levels."""
+        """The data of the model units `x`: levels, clamped, as uint8, or int32 above 256 levels.
+
+        Real numbers keep their dtype.
+        """
         if self.levels is None:
-            return x
+            if not self.scale:
+                return x
+            shift, scale = self._along(x)
+            return (x.double() * scale + shift).to(x.dtype)
         inner = torch.arange(1, self.levels, dtype=torch.float64, device=x.device)
         level = torch.bucketize(x.contiguous(), self._edge(inner, x.dtype), right=True)
         return level.to(torch.uint8 if self.levels <= 256 else torch.int32)
@@ -64,7 +115,7 @@ class Scaling:
     def to_uint8(self, x: Tensor) -> Tensor:
         """Picture of the model units `x`: its levels, or [low, high], stretched over 0 .. 255."""
         if self.levels is None:
-            unit = ((x - self.low) / (self.high - self.low)).clamp(0, 1)
+            unit = ((self.decode(x) - self.low) / (self.high - self.low)).clamp(0, 1)
         else:
             unit = self.decode(x).float() / (self.levels - 1)
         return (255 * unit).round().to(torch.uint8)
@@ -72,3 +123,41 @@ class Scaling:
     def _edge(self, k: Tensor, dtype: torch.dtype) -> Tensor:
         # The one place that rounds: encode and decode must agree on every edge to the last bit.
         return (self.low + self.step * k).to(dtype)
+
+    def _along(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Shift and scale (K, 1, ...), float64, for ``x`` (B, K, ...)."""
+        if x.ndim < 2 or x.shape[1] != len(self.scale):
+            raise ValueError(
+                f"examples {tuple(x.shape[1:])} do not fit a scale of {len(self.scale)} features"
+            )
+        ends = (-1, *(1,) * (x.ndim - 2))
+        both = torch.tensor([self.shift, self.scale], dtype=torch.float64, device=x.device)
+        return both[0].view(ends), both[1].view(ends)
+
+
+def standardising(x: Tensor) -> Scaling:
+    """The scaling of real examples ``x`` (N, K, ...) to mean 0 and deviation 1, entry by entry.
+
+    A shift and a scale for every feature of vectors and every channel of pictures, from float64
+    sums; a constant one has scale 1. Of more than 2^26 numbers evenly spread examples are taken.
+    Black and white are the least and the largest of them.
+    """
+    each = max(1, x[0].numel())
+    most = max(2, MEASURED // each)
+    rows = torch.linspace(0, len(x) - 1, min(len(x), most), dtype=torch.float64).round().long()
+
+    def pieces() -> Iterator[Tensor]:  # (K, many)
+        for some in rows.split(max(1, CHUNK // each)):
+            yield x[some].double().transpose(0, 1).flatten(1)
+
+    count = len(rows) * each // x.shape[1]
+    found = [torch.stack([p.sum(1), p.amin(1), p.amax(1)]) for p in pieces()]
+    total, lows, highs = torch.stack(found, 1)  # (pieces, K) each
+    mean, least, largest = total.sum(0) / count, lows.amin(0), highs.amax(0)
+    squares = [(piece - mean[:, None]).square().sum(1) for piece in pieces()]
+    deviation = (torch.stack(squares).sum(0) / count).sqrt()
+    # Rounding gives a constant a tiny deviation.
+    scale = torch.where((least < largest) & (deviation > 0), deviation, 1.0)
+    low, high = float(least.min()), float(largest.max())
+    high = high if low < high else low + 1 + abs(low)
+    return Scaling(None, low, high, tuple(mean.tolist()), tuple(scale.tolist()))

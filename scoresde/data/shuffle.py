@@ -1,7 +1,7 @@
 """The order in which training visits examples: a function of (seed, step), whatever their number.
 
 Up to ``LARGEST_TABLE`` examples an epoch is a permutation in memory. Beyond, it is a bijection of
-0 .. n-1 that is computed where it is asked, so that a batch costs the same for any n.
+0 .. n-1 computed index by index, so that a batch costs the same for any n.
 """
 
 from __future__ import annotations

@@ -8,48 +8,76 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from scoresde.data.dataset import DataError, Dataset, Split
+from scoresde.arguments import Count, Natural, check
+from scoresde.data.dataset import Dataset, Split
 from scoresde.data.scaling import Scaling
 
 Draw = Callable[[int, np.random.Generator], tuple[np.ndarray, np.ndarray | None]]
 
 
-def moons(n_train: int = 20_000, n_test: int = 2_000, seed: int = 0) -> Dataset:
-    """Two interleaved half circles of radius 1, centred, plus noise of deviation 0.1."""
-    return _toy("moons", _moons, n_train, n_test, seed, ("upper", "lower"))
+def moons(train: Count = 20_000, test: Count = 2_000, seed: Natural = 0) -> Dataset:
+    """Two interleaved half circles of radius 1, centred, plus noise of deviation 0.1.
+
+    Args:
+        train: number of training points.
+        test: number of test points.
+        seed: seed of the points.
+    """
+    check(moons, locals())
+    return _toy("moons", _moons, train, test, seed, ("upper", "lower"))
 
 
-def checkerboard(n_train: int = 20_000, n_test: int = 2_000, seed: int = 0) -> Dataset:
-    """Uniform on the unit squares of [-2, 2]^2 whose lower left corner has an even sum."""
-    return _toy("checkerboard", _checkerboard, n_train, n_test, seed)
+def checkerboard(train: Count = 20_000, test: Count = 2_000, seed: Natural = 0) -> Dataset:
+    """Uniform on the unit squares of [-2, 2]^2 whose lower left corner has an even sum.
+
+    Args:
+        train: number of training points.
+        test: number of test points.
+        seed: seed of the points.
+    """
+    check(checkerboard, locals())
+    return _toy("checkerboard", _checkerboard, train, test, seed)
 
 
-def swiss_roll(n_train: int = 20_000, n_test: int = 2_000, seed: int = 0) -> Dataset:
-    """(r cos 5r, r sin 5r), r uniform on [0.3 pi, 0.9 pi], plus noise of deviation 0.05."""
-    return _toy("swiss_roll", _swiss_roll, n_train, n_test, seed)
+def swiss_roll(train: Count = 20_000, test: Count = 2_000, seed: Natural = 0) -> Dataset:
+    """(r cos 5r, r sin 5r), r uniform on [0.3 pi, 0.9 pi], plus noise of deviation 0.05.
+
+    Args:
+        train: number of training points.
+        test: number of test points.
+        seed: seed of the points.
+    """
+    check(swiss_roll, locals())
+    return _toy("swiss_roll", _swiss_roll, train, test, seed)
 
 
-def gaussians25(n_train: int = 20_000, n_test: int = 2_000, seed: int = 0) -> Dataset:
-    """25 equal Gaussians of deviation 0.05 on the grid {-2, -1, 0, 1, 2}^2; 25 classes."""
+def gaussians25(train: Count = 20_000, test: Count = 2_000, seed: Natural = 0) -> Dataset:
+    """25 equal Gaussians of deviation 0.05 on the grid {-2, -1, 0, 1, 2}^2; 25 classes.
+
+    Args:
+        train: number of training points.
+        test: number of test points.
+        seed: seed of the points.
+    """
+    check(gaussians25, locals())
     names = tuple(f"({a},{b})" for a in range(-2, 3) for b in range(-2, 3))
-    return _toy("gaussians25", _gaussians25, n_train, n_test, seed, names)
+    return _toy("gaussians25", _gaussians25, train, test, seed, names)
 
 
 def _toy(
     name: str,
     draw: Draw,
-    n_train: int,
-    n_test: int,
+    train: int,
+    test: int,
     seed: int,
     classes: tuple[str, ...] | None = None,
 ) -> Dataset:
-    train, test = (_points(name, draw, n, [seed, k]) for k, n in enumerate((n_train, n_test)))
-    return Dataset(name, train, test, Scaling(None), classes)
+    # The densities are known in these units, and of deviation about 1: they are not standardised.
+    parts = _points(draw, train, [seed, 0]), _points(draw, test, [seed, 1])
+    return Dataset(name, *parts, Scaling(), classes)
 
 
-def _points(name: str, draw: Draw, n: int, seed: list[int]) -> Split:
-    if n < 1:
-        raise DataError(f"{name}: {n} points asked for; give at least 1")
+def _points(draw: Draw, n: int, seed: list[int]) -> Split:
     x, label = draw(n, np.random.default_rng(seed))
     return Split(torch.from_numpy(x).float(), None if label is None else torch.from_numpy(label))
 

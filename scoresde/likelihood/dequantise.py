@@ -31,6 +31,8 @@ class Quantisation(Protocol):
     def low(self) -> float: ...
     @property
     def step(self) -> float: ...
+    def log_volume(self, shape: tuple[int, ...]) -> float: ...
+    def encode(self, k: Tensor, u: Tensor | float = 0.5, dtype: torch.dtype = ...) -> Tensor: ...
 
 
 class Draw(NamedTuple):
@@ -59,11 +61,11 @@ class Dequantisation(ABC):
 @final
 @dataclass(frozen=True)
 class Continuous(Dequantisation):
-    """Real numbers, taken to lie at t_0 as they are: weight 0."""
+    """Real numbers, taken to lie at t_0 as they are: weight ``log_volume``."""
 
     def draw(self, k: Tensor, u: Tensor, levels: Quantisation, sde: SDE, t0: float) -> Draw:
-        x = k.double()
-        return Draw(x, x.new_zeros(len(x)))
+        x = levels.encode(k, dtype=torch.float64)
+        return Draw(x, x.new_full((len(x),), levels.log_volume(x.shape[1:])))
 
     @property
     def bounds(self) -> str:
@@ -185,7 +187,9 @@ def _marginal(sde: SDE, t0: float) -> tuple[float, float]:
 
 
 def middles(k: Tensor, levels: Quantisation) -> Tensor:
-    """The numbers in the middle of levels ``k``, float64."""
+    """The numbers in the middle of levels ``k``, or real numbers in model units; float64."""
+    if levels.levels is None:
+        return levels.encode(k, dtype=torch.float64)
     return levels.low + levels.step * (k.double() + 0.5)
 
 

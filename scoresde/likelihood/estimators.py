@@ -392,7 +392,7 @@ class DiscreteBound(Estimator):
         discrete = scaling.levels is not None
         bound = discrete_elbo(
             denoiser,
-            middles(x, scaling) if discrete else x,
+            middles(x, scaling),
             self.grid(denoiser.sde, self.steps - 1),
             mix=self.mix,
             levels=scaling if discrete else None,
@@ -400,7 +400,8 @@ class DiscreteBound(Estimator):
             std=self.std,
             noise=noise,
         )
-        return Estimate(bound.log_prob, bound.nfe)
+        volume = 0.0 if discrete else scaling.log_volume(x.shape[1:])
+        return Estimate(bound.log_prob + volume, bound.nfe)
 
     @property
     def bounds(self) -> str:

@@ -16,14 +16,6 @@ from scoresde.registry.models import (
     build_sde,
     build_weight,
 )
-from scoresde.registry.runs import (
-    LoadedRun,
-    load_checkpoint,
-    load_model,
-    load_run,
-    load_width,
-    stored_decays,
-)
 from scoresde.registry.samplers import (
     SAMPLERS,
     GridSampler,
@@ -80,7 +72,6 @@ __all__ = [
     "WEIGHTINGS",
     "Described",
     "GridSampler",
-    "LoadedRun",
     "ODESampler",
     "SDESampler",
     "Sampler",
@@ -99,10 +90,5 @@ __all__ = [
     "build_weight",
     "construct",
     "constructor",
-    "load_checkpoint",
-    "load_model",
-    "load_run",
-    "load_width",
-    "stored_decays",
     "summary",
 ]

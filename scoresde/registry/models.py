@@ -14,7 +14,7 @@ from scoresde.config import Config, ConfigError
 from scoresde.config.base import Section
 from scoresde.config.schema import Train
 from scoresde.data import Dataset, Scaling
-from scoresde.data.cache import Watch, unwatched
+from scoresde.data.cache import Progress, silent
 from scoresde.nn import LevelMean
 from scoresde.parameterization import ScoreModel
 from scoresde.registry.tables import (
@@ -56,8 +56,8 @@ def build_sde(section: Section) -> SDE:
     return sde
 
 
-def build_dataset(section: Section, watch: Watch = unwatched) -> Dataset:
-    """The data of ``config.data``, read or drawn; ``watch`` is told how far files are read.
+def build_dataset(section: Section, progress: Progress = silent) -> Dataset:
+    """The data of ``config.data``, read or drawn; ``progress`` shows how far files are read.
 
     Raises ConfigError when the path is missing from the configuration, DataError for bad data.
     """
@@ -69,9 +69,8 @@ def build_dataset(section: Section, watch: Watch = unwatched) -> Dataset:
         if arguments.get(name) is not None:
             arguments[name] = Path(arguments[name]).expanduser()
     if "cache" in arguments:
-        arguments["watch"] = watch
-    names = {"train": "n_train", "test": "n_test"}
-    return constructor(DATASETS, kind)(**{names.get(k, k): v for k, v in arguments.items()})
+        arguments["progress"] = progress
+    return constructor(DATASETS, kind)(**arguments)
 
 
 def build_network(config: Config, described: Described) -> nn.Module:

@@ -5,21 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 
 from scoresde.config import Config, ConfigError
-from scoresde.data import Dataset
+from scoresde.data import Dataset, Scaling
 from scoresde.training.checkpoint import DataDescription
 
 
 def require_same_data(dataset: Dataset, trained: DataDescription) -> None:
     """Raise ConfigError for another shape or scaling than the model's."""
-    found, expected = (
-        (tuple(d.shape), d.scaling.levels, d.scaling.low, d.scaling.high)
-        for d in (dataset, trained)
-    )
+    found, expected = ((tuple(d.shape), *_interval(d.scaling)) for d in (dataset, trained))
     if found != expected:
         raise ConfigError(
             f"data {dataset.name} has (shape, levels, low, high) = {found}, the model was trained "
             f"on {expected}; give data of the same kind with --data.kind and --data.path"
         )
+
+
+def _interval(scaling: Scaling) -> tuple[int | None, float, float]:
+    # Every set of real numbers has a range of its own; a model applies the scaling it carries.
+    real = scaling.levels is None
+    return scaling.levels, 0.0 if real else scaling.low, 1.0 if real else scaling.high
 
 
 def require_same_split(config: Config, trained: Config) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde.registry import LoadedRun, build_sampler
-from scoresde.registry.optimised import wanted
+from scoresde.registry import build_sampler
+from scoresde.runs.load import LoadedRun
+from scoresde.runs.optimised import wanted
 from scoresde.cli.console import progress
 from scoresde.cli.sample import MOST, draw, optimised_grid
 from scoresde.config import Config, to_plain

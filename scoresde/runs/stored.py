@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scoresde.registry import load_checkpoint, stored_decays
+from scoresde.runs.load import load_checkpoint, stored_decays
 from scoresde.training.checkpoint import load_weights
 from scoresde.training.snapshots import AVERAGES, WITHIN, Snapshot, reachable, snapshots
 

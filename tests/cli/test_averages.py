@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from scoresde import registry
+import scoresde as ss
 from scoresde.cli import train
 from scoresde.cli.main import main
 from scoresde.config import override
 from scoresde.data.foreign import RECORD
 from scoresde.runs.folder import RunFolder
+from scoresde.runs.load import load_run, load_width
 from scoresde.training import checkpoint as ck
 from scoresde.training.snapshots import snapshots
 from tests.cli.test_train import command, error_line, stop_at, tiny, tree
@@ -64,7 +65,7 @@ def test_averages_resume_bit_exactly_and_later_ones_are_forgotten(
 
 
 def test_a_model_of_any_width(with_averages, tmp_path, capsys):
-    stored = registry.load_width(with_averages.path, 0.1)
+    stored = load_width(with_averages.path, 0.1)
     kept = ck.load(with_averages.checkpoints / ck.step_name(12)).averages["0.1"]
     assert all(torch.equal(v, kept[k]) for k, v in stored.model.state_dict().items())
     argv = ["sample", "--checkpoint", str(with_averages.path), "--num", "3", "--device", "cpu"]
@@ -83,7 +84,7 @@ def test_a_model_of_any_width(with_averages, tmp_path, capsys):
 
 def test_a_run_without_averages_says_so(finished):
     with pytest.raises(ck.CheckpointError, match=r"averages: no averages stored"):
-        registry.load_width(finished.path, 0.07)
+        load_width(finished.path, 0.07)
 
 
 # --- several decays ---------------------------------------------------------------------------
@@ -122,7 +123,7 @@ def test_decays_resume_bit_exactly(with_decays, tmp_path, monkeypatch):
 def test_a_decay_is_chosen_and_exported(with_decays, tmp_path, capsys):
     kept = ck.load(with_decays.best)
     for decay, expected in ((0.5, kept.ema), (0.9, kept.decays["0.9"])):
-        state = registry.load_run(with_decays.path, decay=decay).model.state_dict()
+        state = load_run(with_decays.path, decay=decay).model.state_dict()
         assert all(torch.equal(state[k], v) for k, v in expected.items())
     exported = ck.load_weights(with_decays.weights_of("0.9")).tensors
     assert all(torch.equal(exported[k], v) for k, v in kept.decays["0.9"].items())
@@ -175,7 +176,7 @@ def test_info_says_what_is_stored(with_decays, with_averages, tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["decays"] == [0.5, 0.9, 0.999]
     assert found["snapshots"] == found["widths"] == []
-    model = registry.load_model(with_decays.path)
+    model = ss.load(with_decays.path)
     assert found["parameters"] == sum(v.numel() for v in model.state_dict().values())
     assert main(["info", str(with_averages.path)]) == 0
     printed = capsys.readouterr().out
@@ -184,7 +185,7 @@ def test_info_says_what_is_stored(with_decays, with_averages, tmp_path, capsys):
     assert main(["info", "--json", str(with_averages.path)]) == 0
     for low, high in json.loads(capsys.readouterr().out)["widths"]:
         for width in (low, high):
-            note = registry.load_width(with_averages.path, width).notes[-1]
+            note = load_width(with_averages.path, width).notes[-1]
             assert float(note.split()[-5].rstrip("%")) <= 2, note
     assert main(["info", str(with_decays.weights)]) == 0
     assert "one average of the weights" in capsys.readouterr().out

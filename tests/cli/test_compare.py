@@ -10,6 +10,7 @@ from PIL import Image
 
 from scoresde import registry
 from scoresde.cli.main import main
+from scoresde.runs.load import load_run
 
 
 def compare(capsys, checkpoint: Path, *flags: str) -> dict:
@@ -33,7 +34,7 @@ class TestErrors:
         """Its flow stands still, where DDIM multiplies by alpha_s alpha_t + sigma_s sigma_t."""
         flags = ("--samplers", "ddim", "--steps", "7,4", "--grid", "uniform,log_snr")
         trials = compare(capsys, points, *flags)["trials"]
-        sde = registry.load_run(points).model.sde
+        sde = load_run(points).model.sde
         for trial in trials:
             ts = registry.GRIDS[trial["grid"]]()(sde, trial["steps"])
             alpha, sigma = sde.alpha(ts), sde.sigma(ts)

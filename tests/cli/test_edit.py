@@ -14,6 +14,7 @@ from PIL import Image
 from scoresde import registry
 from scoresde.cli import edit as module
 from scoresde.cli.main import main
+from scoresde.runs.load import load_run
 
 LOOSE = ("--tolerance", "1e-3")
 
@@ -47,7 +48,7 @@ def size(picture: Path) -> tuple[int, int]:
 class TestCodes:
     def test_the_code_of_a_normal_law_is_the_sample(self, points, tmp_path):
         record = edit(points, tmp_path, "--operation", "encode", "--num", "8")
-        run = registry.load_run(points)
+        run = load_run(points)
         x = registry.build_dataset(run.config.data).test.x[:8]
         z = arrays(tmp_path / "codes.npz")["z"]
         assert np.allclose(z, x, atol=1e-3)
@@ -59,7 +60,7 @@ class TestCodes:
         edit(wild, codes, "--operation", "encode", "--num", "3")
         file = str(codes / "codes.npz")
         edit(wild, back, "--operation", "decode", "--codes", file)
-        run = registry.load_run(wild)
+        run = load_run(wild)
         split = registry.build_dataset(run.config.data).test.take(torch.arange(3))
         assert (arrays(codes / "codes.npz")["label"] == split.label.numpy()).all()
         x = run.data.scaling.encode(split.x)
@@ -92,7 +93,7 @@ class TestPaths:
             images, tmp_path, "--operation", "interpolate", "--num", "4", "--columns", "5"
         )
         assert (record["pairs"], record["columns"]) == (2, 5)
-        run = registry.load_run(images)
+        run = load_run(images)
         x = run.data.scaling.encode(registry.build_dataset(run.config.data).test.x[:4]).double()
         found = arrays(tmp_path / "edited.npz")["x"].reshape(2, 5, 64)
         a, b = x[0::2].flatten(1).numpy(), x[1::2].flatten(1).numpy()

@@ -26,6 +26,7 @@ from scoresde.cli.likelihood import Scores, score_split
 from scoresde.cli.main import main
 from scoresde.config.schema import Likelihood
 from scoresde.data import Scaling, Split
+from scoresde.runs.load import load_run
 
 EXACT = Likelihood(trace="exact", batch=4)
 
@@ -52,7 +53,7 @@ def normal_nats(x: torch.Tensor) -> torch.Tensor:
 
 class TestScores:
     def test_points_of_a_normal_model(self, points):
-        run = registry.load_run(points)
+        run = load_run(points)
         split = registry.build_dataset(run.config.data).test
         scores = score_split(run.model, split, Scaling(None), EXACT)
         assert torch.allclose(scores.nats, normal_nats(split.x), atol=2e-4)
@@ -62,7 +63,7 @@ class TestScores:
     @pytest.mark.parametrize("trace", ["exact", "hutchinson"])
     def test_along_the_path_of_a_normal_model(self, points, trace):
         """Its Jacobian is diagonal, where probes of signs are exact."""
-        run = registry.load_run(points)
+        run = load_run(points)
         split = registry.build_dataset(run.config.data).test
         settings = Likelihood(method="path", trace=trace, steps=60, batch=4)
         scores = score_split(run.model, split, Scaling(None), settings)
@@ -71,7 +72,7 @@ class TestScores:
 
     def test_a_pixel_is_scored_within_its_level(self, images):
         """log p of a level lies between its least and its largest density times its width."""
-        run = registry.load_run(images)
+        run = load_run(images)
         scaling = run.data.scaling
         level = torch.arange(9, 17, dtype=torch.uint8)  # x > 0, where the density falls
         split = Split(level.reshape(8, 1, 1, 1).expand(8, 1, 8, 8).contiguous())
@@ -85,7 +86,7 @@ class TestScores:
     @pytest.mark.parametrize("method", ["rk4", "path"])
     @pytest.mark.parametrize("trace", ["exact", "hutchinson"])
     def test_a_score_depends_on_its_example_and_the_seed_alone(self, wild, trace, method):
-        run = registry.load_run(wild)
+        run = load_run(wild)
         split = registry.build_dataset(run.config.data).test.take(torch.arange(5))
         steps = 4 if method == "rk4" else 12
         settings = {"trace": trace, "method": method, "steps": steps, "repeats": 2}
@@ -98,7 +99,7 @@ class TestScores:
         assert not torch.allclose(bits(5, 0), bits(5, 1), rtol=1e-5)
 
     def test_repeats_average_the_draws(self, images):
-        run = registry.load_run(images)
+        run = load_run(images)
         split = registry.build_dataset(run.config.data).test.take(torch.arange(4))
 
         def spread(repeats: int) -> float:
@@ -112,7 +113,7 @@ class TestScores:
         assert spread(8) < 0.6 * spread(1)
 
     def test_labels_condition(self, wild):
-        run = registry.load_run(wild)
+        run = load_run(wild)
         split = registry.build_dataset(run.config.data).test.take(torch.arange(3))
         settings = Likelihood(method="rk4", steps=3)
         plain, given = (

@@ -22,6 +22,7 @@ from scoresde.config import override
 from scoresde.config.schema import Sample
 from scoresde.parameterization import ScoreModel
 from scoresde.runs import pictures
+from scoresde.runs.load import load_run
 from scoresde.samplers import DDIM, grids, per_sample_noise
 
 
@@ -56,14 +57,14 @@ def record(out: Path) -> dict[str, object]:
 
 class TestDraws:
     def test_the_flow_of_a_normal_law_keeps_the_noise_of_the_seed(self, points):
-        run = registry.load_run(points)
+        run = load_run(points)
         config = {"sample.sampler.kind": "ode", "sample.denoise": False}
         drawn = draw(run.model, registry.build_sampler(changed(run, config)), (2,), [5, 9])
         assert torch.allclose(drawn.x, per_sample_noise([5, 9])(torch.empty(2, 2)), atol=1e-4)
 
     def test_ddim_on_a_normal_law_multiplies_by_the_cosines_of_its_steps(self, points):
         """x_s = (alpha_s alpha_t + sigma_s sigma_t) x_t when x0_hat = alpha_t x_t."""
-        run = registry.load_run(points)
+        run = load_run(points)
         config = {"sample.sampler.kind": "ddim", "sample.steps": 4, "sample.grid.kind": "uniform"}
         drawn = draw(run.model, registry.build_sampler(changed(run, config)), (2,), [5, 9])
         sde, ts = run.model.sde, grids.uniform(run.model.sde, 4)
@@ -73,7 +74,7 @@ class TestDraws:
         assert torch.allclose(drawn.x, float(factor) * start, atol=1e-5)
 
     def test_a_sample_is_a_function_of_its_seed(self, wild):
-        run = registry.load_run(wild)
+        run = load_run(wild)
         for kind in registry.STEPS:
             sampler = registry.build_sampler(
                 changed(run, {"sample.sampler.kind": kind, "sample.steps": 3})
@@ -84,7 +85,7 @@ class TestDraws:
             assert torch.allclose(together.x[2:3], alone.x, atol=2e-4), kind
 
     def test_labels_matter_and_no_label_is_one_of_its_own(self, wild):
-        run = registry.load_run(wild)
+        run = load_run(wild)
         sampler = registry.GridSampler(grids.uniform, DDIM(), 3)
         drawn = [
             draw(run.model, sampler, (1, 8, 8), [0], label).x
@@ -95,7 +96,7 @@ class TestDraws:
 
     @pytest.mark.parametrize(("kind", "nfe"), [("ddim", 5), ("heun", 9), ("pc", 9)])
     def test_network_calls_are_counted(self, points, kind, nfe):
-        run = registry.load_run(points)
+        run = load_run(points)
         sampler = registry.build_sampler(
             changed(run, {"sample.sampler.kind": kind, "sample.steps": 4})
         )
@@ -113,7 +114,7 @@ class TestChoices:
         assert found["sampler"] == {"kind": "recommended", "eta": 0.0}
         assert found["grid"]["kind"] == "arctan"
         assert found["nfe"] == 4  # 3 steps and the denoising
-        run = registry.load_run(points)
+        run = load_run(points)
         step, grid = samplers.recommended(4)
         sampler = registry.GridSampler(grid, step, 3)
         assert np.allclose(
@@ -209,7 +210,7 @@ class TestWatching:
             assert found["x"].shape == found["x0"].shape == (6, 4, 1, 8, 8)
             assert (np.diff(found["t"]) < 0).all()
             last = torch.from_numpy(found["x0"][-1])
-        pixels = registry.load_run(wild).data.scaling.to_uint8(last)
+        pixels = load_run(wild).data.scaling.to_uint8(last)
         assert np.array_equal(pixels.permute(0, 2, 3, 1).numpy(), arrays(out)["arr_0"])
         with Image.open(out / "trajectory.gif") as film:
             assert film.n_frames == 6

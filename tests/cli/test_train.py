@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+import scoresde as ss
 from scoresde import registry
 from scoresde.cli import train
 from scoresde.cli.main import main
@@ -26,6 +27,7 @@ from scoresde.data import Dataset, Scaling, Split
 from scoresde.runs import folder as folders
 from scoresde.runs import train_loop
 from scoresde.runs.folder import RunFolder
+from scoresde.runs.load import load_run
 from scoresde.runs.preview import draw, save_preview
 from scoresde.runs.train_setup import _splits
 from scoresde.training import checkpoint as ck
@@ -162,7 +164,7 @@ def test_without_held_out_data_the_last_step_is_exported(tmp_path):
 
 
 def test_what_was_trained_loads(finished):
-    loaded = registry.load_run(finished.path)
+    loaded = load_run(finished.path)
     assert loaded.config == tiny()
     assert loaded.data.classes == ("upper", "lower")
 
@@ -648,7 +650,7 @@ def test_a_bar_on_a_terminal(tmp_path, capsys, monkeypatch):
 
 
 def test_previews_follow_the_weights_alone(tmp_path, finished):
-    model, data = registry.load_model(finished.path), registry.build_dataset(tiny().data)
+    model, data = ss.load(finished.path), registry.build_dataset(tiny().data)
     for name in ("a.png", "b.png"):
         torch.manual_seed(len(name))
         torch.rand(3)

@@ -7,6 +7,7 @@ import torch
 
 from scoresde import registry
 from scoresde.cli.main import main
+from scoresde.runs.load import load_run
 from tests.cli.test_train import taken_back
 
 TINY = {
@@ -41,7 +42,7 @@ def train(out, kind, *extra, **changes):
 @pytest.mark.parametrize("kind", ["ddpmpp", "ncsnpp", "adm"])
 def test_a_published_network_trains_and_samples(tmp_path, kind):
     assert train(tmp_path, kind, **HEADS) == 0
-    run = registry.load_run(tmp_path, ema=False)
+    run = load_run(tmp_path, ema=False)
     fresh = registry.build_model(run.config, run.data).state_dict()
     assert not all(torch.equal(fresh[k], v) for k, v in run.model.state_dict().items())
     sampled = ["sample", "--checkpoint", str(tmp_path), "--out", str(tmp_path / "samples")]
@@ -52,7 +53,7 @@ def test_a_published_network_resumes_exactly_with_dropout_and_recomputed_blocks(
     assert train(tmp_path / "whole", "ncsnpp", **HEADS) == 0
     taken_back(tmp_path / "whole", tmp_path / "parts", 2)
     assert train(tmp_path / "parts", "ncsnpp", "--resume", **HEADS) == 0
-    whole, parts = (registry.load_run(tmp_path / out, ema=False) for out in ("whole", "parts"))
+    whole, parts = (load_run(tmp_path / out, ema=False) for out in ("whole", "parts"))
     weights = parts.model.state_dict()
     assert all(torch.equal(weights[k], v) for k, v in whole.model.state_dict().items())
 

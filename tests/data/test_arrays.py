@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from scoresde.data import DataError, arrays
-from scoresde.data.arrays import channels_first
+from scoresde.data.convert import channels_first
 
 RNG = np.random.default_rng(0)
 CHW = RNG.integers(0, 256, (20, 3, 6, 5), np.uint8)
@@ -112,10 +112,10 @@ WIDE = np.full((9, 2, 2), 300)
         ({"z": CHW}, {}, "holds the keys z; call the examples 'x'"),
         ({"x": CHW, "y": LABEL[:7]}, {}, r"array 'x': 20 examples but labels of shape \(7,\)"),
         ({"x": CHW, "y": LABEL, "x_test": CHW}, {}, "no labels for x_test; call them 'y_test'"),
-        ({"x": CHW, "y": LABEL - 1}, {}, r"labels run over -1\.\.1; number the classes 0, 1"),
         ({"x": CHW, "x_test": CHW[:0]}, {}, r"array 'x_test': shape \(0, 3, 6, 5\); expected"),
-        ({"x": CHW, "y": LABEL * 1.0}, {}, "labels are float64"),
-        ({"x": CHW, "y": np.eye(20)}, {}, "labels are float64"),
+        ({"x": CHW, "y": LABEL * 0.5}, {}, "array 'y': labels are float64 such as 0.5, not whole"),
+        ({"x": CHW, "y": np.eye(20) * 2}, {}, r"array 'y': labels have shape \(20, 20\)"),
+        ({"x": CHW, "y": np.full(20, {})}, {}, "pickled .*allow_pickle"),
         ({"x": CHW[:0]}, {}, r"shape \(0, 3, 6, 5\); expected"),
         ({"x": CHW[0, 0, 0]}, {}, r"shape \(5,\); expected"),
         ({"x": CHW[None]}, {}, "expected examples as"),
@@ -197,7 +197,7 @@ def test_labels_of_shards_belong_to_their_examples(tmp_path):
 def test_shards_of_single_numbers_are_refused(tmp_path, content):
     for k in range(2):
         np.savez(tmp_path / f"{k}.npz", **content)
-    with pytest.raises(DataError, match=r"0\.npz: array 'x'"):
+    with pytest.raises(DataError, match=r"0\.npz: array '[xy]'"):
         arrays(tmp_path)
 
 
@@ -214,9 +214,83 @@ def test_levels_that_no_tensor_holds_are_refused(tmp_path):
 
 
 def test_shards_that_differ_are_named(tmp_path):
-    with pytest.raises(DataError, match=r"no \.npz files"):
+    with pytest.raises(DataError, match=r"no \.npz or \.npy files"):
         arrays(tmp_path)
     np.savez(tmp_path / "a.npz", x=np.zeros((4, 2), np.uint8))
     np.savez(tmp_path / "b.npz", x=np.zeros((4, 3), np.uint8))
     with pytest.raises(DataError, match=r"b\.npz: holds .* but a\.npz holds"):
         arrays(tmp_path)
+
+
+# --- what the arrays are, in words ---------------------------------------------------------------
+
+FAR = (5000 + 1000 * RNG.normal(size=(200, 2))).astype(np.float32)
+
+
+def test_real_numbers_are_standardised_unless_told_otherwise(tmp_path):
+    path = save(tmp_path / "far.npz", x=FAR)
+    data = arrays(path)
+    x = data.scaling.encode(data.train.x)
+    assert x.mean(0).abs().max() < 1e-5
+    assert (x.std(0, correction=0) - 1).abs().max() < 1e-5
+    assert data.train.x.mean() > 4000  # kept in their own units
+    assert "real numbers of mean" in data.notes[0]
+    assert data.notes[0].endswith(", standardised")
+    plain = arrays(path, standardise=False)
+    assert torch.equal(plain.scaling.encode(plain.train.x), plain.train.x)
+    assert plain.notes[0].endswith(", left as they are")
+
+
+def test_the_scale_is_that_of_the_training_split_and_not_of_the_test_split(tmp_path):
+    found = arrays(save(tmp_path / "a.npz", x=FAR, x_test=1e6 * FAR))
+    assert found.scaling == arrays(save(tmp_path / "b.npz", x=FAR, x_test=FAR)).scaling
+
+
+def test_numbers_finer_than_float32_resolves_are_said(tmp_path):
+    time = 1.7e9 + np.arange(50.0)
+    notes = arrays(save(tmp_path / "t.npz", x=np.stack([np.sin(time), time], 1))).notes
+    assert any(note.startswith("feature 1 has a deviation near the resolution") for note in notes)
+
+
+def test_labels_with_gaps_are_classes_by_name_in_files_too(tmp_path):
+    label = np.array([0, 5, 1000, 5] * 5)
+    data = arrays(save(tmp_path / "a.npz", x=CHW, y=label))
+    assert data.classes == ("0", "5", "1000")
+    assert sum(data.counts.values()) == len(data.train)
+    assert any("the labels are 0, 5, 1000" in note for note in data.notes)
+    (tmp_path / "s").mkdir()
+    for k, rows in enumerate((slice(0, 3), slice(3, 20))):  # a shard without class 5
+        names = np.array(["a", "longer", "b"])[label.clip(max=6) % 4 % 3]
+        save(tmp_path / "s" / f"{k}.npz", x=CHW[rows], y=names[rows])
+    for cache in (None, tmp_path / "cache", tmp_path / "cache"):
+        found = arrays(tmp_path / "s", holdout=2, cache=cache)
+        x = torch.cat([found.train.x, found.test.x])
+        codes = torch.cat([found.train.label, found.test.label])
+        for image, code in zip(x, codes, strict=True):
+            (row,) = [k for k in range(20) if np.array_equal(CHW[k], image)]
+            assert found.classes[code] == names[row]
+
+
+def test_validation_examples_are_held_out_or_said_to_be_left(tmp_path):
+    parts = {"train_images": CHW[:9], "val_images": CHW[9:12], "test_images": CHW[12:]}
+    data = arrays(save(tmp_path / "all.npz", **parts))
+    assert len(data.test) == 8
+    assert data.notes == ("arrays that are not read: val_images",)
+    del parts["test_images"]
+    data = arrays(save(tmp_path / "two.npz", **parts))
+    assert len(data.test) == 3
+    assert data.notes == ("no test part: val_images is held out for testing",)
+
+
+def test_a_folder_of_named_arrays_is_one_set(tmp_path):
+    (tmp_path / "s").mkdir()
+    for name, array in {"X": CHW, "y": LABEL + 1, "extra": CHW}.items():
+        np.save(tmp_path / "s" / f"{name}.npy", array)
+    data = arrays(tmp_path / "s")
+    assert data.classes == ("1", "2", "3")
+    assert len(data.train) + len(data.test) == 20
+    assert "arrays that are not read: extra" in data.notes
+    for name in "Xy":
+        (tmp_path / "s" / f"{name}.npy").unlink()
+    with pytest.raises(DataError, match="holds the keys extra; call the examples 'x'"):
+        arrays(tmp_path / "s")

@@ -53,7 +53,7 @@ def test_impossible_batches_are_refused(bad):
         batch_indices(*bad)
 
 
-@pytest.mark.parametrize(("size", "count"), [(3, 3), (0.25, 5), (0.001, 1), (19, 19)])
+@pytest.mark.parametrize(("size", "count"), [(3, 3), (3.0, 3), (0.25, 5), (0.001, 1), (19, 19)])
 def test_holdout_divides_without_loss(size, count):
     split = numbered(20)
     rest, held = holdout(split, size, seed=1)
@@ -68,7 +68,7 @@ def test_holdout_depends_on_the_seed():
     assert not torch.equal(*(holdout(numbered(50), 10, seed)[1].label for seed in (0, 1)))
 
 
-@pytest.mark.parametrize("size", [0, 20, 21, -1, 1.0, 0.0, -0.5, 1.5])
+@pytest.mark.parametrize("size", [0, 20, 21, -1, 20.0, 0.0, -0.5, 1e9, float("inf"), float("nan")])
 def test_holdout_leaves_no_part_empty(size):
     with pytest.raises(DataError, match=r"cannot hold out .* of 20"):
         holdout(numbered(20), size)

@@ -75,7 +75,7 @@ def test_samples_in_the_plane_are_found_in_their_folder(tmp_path):
         ("a.npy", np.full((2, 8, 8), 300), (1, 8, 8), Scaling(256), "300..300, expected 0..255"),
         # As int32 it would be level 5.
         ("a.npy", np.full((2, 8, 8), 2**32 + 5), (1, 8, 8), SEVENTEEN, "4294967301"),
-        ("a.txt", np.zeros(3), (2,), Scaling(None), "neither a folder nor one of"),
+        ("a.dat", np.zeros(3), (2,), Scaling(None), r"is a numpy array \(\.npy\); give"),
     ],
 )
 def test_what_does_not_fit_is_refused(tmp_path, name, array, shape, scaling, words):

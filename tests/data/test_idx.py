@@ -115,7 +115,7 @@ def test_damaged_gzip(tmp_path):
 
 
 def test_folders_that_cannot_be_used(tmp_path):
-    with pytest.raises(DataError, match="no such folder"):
+    with pytest.raises(DataError, match="no such file or folder"):
         idx_folder(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"no train-images-idx3-ubyte\[\.gz\]"):
         idx_folder(tmp_path)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from scoresde.data import DataError, checkerboard, gaussians25, moons, swiss_roll
+from scoresde.data import checkerboard, gaussians25, moons, swiss_roll
 
 TOYS = [moons, checkerboard, swiss_roll, gaussians25]
 N = 100_000
@@ -31,7 +31,7 @@ def test_shapes_and_seeds(toy):
     assert torch.equal(toy(10, 200, seed=3).test.x, data.test.x)
     assert not torch.equal(toy(300, 200, seed=4).train.x, data.train.x)
     assert not torch.equal(data.train.x[:200], data.test.x)
-    with pytest.raises(DataError, match="0 points"):
+    with pytest.raises(ValueError, match="test >= 1"):
         toy(10, 0)
 
 

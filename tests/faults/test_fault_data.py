@@ -141,7 +141,7 @@ def test_fault_21_a_decompression_bomb(refusal, tmp_path, size):
 
 
 def test_fault_22_folders_without_pictures(refusal, tmp_path):
-    assert f"{tmp_path / 'none'}: no such folder" in refusal("folder", tmp_path / "none")
+    assert f"{tmp_path / 'none'}: no such file or folder" in refusal("folder", tmp_path / "none")
     assert f"{tmp_path}: no pictures" in refusal("folder", tmp_path)
     (tmp_path / "cats").mkdir()
     (tmp_path / "cats" / "notes.txt").write_text("no picture")
@@ -217,7 +217,8 @@ WIDE = np.full((9, 4, 4), 300)
         ({"x": np.zeros((2, 2, 2, 2, 2))}, (), "shape (2, 2, 2, 2, 2); expected examples as"),
         ({"x": np.zeros(9)}, (), "shape (9,); expected examples as"),
         ({"x": np.zeros((9, 4, 4), complex)}, (), "values are complex128"),
-        ({"x": np.zeros((9, 2)), "y": np.full(9, 2**40)}, (), "labels run up to 1099511627776"),
+        ({"x": np.zeros((9, 2)), "y": np.full(9, 0.5)}, (), "'y': labels are float64 such as 0.5"),
+        ({"x": np.zeros((9, 2)), "y": np.full(9, 2**63)}, (), "labels run up to 9223372036854"),
     ],
 )
 def test_fault_23_arrays_that_do_not_fit(refusal, tmp_path, content, flags, words):

@@ -216,7 +216,8 @@ def test_fault_18_a_poisoned_batch(refused, tmp_path):
     x[40] = 3e38
     np.save(tmp_path / "x.npy", x)
     out, changed = tmp_path / "run", {"data.kind": "arrays", "data.path": str(tmp_path / "x.npy")}
-    changed |= {"conditional": "false", "train.label_dropout": "0", "train.holdout": "0"}
+    changed |= {"data.standardise": "false", "conditional": "false", "train.holdout": "0"}
+    changed |= {"train.label_dropout": "0"}
     changed |= {"train.keep_best": "false", "train.checkpoint_every": "1", "train.batch": "4"}
     argv = command(out, **changed)
     argv = [part for i, part in enumerate(argv) if not _of_moons(argv, i)]
@@ -240,6 +241,7 @@ def large(folder: Path, **changes: str) -> list[str]:
     x = 300 * np.random.default_rng(0).normal(size=(64, 2)).astype(np.float32)
     np.save(folder / "x.npy", x)
     data = {"data.kind": "arrays", "data.path": str(folder / "x.npy"), "conditional": "false"}
+    data |= {"data.standardise": "false"}
     argv = command(folder / "run", **(FP16 | data | changes))
     return [part for i, part in enumerate(argv) if not _of_moons(argv, i)]
 

@@ -14,8 +14,8 @@ from scoresde.config import ConfigError
 from scoresde.config.sampling import OptimisedGrid, Sample
 from scoresde.convergence import draws_noise
 from scoresde.denoiser import Denoiser
-from scoresde.registry.runs import LoadedRun
 from scoresde.registry.steps import SELF_PACED, STEPS, build_step
+from scoresde.runs.load import LoadedRun
 from scoresde.samplers import Grid, Step, per_sample_noise
 from scoresde.samplers.optimise import described, load_grid, save_grid, search_grid
 from scoresde.training.checkpoint import fingerprint

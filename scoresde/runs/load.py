@@ -13,12 +13,12 @@ from torch import Tensor
 from scoresde.config import Config, config_from
 from scoresde.parameterization import ScoreModel
 from scoresde.registry.models import build_model
+from scoresde.training import checkpoint as checkpoints
 from scoresde.training.checkpoint import (
     BEST,
     Checkpoint,
     CheckpointError,
     DataDescription,
-    load,
     load_tensors,
     load_weights,
     newest,
@@ -42,9 +42,15 @@ class LoadedRun:
     notes: tuple[str, ...] = ()
 
 
-def load_model(run_or_file: str | PathLike[str]) -> ScoreModel:
-    """The model of ``load_run`` with its EMA weights."""
-    return load_run(run_or_file).model
+def load(path: str | PathLike[str], model: ScoreModel | None = None) -> ScoreModel:
+    """The trained model of a run folder, a checkpoint or an export, with its averaged weights.
+
+    ``model`` is filled and returned; without one it is built from the configuration in the file.
+    Its ``data`` describes what it was trained on. Evaluation mode, no gradients to the weights.
+    Raises ValueError naming the file when it is missing, damaged or not a scoresde file, or does
+    not fit ``model``. Nothing is unpickled.
+    """
+    return load_run(path, model=model).model
 
 
 def load_width(run_folder: str | PathLike[str], sigma_rel: float) -> LoadedRun:
@@ -72,7 +78,11 @@ def load_width(run_folder: str | PathLike[str], sigma_rel: float) -> LoadedRun:
 
 
 def load_run(
-    run_or_file: str | PathLike[str], *, ema: bool = True, decay: float | None = None
+    run_or_file: str | PathLike[str],
+    *,
+    ema: bool = True,
+    decay: float | None = None,
+    model: ScoreModel | None = None,
 ) -> LoadedRun:
     """The model of a run folder, a checkpoint (.pt) or exported weights (.safetensors).
 
@@ -89,12 +99,13 @@ def load_run(
         if decay is not None:
             raise CheckpointError(f"{path}: holds one average only; name a checkpoint instead")
         found = load_weights(path)
-        return _loaded(path, found.config, found.data, found.step, found.tensors)
+        return _loaded(path, found.config, found.data, found.step, found.tensors, model=model)
     path, checkpoint, notes = load_checkpoint(path)
     weights: Mapping[str, Tensor] = checkpoint.ema if ema else checkpoint.model
     if ema and decay is not None:
         weights = _average(checkpoint, decay, path)
-    return _loaded(path, checkpoint.config, checkpoint.data, checkpoint.step, weights, notes)
+    config, data, step = checkpoint.config, checkpoint.data, checkpoint.step
+    return _loaded(path, config, data, step, weights, notes, model)
 
 
 def stored_decays(checkpoint: Checkpoint, source: Path) -> tuple[float, ...]:
@@ -116,12 +127,12 @@ def _average(checkpoint: Checkpoint, decay: float, path: Path) -> Mapping[str, T
 def load_checkpoint(path: Path) -> tuple[Path, Checkpoint, list[str]]:
     """The checkpoint that ``load_run`` reads, its file, and why others were passed over."""
     if not path.is_dir():
-        return path, load(path), []
+        return path, checkpoints.load(path), []
     folder = path if step_files(path) or (path / BEST).exists() else path / "checkpoints"
     if not (folder / BEST).exists():
         return newest(folder)
     try:
-        return folder / BEST, load(folder / BEST), []
+        return folder / BEST, checkpoints.load(folder / BEST), []
     except CheckpointError as error:
         source, checkpoint, notes = newest(folder)
         return source, checkpoint, [str(error), *notes]
@@ -134,9 +145,11 @@ def _loaded(
     step: int,
     weights: Mapping[str, Tensor],
     notes: Iterable[str] = (),
+    model: ScoreModel | None = None,
 ) -> LoadedRun:
     config = config_from(plain, path)
-    model = build_model(config, description)
+    model = build_model(config, description) if model is None else model
     load_tensors(model, weights, path)
     model.eval().requires_grad_(False)
+    model.data = description
     return LoadedRun(model, config, description, step, path, tuple(notes))

@@ -1,0 +1,144 @@
+"""Arrays become examples: channels first, levels as integers, real numbers with a scaling."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+
+from scoresde.data.dataset import DataError, Split, spread
+from scoresde.data.scaling import Scaling, standardising
+
+Layout = Literal["NHW", "NHWC", "NCHW"]
+
+# Number of levels that a type implies.
+KNOWN_LEVELS = {"bool": 2, "uint8": 256}
+# How pictures of 256 levels are often saved as floats: level = slope x + offset.
+FLOAT_SHADES = (
+    (255.0, 0.0, "256 shades over [0, 1]"),
+    (127.5, 127.5, "256 shades over [-1, 1]"),
+    (1.0, 0.0, "whole numbers of 0 to 255"),
+)
+
+
+def channels_first(x: np.ndarray, layout: Layout | None) -> np.ndarray:
+    """Images as (N, C, H, W) from `layout`; None stands for the one layout that fits.
+
+    (N, H, W) is NHW; (N, a, b, c) is NHWC if only c is 1 or 3, NCHW if only a is. Raises
+    DataError otherwise.
+    """
+    last, first = x.shape[-1] in (1, 3), x.shape[1] in (1, 3)
+    if layout is None and x.ndim == 4 and last == first:
+        raise DataError(f"shape {x.shape} may be NHWC or NCHW; give layout")
+    layout = layout or ("NHW" if x.ndim == 3 else "NHWC" if last else "NCHW")
+    if x.ndim != len(layout):
+        raise DataError(f"expected {layout}, found shape {x.shape}; correct the array or layout")
+    return {"NHW": x[:, None], "NHWC": np.moveaxis(x, -1, 1), "NCHW": x}[layout]
+
+
+def level_images(x: np.ndarray, levels: int, layout: Layout | None) -> np.ndarray:
+    """Pixel levels as (N, C, H, W), uint8 or int32. Raises DataError for levels out of range.
+
+    Rows of 3072 are those of CIFAR: red, green, blue, each 32 x 32.
+    """
+    if x.ndim == 2 and x.shape[1] == 3072:
+        x, layout = x.reshape(-1, 3, 32, 32), "NCHW"
+    if x.ndim not in (3, 4):
+        side = math.isqrt(x.shape[1]) if x.ndim == 2 else 0
+        square = f" ({x.shape[1]} = {side} x {side})" if side > 1 and side**2 == x.shape[1] else ""
+        raise DataError(
+            f"shape {x.shape} of {x.dtype}{square}; give images as NHW, vectors as floats"
+        )
+    if x.min() < 0 or x.max() >= levels:
+        raise DataError(
+            f"levels run over {x.min()}..{x.max()}, expected 0..{levels - 1}; correct levels"
+        )
+    return channels_first(x, layout).astype(np.uint8 if levels <= 256 else np.int32)
+
+
+def known_levels(x: np.ndarray) -> int | None:
+    """The number of levels that the type of an array implies; None for floats.
+
+    Raises DataError for wider integers, with their range.
+    """
+    if x.dtype.kind == "f":
+        return None
+    if x.dtype.name in KNOWN_LEVELS:
+        return KNOWN_LEVELS[x.dtype.name]
+    if x.dtype.kind not in "iu":
+        raise DataError(f"values are {x.dtype}; expected numbers")
+    least, largest = (int(x.min()), int(x.max())) if x.size else (0, 0)
+    if least < 0:
+        raise DataError(
+            f"values are {x.dtype} from {least} to {largest}, which are no pixel levels; give "
+            f"floats for real numbers"
+        )
+    raise DataError(
+        f"values are {x.dtype}, whose number of levels is unknown; give levels, above {largest}, "
+        f"uint8 for 256 levels, or floats for real numbers"
+    )
+
+
+def examples_of(
+    x: np.ndarray, levels: int | None, layout: Layout | None, *, as_given: bool = False
+) -> np.ndarray:
+    """Examples as a ``Split`` has them: levels as uint8 or int32, real numbers as float32.
+
+    Real numbers of three or four axes are images too, unless they are ``as_given``. Raises
+    DataError for other types and shapes.
+    """
+    if x.dtype.kind not in "buif":
+        raise DataError(f"values are {x.dtype}; expected numbers")
+    if x.size == 0 or x.ndim < 2 or (x.ndim > 4 and not as_given):
+        raise DataError(f"shape {x.shape}; expected examples as (N, D), NHW, NHWC or NCHW")
+    if x.dtype.kind != "f":
+        return np.ascontiguousarray(level_images(x, levels or known_levels(x) or 0, layout))
+    if levels is not None:
+        raise DataError(f"values are {x.dtype} but levels is {levels}; levels need integers")
+    if x.ndim > 2 and (layout is not None or not as_given):
+        x = channels_first(x, layout)
+    with np.errstate(over="ignore", invalid="ignore"):  # a Split refuses what is too large
+        return np.ascontiguousarray(x, np.float32)
+
+
+def fitted(train: Split, levels: int | None, standardise: bool) -> tuple[Scaling, tuple[str, ...]]:
+    """The scaling of a data set with these training examples, and notes on it for the user."""
+    if levels is not None:
+        return Scaling(levels), ()
+    scaling = standardising(train.x)
+    means, deviations = (_between(v) for v in (scaling.shift, scaling.scale))
+    found = f"real numbers of mean {means} and deviation {deviations}"
+    notes = [f"{found}, {'standardised' if standardise else 'left as they are'}"]
+    if shades := _shades(train):
+        notes.append(
+            f"they are {shades}, read as real numbers; for pixel levels, and bits per dimension, "
+            f"give them as uint8"
+        )
+    fine = zip(scaling.shift, scaling.scale, strict=True)
+    lost = [k for k, (shift, scale) in enumerate(fine) if scale < abs(shift) * 2**-17]
+    if lost:
+        notes.append(
+            f"feature {lost[0]} has a deviation near the resolution of float32 at its mean; "
+            f"subtract the mean before saving"
+        )
+    plain = Scaling(None, scaling.low, scaling.high)
+    return scaling if standardise else plain, tuple(notes)
+
+
+def _between(values: tuple[float, ...]) -> str:
+    low, high = (f"{end(values):.4g}" for end in (min, max))
+    return low if low == high else f"{low} to {high}"
+
+
+def _shades(train: Split) -> str:
+    """Pictures of 256 levels that were saved as floats, in words; "" for anything else."""
+    if train.x.ndim < 3:
+        return ""
+    some = train.x[spread(len(train), 256)].double()
+    for slope, offset, words in FLOAT_SHADES:
+        shade = slope * some + offset
+        inside = shade.min() > -0.1 and shade.max() < 255.1
+        if inside and bool(((shade - shade.round()).abs() < 1e-3).all()):
+            return words
+    return ""

@@ -1,0 +1,162 @@
+"""One door for data: tensors, arrays, a torch ``Dataset``, a path, or a ``Dataset`` of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scoresde.data.arrays import arrays, holds_arrays
+from scoresde.data.convert import Layout, examples_of, fitted, known_levels
+from scoresde.data.dataset import DataError, Dataset, Split, held_rows, reading, require_there
+from scoresde.data.idx import idx_folder
+from scoresde.data.images import cifar_subset, image_folder
+from scoresde.data.labels import label_values, numbered, placed
+
+
+def dataset_of(
+    source: Any,
+    label: Any = None,
+    *,
+    levels: int | None = None,
+    layout: Layout | None = None,
+    holdout: float = 0.1,
+    seed: int = 0,
+    standardise: bool = True,
+    classes: Sequence[str] | None = None,
+    name: str = "data",
+) -> Dataset:
+    """A data set from whatever holds one; a ``Dataset`` of ours is returned as it is.
+
+    Integers are pixel levels, (N, H, W), (N, H, W, C) or (N, C, H, W); floats are real numbers of
+    any shape (N, ...), which they keep. Raises DataError for what cannot be read.
+
+    Args:
+        source: examples as a tensor, an array or nested lists; a pair (x, label) of them; a torch
+            ``Dataset`` of x or (x, label); or a path, whose kind is seen by looking at it.
+        label: the class of every example: numbers, names or one-hot rows.
+        levels: number of pixel levels of integers; None: 256 for uint8, 2 for bool.
+        layout: order of the axes of images; None: the one that fits.
+        holdout: examples held out for testing: a fraction of them below 1, else their number.
+        seed: seed of that choice.
+        standardise: scale real numbers to mean 0 and deviation 1.
+        classes: names of the labels 0, 1, ...; None: the labels themselves.
+        name: what messages and records call the data.
+    """
+    if isinstance(source, Dataset):
+        if label is not None or classes is not None:
+            raise DataError("label and classes come with a Dataset; leave them out")
+        return source
+    if isinstance(source, str | Path):
+        if label is not None or classes is not None:
+            raise DataError("label and classes are read from the path; leave them out")
+        return _at(Path(source), levels, layout, holdout, seed, standardise)
+    x, label, found = pair_of(source, label)
+    classes = found if classes is None else classes
+    with reading("x"):
+        array = array_of(x)
+        every = Split(torch.from_numpy(examples_of(array, levels, layout, as_given=True)))
+        rest, held = held_rows(len(every), holdout, seed)
+    split = every
+    names: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
+    if label is not None:
+        with reading("label"):
+            if classes is None:
+                (codes,), names, notes = numbered(label_values(label))
+            else:
+                codes, names = placed(label, classes), tuple(classes)
+            split = Split(every.x, codes, every.bounds)
+    elif classes is not None:
+        raise DataError("classes name the labels, and there are none; give label")
+    train, test = split.take(rest), split.take(held)
+    known = levels if array.dtype.kind == "f" else levels or known_levels(array)
+    scaling, more = fitted(train, known, standardise)
+    return Dataset(name, train, test, scaling, names, (*notes, *more))
+
+
+def pair_of(source: Any, label: Any = None) -> tuple[Any, Any, Sequence[str] | None]:
+    """Examples, labels and class names of a source in memory; None for what it has not."""
+    if isinstance(source, torch.utils.data.TensorDataset):
+        source = source.tensors
+    if isinstance(source, tuple) and len(source) in (1, 2):
+        if len(source) == 2 and label is not None:
+            raise DataError("label is in the pair (x, label) too; give it once")
+        return source[0], source[1] if len(source) == 2 else label, None
+    if isinstance(source, Tensor | np.ndarray | list | tuple):
+        return source, label, None
+    kind = type(source).__name__
+    if isinstance(source, torch.utils.data.IterableDataset | torch.utils.data.DataLoader):
+        raise DataError(f"{kind} has no order that a run could resume; give a map-style Dataset")
+    readable = hasattr(source, "__getitem__") and hasattr(source, "__len__")
+    if not readable or isinstance(source, Mapping):
+        raise DataError(f"{kind} is no data; give a tensor, (x, label), a Dataset or a path")
+    items = [source[k] for k in range(len(source))]
+    if not items:
+        raise DataError("the Dataset is empty; give examples")
+    if isinstance(items[0], Mapping):
+        keys = ", ".join(map(str, items[0]))
+        raise DataError(f"items have the keys {keys}; give x or (x, label)")
+    if not isinstance(items[0], tuple | list):
+        return stacked(items), label, None
+    if len(items[0]) > 2:
+        raise DataError(f"items are tuples of {len(items[0])}; give x or (x, label)")
+    found = [item[1] for item in items] if len(items[0]) == 2 else label
+    # torchvision's data sets say what their labels 0, 1, ... are called.
+    classes = getattr(source, "classes", None) if len(items[0]) == 2 else None
+    named = isinstance(classes, list | tuple) and all(isinstance(c, str) for c in classes)
+    return stacked([item[0] for item in items]), found, classes if named else None
+
+
+def stacked(items: Sequence[Any]) -> np.ndarray:
+    """Examples of one shape as one array. Raises DataError at the first of another shape."""
+    arrays = [array_of(item) for item in items]
+    for k, array in enumerate(arrays):
+        if array.shape != arrays[0].shape:
+            raise DataError(f"x: example {k} is {array.shape}, the first is {arrays[0].shape}")
+    return np.stack(arrays)
+
+
+def array_of(x: Any) -> np.ndarray:
+    """A tensor, an array, a picture or nested lists as an array. Raises DataError for others."""
+    if isinstance(x, Tensor):
+        x = x.detach().cpu()
+        array: np.ndarray = (x.float() if x.dtype == torch.bfloat16 else x).numpy()
+        return array
+    try:
+        found = np.asarray(x)
+    except ValueError as error:  # lists of different lengths
+        raise DataError("lists of different lengths; give one shape for every example") from error
+    if found.dtype.kind == "O":
+        raise DataError(f"{type(x).__name__} is no array of numbers; give a tensor or an array")
+    return found
+
+
+def _at(
+    path: Path,
+    levels: int | None,
+    layout: Layout | None,
+    holdout: float,
+    seed: int,
+    standardise: bool,
+) -> Dataset:
+    """The data set at a path, read by the loader that fits the files there."""
+    path = path.expanduser()
+    with reading(path):
+        require_there(path)
+    folder = path.is_dir()
+    sheets = folder and any(path.glob("train-*.webp")) and (path / "train-labels.npy").is_file()
+    pictures = path.suffix.lower() == ".zip" or (folder and not holds_arrays(path))
+    if not (sheets or pictures):
+        return arrays(
+            path, levels=levels, layout=layout, holdout=holdout, seed=seed, standardise=standardise
+        )
+    if levels is not None or layout is not None:
+        raise DataError(f"{path}: levels and layout are of arrays, not pictures; leave them out")
+    if folder and any(path.glob("*idx3*ubyte*")):
+        return idx_folder(path)
+    return cifar_subset(path) if sheets else image_folder(path, holdout=holdout, seed=seed)

@@ -1,0 +1,96 @@
+"""Tables of numbers as text: CSV with or without a line of names, or columns between spaces."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from scoresde.data.dataset import DataError
+
+SUFFIXES = (".csv", ".tsv", ".txt")
+LABELS = ("label", "labels", "class", "y", "target")
+
+
+class Table(NamedTuple):
+    """Numbers (N, D), a label for every row or None, and lines for the user."""
+
+    x: np.ndarray
+    y: np.ndarray | None
+    notes: tuple[str, ...]
+
+
+def read_table(path: Path) -> Table:
+    """The numbers in a text file, one example a line.
+
+    Columns are separated by commas, semicolons, tabs or spaces. A first line without a number
+    names them; the column ``label`` (or another of LABELS) then holds numbers or names of
+    classes, and a first column without a name, an index, is left out. Raises DataError with line
+    and column of a cell that is no number.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        rows = _rows(text)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"not readable as UTF-8 text ({error}); save it as CSV") from error
+    names = [f"{k + 1}" for k in range(len(rows[0][1]))]
+    if not any(map(_is_number, rows[0][1])):
+        names, rows = rows[0][1], rows[1:]
+    if not rows:
+        raise DataError("names of columns but no rows; give numbers")
+    lower = [name.lower() for name in names]
+    label = next((lower.index(name) for name in LABELS if name in lower), None)
+    index = 0 if names[0] == "" else None
+    columns = [k for k in range(len(names)) if k not in (label, index)]
+    if not columns:
+        raise DataError("no column of numbers; give at least one")
+    notes = [] if index is None else ["column 1 has no name: an index, left out"]
+    x = np.array([[_number(row[k], line, names[k]) for k in columns] for line, row in rows])
+    if label is None:
+        return Table(x, None, tuple(notes))
+    notes.append(f"labels from column {names[label]!r}")
+    cells = [row[label] for _, row in rows]
+    numbers = all(map(_is_number, cells))
+    return Table(x, np.array(cells, np.float64 if numbers else np.str_), tuple(notes))
+
+
+def _rows(text: str) -> list[tuple[int, list[str]]]:
+    """(line number, cells) of every line that is not empty, all of one length."""
+    lines = text.removeprefix("# ").splitlines()
+    first = next((line for line in lines if line.strip()), "")
+    separator = max(",;\t", key=first.count)
+    if separator in first:
+        split = csv.reader(lines, delimiter=separator, skipinitialspace=True)
+        found = [(split.line_num, [cell.strip() for cell in cells]) for cells in split]
+    else:
+        found = [(k, line.split()) for k, line in enumerate(lines, 1)]
+    rows = [(line, cells) for line, cells in found if any(cells)]
+    if not rows:
+        raise DataError("no rows; give numbers")
+    for line, cells in rows:
+        if len(cells) != len(rows[0][1]):
+            raise DataError(
+                f"line {line} has {len(cells)} columns, line {rows[0][0]} has {len(rows[0][1])}; "
+                f"give every line the same"
+            )
+    return rows
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _number(cell: str, line: int, column: str) -> float:
+    try:
+        return float(cell)
+    except ValueError:
+        raise DataError(
+            f"line {line}, column {column!r}: {cell[:40]!r} is no number; name the column of "
+            f"classes label, and leave out other text"
+        ) from None
