@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from scoresde.cli.likelihood import score_split
-from scoresde.cli.sample import draw
-from scoresde.config import Config
-from scoresde.config.schema import Likelihood
+from scoresde.config import Config, build_model, build_optimizer, build_plan, build_sampler
+from scoresde.config.settings import Likelihood
 from scoresde.data import Dataset, Split
 from scoresde.evaluation import (
     Classifier,
@@ -27,13 +26,8 @@ from scoresde.evaluation import (
     share,
 )
 from scoresde.parameterization import ScoreModel
-from scoresde.registry import (
-    build_model,
-    build_optimizer,
-    build_plan,
-    build_sampler,
-)
-from scoresde.training import fit, start
+from scoresde.runs.draw import draw
+from scoresde.training import describe, fit, start
 
 HALVES = 20
 BATCH = 128
@@ -45,7 +39,9 @@ def trained(config: Config, dataset: Dataset) -> ScoreModel:
     state = start(model, build_optimizer(config.train, model.parameters()))
     for _ in fit(state, build_plan(config, dataset), dataset.train, dataset.scaling):
         pass
-    return state.ema.eval().requires_grad_(False)
+    model = state.ema.eval().requires_grad_(False)
+    model.data = describe(dataset)
+    return model
 
 
 def bits(model: ScoreModel, split: Split, dataset: Dataset, how: Likelihood) -> dict[str, float]:
@@ -58,9 +54,8 @@ def drawn(
     model: ScoreModel, config: Config, dataset: Dataset, n: int, label: Tensor | None = None
 ) -> tuple[Tensor, float]:
     """The levels of n samples by the sampler of a configuration, from seeds 0, 1, ...; calls."""
-    sampler = build_sampler(config.sample)
-    found = draw(model, sampler, dataset.shape, range(n), label, batch=BATCH)
-    return dataset.scaling.decode(found.x), found.nfe
+    found = draw(model, n, sampler=build_sampler(config.sample), label=label, batch=BATCH)
+    return found.x, found.nfe
 
 
 def errors_by_level(

@@ -22,12 +22,11 @@ from typing import Any
 import torch
 
 from scoresde.cli.likelihood import score_split
-from scoresde.cli.sample import draw
 from scoresde.cli.train import parameters, train_run
-from scoresde.config import load_config
+from scoresde.config import build_dataset, load_config
 from scoresde.data import Dataset
 from scoresde.evaluation import copy_rate
-from scoresde.registry import build_dataset, build_sampler
+from scoresde.runs.draw import draw
 from scoresde.runs.folder import RunFolder, records
 from scoresde.runs.load import LoadedRun, load_run
 
@@ -90,15 +89,12 @@ def record(name: str, out: Path, arguments: argparse.Namespace) -> dict[str, Any
 def samples(run: LoadedRun, dataset: Dataset) -> dict[str, Any]:
     """Samples by the configuration's own sampler: calls, and copies of training images."""
     n = 500 if math.prod(dataset.shape) < 100 else 64
-    classes = len(run.data.classes or ()) if run.config.conditional else 0
-    label = torch.arange(n) * classes // n if classes else None
-    drawn = draw(run.model, build_sampler(run.config.sample), dataset.shape, range(n), label)
+    drawn = draw(run.model, n, label="all" if run.config.conditional else None)
     found: dict[str, Any] = {"sampler": run.config.sample.sampler.kind, "sampler_nfe": drawn.nfe}
     if dataset.scaling.levels is None:
         return found
-    levels = dataset.scaling.decode(drawn.x)
     return found | {
-        "copy_rate": copy_rate(levels, dataset.train.x),
+        "copy_rate": copy_rate(drawn.x, dataset.train.x),
         "copy_rate_of_test_images": copy_rate(dataset.test.x[:n], dataset.train.x),
     }
 

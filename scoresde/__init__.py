@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from scoresde.denoiser import Denoiser, Guide
     from scoresde.likelihood import LogLikelihood, bits_per_dim, log_likelihood
     from scoresde.parameterization import Coeffs, Parameterization, ScoreModel
+    from scoresde.runs.draw import draw
     from scoresde.runs.load import load
     from scoresde.samplers import sample, trajectory
     from scoresde.sde import EDM, SDE, VE, VP, Cosine, DiscreteVP, LinearFlow, SubVP
@@ -41,6 +42,7 @@ __all__ = [
     "SolverError",
     "SubVP",
     "bits_per_dim",
+    "draw",
     "load",
     "log_likelihood",
     "sample",
@@ -54,6 +56,7 @@ _HOMES = {
     "denoiser": ("Denoiser", "Guide"),
     "likelihood": ("LogLikelihood", "bits_per_dim", "log_likelihood"),
     "parameterization": ("Coeffs", "Parameterization", "ScoreModel"),
+    "runs.draw": ("draw",),
     "runs.load": ("load",),
     "samplers": ("sample", "trajectory"),
     "sde": ("EDM", "SDE", "VE", "VP", "Cosine", "DiscreteVP", "LinearFlow", "SubVP"),

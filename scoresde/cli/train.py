@@ -14,9 +14,17 @@ from torch import nn
 from scoresde.cli.console import pick_device, progress
 from scoresde.cli.options import TrainOptions
 from scoresde.cli.report import Report
-from scoresde.config import Config, config_from, load_config, override, to_plain, to_yaml
-from scoresde.config.schema import Train
-from scoresde.registry import build_dataset, build_model
+from scoresde.config import (
+    Config,
+    Section,
+    build_dataset,
+    build_model,
+    config_from,
+    load_config,
+    override,
+    to_plain,
+    to_yaml,
+)
 from scoresde.runs import folder as folders
 from scoresde.runs.cost import flops, short
 from scoresde.runs.folder import RunFolder, environment
@@ -133,7 +141,7 @@ def introduction(run: Run, device: torch.device) -> str:
     )
 
 
-def cautions(train: Train, device: torch.device) -> list[str]:
+def cautions(train: Section, device: torch.device) -> list[str]:
     """What does not help as it was meant to, a line each."""
     if not is_slow(train.precision, device):
         return []

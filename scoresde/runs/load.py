@@ -10,9 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from scoresde.config import Config, config_from
+from scoresde.config import Config, build_model, config_from
 from scoresde.parameterization import ScoreModel
-from scoresde.registry.models import build_model
 from scoresde.training import checkpoint as checkpoints
 from scoresde.training.checkpoint import (
     BEST,
@@ -151,5 +150,5 @@ def _loaded(
     model = build_model(config, description) if model is None else model
     load_tensors(model, weights, path)
     model.eval().requires_grad_(False)
-    model.data = description
+    model.data, model.config = description, config
     return LoadedRun(model, config, description, step, path, tuple(notes))
