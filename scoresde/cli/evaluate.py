@@ -39,7 +39,7 @@ from scoresde.runs.features import (
     titles,
 )
 from scoresde.runs.load import LoadedRun
-from scoresde.runs.metrics import (
+from scoresde.evaluation.metrics import (
     METRICS,
     Row,
     Sets,

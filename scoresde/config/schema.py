@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from scoresde import registry
 from scoresde.arguments import Count, Natural, arguments
 from scoresde.config.sections import Group, Problem, read
-from scoresde.config.settings import Likelihood, Train
+from scoresde.config.settings import Train
 
 LABEL_DROPOUT = arguments(Train)["label_dropout"].default
 TRAIN = Group((Train,))
@@ -64,7 +64,7 @@ class Config:
     conditional: bool = False
     train: Annotated[Any, TRAIN] = None
     sample: Annotated[Any, Group((Sampling,))] = None
-    likelihood: Annotated[Any, Group((Likelihood,))] = None
+    likelihood: Annotated[Any, Group((registry.Scoring,))] = None
 
     def __post_init__(self) -> None:
         problems: list[Problem] = []

@@ -6,8 +6,8 @@ intervals) are in the modules of this package.
 
 from scoresde.likelihood.bounds import elbo
 from scoresde.likelihood.discrete import discrete_elbo
-from scoresde.likelihood.divergence import Hutchinson
-from scoresde.likelihood.estimators import Estimator, FlowEstimator
+from scoresde.likelihood.divergence import Exact, Hutchinson
+from scoresde.likelihood.estimators import FlowEstimator
 from scoresde.likelihood.flow import (
     LogLikelihood,
     adaptive_log_likelihood,
@@ -17,7 +17,7 @@ from scoresde.likelihood.flow import (
 from scoresde.likelihood.path import path_log_likelihood
 
 __all__ = [
-    "Estimator",
+    "Exact",
     "FlowEstimator",
     "Hutchinson",
     "LogLikelihood",

@@ -164,7 +164,9 @@ def _decoded(
     return -sum_from(1, density) / 2
 
 
-def discretised_gaussian(x: Tensor, mean: Tensor, variance: Tensor, levels: Quantisation) -> Tensor:
+def discretised_gaussian(
+    x: Tensor, mean: Tensor, variance: Tensor, levels: Quantisation
+) -> Tensor:
     """log of the mass that N(mean, variance) has on the levels with middles ``x``, summed (B,).
 
         log(Phi((x + step / 2 - mean) / std) - Phi((x - step / 2 - mean) / std))

@@ -19,7 +19,7 @@ from scoresde.data import DataError, Scaling, digits, moons
 from scoresde.data.foreign import levels_of
 from scoresde.evaluation import fit_classifier
 from scoresde.runs import features as evaluate_features
-from scoresde.runs.metrics import METRICS
+from scoresde.evaluation.metrics import METRICS
 from scoresde.runs.samples import read_samples
 
 SOME = ("--num", "24", "--resamples", "4", "--sample.steps", "2")
@@ -321,7 +321,7 @@ class TestRefusals:
         assert not (tmp_path / "out").exists()
 
     def test_without_scipy(self, capsys, monkeypatch, points):
-        monkeypatch.setattr("scoresde.runs.metrics.find_spec", lambda name: None)
+        monkeypatch.setattr("scoresde.evaluation.metrics.find_spec", lambda name: None)
         flags = ("--checkpoint", points, *SOME)
         assert "needs scipy" in refusal(capsys, *flags, "--metrics", "wasserstein")
         assert "wasserstein" not in evaluate(capsys, *flags)["metrics"]
