@@ -30,15 +30,6 @@ from scoresde.evaluation import (
     moments,
     save_moments,
 )
-from scoresde.runs.compatibility import require_same_data, require_same_split
-from scoresde.runs.draw import MOST
-from scoresde.runs.features import (
-    chosen_features,
-    features_of,
-    require_matching,
-    titles,
-)
-from scoresde.runs.load import LoadedRun
 from scoresde.evaluation.metrics import (
     METRICS,
     Row,
@@ -48,6 +39,15 @@ from scoresde.evaluation.metrics import (
     require_packages,
     rows,
 )
+from scoresde.runs.compatibility import require_same_data, require_same_split
+from scoresde.runs.draw import MOST
+from scoresde.runs.features import (
+    chosen_features,
+    features_of,
+    require_matching,
+    titles,
+)
+from scoresde.runs.load import LoadedRun
 from scoresde.runs.samples import Samples, draw_samples, read_samples
 
 DEFAULT_NUM = 1000

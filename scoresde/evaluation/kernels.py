@@ -60,8 +60,8 @@ def mmd2(x: Tensor, y: Tensor, kernel: Kernel) -> float:
 
         mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean_{i, j} k(x_i, y_j)
 
-    ``x`` (N, D), ``y`` (M, D). Raises ValueError for unlike shapes, fewer than two of either, NaN or
-    infinity. Gretton and others, A kernel two-sample test (2012), eq. 3.
+    ``x`` (N, D), ``y`` (M, D). Raises ValueError for unlike shapes, fewer than two of either, NaN
+    or infinity. Gretton and others, A kernel two-sample test (2012), eq. 3.
     """
     if x.ndim != 2 or x.shape[1:] != y.shape[1:] or min(len(x), len(y)) < 2:
         shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"

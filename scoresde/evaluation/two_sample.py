@@ -23,8 +23,8 @@ def two_sample_test(x: Tensor, y: Tensor, generator: torch.Generator) -> Estimat
 
     As many of each set are taken; half of each trains the network, which has one hidden layer and
     takes the features in deviations of the references, and the other half is judged. Raises
-    ValueError for unlike shapes or fewer than 20 of either, NaN or infinity. Lopez-Paz and Oquab, Revisiting
-    classifier two-sample tests, arXiv 1610.06545, section 3.
+    ValueError for unlike shapes or fewer than 20 of either, NaN or infinity. Lopez-Paz and Oquab,
+    Revisiting classifier two-sample tests, arXiv 1610.06545, section 3.
     """
     if x.ndim != 2 or x.shape[1:] != y.shape[1:] or min(len(x), len(y)) < LEAST:
         shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"

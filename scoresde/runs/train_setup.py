@@ -13,7 +13,15 @@ from scoresde.cli.console import progress
 from scoresde.runs.cost import flops
 from scoresde.runs.folder import RunFolder
 from scoresde.runs.scalars import require_tensorboard
-from scoresde.config import Config, Section, build_dataset, build_model, build_optimizer, build_plan, to_plain
+from scoresde.config import (
+    Config,
+    Section,
+    build_dataset,
+    build_model,
+    build_optimizer,
+    build_plan,
+    to_plain,
+)
 from scoresde.data import Dataset, Examples, Split, views
 from scoresde.data.digest import digest
 from scoresde.data.dataset import reading, spread
