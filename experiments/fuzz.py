@@ -59,7 +59,7 @@ from scoresde.evaluation import load_moments
 from scoresde.registry import Table
 from scoresde.training import checkpoint as checkpoints
 from scoresde.training.loop import update as step
-from scoresde.training.state import start
+from scoresde.training.state import TrainState
 
 SECONDS = 20.0
 """What a file may take; they are of some kilobytes."""
@@ -205,13 +205,14 @@ def picture(image: Image.Image, suffix: str, **how: Any) -> bytes:
 
 def trained() -> dict[str, bytes]:
     """A checkpoint after an update, and its exported weights."""
-    from scoresde.config import build_optimizer, build_plan
+    from scoresde.config import build_plan
 
     config = load_config(None, TINY)
     data = build_dataset(config.data)
     model = build_model(config, data)
-    state = start(model, build_optimizer(config.train, model.parameters()))
-    step(state, build_plan(config, data), data.train, data.scaling)
+    plan = build_plan(config, data)
+    state = TrainState.of(model, plan)
+    step(state, plan, data.train, data.scaling)
     whole = checkpoints.Checkpoint(
         to_plain(config),
         checkpoints.describe(data),

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from scoresde.atomic import writing
 from scoresde.training import Metrics, Plan
-from scoresde.training.loss_by_noise import LossByLevel
+from scoresde.training.loss_by_noise import LossByNoise
 
 
 class Output(Console):
@@ -113,7 +113,7 @@ class Window:
     """Sums over the updates since the last record, on the device of the numbers."""
 
     seconds: float
-    levels: LossByLevel
+    levels: LossByNoise
     begin: float = 0.0
     updates: int = 0
     loss: Tensor | float = 0.0
@@ -144,7 +144,7 @@ class Window:
             "seconds": self.seconds,
             "images_per_second": self.updates * plan.batch / (self.seconds - self.begin),
         }
-        found["loss_by_lam"] = self.levels.take(plan.share)
+        found["loss_by_lam"] = self.levels.take(plan.rank)
         self.begin, self.updates, self.loss, self.grad_norm = self.seconds, 0, 0.0, 0.0
         if metrics.skipped:
             found["skipped"] = metrics.skipped

@@ -16,9 +16,9 @@ from scoresde.cli.options import TrainOptions
 from scoresde.cli.report import Report
 from scoresde.config import (
     Config,
-    Section,
     build_dataset,
     build_model,
+    build_plan,
     config_from,
     load_config,
     override,
@@ -33,15 +33,16 @@ from scoresde.runs.processes import (
     backend_of,
     jointly,
     own_device,
+    rank_of,
     require_same,
-    share_of,
     together,
 )
 from scoresde.runs.train_loop import to_the_end
 from scoresde.runs.train_resume import flat, restore
-from scoresde.runs.train_setup import Run, planned, prepare
+from scoresde.runs.train_setup import Run, prepare
+from scoresde.training import Plan
 from scoresde.training import checkpoint as checkpoints
-from scoresde.training.distributed import Share
+from scoresde.training.distributed import Rank
 from scoresde.training.precision import is_slow
 
 EXAMPLES, SAME_DATA = "sha256 of the examples", "give all processes the same data"
@@ -52,7 +53,7 @@ def run(options: TrainOptions, overrides: Mapping[str, Any]) -> int:
     """The command: train, resume, or with --dry-run only say what would be trained."""
     world = World.found()
     if options.dry_run:
-        text = summary(_config(options, overrides), share_of(world))
+        text = summary(_config(options, overrides), rank_of(world))
         if world.rank == 0:
             print(text)
         return 0
@@ -93,7 +94,7 @@ def train_run(
     told = flat(to_plain(config)) | {"--resume": resume}
     jointly(world, lambda: require_same(world, told, SAME))
     where = own_device(pick_device(device), world)
-    current = jointly(world, lambda: prepare(config, folder, where, share_of(world)))
+    current = jointly(world, lambda: prepare(config, folder, where, rank_of(world)))
     jointly(world, lambda: require_same(world, {EXAMPLES: current.contents}, SAME_DATA))
     with ExitStack() as stack:
         jointly(world, lambda: _lock(current, stack, claim))
@@ -115,7 +116,7 @@ def _carry_out(run: Run, device: torch.device, notes: Sequence[str]) -> None:
     if run.leads:
         _write_start(run, device)
     told = [*notes, introduction(run, device), *run.dataset.notes]
-    told += cautions(run.config.train, device)
+    told += cautions(run.plan, device)
     step = run.state.step
     with Report(run.folder.log, run.plan.steps, step, quiet=not run.leads) as report:
         to_the_end(run, report, told)
@@ -141,7 +142,7 @@ def introduction(run: Run, device: torch.device) -> str:
     )
 
 
-def cautions(train: Section, device: torch.device) -> list[str]:
+def cautions(train: Plan, device: torch.device) -> list[str]:
     """What does not help as it was meant to, a line each."""
     if not is_slow(train.precision, device):
         return []
@@ -151,14 +152,14 @@ def cautions(train: Section, device: torch.device) -> list[str]:
     ]
 
 
-def summary(config: Config, share: Share) -> str:
+def summary(config: Config, rank: Rank) -> str:
     """What --dry-run prints: configuration, number of parameters, how the batch is split."""
     dataset = build_dataset(config.data, progress)
-    plan = planned(config, dataset, share)
+    plan = build_plan(config, dataset, rank)
     model = build_model(config, dataset)
     cost = flops(model, tuple(dataset.shape), plan.classes)
-    part = plan.batch // (plan.accumulate * share.size)
-    processes = f"{share.size} process{'es' * (share.size > 1)}"
+    part = plan.batch // (plan.accumulate * rank.size)
+    processes = f"{rank.size} process{'es' * (rank.size > 1)}"
     return (
         f"{to_yaml(config)}# {parameters(model):,} parameters; data {dataset.name} "
         f"{tuple(dataset.shape)}\n"

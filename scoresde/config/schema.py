@@ -12,10 +12,10 @@ from typing import Annotated, Any
 from scoresde import registry
 from scoresde.arguments import Count, Natural, arguments
 from scoresde.config.sections import Group, Problem, read
-from scoresde.config.settings import Train
+from scoresde.training import Plan, Reporting
 
-LABEL_DROPOUT = arguments(Train)["label_dropout"].default
-TRAIN = Group((Train,))
+LABEL_DROPOUT = arguments(Plan)["label_dropout"].default
+TRAIN = Group((Plan, Reporting), frozenset(Plan.OUTSIDE))
 
 
 class ConfigError(ValueError):

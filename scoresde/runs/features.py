@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde.atomic import digest
 from scoresde.arguments import nearest
+from scoresde.atomic import digest
 from scoresde.data import Dataset
 from scoresde.evaluation import (
     Extractor,

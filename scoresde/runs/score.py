@@ -116,6 +116,8 @@ def score(
     Raises ValueError for arguments that do not fit, RuntimeError for values that are not finite,
     Stopped when ``stopping`` was true, and SolverError as the solvers do.
     """
+    if settings is None:
+        changes = {"check": 0, **changes}  # these values are for a report
     chosen = chosen_settings(model, settings, changes)
     job = prepared(
         model,

@@ -29,7 +29,7 @@ from scoresde.likelihood.estimators import Estimator
 from scoresde.parameterization import ScoreModel
 from scoresde.registry import Scoring
 from scoresde.samplers import per_sample_noise
-from scoresde.training.batches import stream
+from scoresde.training.batches import derived_seed
 from scoresde.training.checkpoint import fingerprint
 
 COLUMNS = ("nats", "nfe", "bound", "again", "coarse")
@@ -155,7 +155,7 @@ def _scored(
         condition["label"] = part.label.to(device)
     denoiser, values, calls = job.model.denoiser(**condition), [], 0
     for draw in range(repeats):
-        seeds = [stream(job.seed, int(row), f"{purpose} {draw}") for row in rows]
+        seeds = [derived_seed(job.seed, int(row), f"{purpose} {draw}") for row in rows]
         found = estimator(denoiser, part.x.to(device), job.scaling, per_sample_noise(seeds))
         values.append(found.log_prob)
         calls += found.nfe

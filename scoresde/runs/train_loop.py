@@ -11,14 +11,14 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from scoresde.cli.report import Report, Stopping, Window
+from scoresde.evaluation.figures import loss_curve
 from scoresde.runs import folder as folders
 from scoresde.runs.cost import memory, peak
 from scoresde.runs.levels_plot import levels_plot
 from scoresde.runs.preview import save_preview
-from scoresde.cli.report import Report, Stopping, Window
 from scoresde.runs.scalars import Add, writing_scalars
 from scoresde.runs.train_setup import HELD_OUT_EVALUATIONS, Run, snapshot
-from scoresde.evaluation.figures import loss_curve
 from scoresde.training import (
     Best,
     Checkpoint,
@@ -30,7 +30,7 @@ from scoresde.training import (
     held_out_loss,
 )
 from scoresde.training import checkpoint as checkpoints
-from scoresde.training.loss_by_noise import LossByLevel
+from scoresde.training.loss_by_noise import LossByNoise
 from scoresde.training.snapshots import save_snapshots
 
 COMPILERS = ("torch._dynamo", "torch._inductor")
@@ -67,7 +67,7 @@ def _train(run: Run, report: Report, stop: Stopping, add: Add) -> None:
         if every.posthoc and _due(run, every.posthoc_every):
             _save(run, report, partial(save_snapshots, run.folder.averages))
         # Signals reach the processes at different steps; all of them stop at one.
-        stopped = run.plan.share.largest(stop.signal or 0)
+        stopped = run.plan.rank.largest(stop.signal or 0)
         if stopped or _due(run, every.checkpoint_every):
             write = partial(checkpoints.save_step, run.folder.checkpoints, keep=every.keep)
             _save(run, report, write, must=bool(stopped))
@@ -87,7 +87,7 @@ def _record(run: Run, record: dict[str, Any], report: Report, add: Add) -> None:
 
 
 def _window(run: Run) -> Window:
-    levels = LossByLevel(run.state.model.sde)
+    levels = LossByNoise(run.state.model.sde)
     return Window(_seconds_so_far(run), levels, skipped=run.state.scale.skipped)
 
 
@@ -96,8 +96,7 @@ def _costs(run: Run, images_per_second: float) -> dict[str, float]:
     device = run.state.model.device
     rate, most = images_per_second * run.flops, peak(device)
     found = {"flops_per_second": rate, "memory": memory(device)}
-    share = run.plan.share
-    return found if most is None else found | {"utilisation": rate / most / share.size}
+    return found if most is None else found | {"utilisation": rate / most / run.plan.rank.size}
 
 
 def _steps(run: Run) -> Iterator[tuple[Metrics, float]]:
@@ -191,7 +190,7 @@ def _save(
             reason = _reason(error.__cause__ or error)
             report.say(f"step {run.state.step}: cannot save ({reason}); going on all the same")
             failed = True
-    return stops or run.plan.share.largest(int(failed)) == 0
+    return stops or run.plan.rank.largest(int(failed)) == 0
 
 
 @contextmanager

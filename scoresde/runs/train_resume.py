@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from scoresde.config import config_from, to_plain
 from scoresde.runs import folder as folders
 from scoresde.runs.train_setup import Run
-from scoresde.config import config_from, to_plain
-from scoresde.training import Checkpoint, CheckpointError, TrainState, describe
+from scoresde.training import Checkpoint, CheckpointError, DataDescription, TrainState, describe
 from scoresde.training import checkpoint as checkpoints
 from scoresde.training.fsdp import scattered_optimizer
 
@@ -104,10 +103,19 @@ def _require_same(run: Run, found: Checkpoint, path: Path) -> list[str]:
         raise ValueError(
             f"--train.steps {run.plan.steps}: the run is at step {found.step} already; give more"
         )
-    if replace(found.data, name=run.dataset.name) != describe(run.dataset):
-        raise ValueError(f"{path}: trained on other data ({found.data}); give the same data")
+    kind, expected = (_kind(data) for data in (describe(run.dataset), found.data))
+    if kind != expected:
+        raise ValueError(
+            f"{path}: trained on data of (shape, levels, classes) = {expected}, these are {kind}; "
+            "give the same data"
+        )
     _require_same_examples(run, found, path)
     return list(changed.values())
+
+
+def _kind(data: DataDescription) -> tuple[Any, ...]:
+    """What two descriptions share if they may be of the same examples, whatever their names."""
+    return data.shape, data.scaling.levels, data.classes
 
 
 def _require_same_examples(run: Run, found: Checkpoint, path: Path) -> None:

@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from scoresde.cli.console import progress
-from scoresde.runs.cost import flops
-from scoresde.runs.folder import RunFolder
-from scoresde.runs.scalars import require_tensorboard
 from scoresde.config import (
     Config,
-    Section,
     build_dataset,
     build_model,
-    build_optimizer,
     build_plan,
     to_plain,
 )
 from scoresde.data import Dataset, Examples, Split, views
-from scoresde.data.digest import digest
 from scoresde.data.dataset import reading, spread
-from scoresde.parameterization import ScoreModel
-from scoresde.training import Best, Checkpoint, Plan, TrainState, describe, start
-from scoresde.training import fsdp
-from scoresde.training.precision import lay_out
-from scoresde.training.distributed import Share
-from scoresde.training.uncertainty import LearnedWeight
+from scoresde.data.digest import digest
+from scoresde.runs.cost import flops
+from scoresde.runs.folder import RunFolder
+from scoresde.runs.scalars import require_tensorboard
+from scoresde.training import Best, Checkpoint, Plan, TrainState, describe, fsdp
+from scoresde.training.distributed import Rank
 
 # Enough for a held-out loss that ranks checkpoints: its numbers are the same at every step.
 HELD_OUT_EVALUATIONS = 2048
@@ -54,52 +47,25 @@ class Run:
     @property
     def leads(self) -> bool:
         """Whether this process is the one that writes."""
-        return self.plan.share.rank == 0
+        return self.plan.rank.index == 0
 
 
 def prepare(
-    config: Config, folder: RunFolder, device: torch.device, share: Share | None = None
+    config: Config, folder: RunFolder, device: torch.device, rank: Rank | None = None
 ) -> Run:
     """Read the data and build everything of a new run; raises ValueError where they do not fit."""
     if config.train.tensorboard:
         require_tensorboard()
     dataset = build_dataset(config.data, progress)
-    plan = planned(config, dataset, share or Share())
+    plan = build_plan(config, dataset, rank)
     split, held_out = _splits(config, dataset)
     model = build_model(config, dataset)
     if not config.train.shard:
         model.to(device)  # what is split never is there as a whole
     cost = flops(model, tuple(dataset.shape), plan.classes)
-    state = started(config.train, model, plan.share, device)
+    state = TrainState.of(model, plan, device)
     contents = digest(dataset.train)
     return Run(config, folder, dataset, split, held_out, plan, state, cost, contents)
-
-
-def planned(config: Config, dataset: Dataset, share: Share) -> Plan:
-    """The plan of the process that has this share. Raises ValueError where it cannot have one."""
-    if config.train.shard and share.size == 1:
-        raise ValueError(
-            "train.shard=true splits the weights between processes, and there is one; start "
-            "several with torchrun, or give --train.no-shard"
-        )
-    return replace(build_plan(config, dataset), share=share)
-
-
-def started(train: Section, model: ScoreModel, share: Share, device: torch.device) -> TrainState:
-    """The state before the first update, in the layout ``train`` asks for."""
-    if train.channels_last:
-        lay_out(model)
-    make = partial(build_optimizer, train)
-    state = start(model, make(model.parameters()), train.posthoc, train.ema[1:])
-    if train.shard:
-        for each in state.models:
-            fsdp.split(each.net, share, device)
-        state.optimizer = make(model.parameters())
-    if train.learned_weight:
-        state.learned = LearnedWeight(device)
-    if train.compile:
-        model.net.compile()  # the averages are copies that are not
-    return state
 
 
 def snapshot(run: Run) -> Checkpoint:

@@ -21,7 +21,6 @@ import scoresde as ss
 from scoresde.cli import train
 from scoresde.cli.main import main
 from scoresde.config import Config, build_dataset, build_model, load_config, to_yaml
-from scoresde.config.settings import Train
 from scoresde.data import Dataset, Scaling, Split
 from scoresde.runs import folder as folders
 from scoresde.runs import train_loop
@@ -29,9 +28,9 @@ from scoresde.runs.folder import RunFolder
 from scoresde.runs.load import load_run
 from scoresde.runs.preview import draw, save_preview
 from scoresde.runs.train_setup import _splits
+from scoresde.training import Plan, fit
 from scoresde.training import checkpoint as ck
-from scoresde.training import fit
-from scoresde.training.prefetch import THREAD
+from scoresde.training.batches import THREAD
 
 TINY = {
     "seed": "1",
@@ -258,7 +257,7 @@ def test_a_lost_best_checkpoint_is_replaced(copied):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"train__ema": "0.5"}, "train.ema=0.5 was 0.999"),
+        ({"train__ema": "0.5"}, "train.ema=[0.5] was [0.999]"),
         ({"seed": "2"}, "seed=2 was 1"),
         ({"network__width": "32"}, "network.width=32 was 16"),
         ({"sde.kind": "cosine"}, "sde.kind=cosine was vp"),
@@ -524,8 +523,8 @@ def test_a_file_cut_off_by_the_system_is_said_to_be_one(tmp_path, capsys, monkey
 def test_a_limit_on_the_size_of_files_leaves_the_last_checkpoint(tmp_path, capsys):
     import resource
 
-    out = tmp_path / "run"
-    assert main(command(out, train__steps="8")) == 0
+    out, wide = tmp_path / "run", {"network.width": "64"}
+    assert main(command(out, train__steps="8", **wide)) == 0
     size = max(path.stat().st_size for path in ck.step_files(out / "checkpoints"))
     capsys.readouterr()
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -692,9 +691,9 @@ def test_other_shapes_have_no_preview(tmp_path):
 @pytest.mark.parametrize(("capability", "lines"), [("AVX2", 1), ("AVX512", 0)])
 def test_half_precision_that_a_cpu_emulates_is_said_to_be_slow(capability, lines, monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    assert len(train.cautions(Train(precision="bf16"), torch.device("cpu"))) == lines
-    assert not train.cautions(Train(), torch.device("cpu"))
-    assert not train.cautions(Train(precision="bf16"), torch.device("meta"))
+    assert len(train.cautions(Plan(precision="bf16"), torch.device("cpu"))) == lines
+    assert not train.cautions(Plan(), torch.device("cpu"))
+    assert not train.cautions(Plan(precision="bf16"), torch.device("meta"))
 
 
 def test_a_network_that_cannot_be_compiled_is_a_line(monkeypatch, tmp_path, capsys):

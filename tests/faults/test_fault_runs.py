@@ -260,7 +260,7 @@ def test_fault_19_too_many_in_a_row_stop_it(tmp_path, refused, monkeypatch):
     monkeypatch.setattr(loop, "MOST_SKIPPED", 2)
     line = refused(*large(tmp_path), code=1)
     assert "step 2: " in line
-    assert "2 overflows in a row; take train.precision bf16" in line
+    assert "2 overflows in a row; take precision=bf16" in line
 
 
 # --- 26 ---------------------------------------------------------------------------------------
