@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from scoresde.likelihood import LogLikelihood, bits_per_dim, log_likelihood
     from scoresde.parameterization import Coeffs, Parameterization, ScoreModel
     from scoresde.runs.draw import draw
+    from scoresde.runs.evaluate import evaluate
     from scoresde.runs.load import load
     from scoresde.runs.score import score
     from scoresde.samplers import sample, trajectory
@@ -44,6 +45,7 @@ __all__ = [
     "SubVP",
     "bits_per_dim",
     "draw",
+    "evaluate",
     "load",
     "log_likelihood",
     "sample",
@@ -59,6 +61,7 @@ _HOMES = {
     "likelihood": ("LogLikelihood", "bits_per_dim", "log_likelihood"),
     "parameterization": ("Coeffs", "Parameterization", "ScoreModel"),
     "runs.draw": ("draw",),
+    "runs.evaluate": ("evaluate",),
     "runs.load": ("load",),
     "runs.score": ("score",),
     "samplers": ("sample", "trajectory"),
