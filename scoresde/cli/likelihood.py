@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,7 +20,14 @@ from scoresde.runs.load import LoadedRun
 from scoresde.runs.processes import World, own_device, together
 from scoresde.runs.progress import silent
 from scoresde.runs.score import Scores, Stopped
-from scoresde.runs.score_report import page, report_of, require_csv, write_csv, write_report
+from scoresde.runs.score_report import (
+    csv_text,
+    page,
+    report_of,
+    require_csv,
+    write_csv,
+    write_report,
+)
 from scoresde.runs.scoring import Job, Partial
 
 
@@ -110,7 +118,11 @@ def _conclude(options: LikelihoodOptions, found: Scores, other: Scores | None) -
     report = report_of(found, other)
     print(json.dumps(report, indent=2) if options.json else page(report), flush=True)
     if options.csv is not None:
-        write_csv(options.csv, found)
+        if options.csv.exists() and os.path.samestat(options.csv.stat(), os.fstat(1)):
+            # Opened anew, standard output that goes to a file would lose what it holds.
+            print(csv_text(found), end="", flush=True)
+        else:
+            write_csv(options.csv, found)
     if options.out is not None:
         write_report(options.out, found, report, other)
 

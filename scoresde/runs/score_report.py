@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import math
-import os
 import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -229,18 +228,19 @@ def write_report(
     replace_all(out, files, FILES)
 
 
+def csv_text(scores: Scores) -> str:
+    """The value of every example, as a table in CSV."""
+    return _as_csv(_table(scores))
+
+
 def write_csv(path: Path, scores: Scores) -> None:
     """Write the value of every example, to a file or a pipe."""
-    text = _as_csv(_table(scores))
 
     def write(target: Path) -> None:
         with target.open("w", newline="") as file:
-            file.write(text)
+            file.write(csv_text(scores))
 
-    if path.exists() and os.path.samestat(path.stat(), os.fstat(1)):
-        # Opened anew, standard output that goes to a file would lose what it holds.
-        print(text, end="", flush=True)
-    elif path.is_symlink() or (path.exists() and not path.is_file()):
+    if path.is_symlink() or (path.exists() and not path.is_file()):
         with writing(path):  # such as a pipe, which no new file may replace
             write(path)
     else:
