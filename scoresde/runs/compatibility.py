@@ -33,7 +33,7 @@ def require_same_split(config: Config, trained: Config) -> None:
     for key in ("seed", "holdout"):
         if asked.get(key) != known.get(key):
             raise ValueError(
-                f"data.{key}: it was {known[key]} in training, got {asked[key]}, and another split "
+                f"data.{key}: it was {known[key]} in training, got {asked[key]}; another split "
                 "would take training examples for new ones; leave it out"
             )
 

@@ -103,7 +103,7 @@ def score(
         split: the part of a Dataset.
         num: number of examples, from the first on; all by default.
         conditional: score log p(x | y) instead of log p(x); by default where labels are given
-            beside a tensor.
+            beside a tensor and the model was trained with classes.
         bound: also find the variational lower bound.
         seed: seed of all random draws.
         settings: how log p is found; by default as the configuration of the model says.
@@ -168,8 +168,9 @@ def prepared(
     found, name, classes = _examples(model, data, label, split)
     given = label is not None or (isinstance(data, tuple) and len(data) == 2)
     if conditional is None:
-        config = model.config
-        conditional = given and (config is None or config.conditional)
+        config, known = model.config, model.data
+        named = known is not None and known.classes is not None
+        conditional = given and (named if config is None else config.conditional)
     _require_classes(model, conditional, found, classes, name)
     if num is not None:
         if not 1 <= num <= len(found):
