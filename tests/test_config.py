@@ -174,6 +174,10 @@ class TestProblems:
             ("{train: {channels_last: true}, network: {kind: mlp}}", ("channels_last", "mlp")),
             ("{train: {augment: plain}, network: {kind: mlp}}", ("augment=plain", "kind=mlp")),
             ("train: {augment: edm, dither: false}", ("augment=edm", "dither=false")),
+            (
+                "train: {augment: {kind: plain, flip: 0}}",
+                ("train.augment: ", "flip=0", "crop=0"),
+            ),
             ("train: {holdout: 0}", ("keep_best=true", "holdout=0")),
             ("train: {label_dropout: 0.5}", ("label_dropout=0.5", "conditional=false")),
             ("network: {heads: 5}", ("network: heads=5", "128 channels")),

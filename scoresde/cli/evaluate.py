@@ -48,8 +48,9 @@ def run(options: EvaluateOptions, overrides: Mapping[str, Any]) -> int:
     started, world = time.perf_counter(), World.found()
     asked = None if options.metrics is None else names("--metrics", options.metrics, METRICS)
     require_packages(asked or ())
+    shown = progress if world.rank == 0 else silent
     loaded, config = _loaded(options, overrides, world)
-    reference = Reference.of(build_dataset(config.data), options.against)
+    reference = Reference.of(build_dataset(config.data, shown), options.against)
     if loaded is not None:
         require_same_data(reference.dataset, loaded.data)
         loaded.model.to(own_device(pick_device(options.device), world))

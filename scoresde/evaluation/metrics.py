@@ -27,8 +27,10 @@ LINES = 256
 
 NEGATIVE = "unbiased, so a value below 0 is an estimate of a distance near 0"
 
-Compare = Callable[[Tensor, Tensor, int, torch.Generator], Estimate]
-"""Of samples (N, D), references (M, D) and a number of halves for the error."""
+Tick = Callable[[], object]
+Compare = Callable[[Tensor, Tensor, int, torch.Generator, Tick], Estimate]
+"""Of samples (N, D), references (M, D), a number of halves for the error, and a function called
+after each of them."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,17 @@ class Sets:
     others: Tensor | None = None
 
 
+def _silent() -> None:
+    """A tick that shows nothing."""
+
+
 def halved(measure: Measure) -> Compare:
     """With an error from random halves."""
 
-    def compare(x: Tensor, y: Tensor, resamples: int, generator: torch.Generator) -> Estimate:
-        return by_halves(measure, x, y, resamples, generator)
+    def compare(
+        x: Tensor, y: Tensor, resamples: int, generator: torch.Generator, tick: Tick = _silent
+    ) -> Estimate:
+        return by_halves(measure, x, y, resamples, generator, tick)
 
     return compare
 
@@ -98,11 +106,15 @@ def _sliced(x: Tensor, y: Tensor) -> float:
     return sliced_wasserstein(x, y, lines)
 
 
-def _tested(x: Tensor, y: Tensor, resamples: int, generator: torch.Generator) -> Estimate:
+def _tested(
+    x: Tensor, y: Tensor, resamples: int, generator: torch.Generator, tick: Tick = _silent
+) -> Estimate:
     return two_sample_test(x, y, generator)
 
 
-def _copied(x: Tensor, y: Tensor, resamples: int, generator: torch.Generator) -> Estimate:
+def _copied(
+    x: Tensor, y: Tensor, resamples: int, generator: torch.Generator, tick: Tick = _silent
+) -> Estimate:
     return share(copies(x, y))
 
 
@@ -162,27 +174,33 @@ def rows(
     ``titles`` replace some of the table's.
     """
     for name in names:
+
+        def tick(name: str = name) -> None:
+            advance(0, name)
+
         metric = METRICS[name]
         metric = replace(metric, title=titles.get(name, metric.title))
         if name == COPIES:
             yield name, _copies_row(metric, raw)
         elif name == "frechet":
-            yield name, _frechet_row(metric, features, given, resamples, seed)
+            yield name, _frechet_row(metric, features, given, resamples, seed, tick)
         else:
-            yield name, _row(metric, features, resamples, seed)[0]
+            yield name, _row(metric, features, resamples, seed, tick)[0]
         advance(1, name)
 
 
-def _row(metric: Metric, sets: Sets, resamples: int, seed: int) -> tuple[Row, Estimate]:
+def _row(
+    metric: Metric, sets: Sets, resamples: int, seed: int, tick: Tick
+) -> tuple[Row, Estimate]:
     x, y = sets.samples[: metric.most], sets.references[: metric.most]
 
     def plain(a: Tensor | None, b: Tensor) -> float | None:
         """Without an error, where there are enough of both."""
         if a is None or min(len(a), len(b)) < metric.least:
             return None
-        return metric.compare(a, b, 0, torch.Generator().manual_seed(seed)).value
+        return metric.compare(a, b, 0, torch.Generator().manual_seed(seed), _silent).value
 
-    found = metric.compare(x, y, resamples, torch.Generator().manual_seed(seed))
+    found = metric.compare(x, y, resamples, torch.Generator().manual_seed(seed), tick)
     row = Row(
         title=metric.title,
         better=metric.better,
@@ -200,12 +218,12 @@ def _row(metric: Metric, sets: Sets, resamples: int, seed: int) -> tuple[Row, Es
 
 
 def _frechet_row(
-    metric: Metric, sets: Sets, given: Moments | None, resamples: int, seed: int
+    metric: Metric, sets: Sets, given: Moments | None, resamples: int, seed: int, tick: Tick
 ) -> Row:
     """Too few features for a covariance are noted; with enough the limit of many is estimated."""
     if given is not None:
         metric = replace(metric, compare=halved(lambda a, b: frechet_distance(moments(a), given)))
-    row, found = _row(metric, sets, resamples, seed)
+    row, found = _row(metric, sets, resamples, seed, tick)
     dimensions = sets.samples.shape[1]
     fewest = row.samples if given is not None else min(row.samples, len(sets.references))
     if given is not None:
