@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from scoresde.arguments import Count, Natural, Positive, check_fields
 from scoresde.likelihood.dequantise import (
@@ -62,7 +62,11 @@ METHODS: Table[Callable[..., object]] = Table(
     }
 )
 if TYPE_CHECKING:
-    Method = LawName = TraceName = ChainName = VarianceName = str
+    Method: TypeAlias = str
+    LawName: TypeAlias = str
+    TraceName: TypeAlias = str
+    ChainName: TypeAlias = str
+    VarianceName: TypeAlias = str
 else:
     Method, LawName = Literal[tuple(METHODS)], Literal[tuple(DEQUANTISATIONS)]
     TraceName, ChainName = Literal[tuple(TRACES)], Literal[tuple(CHAINS)]
