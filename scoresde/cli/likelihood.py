@@ -67,10 +67,8 @@ def _jobs(
     """The examples to score, and those of --against."""
     config = override(loaded.config, overrides)
     require_same_split(config, loaded.config)
-    settings, data = (
-        build(config.likelihood),
-        options.images or build_dataset(config.data, progress),
-    )
+    settings = build(config.likelihood)
+    data = options.images or build_dataset(config.data, progress)
     job = score.prepared(
         loaded.model,
         data,

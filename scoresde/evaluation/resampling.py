@@ -46,7 +46,8 @@ def by_halves(
     Halves are drawn without replacement: a half has twice the variance of the whole, and half of
     that is already given by the whole, so the rest is the variance sought (exactly so for a mean).
     Unlike the bootstrap it repeats no item, which neighbours and unbiased kernels could not bear.
-    No resamples, no error. ``tick`` is called after each half. Raises ValueError for one resample, or fewer than two items.
+    No resamples, no error. ``tick`` is called after each half. Raises ValueError for one resample,
+    or fewer than two items.
     Shao and Wu, A general theory for jackknife variance estimation (1989), with d = n/2.
     """
     value = measure(x, y)

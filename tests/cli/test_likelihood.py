@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.distributions import Normal
 
 from scoresde.cli import likelihood as module
@@ -387,6 +388,21 @@ class TestFolder:
         capsys.readouterr()
         report = score(capsys, images, *CHEAP, "--images", str(tmp_path))
         assert report["examples"] == 3
+
+    def test_pictures_are_fitted_as_the_data_were(self, tmp_path, capsys):
+        """Pictures of another size and kind go through the size and channels of the data."""
+        (tmp_path / "train").mkdir()
+        for k in range(24):
+            shade = np.random.default_rng(k).integers(0, 255, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(shade).save(tmp_path / "train" / f"{k}.png")
+        data = ["--data", "folder", "--data.path", str(tmp_path / "train")]
+        fitted = ["--data.size", "8", "--data.channels", "1", "--network.width", "8"]
+        few = ["--train.steps", "1", "--train.batch", "4", "--train.warmup", "0"]
+        out = tmp_path / "run"
+        assert main(["train", *data, *fitted, *few, "--out", str(out), "--device", "cpu"]) == 0
+        capsys.readouterr()
+        report = score(capsys, out, *CHEAP, "--images", str(tmp_path / "train"))
+        assert report["examples"] == 24
 
     def test_training_examples_are_labelled(self, points, capsys):
         report = score(capsys, points, "--split", "train", "--num", "2")

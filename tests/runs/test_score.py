@@ -15,6 +15,7 @@ from scoresde.data import DataError, Split, dataset_of, digits
 from scoresde.evaluation.metrics import METRICS
 from scoresde.registry import Scoring
 from scoresde.runs.score import Stopped
+from scoresde.runs.score_report import report_of
 from scoresde.training.checkpoint import DataDescription
 
 MEAN, STD = torch.tensor([5000.0, 3.0]), torch.tensor([1000.0, 0.001])
@@ -60,6 +61,10 @@ class TestScore:
         x = normal(400, 1)
         found = ss.score(model, x, method="elbo", times=64)
         assert float((found.log_prob - truth(model, x)).mean()) == pytest.approx(0, abs=0.1)
+
+    def test_the_cost_of_the_prior_is_found_in_model_units(self, model):
+        report = report_of(ss.score(model, normal(20)))
+        assert 0 <= report["prior_gap"] < 1e-3
 
     def test_data_from_anywhere(self, model, tmp_path):
         x = normal(30)
