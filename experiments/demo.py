@@ -25,7 +25,6 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from scoresde.cli.train import parameters, train_run
 from scoresde.config import load_config
 from scoresde.data import Dataset, Split, digits
 from scoresde.evaluation import Classifier, copy_rate, fit_classifier, sample_grid, save_png
@@ -35,6 +34,7 @@ from scoresde.runs.folder import RunFolder
 from scoresde.runs.load import LoadedRun, load_run
 from scoresde.runs.pictures import Recorder, pixels
 from scoresde.runs.score import score
+from scoresde.runs.train import parameters, train_run
 from scoresde.samplers import DDIM, Ancestral, Heun, grids
 
 CONFIG = Path(__file__).parent.parent / "configs" / "digits_vp_conditional.yaml"

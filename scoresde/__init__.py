@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from scoresde.runs.evaluate import evaluate
     from scoresde.runs.load import load
     from scoresde.runs.score import score
+    from scoresde.runs.train import train
     from scoresde.samplers import sample, trajectory
     from scoresde.sde import EDM, SDE, VE, VP, Cosine, DiscreteVP, LinearFlow, SubVP
     from scoresde.solvers import Solution, SolverError, solve_ode, solve_sde
@@ -53,6 +54,7 @@ __all__ = [
     "score",
     "solve_ode",
     "solve_sde",
+    "train",
     "trajectory",
 ]
 
@@ -64,6 +66,7 @@ _HOMES = {
     "runs.evaluate": ("evaluate",),
     "runs.load": ("load",),
     "runs.score": ("score",),
+    "runs.train": ("train",),
     "samplers": ("sample", "trajectory"),
     "sde": ("EDM", "SDE", "VE", "VP", "Cosine", "DiscreteVP", "LinearFlow", "SubVP"),
     "solvers": ("Solution", "SolverError", "solve_ode", "solve_sde"),

@@ -151,8 +151,8 @@ class TestProblems:
         for part in ("train.lr", "-1", "train.steps", "got 0", "train.batch", "'many'", "'seed'"):
             assert part in message
 
-    def test_a_flag_is_named_as_a_flag(self, tmp_path):
-        assert refusal(tmp_path, "", {"train.lr": "-1"}).startswith("--train.lr: must be greater")
+    def test_an_override_is_named_without_the_file(self, tmp_path):
+        assert refusal(tmp_path, "", {"train.lr": "-1"}).startswith("train.lr: must be greater")
 
     @pytest.mark.parametrize(
         ("text", "parts"),

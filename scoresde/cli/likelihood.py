@@ -11,7 +11,6 @@ from typing import Any
 
 from scoresde.cli.console import pick_device, progress
 from scoresde.cli.options import LikelihoodOptions
-from scoresde.cli.report import Stopping
 from scoresde.cli.weights import load_chosen
 from scoresde.config import build, build_dataset, override
 from scoresde.runs import score
@@ -29,6 +28,7 @@ from scoresde.runs.score_report import (
     write_report,
 )
 from scoresde.runs.scoring import Job, Partial
+from scoresde.runs.stopping import Stopping
 
 
 def run(options: LikelihoodOptions, overrides: Mapping[str, Any]) -> int:

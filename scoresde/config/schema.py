@@ -54,6 +54,8 @@ class Config:
         train: how the model is trained.
         sample: how samples are drawn.
         likelihood: how data are scored.
+        own: coefficients of the process and the parameterization of a model that a program made;
+            empty where this configuration describes the model.
     """
 
     seed: Natural = 0
@@ -65,6 +67,7 @@ class Config:
     train: Annotated[Any, TRAIN] = None
     sample: Annotated[Any, Group((Sampling,))] = None
     likelihood: Annotated[Any, Group((registry.Scoring,))] = None
+    own: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         problems: list[Problem] = []
