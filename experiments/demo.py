@@ -25,7 +25,6 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from scoresde.cli.likelihood import score_split
 from scoresde.config import load_config
 from scoresde.data import Dataset, Split, digits
 from scoresde.evaluation import Classifier, copy_rate, fit_classifier, sample_grid, save_png
@@ -34,6 +33,7 @@ from scoresde.runs.draw import draw
 from scoresde.runs.folder import RunFolder
 from scoresde.runs.load import LoadedRun, load_run
 from scoresde.runs.pictures import Recorder, pixels
+from scoresde.runs.score import score
 from scoresde.runs.train import parameters, train_run
 from scoresde.samplers import DDIM, Ancestral, Heun, grids
 
@@ -142,19 +142,12 @@ def save_trajectory(path: Path, run: LoadedRun) -> None:
 def likelihoods(run: LoadedRun, dataset: Dataset) -> dict[str, float]:
     """Bits per dimension of every test image, without and with its class."""
     free, given = (
-        score_split(
-            run.model,
-            dataset.test,
-            dataset.scaling,
-            run.config.likelihood,
-            conditional=conditional,
-        )
-        for conditional in (False, True)
+        score(run.model, dataset.test, conditional=conditional) for conditional in (False, True)
     )
     return {
-        "bits_per_dim": free.mean,
+        "bits_per_dim": free.bits_per_dim,
         "bits_per_dim_se": free.standard_error,
-        "bits_per_dim_given_class": given.mean,
+        "bits_per_dim_given_class": given.bits_per_dim,
         "bits_per_dim_given_class_se": given.standard_error,
         "likelihood_nfe": free.nfe,
     }
