@@ -23,9 +23,8 @@ from typing import Any
 import torch
 from judging import Judge, bits, drawn, errors_by_level, judge_of, surroundings, trained
 
-from scoresde.config import Config, load_config
-from scoresde.config.schema import Likelihood
-from scoresde.registry import build_dataset
+from scoresde.config import Config, build_dataset, load_config
+from scoresde.config.settings import Likelihood
 
 RESULTS = Path(__file__).parent / "results"
 STORE, FIGURE = RESULTS / "ablation.json", RESULTS / "ablation.png"

@@ -34,7 +34,7 @@ import yaml
 from torch import Tensor
 
 from scoresde.cli.train import parameters, train_run
-from scoresde.config import load_config
+from scoresde.config import build_dataset, load_config
 from scoresde.data import Scaling
 from scoresde.likelihood import (
     Decoder,
@@ -45,7 +45,6 @@ from scoresde.likelihood import (
     rademacher,
 )
 from scoresde.parameterization import ScoreModel
-from scoresde.registry import build_dataset
 from scoresde.runs.folder import RunFolder, records
 from scoresde.runs.load import load_run
 
@@ -111,7 +110,7 @@ def record(arguments: argparse.Namespace) -> dict[str, Any]:
         "images_a_step": config.train.batch,
         "parameters": parameters(run.model),
         "training_seconds": records(RunFolder(out))[-1]["seconds"],
-        "t_min": config.sde.model_dump().get("t_min"),
+        "t_min": config.sde.values.get("t_min"),
         "hardware": f"one thread of an {platform.machine()} CPU",
         "torch": torch.__version__,
         "command": command(arguments),

@@ -29,9 +29,8 @@ from torch import nn
 
 from scoresde.cli.report import Window
 from scoresde.cli.train import parameters
-from scoresde.config import load_config
+from scoresde.config import build_model, build_optimizer, build_plan, load_config
 from scoresde.data import Dataset, Scaling, Split
-from scoresde.registry import build_model, build_optimizer, build_plan
 from scoresde.runs.cost import flops
 from scoresde.training import ema, fsdp, start
 from scoresde.training.batches import draw_batch

@@ -39,16 +39,24 @@ import yaml
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from PIL import Image
-from pydantic import BaseModel
 
+from scoresde.arguments import Argument, unwrapped
 from scoresde.cli.flags import UsageError, parse
 from scoresde.cli.main import COMMANDS
 from scoresde.cli.options import TrainOptions
-from scoresde.config import Config, ConfigError, load_config, to_plain, to_yaml
-from scoresde.config.problems import members, options
+from scoresde.config import (
+    ConfigError,
+    build_dataset,
+    build_model,
+    load_config,
+    to_plain,
+    to_yaml,
+)
+from scoresde.config.schema import ROOT
+from scoresde.config.sections import Group, contents, default, keys, options
 from scoresde.data import DataError, arrays, idx_folder, image_folder
 from scoresde.evaluation import load_moments
-from scoresde.registry import build_dataset, build_model
+from scoresde.registry import Table
 from scoresde.training import checkpoint as checkpoints
 from scoresde.training.loop import update as step
 from scoresde.training.state import start
@@ -197,7 +205,7 @@ def picture(image: Image.Image, suffix: str, **how: Any) -> bytes:
 
 def trained() -> dict[str, bytes]:
     """A checkpoint after an update, and its exported weights."""
-    from scoresde.registry import build_optimizer, build_plan
+    from scoresde.config import build_optimizer, build_plan
 
     config = load_config(None, TINY)
     data = build_dataset(config.data)
@@ -457,28 +465,35 @@ ODDITIES = (
 )
 
 
-def section(of: type[BaseModel]) -> st.SearchStrategy[dict[Any, Any]]:
+def section(source: Any, kind: str | None = None) -> st.SearchStrategy[dict[Any, Any]]:
     """A tree of a section: right and wrong values under right and wrong keys."""
-    fields = {name: value_of(field) for name, field in of.model_fields.items()}
-    right = st.fixed_dictionaries({}, optional=fields)
+    fields = {name: value_of(argument) for name, argument in keys(source, kind).items()}
+    right = st.fixed_dictionaries({} if kind is None else {"kind": st.just(kind)}, optional=fields)
     strange = st.dictionaries(
-        st.one_of(st.sampled_from(sorted(fields)), st.text()), ODD, max_size=2
+        st.one_of(st.sampled_from([*sorted(fields), "x"]), st.text()), ODD, max_size=2
     )
     return st.builds(lambda a, b: a | b, right, st.one_of(st.just({}), st.just({}), strange))
 
 
-def value_of(field: Any) -> st.SearchStrategy[Any]:
-    """A value for a key: its default, another of its kind, a section, or something odd."""
-    if inner := members(field):
-        return st.one_of(*(section(member) for member in inner), ODD)
-    words = [word for word in get_args(field.annotation) if isinstance(word, str)]
-    known = [st.just(field.default)] if not field.is_required() else []
+def value_of(argument: Argument) -> st.SearchStrategy[Any]:
+    """A value for a key: its default, another of its type, a section, or something odd."""
+    source = contents(argument)
+    if isinstance(source, Table) and source.constructs:
+        return st.one_of(*(section(source, kind) for kind in source), ODD)
+    if isinstance(source, Group):
+        return st.one_of(section(source), ODD)
+    words = list(source) if source else get_args(unwrapped(argument.type)[0])
+    words = [word for word in words if isinstance(word, str)]
     return st.one_of(
-        *known, st.integers(0, 2000), st.floats(), st.sampled_from([*words, "x"]), ODD
+        st.just(default(argument)),
+        st.integers(0, 2000),
+        st.floats(),
+        st.sampled_from([*words, "x"]),
+        ODD,
     )
 
 
-TREES = section(Config).map(lambda tree: yaml.dump(tree, allow_unicode=True).encode())
+TREES = section(ROOT).map(lambda tree: yaml.dump(tree, allow_unicode=True).encode())
 
 
 @st.composite
@@ -500,7 +515,12 @@ def configured(path: Path) -> None:
 @st.composite
 def command_lines(draw: st.DrawFn) -> bytes:
     """Flags of ``scoresde train``, known and not, with fit and unfit values."""
-    known = [f"--{name}" for name in options()] + ["--config", "--out", "--resume", "--device"]
+    known = [f"--{name}" for name, _ in options(ROOT)] + [
+        "--config",
+        "--out",
+        "--resume",
+        "--device",
+    ]
     flags = st.one_of(st.sampled_from(known), st.text(max_size=6).map("--{}".format), st.text())
     values = st.one_of(st.text(max_size=6), st.sampled_from(NUMBERS).map(str), st.just("vp"))
     tokens = draw(st.lists(st.one_of(flags, values), max_size=6))

@@ -25,11 +25,10 @@ from judging import Judge, bits, drawn, judge_of, some, surroundings
 from torch import Tensor
 
 from scoresde.cli.train import parameters, train_run
-from scoresde.config import Config, load_config
+from scoresde.config import Config, build_dataset, build_plan, load_config
 from scoresde.data import Dataset, Split, holdout
 from scoresde.evaluation import precision, recall
 from scoresde.evaluation.figures import image_grid, save_png
-from scoresde.registry import build_dataset, build_plan
 from scoresde.runs.cost import flops
 from scoresde.runs.folder import RunFolder, records
 from scoresde.runs.load import LoadedRun, load_width

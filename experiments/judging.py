@@ -13,8 +13,8 @@ from torch import Tensor
 
 from scoresde.cli.likelihood import score_split
 from scoresde.cli.sample import draw
-from scoresde.config import Config
-from scoresde.config.schema import Likelihood
+from scoresde.config import Config, build_model, build_optimizer, build_plan, build_sampler
+from scoresde.config.settings import Likelihood
 from scoresde.data import Dataset, Split
 from scoresde.evaluation import (
     Classifier,
@@ -27,12 +27,6 @@ from scoresde.evaluation import (
     share,
 )
 from scoresde.parameterization import ScoreModel
-from scoresde.registry import (
-    build_model,
-    build_optimizer,
-    build_plan,
-    build_sampler,
-)
 from scoresde.training import fit, start
 
 HALVES = 20

@@ -29,9 +29,8 @@ from torch import Tensor
 
 from scoresde import Denoiser
 from scoresde.cli.train import train_run
-from scoresde.config import load_config
+from scoresde.config import build_dataset, load_config
 from scoresde.likelihood import Exact, Orthogonal, exactly, path_log_likelihood, rademacher
-from scoresde.registry import build_dataset
 from scoresde.runs.load import load_run
 
 HERE = Path(__file__).parent

@@ -23,10 +23,9 @@ from judging import surroundings
 from torch import Tensor
 
 from scoresde.cli.train import parameters
-from scoresde.config import Config, load_config
+from scoresde.config import Config, build_model, load_config
 from scoresde.data import Scaling
 from scoresde.parameterization import ScoreModel
-from scoresde.registry import build_model
 from scoresde.runs.cost import flops
 from scoresde.training import dsm_loss
 from scoresde.training.checkpoint import DataDescription

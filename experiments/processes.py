@@ -23,8 +23,8 @@ import torch
 from ablation import BUDGET, about, run
 from judging import judge_of
 
-from scoresde.config import Config, load_config
-from scoresde.registry import SDES, build_dataset
+from scoresde.config import Config, build_dataset, load_config
+from scoresde.registry import SDES
 
 RESULTS = Path(__file__).parent / "results"
 STORE, FIGURE = RESULTS / "processes.json", RESULTS / "processes.png"

@@ -24,10 +24,9 @@ import torch
 from scoresde.cli.likelihood import score_split
 from scoresde.cli.sample import draw
 from scoresde.cli.train import parameters, train_run
-from scoresde.config import load_config
+from scoresde.config import build_dataset, build_sampler, load_config
 from scoresde.data import Dataset
 from scoresde.evaluation import copy_rate
-from scoresde.registry import build_dataset, build_sampler
 from scoresde.runs.folder import RunFolder, records
 from scoresde.runs.load import LoadedRun, load_run
 

@@ -17,10 +17,11 @@ describes its arguments in its docstring:
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import re
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import (
@@ -36,6 +37,7 @@ from typing import (
 )
 
 EMPTY = inspect.Parameter.empty
+CUTOFF = 0.65  # of likeness: "depth" is no misspelling of "width"
 
 
 @final
@@ -70,8 +72,13 @@ class Range:
             bound, sign = low.split()
             low, high = "", f" {sign.replace('<', '>')} {bound}"
         found = f"{low}{name}{high}" if low or high else ""
-        whole = f"{name} a multiple of {self.multiple_of}" if self.multiple_of else ""
-        return " and ".join(part for part in (found, whole) if part)
+        match self.multiple_of:
+            case None:
+                return found
+            case 2:
+                return f"{found} and even"
+            case n:
+                return f"{found} and a multiple of {n}"
 
 
 Count = Annotated[int, Range(ge=1)]
@@ -97,13 +104,20 @@ class Argument(NamedTuple):
 def arguments(constructor: Callable[..., Any]) -> Mapping[str, Argument]:
     """The named arguments of a function, a dataclass or another class, in order.
 
-    Types keep their ``Annotated`` ranges; descriptions come from the "Args:" of the docstring.
+    Types keep their ``Annotated`` ranges; descriptions come from the "Args:" of the docstring, and
+    of those of the base classes.
     """
     source: Any = constructor
-    if inspect.isclass(constructor) and not hasattr(constructor, "__dataclass_fields__"):
-        source = vars(constructor).get("__init__", constructor.__init__)
+    described: dict[str, str] = {}
+    if not inspect.isclass(constructor):
+        described = _described(inspect.getdoc(constructor) or "")
+        source = constructor if inspect.isroutine(constructor) else type(constructor).__call__
+    else:
+        for base in reversed(constructor.__mro__):
+            described |= _described(inspect.cleandoc(base.__doc__ or ""))
+        if not hasattr(constructor, "__dataclass_fields__"):
+            source = vars(constructor).get("__init__", constructor.__init__)
     hints = get_type_hints(source, include_extras=True)
-    described = _described(inspect.getdoc(constructor) or "")
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {
         name: Argument(name, hints.get(name, Any), p.default, described.get(name, ""))
@@ -153,8 +167,16 @@ def unwrapped(annotation: Any) -> tuple[Any, tuple[Range, ...]]:
             return annotation, tuple(limits)
 
 
+def nearest(name: str, names: Iterable[str]) -> str:
+    """\"did you mean 'x'?\" for a likely misspelling, or else the names to choose from."""
+    choices = list(names)
+    if close := difflib.get_close_matches(name, choices, 1, CUTOFF):
+        return f"did you mean {close[0]!r}?"
+    return f"choose one of {', '.join(choices)}"
+
+
 def _check_one(name: str, value: Any, limit: Range) -> None:
-    several = isinstance(value, tuple | list)
+    several = isinstance(value, Collection) and not isinstance(value, str)
     if several and len(value) < limit.length:
         raise ValueError(f"need at least {limit.length} of {name}, got {name}={value}")
     if not all(limit.holds(v) for v in (value if several else (value,))):

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from scoresde.arguments import Positive
 from scoresde.denoiser import Denoiser
 from scoresde.sde import SDE, match
 
@@ -72,13 +73,16 @@ def flow(sde: SDE, t: Tensor) -> Coeffs:
     return Coeffs(1 / total, -sigma / total, 1 / norm, noise)
 
 
-def edm(sigma_data: float = 0.5) -> Parameterization:
+def edm(sigma_data: Positive = 0.5) -> Parameterization:
     """The preconditioning of EDM for data of deviation ``sigma_data``, under any process.
 
         skip = alpha sd^2 / n^2,   out = sigma sd / n,   inp = 1 / n,
         n^2 = sigma^2 + alpha^2 sd^2
 
     Raises ValueError unless sigma_data > 0. EDM, arXiv 2206.00364, table 1.
+
+    Args:
+        sigma_data: standard deviation of the scaled data.
     """
     if not sigma_data > 0:
         raise ValueError(f"need sigma_data > 0, got sigma_data={sigma_data:g}")

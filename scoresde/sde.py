@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
+from scoresde.arguments import Open, Positive
+
 
 def match(coef: Tensor, x: Tensor) -> Tensor:
     """Shape a coefficient, one number or one per sample (B,), to multiply ``x`` (B, ...).
@@ -214,13 +216,20 @@ class VP(SDE):
         log alpha = -t^2 (beta_max - beta_min) / 4 - t beta_min / 2,   sigma^2 = 1 - alpha^2
 
     Score-Based Generative Modeling through SDEs, arXiv 2011.13456, eq. 32-33.
+
+    Args:
+        beta_min: rate of noise at time 0.
+        beta_max: rate of noise at time 1.
+        t_min: time where training and likelihoods stop.
+        t_eps: time where samplers stop.
+        t_max: time where the prior is reached.
     """
 
-    beta_min: float = 0.1
-    beta_max: float = 20.0
-    t_min: float = 1e-5
-    t_eps: float = 1e-3
-    t_max: float = 1.0
+    beta_min: Positive = 0.1
+    beta_max: Positive = 20.0
+    t_min: Positive = 1e-5
+    t_eps: Positive = 1e-3
+    t_max: Positive = 1.0
 
     def __post_init__(self) -> None:
         _ordered(beta_min=self.beta_min, beta_max=self.beta_max)
@@ -238,13 +247,20 @@ class SubVP(SDE):
     """Sub-variance-preserving process: the alpha of VP, with sigma = 1 - alpha^2 (not its root).
 
     Score-Based Generative Modeling through SDEs, arXiv 2011.13456, eq. 28-29.
+
+    Args:
+        beta_min: rate of noise at time 0.
+        beta_max: rate of noise at time 1.
+        t_min: time where training and likelihoods stop.
+        t_eps: time where samplers stop.
+        t_max: time where the prior is reached.
     """
 
-    beta_min: float = 0.1
-    beta_max: float = 20.0
-    t_min: float = 1e-5
-    t_eps: float = 1e-3
-    t_max: float = 1.0
+    beta_min: Positive = 0.1
+    beta_max: Positive = 20.0
+    t_min: Positive = 1e-5
+    t_eps: Positive = 1e-3
+    t_max: Positive = 1.0
 
     def __post_init__(self) -> None:
         _ordered(beta_min=self.beta_min, beta_max=self.beta_max)
@@ -262,13 +278,20 @@ class VE(SDE):
     """Variance-exploding process, alpha = 1 and sigma = sigma_min (sigma_max / sigma_min)^t.
 
     Score-Based Generative Modeling through SDEs, arXiv 2011.13456, eq. 30-31.
+
+    Args:
+        sigma_min: noise at time 0.
+        sigma_max: noise at time 1.
+        t_min: time where training and likelihoods stop.
+        t_eps: time where samplers stop.
+        t_max: time where the prior is reached.
     """
 
-    sigma_min: float = 0.01
-    sigma_max: float = 50.0
-    t_min: float = 1e-5
-    t_eps: float = 1e-5
-    t_max: float = 1.0
+    sigma_min: Positive = 0.01
+    sigma_max: Positive = 50.0
+    t_min: Positive = 1e-5
+    t_eps: Positive = 1e-5
+    t_max: Positive = 1.0
 
     def __post_init__(self) -> None:
         _ordered(sigma_min=self.sigma_min, sigma_max=self.sigma_max)
@@ -286,11 +309,16 @@ class EDM(SDE):
     """The process of EDM: alpha = 1, and time is the noise level itself, sigma = t.
 
     Elucidating the Design Space of Diffusion-Based Generative Models, arXiv 2206.00364, table 1.
+
+    Args:
+        t_min: time where training and likelihoods stop.
+        t_eps: time where samplers stop.
+        t_max: time where the prior is reached.
     """
 
-    t_min: float = 0.002
-    t_eps: float = 0.002
-    t_max: float = 80.0
+    t_min: Positive = 0.002
+    t_eps: Positive = 0.002
+    t_max: Positive = 80.0
 
     def __post_init__(self) -> None:
         _cutoffs(self)
@@ -311,12 +339,18 @@ class Cosine(SDE):
 
     The default ``t_max`` keeps lam above -5.1, as DPM-Solver does (arXiv 2206.00927, appendix
     D.4). Improved Denoising Diffusion Probabilistic Models, arXiv 2102.09672, eq. 17.
+
+    Args:
+        s: offset of the schedule.
+        t_min: time where training and likelihoods stop.
+        t_eps: time where samplers stop.
+        t_max: time where the prior is reached; alpha vanishes at 1.
     """
 
-    s: float = 0.008
-    t_min: float = 1e-5
-    t_eps: float = 1e-3
-    t_max: float = 0.9946
+    s: Positive = 0.008
+    t_min: Positive = 1e-5
+    t_eps: Positive = 1e-3
+    t_max: Open = 0.9946
 
     def __post_init__(self) -> None:
         _ordered(s=self.s)
@@ -344,11 +378,16 @@ class LinearFlow(SDE):
     """The straight path of flow matching and rectified flow, alpha = 1 - t and sigma = t.
 
     Flow Matching for Generative Modeling, arXiv 2210.02747, eq. 20-21 (with time reversed).
+
+    Args:
+        t_min: time where training and likelihoods stop.
+        t_eps: time where samplers stop.
+        t_max: time where the prior is reached; alpha vanishes at 1.
     """
 
-    t_min: float = 1e-3
-    t_eps: float = 1e-3
-    t_max: float = 0.999
+    t_min: Positive = 1e-3
+    t_eps: Positive = 1e-3
+    t_max: Open = 0.999
 
     def __post_init__(self) -> None:
         if self.t_max >= 1:

@@ -87,7 +87,7 @@ def test_so_do_dataclasses_and_modules():
         ({"rho": math.nan}, "need rho >= 0.1, got rho=nan"),
         ({"widths": (1, 0)}, r"need widths >= 1, got widths=\(1, 0\)"),
         ({"kind": "c"}, "need kind one of a, b, got 'c'"),
-        ({"size": 3}, "need size >= 2 and size a multiple of 2, got size=3"),
+        ({"size": 3}, "need size >= 2 and even, got size=3"),
     ],
 )
 def test_what_is_out_of_range_is_named(values, words):

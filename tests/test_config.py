@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import inspect
+import pickle
 from pathlib import Path
-from typing import get_args
+from typing import Annotated, Literal
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
-from scoresde import registry, solvers
+from scoresde import registry
+from scoresde.arguments import Argument, Count, Range
 from scoresde.config import (
     Config,
     ConfigError,
+    build,
     config_from,
     load_config,
     override,
     to_plain,
     to_yaml,
 )
-from scoresde.config.base import Section
-from scoresde.config.problems import kinds, members, options
-from scoresde.config.schema import ODEMethod
+from scoresde.config.schema import ROOT
+from scoresde.config.sections import contents, keys, options
+from scoresde.config.values import Unreadable, is_plain, read_value
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
@@ -44,14 +45,14 @@ def refusal(folder: Path, text: str, overrides: dict[str, object] | None = None)
     return message.replace(str(file), "FILE")
 
 
-def alternatives(section: type[Section] = Config, prefix: str = "") -> list[tuple[str, str]]:
+def alternatives() -> list[tuple[str, str]]:
     """Every (path of a section, kind)."""
-    found = []
-    for name, field in section.model_fields.items():
-        for member in members(field):
-            found += [(f"{prefix}{name}", kind) for kind in kinds(member)]
-            found += alternatives(member, f"{prefix}{name}.")
-    return found
+    return [
+        (path.removesuffix(".kind"), kind)
+        for path, argument in options(ROOT)
+        if path.endswith(".kind")
+        for kind in contents(argument)
+    ]
 
 
 class TestFiles:
@@ -177,20 +178,20 @@ class TestProblems:
             ("train: {augment: {kind: plain, flip: 0}}", ("flip=0", "crop=0")),
             ("train: {holdout: 0}", ("keep_best=true", "holdout=0")),
             ("train: {label_dropout: 0.5}", ("label_dropout=0.5", "conditional=false")),
-            ("network: {heads: 5}", ("heads=5", "width=64")),
-            ("network: {head: levels}", ("head=levels", "parameterization=eps")),
+            ("network: {heads: 5}", ("network: heads=5", "128 channels")),
+            ("network: {head: levels}", ("head=levels", "parameterization=v")),
             (
                 "network: {head: levels}\nparameterization: x0",
                 ("head=levels", "train.dither: false"),
             ),
-            ("network: {attention: [2]}", ("attention=2", "multipliers=(1, 2)")),
-            ("network: {kind: adm, width: 96}", ("head_channels=64", "width=96")),
+            ("network: {attention: [2]}", ("network: ", "attention", "2", "0 to 1")),
+            ("network: {kind: adm, width: 96}", ("head_channels=64", "288 channels")),
             (
                 "network: {kind: ddpmpp, attention: [4]}",
-                ("attention=4", "multipliers=(1, 2, 2, 2)"),
+                ("network: ", "attention", "4", "0 to 3"),
             ),
-            ("network: {kind: ncsnpp, taps: [1, 2, 1]}", ("taps=(1.0, 2.0, 1.0)", "even number")),
-            ("network: {kind: adm, head: levels}", ("head=levels", "parameterization=eps")),
+            ("network: {kind: ncsnpp, taps: [1, 2, 1]}", ("even number", "1,2,1")),
+            ("network: {kind: adm, head: levels}", ("head=levels", "parameterization=v")),
         ],
     )
     def test_an_inconsistent_pair_is_refused_with_both_names_and_values(
@@ -225,53 +226,14 @@ class TestPrecedence:
         assert load_config(None, {"train.clip": "null"}).train.clip is None
 
     def test_frozen(self):
-        with pytest.raises(ValidationError):
-            Config().seed = 3
+        config = Config()
+        with pytest.raises(AttributeError):
+            config.seed = 3
+        with pytest.raises(AttributeError, match=r"lr: .*override"):
+            config.train.lr = 3
 
 
-class TestMirrors:
-    """The configuration repeats names and defaults of the code, to be read without torch."""
-
-    def test_processes_have_the_defaults_of_their_constructors(self):
-        for path, kind in alternatives():
-            if path == "sde":
-                section = override(Config(), {"sde.kind": kind}).sde
-                assert registry.build_sde(section) == registry.SDES[kind]()
-
-    def test_networks_have_the_arguments_of_their_constructors(self):
-        for kind, network in registry.NETWORKS.items():
-            section = override(Config(), {"network.kind": kind}).network.model_dump()
-            defaults = {
-                name: p.default
-                for name, p in inspect.signature(network).parameters.items()
-                if name not in ("dim", "channels", "classes", "augments", "outputs")
-            }
-            assert section.pop("kind") == kind
-            # By the data, as the classes: the head says how many outputs there are.
-            assert section.pop("head", "value") == "value"
-            assert section == defaults
-
-    def test_samplers_and_grids_have_the_arguments_of_their_constructors(self):
-        """An option that is null is left to the constructor; the grid answers for its steps."""
-        tables = {"sample.sampler": registry.SAMPLERS, "sample.grid": registry.GRIDS}
-        kinds_of_steps = [(path, kind) for path, kind in alternatives() if path in tables]
-        for path, kind in kinds_of_steps:
-            if kind not in tables[path]:
-                continue
-            section = getattr(override(Config(), {f"{path}.kind": kind}).sample, path[7:])
-            given = {k: v for k, v in section.model_dump().items() if k != "kind"}
-            defaults = {
-                name: parameter.default
-                for name, parameter in inspect.signature(tables[path][kind]).parameters.items()
-                if name not in ("steps", "nfe", "denoise")
-            }
-            assert set(given) == set(defaults), kind
-            for name, value in given.items():
-                names = {"prediction": registry.PREDICTIONS, "variable": registry.VARIABLES}.get(
-                    name
-                )
-                assert value is None or (names[value] if names else value) == defaults[name], kind
-
+class TestSamplers:
     @pytest.mark.parametrize(
         ("sampler", "words"),
         [
@@ -280,7 +242,10 @@ class TestMirrors:
             ("{kind: euler_a, eta: -0.1}", "sample.sampler.eta: must be greater than or equal"),
             ("{kind: heun, s_tmin: 3, s_tmax: 2}", "s_tmin=3, s_tmax=2"),
             ("{kind: restart, low: 1}", "low=1, high=0.3"),
-            ("{kind: deis, prediction: x0}", "unknown key; choose one of order, variable, ramp"),
+            (
+                "{kind: deis, prediction: x0}",
+                "sampler.kind that has it: dpm_solver",
+            ),
             (
                 "{kind: unipc, prediction: noise}",
                 "'v' or 'residual', got 'noise'",
@@ -292,24 +257,195 @@ class TestMirrors:
     def test_what_a_sampler_cannot_do_is_refused(self, tmp_path, sampler, words):
         assert words in refusal(tmp_path, f"sample: {{sampler: {sampler}}}")
 
-    def test_solver_methods_are_those_of_the_solvers(self):
-        assert get_args(ODEMethod) == solvers.ODE_METHODS
-        methods = get_args(options()["sample.sampler.method"].annotation)
-        assert methods == solvers.SDE_METHODS
 
-    @pytest.mark.parametrize(
-        ("path", "table"),
-        [
-            ("data", registry.DATASETS),
-            ("sde", registry.SDES),
-            ("parameterization", registry.PARAMETERIZATIONS),
-            ("network", registry.NETWORKS),
-            ("train.weighting", registry.WEIGHTINGS),
-            ("train.times", registry.TIMES),
-            ("train.augment", registry.AUGMENTATIONS),
-            ("sample.sampler", registry.SAMPLERS),
-            ("sample.grid", registry.GRIDS),
-        ],
-    )
-    def test_the_kinds_are_the_names_of_the_tables(self, path, table):
-        assert {kind for where, kind in alternatives() if where == path} == set(table)
+def made(
+    size: Annotated[int, Range(ge=2, multiple_of=2)],
+    rate: float = 0.5,
+    widths: tuple[Count, ...] = (1, 2),
+    mode: Literal["a", "b"] = "a",
+    place: Path | str | None = None,
+    top: float = float("inf"),
+    flag: bool = False,
+) -> dict[str, object]:
+    """An entry of a table.
+
+    Args:
+        size: a size.
+        rate: a rate.
+        widths: some widths.
+        mode: a word.
+        place: a file.
+        top: a bound.
+        flag: do something.
+    """
+    if rate > size:
+        raise ValueError(f"need rate <= size, got rate={rate:g}, size={size}")
+    return dict(locals())
+
+
+class TestConstructors:
+    """The constructor is the schema."""
+
+    def test_every_entry_of_every_table_is_reached_and_described(self):
+        """From a configuration, with keys of plain values, names and sections only."""
+        reached: set[int] = set()
+
+        def walk(name: str, argument: Argument) -> None:
+            assert argument.about, f"{name} has no description"
+            source = contents(argument)
+            assert source is not None or is_plain(argument.type), name
+            if source is None:
+                return
+            reached.add(id(source))
+            for kind in source if isinstance(source, registry.Table) else [None]:
+                if kind is None or source.constructs:
+                    for key, inner in keys(source, kind).items():
+                        walk(f"{name}[{kind}].{key}", inner)
+
+        for key, argument in keys(ROOT).items():
+            walk(key, argument)
+        tables = {
+            key: table
+            for key, table in registry.TABLES.items()
+            if table.constructs and key not in ("step", "method", "dequantisation", "trace")
+        }
+        assert {id(table) for table in tables.values()} <= reached
+
+    @pytest.mark.parametrize("path", ["data", "sde", "network", "parameterization"])
+    def test_a_name_of_ones_own_works_as_the_others_do(self, tmp_path, path, monkeypatch):
+        table = registry.TABLES[path]
+        monkeypatch.setattr(table, "_entries", dict(table._entries))
+        registry.register(path, "mine", {"data": made, "sde": made}.get(path, made_of(path)))
+        config = load_config(write(tmp_path, f"{path}: {{kind: mine, size: 4, top: null}}"))
+        section = getattr(config, path)
+        assert (section.kind, section.size, section.widths, section.top) == (
+            "mine",
+            4,
+            (1, 2),
+            None,
+        )
+        assert load_config(write(tmp_path, to_yaml(config))) == config
+        message = refusal(tmp_path, f"{path}: {{kind: mine, size: 3}}")
+        assert message == f"FILE: {path}.size: must be a multiple of 2, got 3"
+
+    def test_a_constructor_is_the_check_and_named_with_its_section(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(registry.WEIGHTINGS, "_entries", dict(registry.WEIGHTINGS._entries))
+        registry.register(registry.WEIGHTINGS, "mine", checked)
+        words = refusal(tmp_path, "train: {weighting: {kind: mine, low: 3}}")
+        assert words == "FILE: train.weighting: need low <= high, got low=3, high=2"
+        config = load_config(None, {"train.weighting": "mine"})
+        assert build(config.train.weighting) == (1.0, 2.0)
+        assert build(config.train.weighting, high=7.0) == (1.0, 7.0)
+
+    def test_what_is_not_given_is_said_when_it_is_built(self, monkeypatch):
+        monkeypatch.setattr(registry.DATASETS, "_entries", dict(registry.DATASETS._entries))
+        registry.register("DATASETS", "mine", made)
+        section = Config(data="mine").data
+        assert section.size is None
+        with pytest.raises(ValueError, match="size is not given"):
+            build(section)
+        built = build(Config(data={"kind": "mine", "size": 2, "place": "~/x"}).data)
+        assert built["place"] == Path("~/x").expanduser()
+        assert built["top"] == float("inf")
+
+    def test_names_are_not_taken_twice_nor_misspelt(self):
+        with pytest.raises(ValueError, match="'vp' is there already"):
+            registry.register("sde", "vp", made)
+        with pytest.raises(ValueError, match="small letters"):
+            registry.register("sde", "V P", made)
+        with pytest.raises(registry.UnknownName, match="did you mean 'sde'"):
+            registry.register("sed", "mine", made)
+
+    def test_a_network_fits_before_there_are_data(self, tmp_path):
+        assert "does not divide" in refusal(tmp_path, "network: {kind: dit, heads: 7}")
+
+    @pytest.mark.parametrize("kind", registry.NETWORKS)
+    def test_a_network_is_built_with_the_defaults_of_its_constructor(self, kind):
+        config = load_config(None, {"network.kind": kind})
+        given = {k: v for k, v in config.network.values.items() if k != "head"}
+        assert all(given[a.name] == a.default for a in registry.NETWORKS.arguments(kind).values())
+
+    def test_a_section_is_a_value(self):
+        first, second = Config(train={"lr": 1e-3}), load_config(None, {"train.lr": "1e-3"})
+        assert first == second
+        assert hash(first.train) == hash(second.train)
+        assert pickle.loads(pickle.dumps(first)) == first
+        with pytest.raises(AttributeError, match="no key 'lrr'"):
+            _ = first.train.lrr
+        with pytest.raises(ConfigError, match=r"train\.lr: must be a number, got 'fast'"):
+            Config(train={"lr": "fast"})
+
+
+def made_of(path: str) -> object:
+    """The entry with what else the table supplies."""
+
+    def network(
+        channels: int,
+        classes: int | None = None,
+        size: Annotated[int, Range(ge=2, multiple_of=2)] = 2,
+        widths: tuple[Count, ...] = (1, 2),
+        top: float = float("inf"),
+    ) -> None:
+        """A network."""
+
+    return network if path == "network" else made
+
+
+def checked(low: float = 1.0, high: float = 2.0) -> tuple[float, float]:
+    """A weight between two bounds."""
+    if low > high:
+        raise ValueError(f"need low <= high, got low={low:g}, high={high:g}")
+    return low, high
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "found"),
+    [
+        ("size", "4", 4),
+        ("size", 4.0, 4),
+        ("size", None, None),
+        ("rate", "1e-3", 1e-3),
+        ("rate", 3, 3.0),
+        ("widths", "[1, 2,3]", (1, 2, 3)),
+        ("widths", 7, (7,)),
+        ("widths", [], ()),
+        ("mode", "b", "b"),
+        ("place", "016", "016"),
+        ("top", None, None),
+        ("flag", "yes", True),
+        ("flag", "False", False),
+    ],
+)
+def test_values_are_read_as_their_type(name, value, found):
+    assert read_value(registry.tables.arguments(made)[name], value) == found
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("size", 4.5, "must be a whole number, got 4.5"),
+        ("size", "016", "without a 0 before it, which YAML reads as octal, got '016'"),
+        ("size", True, "must be a number (YAML reads yes, no"),
+        ("size", 2**60, f"less than or equal to {2**53}"),
+        ("rate", "1:30", "must be a number, got '1:30'"),
+        ("rate", float("nan"), "must be a finite number"),
+        ("rate", None, "must be a number, got None"),
+        ("widths", ["1", "x"], "must be a whole number, got 'x'"),
+        ("widths", [0], "greater than or equal to 1, got 0"),
+        ("mode", "c", "must be 'a' or 'b', got 'c'"),
+        ("place", 3, "must be a path, got 3"),
+        ("flag", 7, "must be true or false, got 7"),
+        ("flag", "x" * 100, "xxx..."),
+    ],
+)
+def test_what_cannot_be_read_is_refused_with_the_value(name, value, words):
+    with pytest.raises(Unreadable) as caught:
+        read_value(registry.tables.arguments(made)[name], value)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(("text", "words"), [("016", "octal, got '016'"), ("1:30", "'1:30'")])
+def test_numbers_of_yaml_in_other_bases_are_no_surprise(tmp_path, text, words):
+    assert words in refusal(tmp_path, f"network: {{kind: mlp, width: {text}}}")
+    config = load_config(write(tmp_path, f"data: {{kind: folder, path: {text}}}"))
+    assert config.data.path == text

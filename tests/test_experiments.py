@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from scoresde import VP
-from scoresde.config import load_config
+from scoresde.config import build_model, build_weight, load_config
 from scoresde.data import Dataset, Scaling, Split
-from scoresde.registry import PARAMETERIZATIONS, build_model
-from scoresde.registry.models import build_weight
+from scoresde.registry import PARAMETERIZATIONS
 from scoresde.testing import Mixture
 
 

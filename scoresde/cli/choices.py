@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from scoresde.config.problems import nearest
+from scoresde.arguments import nearest
 
 
 def names(flag: str, text: str, known: Iterable[str]) -> list[str]:

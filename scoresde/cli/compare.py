@@ -19,17 +19,10 @@ from scoresde.cli.console import pick_device, progress
 from scoresde.cli.options import CompareOptions
 from scoresde.cli.sample import optimised_grid, starting_noise
 from scoresde.cli.weights import described_choice, load_chosen
-from scoresde.config.sampling import OptimisedGrid
+from scoresde.config import Config, build_grid
 from scoresde.convergence import draws_noise, gap
 from scoresde.denoiser import Denoiser
-from scoresde.registry import (
-    GRIDS,
-    SELF_PACED,
-    STEPS,
-    GridSampler,
-    build_grid,
-    build_step,
-)
+from scoresde.registry import GRIDS, SELF_PACED, STEPS, GridSampler, build_step
 from scoresde.runs.compare_plot import Trial, draw
 from scoresde.runs.folder import write_text
 from scoresde.runs.load import LoadedRun
@@ -121,7 +114,11 @@ def contenders(
                 if paced:
                     yield Contender(kind, "-", GridSampler(GRIDS["log_snr"](), step, planned))
                 elif name == "optimised":
-                    want = checked(Wanted(kind, step, planned, OptimisedGrid()))
+                    want = checked(
+                        Wanted(
+                            kind, step, planned, Config(sample={"grid": "optimised"}).sample.grid
+                        )
+                    )
                     grid = optimised_grid(loaded, want)
                     yield Contender(kind, name, GridSampler(grid, step, planned))
                 else:

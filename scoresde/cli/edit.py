@@ -21,11 +21,10 @@ from scoresde.cli.options import EditOptions
 from scoresde.cli.sample import one_class
 from scoresde.cli.weights import described_choice, load_chosen
 from scoresde.codes import Solved, decode, encode, interpolate
-from scoresde.config import Config, override
+from scoresde.config import Config, build_dataset, override
 from scoresde.data import Scaling, Split
 from scoresde.denoiser import Denoiser
 from scoresde.evaluation import image_grid, save_png, scatter
-from scoresde.registry import build_dataset
 from scoresde.runs.compatibility import require_same_data
 from scoresde.runs.load import LoadedRun
 from scoresde.runs.results import Make, replace_all, require_writable

@@ -21,7 +21,7 @@ from scoresde.cli.evaluate_report import page, picture, require_free, write
 from scoresde.cli.options import EvaluateOptions
 from scoresde.cli.sample import MOST
 from scoresde.cli.weights import chosen_flags, described_choice, load_chosen
-from scoresde.config import Config, load_config, override
+from scoresde.config import Config, build_dataset, load_config, override
 from scoresde.data import Dataset, Split
 from scoresde.data.foreign import sample_record
 from scoresde.evaluation import (
@@ -31,7 +31,6 @@ from scoresde.evaluation import (
     moments,
     save_moments,
 )
-from scoresde.registry import build_dataset
 from scoresde.runs.compatibility import require_same_data, require_same_split
 from scoresde.runs.features import (
     chosen_features,

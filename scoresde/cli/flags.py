@@ -1,27 +1,38 @@
-"""Command-line flags: a command's own options through tyro, configuration keys as overrides."""
+"""Command-line flags: the options of a command, and keys of the configuration as overrides.
+
+Both are arguments of constructors (``scoresde.arguments``), so that one reader checks their values
+and one page describes them.
+"""
 
 from __future__ import annotations
 
-import io
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import redirect_stderr
-from dataclasses import make_dataclass
-from typing import Any, TypeVar, get_origin
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 
-import tyro
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
-
-from scoresde.config import Config, load_config
-from scoresde.config.problems import kinds, members, nearest, options
+from scoresde.arguments import EMPTY, Argument, arguments, nearest, unwrapped
+from scoresde.config import Config, Section, load_config
+from scoresde.config.schema import ROOT
+from scoresde.config.sections import contents, keys, options
+from scoresde.config.values import NO, YES, is_path, is_sequence, read_value
+from scoresde.registry import Table, summary
 
 Options = TypeVar("Options")
-MARKERS = (tyro.conf.FlagCreatePairsOff, tyro.conf.AvoidSubcommands)
+WIDTH, COLUMN = 80, 30
 
 
 class UsageError(ValueError):
     """A command line that cannot be used; one line that names the flag and the remedy."""
+
+
+class Flag(NamedTuple):
+    """What a flag sets: an option of the command, or a key of the configuration."""
+
+    argument: Argument
+    key: str
+    configures: bool = False
 
 
 def parse(
@@ -31,31 +42,44 @@ def parse(
 
     Prints help and raises SystemExit(0) for --help. Raises UsageError for anything unknown.
     """
-    known = {p: field for p, field in options().items() if p.split(".")[0] in sections}
-    own, overrides = _separate(argv, known)
-    if "-h" in own or "--help" in own:
-        _help(command, own, overrides, prog, sections)
-    return _own_options(command, own, prog), overrides
-
-
-def _separate(
-    argv: Sequence[str], known: dict[str, FieldInfo]
-) -> tuple[list[str], dict[str, Any]]:
-    """A command's own tokens, and the configuration's as {dotted path: text}."""
-    own: list[str] = []
+    flags = _flags(command, sections)
+    found: dict[str, Any] = {}
     overrides: dict[str, Any] = {}
-    for flag, values in _groups(argv):
-        name = flag.removeprefix("--").replace("-", "_")
-        found = _option(name, known) if flag.startswith("--") else None
-        if found is not None:
-            overrides[found[0]] = _value(flag, values, known[found[0]], found[1])
-        elif "." in name and flag.startswith("--"):
-            raise UsageError(f"{flag}: unknown option; {_similar(name, known)}")
-        elif "" in values:
-            raise UsageError(f"{flag}: empty; give a value, or leave it out")
+    words: list[str] = []
+    asks_help = False
+    for name, values in _groups(argv):
+        if name in ("-h", "--help"):
+            asks_help = True
+        elif not name:
+            words += values
         else:
-            own += [flag, *values] if flag else values
-    return own, overrides
+            flag, positive = _find(name, flags, prog)
+            value, rest = _value(name, values, flag, positive)
+            (overrides if flag.configures else found)[flag.key] = value
+            words += rest
+    if asks_help:
+        print(_page(command, prog, load_config(found.get("config"), overrides), sections))
+        raise SystemExit(0)
+    return _made(command, found, words, prog), overrides
+
+
+def spelling(command: type, sections: Sequence[str], name: str) -> str | None:
+    """The flag that sets an option or a key of this name, if the command has one."""
+    for plain, flag in _flags(command, sections).items():
+        if flag.key == name:
+            return f"--{_dashes(plain)}"
+    return None
+
+
+def _flags(command: type, sections: Sequence[str]) -> dict[str, Flag]:
+    own = _own(command).values()
+    found = {_spelling(a): Flag(a, a.name) for a in own if not _positional(a)}
+    for path, argument in options(ROOT):
+        if path.split(".")[0] in sections:
+            found.setdefault(path, Flag(argument, path, True))
+            if path.endswith(".kind"):  # --sde vp is --sde.kind vp
+                found.setdefault(path.removesuffix(".kind"), Flag(argument, path, True))
+    return found
 
 
 def _groups(argv: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
@@ -63,111 +87,193 @@ def _groups(argv: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
     flag, values = "", list[str]()
     for token in argv:
         if re.match(r"--?[a-zA-Z]", token):
-            if flag or values:
-                yield flag, values
+            yield flag, values
             flag, _, value = token.partition("=")
             values = [value] if "=" in token else []
         else:
             values.append(token)
-    if flag or values:
-        yield flag, values
+    yield flag, values
 
 
-def _option(name: str, known: dict[str, FieldInfo]) -> tuple[str, bool] | None:
-    """The configuration key a flag sets, and whether it is set; --a.no_b clears a truth value."""
-    if name in known:
-        return name, True
-    if f"{name}.kind" in known:
-        return f"{name}.kind", True
-    positive = re.sub(r"(^|\.)no_(\w+)$", r"\1\2", name)
-    if positive in known and known[positive].annotation is bool:
-        return positive, False
-    return None
+def _find(name: str, flags: Mapping[str, Flag], prog: str) -> tuple[Flag, bool]:
+    """What a flag sets, and whether to true; --a.no-b sets a truth value to false."""
+    plain = name.removeprefix("--").replace("-", "_")
+    if name.startswith("--") and plain in flags:
+        return flags[plain], True
+    positive = re.sub(r"(^|\.)no_(\w+)$", r"\1\2", plain)
+    if positive in flags and _kind(flags[positive].argument) is bool:
+        return flags[positive], False
+    hint = nearest(plain, flags)
+    if not hint.startswith("did"):
+        raise UsageError(f"{name}: unknown option; see {prog} --help")
+    close = hint.removeprefix("did you mean '").removesuffix("'?")
+    raise UsageError(f"{name}: unknown option; did you mean '--{_dashes(close)}'?")
 
 
-def _value(flag: str, values: list[str], field: FieldInfo, positive: bool) -> Any:
-    if get_origin(field.annotation) is tuple:
-        return [part for value in values for part in value.strip("[]()").split(",") if part]
-    if field.annotation is bool and not values:
-        return positive
-    if values == [""]:
-        raise UsageError(f"{flag}: empty; give a value, or leave it out")
-    if len(values) != 1 or not positive:
-        found = f"got {' '.join(values)}" if values else "got none"
-        raise UsageError(f"{flag}: takes {'one' if positive else 'no'} value, {found}")
-    return values[0]
+def _value(name: str, values: list[str], flag: Flag, positive: bool) -> tuple[Any, list[str]]:
+    """The value of a flag, and words that follow it and are not its own."""
+    kind = _kind(flag.argument)
+    if "" in values and not is_sequence(kind):
+        raise UsageError(f"{name}: empty; give a value, or leave it out")
+    if is_sequence(kind):
+        return [part for v in values for part in v.strip("[]() ").split(",") if part.strip()], []
+    if kind is bool:
+        says = bool(values) and positive and values[0].lower() in (*YES, *NO)
+        rest = values[1:] if says else values
+        if rest and flag.configures:
+            takes = "true or false" if positive else "no value"
+            raise UsageError(f"{name}: takes {takes}, got {' '.join(values)}")
+        return values[0] if says else positive, rest
+    if not values or (len(values) > 1 and flag.configures):
+        got = " ".join(values) or f"none; one that begins with a dash is written {name}=-x"
+        raise UsageError(f"{name}: takes one value, got {got}")
+    return values[0], values[1:]
 
 
-def _similar(name: str, known: dict[str, FieldInfo]) -> str:
-    if not known:
-        return "this command has no configuration; see --help"
-    words = nearest(name, known)
-    return words.replace("'", "'--", 1) if words.startswith("did") else "see --help"
+def _made(
+    command: type[Options], found: Mapping[str, Any], words: list[str], prog: str
+) -> Options:
+    """The options object. Raises UsageError for a value, a missing option or a stray word."""
+    values: dict[str, Any] = {}
+    for name, argument in _own(command).items():
+        if _positional(argument) and words:
+            values[name] = words.pop(0)
+        elif name in found:
+            values[name] = found[name]
+        elif argument.default is EMPTY:
+            raise UsageError(f"--{_dashes(name)} is missing; see {prog} --help")
+        else:
+            continue
+        try:
+            values[name] = read_value(argument, values[name])
+        except ValueError as error:
+            raise UsageError(f"--{_dashes(_spelling(argument))}: {error}") from None
+        if is_path(_kind(argument)):
+            values[name] = Path(values[name])
+    if words:
+        raise UsageError(f"{words[0]}: a word that no option takes; see {prog} --help")
+    return command(**values)
 
 
-def _own_options(command: type[Options], argv: Sequence[str], prog: str) -> Options:
-    """tyro's answer; its framed complaints are unwrapped into one line."""
-    printed = io.StringIO()
-    try:
-        with redirect_stderr(printed):
-            return tyro.cli(command, prog=prog, args=list(argv), config=MARKERS)
-    except SystemExit:
-        raise UsageError(_unframed(printed.getvalue())) from None
+# Help -------------------------------------------------------------------------------------------
 
 
-def _unframed(box: str) -> str:
-    """What tyro's box says, in one line of our own form where its form is known.
-
-    A terminal gets the frame and colours, a pipe rules of dashes; the first line is the title.
-    """
-    plain = re.sub(r"\x1b\[[0-9;]*m|[─│╭╮╰╯]|^\s*-+\s*$", "", box, flags=re.MULTILINE)
-    text = " ".join(" ".join(plain.strip().splitlines()[1:]).split())
-    text = re.sub(r"\s*(For full helptext|Argument helptext|Got errors|Are you).*", "", text)
-    if unknown := re.match(r"Unrecognized options:[,\s]*([^\s,]+)", text):
-        meant = re.search(r"Perhaps you meant: ([^\s,]+)", text)
-        hint = f"did you mean {meant[1]!r}?" if meant else "see --help"
-        return f"{unknown[1]}: unknown option; {hint}"
-    if missing := re.match(r"Missing from .*?: ([^\s,]+)", text):
-        return f"{missing[1]} is missing; see --help"
-    return text.replace("Error parsing ", "") or "bad options; see --help"
-
-
-def _help(
-    command: type,
-    own: Sequence[str],
-    overrides: dict[str, Any],
-    prog: str,
-    sections: Sequence[str],
-) -> None:
-    """Print the help, its defaults those of the file given with --config and the flags."""
-    config = load_config(_config_file(own), overrides)
-    fields: list[tuple[str, Any, Any]] = [
-        (name, type(getattr(config, name)), getattr(config, name)) for name in sections
-    ]
-    page = make_dataclass("Page", fields, bases=(command,), kw_only=True, frozen=True)
-    page.__doc__ = f"{command.__doc__}\n\n{_choices(sections)}"
-    tyro.cli(page, prog=prog, args=["--help"], config=MARKERS)
+def _page(command: type, prog: str, config: Config, sections: Sequence[str]) -> str:
+    """The help of a command, its defaults those of the file given with --config and the flags."""
+    own = _own(command).values()
+    about = " ".join((command.__doc__ or "").split("Args:")[0].split())
+    place = "".join(f" [{a.name.upper()}]" for a in own if _positional(a))
+    lines = [f"usage: {prog}{place} [OPTIONS]", "", *textwrap.wrap(about, WIDTH), "", "options:"]
+    for argument in own:
+        value = None if argument.default is EMPTY else argument.default
+        name = argument.name.upper() if _positional(argument) else f"--{_spelling(argument)}"
+        lines += _entry(name, argument, value, required=argument.default is EMPTY)
+    lines += _entry("--help", Argument("help", bool, False, "show this page"), False)
+    if sections:
+        lines += ["", "keys of the configuration, here with the values of --config and the flags:"]
+        for name, argument in keys(ROOT).items():
+            if name in sections:
+                lines += _section_lines(f"--{name}", argument, getattr(config, name))
+    return "\n".join(lines)
 
 
-def _config_file(own: Sequence[str]) -> str | None:
-    return next(
-        (values[0] for flag, values in _groups(own) if flag == "--config" and values), None
-    )
+def _section_lines(name: str, argument: Argument, value: Any) -> Iterator[str]:
+    source = contents(argument)
+    if not isinstance(value, Section):
+        yield from _entry(name, argument, value)
+        return
+    if isinstance(source, Table):
+        yield ""
+        text = f"{argument.about}: {', '.join(source)} (default: {value.kind})"
+        about = summary(source[str(value.kind)])
+        yield from _columns(f"{name} KIND", f"{text}; {value.kind}: {about}")
+        known = keys(source, value.kind)
+    else:
+        yield f"\n{name.removeprefix('--')}: {argument.about}"
+        known = keys(source) if source is not None else {}
+    for key, inner in known.items():
+        yield from _section_lines(f"{name}.{key}", inner, value.values[key])
 
 
-def _choices(sections: Sequence[str]) -> str:
-    """The kinds of every section, which the page cannot show beside the one that is chosen."""
-    lines = [f"--{path}.kind {', '.join(names)}" for path, names in _kinds(Config, "", sections)]
-    return "\n".join(["Choices, each with keys of its own:", *lines]) if lines else ""
+def _entry(name: str, argument: Argument, value: Any, *, required: bool = False) -> Iterator[str]:
+    """The lines of one option: its flag, what it does, its range or choices, its value now."""
+    kind, limits = unwrapped(argument.type)
+    source = contents(argument)
+    if kind is bool:
+        if value:
+            before, dot, last = name.removeprefix("--").rpartition(".")
+            name = f"--{before}{dot}no-{last}"
+        about = f"do not {argument.about.split(';')[0]}" if value else argument.about
+        yield from _columns(name, about)
+        return
+    facts = [limit.words(argument.name) for limit in limits]
+    if is_sequence(kind) and get_args(kind):
+        facts += [limit.words("each") for limit in unwrapped(get_args(kind)[0])[1]]
+    choices: Sequence[Any] = list(source) if isinstance(source, Table) else ()
+    if get_origin(kind) is Literal:
+        choices = get_args(kind)
+    facts += ["one of " + ", ".join(map(str, choices))] if choices else []
+    facts.append("required" if required else f"default: {_shown(value)}")
+    if value is None and not required:
+        facts.pop()
+    text = f"{argument.about} ({'; '.join(filter(None, facts))})" if any(facts) else argument.about
+    yield from _columns(f"{name} {_metavar(kind, choices)}", text)
 
 
-def _kinds(
-    section: type[BaseModel], prefix: str, names: Sequence[str]
-) -> Iterator[tuple[str, tuple[str, ...]]]:
-    for name in names:
-        inner = members(section.model_fields[name])
-        found = tuple(kind for member in inner for kind in kinds(member))
-        if found:
-            yield f"{prefix}{name}", found
-        elif inner:
-            yield from _kinds(inner[0], f"{prefix}{name}.", list(inner[0].model_fields))
+def _columns(left: str, text: str) -> Iterator[str]:
+    left = f"  {_dashes(left)}"
+    text = re.sub(r"\bNone\b", "null", text)
+    lines = textwrap.wrap(text, WIDTH - COLUMN, break_on_hyphens=False)
+    if len(left) > COLUMN - 2:
+        yield left
+        left = ""
+    yield f"{left:<{COLUMN}}{lines[0] if lines else ''}".rstrip()
+    yield from (" " * COLUMN + line for line in lines[1:])
+
+
+def _metavar(kind: Any, choices: Sequence[Any]) -> str:
+    if choices:
+        return "NAME"
+    if is_sequence(kind):
+        return "LIST"
+    return "PATH" if is_path(kind) else {int: "N", float: "NUMBER"}.get(kind, "TEXT")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return ",".join(map(_shown, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+# What an option is ------------------------------------------------------------------------------
+
+
+def _own(command: type) -> Mapping[str, Argument]:
+    """The options of a command, its own before those that it shares."""
+    shared = {
+        name for base in command.__mro__[1:] for name in vars(base).get("__annotations__", ())
+    }
+    found = arguments(command)
+    return dict(sorted(found.items(), key=lambda item: item[0] in shared))
+
+
+def _kind(argument: Argument) -> Any:
+    return unwrapped(argument.type)[0]
+
+
+def _notes(argument: Argument) -> tuple[Any, ...]:
+    return getattr(argument.type, "__metadata__", ())
+
+
+def _positional(argument: Argument) -> bool:
+    return "positional" in _notes(argument)
+
+
+def _spelling(argument: Argument) -> str:
+    """The name of the flag: that of the argument, but where it is a word of Python's."""
+    return next((n for n in _notes(argument) if isinstance(n, str)), argument.name)
+
+
+def _dashes(name: str) -> str:
+    flag, space, value = name.partition(" ")
+    return f"{flag.replace('_', '-')}{space}{value}"

@@ -1,8 +1,9 @@
-"""``scoresde info``: every name that can be chosen, with a line about it; or what a run holds."""
+"""``scoresde info``: every name that can be chosen, with a line about it, or a run's contents."""
 
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -14,10 +15,10 @@ from scoresde.runs.stored import page, stored
 
 
 class Listing(NamedTuple):
-    """Where in a configuration the names go, and what they stand for."""
+    """The key of a configuration that the names are for, and what they stand for."""
 
     key: str
-    table: Mapping[str, Callable[..., Any]]
+    table: Mapping[str, Any]
 
 
 LISTINGS = {
@@ -42,9 +43,12 @@ def run(options: InfoOptions, overrides: Mapping[str, Any]) -> int:
     """Print every listing, with --json as {listing: {name: line}}; or what is at a path."""
     if options.path is not None:
         found = stored(options.path)
-        print(json.dumps(found, indent=2) if options.json else page(options.path, found))
+        print(json.dumps(found, indent=2) if options.json else page(found))
         return 0
-    lines = {title: summaries(listing) for title, listing in LISTINGS.items()}
+    lines = {
+        title: {name: _line(listing.table, name) for name in listing.table}
+        for title, listing in LISTINGS.items()
+    }
     if options.json:
         print(json.dumps(lines, indent=2))
     else:
@@ -52,26 +56,28 @@ def run(options: InfoOptions, overrides: Mapping[str, Any]) -> int:
     return 0
 
 
-def summaries(listing: Listing) -> dict[str, str]:
-    """The first sentence about every name, and what a step declares."""
-    lines = {name: registry.summary(entry) for name, entry in listing.table.items()}
-    if listing.table is not registry.SAMPLERS:
-        return lines
-    return {name: f"{line}{_declared(name)}" for name, line in lines.items()}
-
-
-def _declared(name: str) -> str:
-    """Such as " (order 2, 2 calls a step)", by default; nothing for a solver without steps."""
-    if name not in registry.STEPS:
-        return ""
+def _line(table: Mapping[str, Callable[..., Any]], name: str) -> str:
+    """The first sentence about a name, and of a step its order and calls."""
+    line = registry.summary(table[name])
+    if table is not registry.SAMPLERS or name not in registry.STEPS:
+        return line
     step = registry.STEPS[name]()
     order = f"{'weak ' if draws_noise(step) else ''}order {step.order}"
     if name in registry.SELF_PACED:
-        return f" ({order}, at least {step.nfe_per_step} calls)"
-    return f" ({order}, {step.nfe_per_step} call{'s' * (step.nfe_per_step > 1)} a step)"
+        return f"{line} ({order}, at least {step.nfe_per_step} calls)"
+    return f"{line} ({order}, {step.nfe_per_step} call{'s' * (step.nfe_per_step > 1)} a step)"
 
 
 def _page(title: str, lines: Mapping[str, str]) -> str:
-    width = max(map(len, lines))
-    rows = (f"  {name:<{width}}  {line}" for name, line in lines.items())
+    width = max(map(len, lines)) + 4
+    rows = [
+        textwrap.fill(
+            line,
+            80,
+            initial_indent=f"  {name:<{width - 4}}  ",
+            subsequent_indent=" " * width,
+            break_on_hyphens=False,
+        )
+        for name, line in lines.items()
+    ]
     return "\n".join([f"{title} ({LISTINGS[title].key})", *rows])

@@ -30,12 +30,11 @@ from scoresde.cli.likelihood_report import (
 from scoresde.cli.options import LikelihoodOptions
 from scoresde.cli.report import Stopping
 from scoresde.cli.weights import load_chosen
-from scoresde.config import Config, override, to_plain
-from scoresde.config.schema import Likelihood
+from scoresde.config import Config, Section, build_dataset, override, to_plain
 from scoresde.data import Scaling, Split, examples
 from scoresde.likelihood import mean
 from scoresde.parameterization import ScoreModel
-from scoresde.registry import bound_of, build_dataset, build_estimator
+from scoresde.registry import bound_of, build_estimator
 from scoresde.runs import scoring
 from scoresde.runs.compatibility import require_same_data, require_same_split
 from scoresde.runs.processes import World, own_device, together
@@ -131,7 +130,7 @@ def score_split(
     model: ScoreModel,
     split: Split,
     scaling: Scaling,
-    settings: Likelihood,
+    settings: Section,
     *,
     conditional: bool = False,
     seed: int = 0,
@@ -234,7 +233,7 @@ def _job(
     model: ScoreModel,
     split: Split,
     scaling: Scaling,
-    settings: Likelihood,
+    settings: Section,
     *,
     conditional: bool = False,
     seed: int = 0,

@@ -19,8 +19,7 @@ from torch import Tensor
 
 from scoresde.atomic import atomic_write, writing
 from scoresde.cli.options import LikelihoodOptions
-from scoresde.config import Config
-from scoresde.config.schema import Likelihood
+from scoresde.config import Config, Section, plain
 from scoresde.evaluation.figures import histogram
 from scoresde.likelihood import bootstrap_interval, draw_error, mean
 from scoresde.likelihood.bounds import terminal_gap
@@ -78,7 +77,7 @@ def report_of(
         "seed": ready.options.seed,
         "nfe": float(values.columns["nfe"].mean()),
         "seconds": seconds,
-        **settings.model_dump(exclude={"t0", "dequantisation"}),
+        **{k: v for k, v in plain(settings).items() if k not in ("t0", "dequantisation")},
         "dequantisation": None if scaling.levels is None else _law(settings),
     }
 
@@ -125,7 +124,7 @@ def _prior_gap(job: Job) -> float:
     return float(gap.mean()) / x[0].numel() / math.log(2)
 
 
-def _law(settings: Likelihood) -> str:
+def _law(settings: Section) -> str:
     """The dequantisation, of a chain the decoder it ends with."""
     return "decoder" if settings.method == "discrete" else settings.dequantisation
 

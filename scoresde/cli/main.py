@@ -7,13 +7,14 @@ known to be good.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from scoresde.config.problems import nearest
+from scoresde.arguments import nearest
 
 MISSING_FILES = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 
@@ -75,7 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
-        return _fail(*_verdict(error))
+        text, code = _verdict(error)
+        return _fail(_flagged(text, arguments[0]), code)
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -95,6 +97,21 @@ def _dispatch(arguments: list[str]) -> int:
     )
     run: Callable[[Any, dict[str, Any]], int] = import_module(f"scoresde.cli.{name}").run
     return run(found, overrides)
+
+
+def _flagged(text: str, name: str) -> str:
+    """A message of the library with arguments as flags: the one it begins with, and ``x=True``."""
+    if name not in COMMANDS:
+        return text
+    flags, options = import_module("scoresde.cli.flags"), import_module("scoresde.cli.options")
+    command = COMMANDS[name]
+
+    def flag(found: re.Match[str]) -> str:
+        spelt = flags.spelling(getattr(options, command.options), command.sections, found[1])
+        return found[0] if spelt is None else str(spelt)
+
+    text = re.sub(r"^([a-z]\w*(?:\.\w+)*)(?=:| is | and )", flag, text)
+    return re.sub(r"\b(?<!\.)([a-z]\w*)=True\b", flag, text)
 
 
 def _usage() -> str:

@@ -21,11 +21,11 @@ from scoresde.cli.console import Advance, pick_device, progress
 from scoresde.cli.options import SampleOptions
 from scoresde.cli.report import Stopping
 from scoresde.cli.weights import described_choice, load_chosen
-from scoresde.config import Config, override, to_plain
+from scoresde.config import Config, build_sampler, override, to_plain
 from scoresde.data import Scaling
 from scoresde.data.foreign import RECORD
 from scoresde.parameterization import ScoreModel
-from scoresde.registry import STEPS, Sampler, build_sampler
+from scoresde.registry import STEPS, Sampler
 from scoresde.runs.load import LoadedRun
 from scoresde.runs.optimised import Wanted, find_grid, grid_file, kept_grid, wanted
 from scoresde.runs.pictures import Make, require_free, save_preview, trajectory_files, write

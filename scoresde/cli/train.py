@@ -14,9 +14,17 @@ from torch import nn
 from scoresde.cli.console import pick_device, progress
 from scoresde.cli.options import TrainOptions
 from scoresde.cli.report import Report
-from scoresde.config import Config, config_from, load_config, override, to_plain, to_yaml
-from scoresde.config.schema import Train
-from scoresde.registry import build_dataset, build_model
+from scoresde.config import (
+    Config,
+    Section,
+    build_dataset,
+    build_model,
+    config_from,
+    load_config,
+    override,
+    to_plain,
+    to_yaml,
+)
 from scoresde.runs import folder as folders
 from scoresde.runs.cost import flops, short
 from scoresde.runs.folder import RunFolder, environment
@@ -34,7 +42,7 @@ from scoresde.runs.train_resume import flat, restore
 from scoresde.runs.train_setup import Run, planned, prepare
 from scoresde.training import checkpoint as checkpoints
 from scoresde.training.distributed import Share
-from scoresde.training.precision import emulates_half
+from scoresde.training.precision import is_slow
 
 EXAMPLES, SAME_DATA = "sha256 of the examples", "give all processes the same data"
 SAME = "start all processes with the same options, configuration and folder"
@@ -133,13 +141,13 @@ def introduction(run: Run, device: torch.device) -> str:
     )
 
 
-def cautions(train: Train, device: torch.device) -> list[str]:
+def cautions(train: Section, device: torch.device) -> list[str]:
     """What does not help as it was meant to, a line each."""
-    if train.precision == "float32" or not emulates_half(device):
+    if not is_slow(train.precision, device):
         return []
     return [
-        f"train.precision={train.precision} gains nothing on this CPU, which has no instructions "
-        "for it: numbers are rounded and then multiplied in float32"
+        f"train.precision={train.precision} is slower than float32 on this CPU, which has no "
+        "instructions for it"
     ]
 
 

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
-from scoresde.config.problems import describe
-from scoresde.config.schema import Config
+from scoresde.config.schema import ROOT, Config, ConfigError
+from scoresde.config.sections import Problem, options, plain, read_keys
 
 Overrides = Mapping[str, Any]
 """Dotted path to value, such as ``{"train.lr": "1e-4"}``; text is read as the type of the key."""
@@ -26,10 +25,6 @@ Overrides = Mapping[str, Any]
 MOST_BYTES = 1_000_000
 MOST_VALUES = 10_000
 MOST_PROBLEMS = 50
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message is one line with file, key and remedy."""
 
 
 def load_config(path: str | Path | None = None, overrides: Overrides | None = None) -> Config:
@@ -49,8 +44,7 @@ def config_from(found: Mapping[str, Any], source: str | Path) -> Config:
 
 def to_plain(config: Config) -> dict[str, Any]:
     """Every value as JSON has them, for ``config_from``."""
-    dumped: dict[str, Any] = config.model_dump(mode="json")
-    return dumped
+    return {name: plain(getattr(config, name)) for name in config.__dataclass_fields__}
 
 
 def override(config: Config, overrides: Overrides) -> Config:
@@ -60,7 +54,7 @@ def override(config: Config, overrides: Overrides) -> Config:
 
 def to_yaml(config: Config) -> str:
     """Every value, so that reading it back gives an equal configuration."""
-    return yaml.safe_dump(_kind_first(to_plain(config)), sort_keys=False, default_flow_style=None)
+    return yaml.safe_dump(to_plain(config), sort_keys=False, default_flow_style=None)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -139,7 +133,17 @@ def _size(node: yaml.Node, known: dict[int, int]) -> int:
     return known[id(node)]
 
 
-# YAML 1.1, which PyYAML implements, asks for a point and a signed exponent in a float.
+# YAML 1.1, which PyYAML implements, asks for a point and a signed exponent in a float, and reads
+# 016 in base 8 and 1:30 in base 60: such are left as text, which no number is read from.
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in found if tag != "tag:yaml.org,2002:int"]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int",
+    re.compile(r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)$"),
+    list("-+0123456789"),
+)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
@@ -155,14 +159,38 @@ def _where(error: yaml.YAMLError) -> str:
 
 
 def _validated(base: Any, overrides: Overrides, path: str | Path | None) -> Config:
+    problems: list[Problem] = []
     tree = _merge(base, _nested(overrides))
-    try:
-        return Config.model_validate(tree)
-    except ValidationError as error:
-        found = error.errors()
-        problems = [describe(d, tree, overrides, path) for d in found[:MOST_PROBLEMS]]
-        more = len(found) - len(problems)
-        raise ConfigError("; ".join(problems + [f"and {more} more"] * (more > 0))) from None
+    found = read_keys(ROOT, None, tree, (), problems)
+    if not problems:
+        try:
+            return Config(**found)
+        except ConfigError as error:
+            problems.append(Problem((), str(error)))
+    lines = [_line(problem, overrides, path) for problem in problems[:MOST_PROBLEMS]]
+    more = len(problems) - len(lines)
+    raise ConfigError("; ".join(lines + [f"and {more} more"] * (more > 0)))
+
+
+def _line(problem: Problem, overrides: Overrides, file: str | Path | None) -> str:
+    """'file.yaml: train.lr: must be greater than 0, got -1', or '--train.lr: ...' for a flag."""
+    name, text = ".".join(_printable(str(part))[:60] for part in problem.place), problem.text
+    if problem.unknown and "did you mean" not in text:
+        # The same name in another section.
+        elsewhere = [
+            path for path, _ in options(ROOT) if path.split(".")[-1] == name.split(".")[-1]
+        ]
+        if elsewhere and "that has it" not in text:
+            text = f"unknown key; did you mean {elsewhere[0]!r}?"
+    if name in overrides:
+        return f"--{name}: {_printable(text)}"
+    source = ": ".join(str(part) for part in (file, name) if part) or "configuration"
+    return f"{source}: {_printable(text)}"
+
+
+def _printable(text: str) -> str:
+    """In one line, whatever a key is made of."""
+    return text if text.isprintable() else ascii(text)
 
 
 # Merging ------------------------------------------------------------------------------------
@@ -191,10 +219,3 @@ def _nested(overrides: Overrides) -> dict[str, Any]:
         place = reduce(lambda node, key: node.setdefault(key, {}), parents, tree)
         place[name] = None if value in ("null", "None") else value
     return tree
-
-
-def _kind_first(tree: Any) -> Any:
-    if not isinstance(tree, dict):
-        return tree
-    head = {"kind": tree["kind"]} if "kind" in tree else {}
-    return head | {key: _kind_first(value) for key, value in tree.items()}

@@ -3,18 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
-
-from scoresde.nn.normalise import GroupNorm, modulate
-from scoresde.nn.winograd import Conv3x3
+from torch.utils.checkpoint import checkpoint
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation of (B, C, H, W) for any number of channels.
+
+        y = weight (x - mean) / sqrt(var + eps) + bias
+
+    Mean and variance are those of a group of channels of one sample. The number of groups is the
+    largest divisor of C that is at most 32 and leaves 4 channels or more in each, else 1.
+    Group Normalization, arXiv 1803.08494.
+    """
+
+    def __init__(self, channels: int, *, affine: bool = True, eps: float = 1e-5) -> None:
+        limit = max(1, min(32, channels // 4))
+        groups = next(n for n in range(limit, 0, -1) if channels % n == 0)
+        super().__init__(groups, channels, eps, affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # On a CPU, PyTorch's kernel for channels-last images ends the process where the gradient
+        # of a weight is wanted and that of x is not, and it is several times slower.
+        return super().forward(x.contiguous() if x.device.type == "cpu" else x)
+
+
+def modulate(h: Tensor, scale_shift: Tensor) -> Tensor:
+    """(1 + scale) h + shift, the two halves of ``scale_shift`` along dimension 1."""
+    scale, shift = scale_shift.chunk(2, dim=1)
+    return torch.addcmul(shift, h, 1 + scale)
+
+
+def run(block: Callable[..., Any], *inputs: Any, again: bool) -> Any:
+    """block(*inputs), which with ``again`` is run once more in the backward pass.
+
+    The first run then keeps its inputs and nothing else. Training Deep Nets with Sublinear Memory
+    Cost, arXiv 1604.06174.
+    """
+    return checkpoint(block, *inputs, use_reentrant=False) if again else block(*inputs)
 
 
 class ResidualVector(nn.Module):
@@ -48,15 +82,15 @@ class ResidualImage(nn.Module):
     def __init__(self, channels: int, condition: int, *, dropout: float) -> None:
         super().__init__()
         self.norm = GroupNorm(channels)
-        self.inner = Conv3x3(channels, channels)
+        self.inner = nn.Conv2d(channels, channels, 3, padding=1)
         self.modulation = nn.Linear(condition, 2 * channels)
         self.inner_norm = GroupNorm(channels, affine=False)  # the modulation is its affine map
         self.dropout = nn.Dropout(dropout)
-        self.outer = zeroed(Conv3x3(channels, channels))
+        self.outer = zeroed(nn.Conv2d(channels, channels, 3, padding=1))
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         h = self.inner(F.silu(self.norm(x)))
-        h = self.inner_norm(h, self.modulation(condition))
+        h = modulate(self.inner_norm(h), self.modulation(condition)[:, :, None, None])
         out: Tensor = self.outer(self.dropout(F.silu(h)))
         return x + out
 

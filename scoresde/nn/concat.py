@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scoresde.nn.normalise import GroupNorm
-from scoresde.nn.recompute import run
+from scoresde.arguments import Count, Natural, check
+from scoresde.nn.blocks import GroupNorm, run
 from scoresde.nn.resample import DownConv
 from scoresde.nn.residual import Residual, Style
-from scoresde.nn.stem import Stem
-from scoresde.nn.unet import check, check_images, head
+from scoresde.nn.unet import Several, check_attention, check_images, head
 
 Cells = Any
 """An nn.ModuleList of them, for whose items torch knows no type."""
@@ -36,7 +35,7 @@ class Cell(nn.Module):
 
 
 class Descent(nn.Module):
-    """To the next level by a residual block; the picture beside it is left alone."""
+    """To the next resolution by a residual block; the picture beside it is left alone."""
 
     def __init__(self, channels: int, style: Style) -> None:
         super().__init__()
@@ -47,9 +46,9 @@ class Descent(nn.Module):
 
 
 class PicturedDescent(nn.Module):
-    """To the next level by a residual block, merged with the picture halved by a convolution.
+    """To the next resolution by a residual block, merged with the picture halved by a convolution.
 
-    What comes out is the picture of the next level. Score-Based Generative Modeling through SDEs,
+    The result is the picture at the next resolution. Score-Based Generative Modeling through SDEs,
     arXiv 2011.13456, appendix H.1, `residual` progressive input.
     """
 
@@ -67,18 +66,25 @@ class PicturedDescent(nn.Module):
 class ConcatUNet(nn.Module):
     """A U-Net on (B, channels, H, W), H and W >= 1, whose decoder joins every encoder map.
 
-    Level i holds ``width * multipliers[i]`` channels on ceil(H / 2^i) x ceil(W / 2^i) pixels:
-    ``blocks`` residual blocks on the way down and one more on the way up, each of which is given
-    a map of the encoder. Sizes change inside residual blocks; what a doubled map has too much is
-    cut off. Between the two ways are two blocks with attention between them.
-
-    condition: from (noise, label, augment) to the vector of ``style.condition`` numbers; style: of
-    all blocks; attention: levels whose blocks have attention (0 = full resolution), with
-    ``attend_once`` on the way up only the last of each; picture: taps of the filter by which the
-    picture goes down beside the blocks, or None; outputs: output channels (``channels``);
-    recompute: keep only what goes into a block, and run it again in the backward pass. The output
+    Resolution i holds ``width * multipliers[i]`` channels on ceil(H / 2^i) x ceil(W / 2^i)
+    pixels: ``blocks`` residual blocks on the way down and one more on the way up, each of which
+    takes one map of the encoder. Sizes change inside residual blocks; a doubled map is cropped to
+    the size it had. Between the two ways are two blocks with attention between them. The output
     is zero at the start.
     Raises ValueError for sizes that do not fit. DDPM, arXiv 2006.11239, appendix B.
+
+    Args:
+        channels: channels of the input.
+        condition: module from (noise, label, augment) to a vector of ``style.condition`` numbers.
+        style: settings that all blocks share.
+        width: channels at full resolution.
+        multipliers: channels at each resolution, in units of the width.
+        blocks: residual blocks at each resolution.
+        attention: resolutions with self-attention; 0 is the full resolution.
+        attend_once: on the way up, only the last block at a resolution has attention.
+        picture: taps of the filter that halves the picture beside the blocks, None without.
+        outputs: output channels, None for as many as the input.
+        recompute: run the blocks again in the backward pass.
     """
 
     def __init__(
@@ -87,22 +93,24 @@ class ConcatUNet(nn.Module):
         condition: nn.Module,
         style: Style,
         *,
-        width: int,
-        multipliers: Sequence[int],
-        blocks: int,
-        attention: Sequence[int],
+        width: Count,
+        multipliers: Several,
+        blocks: Count,
+        attention: tuple[Natural, ...],
         attend_once: bool = False,
         picture: Sequence[float] | None = None,
-        outputs: int | None = None,
+        outputs: Count | None = None,
         recompute: bool = False,
     ) -> None:
         super().__init__()
-        check(channels, width, multipliers, blocks, attention)
+        check(ConcatUNet, locals())
+        check_attention(attention, multipliers)
         widths = [width * m for m in multipliers]
-        attends = [level in attention for level in range(len(widths))]
+        attends = [i in attention for i in range(len(widths))]
         self.channels, self.recompute = channels, recompute
+        self.classes: int | None = getattr(condition, "classes", None)
         self.condition = condition
-        self.stem = style.start(Stem(channels, width))
+        self.stem = style.conv(channels, width)
         self.encoder = _encoder(style, width, widths, blocks, attends)
         self.descents = _descents(style, channels, widths, picture)
         self.middle = nn.ModuleList(

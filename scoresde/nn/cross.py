@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from scoresde.nn.blocks import attend, zeroed
-from scoresde.nn.normalise import GroupNorm
+from scoresde.nn.blocks import GroupNorm, attend, zeroed
 
 
 class CrossAttention(nn.Module):

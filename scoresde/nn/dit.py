@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scoresde.nn.blocks import Layer, attend, zeroed
+from scoresde.arguments import Count, Even, Fraction, Range, check
+from scoresde.nn.blocks import Layer, attend, run, zeroed
 from scoresde.nn.embeddings import Conditioning
-from scoresde.nn.recompute import run
 from scoresde.nn.unet import check_images
 
 _EPS = 1e-6
@@ -87,41 +87,49 @@ class DiT(nn.Module):
     """A transformer on the patches of (B, channels, H, W) for every H and W >= 1.
 
     Sides that are no multiple of ``patch`` are filled up with zeros on the right and below, and
-    cropped at the end; no token is all filling. The place of a patch is told by sines and cosines
-    of its row and its column, which need no table and no largest size.
-    width: channels of a token (a multiple of 4); depth: blocks; heads: of their attention;
-    embedding: noise features (even); fourier: random instead of geometric frequencies; classes:
-    number of labels or None; augments: numbers that say how an example was augmented, or None;
-    dropout: on both branches of each block; outputs: output channels (``channels``); recompute:
-    keep only what goes into a block, and run it again in the backward pass. The output is zero at
+    cropped at the end; no token is all filling. Sines and cosines of its row and its column
+    encode the place of a patch, without a table and without a largest size. The output is zero at
     the start. ``DIT_SIZES`` are the published sizes.
     Raises ValueError for sizes that do not fit. Scalable Diffusion Models with Transformers, arXiv
     2212.09748.
+
+    Args:
+        channels: channels of the input.
+        width: channels of a token; with depth and heads the paper's S is 384, 12, 6, B 768, 12,
+            12, L 1024, 24, 16, XL 1152, 28, 16.
+        depth: transformer blocks.
+        heads: heads of the self-attention.
+        patch: side of the square of pixels that becomes a token.
+        embedding: features of the noise level.
+        fourier: draw the frequencies of the noise features at random.
+        classes: number of classes, None without labels.
+        augments: numbers that describe how an example was augmented, None without.
+        dropout: probability of dropout in each block.
+        outputs: output channels, None for as many as the input.
+        recompute: run the blocks again in the backward pass, which takes less memory and about a
+            third more time.
     """
 
     def __init__(
         self,
-        channels: int,
+        channels: Count,
         *,
-        width: int = 384,
-        depth: int = 12,
-        heads: int = 6,
-        patch: int = 2,
-        embedding: int = 256,
+        width: Annotated[int, Range(ge=4, multiple_of=4)] = 384,
+        depth: Count = 12,
+        heads: Count = 6,
+        patch: Count = 2,
+        embedding: Even = 256,
         fourier: bool = False,
-        classes: int | None = None,
-        augments: int | None = None,
-        dropout: float = 0.0,
-        outputs: int | None = None,
+        classes: Count | None = None,
+        augments: Count | None = None,
+        dropout: Fraction = 0.0,
+        outputs: Count | None = None,
         recompute: bool = False,
     ) -> None:
         super().__init__()
-        if min(channels, width, depth, patch) < 1 or width % 4:
-            raise ValueError(
-                "need channels, depth and patch >= 1 and a width that is a multiple of 4, got "
-                f"{channels}, {depth}, {patch} and {width}"
-            )
-        self.channels, self.patch, self.recompute = channels, patch, recompute
+        check(DiT, locals())
+        self.channels, self.classes = channels, classes
+        self.patch, self.recompute = patch, recompute
         self.condition = Conditioning(
             embedding, width, fourier=fourier, classes=classes, augments=augments
         )

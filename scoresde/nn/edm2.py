@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import pairwise
 from types import MappingProxyType
 
@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scoresde.arguments import Count, Even, Fraction, Natural, check
+from scoresde.nn.blocks import run
 from scoresde.nn.magnitude import (
     RESIDUAL,
     MPAttention,
@@ -21,8 +23,7 @@ from scoresde.nn.magnitude import (
     mp_sum,
     pixel_norm,
 )
-from scoresde.nn.recompute import run
-from scoresde.nn.unet import check, check_images
+from scoresde.nn.unet import Several, check_attention, check_images
 
 EDM2_WIDTHS: Mapping[str, int] = MappingProxyType(
     {"XS": 128, "S": 192, "M": 256, "L": 320, "XL": 384, "XXL": 448}
@@ -91,38 +92,51 @@ class MPBlock(nn.Module):
 class EDM2(nn.Module):
     """The magnitude-preserving U-Net on (B, channels, H, W) for every H and W >= 1.
 
-    Level i holds ``width * multipliers[i]`` channels on ceil(H / 2^i) x ceil(W / 2^i) pixels. The
-    encoder has ``blocks`` blocks a level, and one more behind every halving; the decoder has two
-    blocks at the bottom, one behind every doubling, and ``blocks + 1`` a level, each of which is
-    given the output of an encoder block beside its own.
-    attention: levels with self-attention (0 = full resolution), in heads of ``head_channels``;
-    embedding: noise features (even), None for ``width``; fourier: random instead of geometric
-    frequencies; classes: number of labels or None; augments: numbers that say how an example was
-    augmented, or None; dropout: in each block; outputs: output channels (``channels``);
-    recompute: keep only what goes into a block, and run it again in the backward pass. The output
-    is zero at the start. ``EDM2_WIDTHS`` are the published sizes.
+    Resolution i holds ``width * multipliers[i]`` channels on ceil(H / 2^i) x ceil(W / 2^i)
+    pixels. The encoder has ``blocks`` blocks at each, and one more behind every halving; the
+    decoder has two blocks at the bottom, one behind every doubling, and ``blocks + 1`` at each,
+    which take the output of an encoder block beside their own. The output is zero at the start.
+    ``EDM2_WIDTHS`` are the published sizes.
     Raises ValueError for sizes that do not fit. Config G of arXiv 2312.02696, appendix B.
+
+    Args:
+        channels: channels of the input.
+        width: channels at full resolution; the paper's XS to XXL are 128, 192, 256, 320, 384 and
+            448.
+        multipliers: channels at each resolution, in units of the width.
+        blocks: residual blocks at each resolution.
+        attention: resolutions with self-attention; 0 is the full resolution.
+        head_channels: channels of each head of the self-attention.
+        embedding: features of the noise level; None for the width.
+        fourier: draw the frequencies of the noise features at random.
+        classes: number of classes, None without labels.
+        augments: numbers that describe how an example was augmented, None without.
+        dropout: probability of dropout in each block.
+        outputs: output channels, None for as many as the input.
+        recompute: run the blocks again in the backward pass, which takes less memory and about a
+            third more time.
     """
 
     def __init__(
         self,
-        channels: int,
+        channels: Count,
         *,
-        width: int = 128,
-        multipliers: Sequence[int] = (1, 2, 3, 4),
-        blocks: int = 3,
-        attention: Sequence[int] = (2, 3),
-        head_channels: int = 64,
-        embedding: int | None = None,
+        width: Count = 128,
+        multipliers: Several = (1, 2, 3, 4),
+        blocks: Count = 3,
+        attention: tuple[Natural, ...] = (2, 3),
+        head_channels: Count = 64,
+        embedding: Even | None = None,
         fourier: bool = True,
-        classes: int | None = None,
-        augments: int | None = None,
-        dropout: float = 0.0,
-        outputs: int | None = None,
+        classes: Count | None = None,
+        augments: Count | None = None,
+        dropout: Fraction = 0.0,
+        outputs: Count | None = None,
         recompute: bool = False,
     ) -> None:
         super().__init__()
-        check(channels, width, multipliers, blocks, attention)
+        check(EDM2, locals())
+        check_attention(attention, multipliers)
         widths = [width * m for m in multipliers]
         vector, last = max(widths), len(widths) - 1
 
@@ -145,7 +159,7 @@ class EDM2(nn.Module):
                 block(a + b, here, level, False) for a, b in zip(inputs, skips, strict=True)
             )
 
-        self.channels, self.recompute = channels, recompute
+        self.channels, self.classes, self.recompute = channels, classes, recompute
         self.condition = MPConditioning(
             width + width % 2 if embedding is None else embedding,
             vector,

@@ -57,9 +57,9 @@ class Conditioning(nn.Module):
     """Noise level, class and augmentation to one vector, (B,), (B,), (B, augments) -> (B, out).
 
     A two-layer network of their summed features. Labels are 0..classes-1; the value ``classes``,
-    or ``label=None`` for a whole batch, means no label. The features of what was done to an
-    example are linear in ``augment``; zeros, or ``augment=None`` for a whole batch, mean nothing
-    was done. EDM, arXiv 2206.00364, appendix F.
+    or ``label=None`` for a whole batch, means no label. The augmentation enters through a linear
+    map; zeros, or ``augment=None`` for a whole batch, mean no augmentation. EDM, arXiv
+    2206.00364, appendix F.
     """
 
     def __init__(
@@ -73,6 +73,7 @@ class Conditioning(nn.Module):
     ) -> None:
         super().__init__()
         check_counts(classes, augments)
+        self.classes = classes
         self.features = gaussian_fourier(features) if fourier else sinusoidal(features)
         self.labels = None if classes is None else nn.Embedding(classes + 1, features)
         self.augments = None if augments is None else nn.Linear(augments, features, bias=False)
@@ -109,6 +110,7 @@ class LateConditioning(nn.Module):
     ) -> None:
         super().__init__()
         check_counts(classes, augments)
+        self.classes = classes
         self.features = gaussian_fourier(features) if fourier else sinusoidal(features)
         self.labels = None if classes is None else nn.Embedding(classes + 1, out)
         self.augments = None if augments is None else nn.Linear(augments, features, bias=False)
@@ -130,7 +132,7 @@ def labelled(features: Tensor, labels: nn.Embedding | None, label: Tensor | None
     Raises ValueError for a label without rows.
     """
     if labels is not None:
-        rows: Tensor = labels.weight[-1] if label is None else labels(label)
+        rows: Tensor = labels.weight[-1] if label is None else labels(label.long())
         return features + rows
     if label is not None:
         raise ValueError(
@@ -140,7 +142,7 @@ def labelled(features: Tensor, labels: nn.Embedding | None, label: Tensor | None
 
 
 def augmented(features: Tensor, augments: nn.Linear | None, augment: Tensor | None) -> Tensor:
-    """The features plus a linear map of the augmentation, None of which is nothing.
+    """The features plus ``augments(augment)``; unchanged if ``augment`` is None.
 
     Raises ValueError for an augmentation without a map.
     """

@@ -28,6 +28,7 @@ class LevelMean(nn.Module):
     def __init__(self, inner: nn.Module, middles: Tensor) -> None:
         super().__init__()
         self.inner = inner
+        self.classes: int | None = getattr(inner, "classes", None)
         # Known from the data: no part of what is trained and saved.
         self.register_buffer("middles", middles, persistent=False)
 

@@ -156,7 +156,7 @@ class MPConditioning(nn.Module):
         if self.labels is not None and self.classes is not None:
             if label is None:
                 label = torch.full((h.shape[0],), self.classes, device=h.device)
-            rows = math.sqrt(self.classes + 1) * F.one_hot(label, self.classes + 1).to(h)
+            rows = math.sqrt(self.classes + 1) * F.one_hot(label.long(), self.classes + 1).to(h)
             return mp_sum(h, self.labels(rows), 0.5)
         if label is not None:
             raise ValueError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scoresde.arguments import Count, Even, Fraction, check
 from scoresde.nn.blocks import ResidualVector, zeroed
 from scoresde.nn.embeddings import Conditioning
 
@@ -12,26 +13,32 @@ from scoresde.nn.embeddings import Conditioning
 class MLP(nn.Module):
     """A residual perceptron on (B, dim), or on any (B, ...) with ``dim`` numbers per sample.
 
-    width: hidden units; depth: residual blocks; embedding: noise features (even); fourier: random
-    instead of geometric frequencies; classes: number of labels or None; dropout: in each block.
-    The output is zero at the start. Raises ValueError for sizes that do not fit.
+    The output is zero at the start. Raises ValueError for sizes out of range.
+
+    Args:
+        dim: numbers per sample.
+        width: hidden units.
+        depth: residual blocks.
+        embedding: features of the noise level.
+        fourier: draw the frequencies of the noise features at random.
+        classes: number of classes, None without labels.
+        dropout: probability of dropout in each block.
     """
 
     def __init__(
         self,
-        dim: int,
+        dim: Count,
         *,
-        width: int = 256,
-        depth: int = 4,
-        embedding: int = 64,
+        width: Count = 256,
+        depth: Count = 4,
+        embedding: Even = 64,
         fourier: bool = False,
-        classes: int | None = None,
-        dropout: float = 0.0,
+        classes: Count | None = None,
+        dropout: Fraction = 0.0,
     ) -> None:
         super().__init__()
-        if min(dim, width, depth) < 1:
-            raise ValueError(f"need dim, width and depth >= 1, got {dim}, {width} and {depth}")
-        self.dim = dim
+        check(MLP, locals())
+        self.dim, self.classes = dim, classes
         self.condition = Conditioning(embedding, width, fourier=fourier, classes=classes)
         self.stem = nn.Linear(dim, width)
         self.blocks = nn.ModuleList(

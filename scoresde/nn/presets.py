@@ -2,37 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
+from scoresde.arguments import Count, Even, Fraction, Natural, Positive, check
 from scoresde.nn.concat import ConcatUNet
 from scoresde.nn.embeddings import Conditioning, LateConditioning
 from scoresde.nn.resample import Resampling, fir
 from scoresde.nn.residual import Modulated, Style, half_power, xavier
+from scoresde.nn.unet import Several
 
 
 def ddpmpp(
-    channels: int,
+    channels: Count,
     *,
-    width: int = 128,
-    multipliers: Sequence[int] = (1, 2, 2, 2),
-    blocks: int = 4,
-    attention: Sequence[int] = (1,),
-    head_channels: int | None = None,
-    embedding: int | None = None,
+    width: Count = 128,
+    multipliers: Several = (1, 2, 2, 2),
+    blocks: Count = 4,
+    attention: tuple[Natural, ...] = (1,),
+    head_channels: Count | None = None,
+    embedding: Even | None = None,
     fourier: bool = False,
-    classes: int | None = None,
-    augments: int | None = None,
-    dropout: float = 0.1,
-    outputs: int | None = None,
+    classes: Count | None = None,
+    augments: Count | None = None,
+    dropout: Fraction = 0.1,
+    outputs: Count | None = None,
     recompute: bool = False,
 ) -> ConcatUNet:
     """DDPM++: every skip over sqrt 2, sizes changed inside residual blocks by 2 x 2 boxes.
 
-    The noise level is added to every block. embedding: noise features, ``width`` if None;
-    head_channels: of each head of the attention, None for one head; the rest as in ``ConcatUNet``
-    and ``Conditioning``. Raises ValueError for sizes that do not fit. Score-Based Generative
-    Modeling through SDEs, arXiv 2011.13456, appendix H; EDM, arXiv 2206.00364, table 7.
+    The noise level is added to every block. Raises ValueError for sizes that do not fit.
+    Score-Based Generative Modeling through SDEs, arXiv 2011.13456, appendix H; EDM, arXiv
+    2206.00364, table 7.
+
+    Args:
+        channels: channels of the input.
+        width: channels at full resolution.
+        multipliers: channels at each resolution, in units of the width.
+        blocks: residual blocks at each resolution.
+        attention: resolutions with self-attention; 0 is the full resolution.
+        head_channels: channels of each head of the self-attention; None for one head.
+        embedding: features of the noise level; None for the width.
+        fourier: draw the frequencies of the noise features at random.
+        classes: number of classes, None without labels.
+        augments: numbers that describe how an example was augmented, None without.
+        dropout: probability of dropout in each block.
+        outputs: output channels, None for as many as the input.
+        recompute: run the blocks again in the backward pass, which takes less memory and about a
+            third more time.
     """
+    check(ddpmpp, locals())
     features = width + width % 2 if embedding is None else embedding
     return ConcatUNet(
         channels,
@@ -49,28 +65,45 @@ def ddpmpp(
 
 
 def ncsnpp(
-    channels: int,
+    channels: Count,
     *,
-    width: int = 128,
-    multipliers: Sequence[int] = (1, 2, 2, 2),
-    blocks: int = 4,
-    attention: Sequence[int] = (1,),
-    head_channels: int | None = None,
-    embedding: int | None = None,
+    width: Count = 128,
+    multipliers: Several = (1, 2, 2, 2),
+    blocks: Count = 4,
+    attention: tuple[Natural, ...] = (1,),
+    head_channels: Count | None = None,
+    embedding: Even | None = None,
     fourier: bool = True,
-    classes: int | None = None,
-    augments: int | None = None,
-    dropout: float = 0.1,
-    outputs: int | None = None,
-    taps: Sequence[float] = (1, 3, 3, 1),
+    classes: Count | None = None,
+    augments: Count | None = None,
+    dropout: Fraction = 0.1,
+    outputs: Count | None = None,
+    taps: tuple[Positive, ...] = (1, 3, 3, 1),
     recompute: bool = False,
 ) -> ConcatUNet:
-    """NCSN++: DDPM++ with smooth resampling, random frequencies and the picture at every level.
+    """NCSN++: DDPM++ with smooth resampling, random frequencies, and the picture at all sizes.
 
-    taps: of the filter; embedding: noise features, ``2 * width`` if None; the rest as in
-    ``ddpmpp``. Raises ValueError for sizes that do not fit. Score-Based Generative Modeling
-    through SDEs, arXiv 2011.13456, appendix H; EDM, arXiv 2206.00364, table 7.
+    Raises ValueError for sizes that do not fit. Score-Based Generative Modeling through SDEs,
+    arXiv 2011.13456, appendix H; EDM, arXiv 2206.00364, table 7.
+
+    Args:
+        channels: channels of the input.
+        width: channels at full resolution.
+        multipliers: channels at each resolution, in units of the width.
+        blocks: residual blocks at each resolution.
+        attention: resolutions with self-attention; 0 is the full resolution.
+        head_channels: channels of each head of the self-attention; None for one head.
+        embedding: features of the noise level; None for twice the width.
+        fourier: draw the frequencies of the noise features at random.
+        classes: number of classes, None without labels.
+        augments: numbers that describe how an example was augmented, None without.
+        dropout: probability of dropout in each block.
+        outputs: output channels, None for as many as the input.
+        taps: symmetric filter that halves and doubles images, of an even number of taps.
+        recompute: run the blocks again in the backward pass, which takes less memory and about a
+            third more time.
     """
+    check(ncsnpp, locals())
     features = 2 * width if embedding is None else embedding
     return ConcatUNet(
         channels,
@@ -88,27 +121,43 @@ def ncsnpp(
 
 
 def adm(
-    channels: int,
+    channels: Count,
     *,
-    width: int = 192,
-    multipliers: Sequence[int] = (1, 2, 3, 4),
-    blocks: int = 3,
-    attention: Sequence[int] = (1, 2, 3),
-    head_channels: int | None = 64,
-    embedding: int | None = None,
+    width: Count = 192,
+    multipliers: Several = (1, 2, 3, 4),
+    blocks: Count = 3,
+    attention: tuple[Natural, ...] = (1, 2, 3),
+    head_channels: Count | None = 64,
+    embedding: Even | None = None,
     fourier: bool = False,
-    classes: int | None = None,
-    augments: int | None = None,
-    dropout: float = 0.1,
-    outputs: int | None = None,
+    classes: Count | None = None,
+    augments: Count | None = None,
+    dropout: Fraction = 0.1,
+    outputs: Count | None = None,
     recompute: bool = False,
 ) -> ConcatUNet:
-    """ADM: the noise level scales and shifts every block, attention on three levels.
+    """ADM: the noise level scales and shifts every block, attention at three resolutions.
 
-    Its defaults are those of ImageNet at 64 x 64 pixels. embedding: noise features, ``width`` if
-    None; the rest as in ``ddpmpp``. Raises ValueError for sizes that do not fit.
-    Diffusion Models Beat GANs on Image Synthesis, arXiv 2105.05233, section 3.1 and table 11.
+    Its defaults are those of ImageNet at 64 x 64 pixels. Raises ValueError for sizes that do not
+    fit. Diffusion Models Beat GANs on Image Synthesis, arXiv 2105.05233, section 3.1 and table 11.
+
+    Args:
+        channels: channels of the input.
+        width: channels at full resolution.
+        multipliers: channels at each resolution, in units of the width.
+        blocks: residual blocks at each resolution.
+        attention: resolutions with self-attention; 0 is the full resolution.
+        head_channels: channels of each head of the self-attention; None for one head.
+        embedding: features of the noise level; None for the width.
+        fourier: draw the frequencies of the noise features at random.
+        classes: number of classes, None without labels.
+        augments: numbers that describe how an example was augmented, None without.
+        dropout: probability of dropout in each block.
+        outputs: output channels, None for as many as the input.
+        recompute: run the blocks again in the backward pass, which takes less memory and about a
+            third more time.
     """
+    check(adm, locals())
     features = width + width % 2 if embedding is None else embedding
     style = Style(
         4 * width, fir(), conditioned=Modulated, head_channels=head_channels, dropout=dropout

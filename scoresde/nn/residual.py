@@ -10,10 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scoresde.nn.blocks import Layer, SelfAttention, zeroed
-from scoresde.nn.normalise import GroupNorm, modulate
+from scoresde.nn.blocks import GroupNorm, Layer, SelfAttention, modulate, zeroed
 from scoresde.nn.resample import Resampling
-from scoresde.nn.winograd import Conv3x3
 
 
 def half_power(x: Tensor, h: Tensor) -> Tensor:
@@ -121,10 +119,10 @@ class Residual(nn.Module):
         super().__init__()
         self.norm = GroupNorm(into, eps=style.eps)
         self.change = change()
-        self.inner = style.start(Conv3x3(into, out))
+        self.inner = style.conv(into, out)
         self.conditioned = style.conditioned(out, style.condition, eps=style.eps)
         self.dropout = nn.Dropout(style.dropout)
-        self.outer = zeroed(Conv3x3(out, out))
+        self.outer = zeroed(nn.Conv2d(out, out, 3, padding=1))
         projected = into != out or (style.project and change is not nn.Identity)
         self.skip = style.conv(into, out, 1) if projected else nn.Identity()
         self.merge = style.merge

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Annotated
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scoresde.nn.blocks import ResidualImage, SelfAttention, zeroed
+from scoresde.arguments import Count, Even, Fraction, Natural, Range, check
+from scoresde.nn.blocks import GroupNorm, ResidualImage, SelfAttention, run, zeroed
 from scoresde.nn.embeddings import Conditioning
-from scoresde.nn.normalise import GroupNorm
-from scoresde.nn.recompute import run
-from scoresde.nn.stem import Stem
+
+Several = Annotated[tuple[Count, ...], Range(length=1)]
+"""The channels at each resolution, in units of the width: at least one."""
 
 
 class Stage(nn.Module):
@@ -56,56 +58,67 @@ def _block(residual: nn.Module, attention: nn.Module, x: Tensor, condition: Tens
 class UNet(nn.Module):
     """A time-conditioned U-Net on (B, channels, H, W) for every H and W >= 1.
 
-    Level i holds ``width * multipliers[i]`` channels on ceil(H / 2^i) x ceil(W / 2^i) pixels, with
-    a stage of ``blocks`` residual blocks on the way down and one on the way up, which starts from
-    the sum of both; the lowest level has one stage.
-    attention: levels with self-attention (0 = full resolution), of ``heads`` heads; embedding:
-    noise features (even); fourier: random instead of geometric frequencies; classes: number of
-    labels or None; augments: numbers that say how an example was augmented, or None; dropout: in
-    each block; outputs: output channels (``channels``); recompute: that of every stage. The output
-    is zero at the start.
+    Resolution i holds ``width * multipliers[i]`` channels on ceil(H / 2^i) x ceil(W / 2^i)
+    pixels, with a stage of residual blocks on the way down and one on the way up, which starts
+    from the sum of both; the lowest resolution has one stage. The output is zero at the start.
     Raises ValueError for sizes that do not fit. DDPM, arXiv 2006.11239, appendix B.
+
+    Args:
+        channels: channels of the input.
+        width: channels at full resolution.
+        multipliers: channels at each resolution, in units of the width.
+        blocks: residual blocks at each resolution.
+        attention: resolutions with self-attention; 0 is the full resolution.
+        heads: heads of the self-attention.
+        embedding: features of the noise level.
+        fourier: draw the frequencies of the noise features at random.
+        classes: number of classes, None without labels.
+        augments: numbers that describe how an example was augmented, None without.
+        dropout: probability of dropout in each block.
+        outputs: output channels, None for as many as the input.
+        recompute: run the blocks again in the backward pass, which takes less memory and about a
+            third more time.
     """
 
     def __init__(
         self,
         channels: int,
         *,
-        width: int = 64,
-        multipliers: Sequence[int] = (1, 2),
-        blocks: int = 2,
-        attention: Sequence[int] = (1,),
-        heads: int = 4,
-        embedding: int = 64,
+        width: Count = 64,
+        multipliers: Several = (1, 2),
+        blocks: Count = 2,
+        attention: tuple[Natural, ...] = (1,),
+        heads: Count = 4,
+        embedding: Even = 64,
         fourier: bool = False,
-        classes: int | None = None,
-        augments: int | None = None,
-        dropout: float = 0.1,
-        outputs: int | None = None,
+        classes: Count | None = None,
+        augments: Count | None = None,
+        dropout: Fraction = 0.1,
+        outputs: Count | None = None,
         recompute: bool = False,
     ) -> None:
         super().__init__()
-        check(channels, width, multipliers, blocks, attention)
+        check(UNet, locals())
+        check_attention(attention, multipliers)
         widths = [width * m for m in multipliers]
         vector = 4 * width
 
-        def stage(level: int) -> Stage:
-            at = heads if level in attention else None
+        def stage(i: int) -> Stage:
             return Stage(
-                widths[level],
+                widths[i],
                 vector,
                 blocks=blocks,
-                heads=at,
+                heads=heads if i in attention else None,
                 dropout=dropout,
                 recompute=recompute,
             )
 
-        self.channels = channels
+        self.channels, self.classes = channels, classes
         self.condition = Conditioning(
             embedding, vector, fourier=fourier, classes=classes, augments=augments
         )
-        self.stem = Stem(channels, widths[0])
-        self.down = nn.ModuleList(stage(level) for level in range(len(widths) - 1))
+        self.stem = nn.Conv2d(channels, widths[0], 3, padding=1)
+        self.down = nn.ModuleList(stage(i) for i in range(len(widths) - 1))
         self.shrink = nn.ModuleList(
             nn.Conv2d(fine, coarse, 3, stride=2, padding=1) for fine, coarse in pairwise(widths)
         )
@@ -113,7 +126,7 @@ class UNet(nn.Module):
         self.grow = nn.ModuleList(
             nn.Conv2d(coarse, fine, 1) for coarse, fine in pairwise(widths[::-1])
         )
-        self.up = nn.ModuleList(stage(level) for level in reversed(range(len(widths) - 1)))
+        self.up = nn.ModuleList(stage(i) for i in reversed(range(len(widths) - 1)))
         self.norm = GroupNorm(widths[0])
         self.head = head(widths[0], channels, outputs)
 
@@ -131,11 +144,11 @@ class UNet(nn.Module):
         Raises ValueError for another shape.
         """
         check_images(x, self.channels)
-        h = self._levels(self.stem(x), self.condition(noise, label, augment))
+        h = self._through(self.stem(x), self.condition(noise, label, augment))
         result: Tensor = self.head(F.silu(self.norm(h)))
         return result
 
-    def _levels(self, h: Tensor, condition: Tensor) -> Tensor:
+    def _through(self, h: Tensor, condition: Tensor) -> Tensor:
         skips: list[Tensor] = []
         for stage, shrink in zip(self.down, self.shrink, strict=True):
             skips.append(stage(h, condition))
@@ -166,19 +179,12 @@ def _resize(h: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(h, size=like.shape[2:], mode="nearest")
 
 
-def check(
-    channels: int, width: int, multipliers: Sequence[int], blocks: int, attention: Sequence[int]
-) -> None:
-    """Raise ValueError for sizes and levels that no U-Net can have."""
-    if min(channels, width, blocks) < 1:
+def check_attention(attention: Sequence[int], multipliers: Sequence[int]) -> None:
+    """Raise ValueError for attention at a resolution that the network has not."""
+    if stray := [i for i in attention if i >= len(multipliers)]:
         raise ValueError(
-            f"need channels, width and blocks >= 1, got {channels}, {width} and {blocks}"
-        )
-    if not multipliers or min(multipliers) < 1:
-        raise ValueError(f"need one multiplier or more, all >= 1, got {tuple(multipliers)}")
-    if stray := [level for level in attention if not 0 <= level < len(multipliers)]:
-        raise ValueError(
-            f"attention at level {stray[0]}, but the levels are 0 to {len(multipliers) - 1}"
+            f"attention={stray[0]} is no resolution of multipliers={tuple(multipliers)}, which "
+            f"has 0 to {len(multipliers) - 1}"
         )
 
 

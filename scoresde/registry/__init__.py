@@ -1,29 +1,20 @@
-"""From names to objects: the one place where a configuration's strings mean something.
+"""Names and what they stand for: the one place where strings become objects.
 
-The tables map the names of one ``kind`` to constructors whose keyword arguments are the other keys
-of its section; those of ``SDES PARAMETERIZATIONS STEPS GRIDS WEIGHTINGS TIMES`` work without any,
-but for ``NEEDY_GRIDS``.
+A table maps names to constructors, or to objects (``DRAWS OPTIMIZERS PREDICTIONS VARIABLES``).
+``register`` adds a name of a program's own, which then works wherever the names of the table do:
+in configurations, on the command line, in ``scoresde info``.
 """
 
-from scoresde.registry.models import (
-    Described,
-    build_dataset,
-    build_learning_rate,
-    build_model,
-    build_network,
-    build_optimizer,
-    build_plan,
-    build_sde,
-    build_weight,
-)
+from collections.abc import Callable
+from typing import Any
+
+from scoresde.arguments import nearest
 from scoresde.registry.samplers import (
     SAMPLERS,
     GridSampler,
     ODESampler,
     Sampler,
     SDESampler,
-    build_grid,
-    build_sampler,
 )
 from scoresde.registry.scoring import (
     DEQUANTISATIONS,
@@ -45,7 +36,8 @@ from scoresde.registry.tables import (
     SDES,
     TIMES,
     WEIGHTINGS,
-    construct,
+    Table,
+    UnknownName,
     constructor,
     summary,
 )
@@ -66,29 +58,64 @@ __all__ = [
     "SDES",
     "SELF_PACED",
     "STEPS",
+    "TABLES",
     "TIMES",
     "TRACES",
     "VARIABLES",
     "WEIGHTINGS",
-    "Described",
     "GridSampler",
     "ODESampler",
     "SDESampler",
     "Sampler",
+    "Table",
+    "UnknownName",
     "bound_of",
-    "build_dataset",
     "build_estimator",
-    "build_grid",
-    "build_learning_rate",
-    "build_model",
-    "build_network",
-    "build_optimizer",
-    "build_plan",
-    "build_sampler",
-    "build_sde",
     "build_step",
-    "build_weight",
-    "construct",
     "constructor",
+    "register",
     "summary",
+    "table_of",
 ]
+
+TABLES: dict[str, Table[Any]] = {
+    "sde": SDES,
+    "parameterization": PARAMETERIZATIONS,
+    "network": NETWORKS,
+    "step": STEPS,
+    "sampler": SAMPLERS,
+    "grid": GRIDS,
+    "prediction": PREDICTIONS,
+    "variable": VARIABLES,
+    "weighting": WEIGHTINGS,
+    "times": TIMES,
+    "augment": AUGMENTATIONS,
+    "draw": DRAWS,
+    "optimizer": OPTIMIZERS,
+    "data": DATASETS,
+    "method": METHODS,
+    "dequantisation": DEQUANTISATIONS,
+    "trace": TRACES,
+}
+"""The tables by the name of the argument, or the key of a configuration, that they serve."""
+
+
+def register(table: Table[Any] | str, name: str, constructor: Callable[..., Any]) -> None:
+    """Add a name to a table, such as ``register(NETWORKS, "mine", MyNetwork)``.
+
+    The table may be named: "network" or "NETWORKS". In a configuration, the keys of the new name
+    are the arguments of the constructor, with the ranges of their types, their defaults and the
+    descriptions in its docstring (``scoresde.arguments``). Raises UnknownName for a table that
+    does not exist, ValueError for a name that is taken.
+    """
+    if isinstance(table, str):
+        found = TABLES.get(table, globals().get(table))
+        if not isinstance(found, Table):
+            raise UnknownName(f"unknown table {table!r}; {nearest(table, TABLES)}")
+        table = found
+    table.add(name, constructor)
+
+
+def table_of(argument: str) -> Table[Any] | None:
+    """The table that the values of an argument of this name come from, if there is one."""
+    return TABLES.get(argument)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,12 +10,9 @@ import torch
 from torch import Tensor
 
 from scoresde import samplers
-from scoresde.config import ConfigError
-from scoresde.config.base import Section
-from scoresde.config.sampling import Sample
 from scoresde.denoiser import Denoiser
-from scoresde.registry.steps import STEPS, build_step
-from scoresde.registry.tables import GRIDS, construct, constructor, table
+from scoresde.registry.steps import STEPS
+from scoresde.registry.tables import Table
 from scoresde.samplers import Grid, Noise, Step
 from scoresde.solvers import solve_ode, solve_sde
 
@@ -100,29 +97,9 @@ class SDESampler:
 
 
 # What a configuration may name: a step, which takes a grid, or a black-box solver.
-SAMPLERS: Mapping[str, Callable[..., Any]] = table(**STEPS, ode=ODESampler, sde=SDESampler)
-
-
-def build_sampler(sample: Sample, grid: Grid | None = None) -> Sampler:
-    """The sampler of ``config.sample``, on ``grid`` in place of the one it names."""
-    options = sample.sampler.model_dump()
-    kind = options.pop("kind")
-    if kind in STEPS:
-        step, steps = build_step(kind, options, sample.steps)
-        found = build_grid(sample.grid) if grid is None else grid
-        return GridSampler(found, step, steps, sample.denoise)
-    make = constructor(SAMPLERS, kind)
-    solver: Sampler = make(**options, steps=sample.steps, denoise=sample.denoise)
-    return solver
-
-
-def build_grid(section: Section) -> Grid:
-    """The grid of ``config.sample.grid``. Raises ConfigError without a file or model it needs."""
-    options = section.model_dump()
-    if options.get("path", "") is None:
-        raise ConfigError("sample.grid.path is not given; pass --sample.grid.path FILE")
-    grid: Grid = construct(GRIDS, section)
-    return grid
+SAMPLERS: Table[Callable[..., Any]] = Table(
+    {"ode": ODESampler, "sde": SDESampler}, also=STEPS, supplied=("steps", "denoise")
+)
 
 
 def _denoised(denoiser: Denoiser, x: Tensor) -> Tensor:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from typing import Any
 
-from scoresde.config.schema import Likelihood
 from scoresde.likelihood import (
     AlongPath,
     BlackBox,
@@ -27,16 +27,18 @@ from scoresde.likelihood import (
     exact_trace,
 )
 from scoresde.likelihood.discrete import LARGE, LEARNED, SMALL
-from scoresde.registry.tables import constructor, table
+from scoresde.registry.tables import Table, constructor
 from scoresde.samplers import Grid
 from scoresde.samplers.grids import log_snr, uniform
 from scoresde.solvers import ODE_METHODS
 
-DEQUANTISATIONS: Mapping[str, Callable[[], Dequantisation]] = table(
-    uniform=Uniform, truncated_normal=TruncatedNormal, decoder=Decoder
+DEQUANTISATIONS: Table[Callable[[], Dequantisation]] = Table(
+    {"uniform": Uniform, "truncated_normal": TruncatedNormal, "decoder": Decoder}
 )
-VARIANCES: Mapping[str, float | None] = table(small=SMALL, large=LARGE, learned=LEARNED)
-CHAINS: Mapping[str, Grid] = table(uniform=uniform, log_snr=log_snr)
+VARIANCES: Table[float | None] = Table(
+    {"small": SMALL, "large": LARGE, "learned": LEARNED}, constructs=False
+)
+CHAINS: Table[Grid] = Table({"uniform": uniform, "log_snr": log_snr}, constructs=False)
 
 
 def exactly(probes: int = 1) -> Trace:
@@ -44,22 +46,21 @@ def exactly(probes: int = 1) -> Trace:
     return exact_trace
 
 
-_TRACES: dict[str, Callable[..., Trace]] = {
-    "exact": exactly,
-    "hutchinson": Held,
-    "hutch++": Sketched,
-}
-TRACES: Mapping[str, Callable[..., Trace]] = table(**_TRACES)
-METHODS: Mapping[str, Callable[..., object]] = table(
-    path=AlongPath,
-    adaptive=Tolerant,
-    elbo=Variational,
-    discrete=Chain,
-    **dict.fromkeys(ODE_METHODS, BlackBox),
+TRACES: Table[Callable[..., Trace]] = Table(
+    {"exact": exactly, "hutchinson": Held, "hutch++": Sketched}
+)
+METHODS: Table[Callable[..., object]] = Table(
+    {
+        "path": AlongPath,
+        "adaptive": Tolerant,
+        "elbo": Variational,
+        "discrete": Chain,
+        **dict.fromkeys(ODE_METHODS, BlackBox),
+    }
 )
 
 
-def build_estimator(section: Likelihood, scaling: Levels) -> Estimator:
+def build_estimator(section: Any, scaling: Levels) -> Estimator:
     """The estimator of ``config.likelihood`` for data of this scaling."""
     if section.method == "elbo":
         return bound_of(section, scaling)
@@ -69,7 +70,7 @@ def build_estimator(section: Likelihood, scaling: Levels) -> Estimator:
     return FlowEstimator(_solver(section), dequantisation_of(section, scaling), section.t0)
 
 
-def bound_of(section: Likelihood, scaling: Levels) -> Estimator:
+def bound_of(section: Any, scaling: Levels) -> Estimator:
     """The variational bound that goes with the dequantisation of the section."""
     law = dequantisation_of(section, scaling)
     if scaling.levels is None or section.dequantisation == "uniform":
@@ -77,14 +78,14 @@ def bound_of(section: Likelihood, scaling: Levels) -> Estimator:
     return DecodedVariational(section.times, t0=section.t0)
 
 
-def dequantisation_of(section: Likelihood, scaling: Levels) -> Dequantisation:
+def dequantisation_of(section: Any, scaling: Levels) -> Dequantisation:
     """That of the section; real numbers have none."""
     if scaling.levels is None:
         return Continuous()
     return constructor(DEQUANTISATIONS, section.dequantisation)()
 
 
-def _solver(section: Likelihood) -> FlowSolver:
+def _solver(section: Any) -> FlowSolver:
     if section.method == "path":
         probes = None if section.trace == "exact" else section.probes
         return AlongPath(section.steps, probes, section.between)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from scoresde.config import Config, ConfigError
+from scoresde.config import Config, ConfigError, plain
 from scoresde.data import Dataset, Scaling
 from scoresde.training.checkpoint import DataDescription
 
@@ -27,7 +27,7 @@ def _interval(scaling: Scaling) -> tuple[int | None, float, float]:
 
 def require_same_split(config: Config, trained: Config) -> None:
     """Raise ValueError for another split of the same files: its tests were trained on."""
-    asked, known = config.data.model_dump(), trained.data.model_dump()
+    asked, known = plain(config.data), plain(trained.data)
     if asked["kind"] != known["kind"] or not _same_path(asked.get("path"), known.get("path")):
         return
     for key in ("seed", "holdout"):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from scoresde.atomic import digest
-from scoresde.config.problems import nearest
+from scoresde.arguments import nearest
 from scoresde.data import Dataset
 from scoresde.evaluation import (
     Extractor,

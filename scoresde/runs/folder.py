@@ -21,7 +21,7 @@ from scoresde.atomic import atomic_write, writing
 from scoresde.training.checkpoint import BEST, LATEST, step_files
 from scoresde.training.snapshots import AVERAGES, NAME, snapshots
 
-PACKAGES = ("torch", "numpy", "pydantic", "safetensors")
+PACKAGES = ("torch", "numpy", "safetensors")
 EXPORT = re.compile(r"weights-ema-[\de.-]+\.safetensors")
 OWN = (
     "config.yaml",

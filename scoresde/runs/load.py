@@ -10,9 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from scoresde.config import Config, config_from
+from scoresde.config import Config, build_model, config_from
 from scoresde.parameterization import ScoreModel
-from scoresde.registry.models import build_model
 from scoresde.training import checkpoint as checkpoints
 from scoresde.training.checkpoint import (
     BEST,

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde.config import ConfigError
-from scoresde.config.sampling import OptimisedGrid, Sample
+from scoresde.config import ConfigError, Section
 from scoresde.convergence import draws_noise
 from scoresde.denoiser import Denoiser
 from scoresde.registry.steps import SELF_PACED, STEPS, build_step
@@ -29,21 +28,20 @@ class Wanted:
     kind: str
     step: Step
     steps: int
-    settings: OptimisedGrid
+    settings: Section
 
 
-def wanted(sample: Sample) -> Wanted | None:
+def wanted(sample: Section) -> Wanted | None:
     """What ``config.sample`` asks to optimise, None where it names another grid.
 
     Raises ConfigError for a sampler that has no grid, or draws noise.
     """
-    if not isinstance(sample.grid, OptimisedGrid):
+    if sample.grid.kind != "optimised":
         return None
-    options = sample.sampler.model_dump()
-    kind = options.pop("kind")
+    kind = sample.sampler.kind
     if kind not in STEPS or kind in SELF_PACED:
         raise ConfigError(f"sample.grid optimised: {kind} paces itself; leave the grid out")
-    step, steps = build_step(kind, options, sample.steps)
+    step, steps = build_step(kind, sample.sampler.values, sample.steps)
     return checked(Wanted(kind, step, steps, sample.grid))
 
 

@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde.registry import build_sampler
 from scoresde.runs.load import LoadedRun
 from scoresde.runs.optimised import wanted
 from scoresde.cli.console import progress
 from scoresde.cli.sample import MOST, draw, optimised_grid
-from scoresde.config import Config, to_plain
+from scoresde.config import Config, build_sampler, to_plain
 from scoresde.data import Dataset
 from scoresde.data import examples
 from scoresde.data.foreign import unfinished

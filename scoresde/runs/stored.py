@@ -1,32 +1,38 @@
-"""What a run folder, a checkpoint or exported weights hold: for ``scoresde info PATH``."""
+"""The contents of a run folder, a checkpoint or exported weights, for ``scoresde info PATH``."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from scoresde.config import ConfigError, config_from, plain
+from scoresde.runs.folder import RunFolder, records
 from scoresde.runs.load import load_checkpoint, stored_decays
-from scoresde.training.checkpoint import load_weights
-from scoresde.training.snapshots import AVERAGES, WITHIN, Snapshot, reachable, snapshots
+from scoresde.training.checkpoint import DataDescription, load_weights
+from scoresde.training.snapshots import AVERAGES, WITHIN, reachable, snapshots
 
 
 def stored(path: Path) -> dict[str, Any]:
-    """Step, data and averages of what is there, for people and for --json.
+    """Model, data, losses and averages, as JSON has them.
 
     Raises CheckpointError as ``load_run`` does.
     """
     path = path.expanduser()
     if path.suffix == ".safetensors" and not path.is_dir():
         weights = load_weights(path)
-        return {"source": str(path), "step": weights.step, **_about(weights.data)}
+        about = _about(path, weights.step, weights.data, weights.config, weights.tensors)
+        return {**about, "decays": None}
     source, checkpoint, notes = load_checkpoint(path)
     found = snapshots(path / AVERAGES) if path.is_dir() else []
+    best, lines = checkpoint.best, records(RunFolder(path)) if path.is_dir() else []
     return {
-        "source": str(source),
-        "step": checkpoint.step,
-        **_about(checkpoint.data),
-        "parameters": sum(v.numel() for v in checkpoint.model.values()),
+        **_about(source, checkpoint.step, checkpoint.data, checkpoint.config, checkpoint.model),
+        "loss": next((r["loss"] for r in reversed(lines) if "loss" in r), None),
+        "held_out": None if best is None else {"step": best.step, "loss": best.loss},
         "decays": list(stored_decays(checkpoint, source)),
         "snapshots": [{"step": s.step, "width": s.sigma_rel, "file": str(s.path)} for s in found],
         "widths": reachable(found),
@@ -34,37 +40,86 @@ def stored(path: Path) -> dict[str, Any]:
     }
 
 
-def page(path: Path, found: dict[str, Any]) -> str:
-    """The same in lines, with the options that choose among them."""
-    shape = tuple(found["shape"])
-    lines = [*found.get("notes", ())]
-    lines += [f"{found['source']}: step {found['step']}, data {found['data']} {shape}"]
-    if "decays" not in found:
-        return "\n".join([*lines, "one average of the weights"])
+def page(found: Mapping[str, Any]) -> str:
+    """The same in lines of "what: value", with the options that choose among the averages."""
+    rows = list(_rows(found))
+    width = max(len(name) for name, _ in rows) + 2
+    lines = [
+        textwrap.fill(text, 80, initial_indent=f"{name:<{width}}", subsequent_indent=" " * width)
+        for name, text in rows
+    ]
+    return "\n".join([*found.get("notes", ()), found["source"], *lines])
+
+
+def _about(
+    source: Path,
+    step: int,
+    data: DataDescription,
+    config: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+) -> dict[str, Any]:
+    try:
+        described = config_from(config, source) if config else None
+    except ConfigError:
+        described = None
+    sections = ("sde", "parameterization", "network")
+    return {
+        "source": str(source),
+        "step": step,
+        "data": data.name,
+        "shape": list(data.shape),
+        "levels": data.scaling.levels,
+        "classes": data.classes,
+        **{name: described and plain(getattr(described, name)) for name in sections},
+        "conditional": None if described is None else described.conditional,
+        "parameters": sum(tensor.numel() for tensor in weights.values()),
+    }
+
+
+def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    shape = " x ".join(map(str, found["shape"]))
+    levels = "real numbers" if found["levels"] is None else f"{found['levels']} pixel levels"
+    yield "step", str(found["step"])
+    yield "data", f"{found['data']}: {shape}, {levels}"
+    if found["classes"] is not None:
+        use = "used by the model" if found["conditional"] else "not used by the model"
+        names = list(found["classes"])
+        some = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+        yield "classes", f"{len(names)} ({some}), {use}"
+    for name, key in (("process", "sde"), ("parameterisation", "parameterization")):
+        yield name, _keys(found[key])
+    yield "network", _keys(found["network"])
+    yield "parameters", f"{found['parameters']:,}"
+    if found.get("loss") is not None:
+        yield "training loss", f"{found['loss']:.4g} (mean over the last steps logged)"
+    if found.get("held_out") is not None:
+        best = found["held_out"]
+        yield "held-out loss", f"{best['loss']:.4g}, the least, at step {best['step']}"
+    if found["decays"] is None:
+        yield "weights", "one average of the weights"
+        return
     first, *others = (f"{decay:g}" for decay in found["decays"])
     listed = ", ".join([f"{first} (by default)", *others])
-    lines += [
-        f"{found['parameters']:,} numbers in its weights, also as they are: --no-ema",
-        f"exponential averages, --ema-decay: {listed}",
-    ]
-    named = [Snapshot(s["step"], s["width"], Path(s["file"])) for s in found["snapshots"]]
-    return "\n".join([*lines, *_of_snapshots(path, named, found["widths"])])
+    yield "weights", "raw: --no-ema"
+    yield "", f"exponential averages, --ema-decay: {listed}"
+    yield "", _widths(found)
 
 
-def _about(data: Any) -> dict[str, Any]:
-    return {"data": data.name, "shape": list(data.shape), "classes": data.classes}
+def _keys(section: Mapping[str, Any] | None) -> str:
+    if section is None:
+        return "its own code describes it, not a configuration"
+    keys = [f"{key}={value}" for key, value in section.items() if key != "kind"]
+    return f"{section['kind']}{': ' * bool(keys)}{', '.join(keys)}"
 
 
-def _of_snapshots(
-    path: Path, found: Sequence[Snapshot], widths: Sequence[tuple[float, float]]
-) -> list[str]:
-    if not found:
-        return ["power-function averages, --ema-width: none (train.posthoc keeps them)"]
-    steps, kept = sorted({s.step for s in found}), sorted({s.sigma_rel for s in found})
-    ranges = ", ".join(f"{low:g} to {high:g}" for low, high in widths)
-    return [
-        f"{path / AVERAGES}: {len(found)} snapshots of widths {', '.join(f'{w:g}' for w in kept)}"
-        f" at {len(steps)} steps from {steps[0]} to {steps[-1]}",
-        f"power-function averages at step {steps[-1]}, --ema-width: {ranges}"
-        f" ({WITHIN:.0%} off or less)",
-    ]
+def _widths(found: Mapping[str, Any]) -> str:
+    kept = found["snapshots"]
+    if not kept:
+        return "power-function averages, --ema-width: none (train.posthoc keeps them)"
+    steps, widths = sorted({s["step"] for s in kept}), sorted({s["width"] for s in kept})
+    ranges = ", ".join(f"{low:g} to {high:g}" for low, high in found["widths"])
+    return (
+        f"power-function averages at step {steps[-1]}, --ema-width: {ranges} ({WITHIN:.0%} off or "
+        f"less), from {len(kept)} snapshots of widths {', '.join(f'{w:g}' for w in widths)} at "
+        f"{len(steps)} steps from {steps[0]} to {steps[-1]}"
+    )

@@ -9,13 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from scoresde.registry import build_dataset, build_model, build_optimizer, build_plan
 from scoresde.cli.console import progress
 from scoresde.runs.cost import flops
 from scoresde.runs.folder import RunFolder
 from scoresde.runs.scalars import require_tensorboard
-from scoresde.config import Config, to_plain
-from scoresde.config.schema import Train
+from scoresde.config import Config, Section, build_dataset, build_model, build_optimizer, build_plan, to_plain
 from scoresde.data import Dataset, Examples, Split, views
 from scoresde.data.digest import digest
 from scoresde.data.dataset import reading, spread
@@ -79,7 +77,7 @@ def planned(config: Config, dataset: Dataset, share: Share) -> Plan:
     return replace(build_plan(config, dataset), share=share)
 
 
-def started(train: Train, model: ScoreModel, share: Share, device: torch.device) -> TrainState:
+def started(train: Section, model: ScoreModel, share: Share, device: torch.device) -> TrainState:
     """The state before the first update, in the layout ``train`` asks for."""
     if train.channels_last:
         lay_out(model)

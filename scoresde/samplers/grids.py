@@ -6,10 +6,12 @@ import json
 from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from scoresde.arguments import Positive, Range
 from scoresde.sde import SDE
 
 Grid = Callable[[SDE, int], Tensor]
@@ -32,10 +34,13 @@ def log_snr(sde: SDE, n: int) -> Tensor:
     return _pinned(sde, sde.time(lam_max + _ramp(n) * (lam_eps - lam_max)))
 
 
-def karras(rho: float = 7.0) -> Grid:
+def karras(rho: Annotated[float, Range(ge=0.1)] = 7.0) -> Grid:
     """Equal steps of (sigma / alpha)^(1 / rho). EDM, arXiv 2206.00364, eq. 5.
 
     Raises ValueError unless rho >= 0.1.
+
+    Args:
+        rho: exponent; a larger one puts more steps at low noise.
     """
     if not rho >= 0.1:  # below, the powers overflow
         raise ValueError(f"need rho >= 0.1, got rho={rho:g}")
@@ -47,11 +52,14 @@ def karras(rho: float = 7.0) -> Grid:
     return grid
 
 
-def polyexponential(rho: float = 1.0) -> Grid:
+def polyexponential(rho: Positive = 1.0) -> Grid:
     """lam falls short of its end by the power rho of equal steps; rho = 1 is ``log_snr``.
 
     ``rho`` > 1 puts more steps at low noise. Raises ValueError unless rho > 0. k-diffusion's
     polyexponential schedule of sigma, in lam.
+
+    Args:
+        rho: exponent; above 1 more steps are at low noise, 1 is log_snr.
     """
     if not rho > 0:
         raise ValueError(f"need rho > 0, got rho={rho:g}")
@@ -66,28 +74,37 @@ def polyexponential(rho: float = 1.0) -> Grid:
 # --- a discrete table: level k = 1..N stands for the time k t_max / N --------------------------
 
 
-def linspace(levels: int = 1000) -> Grid:
+def linspace(levels: Annotated[int, Range(ge=2)] = 1000) -> Grid:
     """n + 1 levels evenly spaced from N to 1, rounded; the last gives way to ``t_eps``.
 
     Raises ValueError where the table cannot hold n + 1 different times. Common Diffusion Noise
     Schedules and Sample Steps are Flawed, arXiv 2305.08891, table 2.
+
+    Args:
+        levels: number of levels of the table.
     """
     return _table(levels, lambda n: (1 + (1 - _ramp(n)) * (levels - 1)).round())
 
 
-def leading(levels: int = 1000) -> Grid:
+def leading(levels: Annotated[int, Range(ge=2)] = 1000) -> Grid:
     """Levels k floor(N / (n + 1)) + 1 for k = n..0; the last gives way to ``t_eps``.
 
     It starts below ``t_max``, as published samplers with it do. Errors and source as
     ``linspace``.
+
+    Args:
+        levels: number of levels of the table.
     """
     return _table(levels, lambda n: torch.arange(n, -1, -1).double() * (levels // (n + 1)) + 1)
 
 
-def trailing(levels: int = 1000) -> Grid:
+def trailing(levels: Annotated[int, Range(ge=2)] = 1000) -> Grid:
     """Levels N - k N / n, rounded, for k = 0..n - 1, then ``t_eps``.
 
     Errors and source as ``linspace``.
+
+    Args:
+        levels: number of levels of the table.
     """
     return _table(levels, lambda n: ((1 - _ramp(n)) * levels).round())
 
@@ -137,6 +154,9 @@ def from_file(path: str | PathLike[str]) -> Grid:
     """The grid in a JSON file: a list of decreasing times, or an object with the list "times".
 
     Raises ValueError, with the name of the file, for anything else and as ``fixed`` does.
+
+    Args:
+        path: JSON file with a list of decreasing times, or an object with the list "times".
     """
     content = read_json(path)
     times = numbers({"times": content} if isinstance(content, list) else content, "times", path)

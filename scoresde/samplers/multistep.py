@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 from torch import Tensor
 
+from scoresde.arguments import Range
 from scoresde.denoiser import Denoiser
 from scoresde.samplers.integrals import (
     BH1,
@@ -195,41 +196,74 @@ def _check(points: int, prediction: Prediction, start: SingleStep | None) -> Non
 
 
 def eab(
-    prediction: Prediction = X0, order: int = 3, variable: Variable = log_snr, ramp: bool = False
+    prediction: Prediction = X0,
+    order: Annotated[int, Range(ge=1, le=4)] = 3,
+    variable: Variable = log_snr,
+    ramp: bool = False,
 ) -> Multistep:
     """Exponential Adams-Bashforth: the exact integral of the polynomial through past readings.
 
     Orders 3 and 4 spend 1 and 2 more calls in the first step; ``ramp`` climbs from order 1
     instead, at no extra call and second order overall. Raises ValueError unless 1 <= order <= 4.
     Fast Sampling with Exponential Integrator, arXiv 2204.13902, eq. 14-15.
+
+    Args:
+        prediction: quantity that is extrapolated; residual is the output of EDM's network for data
+            of deviation 0.5.
+        order: network readings that a step combines, which is the order of the method.
+        variable: variable of the polynomial: log-SNR, sigma / alpha (ratio), sigma / (alpha +
+            sigma) (share) or t (clock).
+        ramp: start at order 1 instead of with more calls, for second order at most.
     """
     rule = Interpolation(variable)
     return Multistep(prediction, order, rule, None if ramp else _start(prediction, order, rule))
 
 
-def lms(order: int = 4, ramp: bool = False) -> Multistep:
+def lms(order: Annotated[int, Range(ge=1, le=4)] = 4, ramp: bool = False) -> Multistep:
     """The linear multistep sampler of k-diffusion: Adams-Bashforth in sigma / alpha, exactly.
 
     ``ramp`` is k-diffusion's own start, which caps the order at 2; else as ``eab``.
+
+    Args:
+        order: network readings that a step combines, which is the order of the method.
+        ramp: start at order 1 instead of with more calls, for second order at most.
     """
     return eab(EPS, order, ratio, ramp)
 
 
-def deis(order: int = 3, variable: Variable = log_snr, ramp: bool = False) -> Multistep:
+def deis(
+    order: Annotated[int, Range(ge=1, le=4)] = 3, variable: Variable = log_snr, ramp: bool = False
+) -> Multistep:
     """DEIS: the noise as a polynomial in ``log_snr`` (log rho), ``ratio`` (rho) or ``clock`` (t).
 
     Arguments and start as ``eab``. Fast Sampling with Exponential Integrator, arXiv 2204.13902,
     section 3.
+
+    Args:
+        order: network readings that a step combines, which is the order of the method.
+        variable: variable of the polynomial: log-SNR, sigma / alpha (ratio), sigma / (alpha +
+            sigma) (share) or t (clock).
+        ramp: start at order 1 instead of with more calls, for second order at most.
     """
     return eab(EPS, order, variable, ramp)
 
 
-def dpm_solver(order: int = 3, prediction: Prediction = EPS, published: bool = False) -> Multistep:
+def dpm_solver(
+    order: Annotated[int, Range(ge=1, le=3)] = 3,
+    prediction: Prediction = EPS,
+    published: bool = False,
+) -> Multistep:
     """Multistep DPM-Solver: ``EPS`` for the noise form, ``X0`` for DPM-Solver++.
 
     The expansions of the paper are the exact integral, so this is ``eab`` in lam. ``published``
     takes the formulas and the ramp of the released code, second order at best. Raises ValueError
     unless order is 1, 2 or 3. DPM-Solver++, arXiv 2211.01095, algorithm 2.
+
+    Args:
+        order: order of the method.
+        prediction: quantity that is extrapolated; residual is the output of EDM's network for data
+            of deviation 0.5.
+        published: take the formulas of the released code.
     """
     if order not in (1, 2, 3):
         raise ValueError(f"multistep DPM-Solver has orders 1, 2 and 3, got order={order}")
@@ -240,6 +274,9 @@ def dpmpp_2m(published: bool = True) -> Multistep:
     """DPM-Solver++(2M); its published weights (1 + h / 2h', -h / 2h') are second order too.
 
     ``published=False`` integrates the line through the two readings exactly.
+
+    Args:
+        published: take the formulas of the released code.
     """
     return dpm_solver(2, X0, published)
 
@@ -248,12 +285,15 @@ def dpmpp_3m(published: bool = False) -> Multistep:
     """DPM-Solver++(3M) at third order, one more call in the first step.
 
     ``published`` leaves out the factor 2 of the third term, as all released codes do.
+
+    Args:
+        published: take the formulas of the released code.
     """
     return dpm_solver(3, X0, published)
 
 
 def unipc(
-    order: int = 3,
+    order: Annotated[int, Range(ge=1, le=4)] = 3,
     prediction: Prediction = X0,
     exponential: bool = True,
     published: bool = False,
@@ -263,30 +303,48 @@ def unipc(
     ``exponential`` takes B = e^h - 1 (bh2), else B = h (bh1); ``published`` climbs from one
     reading, where orders 3 and 4 otherwise spend 2 more calls in the first step. Raises
     ValueError unless 1 <= order <= 4. UniPC, arXiv 2302.04867, algorithms 5-8.
+
+    Args:
+        order: network readings that a step combines; the order of the method is one more.
+        prediction: quantity that is extrapolated; residual is the output of EDM's network for data
+            of deviation 0.5.
+        exponential: take B = e^h - 1 (bh2) instead of B = h (bh1).
+        published: take the formulas of the released code.
     """
     start = None if published or order < 3 else SingleStep(prediction, THIRDS, EXACT)
     return UniPC(prediction, order, BH2 if exponential else BH1, start)
 
 
-def ipndm(order: int = 4) -> Multistep:
+def ipndm(order: Annotated[int, Range(ge=1, le=4)] = 4) -> Multistep:
     """Improved PNDM: Adams-Bashforth with the weights of equal steps, from one reading up.
 
     Second order at most on grids that are not equal in sigma / alpha. Raises ValueError unless
     1 <= order <= 4. Fast Sampling with Exponential Integrator, arXiv 2204.13902, appendix H.
+
+    Args:
+        order: network readings that a step combines, which is the order of the method.
     """
     return Multistep(EPS, order, FixedAdams())
 
 
-def ipndm_v(order: int = 4, ramp: bool = False) -> Multistep:
-    """Improved PNDM with weights for unequal steps of sigma / alpha: the method of ``lms``."""
+def ipndm_v(order: Annotated[int, Range(ge=1, le=4)] = 4, ramp: bool = False) -> Multistep:
+    """Improved PNDM with weights for unequal steps of sigma / alpha: the method of ``lms``.
+
+    Args:
+        order: network readings that a step combines, which is the order of the method.
+        ramp: start at order 1 instead of with more calls, for second order at most.
+    """
     return lms(order, ramp)
 
 
-def plms(order: int = 4) -> Multistep:
+def plms(order: Annotated[int, Range(ge=1, le=4)] = 4) -> Multistep:
     """Pseudo linear multistep: ``ipndm`` after a first step of Heun, one more call.
 
     Raises ValueError unless 1 <= order <= 4. Pseudo Numerical Methods for Diffusion Models, arXiv
     2202.09778, algorithm 2 with the start of the latent-diffusion code.
+
+    Args:
+        order: network readings that a step combines, which is the order of the method.
     """
     return Multistep(EPS, order, FixedAdams(), SingleStep(EPS, TRAPEZOID, Interpolation(ratio)))
 

@@ -9,6 +9,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from scoresde.arguments import NonNegative, Positive
 from scoresde.samplers.grids import Grid
 from scoresde.samplers.integrals import Residual
 from scoresde.samplers.loop import Step
@@ -24,12 +25,18 @@ class ArctanGrid:
 
     The last lam of a grid of n steps is end + growth log((n + 1) / 10), but no more than that of
     ``t_min``: with few steps the denoising step had better reach further.
+
+    Args:
+        centre: log(alpha / sigma) where the steps are densest.
+        width: width of the dense region in log(alpha / sigma).
+        end: log(alpha / sigma) at the end of 9 steps.
+        growth: how much further a grid of more steps reaches.
     """
 
     centre: float = 1.6
-    width: float = 3.2
+    width: Positive = 3.2
     end: float = 4.1
-    growth: float = 1.5
+    growth: NonNegative = 1.5
 
     def __call__(self, sde: SDE, n: int) -> Tensor:
         if n < 1:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from scoresde.arguments import Range
 from scoresde.denoiser import Denoiser
 from scoresde.samplers.integrals import (
     EPS,
@@ -167,11 +169,18 @@ def dpmpp_2s() -> SingleStep:
     return SingleStep(X0, MIDPOINT)
 
 
-def dpm_solver_singlestep(order: int = 3, prediction: Prediction = EPS) -> SingleStep:
+def dpm_solver_singlestep(
+    order: Annotated[int, Range(ge=1, le=3)] = 3, prediction: Prediction = EPS
+) -> SingleStep:
     """DPM-Solver-1, 2 and 3: ``EPS`` for the noise form, ``X0`` for DPM-Solver++.
 
     ``order`` calls a step. Raises ValueError unless order is 1, 2 or 3. DPM-Solver, arXiv
     2206.00927, algorithms 1 and 2.
+
+    Args:
+        order: order of the method, and calls a step.
+        prediction: quantity that is extrapolated; residual is the output of EDM's network for data
+            of deviation 0.5.
     """
     if order not in (1, 2, 3):
         raise ValueError(f"singlestep DPM-Solver has orders 1, 2 and 3, got order={order}")

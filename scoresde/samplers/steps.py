@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from scoresde.arguments import Probability
 from scoresde.denoiser import Denoiser
 from scoresde.samplers.kernels import (
     Level,
@@ -80,9 +81,12 @@ class DDIM:
 
     Raises ValueError unless 0 <= eta <= 1. Denoising Diffusion Implicit Models, arXiv 2010.02502,
     eq. 12.
+
+    Args:
+        eta: noise put back: 0 none, 1 that of the reverse SDE.
     """
 
-    eta: float = 0.0
+    eta: Probability = 0.0
     order: ClassVar[int] = 1
     weak_order: ClassVar[int] = 1
     nfe_per_step: ClassVar[int] = 1

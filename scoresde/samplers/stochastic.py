@@ -13,6 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from scoresde.arguments import Open, Probability
 from scoresde.denoiser import Denoiser
 from scoresde.samplers.kernels import Level, flow_step, level, time_at, transition
 from scoresde.samplers.loop import State
@@ -78,9 +79,12 @@ class EulerA:
 
     The DDIM step with the same eta, written as k-diffusion's ``euler_a``. Raises ValueError
     unless 0 <= eta <= 1. arXiv 2010.02502, eq. 12.
+
+    Args:
+        eta: noise put back: 0 none, 1 that of the reverse SDE.
     """
 
-    eta: float = 1.0
+    eta: Probability = 1.0
     order: ClassVar[int] = 1
     weak_order: ClassVar[int] = 1
     nfe_per_step: ClassVar[int] = 1
@@ -103,6 +107,9 @@ class DDPM:
 
     No noise at a level without any. Denoising Diffusion Probabilistic Models, arXiv 2006.11239,
     section 3.2; strided, Improved DDPM, arXiv 2102.09672, section 4.
+
+    Args:
+        large: draw with the larger of the two variances.
     """
 
     large: bool = False
@@ -128,9 +135,12 @@ class DPM2A:
 
     Raises ValueError unless 0 <= eta <= 1. ``dpm_2_ancestral`` of k-diffusion; DPM-Solver, arXiv
     2206.00927, algorithm 1.
+
+    Args:
+        eta: noise put back: 0 none, 1 that of the reverse SDE.
     """
 
-    eta: float = 1.0
+    eta: Probability = 1.0
     order: ClassVar[int] = 2
     weak_order: ClassVar[int] = 2
     nfe_per_step: ClassVar[int] = 2
@@ -164,9 +174,12 @@ class DPMpp2SA:
 
     Raises ValueError unless 0 <= eta <= 1. ``dpmpp_2s_ancestral`` of k-diffusion; arXiv
     2211.01095, algorithm 1.
+
+    Args:
+        eta: noise put back: 0 none, 1 that of the reverse SDE.
     """
 
-    eta: float = 1.0
+    eta: Probability = 1.0
     order: ClassVar[int] = 2
     weak_order: ClassVar[int] = 2
     nfe_per_step: ClassVar[int] = 2
@@ -201,10 +214,14 @@ class DPMppSDE:
     Both noises are one Brownian path: independent draws for (t, mid) and (mid, s), joined in the
     clock exp(2 lam), where the reverse diffusion with x0 held is a Brownian motion. Raises
     ValueError unless 0 <= eta <= 1 and 0 < r < 1. ``dpmpp_sde`` of k-diffusion.
+
+    Args:
+        eta: noise put back: 0 none, 1 that of the reverse SDE.
+        r: place of the inner call between the ends of the step in log-SNR.
     """
 
-    eta: float = 1.0
-    r: float = 0.5
+    eta: Probability = 1.0
+    r: Open = 0.5
     order: ClassVar[int] = 2
     weak_order: ClassVar[int] = 2
     nfe_per_step: ClassVar[int] = 2

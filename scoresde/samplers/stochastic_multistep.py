@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
 import numpy as np
 from torch import Tensor
 
+from scoresde.arguments import NonNegative, Range
 from scoresde.denoiser import Denoiser
 from scoresde.samplers.integrals import (
     EXACT,
@@ -133,7 +134,7 @@ class StochasticMultistep:
         return noised(mean, frame.deviation(at, to), noise, t, s), points[: self.points - 1]
 
 
-def dpmpp_2m_sde(eta: float = 1.0, heun: bool = False) -> StochasticMultistep:
+def dpmpp_2m_sde(eta: NonNegative = 1.0, heun: bool = False) -> StochasticMultistep:
     """DPM-Solver++(2M) SDE: one call a step, x0 extrapolated from this and the last.
 
         x_s = (sigma_s / sigma_t) e^(-eta h) x - alpha_s expm1(-H) x0 + c (x0 - x0_last) / r + ...
@@ -141,16 +142,24 @@ def dpmpp_2m_sde(eta: float = 1.0, heun: bool = False) -> StochasticMultistep:
     with h = lam_s - lam_t, H = (1 + eta) h, r = h_last / h and c = -alpha_s expm1(-H) / 2
     (midpoint), or alpha_s (expm1(-H) / H + 1) (``heun``), the exact integral. Raises ValueError
     unless eta >= 0. ``dpmpp_2m_sde`` of k-diffusion; arXiv 2211.01095.
+
+    Args:
+        eta: noise: 0 none, 1 that of the reverse SDE.
+        heun: take the exact moment instead of that of the midpoint.
     """
     return StochasticMultistep(2, eta, rule=EXACT if heun else PublishedTaylor())
 
 
-def dpmpp_3m_sde(eta: float = 1.0, published: bool = False) -> StochasticMultistep:
+def dpmpp_3m_sde(eta: NonNegative = 1.0, published: bool = False) -> StochasticMultistep:
     """DPM-Solver++(3M) SDE: x0 extrapolated by the parabola through three readings.
 
     Exact for a parabola once started. The published 3M multiplies the second difference by phi_3
     in place of 2 phi_3, and is not exact; ``published`` reproduces it. Raises ValueError unless
     eta >= 0. ``dpmpp_3m_sde`` of k-diffusion.
+
+    Args:
+        eta: noise: 0 none, 1 that of the reverse SDE.
+        published: take the formulas of the released code.
     """
     return StochasticMultistep(
         3, eta, rule=PublishedTaylor(midpoint=False) if published else EXACT
@@ -167,12 +176,18 @@ class SASolver:
     ``std`` the frame, 0 in the paper. Weights are exact; the published adjustment of the
     second-order ones is left out. Raises ValueError for other numbers. SA-Solver, arXiv
     2309.05019, algorithm 1.
+
+    Args:
+        predictor: network readings that the predictor combines.
+        corrector: network readings that the corrector combines, its own included.
+        tau: size of the noise: 0 none, 1 that of the reverse SDE.
+        std: deviation of the Gaussian data that would cost no error.
     """
 
-    predictor: int = 2
-    corrector: int = 2
-    tau: float = 1.0
-    std: float = 0.0
+    predictor: Annotated[int, Range(ge=1, le=4)] = 2
+    corrector: Annotated[int, Range(ge=1, le=4)] = 2
+    tau: NonNegative = 1.0
+    std: NonNegative = 0.0
     nfe_per_step: ClassVar[int] = 1
 
     def __post_init__(self) -> None:

@@ -12,9 +12,8 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from scoresde import registry
 from scoresde.cli import train
-from scoresde.config import load_config, to_plain
+from scoresde.config import build_dataset, build_model, load_config, to_plain
 from scoresde.runs.folder import RunFolder
 from scoresde.training.checkpoint import Checkpoint, describe, save
 from tests.cli.test_train import tiny
@@ -41,8 +40,8 @@ IMAGES = {
 def save_model(file: Path, overrides: dict[str, object], spread: float = 0.0) -> Path:
     """A checkpoint of a fresh model, its weights disturbed by normal numbers."""
     config = load_config(None, overrides)
-    data = registry.build_dataset(config.data)
-    state = registry.build_model(config, data).state_dict()
+    data = build_dataset(config.data)
+    state = build_model(config, data).state_dict()
     generator = torch.Generator().manual_seed(0)
     state = {k: v + spread * torch.randn(v.shape, generator=generator) for k, v in state.items()}
     save(file, Checkpoint(to_plain(config), describe(data), 7, state, state, {}))

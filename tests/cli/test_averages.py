@@ -179,7 +179,7 @@ def test_info_says_what_is_stored(with_decays, with_averages, tmp_path, capsys):
     model = ss.load(with_decays.path)
     assert found["parameters"] == sum(v.numel() for v in model.state_dict().values())
     assert main(["info", str(with_averages.path)]) == 0
-    printed = capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())
     assert "--ema-decay: 0.999 (by default)" in printed
     assert "8 snapshots of widths 0.05, 0.1 at 4 steps from 3 to 12" in printed
     assert main(["info", "--json", str(with_averages.path)]) == 0

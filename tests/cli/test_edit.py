@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from scoresde import registry
 from scoresde.cli import edit as module
 from scoresde.cli.main import main
+from scoresde.config import build_dataset
 from scoresde.runs.load import load_run
 
 LOOSE = ("--tolerance", "1e-3")
@@ -49,7 +49,7 @@ class TestCodes:
     def test_the_code_of_a_normal_law_is_the_sample(self, points, tmp_path):
         record = edit(points, tmp_path, "--operation", "encode", "--num", "8")
         run = load_run(points)
-        x = registry.build_dataset(run.config.data).test.x[:8]
+        x = build_dataset(run.config.data).test.x[:8]
         z = arrays(tmp_path / "codes.npz")["z"]
         assert np.allclose(z, x, atol=1e-3)
         assert record["num"] == 8
@@ -61,7 +61,7 @@ class TestCodes:
         file = str(codes / "codes.npz")
         edit(wild, back, "--operation", "decode", "--codes", file)
         run = load_run(wild)
-        split = registry.build_dataset(run.config.data).test.take(torch.arange(3))
+        split = build_dataset(run.config.data).test.take(torch.arange(3))
         assert (arrays(codes / "codes.npz")["label"] == split.label.numpy()).all()
         x = run.data.scaling.encode(split.x)
         assert np.allclose(arrays(back / "edited.npz")["x"], x, atol=0.02)
@@ -94,7 +94,7 @@ class TestPaths:
         )
         assert (record["pairs"], record["columns"]) == (2, 5)
         run = load_run(images)
-        x = run.data.scaling.encode(registry.build_dataset(run.config.data).test.x[:4]).double()
+        x = run.data.scaling.encode(build_dataset(run.config.data).test.x[:4]).double()
         found = arrays(tmp_path / "edited.npz")["x"].reshape(2, 5, 64)
         a, b = x[0::2].flatten(1).numpy(), x[1::2].flatten(1).numpy()
         assert np.allclose(found[:, 0], a, atol=2e-3)

@@ -19,12 +19,12 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from scoresde import registry
 from scoresde.cli import likelihood as module
 from scoresde.cli import likelihood_report
 from scoresde.cli.likelihood import Scores, score_split
 from scoresde.cli.main import main
-from scoresde.config.schema import Likelihood
+from scoresde.config import build_dataset
+from scoresde.config.settings import Likelihood
 from scoresde.data import Scaling, Split
 from scoresde.runs.load import load_run
 
@@ -54,7 +54,7 @@ def normal_nats(x: torch.Tensor) -> torch.Tensor:
 class TestScores:
     def test_points_of_a_normal_model(self, points):
         run = load_run(points)
-        split = registry.build_dataset(run.config.data).test
+        split = build_dataset(run.config.data).test
         scores = score_split(run.model, split, Scaling(None), EXACT)
         assert torch.allclose(scores.nats, normal_nats(split.x), atol=2e-4)
         assert torch.allclose(scores.bits, -scores.nats / 2 / math.log(2), atol=1e-12)
@@ -64,7 +64,7 @@ class TestScores:
     def test_along_the_path_of_a_normal_model(self, points, trace):
         """Its Jacobian is diagonal, where probes of signs are exact."""
         run = load_run(points)
-        split = registry.build_dataset(run.config.data).test
+        split = build_dataset(run.config.data).test
         settings = Likelihood(method="path", trace=trace, steps=60, batch=4)
         scores = score_split(run.model, split, Scaling(None), settings)
         assert torch.allclose(scores.nats, normal_nats(split.x), atol=2e-4)
@@ -87,7 +87,7 @@ class TestScores:
     @pytest.mark.parametrize("trace", ["exact", "hutchinson"])
     def test_a_score_depends_on_its_example_and_the_seed_alone(self, wild, trace, method):
         run = load_run(wild)
-        split = registry.build_dataset(run.config.data).test.take(torch.arange(5))
+        split = build_dataset(run.config.data).test.take(torch.arange(5))
         steps = 4 if method == "rk4" else 12
         settings = {"trace": trace, "method": method, "steps": steps, "repeats": 2}
 
@@ -100,7 +100,7 @@ class TestScores:
 
     def test_repeats_average_the_draws(self, images):
         run = load_run(images)
-        split = registry.build_dataset(run.config.data).test.take(torch.arange(4))
+        split = build_dataset(run.config.data).test.take(torch.arange(4))
 
         def spread(repeats: int) -> float:
             settings = Likelihood(trace="exact", method="euler", steps=1, repeats=repeats)
@@ -114,7 +114,7 @@ class TestScores:
 
     def test_labels_condition(self, wild):
         run = load_run(wild)
-        split = registry.build_dataset(run.config.data).test.take(torch.arange(3))
+        split = build_dataset(run.config.data).test.take(torch.arange(3))
         settings = Likelihood(method="rk4", steps=3)
         plain, given = (
             score_split(run.model, split, run.data.scaling, settings, conditional=c).bits

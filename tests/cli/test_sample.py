@@ -18,8 +18,7 @@ from scoresde import registry, samplers
 from scoresde.cli import sample as module
 from scoresde.cli.main import main
 from scoresde.cli.sample import chosen_seeds, draw
-from scoresde.config import override
-from scoresde.config.schema import Sample
+from scoresde.config import Section, build_sampler, override
 from scoresde.parameterization import ScoreModel
 from scoresde.runs import pictures
 from scoresde.runs.load import load_run
@@ -41,7 +40,7 @@ def refusal(capsys, checkpoint: Path, out: Path, *flags: str, code: int = 2) -> 
     return error
 
 
-def changed(run: registry.LoadedRun, overrides: dict[str, object]) -> Sample:
+def changed(run: registry.LoadedRun, overrides: dict[str, object]) -> Section:
     return override(run.config, overrides).sample
 
 
@@ -59,14 +58,14 @@ class TestDraws:
     def test_the_flow_of_a_normal_law_keeps_the_noise_of_the_seed(self, points):
         run = load_run(points)
         config = {"sample.sampler.kind": "ode", "sample.denoise": False}
-        drawn = draw(run.model, registry.build_sampler(changed(run, config)), (2,), [5, 9])
+        drawn = draw(run.model, build_sampler(changed(run, config)), (2,), [5, 9])
         assert torch.allclose(drawn.x, per_sample_noise([5, 9])(torch.empty(2, 2)), atol=1e-4)
 
     def test_ddim_on_a_normal_law_multiplies_by_the_cosines_of_its_steps(self, points):
         """x_s = (alpha_s alpha_t + sigma_s sigma_t) x_t when x0_hat = alpha_t x_t."""
         run = load_run(points)
         config = {"sample.sampler.kind": "ddim", "sample.steps": 4, "sample.grid.kind": "uniform"}
-        drawn = draw(run.model, registry.build_sampler(changed(run, config)), (2,), [5, 9])
+        drawn = draw(run.model, build_sampler(changed(run, config)), (2,), [5, 9])
         sde, ts = run.model.sde, grids.uniform(run.model.sde, 4)
         alpha, sigma = sde.alpha(ts), sde.sigma(ts)
         factor = (alpha[1:] * alpha[:-1] + sigma[1:] * sigma[:-1]).prod() * alpha[-1] * sigma[0]
@@ -76,9 +75,7 @@ class TestDraws:
     def test_a_sample_is_a_function_of_its_seed(self, wild):
         run = load_run(wild)
         for kind in registry.STEPS:
-            sampler = registry.build_sampler(
-                changed(run, {"sample.sampler.kind": kind, "sample.steps": 3})
-            )
+            sampler = build_sampler(changed(run, {"sample.sampler.kind": kind, "sample.steps": 3}))
             labels = torch.tensor([1, 2, 3, 4, 5])
             together = draw(run.model, sampler, (1, 8, 8), [7, 3, 9, 1, 4], labels, batch=3)
             alone = draw(run.model, sampler, (1, 8, 8), [9], labels[2:3])
@@ -97,9 +94,7 @@ class TestDraws:
     @pytest.mark.parametrize(("kind", "nfe"), [("ddim", 5), ("heun", 9), ("pc", 9)])
     def test_network_calls_are_counted(self, points, kind, nfe):
         run = load_run(points)
-        sampler = registry.build_sampler(
-            changed(run, {"sample.sampler.kind": kind, "sample.steps": 4})
-        )
+        sampler = build_sampler(changed(run, {"sample.sampler.kind": kind, "sample.steps": 4}))
         assert draw(run.model, sampler, (2,), range(5), batch=2).nfe == nfe
 
     def test_seeds(self):

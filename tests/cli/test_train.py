@@ -18,11 +18,10 @@ import pytest
 import torch
 
 import scoresde as ss
-from scoresde import registry
 from scoresde.cli import train
 from scoresde.cli.main import main
-from scoresde.config import Config, load_config, to_yaml
-from scoresde.config.schema import Train
+from scoresde.config import Config, build_dataset, build_model, load_config, to_yaml
+from scoresde.config.settings import Train
 from scoresde.data import Dataset, Scaling, Split
 from scoresde.runs import folder as folders
 from scoresde.runs import train_loop
@@ -604,7 +603,7 @@ def test_dry_run_writes_nothing(tmp_path, capsys):
     printed = capsys.readouterr().out
     (tmp_path / "printed.yaml").write_text(printed)
     assert load_config(tmp_path / "printed.yaml") == tiny()
-    model = registry.build_model(tiny(), registry.build_dataset(tiny().data))
+    model = build_model(tiny(), build_dataset(tiny().data))
     count = sum(p.numel() for p in model.parameters())
     assert f"# {count:,} parameters" in printed
     assert "# batch 16: 1 x 16 on each of 1 process" in printed
@@ -650,7 +649,7 @@ def test_a_bar_on_a_terminal(tmp_path, capsys, monkeypatch):
 
 
 def test_previews_follow_the_weights_alone(tmp_path, finished):
-    model, data = ss.load(finished.path), registry.build_dataset(tiny().data)
+    model, data = ss.load(finished.path), build_dataset(tiny().data)
     for name in ("a.png", "b.png"):
         torch.manual_seed(len(name))
         torch.rand(3)
@@ -669,8 +668,8 @@ def test_previews_of_pictures(tmp_path, conditional):
         {"network.width": "8", "network.multipliers": ["1"], "network.blocks": "1"}
         | {"network.attention": [], "conditional": conditional},
     )
-    data = registry.build_dataset(config.data)
-    model = registry.build_model(config, data).eval()
+    data = build_dataset(config.data)
+    model = build_model(config, data).eval()
     assert save_preview(tmp_path / "a.png", model, data, 10 if conditional == "true" else None)
     with Image.open(tmp_path / "a.png") as picture:
         columns, rows = ((side - 4) // 52 for side in picture.size)
@@ -679,14 +678,14 @@ def test_previews_of_pictures(tmp_path, conditional):
 
 def test_other_shapes_have_no_preview(tmp_path):
     config = tiny(conditional="false")
-    data = registry.build_dataset(config.data)
+    data = build_dataset(config.data)
     wide = type(data)(
         "wide",
         type(data.train)(data.train.x.repeat(1, 2)),
         type(data.test)(data.test.x.repeat(1, 2)),
         data.scaling,
     )
-    assert not save_preview(tmp_path / "a.png", registry.build_model(config, wide), wide, None)
+    assert not save_preview(tmp_path / "a.png", build_model(config, wide), wide, None)
     assert not (tmp_path / "a.png").exists()
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scoresde import registry
 from scoresde.cli.main import main
+from scoresde.config import build_model
 from scoresde.runs.load import load_run
 from tests.cli.test_train import taken_back
 
@@ -43,7 +43,7 @@ def train(out, kind, *extra, **changes):
 def test_a_published_network_trains_and_samples(tmp_path, kind):
     assert train(tmp_path, kind, **HEADS) == 0
     run = load_run(tmp_path, ema=False)
-    fresh = registry.build_model(run.config, run.data).state_dict()
+    fresh = build_model(run.config, run.data).state_dict()
     assert not all(torch.equal(fresh[k], v) for k, v in run.model.state_dict().items())
     sampled = ["sample", "--checkpoint", str(tmp_path), "--out", str(tmp_path / "samples")]
     assert main([*sampled, "--num", "4", "--device", "cpu"]) == 0

@@ -8,9 +8,9 @@ import math
 import pytest
 
 from scoresde import registry
-from scoresde.cli import verify
 from scoresde.cli.main import main
 from scoresde.convergence import Convergence
+from scoresde.runs import orders
 from scoresde.samplers import DDIM, EulerA
 
 
@@ -19,9 +19,9 @@ def boasting(step: type) -> type:
     return type("Boasting", (step,), {"order": step.order + 1})
 
 
-def finding(declared: int, measured: float, weak: bool) -> verify.Finding:
+def finding(declared: int, measured: float, weak: bool) -> orders.Finding:
     slope = Convergence((1, 2), (2.0**measured, 1.0))
-    return verify.Finding("x", "vp", weak, 1, declared, slope)
+    return orders.Finding("x", "vp", weak, 1, declared, slope)
 
 
 class TestOrders:
@@ -46,7 +46,7 @@ class TestOrders:
 
     @pytest.mark.parametrize("step", [DDIM, EulerA])
     def test_a_step_that_declares_too_much_fails(self, monkeypatch, capsys, step):
-        monkeypatch.setattr(verify, "build_step", lambda kind, options, n: (boasting(step)(), n))
+        monkeypatch.setattr(orders, "build_step", lambda kind, options, n: (boasting(step)(), n))
         assert main(["verify", "--samplers", "euler_a", "--sde", "edm"]) == 1
         assert "0 of 1 orders as declared" in capsys.readouterr().out
 
@@ -68,9 +68,9 @@ class TestOrders:
         assert finding(declared, measured, weak).ok is ok
 
     def test_nothing_is_left_out(self):
-        kinds = {case.kind for case in verify.chosen(None)}
+        kinds = {case.kind for case in orders.cases()}
         assert kinds == set(registry.STEPS) - registry.SELF_PACED
-        for case in verify.chosen(None):
+        for case in orders.cases():
             assert case.step(40).order >= 1, case.name
 
     @pytest.mark.slow

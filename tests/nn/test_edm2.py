@@ -134,7 +134,7 @@ def test_a_training_step_compiles_whole():
         ({"width": 0}, "width"),
         ({"blocks": 0}, "blocks"),
         ({"multipliers": ()}, "multiplier"),
-        ({"attention": (3,)}, "attention at level 3"),
+        ({"attention": (3,)}, "attention=3 is no resolution"),
         ({"head_channels": 5}, "head_channels=5"),
         ({"embedding": 7}, "even"),
     ],

@@ -25,5 +25,5 @@ def test_another_size_is_an_error():
 
 @pytest.mark.parametrize("wrong", [{"width": 0}, {"depth": 0}, {"embedding": 3}])
 def test_options_that_do_not_fit_are_errors(wrong):
-    with pytest.raises(ValueError, match=r"depth|even"):
+    with pytest.raises(ValueError, match=r"need (dim|width|depth|embedding) >= "):
         MLP(2, **wrong)

@@ -214,7 +214,7 @@ def test_with_logits_of_levels_it_is_the_mean_of_the_levels(make):
         ({"width": 0}, "width"),
         ({"blocks": 0}, "blocks"),
         ({"multipliers": ()}, "multiplier"),
-        ({"attention": (3,)}, "attention at level 3"),
+        ({"attention": (3,)}, "attention=3 is no resolution"),
         ({"head_channels": 5}, "head_channels=5"),
         ({"head_channels": 0}, "head_channels=0"),
         ({"embedding": 7}, "even"),

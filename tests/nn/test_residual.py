@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from scoresde.nn.normalise import GroupNorm
+from scoresde.nn.blocks import GroupNorm
 from scoresde.nn.resample import fir
 from scoresde.nn.residual import Modulated, Residual, Shifted, Style, half_power, xavier
 

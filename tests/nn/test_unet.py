@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from scoresde.nn import UNet
-from scoresde.nn.normalise import modulate
+from scoresde.nn.blocks import modulate
 
 SIZES = [(1, 1), (1, 7), (2, 3), (5, 5), (7, 9), (8, 8), (9, 7), (13, 4), (28, 28), (33, 17)]
 
@@ -91,7 +91,7 @@ def test_without_attention_and_levels_it_is_local():
         ({"blocks": 0}, "blocks"),
         ({"multipliers": ()}, "multiplier"),
         ({"multipliers": (1, 0)}, "multiplier"),
-        ({"attention": (3,)}, "attention at level 3"),
+        ({"attention": (3,)}, "attention=3 is no resolution"),
         ({"heads": 5}, "heads=5"),
         ({"embedding": 7}, "even"),
     ],

@@ -1,35 +1,32 @@
-"""Models and training: the objects that the sections of a configuration describe."""
+"""The objects that the sections of a configuration describe."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from scoresde.config import Config, ConfigError
-from scoresde.config.base import Section
-from scoresde.config.schema import Train
+from scoresde.arguments import EMPTY, arguments
+from scoresde.config.schema import Config, ConfigError
+from scoresde.config.sections import Section, build
 from scoresde.data import Dataset, Scaling
 from scoresde.data.cache import Progress, silent
 from scoresde.nn import LevelMean
 from scoresde.parameterization import ScoreModel
-from scoresde.registry.tables import (
-    AUGMENTATIONS,
-    DATASETS,
+from scoresde.registry import (
     DRAWS,
     NETWORKS,
     OPTIMIZERS,
-    PARAMETERIZATIONS,
-    SDES,
-    TIMES,
-    WEIGHTINGS,
-    construct,
+    STEPS,
+    GridSampler,
+    Sampler,
+    build_step,
     constructor,
 )
+from scoresde.samplers import Grid
 from scoresde.sde import SDE
 from scoresde.training import losses, times
 from scoresde.training.augment import Augmentation
@@ -52,25 +49,20 @@ class Described(Protocol):
 
 def build_sde(section: Section) -> SDE:
     """The process of ``config.sde``. Raises ValueError for inconsistent values."""
-    sde: SDE = construct(SDES, section)
+    sde: SDE = build(section)
     return sde
 
 
 def build_dataset(section: Section, progress: Progress = silent) -> Dataset:
     """The data of ``config.data``, read or drawn; ``progress`` shows how far files are read.
 
-    Raises ConfigError when the path is missing from the configuration, DataError for bad data.
+    Raises ValueError when the path is missing from the configuration, DataError for bad data.
     """
-    arguments = section.model_dump()
-    kind = arguments.pop("kind")
-    if "path" in arguments and arguments["path"] is None:
-        raise ConfigError(f"data.path is not given for data.kind={kind}; pass --data.path PATH")
-    for name in ("path", "cache"):
-        if arguments.get(name) is not None:
-            arguments[name] = Path(arguments[name]).expanduser()
-    if "cache" in arguments:
-        arguments["progress"] = progress
-    return constructor(DATASETS, kind)(**arguments)
+    known = arguments(section.makers[0])
+    if section.values.get("path", "") is None and known["path"].default is EMPTY:
+        raise ConfigError(f"data.path is not given for data.kind={section.kind}")
+    dataset: Dataset = build(section, **({"progress": progress} if "progress" in known else {}))
+    return dataset
 
 
 def build_network(config: Config, described: Described) -> nn.Module:
@@ -78,20 +70,18 @@ def build_network(config: Config, described: Described) -> nn.Module:
 
     Raises ConfigError when network and data do not fit.
     """
-    arguments = config.network.model_dump()
-    kind, head = arguments.pop("kind"), arguments.pop("head", "value")
-    middles = _middles(described) if head == "levels" else None
-    inputs = _inputs(kind, described)
+    given = dict(config.network.values)
+    middles = _middles(described) if given.pop("head", "value") == "levels" else None
+    inputs = _inputs(str(config.network.kind), described)
     if middles is not None:
-        arguments["outputs"] = inputs * len(middles)
-    augment = build_augmentation(config.train)
+        given["outputs"] = inputs * len(middles)
+    augment = build(config.train.augment)
     if augment is not None and augment.labels is not None:
-        arguments["augments"] = augment.labels
+        given["augments"] = augment.labels
+    make = constructor(NETWORKS, str(config.network.kind))
     with torch.random.fork_rng(devices=[]):  # layers draw their weights from the global generator
         torch.manual_seed(config.seed)
-        network: nn.Module = constructor(NETWORKS, kind)(
-            inputs, classes=_classes(config, described), **arguments
-        )
+        network = make(inputs, classes=_classes(config, described), **given)
     return network if middles is None else LevelMean(network, middles)
 
 
@@ -101,24 +91,24 @@ def build_model(config: Config, described: Described) -> ScoreModel:
     Raises ConfigError when they do not fit.
     """
     network = build_network(config, described)
-    parameterization = construct(PARAMETERIZATIONS, config.parameterization)
+    parameterization = build(config.parameterization)
     return ScoreModel(network, build_sde(config.sde), parameterization)
 
 
-def build_weight(train: Train) -> losses.Weight | None:
+def build_weight(train: Section) -> losses.Weight | None:
     """The loss weight of ``config.train``; None weighs the network output.
 
     The likelihood weighting at uniform log-SNR is divided by the density of its times, which
     leaves the expectation as it is under uniform ones: importance sampling.
     """
-    weight: losses.Weight | None = construct(WEIGHTINGS, train.weighting)
-    law = construct(TIMES, train.times)
+    weight: losses.Weight | None = build(train.weighting)
+    law = build(train.times)
     if weight is losses.likelihood and isinstance(law, times.LogSNR):
         return losses.reweighted(weight, law.density)
     return weight
 
 
-def build_learning_rate(train: Train) -> LearningRate:
+def build_learning_rate(train: Section) -> LearningRate:
     """The learning rate of every step: a warm-up, then what ``train.schedule`` says."""
     if train.decay_from is not None:
         return inverse_sqrt(train.lr, train.warmup, train.decay_from)
@@ -127,13 +117,13 @@ def build_learning_rate(train: Train) -> LearningRate:
     return warmup(train.lr, train.warmup)
 
 
-def build_augmentation(train: Train) -> Augmentation | None:
+def build_augmentation(train: Section) -> Augmentation | None:
     """What is done to the images of ``config.train``; None leaves them as they are."""
-    augment: Augmentation | None = construct(AUGMENTATIONS, train.augment)
+    augment: Augmentation | None = build(train.augment)
     return augment
 
 
-def build_optimizer(train: Train, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+def build_optimizer(train: Section, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     """Adam, or AdamW with its decoupled weight decay, in the fused form."""
     make = constructor(OPTIMIZERS, train.optimizer)
     return make(parameters, lr=train.lr, weight_decay=train.weight_decay, fused=True)
@@ -146,7 +136,7 @@ def build_plan(config: Config, described: Described) -> Plan:
         steps=train.steps,
         batch=train.batch,
         seed=config.seed,
-        times=construct(TIMES, train.times),
+        times=build(train.times),
         draw=constructor(DRAWS, train.draw),
         weight=build_weight(train),
         learning_rate=build_learning_rate(train),
@@ -160,6 +150,25 @@ def build_plan(config: Config, described: Described) -> Plan:
         precision=train.precision,
         prefetch=train.prefetch,
     )
+
+
+def build_sampler(sample: Section, grid: Grid | None = None) -> Sampler:
+    """The sampler of ``config.sample``, on ``grid`` in place of the one it names."""
+    kind = sample.sampler.kind
+    if kind in STEPS:
+        step, steps = build_step(kind, sample.sampler.values, sample.steps)
+        found = build_grid(sample.grid) if grid is None else grid
+        return GridSampler(found, step, steps, sample.denoise)
+    solver: Sampler = build(sample.sampler, steps=sample.steps, denoise=sample.denoise)
+    return solver
+
+
+def build_grid(section: Section) -> Grid:
+    """The grid of ``config.sample.grid``. Raises ConfigError without a file that it needs."""
+    if section.values.get("path", "") is None:
+        raise ConfigError("sample.grid.path is not given for sample.grid.kind=file")
+    grid: Grid = build(section)
+    return grid
 
 
 def _inputs(kind: str, described: Described) -> int:

@@ -1,0 +1,138 @@
+"""The order of every step, measured on problems with exact answers, for ``scoresde verify``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from scoresde.arguments import unwrapped
+from scoresde.config.sections import contents
+from scoresde.convergence import (
+    Convergence,
+    Paths,
+    draws_noise,
+    mixture_paths,
+    path_order,
+    weak_order,
+)
+from scoresde.registry import SDES, SELF_PACED, STEPS, Table, build_step
+from scoresde.runs.progress import Progress, silent
+from scoresde.samplers import Step
+from scoresde.sde import SDE
+
+TOLERANCE = 0.15
+FOURTH = 0.3  # order 4 shows on finer grids than these
+FURTHER: Mapping[str, Sequence[Mapping[str, Any]]] = {
+    "recommended": [{"eta": 0.5}],
+    "heun": [{"s_churn": 3.0}],
+    "ddim": [{"eta": 1.0}],
+    "sa_solver": [{"tau": 0.5}, {"predictor": 3, "corrector": 3}],
+    "eab_sde": [{"std": 0.5}],
+}
+"""Settings that a sampler is measured with besides its defaults and ``variants``."""
+INSTEAD: Mapping[str, Sequence[Mapping[str, Any]]] = {
+    "recommended": [],  # without noise: eab, from where its ramp does no harm
+    "restart": [{"low": 0.4, "high": 1.5}],  # inside the range measured
+}
+"""Settings in place of the defaults."""
+SUPERCONVERGENT = {"published", "ramp"}
+"""Settings of lower order whose errors fall as fast as without them, but for the first steps."""
+LANGEVIN = {"pc": 1.0, "annealed_langevin": 1.2}
+"""Correctors, with n snr^2: their defaults in 40 steps."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A sampler with some of its settings."""
+
+    kind: str
+    settings: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Such as "lms order=3"."""
+        return " ".join([self.kind, *(f"{k}={v}" for k, v in self.settings.items())])
+
+    def step(self, n: int) -> Step:
+        """The step for a grid of n steps, finer as n grows in all it does."""
+        if self.kind == "dpm_fast":
+            return build_step(self.kind, {}, 3 * (n - 1))[0]
+        finer: dict[str, Any] = {}
+        if self.kind == "restart":
+            finer = {"inner_steps": n // 5}
+        elif self.kind in LANGEVIN:  # a snr that stays leaves a bias of its square
+            finer = {"snr": math.sqrt(LANGEVIN[self.kind] / n)}
+        return build_step(self.kind, {**self.settings, **finer}, n)[0]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The order of a sampler on one process: of its paths, or weak, of its moments."""
+
+    sampler: str
+    process: str
+    weak: bool
+    calls: int
+    declared: int
+    convergence: Convergence
+
+    @property
+    def ok(self) -> bool:
+        """Within the tolerance; more than declared is no fault at order 4."""
+        measured = self.convergence.order
+        below = FOURTH if self.declared >= 4 else TOLERANCE
+        above = math.inf if self.declared >= 4 else TOLERANCE
+        return self.declared - below <= measured <= self.declared + above
+
+
+def cases(kinds: Sequence[str] | None = None) -> list[Case]:
+    """The cases of some samplers, or of all that have an order."""
+    kinds = [kind for kind in STEPS if kind not in SELF_PACED] if kinds is None else kinds
+    return [
+        Case(kind, settings)
+        for kind in kinds
+        for settings in (
+            *INSTEAD.get(kind, [{}, *variants(kind)]),
+            *FURTHER.get(kind, ()),
+        )
+    ]
+
+
+def variants(kind: str) -> Iterator[Mapping[str, Any]]:
+    """Each setting of a sampler that has a few values, at each that is not its default."""
+    for name, argument in STEPS.arguments(kind).items():
+        plain, limits = unwrapped(argument.type)
+        table = contents(argument)
+        if name in SUPERCONVERGENT:
+            continue
+        if plain is bool:
+            yield {name: not argument.default}
+        elif plain is int and limits and limits[0].ge is not None and limits[0].le is not None:
+            low, high = int(limits[0].ge), int(limits[0].le)
+            yield from ({name: n} for n in range(low, high + 1) if n != argument.default)
+        elif isinstance(table, Table):
+            usual = table.name_of(argument.default)
+            yield from ({name: other} for other in table if other != usual)
+
+
+def measure(
+    cases: Sequence[Case], processes: Sequence[str], progress: Progress = silent
+) -> Iterator[Finding]:
+    """The order of every case on every process."""
+    with progress(len(cases) * len(processes), "orders") as advance:
+        for process in processes:
+            sde = SDES[process]()
+            paths = mixture_paths(sde)
+            for case in cases:
+                yield finding(case, process, sde, paths)
+                advance(1)
+
+
+def finding(case: Case, process: str, sde: SDE, paths: Paths) -> Finding:
+    """The order of paths, or where the step draws noise, of moments."""
+    step = case.step(40)
+    weak = draws_noise(step)
+    found = weak_order(case.step, sde) if weak else path_order(case.step, paths)
+    return Finding(case.name, process, weak, step.nfe_per_step, step.order, found)
