@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.denoiser import Denoiser
-from scoresde.sde import SDE
+from scoresde.sde import SDE, floating
 
 ADAPTIVE_METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun", "scipy_solver")
 FIXED_STEP_METHODS = (
@@ -68,7 +68,7 @@ def solve_ode(
     over the batch. Raises ValueError for an unknown method, SolverError when a tolerance or
     ``max_nfe`` cannot be kept.
     """
-    sde, flow = denoiser.sde, Flow(denoiser)
+    sde, flow, x = denoiser.sde, Flow(denoiser), floating(x)
     start, end = time_of(sde, t0), time_of(sde, t1)
     require_samples(x)
     tolerance = Tolerance(method, rtol, atol, steps, max_nfe)
@@ -104,7 +104,7 @@ def solve_sde(
     if not 0 <= eta < math.inf:
         raise ValueError(f"need 0 <= eta < inf, got eta={eta:g}")
     require_samples(x)
-    sde, flow = denoiser.sde, Flow(denoiser)
+    sde, flow, x = denoiser.sde, Flow(denoiser), floating(x)
     first, last = time_of(sde, t0), time_of(sde, t1)
     lam0, lam1 = float(sde.lam(first)), float(sde.lam(last))
     if not lam0 < lam1:

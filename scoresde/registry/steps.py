@@ -141,6 +141,8 @@ class DPMAdaptive:
     def __call__(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, state: State, noise: Noise
     ) -> tuple[Tensor, State]:
+        if float(denoiser.sde.sigma(s)) == 0:  # lam is infinite there
+            return _last_step(denoiser, x, t, s), None
         limits = (self.rtol, self.atol, self.max_nfe)
         end = solve_adaptive(denoiser, x, float(t), float(s), *limits, pair=self._pair)
         late = int((~end.finished).sum())

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from scoresde.denoiser import Denoiser
 from scoresde.samplers.noise import BrownianPath
-from scoresde.sde import SDE, match
+from scoresde.sde import SDE, floating, match
 
 
 class Adaptive(NamedTuple):
@@ -32,6 +32,7 @@ class Adaptive(NamedTuple):
     nfe: int
 
 
+@torch.no_grad()
 def solve_adaptive(
     denoiser: Denoiser,
     x: Tensor,
@@ -48,10 +49,11 @@ def solve_adaptive(
     Without ``noise`` the probability flow, either way, by ``DORMAND_PRINCE`` 5(4) or the
     ``EXPONENTIAL`` pair 3(2), half as many calls a step; with a BrownianPath the reverse SDE, by
     Heun with Euler inside, whose rejected steps are halved on the same path. After ``max_nfe``
-    calls the states reached are returned as they are.
+    calls the states reached are returned as they are. No graph is kept.
     Raises ValueError for bad arguments, RuntimeError where the denoiser is not finite.
     """
     _check(denoiser.sde, t0, t1, rtol, atol, max_nfe)
+    x = floating(x)
     problem = _Problem(denoiser, x, t0, t1, rtol, atol)
     if noise is None:
         w, lam = _embedded(problem, max_nfe, pair or DORMAND_PRINCE)
@@ -95,8 +97,7 @@ class _Problem:
         self.nfe += 1
         sde = self.denoiser.sde
         t = sde.time(lam)
-        with torch.no_grad():
-            return self.denoiser(w * match(_size(sde, t), w), t)
+        return self.denoiser(w * match(_size(sde, t), w), t)
 
     def flow(self, lam: Tensor, w: Tensor) -> Tensor:
         """dw/dlam of the probability flow, (8)."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from scoresde.denoiser import Denoiser
 from scoresde.samplers.noise import Noise, white_noise
+from scoresde.sde import SDE, floating
 
 State = Any  # whatever a step hands to its successor; None before the first
 
@@ -38,11 +41,15 @@ def trajectory(
     """Walk ``x`` (B, ...) down the grid ``ts``, yielding (s, x_s) after every step.
 
     Progress, previews, recording and stopping are the caller's: it is an ordinary generator.
-    Without ``noise``, draws come from the global generator of the device of ``x``.
-    Raises ValueError unless ``ts`` is a strictly monotone 1-D tensor of at least two times.
+    Without ``noise``, draws come from the global generator of the device of ``x``; integers are
+    taken as floats. The clean end of the grid may be 0 where sigma is 0 there and x0_hat = x.
+    Raises ValueError unless ``ts`` is a strictly monotone 1-D tensor of at least two times of the
+    process, 0 < t <= t_max.
     """
-    times = _checked(ts)
+    times, x = _checked(ts, denoiser.sde), floating(x)
     noise = noise or white_noise()
+    if times.min() == 0:
+        denoiser = replace(denoiser, predict=partial(_known, denoiser.predict))
     state: State = None
     for t, s in pairwise(times):
         with torch.no_grad():
@@ -66,14 +73,20 @@ def sample(
     end = x
     for _, end in trajectory(denoiser, x, ts, step, noise):  # noqa: B007 - only the last counts
         pass
-    if not denoise:
+    last = _checked(ts, denoiser.sde)[-1]
+    if not denoise or last == 0:
         return end
     with torch.no_grad():
-        return denoiser(end, _checked(ts)[-1])
+        return denoiser(end, last)
 
 
-def _checked(ts: Tensor) -> Tensor:
-    """The grid on the host in float64."""
+def _known(predict: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: Tensor) -> Tensor:
+    """x0_hat on a grid that ends at 0: x itself there, where a network has no noise to see."""
+    return x if t == 0 else predict(x, t)
+
+
+def _checked(ts: Tensor, sde: SDE) -> Tensor:
+    """The grid on the host in float64, its start rounded to ``t_max``."""
     times = ts.detach().to("cpu", torch.float64)
     steps = times.diff() if times.ndim == 1 else times.new_empty(0)
     if not len(steps) or not (bool((steps < 0).all()) or bool((steps > 0).all())):
@@ -81,4 +94,13 @@ def _checked(ts: Tensor) -> Tensor:
             "a grid is a strictly monotone 1-D tensor of at least 2 times, "
             f"got shape {tuple(ts.shape)}"
         )
-    return times
+    # A grid in float32 may start a rounding beyond t_max.
+    low, high = float(times.min()), float(times.max())
+    clean = float(sde.sigma(times.new_zeros(()))) == 0
+    if not (low >= 0 if clean else low > 0) or high > sde.t_max * (1 + 1e-6):
+        last = ", or 0 at the end" if clean else ""
+        raise ValueError(
+            f"times of {type(sde).__name__} are 0 < t <= t_max={sde.t_max:g}{last}, got a grid "
+            f"from {float(times[0]):g} to {float(times[-1]):g}; scoresde.samplers.grids makes them"
+        )
+    return times.clamp(max=sde.t_max)

@@ -145,6 +145,8 @@ class Heun:
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, state: State, noise: Noise
     ) -> tuple[Tensor, State]:
         at, to = level(denoiser.sde, t), level(denoiser.sde, s)
+        if to.sigma == 0:  # the second slope is 0 / 0: Euler, as in algorithm 1
+            return flow_step(x, denoiser(x, t), at, to), None
         unit_t, unit_s = self._unit(at), self._unit(to)
         half = unit_s * (to.sigma / unit_s - at.sigma / unit_t) / 2
         x0 = denoiser(x, t)

@@ -102,7 +102,7 @@ def test_a_grid_that_does_not_fit_is_refused(tmp_path):
 def test_bad_options_are_refused():
     with pytest.raises(ValueError, match="rho > 0"):
         grids.polyexponential(0.0)
-    with pytest.raises(ValueError, match="at least 2 levels"):
+    with pytest.raises(ValueError, match="levels >= 2"):
         grids.linspace(1)
     with pytest.raises(ValueError, match="do not hold"):
         grids.trailing(10)(VP(), 20)
