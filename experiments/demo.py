@@ -35,13 +35,13 @@ from scoresde.evaluation.figures import image_grid, save_gif, save_png
 from scoresde.registry import GridSampler
 from scoresde.runs.folder import RunFolder
 from scoresde.runs.load import LoadedRun, load_run
-from scoresde.samplers import DDIM, Ancestral, Heun, grids, per_sample_noise, trajectory
+from scoresde.samplers import DDIM, Heun, ancestral, grids, per_sample_noise, trajectory
 
 CONFIG = Path(__file__).parent.parent / "configs" / "digits_vp_conditional.yaml"
 SAMPLERS = {
     "heun": GridSampler(grids.karras(), Heun(), 18),
     "ddim": GridSampler(grids.karras(), DDIM(), 40),
-    "ancestral": GridSampler(grids.log_snr, Ancestral(), 80),
+    "ancestral": GridSampler(grids.log_snr, ancestral(), 80),
 }
 FIRST = "heun"
 SAMPLES = 1000

@@ -56,8 +56,8 @@ def derivative(schedule: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
     """Elementwise derivative of a schedule at ``t``, in float64."""
     with torch.inference_mode(False), torch.enable_grad():
         # vjp, unlike autograd.grad, also works inside the transforms of torch.func.
-        y, pull = torch.func.vjp(schedule, t.detach().clone().double())
-        (slope,) = pull(torch.ones_like(y))
+        y, pull, *_ = torch.func.vjp(schedule, t.detach().clone().double())
+        slope: Tensor = pull(torch.ones_like(y))[0]
         return slope.detach()
 
 

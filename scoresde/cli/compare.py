@@ -22,7 +22,7 @@ from scoresde.cli.weights import described_choice, load_chosen
 from scoresde.config import Config, build_grid
 from scoresde.convergence import draws_noise, gap
 from scoresde.denoiser import Denoiser
-from scoresde.registry import GRIDS, SELF_PACED, STEPS, GridSampler, build_step
+from scoresde.registry import GRIDS, SELF_PACED, STEPS, GridSampler, build_step, grid_steps
 from scoresde.runs.compare_plot import Trial, draw
 from scoresde.runs.folder import write_text
 from scoresde.runs.load import LoadedRun
@@ -88,7 +88,7 @@ def followers(kinds: Sequence[str]) -> tuple[list[str], list[str]]:
 
     Raises ValueError if none does.
     """
-    noisy = [kind for kind in kinds if draws_noise(build_step(kind, {}, 20)[0])]
+    noisy = [kind for kind in kinds if draws_noise(build_step(kind, {}, 20))]
     if len(noisy) == len(kinds):
         raise ValueError(
             f"--samplers: {', '.join(noisy)}: with noise there is no path to compare with; "
@@ -110,7 +110,8 @@ def contenders(
         paced = kind in SELF_PACED
         for name in [run.kind] if asked is None else asked[: 1 if paced else None]:
             for n in steps[: 1 if paced else None]:
-                step, planned = build_step(kind, {}, n)
+                step = build_step(kind, {}, n)
+                planned = grid_steps(step, n)
                 if paced:
                     yield Contender(kind, "-", GridSampler(GRIDS["log_snr"](), step, planned))
                 elif name == "optimised":

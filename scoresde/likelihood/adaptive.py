@@ -14,7 +14,7 @@ from scoresde.likelihood.divergence import Divergence, exact
 from scoresde.likelihood.flow import LogLikelihood, closed, require_law, standard_error_of
 from scoresde.samplers import solve_adaptive
 from scoresde.sde import match
-from scoresde.solvers import SolverError, require_continuous, scale, time_of
+from scoresde.solvers import SolverError, require_continuous, time_of
 
 
 def adaptive_log_likelihood(
@@ -47,7 +47,7 @@ def adaptive_log_likelihood(
             f"{max_nfe} calls; loosen rtol and atol"
         )
     latent = end.x[:, :dim].reshape(x.shape)
-    gain = end.x[:, dim:].T / scale(sde, last)
+    gain = end.x[:, dim:].T / float(sde.norm(last))
     log_prob = closed(sde, latent, prior, first, last) + gain.mean(0)
     return LogLikelihood(log_prob, latent, end.nfe, standard_error_of(gain, divergence))
 

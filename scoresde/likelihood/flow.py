@@ -15,15 +15,13 @@ from torch import Tensor
 
 from scoresde.denoiser import Denoiser
 from scoresde.likelihood.divergence import Divergence, exact
-from scoresde.sde import SDE
+from scoresde.sde import SDE, unit_alpha
 from scoresde.solvers import (
     Flow,
     Tolerance,
     integrate,
     require_continuous,
-    scale,
     time_of,
-    unit_alpha,
 )
 
 
@@ -71,11 +69,11 @@ def log_likelihood(
         return a * (x0 - a * state[0]), a * (div - a * dim)
 
     # A float32 state would put a floor under the tolerances; the network keeps its own dtype.
-    state = x.double() / scale(sde, first)
+    state = x.double() / float(sde.norm(first))
     start = (state, state.new_zeros(divergence.estimates, len(x)))
     tolerance = Tolerance(method, rtol, atol, steps, max_nfe)
     w, gain = integrate(rate, start, float(sde.lam(first)), float(sde.lam(last)), tolerance)
-    latent = w * scale(sde, last)
+    latent = w * float(sde.norm(last))
     log_prob = closed(sde, latent, prior, first, last) + gain.mean(0)
     return LogLikelihood(log_prob, latent, flow.nfe, standard_error_of(gain, divergence))
 
@@ -91,7 +89,7 @@ def require_law(denoiser: Denoiser) -> None:
 
 def closed(sde: SDE, latent: Tensor, prior: Any, first: Tensor, last: Tensor) -> Tensor:
     """What (10) adds to the integral, log p_T(x_T) + D log(n_T / n_t0), of each sample (B,)."""
-    units = latent[0].numel() * math.log(scale(sde, last) / scale(sde, first))
+    units = latent[0].numel() * math.log(float(sde.norm(last)) / float(sde.norm(first)))
     return terminal_log_prob(sde.prior() if prior is None else prior, latent) + units
 
 

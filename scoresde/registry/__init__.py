@@ -23,7 +23,14 @@ from scoresde.registry.scoring import (
     bound_of,
     build_estimator,
 )
-from scoresde.registry.steps import PREDICTIONS, SELF_PACED, STEPS, VARIABLES, build_step
+from scoresde.registry.steps import (
+    PREDICTIONS,
+    SELF_PACED,
+    STEPS,
+    VARIABLES,
+    build_step,
+    grid_steps,
+)
 from scoresde.registry.tables import (
     AUGMENTATIONS,
     DATASETS,
@@ -73,6 +80,7 @@ __all__ = [
     "build_estimator",
     "build_step",
     "constructor",
+    "grid_steps",
     "register",
     "summary",
     "table_of",

@@ -41,8 +41,8 @@ def wanted(sample: Section) -> Wanted | None:
     kind = sample.sampler.kind
     if kind not in STEPS or kind in SELF_PACED:
         raise ConfigError(f"sample.grid optimised: {kind} paces itself; leave the grid out")
-    step, steps = build_step(kind, sample.sampler.values, sample.steps)
-    return checked(Wanted(kind, step, steps, sample.grid))
+    step = build_step(kind, sample.sampler.values, sample.steps)
+    return checked(Wanted(kind, step, sample.steps, sample.grid))
 
 
 def checked(want: Wanted) -> Wanted:

@@ -88,7 +88,7 @@ karras, polyexponential = Karras, Polyexponential  # their names beside those of
 class LevelGrid:
     """The times of the levels that a rule picks, the last replaced by ``t_eps``.
 
-    Raises ValueError unless levels >= 2; on use, where the table cannot hold n + 1 different times.
+    Raises ValueError unless levels >= 2; on use, where the table holds no n + 1 different times.
     Common Diffusion Noise Schedules and Sample Steps are Flawed, arXiv 2305.08891, table 2.
     """
 

@@ -82,7 +82,7 @@ def sample(
 
 def _known(predict: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: Tensor) -> Tensor:
     """x0_hat on a grid that ends at 0: x itself there, where a network has no noise to see."""
-    return x if t == 0 else predict(x, t)
+    return x if t.ndim == 0 and t == 0 else predict(x, t)
 
 
 def _checked(ts: Tensor, sde: SDE) -> Tensor:

@@ -60,8 +60,8 @@ def test_zero_is_no_end_where_noise_is_left():
 def test_every_step_takes_a_grid_that_ends_at_zero(kind, sde):
     """It ends where the grid without 0, denoised, does, but for the noise of the last time."""
     data = Gaussian(torch.tensor([0.3, -0.2], dtype=F64), torch.tensor([0.36, 0.1], dtype=F64))
-    step, n = build_step(kind, {"s_churn": 5.0} if kind in ("euler", "heun") else {}, 30)
-    ts = grids.karras()(sde, n)
+    step = build_step(kind, {"s_churn": 5.0} if kind in ("euler", "heun") else {}, 30)
+    ts = grids.karras()(sde, 30)
     x = per_sample_noise(range(50))(torch.empty(50, 2, dtype=F64)) * sde.prior().stddev
     called = []
 
@@ -147,7 +147,7 @@ def test_other_labels_are_refused():
 
 
 def _objects():
-    steps = [build_step(kind, {}, 6)[0] for kind in STEPS]
+    steps = [build_step(kind, {}, 6) for kind in STEPS]
     made = [grids.uniform, grids.karras(), grids.polyexponential(2.0), grids.trailing(10)]
     made += [grids.leading(), grids.linspace(), grids.fixed([1.0, 0.5]), recommended(8)[1]]
     return [*PROCESSES, *NAMED.values(), *steps, *made]
