@@ -26,7 +26,7 @@ from rich.table import Table
 from torch import Tensor
 
 from scoresde.cli.likelihood import score_split
-from scoresde.cli.sample import draw, starting_noise
+from scoresde.cli.sample import draw
 from scoresde.cli.train import parameters, train_run
 from scoresde.config import load_config
 from scoresde.data import Dataset, Split, digits
@@ -35,7 +35,15 @@ from scoresde.evaluation.figures import image_grid, save_gif, save_png
 from scoresde.registry import GridSampler
 from scoresde.runs.folder import RunFolder
 from scoresde.runs.load import LoadedRun, load_run
-from scoresde.samplers import DDIM, Heun, ancestral, grids, per_sample_noise, trajectory
+from scoresde.samplers import (
+    DDIM,
+    Heun,
+    ancestral,
+    grids,
+    per_sample_noise,
+    starting_noise,
+    trajectory,
+)
 
 CONFIG = Path(__file__).parent.parent / "configs" / "digits_vp_conditional.yaml"
 SAMPLERS = {

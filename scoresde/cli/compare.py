@@ -17,7 +17,7 @@ from torch import Tensor
 from scoresde.cli.choices import counts, names
 from scoresde.cli.console import pick_device, progress
 from scoresde.cli.options import CompareOptions
-from scoresde.cli.sample import optimised_grid, starting_noise
+from scoresde.cli.sample import optimised_grid
 from scoresde.cli.weights import described_choice, load_chosen
 from scoresde.config import Config, build_grid
 from scoresde.convergence import draws_noise, gap
@@ -28,7 +28,7 @@ from scoresde.runs.folder import write_text
 from scoresde.runs.load import LoadedRun
 from scoresde.runs.optimised import Wanted, checked
 from scoresde.runs.watch import Watch
-from scoresde.samplers import per_sample_noise, solve_adaptive
+from scoresde.samplers import per_sample_noise, solve_adaptive, starting_noise
 
 MOST_CALLS = 20_000
 CHOICES = tuple(name for name in GRIDS if name != "file")

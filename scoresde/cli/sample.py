@@ -30,8 +30,7 @@ from scoresde.runs.load import LoadedRun
 from scoresde.runs.optimised import Wanted, find_grid, grid_file, kept_grid, wanted
 from scoresde.runs.pictures import Make, require_free, save_preview, trajectory_files, write
 from scoresde.runs.watch import Seen, Stopped, Watch, require_finite
-from scoresde.samplers import Grid, Noise, per_sample_noise
-from scoresde.sde import SDE
+from scoresde.samplers import Grid, per_sample_noise, starting_noise
 
 DEFAULT_NUM = 64
 MOST = 10_000_000
@@ -244,11 +243,6 @@ class Film:
         if not self.calls:
             return {}
         return trajectory_files(self.calls, self.scaling, self.labels)
-
-
-def starting_noise(sde: SDE, like: Tensor, noise: Noise) -> Tensor:
-    """A state of the prior at ``t_max``, shaped like a tensor: the first draws of the noise."""
-    return noise(like) * float(sde.prior().stddev)
 
 
 def chosen_seeds(num: int | None, text: str | None) -> list[int]:

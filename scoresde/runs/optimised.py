@@ -16,7 +16,8 @@ from scoresde.denoiser import Denoiser
 from scoresde.registry.steps import SELF_PACED, STEPS, build_step
 from scoresde.runs.load import LoadedRun
 from scoresde.samplers import Grid, Step, per_sample_noise
-from scoresde.samplers.optimise import described, load_grid, save_grid, search_grid
+from scoresde.registry.grid_files import described, load_grid, save_grid
+from scoresde.samplers.optimise import search_grid
 from scoresde.training.checkpoint import fingerprint
 from scoresde.training.snapshots import AVERAGES
 

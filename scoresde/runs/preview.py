@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from scoresde.atomic import writing
-from scoresde.cli.sample import starting_noise
 from scoresde.data import Dataset
 from scoresde.evaluation.figures import image_grid, save_png, scatter
 from scoresde.parameterization import ScoreModel
-from scoresde.samplers import Heun, per_sample_noise, sample
+from scoresde.samplers import Heun, per_sample_noise, sample, starting_noise
 from scoresde.samplers.grids import karras
 
 STEPS = 12

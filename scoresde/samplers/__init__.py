@@ -10,7 +10,7 @@ from scoresde.samplers.combinators import (
 )
 from scoresde.samplers.grids import Grid
 from scoresde.samplers.integrals import EPS, X0, Prediction, Residual, V
-from scoresde.samplers.loop import State, Step, sample, trajectory
+from scoresde.samplers.loop import sample, trajectory
 from scoresde.samplers.multistep import (
     Multistep,
     UniPC,
@@ -25,15 +25,19 @@ from scoresde.samplers.multistep import (
     plms,
     unipc,
 )
-from scoresde.samplers.noise import BrownianPath, Noise, per_sample_noise, white_noise
+from scoresde.samplers.noise import (
+    BrownianPath,
+    Noise,
+    per_sample_noise,
+    starting_noise,
+    white_noise,
+)
 from scoresde.samplers.optimise import (
     Optimised,
-    StoredGrid,
-    load_grid,
     optimise_grid,
-    save_grid,
     search_grid,
 )
+from scoresde.samplers.protocols import State, Step
 from scoresde.samplers.recommended import ArctanGrid, recommended
 from scoresde.samplers.renoising import Churned, Restart
 from scoresde.samplers.singlestep import (
@@ -95,7 +99,6 @@ __all__ = [
     "Step",
     "StepSequence",
     "StochasticMultistep",
-    "StoredGrid",
     "UniPC",
     "V",
     "ancestral",
@@ -117,15 +120,14 @@ __all__ = [
     "ipndm",
     "ipndm_v",
     "lms",
-    "load_grid",
     "optimise_grid",
     "per_sample_noise",
     "plms",
     "recommended",
     "sample",
-    "save_grid",
     "search_grid",
     "solve_adaptive",
+    "starting_noise",
     "trajectory",
     "unipc",
     "white_noise",

@@ -11,8 +11,8 @@ from torch import Tensor
 from scoresde.arguments import Count, Open, check_fields
 from scoresde.denoiser import Denoiser
 from scoresde.samplers.kernels import marginal, noised, score_step
-from scoresde.samplers.loop import State, Step
 from scoresde.samplers.noise import Noise
+from scoresde.samplers.protocols import State, Step
 
 
 class Kernel(Protocol):

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from os import PathLike
-from pathlib import Path
 from typing import Annotated, Literal, final
 
 import torch
@@ -178,37 +175,6 @@ class Fixed:
 def fixed(times: Sequence[float], name: str = "the fixed grid") -> Grid:
     """``Fixed`` of any sequence of times."""
     return Fixed(tuple(times), name)
-
-
-def from_file(path: str | PathLike[str]) -> Grid:
-    """The grid in a JSON file: a list of decreasing times, or an object with the list "times".
-
-    Raises ValueError, with the name of the file, for anything else and as ``fixed`` does.
-
-    Args:
-        path: JSON file with a list of decreasing times, or an object with the list "times".
-    """
-    content = read_json(path)
-    times = numbers({"times": content} if isinstance(content, list) else content, "times", path)
-    return fixed(times, f"the grid in {path}")
-
-
-def read_json(path: str | PathLike[str]) -> object:
-    """What a JSON file holds; ValueError, naming the file, where it cannot be read."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"cannot read the grid {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not a JSON file: {error}") from error
-
-
-def numbers(content: object, key: str, path: str | PathLike[str]) -> list[float]:
-    """The list of numbers under a key of a JSON object; ValueError where there is none."""
-    values = content.get(key) if isinstance(content, dict) else None
-    if not isinstance(values, list) or not all(type(v) in (int, float) for v in values):
-        raise ValueError(f'{path} needs a list of numbers under "{key}"')
-    return values
 
 
 def _ramp(n: int) -> Tensor:

@@ -6,33 +6,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser
 from scoresde.samplers.noise import Noise, white_noise
+from scoresde.samplers.protocols import State, Step
+from scoresde.samplers.recommended import recommended
 from scoresde.sde import SDE, floating
-
-State = Any  # whatever a step hands to its successor; None before the first
-
-
-class Step(Protocol):
-    """One step from time ``t`` to time ``s``: a pure function of its arguments.
-
-    ``order`` is the global order of convergence of paths, and of a step that draws noise that of
-    moments, which it declares as ``weak_order`` too; ``nfe_per_step`` counts denoiser calls.
-    """
-
-    @property
-    def order(self) -> int: ...
-    @property
-    def nfe_per_step(self) -> int: ...
-
-    def __call__(
-        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, state: State, noise: Noise
-    ) -> tuple[Tensor, State]: ...
 
 
 def trajectory(
@@ -60,16 +42,24 @@ def trajectory(
 def sample(
     denoiser: Denoiser,
     x: Tensor,
-    ts: Tensor,
-    step: Step,
+    ts: Tensor | None = None,
+    step: Step | None = None,
     noise: Noise | None = None,
     denoise: bool = True,
+    *,
+    nfe: int | None = None,
 ) -> Tensor:
-    """The end of ``trajectory`` from ``x`` (B, ...) at ``ts[0]``, denoised unless told not to.
+    """The end of ``trajectory`` from ``x`` (B, ...) at ``ts[0]``, denoised if ``denoise``.
 
-    One more network call than the steps make when ``denoise``. Raises ValueError as
-    ``trajectory`` does.
+    One more network call than the steps make when ``denoise``. With ``nfe`` in place of a grid and
+    a step they are those of ``recommended``, for as many calls in all. Raises ValueError as
+    ``trajectory`` does, or where it is not one or the other.
     """
+    if (ts is None) != (step is None) or (ts is None) == (nfe is None):
+        raise ValueError("sample needs a grid and a step, or nfe, the number of network calls")
+    if ts is None or step is None:
+        step, grid = recommended(nfe or 0)
+        ts = grid(denoiser.sde, (nfe or 0) - denoise)
     end = x
     for _, end in trajectory(denoiser, x, ts, step, noise):  # noqa: B007 - only the last counts
         pass

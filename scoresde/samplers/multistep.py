@@ -30,8 +30,8 @@ from scoresde.samplers.integrals import (
     regular,
 )
 from scoresde.samplers.kernels import Marginal, flow_step, marginal
-from scoresde.samplers.loop import State
 from scoresde.samplers.noise import Noise
+from scoresde.samplers.protocols import State
 from scoresde.samplers.singlestep import LINEAR, THIRDS, TRAPEZOID, SingleStep
 from scoresde.sde import SDE
 

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from scoresde.sde import match
+from scoresde.sde import SDE, match
 
 
 class Noise(Protocol):
@@ -139,6 +139,11 @@ class BrownianPath:
         share = (u - low) / (high - low)
         mean = torch.lerp(self._values[i - 1], self._values[i], share)
         return mean.add_(z, alpha=math.sqrt(share * (high - u)))
+
+
+def starting_noise(sde: SDE, like: Tensor, noise: Noise) -> Tensor:
+    """A start at ``t_max`` shaped like ``like`` (B, ...): noise of the deviation of the prior."""
+    return noise(like) * float(sde.prior().stddev)
 
 
 # Counter-based normals. Every (seed, purpose, counter) is the state of one SplitMix64 generator,

@@ -19,8 +19,8 @@ from scoresde.samplers.kernels import (
     time_at,
     transition,
 )
-from scoresde.samplers.loop import State, Step
 from scoresde.samplers.noise import Noise
+from scoresde.samplers.protocols import State, Step
 from scoresde.sde import SDE
 
 

@@ -24,8 +24,8 @@ from scoresde.samplers.integrals import (
     regular,
 )
 from scoresde.samplers.kernels import Marginal, flow_step, marginal, time_at
-from scoresde.samplers.loop import State
 from scoresde.samplers.noise import Noise
+from scoresde.samplers.protocols import State
 from scoresde.sde import SDE
 
 

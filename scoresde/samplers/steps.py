@@ -21,8 +21,8 @@ from scoresde.samplers.kernels import (
     split,
     transition,
 )
-from scoresde.samplers.loop import State
 from scoresde.samplers.noise import Noise
+from scoresde.samplers.protocols import State
 
 
 @dataclass(frozen=True)

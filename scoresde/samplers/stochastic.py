@@ -25,8 +25,8 @@ from scoresde.samplers.kernels import (
     split,
     time_at,
 )
-from scoresde.samplers.loop import State
 from scoresde.samplers.noise import Noise
+from scoresde.samplers.protocols import State
 from scoresde.sde import SDE
 
 

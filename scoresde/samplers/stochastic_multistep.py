@@ -36,9 +36,9 @@ from scoresde.samplers.integrals import (
     regular,
 )
 from scoresde.samplers.kernels import Marginal, flow_step, marginals, noised
-from scoresde.samplers.loop import State
 from scoresde.samplers.multistep import History, lams
 from scoresde.samplers.noise import Noise
+from scoresde.samplers.protocols import State
 
 
 @final

@@ -77,6 +77,23 @@ def test_every_step_takes_a_grid_that_ends_at_zero(kind, sde):
     assert (end - expected).abs().max() < 6 * left
 
 
+def test_with_a_number_of_calls_alone_the_recommended_step_and_grid_are_taken():
+    sde, x = ss.VP(), torch.ones(2, 2, dtype=F64)
+    step, grid = recommended(12)
+    denoiser = grid25().denoiser(sde)
+    for denoise, steps in ((True, 11), (False, 12)):
+        calls = []
+        counted = ss.Denoiser(sde, lambda x, t, calls=calls: calls.append(t) or denoiser(x, t))
+        found = ss.sample(counted, x, nfe=12, denoise=denoise)
+        assert len(calls) == 12
+        expected = ss.sample(denoiser, x, grid(sde, steps), step, denoise=denoise)
+        assert torch.equal(found, expected)
+    ts = grid(sde, 5)
+    for arguments in ((), (ts,), (None, step), (ts, step, None, True, 12)):
+        with pytest.raises(ValueError, match="a grid and a step, or nfe"):
+            ss.sample(denoiser, x, *arguments[:4], nfe=arguments[4] if arguments[4:] else None)
+
+
 # States ------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from scoresde import EDM, VP
+from scoresde.registry.grid_files import from_file, load_grid, save_grid
 from scoresde.samplers import (
     EPS,
     Heun,
@@ -14,11 +15,9 @@ from scoresde.samplers import (
     Residual,
     ancestral,
     grids,
-    load_grid,
     optimise_grid,
     recommended,
     sample,
-    save_grid,
     search_grid,
     solve_adaptive,
 )
@@ -139,7 +138,7 @@ def test_a_stored_grid_comes_back_and_knows_its_process(tmp_path, sde):
     save_grid(path, ts, sde, STEP)
     stored = load_grid(path)
     torch.testing.assert_close(stored(sde, 6), ts, rtol=0, atol=0)
-    torch.testing.assert_close(grids.from_file(path)(sde, 6), ts, rtol=0, atol=0)
+    torch.testing.assert_close(from_file(path)(sde, 6), ts, rtol=0, atol=0)
     assert type(sde).__name__ in stored.process
     assert "0x" not in stored.step
     with pytest.raises(ValueError, match="has 6 steps, asked for 7"):
