@@ -33,20 +33,16 @@ import torch
 import yaml
 from torch import Tensor
 
-from scoresde.cli.train import parameters, train_run
 from scoresde.config import build_dataset, load_config
 from scoresde.data import Scaling
-from scoresde.likelihood import (
-    Decoder,
-    Orthogonal,
-    TruncatedNormal,
-    elbo,
-    path_log_likelihood,
-    rademacher,
-)
+from scoresde.likelihood import elbo, path_log_likelihood
+from scoresde.likelihood.dequantise import Decoder, TruncatedNormal
+from scoresde.likelihood.divergence import rademacher
+from scoresde.likelihood.path import Orthogonal
 from scoresde.parameterization import ScoreModel
 from scoresde.runs.folder import RunFolder, records
 from scoresde.runs.load import load_run
+from scoresde.runs.train import parameters, train_run
 
 HERE = Path(__file__).parent
 CONFIGS, RESULTS = HERE.parent / "configs", HERE / "results" / "bits.json"

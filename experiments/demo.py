@@ -25,31 +25,23 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from scoresde.cli.likelihood import score_split
-from scoresde.cli.sample import draw
-from scoresde.cli.train import parameters, train_run
 from scoresde.config import load_config
 from scoresde.data import Dataset, Split, digits
-from scoresde.evaluation import Classifier, copy_rate, fit_classifier
-from scoresde.evaluation.figures import image_grid, save_gif, save_png
+from scoresde.evaluation import Classifier, copy_rate, fit_classifier, sample_grid, save_png
 from scoresde.registry import GridSampler
+from scoresde.runs.draw import draw
 from scoresde.runs.folder import RunFolder
 from scoresde.runs.load import LoadedRun, load_run
-from scoresde.samplers import (
-    DDIM,
-    Heun,
-    ancestral,
-    grids,
-    per_sample_noise,
-    starting_noise,
-    trajectory,
-)
+from scoresde.runs.pictures import Recorder, pixels
+from scoresde.runs.score import score
+from scoresde.runs.train import parameters, train_run
+from scoresde.samplers import DDIM, Ancestral, Heun, grids
 
 CONFIG = Path(__file__).parent.parent / "configs" / "digits_vp_conditional.yaml"
 SAMPLERS = {
     "heun": GridSampler(grids.karras(), Heun(), 18),
     "ddim": GridSampler(grids.karras(), DDIM(), 40),
-    "ancestral": GridSampler(grids.log_snr, ancestral(), 80),
+    "ancestral": GridSampler(grids.log_snr, Ancestral(), 80),
 }
 FIRST = "heun"
 SAMPLES = 1000
@@ -89,7 +81,7 @@ def demonstrate(out: Path) -> dict[str, Any]:
     run, dataset = load_run(out), digits()
     judge = fit_classifier(dataset.train.x, labels(dataset.train), 10)
     judged = {name: sample_and_judge(name, out, run, dataset, judge) for name in SAMPLERS}
-    save_trajectory(out / "trajectory.gif", run, dataset)
+    save_trajectory(out / "trajectory.gif", run)
     sampled = time.perf_counter()
     bits = likelihoods(run, dataset)
     ended = time.perf_counter()
@@ -126,44 +118,36 @@ def sample_and_judge(
     """1000 samples, 100 a class: how many the judge takes for their class, how many are copies."""
     label = torch.arange(SAMPLES) * 10 // SAMPLES
     begin = time.perf_counter()
-    drawn = draw(run.model, SAMPLERS[name], dataset.shape, range(SAMPLES), label, batch=250)
+    drawn = draw(run.model, SAMPLES, sampler=SAMPLERS[name], label=label, batch=250)
     seconds = time.perf_counter() - begin
-    shown = drawn.x.reshape(10, -1, *dataset.shape)[:, :10].flatten(0, 1)
+    shown = torch.cat([torch.nonzero(label == k).flatten()[:10] for k in range(10)])
     picture = "samples.png" if name == FIRST else f"samples-{name}.png"
-    save_png(out / picture, image_grid(dataset.scaling.to_uint8(shown), columns=10))
-    levels = dataset.scaling.decode(drawn.x)
-    accuracy = judge.accuracy(levels, label)
-    return Judged(drawn.nfe, seconds, accuracy, copy_rate(levels, dataset.train.x))
+    title = f"digits: {name}, {drawn.nfe:g} network calls"
+    images = pixels(drawn.x[shown], dataset.scaling)
+    save_png(out / picture, sample_grid(images, label[shown], dataset.classes, title))
+    accuracy = judge.accuracy(drawn.x, label)
+    return Judged(drawn.nfe, seconds, accuracy, copy_rate(drawn.x, dataset.train.x))
 
 
-def save_trajectory(path: Path, run: LoadedRun, dataset: Dataset) -> None:
-    """Four digits of every class on their way from noise, by the first sampler."""
-    noise = per_sample_noise(range(40))
-    denoiser = run.model.denoiser(label=torch.arange(40) % 10)
-    x = starting_noise(run.model.sde, torch.empty(40, *dataset.shape), noise)
+def save_trajectory(path: Path, run: LoadedRun) -> None:
+    """Four digits of every class as they appear, by the first sampler."""
+    label = torch.arange(40) // 4
+    recorder = Recorder(run.data, label)
     # In equal steps of log-SNR the digits take half of the film to appear.
-    walk = trajectory(denoiser, x, grids.log_snr(run.model.sde, 48), Heun())
-    states = [x, *(x for _, x in walk)]
-    frames = [image_grid(dataset.scaling.to_uint8(x), columns=10) for x in states]
-    save_gif(path, frames)
+    sampler = GridSampler(grids.log_snr, Heun(), 24)
+    draw(run.model, 40, sampler=sampler, label=label, look=recorder)
+    recorder.save_film(path)
 
 
 def likelihoods(run: LoadedRun, dataset: Dataset) -> dict[str, float]:
     """Bits per dimension of every test image, without and with its class."""
     free, given = (
-        score_split(
-            run.model,
-            dataset.test,
-            dataset.scaling,
-            run.config.likelihood,
-            conditional=conditional,
-        )
-        for conditional in (False, True)
+        score(run.model, dataset.test, conditional=conditional) for conditional in (False, True)
     )
     return {
-        "bits_per_dim": free.mean,
+        "bits_per_dim": free.bits_per_dim,
         "bits_per_dim_se": free.standard_error,
-        "bits_per_dim_given_class": given.mean,
+        "bits_per_dim_given_class": given.bits_per_dim,
         "bits_per_dim_given_class_se": given.standard_error,
         "likelihood_nfe": free.nfe,
     }

@@ -27,15 +27,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from scoresde.cli.report import Window
-from scoresde.cli.train import parameters
-from scoresde.config import build_model, build_optimizer, build_plan, load_config
+from scoresde.config import build_model, build_plan, load_config
 from scoresde.data import Dataset, Scaling, Split
 from scoresde.runs.cost import flops
-from scoresde.training import ema, fsdp, start
+from scoresde.runs.log import Window
+from scoresde.runs.train import parameters
+from scoresde.training import TrainState, averages, fsdp
 from scoresde.training.batches import draw_batch
 from scoresde.training.loop import update
-from scoresde.training.loss_by_noise import LossByLevel
+from scoresde.training.loss_by_noise import LossByNoise
 from scoresde.training.losses import dsm_loss
 
 LIMIT = 0.03
@@ -69,8 +69,8 @@ def measure(repeats: int) -> dict[str, Any]:
     dataset = pictures()
     plan, split = build_plan(config, dataset), dataset.train
     model = build_model(config, dataset)
-    state = start(model, build_optimizer(config.train, model.parameters()))
-    window = Window(0.0, LossByLevel(model.sde))
+    state = TrainState.of(model, plan)
+    window = Window(0.0, LossByNoise(model.sde))
     batch = draw_batch(plan, split, dataset.scaling, model.sde, 0)
 
     def bare() -> None:
@@ -90,14 +90,14 @@ def measure(repeats: int) -> dict[str, Any]:
     metrics, step = update(state, plan, split, dataset.scaling), iter(range(10**6))
 
     def clipped() -> None:
-        norm = fsdp.sum_gradients(model, metrics.loss, plan.share)
+        norm = fsdp.sum_gradients(model, metrics.loss, plan.rank)
         nn.utils.clip_grads_with_norm_(model.parameters(), 1.0, norm)
         bool(torch.isfinite(metrics.loss + norm))
 
     parts: dict[str, Callable[[], object]] = {
         "batch": lambda: draw_batch(plan, split, dataset.scaling, model.sde, next(step)),
         "clipping": clipped,
-        "average": lambda: ema.update(state.ema, model, 0.9999),
+        "average": lambda: averages.update(state.ema, model, 0.9999),
         "records": lambda: window.add(metrics, 1.0),
     }
     by_part = {name: statistics.median(t) for name, t in alternating(parts, repeats).items()}

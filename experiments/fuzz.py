@@ -41,9 +41,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from scoresde.arguments import Argument, unwrapped
-from scoresde.cli.flags import UsageError, parse
-from scoresde.cli.main import COMMANDS
-from scoresde.cli.options import TrainOptions
 from scoresde.config import (
     ConfigError,
     build_dataset,
@@ -53,13 +50,13 @@ from scoresde.config import (
     to_yaml,
 )
 from scoresde.config.schema import ROOT
-from scoresde.config.sections import Group, contents, default, keys, options
+from scoresde.config.sections import Group, contents, default, keys
 from scoresde.data import DataError, arrays, idx_folder, image_folder
 from scoresde.evaluation import load_moments
 from scoresde.registry import Table
 from scoresde.training import checkpoint as checkpoints
 from scoresde.training.loop import update as step
-from scoresde.training.state import start
+from scoresde.training.state import TrainState
 
 SECONDS = 20.0
 """What a file may take; they are of some kilobytes."""
@@ -205,13 +202,14 @@ def picture(image: Image.Image, suffix: str, **how: Any) -> bytes:
 
 def trained() -> dict[str, bytes]:
     """A checkpoint after an update, and its exported weights."""
-    from scoresde.config import build_optimizer, build_plan
+    from scoresde.config import build_plan
 
     config = load_config(None, TINY)
     data = build_dataset(config.data)
     model = build_model(config, data)
-    state = start(model, build_optimizer(config.train, model.parameters()))
-    step(state, build_plan(config, data), data.train, data.scaling)
+    plan = build_plan(config, data)
+    state = TrainState.of(model, plan)
+    step(state, plan, data.train, data.scaling)
     whole = checkpoints.Checkpoint(
         to_plain(config),
         checkpoints.describe(data),
@@ -512,28 +510,6 @@ def configured(path: Path) -> None:
     assert load_config(path) == config
 
 
-@st.composite
-def command_lines(draw: st.DrawFn) -> bytes:
-    """Flags of ``scoresde train``, known and not, with fit and unfit values."""
-    known = [f"--{name}" for name, _ in options(ROOT)] + [
-        "--config",
-        "--out",
-        "--resume",
-        "--device",
-    ]
-    flags = st.one_of(st.sampled_from(known), st.text(max_size=6).map("--{}".format), st.text())
-    values = st.one_of(st.text(max_size=6), st.sampled_from(NUMBERS).map(str), st.just("vp"))
-    tokens = draw(st.lists(st.one_of(flags, values), max_size=6))
-    return json.dumps([token for token in tokens if token not in ("-h", "--help")]).encode()
-
-
-def commanded(path: Path) -> None:
-    """Parse a command line and make its configuration."""
-    argv = json.loads(path.read_text())
-    _, overrides = parse(TrainOptions, argv, "scoresde train", COMMANDS["train"].sections)
-    load_config(None, overrides)
-
-
 # All of it ------------------------------------------------------------------------------------
 
 
@@ -573,12 +549,6 @@ CHECKPOINT = (checkpoints.CheckpointError,)
 KINDS = (
     Kind("config trees", TREES.map(partial(Case, "tree", "c.yaml")), configured, (ConfigError,)),
     Kind("config texts", texts().map(partial(Case, "text", "c.yaml")), configured, (ConfigError,)),
-    Kind(
-        "flags",
-        command_lines().map(partial(Case, "argv", "argv.json")),
-        commanded,
-        (UsageError, ConfigError),
-    ),
     Kind("checkpoint", files(("model.pt",), ZIPS), checkpoints.load, CHECKPOINT),
     Kind(
         "weights",

@@ -11,10 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde.cli.likelihood import score_split
-from scoresde.cli.sample import draw
-from scoresde.config import Config, build_model, build_optimizer, build_plan, build_sampler
-from scoresde.config.settings import Likelihood
+from scoresde.config import Config, build_model, build_plan, build_sampler
 from scoresde.data import Dataset, Split
 from scoresde.evaluation import (
     Classifier,
@@ -27,7 +24,10 @@ from scoresde.evaluation import (
     share,
 )
 from scoresde.parameterization import ScoreModel
-from scoresde.training import fit, start
+from scoresde.registry import Scoring
+from scoresde.runs.draw import draw
+from scoresde.runs.score import score
+from scoresde.training import TrainState, describe, fit
 
 HALVES = 20
 BATCH = 128
@@ -36,25 +36,27 @@ BATCH = 128
 def trained(config: Config, dataset: Dataset) -> ScoreModel:
     """The averaged weights after the steps of a configuration, without a run folder."""
     model = build_model(config, dataset)
-    state = start(model, build_optimizer(config.train, model.parameters()))
-    for _ in fit(state, build_plan(config, dataset), dataset.train, dataset.scaling):
+    plan = build_plan(config, dataset)
+    state = TrainState.of(model, plan)
+    for _ in fit(state, plan, dataset.train, dataset.scaling):
         pass
-    return state.ema.eval().requires_grad_(False)
+    model = state.ema.eval().requires_grad_(False)
+    model.data = describe(dataset)
+    return model
 
 
-def bits(model: ScoreModel, split: Split, dataset: Dataset, how: Likelihood) -> dict[str, float]:
+def bits(model: ScoreModel, split: Split, settings: Scoring) -> dict[str, float]:
     """Mean bits per dimension with its standard error over images."""
-    found = score_split(model, split, dataset.scaling, how)
-    return {"bits_per_dim": found.mean, "standard_error": found.standard_error}
+    found = score(model, split, settings=settings, check=0)
+    return {"bits_per_dim": found.bits_per_dim, "standard_error": found.standard_error}
 
 
 def drawn(
     model: ScoreModel, config: Config, dataset: Dataset, n: int, label: Tensor | None = None
 ) -> tuple[Tensor, float]:
     """The levels of n samples by the sampler of a configuration, from seeds 0, 1, ...; calls."""
-    sampler = build_sampler(config.sample)
-    found = draw(model, sampler, dataset.shape, range(n), label, batch=BATCH)
-    return dataset.scaling.decode(found.x), found.nfe
+    found = draw(model, n, sampler=build_sampler(config.sample), label=label, batch=BATCH)
+    return found.x, found.nfe
 
 
 def errors_by_level(

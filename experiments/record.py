@@ -21,14 +21,14 @@ from typing import Any
 
 import torch
 
-from scoresde.cli.likelihood import score_split
-from scoresde.cli.sample import draw
-from scoresde.cli.train import parameters, train_run
-from scoresde.config import build_dataset, build_sampler, load_config
+from scoresde.config import build_dataset, load_config
 from scoresde.data import Dataset
 from scoresde.evaluation import copy_rate
+from scoresde.runs.draw import draw
 from scoresde.runs.folder import RunFolder, records
 from scoresde.runs.load import LoadedRun, load_run
+from scoresde.runs.score import score
+from scoresde.runs.train import parameters, train_run
 
 HERE = Path(__file__).parent
 CONFIGS, RESULTS = HERE.parent / "configs", HERE / "results"
@@ -66,12 +66,12 @@ def record(name: str, out: Path, arguments: argparse.Namespace) -> dict[str, Any
     trained = time.perf_counter()
     run, dataset = load_run(out), build_dataset(config.data)
     test = dataset.test.take(torch.arange(arguments.num or len(dataset.test)))
-    scores = score_split(run.model, test, dataset.scaling, config.likelihood)
+    scores = score(run.model, test)
     scored = time.perf_counter()
     return {
-        "bits_per_dim": scores.mean,
+        "bits_per_dim": scores.bits_per_dim,
         "bits_per_dim_se": scores.standard_error,
-        "nats": float(scores.nats.mean()),
+        "nats": float(scores.log_prob.mean()),
         "test_examples": len(test),
         "likelihood_nfe": scores.nfe,
         **samples(run, dataset),
@@ -89,15 +89,12 @@ def record(name: str, out: Path, arguments: argparse.Namespace) -> dict[str, Any
 def samples(run: LoadedRun, dataset: Dataset) -> dict[str, Any]:
     """Samples by the configuration's own sampler: calls, and copies of training images."""
     n = 500 if math.prod(dataset.shape) < 100 else 64
-    classes = len(run.data.classes or ()) if run.config.conditional else 0
-    label = torch.arange(n) * classes // n if classes else None
-    drawn = draw(run.model, build_sampler(run.config.sample), dataset.shape, range(n), label)
+    drawn = draw(run.model, n, label="all" if run.config.conditional else None)
     found: dict[str, Any] = {"sampler": run.config.sample.sampler.kind, "sampler_nfe": drawn.nfe}
     if dataset.scaling.levels is None:
         return found
-    levels = dataset.scaling.decode(drawn.x)
     return found | {
-        "copy_rate": copy_rate(levels, dataset.train.x),
+        "copy_rate": copy_rate(drawn.x, dataset.train.x),
         "copy_rate_of_test_images": copy_rate(dataset.test.x[:n], dataset.train.x),
     }
 

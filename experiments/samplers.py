@@ -13,14 +13,15 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import tempfile
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from scoresde.cli.main import main as scoresde
-from scoresde.runs.compare_plot import Trial, draw
+from scoresde.runs.compare import Trial, compare
+from scoresde.runs.compare_plot import save_plot
+from scoresde.runs.load import load_run
+from scoresde.runs.optimised import grid_folder
 
 HERE = Path(__file__).parent
 COMPARISONS = (
@@ -44,31 +45,36 @@ def main() -> None:
         for names, grids, n in COMPARISONS
         for row in compared(args.checkpoint, names, grids, n)
     ]
-    draw(args.picture, [Trial(**row) for row in trials])
-    record = {"hardware": f"one thread of an {platform.machine()} CPU", "trials": trials}
+    save_plot(args.picture, trials)
+    record = {
+        "hardware": f"one thread of an {platform.machine()} CPU",
+        "trials": [asdict(trial) for trial in trials],
+    }
     args.out.write_text(json.dumps(record, indent=1) + "\n")
     print(table(trials))
 
 
-def compared(checkpoint: Path, samplers: str, grids: str, steps: str) -> list[dict[str, Any]]:
-    """The trials of one ``scoresde compare``."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "out"
-        arguments = ["--checkpoint", str(checkpoint), "--samplers", samplers, "--grid", grids]
-        more = ["--steps", steps, "--num", "32", "--tolerance", "1e-6", "--out", str(out)]
-        if scoresde(["compare", *arguments, *more]) != 0:
-            raise SystemExit(1)
-        found: list[dict[str, Any]] = json.loads((out / "compare.json").read_text())["trials"]
-    return found
+def compared(checkpoint: Path, samplers: str, grids: str, steps: str) -> list[Trial]:
+    """The trials of one comparison."""
+    run = load_run(checkpoint)
+    found = compare(
+        run.model,
+        samplers.split(","),
+        [int(n) for n in steps.split(",")],
+        grids.split(","),
+        num=32,
+        tolerance=1e-6,
+        folder=grid_folder(run.source),
+    )
+    return list(found.trials)
 
 
-def table(trials: list[dict[str, Any]]) -> str:
+def table(trials: list[Trial]) -> str:
     """Markdown: relative L2 by calls."""
     lines = ["| sampler, grid | relative L2 (calls) |", "|---|---|"]
-    names = dict.fromkeys((t["sampler"], t["grid"]) for t in trials)
-    for name in names:
-        rows = [t for t in trials if (t["sampler"], t["grid"]) == name]
-        cells = ", ".join(f"{t['relative']:.1e} ({t['nfe']})" for t in rows)
+    for name in dict.fromkeys((t.sampler, t.grid) for t in trials):
+        rows = [t for t in trials if (t.sampler, t.grid) == name]
+        cells = ", ".join(f"{t.relative or float('nan'):.1e} ({t.nfe})" for t in rows)
         lines.append(f"| {name[0]}, {name[1]} | {cells} |")
     return "\n".join(lines)
 

@@ -132,10 +132,12 @@ class ScoreModel(nn.Module):
 
     ``net(x, noise, **cond)`` takes the scaled state (B, ...), the noise coordinate (B,) and
     conditions such as ``label`` (B,), and returns F with the shape of ``x``. ``data`` describes
-    what it was trained on (name, shape, scaling, classes), None where nobody has said.
+    what it was trained on (name, shape, scaling, classes) and ``config`` is the configuration of
+    its run, None where nobody has said.
     """
 
     data: Any = None
+    config: Any = None
 
     def __init__(self, net: nn.Module, sde: SDE, parameterization: Parameterization) -> None:
         super().__init__()
@@ -146,7 +148,7 @@ class ScoreModel(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next(self.parameters()).device
+        return next(self.parameters(), torch.empty(0)).device
 
     def forward(self, x: Tensor, t: Tensor, **cond: Tensor | None) -> Tensor:
         """The raw network output F(inp x, noise), in the dtype of the network."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from scoresde import VP
-from scoresde.config import build_model, build_weight, load_config
+from scoresde.config import build_dataset, build_model, build_plan, load_config
 from scoresde.data import Dataset, Scaling, Split
 from scoresde.registry import PARAMETERIZATIONS
 from scoresde.testing import Mixture
@@ -22,10 +22,12 @@ def script(monkeypatch):
 
 def test_the_ablation_takes_for_equal_only_what_is_the_same_loss(script):
     ablation = script("ablation")
+    data = build_dataset(ablation.configured(ablation.Cell("v", "unit"), 0, 100).data)
     t = torch.linspace(0.01, 1, 20, dtype=torch.float64)
 
     def on_x0(cell):
-        weight = build_weight(ablation.configured(cell, 0, 100).train)
+        config = ablation.configured(cell, 0, 100)
+        weight = build_plan(config, data).weight
         if weight is not None:
             return weight(VP(), t)
         return PARAMETERIZATIONS[cell.parameterization]()(VP(), t).out ** -2

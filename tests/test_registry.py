@@ -10,13 +10,11 @@ from scoresde import registry, samplers
 from scoresde.config import (
     Config,
     ConfigError,
-    build,
     build_dataset,
     build_grid,
     build_model,
     build_plan,
     build_sampler,
-    build_weight,
     config_from,
     load_config,
     override,
@@ -202,10 +200,9 @@ class TestWeighting:
         sde = registry.SDES["vp"](t_min=0.01, t_eps=0.01)
 
         def mean(kind: str) -> float:
-            train = small(train__weighting__kind="likelihood", train__times__kind=kind).train
-            law = build(train.times)
-            t = law(sde, u)
-            weight = build_weight(train)
+            config = small(train__weighting__kind="likelihood", train__times__kind=kind)
+            plan = build_plan(config, dataset(config))
+            t, weight = plan.times(sde, u), plan.weight
             assert weight is not None
             bounded = (-2 * sde.lam(t)).exp() / sde.g2(t)  # tames the weight, which explodes at 0
             return float((weight(sde, t) * bounded).mean())
@@ -213,21 +210,20 @@ class TestWeighting:
         assert mean("log_snr") == pytest.approx(mean("uniform"), rel=1e-4)
 
     def test_other_weightings_are_used_as_they_are(self):
-        train = small(train__weighting__kind="sigma2", train__times__kind="log_snr").train
-        assert build_weight(train) is losses.sigma2
-        assert build_weight(small().train) is None
+        config = small(train__weighting__kind="sigma2", train__times__kind="log_snr")
+        assert build_plan(config, dataset(config)).weight is losses.sigma2
+        assert build_plan(small(), dataset(small())).weight is None
 
     def test_the_plan_holds_what_the_configuration_says(self):
         config = small(
             conditional=True, train__times__kind="levels", train__times__n=7, train__clip=None
         )
         plan = build_plan(config, dataset(config))
-        assert plan.times == times.Levels(7)
+        assert plan.times == times.DiscreteTimes(7)
         assert plan.clip is None
         assert (plan.classes, plan.label_dropout) == (2, 0.1)
         assert plan.dither
         assert not build_plan(small(train__dither=False), dataset(config)).dither
-        assert build_plan(small(), dataset(small())).label_dropout == 0
 
 
 class TestSamplers:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from scoresde.arguments import nearest
 
@@ -25,3 +25,16 @@ def counts(flag: str, text: str) -> list[int]:
     if not all(part.isdecimal() and int(part) >= 1 for part in parts):
         raise ValueError(f"{flag}: cannot read {text!r}; write such as 5,10,20")
     return sorted({int(part) for part in parts})
+
+
+def labels(text: str, classes: Sequence[str]) -> str | list[str] | list[int]:
+    """Labels as ``draw`` takes them: a class name or "all", else the words between the commas.
+
+    They are numbers if all of them are, else names.
+    """
+    if text in classes or text == "all":
+        return text
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() and word.isascii() for word in words):
+        return words
+    return [int(word) for word in words]

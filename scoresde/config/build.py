@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Protocol
 
 import torch
@@ -17,9 +16,7 @@ from scoresde.data.cache import Progress, silent
 from scoresde.nn import LevelMean
 from scoresde.parameterization import ScoreModel
 from scoresde.registry import (
-    DRAWS,
     NETWORKS,
-    OPTIMIZERS,
     STEPS,
     GridSampler,
     Sampler,
@@ -29,10 +26,8 @@ from scoresde.registry import (
 )
 from scoresde.samplers import Grid
 from scoresde.sde import SDE
-from scoresde.training import losses, times
-from scoresde.training.augment import Augmentation
-from scoresde.training.plan import Plan
-from scoresde.training.schedules import LearningRate, cosine, inverse_sqrt, warmup
+from scoresde.training import Plan, Reporting
+from scoresde.training.distributed import Rank
 
 
 class Described(Protocol):
@@ -73,13 +68,13 @@ def build_network(config: Config, described: Described) -> nn.Module:
     """
     given = dict(config.network.values)
     middles = _middles(described) if given.pop("head", "value") == "levels" else None
-    inputs = _inputs(str(config.network.kind), described)
+    make = constructor(NETWORKS, str(config.network.kind))
+    inputs = _inputs(config, next(iter(arguments(make))), described)
     if middles is not None:
         given["outputs"] = inputs * len(middles)
     augment = build(config.train.augment)
     if augment is not None and augment.labels is not None:
         given["augments"] = augment.labels
-    make = constructor(NETWORKS, str(config.network.kind))
     with torch.random.fork_rng(devices=[]):  # layers draw their weights from the global generator
         torch.manual_seed(config.seed)
         network = make(inputs, classes=_classes(config, described), **given)
@@ -96,61 +91,25 @@ def build_model(config: Config, described: Described) -> ScoreModel:
     return ScoreModel(network, build_sde(config.sde), parameterization)
 
 
-def build_weight(train: Section) -> losses.Weight | None:
-    """The loss weight of ``config.train``; None weighs the network output.
+def build_plan(config: Config, described: Described, rank: Rank | None = None) -> Plan:
+    """How the model is trained, for data of this description.
 
-    The likelihood weighting at uniform log-SNR is divided by the density of its times, which
-    leaves the expectation as it is under uniform ones: importance sampling.
+    Raises ValueError where they, or the number of processes, do not fit.
     """
-    weight: losses.Weight | None = build(train.weighting)
-    law = build(train.times)
-    if weight is losses.likelihood and isinstance(law, times.LogSNR):
-        return losses.reweighted(weight, law.density)
-    return weight
+    classes, rank = _classes(config, described), rank or Rank()
+    if config.train.shard and rank.size == 1:
+        raise ConfigError(
+            "train.shard=true splits the weights between processes, and there is one; start "
+            "several with torchrun, or set train.shard to false"
+        )
+    plan: Plan = build(config.train, Plan, seed=config.seed, classes=classes, rank=rank)
+    return plan
 
 
-def build_learning_rate(train: Section) -> LearningRate:
-    """The learning rate of every step: a warm-up, then what ``train.schedule`` says."""
-    if train.decay_from is not None:
-        return inverse_sqrt(train.lr, train.warmup, train.decay_from)
-    if train.schedule == "cosine":
-        return cosine(train.lr, train.warmup, train.steps)
-    return warmup(train.lr, train.warmup)
-
-
-def build_augmentation(train: Section) -> Augmentation | None:
-    """What is done to the images of ``config.train``; None leaves them as they are."""
-    augment: Augmentation | None = build(train.augment)
-    return augment
-
-
-def build_optimizer(train: Section, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """Adam, or AdamW with its decoupled weight decay, in the fused form."""
-    make = constructor(OPTIMIZERS, train.optimizer)
-    return make(parameters, lr=train.lr, weight_decay=train.weight_decay, fused=True)
-
-
-def build_plan(config: Config, described: Described) -> Plan:
-    """What does not change while training. Raises ConfigError for classes without labels."""
-    train, classes = config.train, _classes(config, described)
-    return Plan(
-        steps=train.steps,
-        batch=train.batch,
-        seed=config.seed,
-        times=build(train.times),
-        draw=constructor(DRAWS, train.draw),
-        weight=build_weight(train),
-        learning_rate=build_learning_rate(train),
-        ema_decay=train.ema[0],
-        clip=train.clip,
-        classes=classes,
-        label_dropout=0.0 if classes is None else train.label_dropout,
-        dither=train.dither,
-        augment=build_augmentation(train),
-        accumulate=train.accumulate,
-        precision=train.precision,
-        prefetch=train.prefetch,
-    )
+def build_reporting(config: Config) -> Reporting:
+    """What the run records while it trains."""
+    reporting: Reporting = build(config.train, Reporting)
+    return reporting
 
 
 def build_sampler(sample: Section, grid: Grid | None = None) -> Sampler:
@@ -172,15 +131,19 @@ def build_grid(section: Section) -> Grid:
     return grid
 
 
-def _inputs(kind: str, described: Described) -> int:
-    """The size a network is built for: channels of a U-Net, numbers per sample of an MLP."""
+def _inputs(config: Config, argument: str, described: Described) -> int:
+    """The size a network is built for, by the name of its first argument.
+
+    ``dim`` is all numbers of an example, ``channels`` those of an image, another name the length
+    of the first axis of an example.
+    """
     shape = tuple(described.shape)
-    if kind == "mlp":
+    if argument == "dim":
         return math.prod(shape)
-    if len(shape) != 3:
+    if argument == "channels" and len(shape) != 3:
         raise ConfigError(
-            f"network.kind={kind} needs images (C, H, W), but data {described.name} is {shape}; "
-            "set network.kind to mlp"
+            f"network.kind={config.network.kind} needs images (C, H, W), but data "
+            f"{described.name} is {shape}; set network.kind to mlp"
         )
     return shape[0]
 

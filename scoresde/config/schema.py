@@ -12,10 +12,10 @@ from typing import Annotated, Any
 from scoresde import registry
 from scoresde.arguments import Count, Natural, arguments
 from scoresde.config.sections import Group, Problem, read
-from scoresde.config.settings import Likelihood, Train
+from scoresde.training import Plan, Reporting
 
-LABEL_DROPOUT = arguments(Train)["label_dropout"].default
-TRAIN = Group((Train,))
+LABEL_DROPOUT = arguments(Plan)["label_dropout"].default
+TRAIN = Group((Plan, Reporting), frozenset(Plan.OUTSIDE))
 
 
 class ConfigError(ValueError):
@@ -54,6 +54,8 @@ class Config:
         train: how the model is trained.
         sample: how samples are drawn.
         likelihood: how data are scored.
+        own: coefficients of the process and the parameterization of a model that a program made;
+            empty where this configuration describes the model.
     """
 
     seed: Natural = 0
@@ -64,7 +66,8 @@ class Config:
     conditional: bool = False
     train: Annotated[Any, TRAIN] = None
     sample: Annotated[Any, Group((Sampling,))] = None
-    likelihood: Annotated[Any, Group((Likelihood,))] = None
+    likelihood: Annotated[Any, Group((registry.Scoring,))] = None
+    own: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         problems: list[Problem] = []

@@ -13,8 +13,11 @@ from torch import Tensor
 
 TILE = 48
 FEW = 30
+MOST_ROWS = MOST_COLUMNS = 16
+FONT_SIZE, LONGEST_NAME = 14, 24
 BACKGROUND = 255
 BLUE, ORANGE, GREY = "#1f5fa8", "#d9680d", "#9aa5b1"
+INK = (40, 40, 40)
 
 
 def image_grid(
@@ -43,6 +46,82 @@ def image_grid(
         left = margin + k % columns * (width + margin)
         grid[top : top + height, left : left + width] = tile
     return grid
+
+
+def captioned(grid: np.ndarray, title: str = "", rows: Sequence[str] = ()) -> np.ndarray:
+    """A picture with a title above it, wrapped to its width, and a name to the left of every row.
+
+    The rows are equally high. Names over 24 characters are cut.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.load_default(FONT_SIZE)
+    line, space = round(1.3 * FONT_SIZE), FONT_SIZE // 2
+    names = [n if len(n) <= LONGEST_NAME else f"{n[: LONGEST_NAME - 1]}..." for n in rows]
+    left = math.ceil(max((font.getlength(name) for name in names), default=-space)) + space
+    width = left + grid.shape[1]
+    lines: list[str] = []
+    for word in title.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(longer) <= width - 2 * space:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    top = space + line * len(lines) if lines else 0
+    page = Image.new("RGB", (width, top + grid.shape[0]), (BACKGROUND,) * 3)
+    page.paste(Image.fromarray(grid), (left, top))
+    draw = ImageDraw.Draw(page)
+    for k, text in enumerate(lines):
+        draw.text((space, space + k * line), text, font=font, fill=INK)
+    for k, name in enumerate(names):
+        middle = top + (k + 0.5) * grid.shape[0] / len(names)
+        draw.text((left - space / 2, middle), name, font=font, fill=INK, anchor="rm")
+    return np.asarray(page)
+
+
+def sample_grid(
+    images: Tensor,
+    label: Tensor | None = None,
+    classes: Sequence[str] | None = None,
+    title: str = "",
+) -> np.ndarray:
+    """One picture of samples (N, C, H, W), uint8: a row a class, by name, or else a square.
+
+    At most 16 rows of 16 are shown, the first ones. ``label`` (N,) holds places in ``classes``.
+    """
+    if label is None or len(found := label.unique()) == 1:
+        if label is not None and title:
+            k = int(label[0])
+            title = f"{title}, class {k if classes is None else classes[k]}"
+        columns = min(math.ceil(math.sqrt(len(images))), MOST_COLUMNS)
+        return captioned(image_grid(images[: columns * MOST_ROWS], columns), title)
+    found = found[:MOST_ROWS]
+    members = [torch.nonzero(label == k).flatten() for k in found]
+    columns = min(MOST_COLUMNS, *(len(rows) for rows in members))
+    names = [str(int(k)) if classes is None else classes[k] for k in found]
+    shown = images[torch.cat([rows[:columns] for rows in members])]
+    return captioned(image_grid(shown, columns), title, names)
+
+
+def save_film(
+    path: Path | str,
+    estimates: Sequence[Tensor],
+    label: Tensor | None = None,
+    classes: Sequence[str] | None = None,
+) -> None:
+    """Write how samples appear as a GIF: the denoised estimate at every network call.
+
+    ``estimates`` are uint8 (N, C, H, W), one for each call; they are laid out by ``sample_grid``.
+    """
+    n = len(estimates)
+    frames = [
+        sample_grid(images, label, classes, f"denoised estimate, network call {k} of {n}")
+        for k, images in enumerate(estimates, start=1)
+    ]
+    height = max(map(len, frames))  # a longer number may take another line
+    room = [((height - len(frame), 0), (0, 0), (0, 0)) for frame in frames]
+    pairs = zip(frames, room, strict=True)
+    save_gif(path, [np.pad(frame, r, constant_values=BACKGROUND) for frame, r in pairs])
 
 
 def neighbour_grid(samples: Tensor, neighbours: Tensor, columns: int = 6) -> np.ndarray:
@@ -160,6 +239,7 @@ def scatter(path: Path | str, panels: Mapping[str, Tensor], limit: int = 5000) -
             xlim=centre[0] + half * np.array([-1, 1]), ylim=centre[1] + half * np.array([-1, 1])
         )
         axes.set(title=name, aspect="equal")
+        axes.set(xlabel="first coordinate", ylabel="second coordinate")
     figure.savefig(path, format="png")
 
 

@@ -245,11 +245,11 @@ TIMES: Table[Callable[..., times.Times]] = Table(
         "uniform": times.Uniform,
         "log_snr": times.LogSNR,
         "lognormal": times.LogNormal,
-        "levels": times.Levels,
+        "levels": times.DiscreteTimes,
     }
 )
 AUGMENTATIONS: Table[Callable[..., augment.Augmentation | None]] = Table(
-    {"none": none, "plain": augment.Plain, "edm": augment.NonLeaking}
+    {"none": none, "plain": augment.PlainAugment, "edm": augment.EDMAugment}
 )
 DRAWS: Table[times.Draw] = Table(
     {

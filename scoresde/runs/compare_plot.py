@@ -1,11 +1,12 @@
-"""What ``scoresde compare`` finds, and its picture: error against network calls."""
+"""The picture of ``scoresde compare``: error against network calls."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from scoresde.runs.compare import Trial
 
 # Colours that most colour-blind readers tell apart: Okabe and Ito (2008), their yellow darker.
 COLOURS = (
@@ -20,32 +21,20 @@ COLOURS = (
 )
 MARKERS = "osD^vPX*"
 LINES = ("-", "--", ":", "-.")
-PANELS = (("relative", "relative L2 error"), ("median", "median relative error of a sample"))
+PANELS = (
+    ("relative", "relative error over all samples (L2)"),
+    ("median", "median relative error of a sample"),
+)
 
 
-@dataclass(frozen=True)
-class Trial:
-    """What a sampler reached: its distance from the reference, network calls and seconds.
-
-    ``relative`` is in L2 over all samples, ``median`` over them; None where not finite.
-    """
-
-    sampler: str
-    grid: str
-    steps: int
-    nfe: int
-    relative: float | None
-    median: float | None
-    seconds: float
-
-
-def draw(path: Path | str, trials: Sequence[Trial]) -> None:
+def save_plot(path: Path | str, trials: Sequence[Trial]) -> None:
     """Draw both errors against the calls, a colour a sampler and a dash a grid, as a PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.6), dpi=130, layout="constrained")
     for axes, (name, label) in zip(figure.subplots(1, 2), PANELS, strict=True):
         _panel(axes, trials, name, label)
+    figure.suptitle("Distance of samplers from the exact paths of the model")
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=9)
     figure.savefig(path, format="png")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scoresde.atomic import writing
 from scoresde.data import Dataset
-from scoresde.evaluation.figures import image_grid, save_png, scatter
+from scoresde.evaluation import sample_grid, save_png, scatter
 from scoresde.parameterization import ScoreModel
 from scoresde.samplers import Heun, per_sample_noise, sample, starting_noise
 from scoresde.samplers.grids import karras
@@ -30,14 +30,16 @@ def save_preview(
     shape = tuple(dataset.shape)
     if shape == (2,):
         label = None if classes is None else torch.arange(POINTS) % classes
-        points = {"data": dataset.train.x[:POINTS], "samples": draw(model, POINTS, shape, label)}
+        x = dataset.scaling.decode(draw(model, POINTS, shape, label))
+        points = {"data": dataset.train.x[:POINTS], "samples": x}
         _into(path, lambda file: scatter(file, points))
         return True
     if len(shape) == 3 and shape[0] in (1, 3):
         rows = ROWS if classes is None else min(classes, 10)
         label = None if classes is None else torch.arange(rows).repeat_interleave(COLUMNS)
         images = dataset.scaling.to_uint8(draw(model, rows * COLUMNS, shape, label))
-        _into(path, lambda file: save_png(file, image_grid(images, COLUMNS)))
+        grid = sample_grid(images, label, dataset.classes, f"{dataset.name}: samples")
+        _into(path, lambda file: save_png(file, grid))
         return True
     return False
 

@@ -12,8 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from scoresde.cli.console import pick_device
-from scoresde.training.distributed import Share
+from scoresde.training.distributed import Rank
 
 Result = TypeVar("Result")
 
@@ -56,9 +55,20 @@ def together(world: World, backend: str = "gloo") -> Iterator[Callable[[], None]
         distributed.destroy_process_group()
 
 
-def share_of(world: World) -> Share:
+def pick_device(name: str) -> torch.device:
+    """The device of this name; auto is a GPU if there is one. Raises ValueError if absent."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise ValueError(f"device: {name} is not usable ({reason}); try cpu") from None
+
+
+def rank_of(world: World) -> Rank:
     """The place of this process in a batch."""
-    return Share(world.rank, world.size)
+    return Rank(world.rank, world.size)
 
 
 def backend_of(device: str) -> str:
@@ -85,7 +95,7 @@ def jointly(world: World, action: Callable[[], Result]) -> Result:
     except (ValueError, OSError, RuntimeError) as found:
         error = found
     # The largest of the reversed numbers is the first process that failed.
-    first = world.size - share_of(world).largest(0 if error is None else world.size - world.rank)
+    first = world.size - rank_of(world).largest(0 if error is None else world.size - world.rank)
     if error is not None and first == world.rank:
         raise error
     if first < world.size:

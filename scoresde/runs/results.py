@@ -1,11 +1,17 @@
-"""The results of a command in a folder, which come together or not at all."""
+"""Folders of results: a record that lists the other files, all of them written or none."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from scoresde.atomic import atomic_write, writing
 
@@ -13,11 +19,97 @@ Make = Callable[[Path], object]
 """Writes a file."""
 
 
+@dataclass(frozen=True)
+class ResultFolder:
+    """A folder with a record, such as ``sample.json``, which lists the other files written.
+
+    Files with one of the ``names`` that no record there lists are somebody else's: they are never
+    replaced or removed.
+    """
+
+    folder: Path
+    record: str
+    names: re.Pattern[str]
+
+    def require_free(self, overwrite: bool) -> None:
+        """Raise ValueError unless results may be written there."""
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"out: {self.folder} is a file; give a folder")
+        taken = {path.name for path in self.folder.glob("*") if self._ours(path.name)}
+        if strange := sorted(taken - self._earlier()):
+            raise ValueError(
+                f"out: {self.folder} holds {strange[0]}, which no {self.record} there lists; "
+                "give another folder"
+            )
+        if taken and not overwrite:
+            raise ValueError(
+                f"out: {self.folder} holds {min(taken)}; give another folder, or overwrite=True"
+            )
+
+    def write(
+        self, files: Mapping[str, Make], record: Mapping[str, Any], keep: Collection[str] = ()
+    ) -> None:
+        """Replace the results in the folder by ``files`` and their record, but those to ``keep``.
+
+        Everything is written beside the earlier files before any of them is replaced, and the
+        record comes last. Raises OSError as the disk does; the earlier results are then untouched.
+        """
+        earlier = self._earlier()
+        listed = [*files, *sorted(earlier & set(keep) - {*files, self.record})]
+        text = json.dumps(dict(record) | {"files": listed}, indent=2) + "\n"
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # The record comes first among the new files, so that none is ever without one.
+            self._write_beside({self.record: lambda file: file.write_text(text), **files})
+            for name in files:
+                os.replace(self._beside(name), self.folder / name)
+            for name in earlier - {*listed, self.record, f"{self.record}.tmp"}:
+                (self.folder / name).unlink(missing_ok=True)
+            os.replace(self._beside(self.record), self.folder / self.record)
+
+    def _write_beside(self, files: Mapping[str, Make]) -> None:
+        """Write every file under its temporary name, all of them or none."""
+        try:
+            for name, make in files.items():
+                make(self._beside(name))
+        except BaseException:
+            for name in reversed(list(files)):
+                self._beside(name).unlink(missing_ok=True)
+            raise
+
+    def _beside(self, name: str) -> Path:
+        return self.folder / f"{name}.tmp"
+
+    def _ours(self, name: str) -> bool:
+        found = name.removesuffix(".tmp")
+        return found == self.record or self.names.fullmatch(found) is not None
+
+    def _earlier(self) -> set[str]:
+        """The names that ``write`` has used there, those of an interrupted one included."""
+        names = self._listed(self.folder / self.record) | self._listed(self._beside(self.record))
+        return names | {f"{name}.tmp" for name in names}
+
+    def _listed(self, record: Path) -> set[str]:
+        """The names in a record, its own included; none if it is not one of ours."""
+        try:
+            names = json.loads(record.read_text(encoding="utf-8"))["files"]
+            ours = all(self._ours(name) for name in names)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return set()
+        return {*names, self.record} if ours else set()
+
+
 def require_writable(folder: Path) -> None:
     """Make the folder. Raises OSError, before anything is computed, unless it can be written."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
+
+
+def save_arrays(path: Path, *arrays: np.ndarray, **named: np.ndarray) -> None:
+    """Write a .npz, of whatever name: numpy adds the suffix to a path that lacks it."""
+    with path.open("wb") as file:
+        np.savez(file, *arrays, allow_pickle=False, **named)
 
 
 def replace_all(folder: Path, files: Mapping[str, Make], earlier: Iterable[str]) -> None:

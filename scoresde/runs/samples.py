@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde.runs.load import LoadedRun
-from scoresde.runs.optimised import wanted
-from scoresde.cli.console import progress
-from scoresde.cli.sample import MOST, draw, optimised_grid
-from scoresde.config import Config, build_sampler, to_plain
-from scoresde.data import Dataset
-from scoresde.data import examples
+from scoresde.config import Config, Section, build_sampler, plain
+from scoresde.data import Dataset, examples
 from scoresde.data.foreign import unfinished
+from scoresde.registry import STEPS, Sampler
+from scoresde.runs.draw import ALONE, MOST, draw
+from scoresde.runs.load import LoadedRun
+from scoresde.runs.optimised import configured_search, grid_folder, optimised_grid
+from scoresde.runs.processes import World
+from scoresde.runs.progress import Progress, silent
 
 
 @dataclass(frozen=True)
@@ -44,25 +45,60 @@ def draw_samples(
     seed: int,
     batch: int,
     labels: Tensor | None,
+    *,
+    world: World = ALONE,
+    progress: Progress = silent,
 ) -> Samples:
-    """Samples of a model by the sampler of its configuration, from seeds ``seed``, ``seed + 1``...
+    """Samples of a model by the sampler of a configuration, from seeds ``seed``, ``seed + 1``...
 
-    ``labels`` (M,) are those that a model with classes is given, in turn. Raises as ``draw``
-    does.
+    ``labels`` (M,) are those that a model with classes is given, in turn. Of several processes the
+    first gets all samples. Raises as ``draw`` does.
     """
-    want = wanted(config.sample)
-    grid = None if want is None else optimised_grid(loaded, want)
-    sampler, seeds = build_sampler(config.sample, grid), range(seed, seed + num)
-    given = None if labels is None else labels[torch.arange(num) % len(labels)]
-    shape, kind = loaded.data.shape, config.sample.sampler.kind
-    with progress(num, "samples") as advance:
-        drawn = draw(
-            loaded.model, sampler, shape, seeds, given, name=kind, batch=batch, advance=advance
-        )
-    settings = {
-        "checkpoint": str(loaded.source),
-        "step": loaded.step,
-        "nfe": drawn.nfe,
-        **to_plain(config)["sample"],
-    }
-    return Samples(loaded.data.scaling.decode(drawn.x), settings)
+    sampler, note = configured_sampler(loaded, config.sample, world, progress)
+    names = loaded.data.classes or ()
+    given = None if labels is None else [names[int(labels[k % len(labels)])] for k in range(num)]
+    drawn = draw(
+        loaded.model,
+        seeds=range(seed, seed + num),
+        sampler=sampler,
+        name=config.sample.sampler.kind,
+        label=given,
+        batch=batch,
+        world=world,
+        progress=progress,
+    )
+    settings = sampling_settings(loaded, config.sample) | {"nfe": drawn.nfe}
+    return Samples(drawn.x, settings, (note,) if note else ())
+
+
+def configured_sampler(
+    loaded: LoadedRun, sample: Section, world: World = ALONE, progress: Progress = silent
+) -> tuple[Sampler, str]:
+    """The sampler of ``config.sample``, and a line about a grid that is optimised.
+
+    Of several processes the first finds that grid; the others read it then.
+    """
+    if (search := configured_search(sample)) is None:
+        return build_sampler(sample), ""
+    found: list[Any] = []
+
+    def find() -> None:
+        folder = grid_folder(loaded.source)
+        found[:] = optimised_grid(loaded.model, loaded.data.shape, search, folder, progress)
+
+    if world.rank == 0:
+        find()
+    if world.size > 1:
+        torch.distributed.barrier()
+    if world.rank > 0:
+        find()
+    grid, note = found
+    return build_sampler(sample, grid), note
+
+
+def sampling_settings(loaded: LoadedRun, sample: Section) -> dict[str, Any]:
+    """The checkpoint and the sampler, for a record."""
+    chosen = plain(sample)
+    if sample.sampler.kind not in STEPS:
+        del chosen["grid"]  # black-box solvers have none
+    return {"checkpoint": str(loaded.source), "step": loaded.step, **chosen}

@@ -1,5 +1,6 @@
 """Training: one loss (``losses``), laws of time (``times``), batches, the loop, its files."""
 
+from scoresde.training import losses, times
 from scoresde.training.checkpoint import (
     Best,
     Checkpoint,
@@ -12,10 +13,9 @@ from scoresde.training.checkpoint import (
 from scoresde.training.held_out import held_out_loss
 from scoresde.training.loop import Metrics, TrainingError, fit
 from scoresde.training.losses import dsm_loss
-from scoresde.training.plan import Plan
+from scoresde.training.plan import Plan, Reporting
 from scoresde.training.safe_files import CheckpointError
-from scoresde.training.schedules import cosine, inverse_sqrt, warmup
-from scoresde.training.state import TrainState, start
+from scoresde.training.state import TrainState
 
 __all__ = [
     "Best",
@@ -24,17 +24,16 @@ __all__ = [
     "DataDescription",
     "Metrics",
     "Plan",
+    "Reporting",
     "TrainState",
     "TrainingError",
     "Weights",
-    "cosine",
     "describe",
     "dsm_loss",
     "export_weights",
     "fit",
     "held_out_loss",
-    "inverse_sqrt",
     "load_weights",
-    "start",
-    "warmup",
+    "losses",
+    "times",
 ]

@@ -1,15 +1,17 @@
-"""What is done to training images besides scaling them: plain, or told to the network."""
+"""Random changes of training images: plain, or described to the network."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from scoresde.arguments import Probability, Range, check_fields
 
 SCALE = 2**0.2
 """Of the isotropic and the anisotropic scaling, arXiv 2206.00364, table 6."""
@@ -20,7 +22,7 @@ SHIFT = 1 / 8
 class Augmentation(ABC):
     """A random change of images (B, C, H, W), all its draws from the generator given.
 
-    ``labels`` is how many numbers tell the network what was done; None where it is not told.
+    ``labels`` is how many numbers describe the change to the network; None for no such input.
     """
 
     labels: ClassVar[int | None] = None
@@ -35,21 +37,23 @@ class Augmentation(ABC):
 
 
 @dataclass(frozen=True)
-class Plain(Augmentation):
-    """Mirror images and shift them, untold: what it makes is learned as if it were data.
+class PlainAugment(Augmentation):
+    """Mirror images and shifts, which the network does not see: the model makes them as well.
 
-    ``flip`` is the probability of a mirror image, left to right; ``crop`` the most pixels of a
-    shift along each axis, uniform over whole ones, with reflection at the border. Both move levels
-    only. Raises ValueError for numbers out of range.
+    Both move pixel levels only.
+
+    Args:
+        flip: probability of a mirror image, left to right
+        crop: largest random shift along each axis, in pixels, with reflection at the border
     """
 
-    flip: float = 0.5
-    crop: int = 0
+    flip: Probability = 0.5
+    crop: Annotated[int, Range(ge=0, le=1024)] = 0
 
     def __post_init__(self) -> None:
-        if not (0 <= self.flip <= 1 and self.crop >= 0):
-            found = f"flip={self.flip:g}, crop={self.crop}"
-            raise ValueError(f"need flip in [0, 1] and crop >= 0, got {found}")
+        check_fields(self)
+        if self.flip == 0 and self.crop == 0:
+            raise ValueError("flip=0 and crop=0 do nothing; raise one, or set augment to none")
 
     def on_levels(self, levels: Tensor, generator: torch.Generator) -> Tensor:
         n = len(levels)
@@ -62,8 +66,8 @@ class Plain(Augmentation):
 
 
 @dataclass(frozen=True)
-class NonLeaking(Augmentation):
-    """Flips, scalings, rotations and translations that the network is told of.
+class EDMAugment(Augmentation):
+    """Flips, scalings, rotations and translations, described to the network.
 
     An image is mirrored, left to right, with probability ``flip``. Each of the other five is drawn
     with ``probability``; the nine numbers are those of the table, where a is 0 for what was not:
@@ -76,19 +80,20 @@ class NonLeaking(Augmentation):
         translate           (a6 W, a7 H) / 8                     a6, a7
 
     Flips move pixels; the others are one bilinear resampling with reflection at the border, of
-    those images only. Raises ValueError for probabilities out of range. EDM, arXiv 2206.00364,
-    appendix F.2, table 6.
+    those images only. EDM, arXiv 2206.00364, appendix F.2, table 6.
+
+    Args:
+        probability: probability of each change other than the mirror image
+        flip: probability of a mirror image, left to right
     """
 
     labels: ClassVar[int | None] = 9
 
-    probability: float = 0.12
-    flip: float = 0.5
+    probability: Probability = 0.12
+    flip: Probability = 0.5
 
     def __post_init__(self) -> None:
-        if not (0 <= self.probability <= 1 and 0 <= self.flip <= 1):
-            found = f"probability={self.probability:g}, flip={self.flip:g}"
-            raise ValueError(f"need probability and flip in [0, 1], got {found}")
+        check_fields(self)
 
     def on_units(self, x0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         label = self._draw(len(x0), generator)
@@ -111,7 +116,7 @@ class NonLeaking(Augmentation):
 
 
 def transformed(x0: Tensor, label: Tensor) -> Tensor:
-    """The images that the numbers (B, 9) of ``NonLeaking`` tell of."""
+    """The images that the numbers (B, 9) of ``EDMAugment`` tell of."""
     x0 = flipped(flipped(x0, label[:, 0] != 0, 3), label[:, 1] != 0, 2)
     moved = (label[:, 2:] != 0).any(1)
     if not moved.any():

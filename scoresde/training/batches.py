@@ -1,13 +1,16 @@
 """The batch of every step, a function of (seed, step): data, dequantisation, noise and times.
 
-All processes draw the whole batch and compute on their share of it, so that neither the device nor
-the number of processes changes what is drawn.
+All processes draw the whole batch and compute on their part of it, so that the random numbers
+depend neither on the device nor on the number of processes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -16,13 +19,15 @@ from torch import Tensor
 from scoresde.data import Examples, Scaling, batch_indices
 from scoresde.sde import SDE
 from scoresde.training.plan import Plan
-from scoresde.training.prefetch import ahead
+
+Value = TypeVar("Value")
+THREAD = "scoresde-prefetch"
 
 
 class Batch(NamedTuple):
     """Clean examples in model units and noise (B, ...), times (B,), labels (B,) or None.
 
-    ``augment`` (B, n) tells the network what was done to them, if it is told.
+    ``augment`` (B, n) describes to the network how they were augmented, None for no such input.
     """
 
     x0: Tensor
@@ -56,10 +61,10 @@ class Batch(NamedTuple):
         return Batch(x0, self.t, eps, label, augment)
 
     @property
-    def told(self) -> dict[str, Tensor]:
-        """What the network is told besides state and noise level, by name."""
-        told = {"label": self.label, "augment": self.augment}
-        return {name: value for name, value in told.items() if value is not None}
+    def cond(self) -> dict[str, Tensor]:
+        """The conditions of the network, by name."""
+        cond = {"label": self.label, "augment": self.augment}
+        return {name: value for name, value in cond.items() if value is not None}
 
 
 def batches(
@@ -82,17 +87,17 @@ def draw_batch(plan: Plan, split: Examples, scaling: Scaling, sde: SDE, step: in
     Drawn on the host, so that every device sees the same numbers. Raises ValueError where the
     model has classes and the data no labels.
     """
-    generator = torch.Generator().manual_seed(stream(plan.seed, step, "batch"))
+    generator = torch.Generator().manual_seed(derived_seed(plan.seed, step, "batch"))
     chosen = split.take(batch_indices(len(split), plan.batch, plan.seed, step))
-    x0, told = _augmented(plan, chosen.x, scaling, generator, step)
+    x0, described = _augmented(plan, chosen.x, scaling, generator, step)
     t = plan.times(sde, plan.draw(plan.batch, generator))
     eps = torch.randn(x0.shape, generator=generator)
-    return Batch(x0, t, eps, _labels(plan, chosen.label, generator), told)
+    return Batch(x0, t, eps, _labels(plan, chosen.label, generator), described)
 
 
-def our_parts(plan: Plan, batch: Batch) -> Iterator[tuple[int, Batch]]:
-    """The parts of a batch whose gradients this process adds up, with their numbers in it."""
-    for number, rows in plan.share.parts(plan.batch, plan.accumulate):
+def local_microbatches(plan: Plan, batch: Batch) -> Iterator[tuple[int, Batch]]:
+    """The microbatches of a batch that this process computes, with their numbers."""
+    for number, rows in plan.rank.microbatches(plan.batch, plan.accumulate):
         # Neighbours, so a slice: a view, which stays pinned.
         yield number, batch.rows(slice(int(rows[0]), int(rows[-1]) + 1))
 
@@ -109,10 +114,10 @@ def dequantised(
     return scaling.encode(levels, torch.rand(levels.shape, generator=generator))
 
 
-def stream(seed: int, step: int, purpose: str) -> int:
+def derived_seed(seed: int, step: int, purpose: str) -> int:
     """A 64-bit seed for one purpose at one step, mixed by numpy's SeedSequence.
 
-    Neighbouring seeds and steps give unrelated streams; numpy promises the mixing never to change.
+    Neighbouring seeds and steps give unrelated numbers; numpy promises the mixing never to change.
     """
     words = [seed, step, *purpose.encode()]
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])
@@ -121,11 +126,11 @@ def stream(seed: int, step: int, purpose: str) -> int:
 def _augmented(
     plan: Plan, levels: Tensor, scaling: Scaling, generator: torch.Generator, step: int
 ) -> tuple[Tensor, Tensor | None]:
-    """Model units (B, ...) of the levels, augmented, and what the network is told of it."""
+    """Model units (B, ...) of the levels, augmented, and the description for the network."""
     if plan.augment is None:
         return dequantised(levels, scaling, generator, plan.dither), None
-    # A stream of its own: noise, times and labels are those of a run without augmentation.
-    own = torch.Generator().manual_seed(stream(plan.seed, step, "augment"))
+    # A seed of its own: noise, times and labels are those of a run without augmentation.
+    own = torch.Generator().manual_seed(derived_seed(plan.seed, step, "augment"))
     levels = plan.augment.on_levels(levels, own)
     return plan.augment.on_units(dequantised(levels, scaling, generator, plan.dither), own)
 
@@ -138,3 +143,24 @@ def _labels(plan: Plan, label: Tensor | None, generator: torch.Generator) -> Ten
         raise ValueError(f"a model of {plan.classes} classes needs labels; this data set has none")
     dropped = torch.rand(len(label), generator=generator) < plan.label_dropout
     return label.masked_fill(dropped, plan.classes)
+
+
+def ahead(make: Callable[[int], Value], numbers: Iterable[int], n: int) -> Iterator[Value]:
+    """make(k) for every number k in order; a thread makes the next ``n`` while one is in use.
+
+    The thread ends with the iterator; n = 0 needs none. An exception in ``make`` is raised where
+    its value was due.
+    """
+    if n == 0:
+        yield from map(make, numbers)
+        return
+    left = iter(numbers)
+    with ThreadPoolExecutor(1, THREAD) as pool:
+        waiting = deque(pool.submit(make, k) for k in islice(left, n))
+        try:
+            while waiting:
+                value = waiting.popleft().result()
+                waiting.extend(pool.submit(make, k) for k in islice(left, 1))
+                yield value
+        finally:
+            pool.shutdown(cancel_futures=True)

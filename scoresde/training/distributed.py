@@ -1,4 +1,4 @@
-"""A batch shared between processes: the rows of each, and sums over all of them."""
+"""A batch split between processes: the rows of each, and sums over all of them."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ from torch import Tensor, distributed
 
 
 @dataclass(frozen=True)
-class Share:
-    """The place of this process among those that train together, all in one process group."""
+class Rank:
+    """This process, number ``index`` of the ``size`` that train together in one process group."""
 
-    rank: int = 0
+    index: int = 0
     size: int = 1
 
-    def parts(self, batch: int, accumulate: int) -> list[tuple[int, Tensor]]:
-        """Number and rows of the parts of a batch that are this process's.
+    def microbatches(self, batch: int, accumulate: int) -> list[tuple[int, Tensor]]:
+        """Number and rows of each microbatch that this process computes.
 
-        A batch has ``size * accumulate`` equal parts, numbered over all processes, so that what is
-        drawn for a part is the same wherever it is computed.
+        A batch has ``size * accumulate`` equal ones, numbered over all processes, so that the
+        random numbers of a microbatch do not depend on where it is computed.
         """
         rows = torch.arange(batch).chunk(self.size * accumulate)
-        return [(k, rows[k]) for k in range(self.rank * accumulate, (self.rank + 1) * accumulate)]
+        return [
+            (k, rows[k]) for k in range(self.index * accumulate, (self.index + 1) * accumulate)
+        ]
 
     def add(self, tensors: Sequence[Tensor]) -> None:
         """Replace tensors of one type by their sums over all processes, in one message.

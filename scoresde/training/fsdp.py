@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scoresde.training.distributed import Share
+from scoresde.training.distributed import Rank
 
 LEAST = 2**20
 """Numbers a block has at least for its weights to be put together apart from the others."""
 
 
-def split(net: nn.Module, share: Share, device: torch.device, least: int = LEAST) -> None:
+def split(net: nn.Module, rank: Rank, device: torch.device, least: int = LEAST) -> None:
     """Leave each process its part of a network's weights on its device, in place.
 
     Gradients are then summed over the processes, and each keeps its part of them. Scalars stay
@@ -28,7 +28,7 @@ def split(net: nn.Module, share: Share, device: torch.device, least: int = LEAST
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
-    mesh = init_device_mesh(device.type, (share.size,))
+    mesh = init_device_mesh(device.type, (rank.size,))
     scalars = {p for p in net.parameters() if p.ndim == 0}
     for scalar in scalars:
         scalar.data = scalar.data.to(device)  # all others are moved as they are split
@@ -47,7 +47,7 @@ def parts(tensors: Iterable[Tensor]) -> list[Tensor]:
     return [_part(tensor) for tensor in tensors]
 
 
-def sum_gradients(model: nn.Module, loss: Tensor, share: Share) -> Tensor:
+def sum_gradients(model: nn.Module, loss: Tensor, rank: Rank) -> Tensor:
     """Sum loss and gradients over the processes, in place; return the norm of the gradient.
 
     The parts of what is split are sums already: of them only the squares are added.
@@ -55,10 +55,10 @@ def sum_gradients(model: nn.Module, loss: Tensor, share: Share) -> Tensor:
     found = [p.grad for p in model.parameters() if p.grad is not None]
     rest = [gradient for gradient in found if not _is_split(gradient)]
     if len(rest) == len(found):
-        share.add([loss, *rest])
+        rank.add([loss, *rest])
         return nn.utils.get_total_norm(found)
     square = nn.utils.get_total_norm(parts(g for g in found if _is_split(g))).square()
-    share.add([loss, square, *rest])
+    rank.add([loss, square, *rest])
     return (square + nn.utils.get_total_norm(rest).square()).sqrt()
 
 

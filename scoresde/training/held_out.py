@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from scoresde.data import Scaling, Split
 from scoresde.parameterization import ScoreModel
 from scoresde.training import losses
-from scoresde.training.batches import Batch, dequantised, stream
+from scoresde.training.batches import Batch, dequantised, derived_seed
 
 
 def held_out_loss(
@@ -39,12 +39,12 @@ def held_out_loss(
     total = torch.zeros((), dtype=torch.float64, device=model.device)
     with evaluating(model), torch.no_grad():
         for part, ts in enumerate(times):
-            generator = torch.Generator().manual_seed(stream(seed, part, "held out"))
+            generator = torch.Generator().manual_seed(derived_seed(seed, part, "held out"))
             x0 = dequantised(split.x, scaling, generator, dither)
             whole = _batch(x0, ts, split.label if conditional else None, generator)
             for rows in torch.arange(len(split)).split(batch):
                 b = whole.rows(rows).on(model.device)
-                loss = losses.dsm_loss(model, b.x0, b.t, b.eps, weight, **b.told)
+                loss = losses.dsm_loss(model, b.x0, b.t, b.eps, weight, **b.cond)
                 total += loss.double().sum()
     return float(total) / times.numel()
 

@@ -13,15 +13,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from scoresde.data import Examples, Scaling
+from scoresde.data import Examples, Scaling, Split
 from scoresde.nn.magnitude import normalise
 from scoresde.parameterization import ScoreModel
-from scoresde.training import ema, fsdp, profiles
-from scoresde.training.batches import Batch, batches, draw_batch, our_parts, stream
+from scoresde.training import averages, fsdp
+from scoresde.training.batches import (
+    Batch,
+    batches,
+    derived_seed,
+    draw_batch,
+    local_microbatches,
+)
 from scoresde.training.losses import dsm_loss
 from scoresde.training.plan import Plan
 from scoresde.training.precision import MOST_SKIPPED, autocast
 from scoresde.training.state import TrainState
+
+REAL = Scaling(None)
 
 
 class TrainingError(RuntimeError):
@@ -45,13 +53,17 @@ class Metrics:
     losses: Tensor
 
 
-def fit(state: TrainState, plan: Plan, split: Examples, scaling: Scaling) -> Iterator[Metrics]:
+def fit(
+    state: TrainState, plan: Plan, examples: Examples | Tensor, scaling: Scaling = REAL
+) -> Iterator[Metrics]:
     """Train ``state`` in place up to ``plan.steps`` updates, yielding after each one.
 
-    Logging, validation, checkpoints and stopping are the caller's: it is an ordinary generator.
+    A tensor is real numbers (N, ...), as they are. Logging, validation, checkpoints and stopping
+    are the caller's: it is an ordinary generator.
     Raises TrainingError at the first loss or gradient that is not finite, before its update.
     """
     model = state.model
+    split = Split(examples) if isinstance(examples, Tensor) else examples
     for batch in batches(plan, split, scaling, model.sde, model.device, state.step):
         yield _updated(state, plan, batch)
 
@@ -73,7 +85,7 @@ def _updated(state: TrainState, plan: Plan, batch: Batch) -> Metrics:
             optimizer.step()
         normalise(state.model)
     for average, kept in _averages(state, plan):
-        ema.update(average, state.model, kept)
+        averages.update(average, state.model, kept)
     state.step += 1
     return Metrics(state.step, loss, norm, rate, state.scale.skipped, t, losses)
 
@@ -87,10 +99,10 @@ def _prepare(state: TrainState, rate: float) -> None:
 
 
 def _backward(state: TrainState, plan: Plan, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Leave our share of the gradient in the parameters; times and losses of our examples."""
+    """Leave the gradient of our microbatches in the parameters; their times and losses."""
     scale = state.scale.value if plan.precision == "fp16" else 1.0
     times, found = [], []
-    for number, part in our_parts(plan, batch):
+    for number, part in local_microbatches(plan, batch):
         loss = _loss(state.model, plan, part, state.step, number)
         (_weighed(state, part, loss).sum() * (scale / plan.batch)).backward()
         times.append(part.t)
@@ -105,10 +117,10 @@ def _loss(model: ScoreModel, plan: Plan, part: Batch, step: int, number: int) ->
     """The losses (B,) of a part in training mode, its dropout masks drawn from (seed, step)."""
     model.train()
     purpose = f"dropout {number}" if number else "dropout"
-    seed = stream(plan.seed, step, purpose)
+    seed = derived_seed(plan.seed, step, purpose)
     with _dropout_from(seed, model.device), autocast(plan.precision, model.device):
         b = part.on(model.device)
-        return dsm_loss(model, b.x0, b.t, b.eps, plan.weight, **b.told)
+        return dsm_loss(model, b.x0, b.t, b.eps, plan.weight, **b.cond)
 
 
 @contextmanager
@@ -136,9 +148,9 @@ def _summed(state: TrainState, plan: Plan, losses: Tensor) -> tuple[Tensor, Tens
     The norm is that before clipping, of the network alone.
     """
     loss = losses.sum() / plan.batch
-    norm = fsdp.sum_gradients(state.model, loss, plan.share)
+    norm = fsdp.sum_gradients(state.model, loss, plan.rank)
     if state.learned is not None:
-        plan.share.add(state.learned.gradients())
+        plan.rank.add(state.learned.gradients())
     if plan.clip is not None:
         nn.utils.clip_grads_with_norm_(state.model.parameters(), plan.clip, norm)
     return loss, norm
@@ -148,13 +160,13 @@ def _is_finite(state: TrainState, plan: Plan, loss: Tensor, norm: Tensor, rate: 
     """Whether the update is to be made; raises TrainingError where there is no going on."""
     # The one wait for the device a step: stopping before a bad update needs its answer.
     finite = bool(torch.isfinite(loss + norm))
-    remedy = "lower train.lr, clip gradients, or look at the data"
+    remedy = f"lower lr={plan.lr:g}, clip gradients, or look at the data"
     if plan.precision == "fp16":
         state.scale = state.scale.after(finite)
         if not finite and bool(torch.isfinite(loss)) and state.scale.in_a_row < MOST_SKIPPED:
             return False
         overflows = f"{state.scale.in_a_row} overflows in a row"
-        remedy = f"{overflows}; take train.precision bf16, or {remedy}"
+        remedy = f"{overflows}; take precision=bf16, or {remedy}"
     if not finite:
         raise TrainingError(
             f"step {state.step + 1}: loss {float(loss):g}, gradient norm {float(norm):g}, "
@@ -165,8 +177,8 @@ def _is_finite(state: TrainState, plan: Plan, loss: Tensor, norm: Tensor, rate: 
 
 def _averages(state: TrainState, plan: Plan) -> Iterator[tuple[ScoreModel, float]]:
     """Every average, and what an update keeps of it."""
-    yield state.ema, ema.warmed_up(plan.ema_decay, state.step)
+    yield state.ema, averages.warmed_up(plan.ema[0], state.step)
     for decay, average in state.decays.items():
-        yield average, ema.warmed_up(decay, state.step)
+        yield average, averages.warmed_up(decay, state.step)
     for sigma_rel, average in state.averages.items():
-        yield average, profiles.decay(profiles.power(sigma_rel), state.step)
+        yield average, averages.decay(averages.power(sigma_rel), state.step)

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from scoresde.sde import SDE
-from scoresde.training.distributed import Share
+from scoresde.training.distributed import Rank
 
 PARTS = 10
 
 
-class LossByLevel:
+class LossByNoise:
     """Sums of losses by the half log-SNR of their examples, kept where the losses are."""
 
     def __init__(self, sde: SDE) -> None:
@@ -29,16 +29,16 @@ class LossByLevel:
         total = losses.new_zeros(PARTS) if self._total is None else self._total
         self._total = total.index_add(0, part.to(losses.device, non_blocking=True), losses)
 
-    def take(self, share: Share | None = None) -> list[tuple[float, float]]:
+    def take(self, rank: Rank | None = None) -> list[tuple[float, float]]:
         """(middle of a part of lam, mean loss in it) where there were examples; then anew.
 
-        They are those of all processes that ``share`` the batches.
+        They are those of all processes that train with ``rank``.
         """
         middles = (self._edges[1:] + self._edges[:-1]) / 2
         total = torch.zeros(PARTS) if self._total is None else self._total
         count = self._count.to(total)
-        if share is not None:
-            share.add([total, count])
+        if rank is not None:
+            rank.add([total, count])
         seen = torch.nonzero(count.cpu()).flatten()
         means = (total.cpu() / count.cpu())[seen]
         self._total, self._count = None, torch.zeros(PARTS)

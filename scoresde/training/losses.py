@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from scoresde.arguments import Positive, check
 from scoresde.parameterization import Coeffs, ScoreModel
 from scoresde.sde import SDE, match
 
@@ -62,27 +63,27 @@ def likelihood(sde: SDE, t: Tensor) -> Tensor:
     return sde.g2(t) / sde.sigma(t) ** 2 * sigma2(sde, t)
 
 
-def min_snr(gamma: float = 5.0) -> Weight:
+def min_snr(gamma: Positive = 5.0) -> Weight:
     """min(SNR, gamma) on x0.
 
     Efficient Diffusion Training via Min-SNR Weighting Strategy, arXiv 2303.09556, eq. 6.
 
-    Raises ValueError unless gamma > 0.
+    Args:
+        gamma: largest weight
     """
-    if not gamma > 0:
-        raise ValueError(f"need gamma > 0, got gamma={gamma:g}")
+    check(min_snr, locals())
     return lambda sde, t: sigma2(sde, t).clamp(max=gamma)
 
 
-def edm(sigma_data: float = 0.5) -> Weight:
+def edm(sigma_data: Positive = 0.5) -> Weight:
     """(r^2 + sd^2) / (r sd)^2 with r = sigma / alpha: unit weight on the output of EDM's network.
 
     arXiv 2206.00364, table 1.
 
-    Raises ValueError unless sigma_data > 0.
+    Args:
+        sigma_data: standard deviation of the scaled data
     """
-    if not sigma_data > 0:
-        raise ValueError(f"need sigma_data > 0, got sigma_data={sigma_data:g}")
+    check(edm, locals())
     return lambda sde, t: sigma2(sde, t) + 1 / sigma_data**2
 
 

@@ -1,62 +1,216 @@
-"""What does not change while training."""
+"""The settings of training, with every default and range: how a model is trained, and reported."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
 
+import torch
+
+from scoresde.arguments import (
+    Count,
+    Fraction,
+    Natural,
+    NonNegative,
+    Positive,
+    Range,
+    check_fields,
+)
 from scoresde.training.augment import Augmentation
-from scoresde.training.distributed import Share
-from scoresde.training.losses import Weight
+from scoresde.training.distributed import Rank
+from scoresde.training.losses import Weight, likelihood, reweighted
 from scoresde.training.precision import Precision
-from scoresde.training.schedules import LearningRate
-from scoresde.training.times import Draw, Times
+from scoresde.training.times import Draw, Times, Uniform, stratified
+
+Width = Annotated[float, Range(ge=0.001, le=0.28)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What does not change while training.
+    """How a model is trained: all that decides its weights.
 
-    ``steps`` counts updates from the start of the run, ``batch`` examples per update; ``times``
-    of ``draw`` give t, ``weight`` weighs x0_hat (None: the network output). ``classes`` is the
-    number of classes of a conditional model, whose labels become ``classes``, that is no label,
-    each with probability ``label_dropout``. ``clip`` bounds the gradient norm (None: no bound).
-    ``dither`` is that of ``dequantised``; ``augment`` changes the images. The gradient of a batch
-    is summed over ``accumulate`` parts of it, in ``precision``, and over the processes that
-    ``share`` it. The next ``prefetch`` batches are drawn meanwhile. Raises ValueError for numbers
-    out of range.
+    Args:
+        steps: optimiser steps, counted from the start of the run
+        batch: examples per step, in total over all processes
+        optimizer: optimiser of the network's weights
+        lr: learning rate after the warm-up
+        weight_decay: weight decay of the optimiser; decoupled in adamw
+        warmup: steps over which the learning rate rises from 0; half of all steps where there
+            are fewer
+        schedule: learning rate after the warm-up; cosine ends at 0, inverse_sqrt falls after
+            decay_from steps as 1 / sqrt(step)
+        decay_from: step after which inverse_sqrt falls; null for the other schedules
+        accumulate: number of parts a batch is computed in, one after the other, to save memory
+        precision: number format of the layers; weights, averages and loss are always float32
+        prefetch: batches prepared in advance by a thread; the numbers do not depend on it
+        compile: compile the network; takes minutes at the start and makes steps faster
+        channels_last: lay the channels of a pixel side by side in memory, for images
+        shard: split weights, gradients and averages between the processes (FSDP), for networks
+            too large for one device
+        clip: largest norm of the gradient; null does not clip
+        ema: decay of the averaged weights; 0 does not average. Of several decays, such as
+            0.999,0.9999, the first is used unless another is chosen when loading
+        posthoc: widths (sigma_rel) of power-function averages to store, such as 0.05,0.1; any
+            other width can be made from them after training
+        weighting: weight of the loss
+        learned_weight: learn a further weight for every noise level, the inverse of the loss
+            expected there, so that all noise levels contribute equally
+        times: distribution of the training times
+        draw: dependence between the times of a batch
+        dither: add uniform noise within each pixel level; false trains on the middles of the
+            levels, for likelihoods by truncated-normal dequantisation or a decoder
+        augment: random changes of the training images
+        label_dropout: fraction of examples trained without their class, in a conditional model
+        seed: random seed of the data order and of every draw
+        classes: number of classes of a conditional model; None is unconditional
+        rank: this process among those that train together
+
+    Raises ValueError for values out of range or that exclude each other.
     """
 
-    steps: int
-    batch: int
-    seed: int
-    times: Times
-    draw: Draw
-    weight: Weight | None
-    learning_rate: LearningRate
-    ema_decay: float = 0.999
-    clip: float | None = 1.0
-    classes: int | None = None
-    label_dropout: float = 0.0
+    OUTSIDE: ClassVar = ("seed", "classes", "rank")
+    """Fields that are no keys of the configuration's section ``train``."""
+    # The learning rate and the clipping are the remedies for a loss that is not finite.
+    FREE: ClassVar = frozenset(("steps", "lr", "clip", "shard", "prefetch"))
+    """Fields that may change when a run is resumed."""
+
+    steps: Count = 10_000
+    batch: Count = 128
+    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam
+    lr: Positive = 2e-4
+    weight_decay: NonNegative = 0.0
+    warmup: Natural = 0
+    schedule: Literal["constant", "cosine", "inverse_sqrt"] = "constant"
+    decay_from: Count | None = None
+    accumulate: Count = 1
+    precision: Precision = "float32"
+    prefetch: Annotated[int, Range(ge=0, le=64)] = 0
+    compile: bool = False
+    channels_last: bool = False
+    shard: bool = False
+    clip: Positive | None = 1.0
+    ema: Annotated[tuple[Fraction, ...], Range(length=1)] = (0.999,)
+    posthoc: tuple[Width, ...] = ()
+    weighting: Weight | None = None
+    learned_weight: bool = False
+    times: Times = Uniform()  # noqa: RUF009 - it is frozen
+    draw: Draw = stratified
     dither: bool = True
     augment: Augmentation | None = None
-    accumulate: int = 1
-    precision: Precision = "float32"
-    prefetch: int = 0
-    share: Share = field(default_factory=Share)
+    label_dropout: Fraction = 0.1
+    seed: Natural = 0
+    classes: Count | None = None
+    rank: Rank = field(default_factory=Rank)
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.batch) < 1 or self.seed < 0:
-            found = f"steps={self.steps}, batch={self.batch}, seed={self.seed}"
-            raise ValueError(f"need steps >= 1, batch >= 1 and seed >= 0, got {found}")
-        if not (0 <= self.ema_decay <= 1 and 0 <= self.label_dropout <= 1):
-            found = f"ema_decay={self.ema_decay:g}, label_dropout={self.label_dropout:g}"
-            raise ValueError(f"need ema_decay and label_dropout in [0, 1], got {found}")
-        if self.accumulate < 1 or self.batch % (self.accumulate * self.share.size):
+        for name in ("ema", "posthoc"):  # one number is one of them
+            value = getattr(self, name)
+            values = tuple(value) if isinstance(value, tuple | list) else (value,)
+            object.__setattr__(self, name, values)
+            if len(set(values)) < len(values):
+                raise ValueError(f"need different values of {name}, got {name}={list(values)}")
+        check_fields(self)
+        if self.batch % (self.accumulate * self.rank.size):
             raise ValueError(
                 f"batch={self.batch} cannot be split into accumulate={self.accumulate} equal "
-                f"parts on each of {self.share.size} processes; make it a multiple of them"
+                f"parts on each of {self.rank.size} processes; make it a multiple of them"
             )
-        if self.prefetch < 0:
-            raise ValueError(f"need prefetch >= 0, got prefetch={self.prefetch}")
-        if self.clip is not None and not self.clip > 0:
-            raise ValueError(f"need clip > 0 or None, got clip={self.clip:g}")
+        if (self.schedule == "inverse_sqrt") != (self.decay_from is not None):
+            raise ValueError(
+                f"decay_from={self.decay_from} and schedule={self.schedule}; "
+                "give decay_from with inverse_sqrt, and only with it"
+            )
+        if self.shard and (self.channels_last or self.compile):
+            other = "channels_last" if self.channels_last else "compile"
+            raise ValueError(f"shard=true does not work with {other}=true; set one to false")
+        self._density()
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of the warm-up: half of all steps where ``warmup`` would last to the end."""
+        return self.warmup if self.warmup < self.steps else self.steps // 2
+
+    @property
+    def weight(self) -> Weight | None:
+        """The weight on the squared error of x0_hat; None is a unit weight on the network output.
+
+        That of the likelihood is divided by the density of ``times``, which leaves its expectation
+        that of uniform times: importance sampling.
+        """
+        density = self._density()
+        return self.weighting if density is None else reweighted(likelihood, density)
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of update ``step`` = 0, 1, ...
+
+        cosine: SGDR, arXiv 1608.03983, eq. 5. inverse_sqrt: arXiv 2312.02696, appendix B.
+        """
+        warmup = self.warmup_steps
+        rate = self.lr * min(1.0, (step + 1) / max(warmup, 1))
+        if self.schedule == "cosine":
+            done = min(max(step - warmup, 0) / (self.steps - warmup), 1.0)
+            return rate * (1 + math.cos(math.pi * done)) / 2
+        if self.decay_from is not None:
+            return rate / math.sqrt(max((step + 1) / self.decay_from, 1.0))
+        return rate
+
+    def _density(self) -> Any:
+        """The density of ``times`` where the weighting asks for uniform ones, else None."""
+        if self.weighting is not likelihood:
+            return None
+        if not hasattr(self.times, "density"):
+            raise ValueError(
+                "the expectation of weighting=likelihood is over uniform times, its importance "
+                f"sampler log_snr, got times={self.times}; choose one of the two"
+            )
+        return self.times.density
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reporting:
+    """What a run records while it trains, and which checkpoints it keeps.
+
+    Args:
+        holdout: fraction of the training examples kept out for the held-out loss; 0 keeps none
+        keep_best: choose the weights of the step with the least held-out loss
+        log_every: steps between two records of the loss
+        validate_every: steps between two measurements of the held-out loss
+        sample_every: steps between two pictures of samples
+        checkpoint_every: steps between two checkpoints
+        posthoc_every: steps between two snapshots of the averages of posthoc
+        keep: number of checkpoints kept
+        on_failed_save: what to do when a checkpoint cannot be written; the last one, and that of
+            an interrupted run, always stop
+        tensorboard: also write the records for TensorBoard, into tensorboard/ of the run folder;
+            needs pip install scoresde[tensorboard]
+
+    Raises ValueError for values out of range or that exclude each other.
+    """
+
+    FREE: ClassVar = frozenset(
+        (
+            *("log_every", "validate_every", "sample_every", "checkpoint_every", "posthoc_every"),
+            *("keep", "on_failed_save", "tensorboard"),
+        )
+    )
+    """Fields that may change when a run is resumed."""
+
+    holdout: Fraction = 0.1
+    keep_best: bool = True
+    log_every: Count = 100
+    validate_every: Count = 500
+    sample_every: Count = 2_000
+    checkpoint_every: Count = 1_000
+    posthoc_every: Count = 1_000
+    keep: Count = 3
+    on_failed_save: Literal["stop", "go_on"] = "stop"
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.keep_best and self.holdout == 0:
+            raise ValueError(
+                "keep_best=true needs held-out data, got holdout=0; set one of the two"
+            )

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from scoresde.training.averages import Profile, combination, power
 from scoresde.training.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -18,7 +19,6 @@ from scoresde.training.checkpoint import (
     export_weights,
     load_weights,
 )
-from scoresde.training.profiles import Profile, combination, power
 
 AVERAGES = "averages"
 NAME = re.compile(r"step-(\d{8,})-width-(0\.\d+)\.safetensors")

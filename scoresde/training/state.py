@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from scoresde.parameterization import ScoreModel
-from scoresde.training import ema
-from scoresde.training.precision import LossScale
-from scoresde.training.uncertainty import LearnedWeight
+from scoresde.training import averages, fsdp
+from scoresde.training.learned_weight import LearnedWeight
+from scoresde.training.plan import Plan
+from scoresde.training.precision import LossScale, lay_out
 
 
 @dataclass
@@ -32,6 +32,39 @@ class TrainState:
     scale: LossScale = field(default_factory=LossScale)
     learned: LearnedWeight | None = None
 
+    @staticmethod
+    def of(model: ScoreModel, plan: Plan, device: torch.device | None = None) -> TrainState:
+        """The state before the first update; the averages start at the weights.
+
+        ``device`` is where a model goes that ``plan.shard`` splits; another is where it is.
+        """
+        if plan.channels_last:
+            lay_out(model)
+
+        def average() -> ScoreModel:
+            return averages.averaged(model)
+
+        def optimizer() -> torch.optim.Optimizer:
+            parameters, decay = model.parameters(), plan.weight_decay
+            return plan.optimizer(parameters, lr=plan.lr, weight_decay=decay, fused=True)
+
+        state = TrainState(
+            model,
+            average(),
+            optimizer(),
+            decays={decay: average() for decay in sorted(plan.ema[1:])},
+            averages={sigma_rel: average() for sigma_rel in sorted(plan.posthoc)},
+        )
+        if plan.shard:
+            for each in state.models:
+                fsdp.split(each.net, plan.rank, device or model.device)
+            state.optimizer = optimizer()
+        if plan.learned_weight:
+            state.learned = LearnedWeight(device or model.device)
+        if plan.compile:
+            model.net.compile()  # the averages are copies that are not
+        return state
+
     @property
     def models(self) -> list[ScoreModel]:
         """The model and every average of it."""
@@ -46,23 +79,3 @@ class TrainState:
         """Those of the last backward pass, to be changed in place."""
         found = [p.grad for p in self.model.parameters() if p.grad is not None]
         return found + ([] if self.learned is None else self.learned.gradients())
-
-
-def start(
-    model: ScoreModel,
-    optimizer: torch.optim.Optimizer,
-    widths: Sequence[float] = (),
-    decays: Sequence[float] = (),
-) -> TrainState:
-    """The state before the first update; the averages start at the weights.
-
-    ``widths`` are those of power-function averages, ``decays`` those of exponential ones, to be
-    kept beside the one of the plan.
-    """
-    return TrainState(
-        model,
-        ema.averaged(model),
-        optimizer,
-        decays={decay: ema.averaged(model) for decay in sorted(decays)},
-        averages={sigma_rel: ema.averaged(model) for sigma_rel in sorted(widths)},
-    )

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from scoresde.arguments import Count, Positive, check_fields
 from scoresde.sde import SDE, derivative
 
 Draw = Callable[[int, torch.Generator], Tensor]
@@ -48,6 +49,10 @@ class Uniform:
     def __call__(self, sde: SDE, u: Tensor) -> Tensor:
         return sde.t_min + u * (sde.t_max - sde.t_min)
 
+    def density(self, sde: SDE, t: Tensor) -> Tensor:
+        """The density of t relative to that of uniform times: 1."""
+        return torch.ones_like(t)
+
 
 @dataclass(frozen=True)
 class LogSNR:
@@ -71,15 +76,18 @@ class LogSNR:
 class LogNormal:
     """log(sigma / alpha) normal, the noise levels of EDM, clamped to the times of the process.
 
-    Raises ValueError unless std > 0. EDM, arXiv 2206.00364, table 1.
+    EDM, arXiv 2206.00364, table 1.
+
+    Args:
+        mean: mean of log(sigma / alpha)
+        std: standard deviation of log(sigma / alpha)
     """
 
     mean: float = -1.2
-    std: float = 1.2
+    std: Positive = 1.2
 
     def __post_init__(self) -> None:
-        if not self.std > 0:
-            raise ValueError(f"need std > 0, got std={self.std:g}")
+        check_fields(self)
 
     def __call__(self, sde: SDE, u: Tensor) -> Tensor:
         z = torch.special.ndtri(u.clamp(1e-12, 1 - 1e-12))
@@ -87,19 +95,19 @@ class LogNormal:
 
 
 @dataclass(frozen=True)
-class Levels:
-    """The n levels (i + 1) / n of t_max, equally likely: discrete-time training.
+class DiscreteTimes:
+    """The n times (i + 1) / n of t_max, equally likely: discrete-time training.
 
     DDPM, arXiv 2006.11239, algorithm 1.
 
-    Raises ValueError unless n >= 1.
+    Args:
+        n: number of times
     """
 
-    n: int = 1000
+    n: Count = 1000
 
     def __post_init__(self) -> None:
-        if self.n < 1:
-            raise ValueError(f"need n >= 1 levels, got n={self.n}")
+        check_fields(self)
 
     def __call__(self, sde: SDE, u: Tensor) -> Tensor:
         i = (u * self.n).floor().clamp(0, self.n - 1)

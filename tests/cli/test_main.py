@@ -7,10 +7,13 @@ import re
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from scoresde import registry
 from scoresde.arguments import arguments
@@ -19,7 +22,9 @@ from scoresde.cli import options as cli_options
 from scoresde.cli.flags import UsageError, parse
 from scoresde.cli.main import COMMANDS, main
 from scoresde.cli.options import InfoOptions, SampleOptions, TrainOptions
-from scoresde.config import load_config
+from scoresde.config import ConfigError, load_config
+from scoresde.config.schema import ROOT
+from scoresde.config.sections import options
 
 HELP = """
 import sys
@@ -59,9 +64,10 @@ class TestHelp:
         file = tmp_path / "run.yaml"
         file.write_text("sde: {kind: ve, sigma_max: 37.5}")
         assert main(["train", "--config", str(file), "--train.lr", "3e-3", "--help"]) == 0
-        page = capsys.readouterr().out
-        assert "37.5" in page
-        assert "0.003" in page
+        page = " ".join(capsys.readouterr().out.split())
+        assert "now: 37.5" in page
+        assert "now: 0.003" in page
+        assert "(batch >= 1; default: 128)" in page
         assert "beta_min" not in page
         assert all(name in page for name in registry.SDES)
 
@@ -186,6 +192,21 @@ class TestFlags:
     def test_a_missing_option_is_named(self):
         with pytest.raises(UsageError, match="--checkpoint is missing"):
             parse(SampleOptions, ["--out", "x"], "scoresde sample", ["sample"])
+
+
+WORDS = ["--config", "--out", "--resume", "--device", "vp", "1", "-1", "nan", "1e999", "null", ""]
+
+
+@settings(deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_any_command_line_is_read_or_refused(data):
+    known = [f"--{path}" for path, _ in options(ROOT)]
+    word = st.one_of(st.sampled_from(known), st.sampled_from(WORDS), st.text(max_size=6))
+    flag = st.text(max_size=6).map("--{}".format)
+    argv = data.draw(st.lists(st.one_of(word, flag), max_size=6))
+    argv = [token for token in argv if token.split("=")[0] not in ("-h", "--help")]
+    with suppress(UsageError, ConfigError):
+        load_config(None, parse(TrainOptions, argv, "scoresde", COMMANDS["train"].sections)[1])
 
 
 class TestExitCodes:

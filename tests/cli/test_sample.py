@@ -14,15 +14,17 @@ import pytest
 import torch
 from PIL import Image
 
-from scoresde import registry, samplers
+from scoresde import registry
 from scoresde.cli import sample as module
 from scoresde.cli.main import main
-from scoresde.cli.sample import chosen_seeds, draw
-from scoresde.config import Section, build_sampler, override
+from scoresde.cli.sample import chosen_seeds
+from scoresde.config import Section, override
 from scoresde.parameterization import ScoreModel
-from scoresde.runs import pictures
+from scoresde.runs import pictures, results
+from scoresde.runs.draw import draw
 from scoresde.runs.load import load_run
-from scoresde.samplers import DDIM, grids, per_sample_noise
+from scoresde.samplers import per_sample_noise
+from tests.cli.test_processes import ended, started
 
 
 def sample(checkpoint: Path, out: Path, *flags: str) -> Path:
@@ -54,52 +56,10 @@ def record(out: Path) -> dict[str, object]:
     return found
 
 
-class TestDraws:
-    def test_the_flow_of_a_normal_law_keeps_the_noise_of_the_seed(self, points):
-        run = load_run(points)
-        config = {"sample.sampler.kind": "ode", "sample.denoise": False}
-        drawn = draw(run.model, build_sampler(changed(run, config)), (2,), [5, 9])
-        assert torch.allclose(drawn.x, per_sample_noise([5, 9])(torch.empty(2, 2)), atol=1e-4)
-
-    def test_ddim_on_a_normal_law_multiplies_by_the_cosines_of_its_steps(self, points):
-        """x_s = (alpha_s alpha_t + sigma_s sigma_t) x_t when x0_hat = alpha_t x_t."""
-        run = load_run(points)
-        config = {"sample.sampler.kind": "ddim", "sample.steps": 4, "sample.grid.kind": "uniform"}
-        drawn = draw(run.model, build_sampler(changed(run, config)), (2,), [5, 9])
-        sde, ts = run.model.sde, grids.uniform(run.model.sde, 4)
-        alpha, sigma = sde.alpha(ts), sde.sigma(ts)
-        factor = (alpha[1:] * alpha[:-1] + sigma[1:] * sigma[:-1]).prod() * alpha[-1] * sigma[0]
-        start = per_sample_noise([5, 9])(torch.empty(2, 2))
-        assert torch.allclose(drawn.x, float(factor) * start, atol=1e-5)
-
-    def test_a_sample_is_a_function_of_its_seed(self, wild):
-        run = load_run(wild)
-        for kind in registry.STEPS:
-            sampler = build_sampler(changed(run, {"sample.sampler.kind": kind, "sample.steps": 3}))
-            labels = torch.tensor([1, 2, 3, 4, 5])
-            together = draw(run.model, sampler, (1, 8, 8), [7, 3, 9, 1, 4], labels, batch=3)
-            alone = draw(run.model, sampler, (1, 8, 8), [9], labels[2:3])
-            assert torch.allclose(together.x[2:3], alone.x, atol=2e-4), kind
-
-    def test_labels_matter_and_no_label_is_one_of_its_own(self, wild):
-        run = load_run(wild)
-        sampler = registry.GridSampler(grids.uniform, DDIM(), 3)
-        drawn = [
-            draw(run.model, sampler, (1, 8, 8), [0], label).x
-            for label in (None, torch.tensor([10]), torch.tensor([3]))
-        ]
-        assert torch.equal(drawn[0], drawn[1])
-        assert not torch.allclose(drawn[0], drawn[2])
-
-    @pytest.mark.parametrize(("kind", "nfe"), [("ddim", 5), ("heun", 9), ("pc", 9)])
-    def test_network_calls_are_counted(self, points, kind, nfe):
-        run = load_run(points)
-        sampler = build_sampler(changed(run, {"sample.sampler.kind": kind, "sample.steps": 4}))
-        assert draw(run.model, sampler, (2,), range(5), batch=2).nfe == nfe
-
+class TestSeeds:
     def test_seeds(self):
-        assert chosen_seeds(None, None) == list(range(64))
-        assert chosen_seeds(3, None) == [0, 1, 2]
+        assert chosen_seeds(None, None) == range(64)
+        assert chosen_seeds(3, None) == range(3)
         assert chosen_seeds(None, "0-2, 7,5-5") == [0, 1, 2, 7, 5]
 
 
@@ -110,13 +70,8 @@ class TestChoices:
         assert found["grid"]["kind"] == "arctan"
         assert found["nfe"] == 4  # 3 steps and the denoising
         run = load_run(points)
-        step, grid = samplers.recommended(4)
-        sampler = registry.GridSampler(grid, step, 3)
-        assert np.allclose(
-            draw(run.model, sampler, (2,), range(3)).x,
-            arrays(tmp_path / "out")["arr_0"],
-            atol=1e-6,
-        )
+        drawn = draw(run.model, 3, nfe=4).x
+        assert np.allclose(drawn, arrays(tmp_path / "out")["arr_0"], atol=1e-6)
 
     def test_grid_is_short_for_its_kind(self, points, tmp_path):
         one = sample(points, tmp_path / "one", "--num", "3", "--grid", "log_snr")
@@ -184,7 +139,7 @@ class TestChoices:
             (("--grid", "optimised", "--sample.sampler", "ode"), "ode paces itself"),
             (("--grid", "karras", "--sample.grid", "uniform"), "--grid and --sample.grid"),
             (("--grid", "karas"), "did you mean 'karras'?"),
-            (("--preview-every", "0"), "--preview-every: need at least 1, got 0"),
+            (("--preview-every", "0"), "--preview-every: must be"),
         ],
     )
     def test_what_cannot_be_done_is_said_before_any_call(
@@ -227,7 +182,9 @@ class TestWatching:
         common = ["--checkpoint", str(wild), "--out", str(tmp_path / "out"), "--device", "cpu"]
         common += ["--num", "7", "--class", "1", "--batch", "2", "--sample.steps", "5", "--npz"]
         assert main(["sample", *common]) == 128 + number
-        assert "2 of 7 samples finished, 2 more as denoised so far" in capsys.readouterr().err
+        assert (
+            "2 of 7 samples finished, 2 more written as denoised so far" in capsys.readouterr().err
+        )
         found = record(tmp_path / "out")
         assert (found["stopped"], found["unfinished"]) == (number.name, 2)
         assert found["seeds"] == [0, 1, 2, 3]
@@ -243,6 +200,36 @@ class TestWatching:
         flags = ("--num", "3", "--class", "1", "--sample.sampler", "ddim")
         text = refusal(capsys, broken, tmp_path / "out", *flags, code=1)
         assert re.search(r"ddim: 3 of 3 samples are not finite at t=1, call 1;", text)
+
+
+class TestProcesses:
+    @pytest.mark.slow
+    def test_two_processes_write_the_samples_of_one(self, wild, tmp_path):
+        """To the bit; a sampler that looks at its whole batch included."""
+        flags = ["--checkpoint", str(wild), "--device", "cpu", "--num", "11", "--batch", "2"]
+        flags += ["--classes", "3,1", "--npz", "--trajectory", "--sample.sampler"]
+        for kind in ("heun", "ode"):
+            one, two = tmp_path / f"one-{kind}", tmp_path / f"two-{kind}"
+            line = ["sample", *flags, kind, "--sample.steps", "3", "--out"]
+            assert main([*line, str(one)]) == 0
+            found = ended(started([*line, str(two)], [*line, str(two)]))
+            assert [code for code, _, _ in found] == [0, 0], found
+            assert [out.count("11 samples in") for _, out, _ in found] == [1, 0]
+            for name in ("arr_0", "arr_1"):
+                assert np.array_equal(arrays(one)[name], arrays(two)[name])
+            a, b = record(one), record(two)
+            assert a["seeds"] == b["seeds"] == list(range(11))
+            assert (a["labels"], a["nfe"], a["files"]) == (b["labels"], b["nfe"], b["files"])
+
+    @pytest.mark.slow
+    def test_a_failure_in_one_process_ends_both_and_is_said_once(self, broken, tmp_path):
+        line = ["sample", "--checkpoint", str(broken), "--device", "cpu", "--num", "2"]
+        line += ["--batch", "1", "--out", str(tmp_path / "out")]
+        found = ended(started(line, line))
+        assert [code for code, _, _ in found] == [1, 1]
+        said = [err for _, _, err in found if "not finite" in err]
+        assert len(said) == 1
+        assert not list((tmp_path / "out").iterdir())
 
 
 class TestFiles:
@@ -317,7 +304,7 @@ class TestFiles:
     ):
         out = sample(images, tmp_path / "out", "--num", "2")
         before = {p.name: p.read_bytes() for p in out.iterdir()}
-        save, saved = pictures._save, []
+        save, saved = pictures.save_picture, []
 
         def full(path, **rest):
             if len(saved) == written:
@@ -326,7 +313,7 @@ class TestFiles:
             saved.append(path)
             save(path, **rest)
 
-        monkeypatch.setattr(pictures, "_save", full)
+        monkeypatch.setattr(pictures, "save_picture", full)
         message = refusal(capsys, images, out, "--num", "4", "--overwrite", code=1)
         assert f"{out}: No space left on device; free some space" in message
         assert {p.name: p.read_bytes() for p in out.iterdir()} == before
@@ -348,7 +335,7 @@ class TestFiles:
             replace(*names)
 
         with monkeypatch.context() as patched:
-            patched.setattr(pictures.os, "replace", killed)
+            patched.setattr(results.os, "replace", killed)
             flags = ["--checkpoint", str(images), "--out", str(out), "--num", "3", "--overwrite"]
             assert main(["sample", *flags, "--sample.steps", "3"]) == 130
         sample(images, out, "--num", "2", "--overwrite")
@@ -387,7 +374,7 @@ class TestRefusals:
             (("--classes", "1,11"), "--classes: no class '11'"),
             (("--class", ""), "--class: empty"),
             (("--class", "1", "--classes", "all"), "give one of them"),
-            (("--classes", "all", "--num", "3"), "3 samples for 10 classes"),
+            (("--classes", "all", "--num", "3"), "3 samples for 10 labels"),
             (("--sample.steps", "0"), "--sample.steps"),
             (("--sample.sampler", "hein"), "did you mean 'heun'?"),
             (("--device", "cuda:99"), "--device cuda:99"),
@@ -401,7 +388,7 @@ class TestRefusals:
         assert "trained without classes" in message
 
     def test_a_model_that_never_did_without_a_class(self, unlabelled, tmp_path, capsys):
-        assert "--class or --classes" in refusal(capsys, unlabelled, tmp_path / "out")
+        assert "--class is missing" in refusal(capsys, unlabelled, tmp_path / "out")
         assert not (tmp_path / "out").exists()
         sample(unlabelled, tmp_path / "out", "--classes", "all", "--num", "10")
 

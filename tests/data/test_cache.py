@@ -18,7 +18,7 @@ from PIL import Image
 from scoresde.cli.main import main
 from scoresde.data import DataError, Split, arrays, cache, holdout, image_folder, images, views
 from scoresde.data.cache import Source, stored
-from scoresde.training.batches import stream
+from scoresde.training.batches import derived_seed
 from scoresde.training.checkpoint import newest
 
 
@@ -144,7 +144,9 @@ def test_views_hold_out_the_same_examples_without_a_copy(folder, tmp_path):
     split = image_folder(folder, cache=tmp_path / "cache").train
     for view, copy in zip(views(split, 0.3, 5), holdout(split, 0.3, 5), strict=True):
         assert len(view) == len(copy)
-        rows = torch.randperm(len(view), generator=torch.Generator().manual_seed(stream(0, 0, "")))
+        rows = torch.randperm(
+            len(view), generator=torch.Generator().manual_seed(derived_seed(0, 0, ""))
+        )
         assert torch.equal(view.take(rows).x, copy.x[rows])
         assert torch.equal(view.take(rows).label, copy.label[rows])
 

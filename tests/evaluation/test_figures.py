@@ -8,9 +8,12 @@ import torch
 from PIL import Image
 
 from scoresde.evaluation import (
+    captioned,
     image_grid,
     loss_curve,
     neighbour_grid,
+    sample_grid,
+    save_film,
     save_gif,
     save_png,
     scatter,
@@ -54,6 +57,69 @@ def test_small_images_are_enlarged_and_large_ones_are_not():
 def test_grids_that_cannot_be_drawn(x, columns):
     with pytest.raises(ValueError, match="images"):
         image_grid(x, columns)
+
+
+def test_captions_go_around_the_picture():
+    """The picture is untouched, long titles take more lines, and rows have names."""
+    grid = image_grid(images(6), columns=3)
+    height, width, _ = grid.shape
+    plain, titled = captioned(grid), captioned(grid, "samples")
+    assert np.array_equal(plain[-height:, -width:], grid)
+    assert np.array_equal(titled[-height:], grid)
+    longer = captioned(grid, "samples of a data set with a name that takes some more lines")
+    assert longer.shape[1] == width
+    assert longer.shape[0] > titled.shape[0] > plain.shape[0]
+    named = captioned(grid, "samples", ("cat", "dog"))
+    assert np.array_equal(named[-height:, -width:], grid)
+    left = named[-height:, :-width]
+    for half in (left[: height // 2], left[height // 2 :]):
+        assert (half < 128).any()
+
+
+def test_long_names_are_cut():
+    grid = image_grid(images(2), columns=1)
+    some, more = (captioned(grid, rows=("x", "n" * n)).shape[1] for n in (40, 400))
+    assert some == more
+
+
+def test_a_row_of_samples_is_a_class():
+    x, label = images(10), torch.tensor([2, 0, 2, 0, 2, 0, 2, 0, 2, 2])
+    grid = sample_grid(x, label, ("cat", "dog", "eel"), "samples")
+    expected = image_grid(torch.cat([x[label == 0], x[label == 2][:4]]), columns=4)
+    height, width, _ = expected.shape
+    assert np.array_equal(grid[-height:, -width:], expected)
+    assert grid.shape[1] > width
+
+
+@pytest.mark.parametrize("label", [None, torch.full((9,), 3)])
+def test_samples_of_one_class_make_a_square(label):
+    x = images(9)
+    expected = image_grid(x, columns=3)
+    assert np.array_equal(sample_grid(x, label)[-len(expected) :], expected)
+
+
+def test_a_film_has_a_frame_a_network_call(tmp_path):
+    calls = [*[images(4)] * 10, images(4).flip(3)]
+    save_film(tmp_path / "film.gif", calls)
+    with Image.open(tmp_path / "film.gif") as film:
+        assert film.n_frames == 11
+        film.seek(10)
+        last = np.asarray(film.convert("L"), dtype=int)
+    expected = image_grid(calls[-1], columns=2)[..., 0].astype(int)
+    assert abs(last[-len(expected) :, : expected.shape[1]] - expected).max() < 16
+
+
+def test_a_film_has_room_for_the_longest_title(tmp_path):
+    """This picture is wide enough for "network call 9 of 12", and not for "10 of 12"."""
+    x = images(1, shape=(136, 136))
+    heights = {
+        len(sample_grid(x, title=f"denoised estimate, network call {k} of 12")) for k in (9, 10)
+    }
+    assert len(heights) == 2
+    save_film(tmp_path / "film.gif", [x] * 12)
+    with Image.open(tmp_path / "film.gif") as film:
+        assert film.n_frames == 12
+        assert film.height == max(heights)
 
 
 def test_neighbours_stand_beside_their_images():

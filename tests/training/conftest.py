@@ -11,10 +11,22 @@ import torch
 from scoresde import VP, ScoreModel, parameterization
 from scoresde.data import Scaling, Split
 from scoresde.nn import MLP
-from scoresde.training import Plan, TrainState, cosine, start
-from scoresde.training.times import LogSNR, stratified
+from scoresde.training import Plan, TrainState
+from scoresde.training.times import LogSNR
 
 SCALING = Scaling(17)
+PLAN = Plan(
+    steps=10,
+    batch=16,
+    optimizer=torch.optim.AdamW,
+    lr=1e-2,
+    warmup=2,
+    schedule="cosine",
+    times=LogSNR(),
+    seed=3,
+    classes=3,
+    label_dropout=0.3,
+)
 
 
 @pytest.fixture
@@ -33,17 +45,7 @@ def scaling() -> Scaling:
 @pytest.fixture
 def plan() -> Plan:
     """Batches of 16: the epochs of 50 end in the middle of a batch."""
-    return Plan(
-        steps=10,
-        batch=16,
-        seed=3,
-        times=LogSNR(),
-        draw=stratified,
-        weight=None,
-        learning_rate=cosine(1e-2, 2, 10),
-        classes=3,
-        label_dropout=0.3,
-    )
+    return PLAN
 
 
 @pytest.fixture
@@ -54,7 +56,7 @@ def fresh() -> Callable[..., TrainState]:
         torch.manual_seed(seed)
         net = MLP(4, width=16, depth=1, embedding=8, classes=3, dropout=dropout)
         model = ScoreModel(net, VP(), parameterization.v)
-        return start(model, torch.optim.AdamW(model.parameters(), lr=1.0, fused=True))
+        return TrainState.of(model, PLAN)
 
     return make
 

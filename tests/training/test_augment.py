@@ -12,11 +12,11 @@ from torch.nn import functional as F
 from scoresde import VP, ScoreModel, parameterization
 from scoresde.cli.main import main
 from scoresde.nn import UNet
+from scoresde.training import Plan, TrainState
 from scoresde.training import checkpoint as ck
-from scoresde.training import start
 from scoresde.training.augment import (
-    NonLeaking,
-    Plain,
+    EDMAugment,
+    PlainAugment,
     flipped,
     linear,
     resampled,
@@ -24,7 +24,7 @@ from scoresde.training.augment import (
     transformed,
 )
 from scoresde.training.batches import draw_batch
-from scoresde.training.distributed import Share
+from scoresde.training.distributed import Rank
 from scoresde.training.loop import _backward, update
 from tests.cli.test_train import taken_back
 
@@ -47,19 +47,18 @@ def numbers(n: int = 1, **set_to: float) -> torch.Tensor:
 
 
 def test_probability_zero_changes_no_bit():
-    x, levels = images(), torch.randint(0, 256, (64, 1, 6, 9), dtype=torch.uint8)
-    found, label = NonLeaking(0.0, flip=0.0).on_units(x, generator())
+    x = images()
+    found, label = EDMAugment(0.0, flip=0.0).on_units(x, generator())
     assert torch.equal(found, x)
     assert label is not None
     assert not label.any()
-    nothing = Plain(flip=0.0, crop=0).on_levels(levels, generator())
-    assert nothing.dtype == levels.dtype
-    assert torch.equal(nothing, levels)
+    with pytest.raises(ValueError, match="flip=0 and crop=0 do nothing"):
+        PlainAugment(flip=0.0, crop=0)
 
 
 def test_an_image_is_touched_where_its_label_is_not_zero_and_nowhere_else():
     x = images(500)
-    found, label = NonLeaking(0.12).on_units(x, generator())
+    found, label = EDMAugment(0.12).on_units(x, generator())
     told, touched = (label != 0).any(1), (found != x).flatten(1).any(1)
     assert torch.equal(told, touched)
     assert 50 < told.sum() < 450
@@ -95,7 +94,7 @@ def test_plain_flips_as_often_as_asked_and_shifts_by_every_whole_number():
     # Level = 10 row + column says where each pixel came from.
     place = 10 * torch.arange(8)[:, None] + torch.arange(8)
     levels = place.to(torch.uint8).expand(4000, 1, 8, 8)
-    found = Plain(flip=0.3, crop=2).on_levels(levels, generator())[:, 0].int()
+    found = PlainAugment(flip=0.3, crop=2).on_levels(levels, generator())[:, 0].int()
     mirrored = found[:, 4, 4] > found[:, 4, 5]
     down = 4 - found[:, 4, 4] // 10
     assert abs(mirrored.float().mean() - 0.3) < 5 * math.sqrt(0.3 * 0.7 / 4000)
@@ -152,7 +151,7 @@ def test_a_rotation_keeps_lengths_where_images_are_not_square():
 
 def test_values_stay_within_those_of_the_image():
     x = images(500)
-    found, _ = NonLeaking(1.0).on_units(x, generator())
+    found, _ = EDMAugment(1.0).on_units(x, generator())
     low, high = x.flatten(1).amin(1), x.flatten(1).amax(1)
     assert (found.flatten(1).amin(1) >= low - 1e-5).all()
     assert (found.flatten(1).amax(1) <= high + 1e-5).all()
@@ -161,7 +160,7 @@ def test_values_stay_within_those_of_the_image():
 def test_a_mirror_image_is_an_even_chance_and_the_other_five_are_as_likely_as_asked():
     """The mirror image does not depend on the probability: arXiv 2206.00364, appendix F.2."""
     n, p = 20_000, 0.12
-    label = NonLeaking(p)._draw(n, generator())
+    label = EDMAugment(p)._draw(n, generator())
     for column in range(9):
         # Of those drawn to be turned upside down half are.
         expected = (0.5, p / 2)[column] if column < 2 else p
@@ -169,7 +168,7 @@ def test_a_mirror_image_is_an_even_chance_and_the_other_five_are_as_likely_as_as
         assert abs(share - expected) < 5 * math.sqrt(expected * (1 - expected) / n)
     for pair in ((3, 4), (5, 6), (7, 8)):
         assert torch.equal(label[:, pair[0]] != 0, label[:, pair[1]] != 0)
-    never = NonLeaking(p, flip=0.0)._draw(n, generator())
+    never = EDMAugment(p, flip=0.0)._draw(n, generator())
     assert not never[:, 0].any()
     assert torch.equal(never[:, 1:], label[:, 1:])
 
@@ -177,7 +176,7 @@ def test_a_mirror_image_is_an_even_chance_and_the_other_five_are_as_likely_as_as
 def test_what_is_drawn_has_the_distributions_of_the_table():
     """Normal exponents, lengths and shifts of variance 1; angles uniform over the circle."""
     n = 20_000
-    label = NonLeaking(1.0)._draw(n, generator(3)).double()
+    label = EDMAugment(1.0)._draw(n, generator(3)).double()
     assert torch.equal((label[:, 3] + 1) ** 2 + label[:, 4] ** 2 > 0.999, torch.ones(n) > 0)
     normal = (label[:, 2], label[:, 7], label[:, 8])
     moments = [(part**k).mean() for part in normal for k in range(1, 5)]
@@ -205,15 +204,15 @@ def test_scaling_comes_first_then_the_turn_then_the_stretch():
 @pytest.mark.parametrize("bad", [{"flip": 1.5}, {"flip": -0.1}, {"crop": -1}])
 def test_numbers_out_of_range_are_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
-        Plain(**bad)
+        PlainAugment(**bad)
     for edm in ({"probability": 2.0}, {"flip": -0.1}):
         with pytest.raises(ValueError, match=next(iter(edm))):
-            NonLeaking(**edm)
+            EDMAugment(**edm)
 
 
 # --- in training --------------------------------------------------------------------------------
 
-BOTH = (Plain(0.5, 1), NonLeaking(0.5))
+BOTH = (PlainAugment(0.5, 1), EDMAugment(0.5))
 
 
 @pytest.mark.parametrize("augment", BOTH, ids=("plain", "edm"))
@@ -221,7 +220,7 @@ def test_a_batch_is_a_function_of_seed_and_step(plan, split, scaling, augment):
     plan = replace(plan, augment=augment)
     batch = draw_batch(plan, split, scaling, VP(), 7)
     again = draw_batch(plan, split, scaling, VP(), 7)
-    parts = draw_batch(replace(plan, share=Share(1, 2)), split, scaling, VP(), 7)
+    parts = draw_batch(replace(plan, rank=Rank(1, 2)), split, scaling, VP(), 7)
     for other in (again, parts):
         for a, b in zip(batch, other, strict=True):
             assert (a is None and b is None) or torch.equal(a, b)
@@ -231,7 +230,7 @@ def test_a_batch_is_a_function_of_seed_and_step(plan, split, scaling, augment):
 def test_noise_times_and_labels_are_those_without(plan, split, scaling):
     bare = draw_batch(plan, split, scaling, VP(), 3)
     assert bare.augment is None
-    for augment in (*BOTH, Plain(0.0), NonLeaking(0.0, flip=0.0)):
+    for augment in (*BOTH, EDMAugment(0.0, flip=0.0)):
         batch = draw_batch(replace(plan, augment=augment), split, scaling, VP(), 3)
         for name in ("t", "eps", "label"):
             assert torch.equal(getattr(batch, name), getattr(bare, name))
@@ -242,7 +241,7 @@ def test_noise_times_and_labels_are_those_without(plan, split, scaling):
 
 
 def test_plain_batches_hold_levels_of_the_images(plan, split, scaling):
-    plan = replace(plan, augment=Plain(1.0), dither=False)
+    plan = replace(plan, augment=PlainAugment(1.0), dither=False)
     bare = draw_batch(replace(plan, augment=None), split, scaling, VP(), 0)
     mirrored = draw_batch(plan, split, scaling, VP(), 0)
     assert torch.equal(mirrored.x0, bare.x0.flip(3))
@@ -254,11 +253,11 @@ def fresh():
         1, width=8, embedding=8, multipliers=(1,), blocks=1, attention=(), dropout=0.0, augments=9
     )
     model = ScoreModel(net, VP(), parameterization.v)
-    return start(model, torch.optim.Adam(model.parameters(), fused=True))
+    return TrainState.of(model, Plan())
 
 
 def test_two_processes_add_up_to_one_and_the_label_is_learned(unconditional, split, scaling):
-    plan, state = replace(unconditional, augment=NonLeaking(0.5)), fresh()
+    plan, state = replace(unconditional, augment=EDMAugment(0.5)), fresh()
     for _ in range(2):  # the head of a fresh network is zero
         update(state, plan, split, scaling)
 
@@ -268,7 +267,7 @@ def test_two_processes_add_up_to_one_and_the_label_is_learned(unconditional, spl
         return [p.grad.clone() for p in state.model.parameters()]
 
     whole = gradient(plan)
-    shares = [gradient(replace(plan, share=Share(rank, 2))) for rank in range(2)]
+    shares = [gradient(replace(plan, rank=Rank(rank, 2))) for rank in range(2)]
     for expected, *found in zip(whole, *shares, strict=True):
         torch.testing.assert_close(sum(found), expected, rtol=1e-4, atol=1e-6)
     assert state.model.net.condition.augments.weight.grad.abs().max() > 0

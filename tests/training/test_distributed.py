@@ -8,13 +8,15 @@ import pytest
 import torch
 
 from scoresde.training.batches import draw_batch
-from scoresde.training.distributed import Share
+from scoresde.training.distributed import Rank
 from scoresde.training.loop import _backward, update
 
 
 @pytest.mark.parametrize(("size", "accumulate"), [(1, 1), (2, 1), (1, 4), (4, 2), (16, 1)])
 def test_every_row_is_in_one_part_of_one_process(size, accumulate):
-    parts = [part for rank in range(size) for part in Share(rank, size).parts(16, accumulate)]
+    parts = [
+        part for rank in range(size) for part in Rank(rank, size).microbatches(16, accumulate)
+    ]
     assert [number for number, _ in parts] == list(range(size * accumulate))
     assert torch.cat([rows for _, rows in parts]).tolist() == list(range(16))
     assert {len(rows) for _, rows in parts} == {16 // (size * accumulate)}
@@ -35,7 +37,7 @@ def test_shares_add_up_to_the_parts_of_one_process_with_their_dropout(
     update(state, plan, split, scaling)  # the head of a fresh network is zero
     whole, losses = gradient(replace(plan, accumulate=size), split, scaling, state)
     shares = [
-        gradient(replace(plan, share=Share(rank, size)), split, scaling, state)
+        gradient(replace(plan, rank=Rank(rank, size)), split, scaling, state)
         for rank in range(size)
     ]
     assert torch.equal(torch.cat([own for _, own in shares]), losses)
@@ -46,13 +48,13 @@ def test_shares_add_up_to_the_parts_of_one_process_with_their_dropout(
 
 def test_a_batch_must_be_divisible_by_the_processes(plan):
     with pytest.raises(ValueError, match=r"batch=16 .* on each of 3 processes"):
-        replace(plan, share=Share(0, 3))
+        replace(plan, rank=Rank(0, 3))
     with pytest.raises(ValueError, match=r"accumulate=8 .* on each of 4 processes"):
-        replace(plan, accumulate=8, share=Share(0, 4))
+        replace(plan, accumulate=8, rank=Rank(0, 4))
 
 
 def test_alone_nothing_is_sent():
     tensors = [torch.ones(3), torch.zeros(())]
-    Share().add(tensors)
+    Rank().add(tensors)
     assert tensors[0].tolist() == [1, 1, 1]
-    assert Share().largest(7) == 7
+    assert Rank().largest(7) == 7

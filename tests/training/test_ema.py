@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from scoresde.training import ema
+from scoresde.training import averages
 
 
 class Normed(nn.Module):
@@ -27,10 +27,10 @@ def set_all(model: nn.Module, value: float) -> None:
 def test_constant_decay_is_the_geometric_sum():
     model, decay, values = Normed().double(), 0.8, [2.0, -1.0, 0.5, 7.0, 3.0]
     set_all(model, 1.0)
-    average = ema.averaged(model)
+    average = averages.averaged(model)
     for value in values:
         set_all(model, value)
-        ema.update(average, model, decay)
+        averages.update(average, model, decay)
     n = len(values)
     expected = decay**n + sum((1 - decay) * decay ** (n - 1 - k) * v for k, v in enumerate(values))
     for p in average.parameters():
@@ -41,18 +41,18 @@ def test_warm_up_forgets_the_start():
     # prod (1 + k) / (10 + k) over k < n is what is left of the initial weights.
     model = nn.Linear(1, 1).double()
     set_all(model, 1.0)
-    average = ema.averaged(model)
+    average = averages.averaged(model)
     set_all(model, 0.0)
     for step in range(20):
-        ema.update(average, model, ema.warmed_up(0.999, step))
+        averages.update(average, model, averages.warmed_up(0.999, step))
     left = torch.tensor([(1 + k) / (10 + k) for k in range(20)], dtype=torch.float64).prod()
     torch.testing.assert_close(average.weight.detach().squeeze(), left, rtol=1e-12, atol=0)
-    assert ema.warmed_up(0.999, 10**6) == 0.999
+    assert averages.warmed_up(0.999, 10**6) == 0.999
 
 
 def test_average_is_a_copy_without_gradients():
     model = Normed()
-    average = ema.averaged(model)
+    average = averages.averaged(model)
     assert not average.training
     assert not any(p.requires_grad for p in average.parameters())
     set_all(model, 5.0)
@@ -61,9 +61,9 @@ def test_average_is_a_copy_without_gradients():
 
 def test_buffers_are_copied():
     model = Normed()
-    average = ema.averaged(model)
+    average = averages.averaged(model)
     model.norm(torch.randn(8, 2, generator=torch.Generator().manual_seed(0)))
-    ema.update(average, model, 0.9)
+    averages.update(average, model, 0.9)
     assert torch.equal(average.norm.running_mean, model.norm.running_mean)
     assert average.norm.num_batches_tracked == 1
 
@@ -72,4 +72,4 @@ def test_buffers_are_copied():
 def test_decay_out_of_range(decay):
     model = nn.Linear(1, 1)
     with pytest.raises(ValueError, match="decay"):
-        ema.update(ema.averaged(model), model, decay)
+        averages.update(averages.averaged(model), model, decay)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import islice
 
 import pytest
 import torch
@@ -17,22 +18,20 @@ from scoresde.training import (
     DataDescription,
     Plan,
     TrainingError,
+    TrainState,
     checkpoint,
-    cosine,
     fit,
     held_out_loss,
     losses,
-    start,
     times,
-    warmup,
 )
-from scoresde.training.batches import draw_batch, stream
+from scoresde.training.batches import derived_seed, draw_batch
 from scoresde.training.loop import update
 
 
 def run(state, plan, split, scaling, until=None):
-    stop = plan.steps if until is None else until
-    return [m.loss for m in fit(state, replace(plan, steps=stop), split, scaling)]
+    steps = fit(state, plan, split, scaling)
+    return [m.loss for m in islice(steps, None if until is None else until - state.step)]
 
 
 def everything(state):
@@ -124,7 +123,9 @@ def test_batch_is_dequantised_within_its_levels(plan, split, scaling):
 def test_dither_is_the_first_draw_of_a_batch_and_its_absence_the_middle(plan, split, scaling):
     dithered = draw_batch(plan, split, scaling, VP(), 3)
     levels = scaling.decode(dithered.x0)
-    u = torch.rand(levels.shape, generator=torch.Generator().manual_seed(stream(3, 3, "batch")))
+    u = torch.rand(
+        levels.shape, generator=torch.Generator().manual_seed(derived_seed(3, 3, "batch"))
+    )
     assert torch.equal(dithered.x0, scaling.encode(levels, u))
     plain = draw_batch(replace(plan, dither=False), split, scaling, VP(), 3)
     assert torch.equal(plain.x0, scaling.encode(levels))
@@ -140,7 +141,9 @@ def test_dither_leaves_continuous_data_alone(plan, unconditional):
 
 
 def test_streams_do_not_collide():
-    seeds = [stream(a, b, p) for a in range(40) for b in range(40) for p in ("batch", "dropout")]
+    seeds = [
+        derived_seed(a, b, p) for a in range(40) for b in range(40) for p in ("batch", "dropout")
+    ]
     assert len(set(seeds)) == len(seeds)
 
 
@@ -211,11 +214,11 @@ def test_training_reaches_the_optimum_of_a_gaussian():
 
     torch.manual_seed(0)
     model = ScoreModel(MLP(2, width=48, depth=2, embedding=32), sde, parameterization.v)
-    state = start(model, torch.optim.Adam(model.parameters(), fused=True))
     plan = Plan(
-        steps=300, batch=128, seed=0, times=times.LogSNR(), draw=times.stratified,
-        weight=losses.sigma2, learning_rate=cosine(3e-3, 20, 300), ema_decay=0.98,
+        steps=300, batch=128, lr=3e-3, warmup=20, schedule="cosine", times=times.LogSNR(),
+        weighting=losses.sigma2, ema=0.98,
     )  # fmt: skip
+    state = TrainState.of(model, plan)
     untrained = held_out_loss(model, held, Scaling(None), draws=2)
     for _ in fit(state, plan, train, Scaling(None)):
         pass
@@ -247,8 +250,8 @@ def test_a_bad_loss_stops_before_its_update(plan, split, scaling, fresh, value):
 
 
 def test_a_huge_learning_rate_stops(plan, split, scaling, fresh):
-    wild = replace(plan, learning_rate=warmup(1e30, 0), clip=None, steps=50)
-    with pytest.raises(TrainingError, match=r"lower train\.lr"):
+    wild = replace(plan, lr=1e30, warmup=0, schedule="constant", clip=None, steps=50)
+    with pytest.raises(TrainingError, match="lower lr"):
         run(fresh(), wild, split, scaling)
 
 
@@ -256,7 +259,7 @@ def test_a_huge_learning_rate_stops(plan, split, scaling, fresh):
 def test_clipping_bounds_the_update(plan, split, scaling, fresh, clip):
     state = fresh()
     state.optimizer = torch.optim.SGD(state.model.parameters(), lr=1.0)
-    one = replace(plan, clip=clip, learning_rate=warmup(1.0, 0))
+    one = replace(plan, clip=clip, lr=1.0, warmup=0, schedule="constant")
     before = nn.utils.parameters_to_vector(state.model.parameters()).detach()
     metrics = update(state, one, split, scaling)
     moved = (nn.utils.parameters_to_vector(state.model.parameters()).detach() - before).norm()
@@ -265,16 +268,25 @@ def test_clipping_bounds_the_update(plan, split, scaling, fresh, clip):
 
 
 def test_learning_rates_follow_their_formulas():
-    rise, wave = warmup(2.0, 4), cosine(2.0, 4, 12)
+    rise = Plan(steps=12, lr=2.0, warmup=4).learning_rate
+    wave = Plan(steps=12, lr=2.0, warmup=4, schedule="cosine").learning_rate
+    fall = Plan(lr=2.0, warmup=4, schedule="inverse_sqrt", decay_from=100).learning_rate
     assert [rise(k) for k in range(6)] == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]
     assert [wave(k) for k in range(4)] == [0.5, 1.0, 1.5, 2.0]
     assert wave(8) == pytest.approx(1.0)
     assert wave(12) == pytest.approx(0.0, abs=1e-15)
-    assert warmup(2.0, 0)(0) == 2.0
-    with pytest.raises(ValueError, match="warm-up"):
-        cosine(1.0, 10, 10)
-    with pytest.raises(ValueError, match="rate"):
-        warmup(0.0, 10)
+    assert [fall(k) for k in range(4)] == [0.5, 1.0, 1.5, 2.0]
+    assert fall(99) == 2.0
+    assert fall(399) == pytest.approx(1.0)
+    assert fall(9999) == pytest.approx(0.2)
+    assert Plan(lr=2.0).learning_rate(0) == 2.0
+
+
+def test_a_warm_up_longer_than_the_run_is_shortened():
+    plan = Plan(steps=10, lr=2.0, warmup=100, schedule="cosine")
+    assert plan.warmup_steps == 5
+    assert plan.learning_rate(4) == 2.0
+    assert plan.learning_rate(9) < 0.4
 
 
 @pytest.mark.parametrize(
@@ -283,7 +295,7 @@ def test_learning_rates_follow_their_formulas():
         ({"steps": 0}, "steps=0"),
         ({"batch": 0}, "batch=0"),
         ({"seed": -1}, "seed=-1"),
-        ({"ema_decay": 1.1}, "ema_decay=1.1"),
+        ({"ema": 1.1}, r"ema=\(1.1,\)"),
         ({"label_dropout": -0.1}, "label_dropout=-0.1"),
         ({"clip": 0.0}, "clip=0"),
     ],

@@ -19,15 +19,14 @@ from torch import distributed, nn
 from scoresde import VP, ScoreModel, parameterization
 from scoresde.data import Scaling, Split
 from scoresde.nn import UNet
-from scoresde.training import Plan, ema, fit, fsdp, held_out_loss, start, warmup
-from scoresde.training.distributed import Share
-from scoresde.training.times import LogSNR, stratified
+from scoresde.training import Plan, TrainState, averages, fit, fsdp, held_out_loss
+from scoresde.training.distributed import Rank
+from scoresde.training.times import LogSNR
 from tests.cli.test_processes import ended, free_port
 
 PLAN = Plan(
-    steps=4, batch=8, seed=3, times=LogSNR(), draw=stratified, weight=None,
-    learning_rate=warmup(1e-2, 0), clip=0.1,
-)  # fmt: skip
+    steps=4, batch=8, optimizer=torch.optim.AdamW, lr=1e-2, clip=0.1, times=LogSNR(), seed=3
+)
 SPLIT = Split(torch.randint(0, 17, (20, 5), generator=torch.Generator().manual_seed(1)).float())
 
 
@@ -60,11 +59,11 @@ class Net(nn.Module):
         return self.out(x)
 
 
-def state_of(share: Share, *, split: bool, least: int = 1):
+def state_of(share: Rank, *, split: bool, least: int = 1):
     """A state after no step, its weights whole or split."""
     torch.manual_seed(0)
     model = ScoreModel(Net(), VP(), parameterization.v)
-    state = start(model, adam(model), (0.1,), (0.9,))
+    state = TrainState.of(model, replace(PLAN, posthoc=(0.1,), ema=(0.999, 0.9)))
     if split:
         for each in state.models:
             fsdp.split(each.net, share, torch.device("cpu"), least)
@@ -76,9 +75,9 @@ def adam(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=1.0, fused=True)
 
 
-def trained(state, share: Share, **changes):
+def trained(state, share: Rank, **changes):
     """Losses and norms of the updates of a state."""
-    plan = replace(PLAN, share=share, **changes)
+    plan = replace(PLAN, rank=share, **changes)
     return [torch.stack([m.loss, m.grad_norm]) for m in fit(state, plan, SPLIT, Scaling(None))]
 
 
@@ -89,7 +88,7 @@ def close(one, other) -> None:
             torch.testing.assert_close(whole[name], value, rtol=0, atol=1e-6)
 
 
-def same_updates(share: Share) -> None:
+def same_updates(share: Rank) -> None:
     """Whole and split weights take the same steps, and so do averages and the norm."""
     for changes in ({}, {"clip": None}, {"accumulate": 2}, {"precision": "bf16"}):
         whole, split = state_of(share, split=False), state_of(share, split=True)
@@ -98,7 +97,7 @@ def same_updates(share: Share) -> None:
         close(whole, split)
 
 
-def parts_are_parts(share: Share) -> None:
+def parts_are_parts(share: Rank) -> None:
     """A process has half of the numbers, in blocks of their own; scalars it has whole."""
     state = state_of(share, split=True)
     trained(state, share)
@@ -117,7 +116,7 @@ def parts_are_parts(share: Share) -> None:
     assert sum(hasattr(m, "unshard") for m in alone.model.net.modules()) == 1
 
 
-def there_and_back(share: Share) -> None:
+def there_and_back(share: Rank) -> None:
     """What was split goes on whole, and the other way round, to the same weights."""
     straight = state_of(share, split=False)
     trained(straight, share)
@@ -136,7 +135,7 @@ def there_and_back(share: Share) -> None:
         close(straight, other)
 
 
-def averages_of_parts(share: Share) -> None:
+def averages_of_parts(share: Rank) -> None:
     """The average of parts is the part of the average, also of a process that has none."""
     torch.manual_seed(0)
     one = Net()
@@ -145,15 +144,15 @@ def averages_of_parts(share: Share) -> None:
         for p in other.parameters():
             p.add_(1.0)
     whole = copy.deepcopy(one)
-    ema.update(whole, other, 0.7)
+    averages.update(whole, other, 0.7)
     for net in (one, other):
         fsdp.split(net, share, torch.device("cpu"), 1)
-    ema.update(one, other, 0.7)
+    averages.update(one, other, 0.7)
     for name, value in fsdp.gathered(one.state_dict()).items():
         torch.testing.assert_close(value, whole.state_dict()[name])
 
 
-def a_unet_of_many_blocks(share: Share) -> None:
+def a_unet_of_many_blocks(share: Rank) -> None:
     """A network of the library, its blocks split each by itself and computed again backwards."""
     x = torch.randint(0, 17, (20, 1, 8, 8), generator=torch.Generator().manual_seed(1))
     found = []
@@ -161,13 +160,13 @@ def a_unet_of_many_blocks(share: Share) -> None:
         torch.manual_seed(0)
         net = UNet(1, width=8, multipliers=(1, 2), blocks=1, attention=(1,), recompute=True)
         model = ScoreModel(net, VP(), parameterization.v)
-        state = start(model, adam(model))
+        state = TrainState.of(model, PLAN)
         if split:
             for each in state.models:
                 fsdp.split(each.net, share, torch.device("cpu"), 1000)
             assert sum(hasattr(m, "unshard") for m in net.modules()) > 4
             state.optimizer = adam(model)
-        plan = replace(PLAN, share=share)
+        plan = replace(PLAN, rank=share)
         found.append([m.grad_norm for m in fit(state, plan, Split(x.byte()), Scaling(17))])
         loss = held_out_loss(state.ema, Split(x.byte()), Scaling(17), draws=1)
         found[-1].append(torch.tensor(loss))
@@ -206,6 +205,6 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     distributed.init_process_group("gloo")
     {check.__name__: check for check in CHECKS}[sys.argv[1]](
-        Share(distributed.get_rank(), distributed.get_world_size())
+        Rank(distributed.get_rank(), distributed.get_world_size())
     )
     distributed.destroy_process_group()

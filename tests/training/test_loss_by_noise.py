@@ -7,14 +7,14 @@ import torch
 
 from scoresde import VE, VP
 from scoresde.training import fit
-from scoresde.training.loss_by_noise import PARTS, LossByLevel
+from scoresde.training.loss_by_noise import PARTS, LossByNoise
 
 
 @pytest.mark.parametrize("sde", [VP(), VE()], ids=["vp", "ve"])
 def test_means_are_those_of_the_examples_in_each_part(sde):
     generator = torch.Generator().manual_seed(0)
     ends = sde.lam(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64))
-    levels, seen = LossByLevel(sde), []
+    levels, seen = LossByNoise(sde), []
     for _ in range(3):
         t = sde.t_min + torch.rand(40, generator=generator).double() * (sde.t_max - sde.t_min)
         losses = torch.rand(40, generator=generator)
@@ -35,7 +35,7 @@ def test_means_are_those_of_the_examples_in_each_part(sde):
 
 
 def test_the_ends_of_time_belong_to_the_outer_parts():
-    sde, levels = VP(), LossByLevel(VP())
+    sde, levels = VP(), LossByNoise(VP())
     levels.add(torch.tensor([sde.t_min, sde.t_max]), torch.tensor([1.0, 2.0]))
     assert [loss for _, loss in levels.take()] == [2.0, 1.0]
 

@@ -11,9 +11,8 @@ from torch import nn
 from scoresde import EDM, ScoreModel, parameterization
 from scoresde.data import digits
 from scoresde.nn import EDM2, DiT
-from scoresde.training import Plan, cosine, fit, start
-from scoresde.training.times import LogNormal, stratified
-from scoresde.training.uncertainty import LearnedWeight
+from scoresde.training import Plan, TrainState, fit
+from scoresde.training.times import LogNormal
 
 
 def edm2() -> nn.Module:
@@ -35,12 +34,11 @@ def test_the_loss_on_a_handful_of_digits_falls(
     few = data.train.take(torch.arange(4))
     torch.manual_seed(0)
     model = ScoreModel(build(), EDM(), parameterization.edm(0.6))
-    state = start(model, torch.optim.Adam(model.parameters(), fused=True))
-    state.learned = LearnedWeight() if learned else None
     plan = Plan(
-        steps=steps, batch=16, seed=0, times=LogNormal(0.5, 0.5), draw=stratified, weight=None,
-        learning_rate=cosine(rate, 5, steps), dither=False,
+        steps=steps, batch=16, lr=rate, warmup=5, schedule="cosine", times=LogNormal(0.5, 0.5),
+        learned_weight=learned, dither=False,
     )  # fmt: skip
+    state = TrainState.of(model, plan)
     losses = torch.stack([m.loss for m in fit(state, plan, few, data.scaling)])
     # The mean of the digits alone, at every level, leaves three fifths.
     assert losses[-10:].mean() < 0.5 * losses[:3].mean()

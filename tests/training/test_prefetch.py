@@ -10,7 +10,7 @@ import torch
 
 from scoresde.data import DataError
 from scoresde.training import fit
-from scoresde.training.prefetch import THREAD, ahead
+from scoresde.training.batches import THREAD, ahead
 
 
 def threads() -> list[str]:

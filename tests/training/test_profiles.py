@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from scoresde.data import Scaling
-from scoresde.training import Checkpoint, CheckpointError, DataDescription, ema, profiles
-from scoresde.training.profiles import Profile
+from scoresde.training import Checkpoint, CheckpointError, DataDescription, averages
+from scoresde.training.averages import Profile
 from scoresde.training.snapshots import (
     CANDIDATES,
     WITHIN,
@@ -36,20 +36,20 @@ def test_width_is_the_relative_deviation_of_the_profile_and_power_its_inverse(ga
     tau = (torch.arange(400_000, dtype=torch.float64) + 0.5) / 400_000
     p = density(Profile(1.0, gamma), tau) / len(tau)
     deviation = (p * (tau - (p * tau).sum()) ** 2).sum().sqrt().item()
-    assert profiles.width(gamma) == pytest.approx(deviation, rel=1e-5)
-    assert profiles.power(profiles.width(gamma)) == pytest.approx(gamma, rel=1e-9, abs=1e-6)
+    assert averages.width(gamma) == pytest.approx(deviation, rel=1e-5)
+    assert averages.power(averages.width(gamma)) == pytest.approx(gamma, rel=1e-9, abs=1e-6)
 
 
 def test_the_widths_of_the_paper():
     # arXiv 2312.02696, section 3.1: sigma_rel 0.05 and 0.10 are gamma 16.97 and 6.94.
-    assert profiles.power(0.05) == pytest.approx(16.97, abs=5e-3)
-    assert profiles.power(0.10) == pytest.approx(6.94, abs=5e-3)
+    assert averages.power(0.05) == pytest.approx(16.97, abs=5e-3)
+    assert averages.power(0.10) == pytest.approx(6.94, abs=5e-3)
 
 
 @pytest.mark.parametrize("sigma_rel", [0.0, -0.1, 0.3, math.nan])
 def test_widths_out_of_range(sigma_rel):
     with pytest.raises(ValueError, match="sigma_rel"):
-        profiles.power(sigma_rel)
+        averages.power(sigma_rel)
 
 
 @pytest.mark.parametrize(
@@ -64,17 +64,17 @@ def test_inner_products_are_integrals(a, b):
     n = 400_000
     tau = (torch.arange(n, dtype=torch.float64) + 0.5) * 6 / n
     integral = (density(a, tau) * density(b, tau)).sum().item() * 6 / n
-    assert profiles.inner(a, b) == pytest.approx(integral, rel=2e-5)
-    assert profiles.inner(a, b) == profiles.inner(b, a)
+    assert averages.inner(a, b) == pytest.approx(integral, rel=2e-5)
+    assert averages.inner(a, b) == averages.inner(b, a)
 
 
 def test_the_update_averages_over_the_profile():
     # What is left of step tau at t is the integral of the profile over [tau - 1, tau].
-    gamma, steps = profiles.power(0.1), 50
+    gamma, steps = averages.power(0.1), 50
     left = torch.zeros(steps, dtype=torch.float64)
     for step in range(steps):
-        left *= profiles.decay(gamma, step)
-        left[step] += 1 - profiles.decay(gamma, step)
+        left *= averages.decay(gamma, step)
+        left[step] += 1 - averages.decay(gamma, step)
     edges = (torch.arange(steps + 1, dtype=torch.float64) / steps) ** (gamma + 1)
     torch.testing.assert_close(left, edges.diff(), rtol=1e-10, atol=1e-16)
 
@@ -83,17 +83,17 @@ def walk(widths, steps=600, every=50, dim=200):
     """Averages of a random walk by width: those at the end, and snapshots with their profiles."""
     generator = torch.Generator().manual_seed(0)
     model = nn.Linear(dim, 1, bias=False).double()
-    averages = {width: ema.averaged(model) for width in widths}
+    kept = {width: averages.averaged(model) for width in widths}
     taken = []
     for step in range(steps):
         with torch.no_grad():
             model.weight += torch.randn(1, dim, generator=generator, dtype=torch.float64)
-        for width, average in averages.items():
-            ema.update(average, model, profiles.decay(profiles.power(width), step))
+        for width, average in kept.items():
+            averages.update(average, model, averages.decay(averages.power(width), step))
             if (step + 1) % every == 0:
-                at = Profile(step + 1, profiles.power(width))
+                at = Profile(step + 1, averages.power(width))
                 taken.append((width, at, average.weight.detach().clone()))
-    return {width: a.weight.detach() for width, a in averages.items()}, taken
+    return {width: a.weight.detach() for width, a in kept.items()}, taken
 
 
 def test_a_width_from_snapshots_is_the_one_tracked():
@@ -101,8 +101,8 @@ def test_a_width_from_snapshots_is_the_one_tracked():
     stored = [(at, value) for width, at, value in taken if width in (0.05, 0.1)]
     last = stored[-1][0].step
     for width, tolerance in ((0.07, 0.02), (0.13, 0.02), (0.2, 0.06)):
-        target = Profile(last, profiles.power(width))
-        shares, error = profiles.combination([at for at, _ in stored], target)
+        target = Profile(last, averages.power(width))
+        shares, error = averages.combination([at for at, _ in stored], target)
         made = sum(x * value for x, (_, value) in zip(shares, stored, strict=True))
         # The widths differ by far more than the reconstruction is off.
         apart = (tracked[width] - tracked[0.05]).norm()
@@ -113,10 +113,10 @@ def test_a_width_from_snapshots_is_the_one_tracked():
 
 
 def test_more_snapshots_come_nearer():
-    target = Profile(1000.0, profiles.power(0.15))
-    powers = [profiles.power(0.05), profiles.power(0.1)]
+    target = Profile(1000.0, averages.power(0.15))
+    powers = [averages.power(0.05), averages.power(0.1)]
     errors = [
-        profiles.combination(
+        averages.combination(
             [Profile(1000 * (k + 1) / n, g) for k in range(n) for g in powers], target
         )[1]
         for n in (3, 9, 27)
@@ -125,8 +125,8 @@ def test_more_snapshots_come_nearer():
 
 
 def test_a_stored_profile_is_taken_as_it_is():
-    stored = [Profile(k, profiles.power(w)) for k in (10, 20) for w in (0.05, 0.1)]
-    shares, error = profiles.combination(stored, stored[3])
+    stored = [Profile(k, averages.power(w)) for k in (10, 20) for w in (0.05, 0.1)]
+    shares, error = averages.combination(stored, stored[3])
     assert shares.tolist() == [0, 0, 0, 1]
     assert error == 0
 
@@ -161,7 +161,7 @@ def test_the_last_snapshot_comes_back_exactly_with_its_buffers(stored):
         assert made.files == 1
     made = synthesised(found, 0.07, ["w"])
     assert (made.files, int(made.weights.tensors["n"]), made.weights.step) == (6, 30, 30)
-    shares, _ = profiles.combination([s.profile for s in found], Profile(30, profiles.power(0.07)))
+    shares, _ = averages.combination([s.profile for s in found], Profile(30, averages.power(0.07)))
     values = [kept[s.step][f"{s.sigma_rel:g}"]["w"].double() for s in found]
     expected = sum(x * v for x, v in zip(shares, values, strict=True)).float()
     torch.testing.assert_close(made.weights.tensors["w"], expected)
@@ -189,7 +189,7 @@ def test_the_widths_that_can_be_had_are_those_that_are_near():
     ranges = reachable(found)
     assert any(low <= 0.05 and high >= 0.1 for low, high in ranges)
     for width in CANDIDATES:
-        target = profiles.Profile(100, profiles.power(width))
-        error = profiles.combination([s.profile for s in found], target)[1]
+        target = averages.Profile(100, averages.power(width))
+        error = averages.combination([s.profile for s in found], target)[1]
         assert any(low <= width <= high for low, high in ranges) == (error <= WITHIN)
     assert reachable([]) == []

@@ -8,7 +8,7 @@ import torch
 from scoresde import EDM, VE, VP, Cosine, DiscreteVP, LinearFlow, SubVP
 from scoresde.training import losses
 from scoresde.training.times import (
-    Levels,
+    DiscreteTimes,
     LogNormal,
     LogSNR,
     Uniform,
@@ -56,7 +56,7 @@ def test_stratified_numbers_fall_one_in_each_stratum():
     assert u.tolist() != sorted(u.tolist())  # neighbours in a batch get unrelated times
 
 
-@pytest.mark.parametrize("law", [Uniform(), LogSNR(), LogNormal(), Levels(1000)], ids=repr)
+@pytest.mark.parametrize("law", [Uniform(), LogSNR(), LogNormal(), DiscreteTimes(1000)], ids=repr)
 def test_times_stay_in_the_range_of_the_process(sde, law):
     t = law(sde, torch.cat([torch.tensor([0.0, 1.0], dtype=F64), EVEN]))
     assert (t >= sde.t_min * (1 - 1e-12)).all()
@@ -70,7 +70,7 @@ def test_each_law_is_what_it_says(sde):
     log_ratio = -sde.lam(LogNormal(-0.5, 0.7)(sde, EVEN))
     assert float(log_ratio.mean()) == pytest.approx(-0.5, abs=0.01)
     assert float(log_ratio.std()) == pytest.approx(0.7, rel=0.01)
-    levels = Levels(50)(sde, EVEN) / sde.t_max * 50
+    levels = DiscreteTimes(50)(sde, EVEN) / sde.t_max * 50
     counts = levels.round().long().bincount(minlength=51)[1:]
     torch.testing.assert_close(levels, levels.round(), rtol=1e-9, atol=1e-6)
     assert (counts == len(EVEN) // 50).all()
@@ -101,7 +101,7 @@ def test_importance_sampling_keeps_the_likelihood_objective(sde):
     assert float(sampled) == pytest.approx(float(direct), rel=2e-3)
 
 
-@pytest.mark.parametrize("make", [lambda: LogNormal(std=0.0), lambda: Levels(0)])
+@pytest.mark.parametrize("make", [lambda: LogNormal(std=0.0), lambda: DiscreteTimes(0)])
 def test_bad_laws_are_refused(make):
     with pytest.raises(ValueError, match="need"):
         make()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import islice
 
 import pytest
 import torch
@@ -13,16 +14,15 @@ from scoresde.nn import MLP
 from scoresde.training import (
     Checkpoint,
     DataDescription,
+    Plan,
     TrainState,
     checkpoint,
-    cosine,
     fit,
-    start,
 )
 from scoresde.training.batches import draw_batch
-from scoresde.training.distributed import Share
+from scoresde.training.distributed import Rank
+from scoresde.training.learned_weight import LearnedWeight
 from scoresde.training.loop import _backward, update
-from scoresde.training.uncertainty import LearnedWeight
 
 
 def weighted(state: TrainState) -> TrainState:
@@ -44,7 +44,7 @@ def test_it_finds_a_known_loss_at_every_level():
     """Losses with mean f(noise), scattered as a square of normals: u becomes log f."""
     generator = torch.Generator().manual_seed(0)
     learned = LearnedWeight()
-    rate = cosine(3e-2, 10, 500)
+    rate = Plan(steps=500, lr=3e-2, warmup=10, schedule="cosine").learning_rate
 
     def expected(noise: torch.Tensor) -> torch.Tensor:
         return torch.exp(-1 - noise + torch.sin(2 * noise))
@@ -73,11 +73,12 @@ def silent() -> ScoreModel:
 def test_beside_a_network_that_stays_it_becomes_the_loss_of_that_network(plan):
     """F = 0 for Gaussian data of variance 1/16: the expected loss is alpha^2 + sigma^2 / 16."""
     data = Split(torch.randn(4000, 2, generator=torch.Generator().manual_seed(0)) / 4)
-    plan = replace(plan, steps=200, batch=256, classes=None, learning_rate=cosine(4e-2, 10, 200))
-    still, logged = torch.optim.SGD([torch.zeros(1, requires_grad=True)]), {}
-    for learn, steps in ((False, 20), (True, 200)):
-        state = replace(start(silent(), still), learned=LearnedWeight() if learn else None)
-        found = fit(state, replace(plan, steps=steps), data, Scaling(None))
+    plan = replace(plan, steps=200, batch=256, classes=None, lr=4e-2, warmup=10)
+    logged = {}
+    for learn in (False, True):
+        state = TrainState.of(silent(), replace(plan, learned_weight=learn))
+        state.optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)])
+        found = islice(fit(state, plan, data, Scaling(None)), 200 if learn else 20)
         logged[learn] = torch.stack([metrics.loss for metrics in found])
     # What is logged is the loss without the weight.
     assert torch.equal(logged[True][:20], logged[False])
@@ -108,7 +109,7 @@ def test_resume_is_bit_exact(plan, split, scaling, fresh, tmp_path):
     for _ in fit(whole, plan, split, scaling):
         pass
     half = weighted(fresh())
-    for _ in fit(half, replace(plan, steps=5), split, scaling):
+    for _ in islice(fit(half, plan, split, scaling), 5):
         pass
     data = DataDescription("toy", (1, 2, 2), scaling, ("a", "b", "c"))
     states = (half.model.state_dict(), half.ema.state_dict(), half.optimizer.state_dict())
@@ -136,13 +137,13 @@ def test_shares_of_its_gradient_add_up(plan, split, scaling, fresh):
     update(state, plan, split, scaling)
     batch = draw_batch(plan, split, scaling, state.model.sde, 1)
 
-    def gradient(share: Share) -> torch.Tensor:
+    def gradient(share: Rank) -> torch.Tensor:
         state.learned.optimizer.zero_grad()
-        _backward(state, replace(plan, share=share), batch)
+        _backward(state, replace(plan, rank=share), batch)
         return torch.cat([p.grad.flatten() for p in state.learned.u.parameters()])
 
-    total = gradient(Share(0, 2)) + gradient(Share(1, 2))
-    torch.testing.assert_close(total, gradient(Share()), rtol=1e-5, atol=1e-7)
+    total = gradient(Rank(0, 2)) + gradient(Rank(1, 2))
+    torch.testing.assert_close(total, gradient(Rank()), rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 
 import pytest
 import torch
 
 from scoresde import VP, ScoreModel, parameterization
 from scoresde.nn import EDM2
-from scoresde.training import TrainState, ema, fit, start
+from scoresde.training import Plan, TrainState, averages, fit
 from scoresde.training.precision import lay_out
 
 
@@ -23,13 +24,13 @@ def unit() -> Callable[..., TrainState]:
         small = {"width": 8, "multipliers": (1, 2), "blocks": 1, "attention": (1,)}
         net = EDM2(1, head_channels=8, classes=3, **{**small, "dropout": 0.0, **options})
         model = ScoreModel(net, VP(), parameterization.v)
-        return start(model, torch.optim.Adam(model.parameters(), lr=1.0, fused=True))
+        return TrainState.of(model, Plan())
 
     return make
 
 
-def run(state, plan, split, scaling):
-    for _ in fit(state, plan, split, scaling):
+def run(state, plan, split, scaling, until=None):
+    for _ in islice(fit(state, plan, split, scaling), until):
         pass
     return [*state.model.state_dict().values(), *state.ema.state_dict().values()]
 
@@ -52,7 +53,7 @@ def test_averages_are_of_unit_weights(plan, split, scaling, unit):
     state = unit()
     mean = [p.detach().clone() for p in state.model.parameters()]
     for metrics in fit(state, plan, split, scaling):
-        keep = ema.warmed_up(plan.ema_decay, metrics.step - 1)
+        keep = averages.warmed_up(plan.ema[0], metrics.step - 1)
         for kept, p in zip(mean, state.model.parameters(), strict=True):
             kept.lerp_(p.detach(), 1 - keep)
     for kept, p in zip(mean, state.ema.parameters(), strict=True):
@@ -64,7 +65,7 @@ def test_averages_are_of_unit_weights(plan, split, scaling, unit):
 def test_resume_is_bit_exact(plan, split, scaling, unit):
     whole, half, resumed = unit(dropout=0.2), unit(dropout=0.2), unit(seed=5, dropout=0.2)
     expected = run(whole, plan, split, scaling)
-    run(half, replace(plan, steps=5), split, scaling)
+    run(half, plan, split, scaling, 5)
     resumed.model.load_state_dict(half.model.state_dict())
     resumed.ema.load_state_dict(half.ema.state_dict())
     resumed.optimizer.load_state_dict(half.optimizer.state_dict())

@@ -1,8 +1,8 @@
-"""Power-function averages of the weights, and any other width from snapshots of a few.
+"""Averages of the weights over training: exponential, and power-function ones of any width.
 
     theta_gamma(t) = (gamma + 1) / t^(gamma + 1) int_0^t tau^gamma theta(tau) dtau
 
-The width of the profile relative to t, its deviation, is the same at every t:
+is an average whose profile has the same width relative to t at every t, its deviation
 
     sigma_rel = sqrt(gamma + 1) / ((gamma + 2) sqrt(gamma + 3))
 
@@ -11,16 +11,47 @@ Analyzing and Improving the Training Dynamics of Diffusion Models, arXiv 2312.02
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from scoresde.training.fsdp import parts
+
+Model = TypeVar("Model", bound=nn.Module)
 WIDEST = 1 / math.sqrt(12)
 """The width at gamma = 0, where every step counts the same."""
+
+
+def averaged(model: Model) -> Model:
+    """A copy of the model to hold its average: in evaluation mode, without gradients."""
+    return copy.deepcopy(model).eval().requires_grad_(False)
+
+
+def warmed_up(decay: float, step: int) -> float:
+    """min(decay, (1 + step) / (10 + step)), which forgets the initial weights of a young run.
+
+    ``step`` = 0 is the first update. TensorFlow, tf.train.ExponentialMovingAverage (num_updates).
+    """
+    return min(decay, (1 + step) / (10 + step))
+
+
+@torch.no_grad()
+def update(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """average <- decay average + (1 - decay) model, in place; buffers are copied.
+
+    Raises ValueError unless 0 <= decay <= 1.
+    """
+    if not 0 <= decay <= 1:
+        raise ValueError(f"need 0 <= decay <= 1, got decay={decay:g}")
+    get_ema_multi_avg_fn(decay)(parts(average.parameters()), parts(model.parameters()), 0)
+    for kept, current in zip(average.buffers(), model.buffers(), strict=True):
+        kept.copy_(current)
 
 
 class Profile(NamedTuple):

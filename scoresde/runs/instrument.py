@@ -1,4 +1,4 @@
-"""Watching a sampler where it calls the network: a count, a look, and a way to stop."""
+"""A denoiser with an instrument on it: network calls are counted, shown, and can be stopped."""
 
 from __future__ import annotations
 
@@ -13,45 +13,45 @@ from scoresde.denoiser import Denoiser
 
 
 class Stopped(Exception):
-    """The sampler was told to stop before this call of the network."""
+    """The sampler was stopped before this call of the network."""
 
 
-class Seen(NamedTuple):
+class NetworkCall(NamedTuple):
     """A call of the network: its number, from 1, and what went in and came out (B, ...)."""
 
-    call: int
+    number: int
     t: Tensor
     x: Tensor
     x0: Tensor
 
 
 @dataclass
-class Watch:
-    """Counts calls, remembers the last, hands each to ``look``, and stops where ``stopping``.
+class Instrument:
+    """Counts calls, keeps the last, hands each to ``show``, and stops when ``stopping`` says so.
 
     If ``strict``, every prediction on the host is checked: a device would have to be waited for.
     """
 
     name: str = "sampler"
-    look: Callable[[Seen], None] = lambda seen: None
+    show: Callable[[NetworkCall], None] = lambda call: None
     stopping: Callable[[], bool] = lambda: False
     strict: bool = True
     count: int = 0
-    last: Seen | None = None
+    last: NetworkCall | None = None
 
-    def over(self, denoiser: Denoiser) -> Denoiser:
-        """The denoiser, watched. Its calls raise Stopped, and RuntimeError if not finite."""
+    def on(self, denoiser: Denoiser) -> Denoiser:
+        """The denoiser, instrumented. Its calls raise Stopped, and RuntimeError if not finite."""
 
         def predict(x: Tensor, t: Tensor) -> Tensor:
             if self.stopping():
                 raise Stopped
             x0 = denoiser(x, t)
             self.count += 1
-            self.last = Seen(self.count, t, x, x0)
+            self.last = NetworkCall(self.count, t, x, x0)
             if self.strict and x0.device.type == "cpu":
                 where = f"at t={float(t.flatten()[0]):.3g}, call {self.count}"
                 require_finite(x0, self.name, where)
-            self.look(self.last)
+            self.show(self.last)
             return x0
 
         return replace(denoiser, predict=predict)
@@ -63,6 +63,6 @@ def require_finite(x: Tensor, name: str, where: str) -> None:
         return
     bad = int((~x.isfinite()).flatten(1).any(1).sum())
     raise RuntimeError(
-        f"{name}: {bad} of {len(x)} samples are not finite {where}; use more --sample.steps, or "
-        "another --sample.sampler"
+        f"{name}: {bad} of {len(x)} samples are not finite {where}; take more steps or another "
+        "sampler, or check the model"
     )

@@ -1,0 +1,379 @@
+"""Drawing samples from a model, each a function of its own seed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from scoresde.config import build_sampler
+from scoresde.data.labels import label_values, listing
+from scoresde.denoiser import Denoiser
+from scoresde.parameterization import ScoreModel
+from scoresde.registry import (
+    GRIDS,
+    NEEDY_GRIDS,
+    SAMPLERS,
+    SELF_PACED,
+    STEPS,
+    GridSampler,
+    Sampler,
+    build_step,
+    constructor,
+)
+from scoresde.runs.instrument import Instrument, NetworkCall, Stopped, require_finite
+from scoresde.runs.optimised import GridSearch, configured_search, optimised_grid
+from scoresde.runs.processes import World, jointly
+from scoresde.runs.progress import Progress, silent
+from scoresde.samplers import (
+    ArctanGrid,
+    Grid,
+    Noise,
+    Step,
+    per_sample_noise,
+    recommended,
+    starting_noise,
+)
+from scoresde.sde import SDE
+
+DEFAULT_NUM, DEFAULT_NFE = 64, 19
+MOST = 10_000_000
+LARGEST_SEED = 2**64 - 1
+ALONE = World()
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """Samples ``x`` (N, ...) in units of the data, and the seed and class of each.
+
+    ``nfe`` is the mean number of network calls a sample, counted where the network is called.
+    ``label`` (N,) holds places among the classes, or is None. The last ``unfinished`` samples are
+    denoised states of a sampler that was stopped on the way.
+    """
+
+    x: Tensor
+    seeds: tuple[int, ...]
+    nfe: float
+    label: Tensor | None = None
+    unfinished: int = 0
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+def draw(
+    model: ScoreModel,
+    num: int | None = None,
+    *,
+    seeds: Iterable[int] | None = None,
+    nfe: int | None = None,
+    step: Step | str | None = None,
+    grid: Grid | str | None = None,
+    sampler: Sampler | None = None,
+    label: Any = None,
+    batch: int = 64,
+    denoise: bool | None = None,
+    shape: Sequence[int] | None = None,
+    name: str | None = None,
+    world: World = ALONE,
+    progress: Progress = silent,
+    look: Callable[[int, NetworkCall], None] = lambda first, call: None,
+    stopping: Callable[[], bool] = lambda: False,
+) -> Drawn:
+    """Draw samples from a model, each from its own stream of noise, the starting noise included.
+
+    So a sample does not depend on the others in its batch (but those of the black-box solvers
+    ``ode`` and ``sde`` do). Without nfe, step, grid and sampler it is the sampler that the model's
+    configuration names, or else ``samplers.recommended``.
+
+    Args:
+        model: trained model, such as ``load`` returns.
+        num: number of samples; as many as there are seeds or labels, or 64.
+        seeds: seed of every sample; 0, 1, ... by default.
+        nfe: most network calls a sample, the denoising call included; 19 by default.
+        step: sampler's step, or a name in ``registry.SAMPLERS``.
+        grid: times between which it steps, or a name in ``registry.GRIDS``.
+        sampler: whole sampler in place of nfe, step, grid and denoise.
+        label: class of the samples by name or place; several give as many samples of each, in
+            turn, and "all" stands for all classes.
+        batch: samples drawn at a time; it does not change them.
+        denoise: end with the denoised state.
+        shape: shape of one sample, for a model without a description of its data, whose samples
+            are then returned in model units.
+        name: what messages call the sampler.
+        world: processes that share the batches; the first gets all samples, the others their own.
+        progress: shows how many samples are done.
+        look: called at every network call, with the place of the first sample of its batch.
+        stopping: asked before every network call; True stops there.
+
+    Raises ValueError for arguments that do not fit, RuntimeError for samples that are not finite.
+    """
+    label, seeds = _labels_and_seeds(label, seeds, num, model)
+    if batch < 1:
+        raise ValueError(f"batch: need at least 1, got {batch}")
+    if model.data is None and shape is None:
+        raise ValueError("shape is missing: the model does not say what it was trained on")
+    shape = tuple(shape or model.data.shape)
+    if sampler is None:
+        sampler, found_name = _chosen(model, shape, nfe, step, grid, denoise, progress)
+    elif all(given is None for given in (nfe, step, grid, denoise)):
+        found_name = _name_of(sampler)
+    else:
+        raise ValueError("sampler: a whole sampler replaces nfe, step, grid and denoise")
+    job = _Job(model, sampler, name or found_name, shape, seeds, label, look, stopping)
+    firsts = range(0, len(seeds), batch)[world.rank :: world.size]
+    mine = sum(len(seeds[first : first + batch]) for first in firsts)
+    parts = jointly(world, lambda: _parts(job, firsts, batch, mine, progress))
+    found = sorted(_gathered(world, parts), key=lambda part: (part.unfinished, part.first))
+    rows = [row for part in found for row in range(part.first, part.first + len(part.x))]
+    x = torch.cat([torch.empty(0, *shape), *(part.x for part in found)])
+    return Drawn(
+        x if model.data is None else model.data.scaling.decode(x),
+        tuple(seeds[row] for row in rows),
+        sum(part.calls * len(part.x) for part in found) / max(len(x), 1),
+        None if label is None else label[rows],
+        sum(len(part.x) for part in found if part.unfinished),
+    )
+
+
+# The loop over the batches -----------------------------------------------------------------------
+
+
+class _Part(NamedTuple):
+    """The samples of a batch in model units, whose first one has the place ``first``."""
+
+    first: int
+    x: Tensor
+    calls: int
+    unfinished: bool
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What the batches of a call of ``draw`` share."""
+
+    model: ScoreModel
+    sampler: Sampler
+    name: str
+    shape: tuple[int, ...]
+    seeds: Sequence[int]
+    label: Tensor | None
+    look: Callable[[int, NetworkCall], None]
+    stopping: Callable[[], bool]
+
+    def part(self, first: int, batch: int, show: Callable[[NetworkCall], None]) -> _Part | None:
+        """Draw a batch; None if it was stopped before its first network call."""
+        seeds, device = self.seeds[first : first + batch], self.model.device
+        label = None if self.label is None else self.label[first : first + batch].to(device)
+        instrument, noise = Instrument(self.name, show, self.stopping), per_sample_noise(seeds)
+        like = torch.empty(len(seeds), *self.shape, device=device)
+        x = starting_noise(self.model.sde, like, noise)
+        condition = {} if label is None else {"label": label}
+        denoiser = instrument.on(self.model.denoiser(**condition))
+        try:
+            end, stopped = self.sampler(denoiser, x, noise, seeds[0]), False
+        except Stopped:
+            if instrument.last is None:
+                return None
+            end, stopped = instrument.last.x0, True
+        require_finite(end, self.name, "at the end")
+        return _Part(first, end.cpu(), instrument.count, stopped)
+
+
+def _parts(
+    job: _Job, firsts: Iterable[int], batch: int, total: int, progress: Progress
+) -> list[_Part]:
+    """The batches of this process, up to where it is stopped."""
+    found: list[_Part] = []
+    started, calls = time.perf_counter(), 0
+    with progress(total, "samples") as advance:
+        for first in firsts:
+
+            def show(call: NetworkCall, first: int = first) -> None:
+                nonlocal calls
+                calls += 1
+                rate = calls / (time.perf_counter() - started)
+                advance(0, f"call {call.number}, {rate:.3g} calls/s")
+                job.look(first, call)
+
+            part = job.part(first, batch, show)
+            if part is None:
+                break
+            found.append(part)
+            advance(len(part.x))
+            if part.unfinished:
+                break
+    return found
+
+
+def _gathered(world: World, parts: list[_Part]) -> list[_Part]:
+    """The parts of all processes in the first of them; in the others their own."""
+    if world.size == 1:
+        return parts
+    from torch import distributed
+
+    found: list[Any] | None = [None] * world.size if world.rank == 0 else None
+    distributed.gather_object(parts, found)
+    return parts if found is None else [_Part(*part) for theirs in found for part in theirs]
+
+
+# Seeds and labels --------------------------------------------------------------------------------
+
+
+def _labels_and_seeds(
+    label: Any, seeds: Iterable[int] | None, num: int | None, model: ScoreModel
+) -> tuple[Tensor | None, Sequence[int]]:
+    """The place of the class of every sample, and its seed. Raises ValueError."""
+    if num is not None and not 1 <= num <= MOST:
+        raise ValueError(f"num: need 1 to {MOST:,}, got {num}")
+    if seeds is None:
+        places = _places(label, model)
+        labels = 0 if places is None else len(places)
+        several = labels > 1 and not isinstance(label, str)  # "all" is a few of each
+        seeds = range(num or (labels if several else max(DEFAULT_NUM, labels)))
+    seeds = seeds if isinstance(seeds, range) else [int(seed) for seed in seeds]
+    if not seeds or len(seeds) > MOST:
+        raise ValueError(f"seeds: need 1 to {MOST:,} of them, got {len(seeds):,}")
+    if not 0 <= min(seeds) <= max(seeds) <= LARGEST_SEED:
+        raise ValueError(f"seeds: need 0 <= seed < 2^64, got {min(seeds)} to {max(seeds)}")
+    if num is not None and num != len(seeds):
+        raise ValueError(f"num: {num} samples but {len(seeds)} seeds; leave one of them out")
+    return places_of(label, model, len(seeds)), seeds
+
+
+def places_of(label: Any, model: ScoreModel, n: int) -> Tensor | None:
+    """The place (n,) among the classes of a model of every sample; None without a label.
+
+    Of several labels there are as many of each, in blocks. A label is the name of a class; a
+    number is a place instead where no class is named by a number. Raises ValueError for a model
+    without classes, or one that needs a class, for labels that name none, and for too few samples.
+    """
+    if (places := _places(label, model)) is None:
+        return None
+    if len(places) > n:
+        raise ValueError(f"num: {n} samples for {len(places)} labels; ask for more samples")
+    return places[torch.arange(n) * len(places) // n]
+
+
+def _places(label: Any, model: ScoreModel) -> Tensor | None:
+    config, data = model.config, model.data
+    if label is None:
+        if config is not None and config.conditional and config.train.label_dropout == 0:
+            raise ValueError(
+                "label is missing: this model never learned to do without a class "
+                "(train.label_dropout=0)"
+            )
+        return None
+    classes = None if data is None else data.classes
+    if config is not None and not config.conditional:
+        raise ValueError("label: this model was trained without classes; leave it out")
+    if isinstance(label, str) and label == "all" and "all" not in (classes or ()):
+        if classes is None:
+            raise ValueError("label: the model does not say which classes it has; give numbers")
+        return torch.arange(len(classes))
+    scalar = isinstance(label, str | int) or getattr(label, "ndim", 1) == 0
+    values = label_values([label] if scalar else label)
+    if not len(values):
+        raise ValueError("label: empty; give at least one")
+    if classes is None:
+        if values.dtype.kind == "U" or values.min() < 0:
+            raise ValueError(f"label: need numbers from 0, got {values[0]!r}")
+        return torch.from_numpy(values)
+    numbered = any(name.isdecimal() for name in classes)
+    places = {name: k for k, name in enumerate(classes)}
+    known = f"choose from {listing(classes)}"
+    if values.dtype.kind != "U" and not numbered:
+        known = f"choose from 0 to {len(classes) - 1}, or by name: {listing(classes)}"
+        places = {str(k): k for k in range(len(classes))}
+    for value in map(str, values):
+        if value not in places:
+            raise ValueError(f"label: no class {value!r}; {known}")
+    return torch.tensor([places[str(value)] for value in values])
+
+
+# Samplers ----------------------------------------------------------------------------------------
+
+
+def _chosen(
+    model: ScoreModel,
+    shape: tuple[int, ...],
+    nfe: int | None,
+    step: Step | str | None,
+    grid: Grid | str | None,
+    denoise: bool | None,
+    progress: Progress,
+) -> tuple[Sampler, str]:
+    """The sampler that the arguments of ``draw`` name, and what messages call it."""
+    if nfe is None and step is None and grid is None and model.config is not None:
+        sample = model.config.sample
+        search = configured_search(sample)
+        found = None if search is None else optimised_grid(model, shape, search, None, progress)[0]
+        sampler: Any = build_sampler(sample, found)
+        return replace(sampler, **({} if denoise is None else {"denoise": denoise})), (
+            sample.sampler.kind
+        )
+    last = denoise is None or denoise
+    name = "recommended" if step is None else step if isinstance(step, str) else _name_of(step)
+    if name in SELF_PACED or (name in SAMPLERS and name not in STEPS):
+        if nfe is not None or grid is not None:
+            given = "nfe" if nfe is not None else "grid"
+            raise ValueError(f"{given}: {name} paces itself; leave it out")
+        if name not in SELF_PACED:
+            return constructor(SAMPLERS, name)(denoise=last), name
+        return GridSampler(ArctanGrid(), build_step(name, {}, 1), 1, last), name
+    times = _grid_of(grid)
+    made, steps = _within(model.sde, times or ArctanGrid(), name, step, nfe or DEFAULT_NFE, last)
+    if times is None:
+        search = GridSearch(name, made, steps)
+        times, _ = optimised_grid(model, shape, search, None, progress)
+    return GridSampler(times, made, steps, last), name
+
+
+def _grid_of(grid: Grid | str | None) -> Grid | None:
+    """The grid of a name; None for one that is yet to be optimised."""
+    if grid is None or not isinstance(grid, str):
+        return ArctanGrid() if grid is None else grid
+    make = constructor(GRIDS, grid)
+    if grid == "optimised":
+        return None
+    if grid in NEEDY_GRIDS:
+        raise ValueError(f"grid: {grid!r} needs arguments; give the grid itself")
+    return make()
+
+
+def _within(
+    sde: SDE, grid: Grid, name: str, step: Step | str | None, nfe: int, denoise: bool
+) -> tuple[Step, int]:
+    """A step, and the largest number of its steps that take at most ``nfe`` network calls."""
+
+    def made(n: int) -> Step:
+        if step is None:
+            return recommended(n + 1)[0]
+        return build_step(step, {}, n) if isinstance(step, str) else step
+
+    def calls(n: int) -> int:
+        instrument = Instrument(strict=False)
+        denoiser = instrument.on(Denoiser(sde, lambda x, t: x / 2))
+        GridSampler(grid, made(n), n, denoise)(denoiser, torch.ones(1, 1), _ones)
+        return instrument.count
+
+    n = max(1, (nfe - denoise) // made(1).nfe_per_step)
+    while n > 1 and calls(n) > nfe:
+        n -= 1
+    while calls(n + 1) <= nfe:
+        n += 1
+    if (least := calls(n)) > nfe:
+        raise ValueError(f"nfe: {name} takes at least {least} network calls, got {nfe}")
+    return made(n), n
+
+
+def _ones(x: Tensor, t: Tensor | None = None, s: Tensor | None = None) -> Tensor:
+    return torch.ones_like(x)
+
+
+def _name_of(value: object) -> str:
+    return getattr(value, "__name__", type(value).__name__)
