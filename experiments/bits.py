@@ -33,7 +33,6 @@ import torch
 import yaml
 from torch import Tensor
 
-from scoresde.cli.train import parameters, train_run
 from scoresde.config import build_dataset, load_config
 from scoresde.data import Scaling
 from scoresde.likelihood import (
@@ -47,6 +46,7 @@ from scoresde.likelihood import (
 from scoresde.parameterization import ScoreModel
 from scoresde.runs.folder import RunFolder, records
 from scoresde.runs.load import load_run
+from scoresde.runs.train import parameters, train_run
 
 HERE = Path(__file__).parent
 CONFIGS, RESULTS = HERE.parent / "configs", HERE / "results" / "bits.json"

@@ -27,11 +27,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from scoresde.cli.report import Window
-from scoresde.cli.train import parameters
 from scoresde.config import build_model, build_plan, load_config
 from scoresde.data import Dataset, Scaling, Split
 from scoresde.runs.cost import flops
+from scoresde.runs.log import Window
+from scoresde.runs.train import parameters
 from scoresde.training import TrainState, averages, fsdp
 from scoresde.training.batches import draw_batch
 from scoresde.training.loop import update

@@ -24,7 +24,6 @@ import torch
 from judging import Judge, bits, drawn, judge_of, some, surroundings
 from torch import Tensor
 
-from scoresde.cli.train import parameters, train_run
 from scoresde.config import Config, build_dataset, build_plan, load_config
 from scoresde.data import Dataset, Split, holdout
 from scoresde.evaluation import precision, recall
@@ -32,6 +31,7 @@ from scoresde.evaluation.figures import image_grid, save_png
 from scoresde.runs.cost import flops
 from scoresde.runs.folder import RunFolder, records
 from scoresde.runs.load import LoadedRun, load_width
+from scoresde.runs.train import parameters, train_run
 from scoresde.training import held_out_loss
 
 HERE = Path(__file__).parent

@@ -28,9 +28,9 @@ from pathlib import Path
 
 import torch
 
-from scoresde.cli.train import train_run
 from scoresde.config import Config, load_config
 from scoresde.runs.folder import RunFolder, records
+from scoresde.runs.train import train_run
 from scoresde.training import checkpoint as checkpoints
 from scoresde.training.snapshots import snapshots
 

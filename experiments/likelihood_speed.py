@@ -28,10 +28,10 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from scoresde import Denoiser
-from scoresde.cli.train import train_run
 from scoresde.config import build_dataset, load_config
 from scoresde.likelihood import Exact, Orthogonal, exactly, path_log_likelihood, rademacher
 from scoresde.runs.load import load_run
+from scoresde.runs.train import train_run
 
 HERE = Path(__file__).parent
 IMAGES, FEW = 16, 3

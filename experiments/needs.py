@@ -22,11 +22,11 @@ import torch
 from judging import surroundings
 from torch import Tensor
 
-from scoresde.cli.train import parameters
 from scoresde.config import Config, build_model, load_config
 from scoresde.data import Scaling
 from scoresde.parameterization import ScoreModel
 from scoresde.runs.cost import flops
+from scoresde.runs.train import parameters
 from scoresde.training import dsm_loss
 from scoresde.training.checkpoint import DataDescription
 from scoresde.training.precision import autocast

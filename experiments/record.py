@@ -22,13 +22,13 @@ from typing import Any
 import torch
 
 from scoresde.cli.likelihood import score_split
-from scoresde.cli.train import parameters, train_run
 from scoresde.config import build_dataset, load_config
 from scoresde.data import Dataset
 from scoresde.evaluation import copy_rate
 from scoresde.runs.draw import draw
 from scoresde.runs.folder import RunFolder, records
 from scoresde.runs.load import LoadedRun, load_run
+from scoresde.runs.train import parameters, train_run
 
 HERE = Path(__file__).parent
 CONFIGS, RESULTS = HERE.parent / "configs", HERE / "results"

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from scoresde.parameterization import Coeffs, Parameterization, ScoreModel
     from scoresde.runs.draw import draw
     from scoresde.runs.load import load
+    from scoresde.runs.train import train
     from scoresde.samplers import sample, trajectory
     from scoresde.sde import EDM, SDE, VE, VP, Cosine, DiscreteVP, LinearFlow, SubVP
     from scoresde.solvers import Solution, SolverError, solve_ode, solve_sde
@@ -49,6 +50,7 @@ __all__ = [
     "samplers",
     "solve_ode",
     "solve_sde",
+    "train",
     "trajectory",
 ]
 
@@ -58,6 +60,7 @@ _HOMES = {
     "parameterization": ("Coeffs", "Parameterization", "ScoreModel"),
     "runs.draw": ("draw",),
     "runs.load": ("load",),
+    "runs.train": ("train",),
     "samplers": ("sample", "trajectory"),
     "sde": ("EDM", "SDE", "VE", "VP", "Cosine", "DiscreteVP", "LinearFlow", "SubVP"),
     "solvers": ("Solution", "SolverError", "solve_ode", "solve_sde"),

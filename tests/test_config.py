@@ -151,8 +151,8 @@ class TestProblems:
         for part in ("train.lr", "-1", "train.steps", "got 0", "train.batch", "'many'", "'seed'"):
             assert part in message
 
-    def test_a_flag_is_named_as_a_flag(self, tmp_path):
-        assert refusal(tmp_path, "", {"train.lr": "-1"}).startswith("--train.lr: must be greater")
+    def test_an_override_is_named_without_the_file(self, tmp_path):
+        assert refusal(tmp_path, "", {"train.lr": "-1"}).startswith("train.lr: must be greater")
 
     @pytest.mark.parametrize(
         ("text", "parts"),
@@ -174,6 +174,10 @@ class TestProblems:
             ("{train: {channels_last: true}, network: {kind: mlp}}", ("channels_last", "mlp")),
             ("{train: {augment: plain}, network: {kind: mlp}}", ("augment=plain", "kind=mlp")),
             ("train: {augment: edm, dither: false}", ("augment=edm", "dither=false")),
+            (
+                "train: {augment: {kind: plain, flip: 0}}",
+                ("train.augment: ", "flip=0", "crop=0"),
+            ),
             ("train: {holdout: 0}", ("keep_best=true", "holdout=0")),
             ("train: {label_dropout: 0.5}", ("label_dropout=0.5", "conditional=false")),
             ("network: {heads: 5}", ("network: heads=5", "128 channels")),

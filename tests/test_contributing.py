@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FILES = {"A sampler": 2, "A process": 2, "A data set": 2}
+FILES = {"A sampler": 2, "A process": 2, "A data set": 2, "A key of the training": 3}
 """The examples, and the most files of the package that each may touch."""
 
 
@@ -33,16 +33,18 @@ def add(folder: Path, block: str) -> Path:
     return path
 
 
-def insert(folder: Path, block: str) -> Path:
-    """The lines with + after those before them, of every part between empty lines."""
+def patch(folder: Path, block: str) -> Path:
+    """Lines with + added and lines with - taken out, in every part between empty lines."""
     head, _, body = block.partition("\n")
     path = folder / head.removeprefix("--- ")
     text = path.read_text()
     for part in body.strip("\n").split("\n\n"):
-        before = "".join(f"{line[1:]}\n" for line in part.splitlines() if line[0] == " ")
-        after = "".join(f"{line[1:]}\n" for line in part.splitlines() if line[0] == "+")
-        assert text.count(before) == 1, f"{path.name} has not one place like\n{before}"
-        text = text.replace(before, before + after)
+        lines = part.splitlines()
+        old, new = (
+            "".join(f"{line[1:]}\n" for line in lines if line[0] in kept) for kept in (" -", " +")
+        )
+        assert text.count(old) == 1, f"{path.name} has not one place like\n{old}"
+        text = text.replace(old, new)
     path.write_text(text)
     return path
 
@@ -52,7 +54,7 @@ def test_an_example_is_followed(tmp_path, title):
     text = example(title)
     shutil.copytree(ROOT / "scoresde", tmp_path / "scoresde")
     touched = {add(tmp_path, block) for block in blocks(text, "python")}
-    touched |= {insert(tmp_path, block) for block in blocks(text, "diff")}
+    touched |= {patch(tmp_path, block) for block in blocks(text, "diff")}
     assert len(touched) <= FILES[title]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     (commands,) = blocks(text, "bash")

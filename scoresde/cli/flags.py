@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 from scoresde.arguments import EMPTY, Argument, arguments, nearest, unwrapped
 from scoresde.config import Config, Section, load_config
 from scoresde.config.schema import ROOT
-from scoresde.config.sections import contents, keys, options
+from scoresde.config.sections import contents, default, keys, options
 from scoresde.config.values import NO, YES, is_path, is_sequence, read_value
 from scoresde.registry import Table, summary
 
@@ -184,7 +184,8 @@ def _section_lines(name: str, argument: Argument, value: Any) -> Iterator[str]:
         return
     if isinstance(source, Table):
         yield ""
-        text = f"{argument.about}: {', '.join(source)} (default: {value.kind})"
+        now = _now(argument, str(value.kind))
+        text = f"{argument.about}: {', '.join(source)} ({now})"
         about = summary(source[str(value.kind)])
         yield from _columns(f"{name} KIND", f"{text}; {value.kind}: {about}")
         known = keys(source, value.kind)
@@ -213,9 +214,8 @@ def _entry(name: str, argument: Argument, value: Any, *, required: bool = False)
     if get_origin(kind) is Literal:
         choices = get_args(kind)
     facts += ["one of " + ", ".join(map(str, choices))] if choices else []
-    facts.append("required" if required else f"default: {_shown(value)}")
-    if value is None and not required:
-        facts.pop()
+    if required or value is not None:
+        facts.append("required" if required else _now(argument, value))
     text = f"{argument.about} ({'; '.join(filter(None, facts))})" if any(facts) else argument.about
     yield from _columns(f"{name} {_metavar(kind, choices)}", text)
 
@@ -239,6 +239,11 @@ def _metavar(kind: Any, choices: Sequence[Any]) -> str:
     return "PATH" if is_path(kind) else {int: "N", float: "NUMBER"}.get(kind, "TEXT")
 
 
+def _now(argument: Argument, value: Any) -> str:
+    """The value of an option, as its default or as what a file or a flag makes of it."""
+    return f"{'default' if value == default(argument) else 'now'}: {_shown(value)}"
+
+
 def _shown(value: Any) -> str:
     if isinstance(value, tuple | list):
         return ",".join(map(_shown, value)) or "none"
@@ -249,12 +254,14 @@ def _shown(value: Any) -> str:
 
 
 def _own(command: type) -> Mapping[str, Argument]:
-    """The options of a command, its own before those that it shares."""
+    """The options of a command: the required ones, its own, and those that it shares."""
     shared = {
         name for base in command.__mro__[1:] for name in vars(base).get("__annotations__", ())
     }
     found = arguments(command)
-    return dict(sorted(found.items(), key=lambda item: item[0] in shared))
+    return dict(
+        sorted(found.items(), key=lambda item: (item[1].default is not EMPTY, item[0] in shared))
+    )
 
 
 def _kind(argument: Argument) -> Any:

@@ -28,7 +28,6 @@ from scoresde.cli.likelihood_report import (
     write_files,
 )
 from scoresde.cli.options import LikelihoodOptions
-from scoresde.cli.report import Stopping
 from scoresde.cli.weights import load_chosen
 from scoresde.config import Config, Section, build_dataset, override, to_plain
 from scoresde.data import Scaling, Split, examples
@@ -40,6 +39,7 @@ from scoresde.runs.compatibility import require_same_data, require_same_split
 from scoresde.runs.processes import World, own_device, together
 from scoresde.runs.results import require_writable
 from scoresde.runs.scoring import Job, Partial, Values
+from scoresde.runs.stopping import Stopping
 from scoresde.sde import SDE
 from scoresde.training.checkpoint import DataDescription, fingerprint
 

@@ -113,7 +113,7 @@ def _flagged(text: str, name: str) -> str:
         spelt = flags.spelling(getattr(options, command.options), command.sections, found[1])
         return found[0] if spelt is None else str(spelt)
 
-    text = re.sub(r"^([a-z]\w*(?:\.\w+)*)(?=:| is | and )", flag, text)
+    text = re.sub(r"(?:^|(?<=; ))([a-z]\w*(?:\.\w+)*)(?=:| is | and )", flag, text)
     return re.sub(r"\b(?<!\.)([a-z]\w*)=True\b", flag, text)
 
 

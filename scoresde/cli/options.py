@@ -1,4 +1,7 @@
+# ruff: noqa: RUF009  (the defaults of ``default`` are numbers and words)
 """The options of every command besides those of the configuration.
+
+Defaults are those of the function of the library that a command calls.
 
 A note in an annotation changes the flag: "positional" makes it a word without one, another word is
 its name.
@@ -6,11 +9,21 @@ its name.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from scoresde.arguments import Count, Fraction, Natural, Positive, Range
+from scoresde.arguments import Count, Fraction, Natural, Positive, Range, arguments
+from scoresde.runs.compare import compare
+from scoresde.runs.draw import draw
+from scoresde.runs.edit import Editor
+
+
+def default(function: Callable[..., Any], name: str) -> Any:
+    """The default of an argument; of several values the words between commas."""
+    found = arguments(function)[name].default
+    return ",".join(map(str, found)) if isinstance(found, tuple) else found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +112,7 @@ class SampleOptions(ModelOptions):
     seeds: str | None = None
     label: Annotated[str | None, "class"] = None
     classes: str | None = None
-    batch: Count = 64
+    batch: Count = default(draw, "batch")
     grid: str | None = None
     preview_every: Count | None = None
     trajectory: bool = False
@@ -165,8 +178,8 @@ class EditOptions(ModelOptions):
     codes: Path | None = None
     columns: Annotated[int, Range(ge=2)] = 9
     label: Annotated[str | None, "class"] = None
-    tolerance: Positive = 1e-5
-    batch: Count = 64
+    tolerance: Positive = default(Editor, "tolerance")
+    batch: Count = default(Editor, "batch")
     overwrite: bool = False
 
 
@@ -186,12 +199,12 @@ class CompareOptions(ModelOptions):
         json: print JSON.
     """
 
-    samplers: str = "ddim,heun,dpmpp_2m,unipc,deis"
-    steps: str = "5,10,20,50"
+    samplers: str = default(compare, "samplers")
+    steps: str = default(compare, "steps")
     grid: str | None = None
-    num: Count = 32
-    seed: Natural = 0
-    tolerance: Positive = 1e-7
+    num: Count = default(compare, "num")
+    seed: Natural = default(compare, "seed")
+    tolerance: Positive = default(compare, "tolerance")
     out: Path | None = None
     overwrite: bool = False
     json: bool = False
@@ -230,7 +243,7 @@ class EvaluateOptions(WeightOptions):
     metrics: str | None = None
     num: Count | None = None
     seed: Natural = 0
-    batch: Count = 64
+    batch: Count = default(draw, "batch")
     resamples: Natural = 50
     out: Path | None = None
     overwrite: bool = False

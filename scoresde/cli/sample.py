@@ -15,7 +15,6 @@ from torch import Tensor
 from scoresde.cli.choices import labels
 from scoresde.cli.console import pick_device, progress
 from scoresde.cli.options import SampleOptions
-from scoresde.cli.report import Stopping
 from scoresde.cli.weights import described_choice, load_chosen
 from scoresde.config import override
 from scoresde.data.foreign import RECORD
@@ -27,6 +26,7 @@ from scoresde.runs.processes import World, own_device, together
 from scoresde.runs.progress import silent
 from scoresde.runs.results import require_writable
 from scoresde.runs.samples import configured_sampler, sampling_settings
+from scoresde.runs.stopping import Stopping
 
 
 def run(options: SampleOptions, overrides: Mapping[str, Any]) -> int:

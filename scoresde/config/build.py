@@ -67,13 +67,13 @@ def build_network(config: Config, described: Described) -> nn.Module:
     """
     given = dict(config.network.values)
     middles = _middles(described) if given.pop("head", "value") == "levels" else None
-    inputs = _inputs(str(config.network.kind), described)
+    make = constructor(NETWORKS, str(config.network.kind))
+    inputs = _inputs(config, next(iter(arguments(make))), described)
     if middles is not None:
         given["outputs"] = inputs * len(middles)
     augment = build(config.train.augment)
     if augment is not None and augment.labels is not None:
         given["augments"] = augment.labels
-    make = constructor(NETWORKS, str(config.network.kind))
     with torch.random.fork_rng(devices=[]):  # layers draw their weights from the global generator
         torch.manual_seed(config.seed)
         network = make(inputs, classes=_classes(config, described), **given)
@@ -99,7 +99,7 @@ def build_plan(config: Config, described: Described, rank: Rank | None = None) -
     if config.train.shard and rank.size == 1:
         raise ConfigError(
             "train.shard=true splits the weights between processes, and there is one; start "
-            "several with torchrun, or set train.shard: false"
+            "several with torchrun, or set train.shard to false"
         )
     plan: Plan = build(config.train, Plan, seed=config.seed, classes=classes, rank=rank)
     return plan
@@ -130,15 +130,19 @@ def build_grid(section: Section) -> Grid:
     return grid
 
 
-def _inputs(kind: str, described: Described) -> int:
-    """The size a network is built for: channels of a U-Net, numbers per sample of an MLP."""
+def _inputs(config: Config, argument: str, described: Described) -> int:
+    """The size a network is built for, by the name of its first argument.
+
+    ``dim`` is all numbers of an example, ``channels`` those of an image, another name the length
+    of the first axis of an example.
+    """
     shape = tuple(described.shape)
-    if kind == "mlp":
+    if argument == "dim":
         return math.prod(shape)
-    if len(shape) != 3:
+    if argument == "channels" and len(shape) != 3:
         raise ConfigError(
-            f"network.kind={kind} needs images (C, H, W), but data {described.name} is {shape}; "
-            "set network.kind to mlp"
+            f"network.kind={config.network.kind} needs images (C, H, W), but data "
+            f"{described.name} is {shape}; set network.kind to mlp"
         )
     return shape[0]
 

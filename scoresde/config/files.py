@@ -173,7 +173,7 @@ def _validated(base: Any, overrides: Overrides, path: str | Path | None) -> Conf
 
 
 def _line(problem: Problem, overrides: Overrides, file: str | Path | None) -> str:
-    """'file.yaml: train.lr: must be greater than 0, got -1', or '--train.lr: ...' for a flag."""
+    """'file.yaml: train.lr: must be greater than 0, got -1'; of an override without the file."""
     name, text = ".".join(_printable(str(part))[:60] for part in problem.place), problem.text
     if problem.unknown and "did you mean" not in text:
         # The same name in another section.
@@ -182,8 +182,7 @@ def _line(problem: Problem, overrides: Overrides, file: str | Path | None) -> st
         ]
         if elsewhere and "that has it" not in text:
             text = f"unknown key; did you mean {elsewhere[0]!r}?"
-    if name in overrides:
-        return f"--{name}: {_printable(text)}"
+    file = None if name in overrides else file
     source = ": ".join(str(part) for part in (file, name) if part) or "configuration"
     return f"{source}: {_printable(text)}"
 

@@ -55,6 +55,8 @@ class Config:
         train: how the model is trained.
         sample: how samples are drawn.
         likelihood: how data are scored.
+        own: coefficients of the process and the parameterization of a model that a program made;
+            empty where this configuration describes the model.
     """
 
     seed: Natural = 0
@@ -66,6 +68,7 @@ class Config:
     train: Annotated[Any, TRAIN] = None
     sample: Annotated[Any, Group((Sampling,))] = None
     likelihood: Annotated[Any, Group((Likelihood,))] = None
+    own: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         problems: list[Problem] = []

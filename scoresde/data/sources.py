@@ -41,7 +41,8 @@ def dataset_of(
         label: the class of every example: numbers, names or one-hot rows.
         levels: number of pixel levels of integers; None: 256 for uint8, 2 for bool.
         layout: order of the axes of images; None: the one that fits.
-        holdout: examples held out for testing: a fraction of them below 1, else their number.
+        holdout: examples held out for testing: a fraction of them below 1, else their number; 0
+            holds none out, so that the test examples are the training examples.
         seed: seed of that choice.
         standardise: scale real numbers to mean 0 and deviation 1.
         classes: names of the labels 0, 1, ...; None: the labels themselves.
@@ -60,7 +61,8 @@ def dataset_of(
     with reading("x"):
         array = array_of(x)
         every = Split(torch.from_numpy(examples_of(array, levels, layout, as_given=True)))
-        rest, held = held_rows(len(every), holdout, seed)
+        whole = torch.arange(len(every))
+        rest, held = held_rows(len(every), holdout, seed) if holdout else (whole, whole)
     split = every
     names: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()

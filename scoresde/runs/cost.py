@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import torch
 
@@ -33,10 +34,11 @@ def flops(model: ScoreModel, shape: tuple[int, ...], classes: int | None) -> int
 
     weights = [p for p in model.parameters() if p.requires_grad]
     x = torch.zeros(1, *shape, device=model.device)
-    label = None if classes is None else torch.zeros(1, dtype=torch.long, device=x.device)
+    label = torch.zeros(1, dtype=torch.long, device=x.device)
+    cond: dict[str, Any] = {} if classes is None else {"label": label}
     t = torch.tensor([model.sde.t_max], dtype=torch.float64)
     with evaluating(model), FlopCounterMode(display=False) as counter:
-        loss = dsm_loss(model, x, t, torch.ones_like(x), label=label).sum()
+        loss = dsm_loss(model, x, t, torch.ones_like(x), **cond).sum()
         torch.autograd.grad(loss, weights, allow_unused=True)
     return int(counter.get_total_flops())
 

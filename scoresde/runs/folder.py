@@ -122,20 +122,20 @@ def claim(path: str | Path, *, resume: bool = False, overwrite: bool = False) ->
     folder = RunFolder(Path(path))
     half = folder.env.with_name(f"{folder.env.name}.tmp")  # of a run killed as it began
     if resume and overwrite:
-        raise ValueError("--resume and --overwrite exclude each other; give one of them")
+        raise ValueError("resume=True and overwrite=True exclude each other; give one of them")
     if folder.path.exists() and not folder.path.is_dir():
-        raise ValueError(f"{path}: a file; give --out a folder")
+        raise ValueError(f"{path}: a file; give a folder")
     if folder.is_run():
         if not (resume or overwrite):
             raise ValueError(
-                f"{path}: holds a run; continue it with --resume, replace it with --overwrite, "
-                f"or give another --out"
+                f"{path}: holds a run; continue it with resume=True, replace it with "
+                f"overwrite=True, or give another folder"
             )
     elif resume:
-        raise ValueError(f"{path}: no run to resume; check --out, or train without --resume")
+        raise ValueError(f"{path}: no run to resume; check the folder, or train without resume=True")
     elif foreign := [file for file in own_files(folder) if file.exists() and file != half]:
         raise ValueError(
-            f"{path}: holds {foreign[0].relative_to(path)} but no run; give another --out"
+            f"{path}: holds {foreign[0].relative_to(path)} but no run; give another folder"
         )
     return folder
 
@@ -166,7 +166,7 @@ def _lock(handle: int, path: Path) -> None:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise ValueError(
-            f"{path}: another process trains there; wait for it, stop it, or give another --out"
+            f"{path}: another process trains there; wait for it, stop it, or give another folder"
         ) from None
     except OSError:  # a file system without locks
         return

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from scoresde.config import Config, build_model, config_from
@@ -147,8 +149,32 @@ def _loaded(
     model: ScoreModel | None = None,
 ) -> LoadedRun:
     config = config_from(plain, path)
-    model = build_model(config, description) if model is None else model
+    if model is None:
+        if config.own:
+            raise CheckpointError(
+                f"{path}: holds the weights of a model that a program made, which no configuration "
+                "describes; give the model, such as ss.load(path, model=mine)"
+            )
+        model = build_model(config, description)
+    elif config.own and not _close(coefficients(model), config.own):
+        raise CheckpointError(
+            f"{path}: trained with another process or parameterisation than that of the model "
+            "given; give it the same ones"
+        )
     load_tensors(model, weights, path)
     model.eval().requires_grad_(False)
-    model.data, model.config = description, config
+    model.data, model.config = description, None if config.own else config
     return LoadedRun(model, config, description, step, path, tuple(notes))
+
+
+def coefficients(model: ScoreModel) -> tuple[float, ...]:
+    """The process and the parameterisation of a model as numbers, at three times."""
+    sde = model.sde
+    middle = (sde.t_min * sde.t_max) ** 0.5
+    t = torch.tensor([sde.t_min, middle, sde.t_max], dtype=torch.float64)
+    parts = (sde.log_alpha(t), sde.log_sigma(t), *model.parameterization(sde, t))
+    return tuple(torch.stack([part.expand(3) for part in parts]).flatten().tolist())
+
+
+def _close(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    return all(math.isclose(x, y, rel_tol=1e-6, abs_tol=1e-9) for x, y in zip(a, b, strict=True))

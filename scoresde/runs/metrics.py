@@ -10,7 +10,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from scoresde.cli.console import Advance
+from scoresde.runs.progress import Advance
 from scoresde.evaluation import (
     Estimate,
     Moments,

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from scoresde.cli.console import pick_device
 from scoresde.training.distributed import Rank
 
 Result = TypeVar("Result")
@@ -54,6 +53,17 @@ def together(world: World, backend: str = "gloo") -> Iterator[Callable[[], None]
         yield distributed.barrier
     finally:
         distributed.destroy_process_group()
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of this name; auto is a GPU if there is one. Raises ValueError if absent."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise ValueError(f"device: {name} is not usable ({reason}); try cpu") from None
 
 
 def rank_of(world: World) -> Rank:

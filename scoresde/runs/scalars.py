@@ -19,7 +19,7 @@ def require_tensorboard() -> None:
     except ImportError:
         raise ValueError(
             "train.tensorboard=true needs TensorBoard; pip install 'scoresde[tensorboard]', or "
-            "give --train.no-tensorboard"
+            "set train.tensorboard to false"
         ) from None
 
 

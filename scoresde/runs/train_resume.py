@@ -10,20 +10,23 @@ from typing import Any
 from scoresde.runs import folder as folders
 from scoresde.runs.train_setup import Run
 from scoresde.config import config_from, to_plain
-from scoresde.training import Checkpoint, CheckpointError, DataDescription, TrainState, describe
+from scoresde.training import (
+    Checkpoint,
+    CheckpointError,
+    DataDescription,
+    Plan,
+    Reporting,
+    TrainState,
+    describe,
+)
 from scoresde.training import checkpoint as checkpoints
 from scoresde.training.fsdp import scattered_optimizer
 
 # What may change when a run goes on: how long, how often it reports, what training ignores.
-EVERY = ("log", "validate", "sample", "checkpoint", "posthoc")
-REPORTS = tuple(f"train.{name}_every" for name in EVERY)
-# The learning rate and the clipping are the remedies for a loss that is not finite.
-REMEDIES = ("train.lr", "train.clip")
-TRAIN = (
-    *("train.steps", "train.keep", "train.on_failed_save"),
-    *("train.shard", "train.tensorboard", "train.prefetch"),
+FREE = (
+    *(f"train.{name}" for name in sorted(Plan.FREE | Reporting.FREE)),
+    *("data.path", "data.cache", "sample", "likelihood"),
 )
-FREE = (*TRAIN, "data.path", "data.cache", "sample", "likelihood", *REMEDIES, *REPORTS)
 
 
 def restore(run: Run) -> list[str]:
@@ -65,14 +68,14 @@ def _nothing_to_restore(run: Run) -> str:
     if run.folder.weights.exists():
         raise ValueError(
             f"{run.folder.checkpoints}: no checkpoint is left of this finished run; start anew "
-            f"with --overwrite, or in another --out"
+            f"with overwrite=True, or in another folder"
         )
     return f"{run.folder.path}: no checkpoint yet, starting at step 0"
 
 
 def _check_best(run: Run) -> list[str]:
     """Forget a best checkpoint that cannot be read, so that the next one takes its place."""
-    if run.best is None or not run.config.train.keep_best:
+    if run.best is None or not run.reporting.keep_best:
         return []
     try:
         checkpoints.load(run.folder.best)
@@ -98,11 +101,11 @@ def _require_same(run: Run, found: Checkpoint, path: Path) -> list[str]:
     if other := [line for key, line in changed.items() if not _free(key)]:
         raise ValueError(
             f"{path}: trained with another configuration ({'; '.join(other)}); restore these "
-            f"values, or train in another --out"
+            f"values, or train in another folder"
         )
     if found.step > run.plan.steps:
         raise ValueError(
-            f"--train.steps {run.plan.steps}: the run is at step {found.step} already; give more"
+            f"train.steps: {run.plan.steps}, but the run is at step {found.step} already; give more"
         )
     kind, expected = (_kind(data) for data in (describe(run.dataset), found.data))
     if kind != expected:
@@ -126,7 +129,7 @@ def _require_same_examples(run: Run, found: Checkpoint, path: Path) -> None:
         name = run.dataset.name if place is None else f"{run.dataset.name} in {place}"
         raise ValueError(
             f"{path}: the examples of {name} have changed (sha256 {run.contents[:12]}, were "
-            f"{found.contents[:12]}); give the data it was trained on, or train in another --out"
+            f"{found.contents[:12]}); give the data it was trained on, or train in another folder"
         )
 
 

@@ -2,33 +2,55 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from scoresde.cli.console import progress
-from scoresde.runs.cost import flops
-from scoresde.runs.folder import RunFolder
-from scoresde.runs.scalars import require_tensorboard
 from scoresde.config import (
     Config,
     build_dataset,
     build_model,
     build_plan,
     build_reporting,
+    override,
     to_plain,
 )
 from scoresde.data import Dataset, Examples, Split, views
-from scoresde.data.digest import digest
 from scoresde.data.dataset import reading, spread
-from scoresde.training import Best, Checkpoint, Plan, Reporting, TrainState, describe
-from scoresde.training import fsdp
+from scoresde.data.digest import digest
+from scoresde.parameterization import ScoreModel
+from scoresde.runs.cost import flops
+from scoresde.runs.folder import RunFolder
+from scoresde.runs.progress import Progress
+from scoresde.runs.scalars import require_tensorboard
+from scoresde.training import (
+    Best,
+    Checkpoint,
+    Plan,
+    Reporting,
+    TrainState,
+    describe,
+    fsdp,
+    held_out_loss,
+)
 from scoresde.training.distributed import Rank
 
 # Enough for a held-out loss that ranks checkpoints: its numbers are the same at every step.
 HELD_OUT_EVALUATIONS = 2048
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be trained on what: a configuration, and what a program gives in place of it."""
+
+    config: Config
+    model: ScoreModel | None = None
+    dataset: Dataset | None = None
 
 
 @dataclass
@@ -41,6 +63,7 @@ class Run:
     split: Examples
     held_out: Split | None
     plan: Plan
+    reporting: Reporting
     state: TrainState
     flops: int
     contents: str
@@ -51,23 +74,85 @@ class Run:
         """Whether this process is the one that writes."""
         return self.plan.rank.index == 0
 
+    def held_out_loss(self) -> float | None:
+        """The held-out loss of the average; None without held-out examples."""
+        if self.held_out is None:
+            return None
+        return held_out_loss(
+            self.state.ema,
+            self.held_out,
+            self.dataset.scaling,
+            conditional=self.plan.classes is not None,
+            dither=self.plan.dither,
+            draws=max(1, HELD_OUT_EVALUATIONS // len(self.held_out)),
+            seed=self.plan.seed,
+        )
+
 
 def prepare(
-    config: Config, folder: RunFolder, device: torch.device, rank: Rank | None = None
+    task: Task, folder: RunFolder, device: torch.device, rank: Rank, progress: Progress
 ) -> Run:
     """Read the data and build everything of a new run; raises ValueError where they do not fit."""
-    if config.train.tensorboard:
+    config = with_absolute_paths(task.config)
+    reporting = build_reporting(config)
+    if reporting.tensorboard:
         require_tensorboard()
-    dataset = build_dataset(config.data, progress)
+    dataset = build_dataset(config.data, progress) if task.dataset is None else task.dataset
     plan = build_plan(config, dataset, rank)
     split, held_out = _splits(config, dataset)
-    model = build_model(config, dataset)
-    if not config.train.shard:
+    if task.model is None:
+        model = build_model(config, dataset)
+    else:
+        model = task.model.requires_grad_(True)
+        require_fit(model, dataset, plan)
+    if not plan.shard:
         model.to(device)  # what is split never is there as a whole
     cost = flops(model, tuple(dataset.shape), plan.classes)
     state = TrainState.of(model, plan, device)
     contents = digest(dataset.train)
-    return Run(config, folder, dataset, split, held_out, plan, state, cost, contents)
+    return Run(
+        config, folder, dataset, split, held_out, plan, reporting, state, cost, contents
+    )
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """The configuration with the places of its data independent of the current folder."""
+    found = {
+        f"data.{name}": str(Path(path).expanduser().resolve())
+        for name in ("path", "cache")
+        if (path := config.data.values.get(name)) is not None
+    }
+    return override(config, found) if found else config
+
+
+def require_fit(model: ScoreModel, dataset: Dataset, plan: Plan) -> None:
+    """Raise ValueError where a model of a program's own does not return what a loss needs.
+
+    An output of another shape would be broadcast against the target without a word.
+    """
+    classes = getattr(model.net, "classes", None)
+    if plan.classes is not None and classes not in (None, plan.classes):
+        raise ValueError(
+            f"model: its network has {classes} classes, the data {plan.classes}; make them equal"
+        )
+    x = torch.zeros(2, *dataset.shape, device=model.device)
+    t = torch.full((2,), model.sde.t_max, dtype=torch.float64)
+    label = {} if plan.classes is None else {"label": torch.zeros(2, dtype=torch.long)}
+    label = {name: value.to(model.device) for name, value in label.items()}
+    training = model.training
+    with torch.no_grad():
+        y = model.eval()(x, t, **label)
+    model.train(training)
+    if y.shape != x.shape:
+        raise ValueError(
+            f"model: its network returns {tuple(y.shape)} for x of shape {tuple(x.shape)}; it has "
+            "to return the shape of x"
+        )
+
+
+def takes_labels(net: nn.Module) -> bool:
+    """Whether a network can be conditional: its ``forward`` takes ``label``."""
+    return "label" in signature(net.forward).parameters
 
 
 def snapshot(run: Run) -> Checkpoint:
@@ -94,6 +179,16 @@ def snapshot(run: Run) -> Checkpoint:
         decays={str(decay): whole(average) for decay, average in state.decays.items()},
         learned={} if state.learned is None else state.learned.state_dict(),
     )
+
+
+def described(counts: Mapping[str, int], most: int = 12) -> list[str]:
+    """The classes of the training examples with the number of each, in a line; none without."""
+    if not counts:
+        return []
+    listed = [f"{name} ({n})" for name, n in list(counts.items())[:most]]
+    rest = list(counts.values())[most:]
+    more = f", and {len(rest)} more of {min(rest)} to {max(rest)}" if rest else ""
+    return [f"{len(counts)} classes (training examples): {', '.join(listed)}{more}"]
 
 
 def _splits(config: Config, dataset: Dataset) -> tuple[Examples, Split | None]:

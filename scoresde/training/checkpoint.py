@@ -249,7 +249,7 @@ def newest(folder: Path) -> tuple[Path, Checkpoint, list[str]]:
         )
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder; give a run folder or a checkpoint")
-    raise CheckpointError(f"{folder}: no checkpoint yet; train it first (scoresde train --resume)")
+    raise CheckpointError(f"{folder}: no checkpoint yet; train it first")
 
 
 def export_weights(path: str | Path, checkpoint: Checkpoint) -> None:

@@ -46,7 +46,7 @@ class Plan:
         precision: number format of the layers; weights, averages and loss are always float32
         prefetch: batches prepared in advance by a thread; the numbers do not depend on it
         compile: compile the network; takes minutes at the start and makes steps faster
-        channels_last: memory layout with the channels of a pixel side by side, for images
+        channels_last: lay the channels of a pixel side by side in memory, for images
         shard: split weights, gradients and averages between the processes (FSDP), for networks
             too large for one device
         clip: largest norm of the gradient; null does not clip

@@ -12,11 +12,10 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from scoresde.cli import train
 from scoresde.config import build_dataset, build_model, load_config, to_plain
 from scoresde.runs.folder import RunFolder
 from scoresde.training.checkpoint import Checkpoint, describe, save
-from tests.cli.test_train import tiny
+from tests.cli.test_train import finished_run, tiny
 
 POINTS = {
     "data.kind": "moons",
@@ -63,7 +62,7 @@ def plain_layout() -> Iterator[None]:
 def finished(tmp_path_factory) -> RunFolder:
     """A run of 12 steps that nobody disturbed; its checkpoints are those of 8 and 12."""
     out = tmp_path_factory.mktemp("undisturbed") / "run"
-    return RunFolder(train.train_run(tiny(), out, device="cpu"))
+    return finished_run(tiny(), out)
 
 
 @pytest.fixture(scope="session")

@@ -11,15 +11,15 @@ import pytest
 import torch
 
 import scoresde as ss
-from scoresde.cli import train
 from scoresde.cli.main import main
 from scoresde.config import override
 from scoresde.data.foreign import RECORD
+from scoresde.runs import train
 from scoresde.runs.folder import RunFolder
 from scoresde.runs.load import load_run, load_width
 from scoresde.training import checkpoint as ck
 from scoresde.training.snapshots import snapshots
-from tests.cli.test_train import command, error_line, stop_at, tiny, tree
+from tests.cli.test_train import command, error_line, finished_run, stop_at, tiny, tree
 
 # --- power-function averages ------------------------------------------------------------------
 
@@ -31,7 +31,7 @@ def with_averages(tmp_path_factory) -> RunFolder:
     """An uninterrupted run with averages of two widths."""
     out = tmp_path_factory.mktemp("averages") / "whole"
     config = override(tiny(), {"train.posthoc": [0.05, 0.1], "train.posthoc_every": 3})
-    return RunFolder(train.train_run(config, out, device="cpu"))
+    return finished_run(config, out)
 
 
 def test_averages_are_stored_beside_an_unchanged_run(with_averages, finished):
@@ -103,7 +103,7 @@ def with_decays(tmp_path_factory) -> RunFolder:
 def test_every_decay_is_the_average_of_a_run_of_its_own(with_decays, finished, tmp_path):
     found = ck.load(with_decays.checkpoints / ck.step_name(12))
     assert list(found.decays) == ["0.9", "0.999"]
-    alone = RunFolder(train.train_run(tiny(train__ema="0.5"), tmp_path / "run", device="cpu"))
+    alone = finished_run(tiny(train__ema="0.5"), tmp_path / "run")
     for average, folder in ((found.ema, alone), (found.decays["0.999"], finished)):
         expected = ck.load(folder.checkpoints / ck.step_name(12)).ema
         assert all(torch.equal(average[k], v) for k, v in expected.items())

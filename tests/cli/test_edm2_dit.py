@@ -131,9 +131,9 @@ def test_a_run_without_one_is_not_resumed_with_one(tmp_path, capsys):
     ("key", "value", "words"),
     [
         ("network", {"kind": "dit", "width": 18}, "multiple of 4"),
-        ("network", {"kind": "dit", "heads": 5}, "heads=5 does not divide width=384"),
+        ("network", {"kind": "dit", "heads": 5}, "heads=5 does not divide the 384"),
         ("network", {"kind": "edm2", "width": 24}, "head_channels=64 does not divide the 72"),
-        ("network", {"kind": "edm2", "attention": [4]}, "attention=4 is no level"),
+        ("network", {"kind": "edm2", "attention": [4]}, "attention=4 is no resolution"),
         ("train", {"channels_last": True}, "channels_last=true is for convolutions"),
     ],
 )

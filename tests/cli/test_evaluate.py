@@ -266,7 +266,7 @@ class TestRefusals:
         [
             ((), "give --samples FOLDER, or --checkpoint RUN"),
             (("--metrics", "fretchet"), "did you mean 'frechet'?"),
-            (("--num", "0"), "--num: need 1"),
+            (("--num", "0"), "--num: must be greater than or equal to 1"),
             (("--num", "51"), "holds 50 samples"),
             (("--seed", "-1"), "--seed"),
             (("--resamples", "1"), "--resamples: need 0, or at least 2"),

@@ -177,7 +177,7 @@ class TestRefusals:
         ("flags", "words"),
         [
             (("--num", "0"), "--num"),
-            (("--seed", "-1"), "--seed: need at least 0"),
+            (("--seed", "-1"), "--seed: must be greater than or equal to 0"),
             (("--csv", ""), "--csv: empty"),
             (("--num", "21"), "there are 20 examples"),
             (("--conditional",), "trained without classes"),

@@ -69,9 +69,10 @@ class TestHelp:
         file = tmp_path / "run.yaml"
         file.write_text("sde: {kind: ve, sigma_max: 37.5}")
         assert main(["train", "--config", str(file), "--train.lr", "3e-3", "--help"]) == 0
-        page = capsys.readouterr().out
-        assert "37.5" in page
-        assert "0.003" in page
+        page = " ".join(capsys.readouterr().out.split())
+        assert "now: 37.5" in page
+        assert "now: 0.003" in page
+        assert "(batch >= 1; default: 128)" in page
         assert "beta_min" not in page
         assert all(name in page for name in registry.SDES)
 

@@ -17,12 +17,12 @@ import pytest
 import torch
 from PIL import Image
 
-from scoresde.cli import console
 from scoresde.cli.main import main
 from scoresde.data import DataError, arrays, image_folder
 from scoresde.data import picture_sources as albums
 from scoresde.data.images import read_picture
 from scoresde.evaluation import load_moments
+from scoresde.runs import progress
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (30, 30, 3), np.uint8)
@@ -397,7 +397,7 @@ def test_fault_20_what_is_left_out_is_said_by_a_run(tmp_path, capsys):
 
 
 def test_a_long_decoding_says_how_far_it_is(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(console, "PLAIN_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.0)
     for k in range(8):
         (tmp_path / f"{k}.png").write_bytes(PNG)
     argv = ["train", f"--out={tmp_path / 'run'}", "--data=folder", f"--data.path={tmp_path}"]

@@ -59,7 +59,7 @@ def test_fault_15_a_signal_leaves_a_checkpoint_and_the_rest_is_exact(long, tmp_p
     assert (found, late) == (code, [])
     step = ck.newest(out / "checkpoints")[1].step
     assert 5 <= step < 200
-    assert f"{number.name} at step {step}: checkpoint saved, go on with --resume" in (
+    assert f"{number.name} at step {step}: checkpoint saved; resume the run to go on" in (
         (out / "log.txt").read_text()
     )
     assert resumed(out) == 0
@@ -282,7 +282,8 @@ def test_fault_26_a_batch_that_processes_cannot_share(tmp_path, refused, monkeyp
 @pytest.mark.parametrize("name", ["train__steps", "train__batch", "train__log_every"])
 def test_fault_26_nothing_to_do(tmp_path, refused, name):
     line = refused(*command(tmp_path / "run", **{name: "0"}))
-    assert f"--{name.replace('__', '.')}: must be greater than or equal to 1, got '0'" in line
+    flag = name.replace("__", ".").replace("_", "-")
+    assert f"--{flag}: must be greater than or equal to 1, got '0'" in line
     assert not (tmp_path / "run").exists()
 
 
