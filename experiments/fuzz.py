@@ -41,9 +41,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from scoresde.arguments import Argument, unwrapped
-from scoresde.cli.flags import UsageError, parse
-from scoresde.cli.main import COMMANDS
-from scoresde.cli.options import TrainOptions
 from scoresde.config import (
     ConfigError,
     build_dataset,
@@ -514,25 +511,16 @@ def configured(path: Path) -> None:
 
 
 @st.composite
-def command_lines(draw: st.DrawFn) -> bytes:
-    """Flags of ``scoresde train``, known and not, with fit and unfit values."""
-    known = [f"--{name}" for name, _ in options(ROOT)] + [
-        "--config",
-        "--out",
-        "--resume",
-        "--device",
-    ]
-    flags = st.one_of(st.sampled_from(known), st.text(max_size=6).map("--{}".format), st.text())
+def overrides(draw: st.DrawFn) -> bytes:
+    """Dotted keys, known and not, with fit and unfit values as text."""
+    keys = st.one_of(st.sampled_from([name for name, _ in options(ROOT)]), st.text(max_size=6))
     values = st.one_of(st.text(max_size=6), st.sampled_from(NUMBERS).map(str), st.just("vp"))
-    tokens = draw(st.lists(st.one_of(flags, values), max_size=6))
-    return json.dumps([token for token in tokens if token not in ("-h", "--help")]).encode()
+    return json.dumps(draw(st.dictionaries(keys, values, max_size=6))).encode()
 
 
-def commanded(path: Path) -> None:
-    """Parse a command line and make its configuration."""
-    argv = json.loads(path.read_text())
-    _, overrides = parse(TrainOptions, argv, "scoresde train", COMMANDS["train"].sections)
-    load_config(None, overrides)
+def overridden(path: Path) -> None:
+    """The configuration of overrides."""
+    load_config(None, json.loads(path.read_text()))
 
 
 # All of it ------------------------------------------------------------------------------------
@@ -575,10 +563,10 @@ KINDS = (
     Kind("config trees", TREES.map(partial(Case, "tree", "c.yaml")), configured, (ConfigError,)),
     Kind("config texts", texts().map(partial(Case, "text", "c.yaml")), configured, (ConfigError,)),
     Kind(
-        "flags",
-        command_lines().map(partial(Case, "argv", "argv.json")),
-        commanded,
-        (UsageError, ConfigError),
+        "overrides",
+        overrides().map(partial(Case, "mapping", "overrides.json")),
+        overridden,
+        (ConfigError,),
     ),
     Kind("checkpoint", files(("model.pt",), ZIPS), checkpoints.load, CHECKPOINT),
     Kind(
