@@ -24,7 +24,7 @@ import torch
 from judging import Judge, bits, drawn, errors_by_level, judge_of, surroundings, trained
 
 from scoresde.config import Config, build_dataset, load_config
-from scoresde.config.settings import Likelihood
+from scoresde.registry import Scoring
 
 RESULTS = Path(__file__).parent / "results"
 STORE, FIGURE = RESULTS / "ablation.json", RESULTS / "ablation.png"
@@ -32,7 +32,7 @@ PARAMETERIZATIONS = ("eps", "x0", "v", "flow", "edm")
 WEIGHTINGS = ("unit", "sigma2", "likelihood", "min_snr", "edm")
 SAMPLES = 512
 RATIOS = torch.logspace(-2, 1, 13)
-BOUND = Likelihood(method="elbo", times=32, batch=360)
+BOUND = Scoring(method="elbo", times=32, batch=360)
 BUDGET: dict[str, Any] = {
     "sde": {"kind": "vp", "t_min": 1e-3, "t_eps": 1e-3},
     "network.width": 32,
@@ -143,7 +143,7 @@ def run(config: Config, judge: Judge, ratios: torch.Tensor = RATIOS) -> dict[str
     test = judge.dataset.test
     levels, _ = drawn(model, config, judge.dataset, SAMPLES)
     return {
-        **bits(model, test, judge.dataset, BOUND),
+        **bits(model, test, BOUND),
         **judge.distance(levels),
         "error_by_level": errors_by_level(model, test, judge.dataset, ratios),
         "seconds": round(seconds, 1),

@@ -35,14 +35,10 @@ from torch import Tensor
 
 from scoresde.config import build_dataset, load_config
 from scoresde.data import Scaling
-from scoresde.likelihood import (
-    Decoder,
-    Orthogonal,
-    TruncatedNormal,
-    elbo,
-    path_log_likelihood,
-    rademacher,
-)
+from scoresde.likelihood import elbo, path_log_likelihood
+from scoresde.likelihood.dequantise import Decoder, TruncatedNormal
+from scoresde.likelihood.divergence import rademacher
+from scoresde.likelihood.path import Orthogonal
 from scoresde.parameterization import ScoreModel
 from scoresde.runs.folder import RunFolder, records
 from scoresde.runs.load import load_run

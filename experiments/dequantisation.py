@@ -20,22 +20,16 @@ from typing import Any
 import torch
 
 from scoresde import EDM, SDE, VE, VP, SubVP
-from scoresde.likelihood import (
-    BlackBox,
-    DecodedVariational,
-    Decoder,
-    Estimator,
-    FlowEstimator,
-    TruncatedNormal,
-    Uniform,
-    exact_trace,
-    mean,
-)
+from scoresde.likelihood import FlowEstimator
+from scoresde.likelihood.confidence import mean
+from scoresde.likelihood.dequantise import Decoder, TruncatedNormal, Uniform
+from scoresde.likelihood.divergence import EXACT
+from scoresde.likelihood.estimators import BlackBox, DecodedVariational, Estimator
 from scoresde.samplers import per_sample_noise
 from scoresde.testing import mostly_black
 
 SAMPLES, DIM = 1000, 3
-SOLVER = BlackBox("dopri5", 1e-5, 1e-5, trace=exact_trace)
+SOLVER = BlackBox("dopri5", 1e-5, 1e-5, trace=EXACT)
 LAWS: dict[str, Estimator] = {
     "uniform": FlowEstimator(SOLVER, Uniform()),
     "truncated normal": FlowEstimator(SOLVER, TruncatedNormal()),

@@ -24,7 +24,7 @@ import torch
 from judging import Judge, bits, drawn, judge_of, some, surroundings
 from torch import Tensor
 
-from scoresde.config import Config, build_dataset, build_plan, load_config
+from scoresde.config import Config, build, build_dataset, build_plan, load_config
 from scoresde.data import Dataset, Split, holdout
 from scoresde.evaluation import precision, recall
 from scoresde.evaluation.figures import image_grid, save_png
@@ -85,7 +85,7 @@ def record(
     drawing = time.perf_counter() - begin
     scored = dataset.test.take(torch.arange(arguments.scored))
     return {
-        **bits(run.model, scored, dataset, config.likelihood),
+        **bits(run.model, scored, build(config.likelihood)),
         "scored_images": len(scored),
         "test_images": len(dataset.test),
         "samples": n,

@@ -11,9 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde.cli.likelihood import score_split
 from scoresde.config import Config, build_model, build_plan, build_sampler
-from scoresde.config.settings import Likelihood
 from scoresde.data import Dataset, Split
 from scoresde.evaluation import (
     Classifier,
@@ -26,7 +24,9 @@ from scoresde.evaluation import (
     share,
 )
 from scoresde.parameterization import ScoreModel
+from scoresde.registry import Scoring
 from scoresde.runs.draw import draw
+from scoresde.runs.score import score
 from scoresde.training import TrainState, describe, fit
 
 HALVES = 20
@@ -45,10 +45,10 @@ def trained(config: Config, dataset: Dataset) -> ScoreModel:
     return model
 
 
-def bits(model: ScoreModel, split: Split, dataset: Dataset, how: Likelihood) -> dict[str, float]:
+def bits(model: ScoreModel, split: Split, settings: Scoring) -> dict[str, float]:
     """Mean bits per dimension with its standard error over images."""
-    found = score_split(model, split, dataset.scaling, how)
-    return {"bits_per_dim": found.mean, "standard_error": found.standard_error}
+    found = score(model, split, settings=settings, check=0)
+    return {"bits_per_dim": found.bits_per_dim, "standard_error": found.standard_error}
 
 
 def drawn(

@@ -28,11 +28,11 @@ from scoresde.likelihood import (
     Exact,
     Hutchinson,
     LogLikelihood,
-    Orthogonal,
     log_likelihood,
     path_log_likelihood,
-    rademacher,
 )
+from scoresde.likelihood.divergence import rademacher
+from scoresde.likelihood.path import Orthogonal
 from scoresde.testing import Mixture
 
 DIM, SAMPLES = 64, 64

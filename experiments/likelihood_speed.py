@@ -29,7 +29,9 @@ from torch import Tensor
 
 from scoresde import Denoiser
 from scoresde.config import build_dataset, load_config
-from scoresde.likelihood import Exact, Orthogonal, exactly, path_log_likelihood, rademacher
+from scoresde.likelihood import Exact, path_log_likelihood
+from scoresde.likelihood.divergence import EXACT, rademacher
+from scoresde.likelihood.path import Orthogonal
 from scoresde.runs.load import load_run
 from scoresde.runs.train import train_run
 
@@ -147,7 +149,7 @@ def exact_traces(denoiser: Denoiser, x: Tensor) -> dict[str, dict[str, float]]:
 
     def path(nodes: int, between: int) -> Callable[[Tensor], tuple[Tensor, int]]:
         def score(x: Tensor) -> tuple[Tensor, int]:
-            found = path_log_likelihood(denoiser, x, exactly, nodes=nodes, between=between)
+            found = path_log_likelihood(denoiser, x, EXACT, nodes=nodes, between=between)
             return found.log_prob, found.nfe
 
         return score

@@ -21,13 +21,13 @@ from typing import Any
 
 import torch
 
-from scoresde.cli.likelihood import score_split
 from scoresde.config import build_dataset, load_config
 from scoresde.data import Dataset
 from scoresde.evaluation import copy_rate
 from scoresde.runs.draw import draw
 from scoresde.runs.folder import RunFolder, records
 from scoresde.runs.load import LoadedRun, load_run
+from scoresde.runs.score import score
 from scoresde.runs.train import parameters, train_run
 
 HERE = Path(__file__).parent
@@ -66,12 +66,12 @@ def record(name: str, out: Path, arguments: argparse.Namespace) -> dict[str, Any
     trained = time.perf_counter()
     run, dataset = load_run(out), build_dataset(config.data)
     test = dataset.test.take(torch.arange(arguments.num or len(dataset.test)))
-    scores = score_split(run.model, test, dataset.scaling, config.likelihood)
+    scores = score(run.model, test)
     scored = time.perf_counter()
     return {
-        "bits_per_dim": scores.mean,
+        "bits_per_dim": scores.bits_per_dim,
         "bits_per_dim_se": scores.standard_error,
-        "nats": float(scores.nats.mean()),
+        "nats": float(scores.log_prob.mean()),
         "test_examples": len(test),
         "likelihood_nfe": scores.nfe,
         **samples(run, dataset),

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from scoresde.likelihood import LogLikelihood, bits_per_dim, log_likelihood
     from scoresde.parameterization import Coeffs, Parameterization, ScoreModel
     from scoresde.runs.draw import draw
+    from scoresde.runs.evaluate import evaluate
     from scoresde.runs.load import load
+    from scoresde.runs.score import score
     from scoresde.runs.train import train
     from scoresde.samplers import sample, trajectory
     from scoresde.sde import EDM, SDE, VE, VP, Cosine, DiscreteVP, LinearFlow, SubVP
@@ -44,10 +46,12 @@ __all__ = [
     "SubVP",
     "bits_per_dim",
     "draw",
+    "evaluate",
     "load",
     "log_likelihood",
     "sample",
     "samplers",
+    "score",
     "solve_ode",
     "solve_sde",
     "train",
@@ -59,7 +63,9 @@ _HOMES = {
     "likelihood": ("LogLikelihood", "bits_per_dim", "log_likelihood"),
     "parameterization": ("Coeffs", "Parameterization", "ScoreModel"),
     "runs.draw": ("draw",),
+    "runs.evaluate": ("evaluate",),
     "runs.load": ("load",),
+    "runs.score": ("score",),
     "runs.train": ("train",),
     "samplers": ("sample", "trajectory"),
     "sde": ("EDM", "SDE", "VE", "VP", "Cosine", "DiscreteVP", "LinearFlow", "SubVP"),

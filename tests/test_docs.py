@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from scoresde import registry
-from scoresde.runs.metrics import METRICS
+from scoresde.evaluation.metrics import METRICS
 
 ROOT = Path(__file__).parent.parent
 SAMPLERS = (ROOT / "docs" / "samplers.md").read_text()

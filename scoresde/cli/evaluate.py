@@ -1,4 +1,4 @@
-"""``scoresde evaluate``: samples against real data, with errors and what real data would get."""
+"""``scoresde evaluate``: samples against real data, with errors and the values of real data."""
 
 from __future__ import annotations
 
@@ -6,208 +6,171 @@ import json
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from scoresde.atomic import atomic_write
 from scoresde.cli.choices import names
 from scoresde.cli.console import pick_device, progress
-from scoresde.cli.evaluate_report import page, picture, require_free, write
 from scoresde.cli.options import EvaluateOptions
 from scoresde.cli.weights import chosen_flags, described_choice, load_chosen
 from scoresde.config import Config, build_dataset, load_config, override
-from scoresde.data import Dataset, Split
 from scoresde.data.foreign import sample_record
-from scoresde.evaluation import (
-    Extractor,
-    Moments,
-    load_moments,
-    moments,
-    save_moments,
-)
+from scoresde.evaluation import moments, save_moments
+from scoresde.evaluation.metrics import METRICS, require_enough, require_packages
 from scoresde.runs.compatibility import require_same_data, require_same_split
 from scoresde.runs.draw import MOST
-from scoresde.runs.features import (
-    chosen_features,
-    features_of,
-    require_matching,
-    titles,
+from scoresde.runs.evaluate import (
+    Judgement,
+    Reference,
+    chosen_metrics,
+    chosen_moments,
+    judged,
+    shuffled,
 )
+from scoresde.runs.evaluate_report import page, picture, require_free, write
 from scoresde.runs.load import LoadedRun
-from scoresde.runs.metrics import (
-    METRICS,
-    Row,
-    Sets,
-    defaults,
-    require_enough,
-    require_packages,
-    rows,
-)
+from scoresde.runs.processes import World, own_device, together
+from scoresde.runs.progress import silent
 from scoresde.runs.samples import Samples, draw_samples, read_samples
 
 DEFAULT_NUM = 1000
 
 
-@dataclass(frozen=True)
-class Job:
-    """What is evaluated: the options, the data, and the model if samples are to be drawn."""
-
-    options: EvaluateOptions
-    config: Config
-    dataset: Dataset
-    loaded: LoadedRun | None
-    metrics: list[str]
-    given: Moments | None
-
-    @property
-    def reference(self) -> Split:
-        """The split that samples are compared with."""
-        return self.dataset.test if self.options.against == "test" else self.dataset.train
-
-    @property
-    def other(self) -> Split:
-        """The split that takes the samples' place, to show what real data would get."""
-        return self.dataset.train if self.options.against == "test" else self.dataset.test
-
-
 def run(options: EvaluateOptions, overrides: Mapping[str, Any]) -> int:
-    """Measure everything, then print and write it: there is no half of a report."""
+    """Measure everything, then print and write it: there is no half of a report.
+
+    Of several processes all draw, and the first measures.
+    """
     _check(options, overrides)
-    started = time.perf_counter()
-    job = prepared(options, overrides)
-    there = None if options.samples is None else read_samples(options.samples, job.dataset)
-    n = options.num or (DEFAULT_NUM if there is None else len(there.x))
-    if there is not None and n > len(there.x):
-        held = f"{options.samples} holds {len(there.x)} samples"
-        raise ValueError(f"--num {n}: {held}; ask for fewer")
-    require_enough(job.metrics, n, len(job.reference))
-    extractor, about = chosen_features(options.features, job.dataset, pick_device(options.device))
-    reference = features_of(extractor, job.dataset, job.reference.x)
-    if options.statistics is not None and job.given is not None:
-        require_matching(options.statistics, job.given, reference, extractor)
-    samples = _drawn(job, n) if there is None else there
-    for note in samples.notes:
-        print(note, file=sys.stderr)
-    x = samples.x[_shuffled(len(samples.x), options.seed)][:n]
-    found = measured(job, extractor, x, reference)
-    report = _report(job, samples, len(x), about, found)
-    text = page(report, time.perf_counter() - started)
-    # First what no disk can take away.
-    print(json.dumps(report, indent=2) if options.json else text, flush=True)
-    if options.save_statistics is not None:
-        named = moments(reference, extractor.name)
-        atomic_write(options.save_statistics, partial(save_moments, found=named))
-    if options.out is not None:
-        write(options.out, report, text, picture(job.dataset, job.reference.x, x))
+    started, world = time.perf_counter(), World.found()
+    asked = None if options.metrics is None else names("--metrics", options.metrics, METRICS)
+    require_packages(asked or ())
+    shown = progress if world.rank == 0 else silent
+    loaded, config = _loaded(options, overrides, world)
+    reference = Reference.of(build_dataset(config.data, shown), options.against)
+    if loaded is not None:
+        require_same_data(reference.dataset, loaded.data)
+        loaded.model.to(own_device(pick_device(options.device), world))
+    metrics = chosen_metrics(asked, reference.dataset)
+    chosen_moments(options.statistics, metrics)
+    with together(world) as barrier:
+        samples = _samples(options, config, loaded, reference, metrics, world)
+        if world.rank == 0:
+            _conclude(options, samples, reference, metrics, started)
+        barrier()
     return 0
 
 
-def prepared(options: EvaluateOptions, overrides: Mapping[str, Any]) -> Job:
-    """The data and the model, with everything checked that can be before anything is computed."""
-    asked = None if options.metrics is None else names("--metrics", options.metrics, METRICS)
-    require_packages(asked or ())
-    source = _source(options, overrides)
-    loaded = None if source is None else load_chosen(source, options)
-    if loaded is None:
-        config = load_config(None, overrides)
-    else:
-        for note in loaded.notes:
-            print(note, file=sys.stderr)
-        config = override(loaded.config, overrides)
-        require_same_split(config, loaded.config)
-    dataset = build_dataset(config.data)
-    if loaded is not None:
-        require_same_data(dataset, loaded.data)
-        loaded.model.to(pick_device(options.device))
-    metrics = asked or defaults(images=len(dataset.shape) == 3)
-    given = None if options.statistics is None else load_moments(options.statistics)
-    if given is not None and "frechet" not in metrics:
-        raise ValueError("--statistics: only frechet uses them; add it to --metrics")
-    return Job(options, config, dataset, loaded, metrics, given)
-
-
-def measured(job: Job, extractor: Extractor, x: Tensor, reference: Tensor) -> dict[str, Row]:
-    """Every metric of shuffled samples ``x``; the real data are shuffled alike."""
-    options, train, test = job.options, job.dataset.train.x, job.dataset.test.x
-    other = job.other.x[_shuffled(len(job.other), options.seed)][: len(x)]
-    features = Sets(
-        features_of(extractor, job.dataset, x),
-        reference[_shuffled(len(reference), options.seed)],
-        features_of(extractor, job.dataset, other),
+def _conclude(
+    options: EvaluateOptions,
+    samples: Samples,
+    reference: Reference,
+    metrics: list[str],
+    started: float,
+) -> None:
+    """Measure, print, then write: a full disk cannot take away the first."""
+    for note in samples.notes:
+        print(note, file=sys.stderr)
+    x = samples.x[shuffled(len(samples.x), options.seed)][: options.num or len(samples.x)]
+    found = judged(
+        x,
+        reference,
+        metrics,
+        features=options.features,
+        statistics=options.statistics,
+        resamples=options.resamples,
+        seed=options.seed,
+        device=pick_device(options.device),
+        progress=progress,
     )
-    with progress(len(job.metrics), "metrics") as advance:
-        found = rows(
-            job.metrics,
-            features,
-            Sets(x, train, test),
-            given=job.given,
-            titles=titles(extractor, reference.shape[1]),
-            resamples=options.resamples,
-            seed=options.seed,
-            advance=advance,
-        )
-        return dict(found)
+    report = _report(options, samples, len(x), reference, found)
+    text = page(report, time.perf_counter() - started)
+    print(json.dumps(report, indent=2) if options.json else text, flush=True)
+    if options.save_statistics is not None:
+        named = moments(found.references, found.extractor.name)
+        atomic_write(options.save_statistics, partial(save_moments, found=named))
+    if options.out is not None:
+        write(options.out, report, text, picture(reference.dataset, reference.split.x, x))
 
 
-def _shuffled(n: int, seed: int) -> Tensor:
-    """An order that knows no class: data and samples may come class by class."""
-    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+def _loaded(
+    options: EvaluateOptions, overrides: Mapping[str, Any], world: World
+) -> tuple[LoadedRun | None, Config]:
+    """The run whose data are the reference, if one is named, and the configuration."""
+    source = options.checkpoint
+    if source is None and not any(key.startswith("data.") for key in overrides):
+        assert options.samples is not None
+        noted = sample_record(options.samples).get("checkpoint")
+        if not isinstance(noted, str) or not Path(noted).exists():
+            raise ValueError(
+                f"--samples {options.samples}: of which data? give --checkpoint, or --data and "
+                "--data.path"
+            )
+        source = Path(noted)
+    if source is None:
+        return None, load_config(None, overrides)
+    loaded = load_chosen(source, options)
+    for note in loaded.notes if world.rank == 0 else ():
+        print(note, file=sys.stderr)
+    config = override(loaded.config, overrides)
+    require_same_split(config, loaded.config)
+    return loaded, config
 
 
-# Samples --------------------------------------------------------------------------------------
+def _samples(
+    options: EvaluateOptions,
+    config: Config,
+    loaded: LoadedRun | None,
+    reference: Reference,
+    metrics: list[str],
+    world: World,
+) -> Samples:
+    """The samples in the folder, or those that the run draws now.
 
-
-def _source(options: EvaluateOptions, overrides: Mapping[str, Any]) -> Path | None:
-    """The run whose data are meant: that of --checkpoint, or the one the samples came from."""
-    if options.checkpoint is not None or options.samples is None:
-        return options.checkpoint
-    if any(key.startswith("data.") for key in overrides):
-        return None
-    noted = sample_record(options.samples).get("checkpoint")
-    if isinstance(noted, str) and Path(noted).exists():
-        return Path(noted)
-    raise ValueError(
-        f"--samples {options.samples}: of which data? give --checkpoint, or --data and --data.path"
+    A model with classes draws those of the references.
+    """
+    if options.samples is not None:
+        found = read_samples(options.samples, reference.dataset)
+        if options.num is not None and options.num > len(found.x):
+            held = f"{options.samples} holds {len(found.x)} samples"
+            raise ValueError(f"--num {options.num}: {held}; ask for fewer")
+        return found
+    assert loaded is not None
+    n, label, dataset = options.num or DEFAULT_NUM, None, reference.dataset
+    require_enough(metrics, n, len(reference.split))
+    if config.conditional:
+        if dataset.classes != loaded.data.classes or reference.split.label is None:
+            raise ValueError(f"{dataset.name} has other classes than {loaded.data.name}")
+        label = reference.split.label[shuffled(len(reference.split), options.seed)]
+    found = draw_samples(
+        loaded,
+        config,
+        n,
+        options.seed,
+        options.batch,
+        label,
+        world=world,
+        progress=progress if world.rank == 0 else silent,
     )
-
-
-def _drawn(job: Job, n: int) -> Samples:
-    """So many samples of the run, a model with classes given those of the references."""
-    assert job.loaded is not None
-    label = None
-    if job.config.conditional:
-        if job.dataset.classes != job.loaded.data.classes or job.reference.label is None:
-            raise ValueError(f"{job.dataset.name} has other classes than {job.loaded.data.name}")
-        label = job.reference.label[_shuffled(len(job.reference), job.options.seed)]
-    found = draw_samples(job.loaded, job.config, n, job.options.seed, job.options.batch, label)
-    weights = described_choice(job.options)
-    classes = {"classes": None if label is None else f"as in the {job.options.against} split"}
-    return Samples(found.x, {**found.settings, **weights, **classes})
-
-
-# Checks ---------------------------------------------------------------------------------------
+    classes = {"classes": None if label is None else f"as in the {options.against} split"}
+    settings = {**found.settings, **described_choice(options), **classes}
+    return Samples(found.x, settings, found.notes)
 
 
 def _check(options: EvaluateOptions, overrides: Mapping[str, Any]) -> None:
     """Raise ValueError for options that cannot be used, and for files in use."""
     if options.samples is None and options.checkpoint is None:
         raise ValueError("give --samples FOLDER, or --checkpoint RUN to draw them now")
-    how = [key for key in overrides if key.startswith("sample.")]
+    how = [f"--{key}" for key in overrides if key.startswith("sample.")] + chosen_flags(options)
     if options.samples is not None and how:
-        raise ValueError(f"--{how[0]}: the samples of --samples are drawn; leave it out")
-    if options.samples is not None and (weights := chosen_flags(options)):
-        raise ValueError(f"{weights[0]}: the samples of --samples are drawn; leave it out")
+        raise ValueError(f"{how[0]}: the samples of --samples are drawn; leave it out")
     if options.num is not None and not 1 <= options.num <= MOST:
         raise ValueError(f"--num: need 1 to {MOST:,}, got {options.num}")
-    if options.seed < 0:
-        raise ValueError(f"--seed: need at least 0, got {options.seed}")
-    if options.resamples < 0 or options.resamples == 1:
-        raise ValueError(f"--resamples: need 0, or at least 2, got {options.resamples}")
+    if options.resamples == 1:
+        raise ValueError("--resamples: need 0, or at least 2, got 1")
     folder, file = options.out, options.save_statistics
     if folder is not None:
         require_free(folder, options.overwrite)
@@ -218,20 +181,19 @@ def _check(options: EvaluateOptions, overrides: Mapping[str, Any]) -> None:
 
 
 def _report(
-    job: Job, samples: Samples, n: int, about: Mapping[str, Any], found: Mapping[str, Row]
+    options: EvaluateOptions, samples: Samples, n: int, reference: Reference, found: Judgement
 ) -> dict[str, Any]:
     """Everything but the time it took: a function of the options and the files."""
-    statistics = job.options.statistics
     return {
-        "data": job.dataset.name,
-        "against": job.options.against,
-        "references": len(job.reference),
-        "statistics": None if statistics is None else str(statistics),
-        "features": dict(about),
+        "data": reference.dataset.name,
+        "against": options.against,
+        "references": len(reference.split),
+        "statistics": None if options.statistics is None else str(options.statistics),
+        "features": dict(found.features),
         "samples": n,
-        "real": min(n, len(job.other)),
+        "real": 0 if reference.other is None else min(n, len(reference.other)),
         "source": dict(samples.settings),
-        "seed": job.options.seed,
-        "resamples": job.options.resamples,
-        "metrics": {name: asdict(row) for name, row in found.items()},
+        "seed": options.seed,
+        "resamples": options.resamples,
+        "metrics": {name: asdict(row) for name, row in found.rows.items()},
     }

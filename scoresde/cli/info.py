@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from scoresde import registry
 from scoresde.cli.options import InfoOptions
 from scoresde.convergence import draws_noise
-from scoresde.runs.metrics import METRICS
+from scoresde.evaluation.metrics import METRICS
 from scoresde.runs.stored import page, stored
 
 

@@ -12,7 +12,6 @@ from typing import Annotated, Any
 from scoresde import registry
 from scoresde.arguments import Count, Natural, arguments
 from scoresde.config.sections import Group, Problem, read
-from scoresde.config.settings import Likelihood
 from scoresde.training import Plan, Reporting
 
 LABEL_DROPOUT = arguments(Plan)["label_dropout"].default
@@ -67,7 +66,7 @@ class Config:
     conditional: bool = False
     train: Annotated[Any, TRAIN] = None
     sample: Annotated[Any, Group((Sampling,))] = None
-    likelihood: Annotated[Any, Group((Likelihood,))] = None
+    likelihood: Annotated[Any, Group((registry.Scoring,))] = None
     own: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:

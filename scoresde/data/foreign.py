@@ -130,7 +130,9 @@ def _in_memory(
         if (scaling.levels or 257) <= 256:
             found = found.to(torch.uint8)
     with reading("label"):
-        return Split(found, _placed(label, classes))
+        places = _placed(label, classes)
+    with reading("x"):
+        return Split(found, places)
 
 
 def _placed(label: Any, classes: Sequence[str] | None) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -42,13 +43,20 @@ class Classifier:
 
 
 def fit_classifier(
-    x: Tensor, label: Tensor, classes: int, seed: int = 0, steps: int = 400, batch: int = 128
+    x: Tensor,
+    label: Tensor,
+    classes: int,
+    seed: int = 0,
+    steps: int = 400,
+    batch: int = 128,
+    advance: Callable[[int], object] = lambda n: None,
 ) -> Classifier:
     """Fit a convolutional network on real images `x` (N, C, H, W), levels or numbers.
 
     Cross-entropy with label smoothing 0.1, random shifts of one pixel, AdamW on a one-cycle
     schedule. The seed decides everything; the global random state is left alone. On the 8 x 8
-    digits the defaults take some seconds of one core. Raises ValueError for other shapes, or
+    digits the defaults take some seconds of one core. ``advance`` is called after each step, with
+    the number of steps done since the last call. Raises ValueError for other shapes, or
     labels outside 0 .. classes-1.
     """
     _check(x, label, classes)
@@ -65,6 +73,7 @@ def fit_classifier(
         F.cross_entropy(logits, label[index], label_smoothing=0.1).backward()
         optimizer.step()
         schedule.step()
+        advance(1)
     net.requires_grad_(False)
     return judge
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from scoresde.evaluation.finite import require_finite
+
 CHUNK = 256
 
 
@@ -55,5 +57,4 @@ def _check(samples: Tensor, train: Tensor) -> None:
     if samples.shape[1:] != train.shape[1:] or samples.numel() == 0 or len(train) < 2:
         shapes = f"{tuple(samples.shape)} and {tuple(train.shape)}"
         raise ValueError(f"samples and training images are {shapes}; expected (M, ...), (N, ...)")
-    if not bool(torch.isfinite(samples).all() and torch.isfinite(train).all()):
-        raise ValueError("samples or training images hold NaN or infinity; leave those out")
+    require_finite(samples, train)

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scoresde.evaluation.finite import require_finite
+
 PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
@@ -41,10 +43,11 @@ class Moments:
 def moments(x: Tensor, features: str | None = None) -> Moments:
     """The mean and the covariance, divided by N - 1, of features ``x`` (N, D), in float64.
 
-    Raises ValueError unless N >= 2.
+    Raises ValueError unless N >= 2, and for NaN or infinity.
     """
     if x.ndim != 2 or len(x) < 2:
         raise ValueError(f"features are {tuple(x.shape)}; expected (N, D) with at least 2 of them")
+    require_finite(x)
     x = x.double()
     centred = x - x.mean(0)
     return Moments(x.mean(0), centred.T @ centred / (len(x) - 1), features)

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from scoresde.evaluation.finite import require_finite
+
 BLOCK = 1000
 """Features of each set that one estimate of the kernel distance takes, at least."""
 
@@ -58,12 +60,13 @@ def mmd2(x: Tensor, y: Tensor, kernel: Kernel) -> float:
 
         mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean_{i, j} k(x_i, y_j)
 
-    ``x`` (N, D), ``y`` (M, D). Raises ValueError for unlike shapes or fewer than two of either.
-    Gretton and others, A kernel two-sample test (2012), eq. 3.
+    ``x`` (N, D), ``y`` (M, D). Raises ValueError for unlike shapes, fewer than two of either, NaN
+    or infinity. Gretton and others, A kernel two-sample test (2012), eq. 3.
     """
     if x.ndim != 2 or x.shape[1:] != y.shape[1:] or min(len(x), len(y)) < 2:
         shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
         raise ValueError(f"features are {shapes}; expected (N, D), (M, D), two of each at least")
+    require_finite(x, y)
     x, y = x.double(), y.double()
     return float(_off_diagonal(x, kernel) + _off_diagonal(y, kernel) - 2 * kernel(x, y).mean())
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from scoresde.evaluation.finite import require_finite
+
 ROWS = 1000
 
 
@@ -63,13 +65,15 @@ def coverage(x: Tensor, y: Tensor, k: int = 5) -> float:
 def inside(x: Tensor, y: Tensor, k: int) -> Inside:
     """Which of ``x`` (N, D) are in the balls around ``y`` (M, D) that reach its k-th neighbours.
 
-    A point is no neighbour of itself. Raises ValueError for unlike shapes, no ``x``, or M <= k.
+    A point is no neighbour of itself. Raises ValueError for unlike shapes, no ``x``, M <= k, NaN
+    or infinity.
     """
     if x.ndim != 2 or x.shape[1:] != y.shape[1:] or len(x) == 0:
         shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
         raise ValueError(f"features are {shapes}; expected (N, D) and (M, D)")
     if not 1 <= k < len(y):
         raise ValueError(f"k={k} neighbours of {len(y)} points; give more points, or k below that")
+    require_finite(x, y)
     middle = y.double().mean(0)
     x, y = x.double() - middle, y.double() - middle
     radius = _radii(y, k)

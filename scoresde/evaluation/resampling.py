@@ -32,7 +32,12 @@ class Estimate:
 
 
 def by_halves(
-    measure: Measure, x: Tensor, y: Tensor, resamples: int, generator: torch.Generator
+    measure: Measure,
+    x: Tensor,
+    y: Tensor,
+    resamples: int,
+    generator: torch.Generator,
+    tick: Callable[[], object] = lambda: None,
 ) -> Estimate:
     """``measure(x, y)``, and its standard deviation over random halves of both sets as the error.
 
@@ -41,7 +46,8 @@ def by_halves(
     Halves are drawn without replacement: a half has twice the variance of the whole, and half of
     that is already given by the whole, so the rest is the variance sought (exactly so for a mean).
     Unlike the bootstrap it repeats no item, which neighbours and unbiased kernels could not bear.
-    No resamples, no error. Raises ValueError for one resample, or fewer than two items.
+    No resamples, no error. ``tick`` is called after each half. Raises ValueError for one resample,
+    or fewer than two items.
     Shao and Wu, A general theory for jackknife variance estimation (1989), with d = n/2.
     """
     value = measure(x, y)
@@ -49,8 +55,10 @@ def by_halves(
         return Estimate(value)
     if resamples < 2 or min(len(x), len(y)) < 2:
         raise ValueError(f"{resamples} halves of {len(x)} and {len(y)} items; give two of each")
-    pairs = ((half(x, generator), half(y, generator)) for _ in range(resamples))
-    values = torch.tensor([measure(*pair) for pair in pairs], dtype=torch.float64)
+    values = torch.empty(resamples, dtype=torch.float64)
+    for r in range(resamples):
+        values[r] = measure(half(x, generator), half(y, generator))
+        tick()
     return Estimate(value, float(values.std()), float(values.mean()))
 
 

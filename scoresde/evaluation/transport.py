@@ -7,13 +7,15 @@ import math
 import torch
 from torch import Tensor
 
+from scoresde.evaluation.finite import require_finite
+
 
 def wasserstein(x: Tensor, y: Tensor) -> float:
     """The exact Wasserstein-2 distance of as many points ``x``, ``y`` (N, D), by assignment.
 
         min_pi sqrt(mean_i |x_i - y_pi(i)|^2)
 
-    Takes time N^3. Raises ValueError for unlike shapes, and without scipy. Peyre and Cuturi,
+    Takes time N^3. Raises ValueError for unlike shapes, NaN, and without scipy. Peyre and Cuturi,
     Computational optimal transport, arXiv 1803.00567, eq. 2.2 and proposition 2.1.
     """
     if x.ndim != 2 or x.shape != y.shape or x.numel() == 0:
@@ -25,6 +27,7 @@ def wasserstein(x: Tensor, y: Tensor) -> float:
         raise ValueError(
             "the exact Wasserstein distance needs scipy, which is missing; pip install scipy"
         ) from None
+    require_finite(x, y)
     x, y = x.double().cpu(), y.double().cpu()
     rows, columns = linear_sum_assignment(torch.cdist(x, y).square().numpy())
     pairs = x[torch.from_numpy(rows)] - y[torch.from_numpy(columns)]
@@ -44,11 +47,12 @@ def sliced_wasserstein(x: Tensor, y: Tensor, lines: Tensor) -> float:
         sqrt(mean_u W_2(u . x, u . y)^2)
 
     ``x`` (N, D), ``y`` (M, D); each distance on a line is exact. Raises ValueError for unlike
-    shapes. Bonneel and others, Sliced and Radon Wasserstein barycenters of measures (2015).
+    shapes or NaN. Bonneel and others, Sliced and Radon Wasserstein barycenters of measures (2015).
     """
     if x.ndim != 2 or not x.shape[1:] == y.shape[1:] == lines.shape[1:] or not len(x) * len(y):
         shapes = ", ".join(str(tuple(part.shape)) for part in (x, y, lines))
         raise ValueError(f"points and lines are {shapes}; expected (N, D), (M, D), (L, D)")
+    require_finite(x, y)
     squares = squared_on_a_line(x.double() @ lines.T, y.double() @ lines.T)
     return math.sqrt(float(squares.mean()))
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from scoresde.evaluation.finite import require_finite
 from scoresde.evaluation.resampling import Estimate, share
 
 HIDDEN = 64
@@ -22,12 +23,13 @@ def two_sample_test(x: Tensor, y: Tensor, generator: torch.Generator) -> Estimat
 
     As many of each set are taken; half of each trains the network, which has one hidden layer and
     takes the features in deviations of the references, and the other half is judged. Raises
-    ValueError for unlike shapes or fewer than 20 of either. Lopez-Paz and Oquab, Revisiting
-    classifier two-sample tests, arXiv 1610.06545, section 3.
+    ValueError for unlike shapes or fewer than 20 of either, NaN or infinity. Lopez-Paz and Oquab,
+    Revisiting classifier two-sample tests, arXiv 1610.06545, section 3.
     """
     if x.ndim != 2 or x.shape[1:] != y.shape[1:] or min(len(x), len(y)) < LEAST:
         shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
         raise ValueError(f"features are {shapes}; expected (N, D) and (M, D), {LEAST} of each")
+    require_finite(x, y)
     n = min(len(x), len(y))
     x, y = (part[torch.randperm(len(part), generator=generator)[:n]] for part in (x, y))
     seen = torch.cat([x[: n // 2], y[: n // 2]]).float()

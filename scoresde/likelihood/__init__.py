@@ -1,106 +1,30 @@
-"""Likelihoods: the probability flow with its divergence, and bounds, in nats and bits."""
+"""Likelihoods: the probability flow with its divergence, and bounds, in nats and bits.
 
-from scoresde.likelihood.adaptive import adaptive_log_likelihood
-from scoresde.likelihood.bounds import Bound, elbo
-from scoresde.likelihood.dequantise import (
-    Continuous,
-    Decoder,
-    Dequantisation,
-    Draw,
-    Levels,
-    TruncatedNormal,
-    Uniform,
-    importance_weighted,
-    tight_time,
+The names below are for use; the parts that they are made of (probes, solvers, dequantisations,
+intervals) are in the modules of this package.
+"""
+
+from scoresde.likelihood.bounds import elbo
+from scoresde.likelihood.discrete import discrete_elbo
+from scoresde.likelihood.divergence import Exact, Hutchinson
+from scoresde.likelihood.estimators import FlowEstimator
+from scoresde.likelihood.flow import (
+    LogLikelihood,
+    adaptive_log_likelihood,
+    bits_per_dim,
+    log_likelihood,
 )
-from scoresde.likelihood.discrete import (
-    LARGE,
-    LEARNED,
-    SMALL,
-    discrete_elbo,
-    discretised_gaussian,
-)
-from scoresde.likelihood.divergence import (
-    Divergence,
-    Exact,
-    Field,
-    Hutchinson,
-    HutchPlusPlus,
-    exact,
-    hutchinson,
-    rademacher,
-)
-from scoresde.likelihood.estimators import (
-    AlongPath,
-    BlackBox,
-    Chain,
-    DecodedVariational,
-    Estimate,
-    Estimator,
-    FlowEstimator,
-    FlowSolver,
-    Held,
-    Sketched,
-    Tolerant,
-    Trace,
-    Variational,
-    exact_trace,
-)
-from scoresde.likelihood.flow import LogLikelihood, log_likelihood
-from scoresde.likelihood.path import Orthogonal, Probing, exactly, gregory, path_log_likelihood
-from scoresde.likelihood.uncertainty import Mean, bootstrap_interval, draw_error, mean
-from scoresde.likelihood.units import bits_per_dim
+from scoresde.likelihood.path import path_log_likelihood
 
 __all__ = [
-    "LARGE",
-    "LEARNED",
-    "SMALL",
-    "AlongPath",
-    "BlackBox",
-    "Bound",
-    "Chain",
-    "Continuous",
-    "DecodedVariational",
-    "Decoder",
-    "Dequantisation",
-    "Divergence",
-    "Draw",
-    "Estimate",
-    "Estimator",
     "Exact",
-    "Field",
     "FlowEstimator",
-    "FlowSolver",
-    "Held",
-    "HutchPlusPlus",
     "Hutchinson",
-    "Levels",
     "LogLikelihood",
-    "Mean",
-    "Orthogonal",
-    "Probing",
-    "Sketched",
-    "Tolerant",
-    "Trace",
-    "TruncatedNormal",
-    "Uniform",
-    "Variational",
     "adaptive_log_likelihood",
     "bits_per_dim",
-    "bootstrap_interval",
     "discrete_elbo",
-    "discretised_gaussian",
-    "draw_error",
     "elbo",
-    "exact",
-    "exact_trace",
-    "exactly",
-    "gregory",
-    "hutchinson",
-    "importance_weighted",
     "log_likelihood",
-    "mean",
     "path_log_likelihood",
-    "rademacher",
-    "tight_time",
 ]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser
+from scoresde.likelihood.divergence import sum_from
 from scoresde.likelihood.flow import require_law
 from scoresde.samplers.noise import Noise, white_noise
 from scoresde.sde import SDE, match
@@ -56,7 +57,7 @@ def elbo(
     sde, clean, noise = denoiser.sde, x.double(), noise or white_noise()
     first, last = time_of(sde, sde.t_min if t0 is None else t0), time_of(sde, sde.t_max)
     draw = _Proposal(float(sde.lam(last)), float(sde.lam(first)), std)
-    rest = reconstruction or _exactly(clean, sde, first)
+    rest = reconstruction or _gaussian(clean, sde, first)
     parts = []
     for u in strata(clean, times, noise):
         z = sde.perturb(clean, first, noise(clean))
@@ -89,10 +90,10 @@ def terminal_gap(sde: SDE, x: Tensor, t: Tensor) -> Tensor:
     std = float(sde.prior().stddev)
     alpha, ratio = float(sde.alpha(t)) / std, (float(sde.sigma(t)) / std) ** 2
     constant = x[0].numel() * (ratio - 1 - math.log(ratio))
-    return (alpha**2 * x.flatten(1).square().sum(1) + constant) / 2
+    return (alpha**2 * sum_from(1, x.square()) + constant) / 2
 
 
-def _exactly(x: Tensor, sde: SDE, t: Tensor) -> Reconstruction:
+def _gaussian(x: Tensor, sde: SDE, t: Tensor) -> Reconstruction:
     """E log N(x; z / alpha, (sigma / alpha)^2), the same for every draw."""
     each = -(1 + math.log(2 * math.pi)) / 2 + float(sde.lam(t))
     value = x.new_full((len(x),), x[0].numel() * each)
@@ -106,20 +107,20 @@ def _term(denoiser: Denoiser, x: Tensor, draw: _Proposal, u: Tensor, noise: Nois
     t, eps = sde.time(lam), noise(x)
     with torch.no_grad():
         x0 = denoiser(sde.perturb(x, t, eps), t)
-    error = (match((2 * lam).exp(), x) * (x - x0).square()).flatten(1).sum(1)
-    share = draw.share(lam)
-    return draw.total * (error / share - share * excess(eps))
+    error = sum_from(1, match((2 * lam).exp(), x) * (x - x0).square())
+    unit = draw.unit(lam)
+    return draw.total * (error / unit - unit * excess(eps))
 
 
 def excess(eps: Tensor) -> Tensor:
     """|eps|^2 - D (B,), whose mean is zero: a control variate."""
-    return eps.flatten(1).square().sum(1) - eps[0].numel()
+    return sum_from(1, eps.square()) - eps[0].numel()
 
 
 class _Proposal:
-    """lam with the density of share(lam) = s^2 e^(2 lam) / (1 + s^2 e^(2 lam)) on an interval.
+    """lam with a density in proportion to u = s^2 e^(2 lam) / (1 + s^2 e^(2 lam)) on an interval.
 
-    The integral of the share is softplus(2 lam + 2 log s) / 2.
+    The integral of u is softplus(2 lam + 2 log s) / 2.
     """
 
     def __init__(self, low: float, high: float, std: float) -> None:
@@ -129,7 +130,7 @@ class _Proposal:
         self.start = self._integral(low)
         self.total = self._integral(high) - self.start
 
-    def share(self, lam: Tensor) -> Tensor:
+    def unit(self, lam: Tensor) -> Tensor:
         return torch.sigmoid(2 * lam + self.shift)
 
     def quantile(self, u: Tensor) -> Tensor:

@@ -17,11 +17,12 @@ from typing import ClassVar, NamedTuple, Protocol, final
 import torch
 from torch import Tensor
 
+from scoresde.likelihood.divergence import sum_from
 from scoresde.sde import SDE
 from scoresde.solvers import time_of
 
 
-class Levels(Protocol):
+class Quantisation(Protocol):
     """Level k covers low + step [k, k + 1) in model units; ``data.Scaling`` is one."""
 
     @property
@@ -45,7 +46,7 @@ class Dequantisation(ABC):
     """A law q(x | k) at t_0, drawn by the quantile of uniform numbers."""
 
     @abstractmethod
-    def draw(self, k: Tensor, u: Tensor, levels: Levels, sde: SDE, t0: float) -> Draw:
+    def draw(self, k: Tensor, u: Tensor, levels: Quantisation, sde: SDE, t0: float) -> Draw:
         """States for levels ``k`` (B, ...) from ``u`` in (0, 1) of the same shape, in float64."""
 
     @property
@@ -62,7 +63,7 @@ class Dequantisation(ABC):
 class Continuous(Dequantisation):
     """Real numbers, taken to lie at t_0 as they are: weight ``log_volume``."""
 
-    def draw(self, k: Tensor, u: Tensor, levels: Levels, sde: SDE, t0: float) -> Draw:
+    def draw(self, k: Tensor, u: Tensor, levels: Quantisation, sde: SDE, t0: float) -> Draw:
         x = levels.encode(k, dtype=torch.float64)
         return Draw(x, x.new_full((len(x),), levels.log_volume(x.shape[1:])))
 
@@ -80,7 +81,7 @@ class Uniform(Dequantisation):
     RealNVP, arXiv 1605.08803, section 4.1.
     """
 
-    def draw(self, k: Tensor, u: Tensor, levels: Levels, sde: SDE, t0: float) -> Draw:
+    def draw(self, k: Tensor, u: Tensor, levels: Quantisation, sde: SDE, t0: float) -> Draw:
         x = levels.low + levels.step * (k.double() + u.double())
         return Draw(x, x.new_full((len(x),), x[0].numel() * math.log(levels.step)))
 
@@ -104,7 +105,7 @@ class TruncatedNormal(Dequantisation):
 
     at_noise: ClassVar[bool] = True
 
-    def draw(self, k: Tensor, u: Tensor, levels: Levels, sde: SDE, t0: float) -> Draw:
+    def draw(self, k: Tensor, u: Tensor, levels: Quantisation, sde: SDE, t0: float) -> Draw:
         alpha, sigma = _marginal(sde, t0)
         mass = math.erf(alpha * levels.step / (2 * sigma) / math.sqrt(2))
         e = _normal(mass * (2 * u.double() - 1))
@@ -130,14 +131,14 @@ class Decoder(Dequantisation):
 
     at_noise: ClassVar[bool] = True
 
-    def draw(self, k: Tensor, u: Tensor, levels: Levels, sde: SDE, t0: float) -> Draw:
+    def draw(self, k: Tensor, u: Tensor, levels: Quantisation, sde: SDE, t0: float) -> Draw:
         alpha, sigma = _marginal(sde, t0)
         e = _normal(2 * u.double() - 1)
         x = alpha * middles(k, levels) + sigma * e
         decoded = self.log_prob(k, x, levels, sde, t0)
         return Draw(x, decoded + _entropy(e, sigma))
 
-    def log_prob(self, k: Tensor, x: Tensor, levels: Levels, sde: SDE, t0: float) -> Tensor:
+    def log_prob(self, k: Tensor, x: Tensor, levels: Quantisation, sde: SDE, t0: float) -> Tensor:
         """log P(k | x) (B,) of levels given states at t_0."""
         alpha, sigma = _marginal(sde, t0)
         ratio, highest = alpha * levels.step / sigma, (levels.levels or math.inf) - 1
@@ -149,14 +150,14 @@ class Decoder(Dequantisation):
                 inside = (k + shift >= 0) & (k + shift <= highest)
                 away = -((e - shift * ratio) ** 2) / 2
                 total = torch.logaddexp(total, away.masked_fill(~inside, -math.inf))
-        return (-(e**2) / 2 - total).flatten(1).sum(1)
+        return sum_from(1, -(e**2) / 2 - total)
 
     @property
     def bounds(self) -> str:
         return "decoder at t_0: a lower bound on the discrete likelihood"
 
 
-def tight_time(sde: SDE, levels: Levels, fineness: float = 16.0) -> float:
+def tight_time(sde: SDE, levels: Quantisation, fineness: float = 16.0) -> float:
     """The t_0 at which a level is ``fineness`` deviations wide, alpha step = fineness sigma.
 
     There a truncated normal or a decoder loses next to nothing, of a model that is right down to
@@ -185,7 +186,7 @@ def _marginal(sde: SDE, t0: float) -> tuple[float, float]:
     return float(sde.alpha(t)), float(sde.sigma(t))
 
 
-def middles(k: Tensor, levels: Levels) -> Tensor:
+def middles(k: Tensor, levels: Quantisation) -> Tensor:
     """The numbers in the middle of levels ``k``, or real numbers in model units; float64."""
     if levels.levels is None:
         return levels.encode(k, dtype=torch.float64)
@@ -199,4 +200,4 @@ def _normal(u: Tensor) -> Tensor:
 
 def _entropy(e: Tensor, scale: float) -> Tensor:
     """-log of the normal density of e, of deviation ``scale`` in x, summed (B,)."""
-    return (e**2 / 2 + math.log(math.sqrt(2 * math.pi) * scale)).flatten(1).sum(1)
+    return sum_from(1, e**2 / 2 + math.log(math.sqrt(2 * math.pi) * scale))

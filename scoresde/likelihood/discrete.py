@@ -21,7 +21,8 @@ from torch import Tensor
 
 from scoresde.denoiser import Denoiser
 from scoresde.likelihood.bounds import Bound, excess, strata, stratified_mean, terminal_gap
-from scoresde.likelihood.dequantise import Levels
+from scoresde.likelihood.dequantise import Quantisation
+from scoresde.likelihood.divergence import sum_from
 from scoresde.likelihood.flow import require_law
 from scoresde.samplers.noise import Noise, white_noise
 from scoresde.sde import SDE, log1mexp, match
@@ -37,7 +38,7 @@ def discrete_elbo(
     ts: Tensor,
     *,
     mix: float | None = SMALL,
-    levels: Levels | None = None,
+    levels: Quantisation | None = None,
     times: int | None = None,
     decodes: int = 8,
     std: float = 0.5,
@@ -144,11 +145,11 @@ def _ratio(model: _Model, x: Tensor, chain: _Chain, i: Tensor, noise: Noise) -> 
     variance = _between(small, large, mix)
     kl = _gap(small, variance) + (gain * (x - x0)).square() / (2 * variance)
     known = ((gain * slope).square() / (2 * usual)).flatten() * excess(eps)
-    return (kl.flatten(1).sum(1) - known) / chain.share[i].to(x)
+    return (sum_from(1, kl) - known) / chain.share[i].to(x)
 
 
 def _decoded(
-    model: _Model, x: Tensor, chain: _Chain, levels: Levels | None, noise: Noise
+    model: _Model, x: Tensor, chain: _Chain, levels: Quantisation | None, noise: Noise
 ) -> Tensor:
     """log p(x | z_0) (B,) at a draw of z_0."""
     sde, t = model.denoiser.sde, chain.t[-1]
@@ -160,10 +161,12 @@ def _decoded(
     if levels is not None:
         return discretised_gaussian(x, x0, variance, levels)
     density = (x - x0).square() / variance + variance.log() + math.log(2 * math.pi)
-    return -density.flatten(1).sum(1) / 2
+    return -sum_from(1, density) / 2
 
 
-def discretised_gaussian(x: Tensor, mean: Tensor, variance: Tensor, levels: Levels) -> Tensor:
+def discretised_gaussian(
+    x: Tensor, mean: Tensor, variance: Tensor, levels: Quantisation
+) -> Tensor:
     """log of the mass that N(mean, variance) has on the levels with middles ``x``, summed (B,).
 
         log(Phi((x + step / 2 - mean) / std) - Phi((x - step / 2 - mean) / std))
@@ -179,7 +182,7 @@ def discretised_gaussian(x: Tensor, mean: Tensor, variance: Tensor, levels: Leve
     low, high = torch.where(upper, -high, low), torch.where(upper, -low, high)
     below, within = torch.special.log_ndtr(low), torch.special.log_ndtr(high)
     mass: Tensor = within + log1mexp(below - within)
-    return mass.flatten(1).sum(1)
+    return sum_from(1, mass)
 
 
 def _between(small: Tensor, large: Tensor, mix: Tensor) -> Tensor:

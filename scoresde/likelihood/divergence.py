@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,7 +38,8 @@ class Exact:
         tr J = sum_i e_i^T J e_i,   budget // (bytes that one pass over the batch keeps) at a time
 
     The budget is in bytes, by default 16 MiB on a CPU and 1 GiB elsewhere; it does not change the
-    value. Raises ValueError unless it is positive.
+    value. It also serves where probes are drawn for a solve (``held``) or for each node of a path
+    (``at``): the exact trace needs none. Raises ValueError unless the budget is positive.
     """
 
     budget: int | None = None
@@ -48,9 +50,17 @@ class Exact:
         if self.budget is not None and self.budget < 1:
             raise ValueError(f"need a budget of at least 1 byte, got {self.budget}")
 
+    def held(self, x: Tensor, noise: object) -> Exact:
+        """Itself: nothing is drawn for a solve."""
+        return self
+
+    def at(self, k: int, x: Tensor) -> Exact:
+        """Itself, at every node of a path."""
+        return self
+
     def __call__(self, field: Field, x: Tensor) -> tuple[Tensor, Tensor]:
         kept = _Kept()
-        with torch.autograd.graph.saved_tensors_hooks(kept, _as_it_is):
+        with torch.autograd.graph.saved_tensors_hooks(kept, lambda saved: saved):
             value, pull = _pullback(field, x)
         budget = self.budget or (CACHE if x.device.type == "cpu" else MEMORY)
         chunk = max(1, budget // max(kept.bytes, x.nbytes))
@@ -58,7 +68,7 @@ class Exact:
         trace = x.new_zeros(len(x))
         for rows in basis.split(chunk):
             probes = rows.reshape(-1, 1, *x.shape[1:]).expand(-1, *x.shape)
-            trace = trace + (pull(probes) * probes).flatten(2).sum((0, 2))
+            trace = trace + sum_from(2, pull(probes) * probes).sum(0)
         return value, trace[None]
 
 
@@ -78,10 +88,6 @@ class _Kept:
         return saved.detach()
 
 
-def _as_it_is(saved: Tensor) -> Tensor:
-    return saved
-
-
 @dataclass(frozen=True)
 class Hutchinson:
     """v^T J v for each of the fixed ``probes`` (K, B, ...) of unit covariance, each unbiased.
@@ -99,16 +105,10 @@ class Hutchinson:
 
     def __call__(self, field: Field, x: Tensor) -> tuple[Tensor, Tensor]:
         value, pull = _pullback(field, x)
-        return value, (pull(self.probes) * self.probes).flatten(2).sum(2)
+        return value, sum_from(2, pull(self.probes) * self.probes)
 
 
-exact = Exact()
-"""The exact divergence within its default budget."""
-
-
-def hutchinson(probe: Tensor) -> Hutchinson:
-    """The estimator with one probe, shaped like the batch (B, ...)."""
-    return Hutchinson(probe[None])
+EXACT = Exact()
 
 
 def rademacher(x: Tensor, probes: int = 1, generator: torch.Generator | None = None) -> Tensor:
@@ -129,8 +129,10 @@ class HutchPlusPlus:
         tr J ~ tr Q^T J Q + mean_k g_k^T J g_k,   Q = orth(J^T S),   g_k = (1 - Q Q^T) v_k
 
     ``sketch`` S and ``probes`` v are (m, B, ...), held for a whole solve; 3 m products in all.
-    Unbiased for probes independent of the sketch. Hutch++: Optimal Stochastic Trace Estimation,
-    arXiv 2010.09649, algorithm 1. Raises ValueError for more directions than dimensions.
+    Unbiased for probes independent of the sketch. A column of J^T S that depends on those before
+    it is left out of Q: its direction would be that of the rounding errors, which no adaptive
+    solver can follow. Hutch++: Optimal Stochastic Trace Estimation, arXiv 2010.09649, algorithm 1.
+    Raises ValueError for more directions than dimensions.
     """
 
     sketch: Tensor
@@ -150,13 +152,33 @@ class HutchPlusPlus:
 
     def __call__(self, field: Field, x: Tensor) -> tuple[Tensor, Tensor]:
         value, pull = _pullback(field, x)
-        rows = pull(self.sketch).flatten(2)
-        q = torch.linalg.qr(rows.permute(1, 2, 0)).Q.permute(2, 0, 1)  # (m, B, D)
-        inside = (pull(q.reshape(self.sketch.shape)).flatten(2) * q).sum((0, 2))
-        v = self.probes.flatten(2).to(q)
+        flat = (len(x), x[0].numel())
+        q = _orthonormal(pull(self.sketch).reshape(-1, *flat))  # (m, B, D)
+        inside = (pull(q.reshape(self.sketch.shape)).reshape(q.shape) * q).sum((0, 2))
+        v = self.probes.reshape(-1, *flat).to(q)
         g = v - torch.einsum("mbd,mbe,kbe->kbd", q, q, v)
-        outside = (pull(g.reshape(self.probes.shape)).flatten(2) * g).sum(2)
+        outside = (pull(g.reshape(self.probes.shape)).reshape(g.shape) * g).sum(2)
         return value, inside + outside
+
+
+def _orthonormal(rows: Tensor) -> Tensor:
+    """Orthonormal vectors (m, B, D) of each sample's ``rows``, zero for a dependent one."""
+    found: list[Tensor] = []
+    least = math.sqrt(torch.finfo(rows.dtype).eps)
+    for row in rows:
+        rest = row
+        for _ in range(2):  # the second pass takes out what rounding left of the first
+            for q in found:
+                rest = rest - (rest * q).sum(1, keepdim=True) * q
+        length = torch.linalg.vector_norm(rest, dim=1, keepdim=True)
+        fresh = length > least * torch.linalg.vector_norm(row, dim=1, keepdim=True)
+        found.append(torch.where(fresh, rest / length, 0))
+    return torch.stack(found)
+
+
+def sum_from(axis: int, x: Tensor) -> Tensor:
+    """The sum over ``axis`` and all after it; of none, as for scalar samples, ``x`` itself."""
+    return x.flatten(axis).sum(axis) if x.ndim > axis else x
 
 
 def _pullback(field: Field, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:

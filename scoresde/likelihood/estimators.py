@@ -1,30 +1,29 @@
-"""One interface to every estimate of log p: of real numbers or of levels, a value or a bound."""
+"""One interface to every estimate of log p: of real numbers or pixel levels, exact or a bound."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Self, final
+from typing import NamedTuple, Protocol, Self, final
 
 import torch
 from torch import Tensor
 
+from scoresde.arguments import Count, Positive, check_fields
 from scoresde.denoiser import Denoiser
-from scoresde.likelihood.adaptive import adaptive_log_likelihood
 from scoresde.likelihood.bounds import elbo
 from scoresde.likelihood.dequantise import (
     Continuous,
     Decoder,
     Dequantisation,
-    Levels,
+    Quantisation,
     middles,
     tight_time,
 )
 from scoresde.likelihood.discrete import SMALL, discrete_elbo
-from scoresde.likelihood.divergence import Divergence, Hutchinson, HutchPlusPlus, exact
-from scoresde.likelihood.flow import LogLikelihood, log_likelihood
-from scoresde.likelihood.path import GREGORY, Orthogonal, Probing, exactly, path_log_likelihood
+from scoresde.likelihood.divergence import EXACT, Divergence, Hutchinson, HutchPlusPlus
+from scoresde.likelihood.flow import LogLikelihood, adaptive_log_likelihood, log_likelihood
+from scoresde.likelihood.path import GREGORY, Orthogonal, path_log_likelihood
 from scoresde.samplers import Grid, Noise
 from scoresde.samplers.grids import uniform
 from scoresde.sde import SDE
@@ -43,60 +42,78 @@ class Estimate(NamedTuple):
 
 
 class Estimator(ABC):
-    """A random estimate of log P, unbiased for what ``bounds`` says."""
+    """A random estimate of log P, unbiased for the quantity that ``bounds`` names."""
 
     @abstractmethod
-    def __call__(self, denoiser: Denoiser, x: Tensor, scaling: Levels, noise: Noise) -> Estimate:
-        """A draw for levels, or real numbers where ``scaling.levels`` is None, ``x`` (B, ...).
+    def __call__(
+        self, denoiser: Denoiser, x: Tensor, scaling: Quantisation, noise: Noise
+    ) -> Estimate:
+        """A draw for pixel levels ``x`` (B, ...), or real numbers if ``scaling.levels`` is None.
 
-        All randomness comes from ``noise``: with a stream a sample none depends on another.
+        All randomness comes from ``noise``: with one stream per sample, samples do not depend on
+        each other.
         """
 
     @property
     @abstractmethod
     def bounds(self) -> str:
-        """What the value is, or bounds, for a report."""
+        """The quantity that is estimated, in words for a report."""
 
     @abstractmethod
-    def start(self, sde: SDE, scaling: Levels) -> float:
+    def start(self, sde: SDE, scaling: Quantisation) -> float:
         """The time t_0 at which the model takes over."""
 
     @abstractmethod
     def coarser(self) -> Self | None:
-        """The same at about half the effort, to see a solver's error.
+        """The same estimate at about half the effort, which shows the error of its solver.
 
         None without a solver, or for one whose effort cannot be halved.
         """
 
 
-# --- how the divergence is found ----------------------------------------------------------------
-
-Trace = Callable[[Tensor, Noise], Divergence]
-"""The divergence of a whole solve for states like ``x``, its probes drawn from the noise."""
+# --- the trace of the Jacobian ------------------------------------------------------------------
 
 
-def exact_trace(x: Tensor, noise: Noise) -> Divergence:
-    """The exact trace."""
-    return exact
+class Trace(Protocol):
+    """The divergence of a whole solve, with probes drawn once; ``Exact`` is one too."""
+
+    def held(self, x: Tensor, noise: Noise) -> Divergence:
+        """That for states like ``x``, its probes drawn from the noise."""
 
 
+@final
 @dataclass(frozen=True)
-class Held:
-    """Hutchinson's estimate with so many signs a sample, held for the solve."""
+class HutchinsonTrace:
+    """Hutchinson's estimate, its random signs held for the solve.
 
-    probes: int = 1
+    Args:
+        probes: random probes for each sample.
+    """
 
-    def __call__(self, x: Tensor, noise: Noise) -> Divergence:
+    probes: Count = 1
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def held(self, x: Tensor, noise: Noise) -> Divergence:
         return Hutchinson(signs(x, self.probes, noise))
 
 
+@final
 @dataclass(frozen=True)
-class Sketched:
-    """Hutch++ with so many directions and as many probes, held for the solve."""
+class HutchPlusPlusTrace:
+    """Hutch++, its sketch and its probes held for the solve.
 
-    probes: int = 1
+    Args:
+        probes: directions of the sketch for each sample, and as many random probes.
+    """
 
-    def __call__(self, x: Tensor, noise: Noise) -> Divergence:
+    probes: Count = 1
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def held(self, x: Tensor, noise: Noise) -> Divergence:
         return HutchPlusPlus(signs(x, self.probes, noise), signs(x, self.probes, noise))
 
 
@@ -105,7 +122,7 @@ def signs(x: Tensor, n: int, noise: Noise) -> Tensor:
     return torch.stack([torch.where(noise(x) < 0, -1.0, 1.0).to(x) for _ in range(n)])
 
 
-# --- how the flow is solved ---------------------------------------------------------------------
+# --- solvers of the flow ------------------------------------------------------------------------
 
 
 class FlowSolver(ABC):
@@ -118,70 +135,93 @@ class FlowSolver(ABC):
 
     @abstractmethod
     def coarser(self) -> Self | None:
-        """The same at about half the effort; None where it cannot be halved."""
+        """The same solver at about half the effort; None if it cannot be halved."""
 
 
 @final
 @dataclass(frozen=True)
-class AlongPath(FlowSolver):
-    """The flow along equal steps of lam, its divergence read at ``nodes`` by fresh probes.
+class GridFlow(FlowSolver):
+    """The flow along equal steps of lam, its divergence found by fresh probes at each node.
 
-    ``path_log_likelihood`` with ``probes`` orthogonal probes a node, or None for the exact trace;
-    ``between`` steps of the walk lead from node to node.
+    Args:
+        nodes: steps of the quadrature, at least 12.
+        probes: orthogonal probes at each node; None takes the exact trace.
+        between: steps of the path for each step of the quadrature.
     """
 
     nodes: int = 64
-    probes: int | None = 1
-    between: int = 1
+    probes: Count | None = 1
+    between: Count = 1
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def __call__(self, denoiser: Denoiser, x: Tensor, noise: Noise, t0: float) -> LogLikelihood:
-        probing: Probing = exactly
-        if self.probes is not None:
-            probing = Orthogonal(signs(x, 1, noise), self.probes)
+        probing = EXACT if self.probes is None else Orthogonal(signs(x, 1, noise), self.probes)
         return path_log_likelihood(
             denoiser, x, probing, t0=t0, nodes=self.nodes, between=self.between
         )
 
-    def coarser(self) -> AlongPath | None:
+    def coarser(self) -> GridFlow | None:
         nodes = self.nodes // 2
         return None if nodes < 2 * GREGORY else replace(self, nodes=nodes)
 
 
 @final
 @dataclass(frozen=True)
-class Tolerant(FlowSolver):
-    """The flow at a tolerance, every sample by steps of its own: ``adaptive_log_likelihood``."""
+class AdaptiveFlow(FlowSolver):
+    """The flow at a tolerance, with own steps for each sample.
 
-    rtol: float = 1e-5
-    atol: float = 1e-5
-    trace: Trace = Held()
+    Args:
+        rtol: relative tolerance.
+        atol: absolute tolerance.
+        trace: the divergence.
+    """
+
+    rtol: Positive = 1e-5
+    atol: Positive = 1e-5
+    trace: Trace = HutchinsonTrace()
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def __call__(self, denoiser: Denoiser, x: Tensor, noise: Noise, t0: float) -> LogLikelihood:
-        divergence = self.trace(x, noise)
+        divergence = self.trace.held(x, noise)
         return adaptive_log_likelihood(
             denoiser, x, divergence, t0=t0, rtol=self.rtol, atol=self.atol
         )
 
-    def coarser(self) -> Tolerant:
+    def coarser(self) -> AdaptiveFlow:
         return replace(self, rtol=LOOSER * self.rtol, atol=LOOSER * self.atol)
 
 
 @final
 @dataclass(frozen=True)
 class BlackBox(FlowSolver):
-    """The flow through torchdiffeq, whose adaptive methods couple a batch: ``log_likelihood``."""
+    """The flow through torchdiffeq, whose adaptive methods couple the samples of a batch.
+
+    Args:
+        method: name of the solver.
+        rtol: relative tolerance of an adaptive solver.
+        atol: absolute tolerance of an adaptive solver.
+        steps: steps of a solver with a fixed number of them.
+        trace: the divergence.
+    """
 
     method: str = "dopri5"
-    rtol: float = 1e-5
-    atol: float = 1e-5
-    steps: int = 50
-    trace: Trace = Held()
+    rtol: Positive = AdaptiveFlow.rtol
+    atol: Positive = AdaptiveFlow.atol
+    steps: Count = 50
+    trace: Trace = HutchinsonTrace()
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def __call__(self, denoiser: Denoiser, x: Tensor, noise: Noise, t0: float) -> LogLikelihood:
         return log_likelihood(
             denoiser,
             x,
-            self.trace(x, noise),
+            self.trace.held(x, noise),
             t0=t0,
             method=self.method,
             rtol=self.rtol,
@@ -203,15 +243,21 @@ class BlackBox(FlowSolver):
 class FlowEstimator(Estimator):
     """log p_t0 of a dequantised draw by the flow, plus its weight.
 
-    ``t0`` is by default ``t_min`` for real numbers and uniform dequantisation, which take the
-    draw to lie at t_0 as it is, and else the ``tight_time``, but not below ``t_min``.
+    Args:
+        solver: solver of the flow.
+        dequantisation: law of the draw at t_0; ``Continuous`` for real numbers.
+        t0: time of the draw. By default ``t_min`` for real numbers and uniform dequantisation,
+            whose draws are taken to lie at t_0 as they are, and else the ``tight_time``, but not
+            below ``t_min``.
     """
 
-    solver: FlowSolver = AlongPath()
+    solver: FlowSolver = GridFlow()
     dequantisation: Dequantisation = CONTINUOUS
     t0: float | None = None
 
-    def __call__(self, denoiser: Denoiser, x: Tensor, scaling: Levels, noise: Noise) -> Estimate:
+    def __call__(
+        self, denoiser: Denoiser, x: Tensor, scaling: Quantisation, noise: Noise
+    ) -> Estimate:
         sde = denoiser.sde
         t0 = self.start(sde, scaling)
         draw = self.dequantisation.draw(x, uniforms(x, noise), scaling, sde, t0)
@@ -222,7 +268,7 @@ class FlowEstimator(Estimator):
     def bounds(self) -> str:
         return self.dequantisation.bounds
 
-    def start(self, sde: SDE, scaling: Levels) -> float:
+    def start(self, sde: SDE, scaling: Quantisation) -> float:
         return _start(sde, scaling, self.dequantisation) if self.t0 is None else self.t0
 
     def coarser(self) -> FlowEstimator | None:
@@ -235,16 +281,24 @@ class FlowEstimator(Estimator):
 class Variational(Estimator):
     """The evidence lower bound of a dequantised draw, in continuous time, plus its weight.
 
-    Averaged over ``times`` levels of noise down to ``t0``, by default ``t_min``; ``std`` is the
-    deviation of the data in model units, which steers where they lie.
+    Args:
+        times: noise levels that the bound is averaged over.
+        std: standard deviation of the data in model units, which places them.
+        dequantisation: law of the draw; ``Continuous`` for real numbers.
+        t0: lowest time; ``t_min`` by default.
     """
 
-    times: int = 32
-    std: float = 0.5
+    times: Count = 32
+    std: Positive = 0.5
     dequantisation: Dequantisation = CONTINUOUS
     t0: float | None = None
 
-    def __call__(self, denoiser: Denoiser, x: Tensor, scaling: Levels, noise: Noise) -> Estimate:
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def __call__(
+        self, denoiser: Denoiser, x: Tensor, scaling: Quantisation, noise: Noise
+    ) -> Estimate:
         sde = denoiser.sde
         t0 = self.start(sde, scaling)
         draw = self.dequantisation.draw(x, uniforms(x, noise), scaling, sde, t0)
@@ -255,7 +309,7 @@ class Variational(Estimator):
     def bounds(self) -> str:
         return f"variational lower bound of {self.dequantisation.bounds}"
 
-    def start(self, sde: SDE, scaling: Levels) -> float:
+    def start(self, sde: SDE, scaling: Quantisation) -> float:
         return sde.t_min if self.t0 is None else self.t0
 
     def coarser(self) -> None:
@@ -265,17 +319,26 @@ class Variational(Estimator):
 @final
 @dataclass(frozen=True)
 class DecodedVariational(Estimator):
-    """The evidence lower bound of the levels themselves, decoded at ``t0`` (see FlowEstimator).
+    """The evidence lower bound of pixel levels themselves, decoded at t_0.
 
-    Averaged over ``times`` levels of noise; ``std`` as in Variational.
+    Args:
+        times: noise levels that the bound is averaged over.
+        std: standard deviation of the data in model units, which places them.
+        decoder: law of the levels given a state at t_0.
+        t0: lowest time, by default as in ``FlowEstimator``.
     """
 
-    times: int = 32
-    std: float = 0.5
+    times: Count = Variational.times
+    std: Positive = Variational.std
     decoder: Decoder = DECODER
     t0: float | None = None
 
-    def __call__(self, denoiser: Denoiser, x: Tensor, scaling: Levels, noise: Noise) -> Estimate:
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def __call__(
+        self, denoiser: Denoiser, x: Tensor, scaling: Quantisation, noise: Noise
+    ) -> Estimate:
         sde = denoiser.sde
         t0 = self.start(sde, scaling)
         bound = elbo(
@@ -293,7 +356,7 @@ class DecodedVariational(Estimator):
     def bounds(self) -> str:
         return "variational lower bound of the discrete likelihood, decoded at t_0"
 
-    def start(self, sde: SDE, scaling: Levels) -> float:
+    def start(self, sde: SDE, scaling: Quantisation) -> float:
         return _start(sde, scaling, self.decoder) if self.t0 is None else self.t0
 
     def coarser(self) -> None:
@@ -302,20 +365,30 @@ class DecodedVariational(Estimator):
 
 @final
 @dataclass(frozen=True)
-class Chain(Estimator):
-    """The variational bound of a chain of ``steps`` levels of a grid, as of DDPM.
+class DiscreteBound(Estimator):
+    """The variational bound of a chain of ``steps`` times, as of DDPM.
 
-    ``mix`` is the reverse variance (``SMALL``, ``LARGE``, ``LEARNED``); at most ``times`` of the
-    transitions are drawn, in proportion to their terms for data of deviation ``std``.
+    Args:
+        steps: times of the chain, at least 3.
+        mix: reverse variance, ``SMALL``, ``LARGE`` or ``LEARNED``.
+        times: transitions drawn for each sample, in proportion to their terms for data of
+            deviation ``std``; all of them if it is not below ``steps``.
+        std: standard deviation of the data in model units.
+        grid: times of the chain.
     """
 
-    steps: int = 1000
+    steps: Count = 1000
     mix: float | None = SMALL
-    times: int = 1000
-    std: float = 0.5
+    times: Count = 1000
+    std: Positive = Variational.std
     grid: Grid = uniform
 
-    def __call__(self, denoiser: Denoiser, x: Tensor, scaling: Levels, noise: Noise) -> Estimate:
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def __call__(
+        self, denoiser: Denoiser, x: Tensor, scaling: Quantisation, noise: Noise
+    ) -> Estimate:
         discrete = scaling.levels is not None
         bound = discrete_elbo(
             denoiser,
@@ -332,17 +405,17 @@ class Chain(Estimator):
 
     @property
     def bounds(self) -> str:
-        return f"variational lower bound of a chain of {self.steps} levels"
+        return f"variational lower bound of a chain of {self.steps} times"
 
-    def start(self, sde: SDE, scaling: Levels) -> float:
+    def start(self, sde: SDE, scaling: Quantisation) -> float:
         return float(self.grid(sde, self.steps - 1)[-1])
 
     def coarser(self) -> None:
         return None
 
 
-def _start(sde: SDE, scaling: Levels, law: Dequantisation) -> float:
-    """Where the model takes over: ``t_min``, or the ``tight_time`` of a law drawn at t_0.
+def _start(sde: SDE, scaling: Quantisation, law: Dequantisation) -> float:
+    """The time at which the model takes over: ``t_min``, or ``tight_time`` of a law at t_0.
 
     Never below ``t_min``, the least time a model was trained at.
     """

@@ -8,16 +8,19 @@ with w = x / n, n = sqrt(alpha^2 + sigma^2); the integral runs along the path, f
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser
-from scoresde.likelihood.divergence import Divergence, exact
-from scoresde.sde import SDE
+from scoresde.likelihood.divergence import EXACT, Divergence, sum_from
+from scoresde.samplers import solve_adaptive
+from scoresde.sde import SDE, match
 from scoresde.solvers import (
     Flow,
+    SolverError,
     Tolerance,
     integrate,
     require_continuous,
@@ -43,7 +46,7 @@ class LogLikelihood(NamedTuple):
 def log_likelihood(
     denoiser: Denoiser,
     x: Tensor,
-    divergence: Divergence = exact,
+    divergence: Divergence = EXACT,
     *,
     prior: Any = None,
     t0: float | None = None,
@@ -80,6 +83,74 @@ def log_likelihood(
     return LogLikelihood(log_prob, latent, flow.nfe, standard_error_of(gain, divergence))
 
 
+def adaptive_log_likelihood(
+    denoiser: Denoiser,
+    x: Tensor,
+    divergence: Divergence = EXACT,
+    *,
+    prior: Any = None,
+    t0: float | None = None,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    max_nfe: int = 10_000,
+) -> LogLikelihood:
+    """Log-density (10) of ``x`` (B, ...) at ``t0`` (``t_min``), error control per sample.
+
+    The Dormand-Prince pair of ``samplers.solve_adaptive`` on the state and its log-density
+    together: batch mates never change a value. Arguments as ``log_likelihood``. Raises ValueError
+    for an empty batch or integers, SolverError for samples that ``max_nfe`` calls do not suffice.
+    """
+    require_law(denoiser)
+    require_continuous(x)
+    sde, dim = denoiser.sde, x[0].numel()
+    first, last = time_of(sde, sde.t_min if t0 is None else t0), time_of(sde, sde.t_max)
+    joint = Denoiser(sde, _Joint(denoiser, divergence, x.shape[1:]))
+    state = x.double().reshape(len(x), dim)
+    y = torch.cat([state, state.new_zeros(len(x), divergence.estimates)], 1)
+    end = solve_adaptive(joint, y, float(first), float(last), rtol, atol, max_nfe)
+    if late := int((~end.finished).sum()):
+        raise SolverError(
+            f"adaptive: {late} of {len(x)} samples did not reach t={float(last):g} within "
+            f"{max_nfe} calls; loosen rtol and atol"
+        )
+    latent = end.x[:, :dim].reshape(x.shape)
+    gain = end.x[:, dim:].T / scale(sde, last)
+    log_prob = closed(sde, latent, prior, first, last) + gain.mean(0)
+    return LogLikelihood(log_prob, latent, end.nfe, standard_error_of(gain, divergence))
+
+
+@dataclass(frozen=True)
+class _Joint:
+    """State and log-density as one state, whose x0_hat turns (8) into the rate of both.
+
+    dl/dlam = a (div - a D) = a (x0_l - a l)   with   x0_l = div - a D + a l
+    """
+
+    denoiser: Denoiser
+    divergence: Divergence
+    shape: torch.Size
+
+    def __call__(self, y: Tensor, t: Tensor) -> Tensor:
+        sde, dim = self.denoiser.sde, math.prod(self.shape)
+        alpha, sigma = sde.alpha(t.double()), sde.sigma(t.double())
+        n = torch.hypot(alpha, sigma).to(y)
+        a = (alpha.to(y) / n).unsqueeze(1)
+        w, gain = (y / n.unsqueeze(1)).split([dim, y.shape[1] - dim], 1)
+        w = w.reshape(-1, *self.shape)
+        x0, div = self.divergence(lambda w: self.denoiser(w * match(n, w), t), w)
+        return torch.cat([x0.reshape(len(y), dim), div.T - a * dim + a * gain], 1)
+
+
+def bits_per_dim(log_prob: Tensor, shape: torch.Size | tuple[int, ...], scale: float) -> Tensor:
+    """Bits per dimension of integer levels, -(log_prob / D + log scale) / log 2.
+
+    ``shape`` is that of one sample (D its product) and ``scale`` is d(model units) / d(level), so
+    that the density of the level plus its dequantisation is the model's times scale^D. RealNVP,
+    arXiv 1605.08803, section 4.1.
+    """
+    return -(log_prob / math.prod(shape) + math.log(scale)) / math.log(2)
+
+
 def require_law(denoiser: Denoiser) -> None:
     """Raise ValueError for a denoiser that is the score of no law."""
     if not denoiser.normalised:
@@ -90,18 +161,17 @@ def require_law(denoiser: Denoiser) -> None:
 
 
 def closed(sde: SDE, latent: Tensor, prior: Any, first: Tensor, last: Tensor) -> Tensor:
-    """What (10) adds to the integral, log p_T(x_T) + D log(n_T / n_t0), of each sample (B,)."""
+    """The terms of (10) outside the integral, log p_T(x_T) + D log(n_T / n_t0), (B,).
+
+    ``prior`` has a ``log_prob`` or is a log-density itself, elementwise or per sample.
+    """
     units = latent[0].numel() * math.log(scale(sde, last) / scale(sde, first))
-    return terminal_log_prob(sde.prior() if prior is None else prior, latent) + units
-
-
-def terminal_log_prob(prior: Any, x: Tensor) -> Tensor:
-    """Evaluate a log-density, summed over everything but the batch."""
-    value: Tensor = prior.log_prob(x) if hasattr(prior, "log_prob") else prior(x)
-    return value.flatten(1).sum(1) if value.ndim > 1 else value
+    log_prob = getattr(sde.prior() if prior is None else prior, "log_prob", prior)
+    return sum_from(1, log_prob(latent)) + units
 
 
 def standard_error_of(gain: Tensor, divergence: Divergence) -> Tensor:
+    """The standard error (B,) of the mean of independent estimates (estimates, B)."""
     if not divergence.random:
         return torch.zeros_like(gain[0])
     if len(gain) == 1:

@@ -1,23 +1,22 @@
-"""The divergence read along a path that does not depend on it: fresh probes at every node.
+"""Likelihoods along a fixed grid: fresh probes of the divergence at every node.
 
-The trajectory of a likelihood is the same whatever estimates its divergence, so it needs no held
-probe. Here a high-order multistep method walks n equal steps of lam, and where it calls the
-network the divergence is read too, by probes of that node alone; the integral of (10) is Gregory's
-quadrature of the readings.
+The path of a sample does not depend on the estimate of its divergence, so that estimate needs no
+probe held for the whole solve. A high-order multistep method takes n equal steps of lam; where it
+calls the network, the divergence is estimated with probes of that node alone. The integral of (10)
+is Gregory's quadrature of these values.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser
-from scoresde.likelihood.divergence import Divergence, Field, Hutchinson, exact
+from scoresde.likelihood.divergence import EXACT, Divergence, Field, Hutchinson
 from scoresde.likelihood.flow import LogLikelihood, closed, require_law, standard_error_of
 from scoresde.samplers import V, eab, sample
 from scoresde.solvers import require_continuous, require_finite, scale, time_of, unit_alpha
@@ -27,26 +26,22 @@ GREGORY = 6
 
 
 class Probing(Protocol):
-    """The divergence estimator of node k of a path of states like ``x``."""
+    """The divergence estimator of each node of a path; ``Exact`` is one too."""
 
-    def __call__(self, k: int, x: Tensor) -> Divergence: ...
-
-
-def exactly(k: int, x: Tensor) -> Divergence:
-    """The exact trace at every node."""
-    return exact
+    def at(self, k: int, x: Tensor) -> Divergence:
+        """That of node ``k``, for states like ``x``."""
 
 
 @dataclass(frozen=True)
 class Orthogonal:
-    """``rows`` probes a node, which are orthogonal to those of the nodes before until all
-    directions are used; in ``groups`` that know nothing of each other.
+    """``rows`` probes at each node, orthogonal to those of earlier nodes until all directions are
+    used, in independent ``groups``.
 
         v = s * h,   h the next rows of a Hadamard matrix,   s random signs (groups, B, ...)
 
     v v^T has the mean 1 at every node, so each estimate is unbiased; and because the rows of a
     Hadamard matrix complete each other, off-diagonal parts of a Jacobian that changes little from
-    node to node cancel in the integral. The error between groups tells the standard error.
+    node to node cancel in the integral. The scatter between groups gives the standard error.
     """
 
     signs: Tensor
@@ -56,7 +51,7 @@ class Orthogonal:
         if self.rows < 1:
             raise ValueError(f"need rows >= 1, got {self.rows}")
 
-    def __call__(self, k: int, x: Tensor) -> Divergence:
+    def at(self, k: int, x: Tensor) -> Divergence:
         groups, shape = len(self.signs), x.shape
         dim = math.prod(shape[1:])
         first = torch.arange(k * self.rows, (k + 1) * self.rows)
@@ -88,20 +83,30 @@ class Averaged:
 def path_log_likelihood(
     denoiser: Denoiser,
     x: Tensor,
-    probing: Probing = exactly,
+    probing: Probing = EXACT,
     *,
     prior: Any = None,
     t0: float | None = None,
     nodes: int = 64,
     between: int = 1,
 ) -> LogLikelihood:
-    """Log-density (10) of samples ``x`` (B, ...) at ``t0`` (``t_min``), by ``nodes`` equal steps.
+    """Log-density (10) of samples ``x`` (B, ...) on a grid of equal steps of lam.
 
-    About one network call a node, each with the products that its divergence takes; samples never
-    influence each other. ``between`` divides every step of the walk, not of the quadrature: where
-    a divergence costs many products a finer path costs little. ``prior`` is as in
-    ``log_likelihood``. Raises ValueError unless nodes >= 12 and between >= 1, or for an empty
-    batch; SolverError for a path that is not finite.
+    About one network call for each node, with the products that its divergence takes; samples
+    never influence each other.
+
+    Args:
+        denoiser: the model.
+        x: samples (B, ...), taken to lie at ``t0``.
+        probing: the divergence at each node, ``Exact`` or ``Orthogonal``.
+        prior: the terminal log-density, as in ``log_likelihood``.
+        t0: time of the samples; ``t_min`` by default.
+        nodes: steps of the quadrature, at least 12.
+        between: steps of the path for each of them. Where a divergence costs many products, a
+            finer path costs little.
+
+    Raises ValueError for too few nodes and an empty batch, SolverError for a path that is not
+    finite.
     """
     require_law(denoiser)
     require_continuous(x)
@@ -127,19 +132,19 @@ def path_log_likelihood(
     ]
     gain = torch.einsum("n,nkb->kb", weights.to(end), torch.stack(rates))
     log_prob = closed(sde, end, prior, first, last) + gain.mean(0)
-    error = standard_error_of(gain, probing(0, end))
+    error = standard_error_of(gain, probing.at(0, end))
     return LogLikelihood(log_prob, end, reader.calls, error)
 
 
 @dataclass
 class _Reader:
-    """A denoiser that reads the divergence of x0 over w where it is called at a node."""
+    """A denoiser that also records the divergence of x0 over w when it is called at a node."""
 
     denoiser: Denoiser
     probing: Probing
     places: dict[float, int]
-    found: dict[int, Tensor] = dataclasses.field(default_factory=dict, init=False)
-    calls: int = dataclasses.field(default=0, init=False)
+    found: dict[int, Tensor] = field(default_factory=dict, init=False)
+    calls: int = field(default=0, init=False)
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         require_finite(x, f"path at t={float(t):.3g}", "check the model, or take more steps")
@@ -148,7 +153,7 @@ class _Reader:
         if k is None or k in self.found:
             return self.denoiser(x, t)
         n = scale(self.denoiser.sde, t)
-        value, found = self.probing(k, x)(lambda w: self.denoiser(w * n, t), x / n)
+        value, found = self.probing.at(k, x)(lambda w: self.denoiser(w * n, t), x / n)
         self.found[k] = found
         return value
 

@@ -20,8 +20,7 @@ from scoresde.registry.scoring import (
     DEQUANTISATIONS,
     METHODS,
     TRACES,
-    bound_of,
-    build_estimator,
+    Scoring,
 )
 from scoresde.registry.steps import PREDICTIONS, SELF_PACED, STEPS, VARIABLES, build_step
 from scoresde.registry.tables import (
@@ -67,10 +66,9 @@ __all__ = [
     "ODESampler",
     "SDESampler",
     "Sampler",
+    "Scoring",
     "Table",
     "UnknownName",
-    "bound_of",
-    "build_estimator",
     "build_step",
     "constructor",
     "register",

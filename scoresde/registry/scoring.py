@@ -1,36 +1,46 @@
-"""Estimators of the likelihood: the objects that ``config.likelihood`` describes."""
+"""The settings of scoring: the estimator of a likelihood that they name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from scoresde.likelihood import (
-    AlongPath,
-    BlackBox,
-    Chain,
+from scoresde.arguments import Count, Natural, Positive, check_fields
+from scoresde.likelihood.dequantise import (
     Continuous,
-    DecodedVariational,
     Decoder,
     Dequantisation,
+    Quantisation,
+    TruncatedNormal,
+    Uniform,
+)
+from scoresde.likelihood.discrete import LARGE, LEARNED, SMALL
+from scoresde.likelihood.divergence import EXACT
+from scoresde.likelihood.estimators import (
+    AdaptiveFlow,
+    BlackBox,
+    DecodedVariational,
+    DiscreteBound,
     Estimator,
     FlowEstimator,
     FlowSolver,
-    Held,
-    Levels,
-    Sketched,
-    Tolerant,
+    GridFlow,
+    HutchinsonTrace,
+    HutchPlusPlusTrace,
     Trace,
-    TruncatedNormal,
-    Uniform,
     Variational,
-    exact_trace,
 )
-from scoresde.likelihood.discrete import LARGE, LEARNED, SMALL
 from scoresde.registry.tables import Table, constructor
 from scoresde.samplers import Grid
 from scoresde.samplers.grids import log_snr, uniform
 from scoresde.solvers import ODE_METHODS
+
+
+def exact() -> Trace:
+    """The trace of the Jacobian, direction by direction."""
+    return EXACT
+
 
 DEQUANTISATIONS: Table[Callable[[], Dequantisation]] = Table(
     {"uniform": Uniform, "truncated_normal": TruncatedNormal, "decoder": Decoder}
@@ -39,57 +49,157 @@ VARIANCES: Table[float | None] = Table(
     {"small": SMALL, "large": LARGE, "learned": LEARNED}, constructs=False
 )
 CHAINS: Table[Grid] = Table({"uniform": uniform, "log_snr": log_snr}, constructs=False)
-
-
-def exactly(probes: int = 1) -> Trace:
-    """The trace of the Jacobian, direction by direction."""
-    return exact_trace
-
-
 TRACES: Table[Callable[..., Trace]] = Table(
-    {"exact": exactly, "hutchinson": Held, "hutch++": Sketched}
+    {"hutchinson": HutchinsonTrace, "exact": exact, "hutch++": HutchPlusPlusTrace}
 )
 METHODS: Table[Callable[..., object]] = Table(
     {
-        "path": AlongPath,
-        "adaptive": Tolerant,
+        "path": GridFlow,
+        "adaptive": AdaptiveFlow,
         "elbo": Variational,
-        "discrete": Chain,
+        "discrete": DiscreteBound,
         **dict.fromkeys(ODE_METHODS, BlackBox),
     }
 )
+if TYPE_CHECKING:
+    Method: TypeAlias = str
+    LawName: TypeAlias = str
+    TraceName: TypeAlias = str
+    ChainName: TypeAlias = str
+    VarianceName: TypeAlias = str
+else:
+    Method, LawName = Literal[tuple(METHODS)], Literal[tuple(DEQUANTISATIONS)]
+    TraceName, ChainName = Literal[tuple(TRACES)], Literal[tuple(CHAINS)]
+    VarianceName = Literal[tuple(VARIANCES)]
 
 
-def build_estimator(section: Any, scaling: Levels) -> Estimator:
-    """The estimator of ``config.likelihood`` for data of this scaling."""
-    if section.method == "elbo":
-        return bound_of(section, scaling)
-    if section.method == "discrete":
-        mix, grid = constructor(VARIANCES, section.variance), constructor(CHAINS, section.chain)
-        return Chain(section.steps, mix, section.times, grid=grid)
-    return FlowEstimator(_solver(section), dequantisation_of(section, scaling), section.t0)
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """How data are scored: by the probability flow, or by a variational bound.
+
+    Args:
+        method: how log p is found: path solves the flow at equal steps of log-SNR, adaptive with
+            own steps for each example, the methods of torchdiffeq with shared ones; elbo and
+            discrete give a lower bound, in continuous time or of a chain of times.
+        dequantisation: how pixel levels become real numbers; truncated_normal and decoder suit a
+            model trained with train.dither false.
+        t0: time at which the model takes over; by default t_min, or with truncated_normal and
+            decoder the time at which a level is 16 deviations wide.
+        steps: steps of path, of discrete and of the torchdiffeq methods with fixed steps.
+        between: solver steps of path between two evaluations of the divergence.
+        rtol: relative tolerance of the adaptive methods.
+        atol: absolute tolerance of the adaptive methods.
+        trace: how the divergence is found, by random probes or exactly.
+        probes: random probes for each example, with hutchinson and hutch++.
+        times: noise levels drawn for each example by elbo, or transitions by discrete.
+        chain: variable in which the steps of discrete are equal, t (uniform) or log-SNR.
+        variance: variance of the reverse steps of discrete.
+        repeats: independent draws for each example.
+        importance: combine the repeats into the importance-weighted bound instead of their mean.
+        check: number of examples scored twice more, with other random draws and with a coarser
+            solver, to measure these two errors.
+        batch: examples scored at a time; it does not change the values.
+
+    Raises ValueError for settings that exclude each other.
+    """
+
+    method: Method = "path"
+    dequantisation: LawName = "uniform"
+    t0: Positive | None = None
+    steps: Count = GridFlow.nodes
+    between: Count = GridFlow.between
+    rtol: Positive = AdaptiveFlow.rtol
+    atol: Positive = AdaptiveFlow.atol
+    trace: TraceName = "hutchinson"
+    probes: Count = HutchinsonTrace.probes
+    times: Count = Variational.times
+    chain: ChainName = "uniform"
+    variance: VarianceName = "small"
+    repeats: Count = 1
+    importance: bool = False
+    check: Natural = 32
+    batch: Count = 128
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        method = self.method
+        if method == "path" and self.steps < 12:
+            raise ValueError(
+                f"method=path needs steps >= 12 for its quadrature, got steps={self.steps}"
+            )
+        if method == "path" and self.trace == "hutch++":
+            raise ValueError(
+                "method=path draws new probes at every node, and trace=hutch++ holds its sketch; "
+                "choose trace: hutchinson, or method: adaptive"
+            )
+        if method in ("elbo", "discrete"):
+            self._check_bound()
+        if self.importance and self.repeats < 2:
+            raise ValueError("importance=true combines repeats >= 2, got repeats=1; raise repeats")
+
+    def _check_bound(self) -> None:
+        """Raise ValueError for settings that a variational bound cannot have."""
+        method, truncated = self.method, self.dequantisation == "truncated_normal"
+        if method == "elbo" and truncated:
+            raise ValueError(
+                "method=elbo bounds uniform levels or decodes them, got "
+                "dequantisation=truncated_normal; choose uniform or decoder"
+            )
+        if self.times < 2:
+            raise ValueError(f"method={method} needs times >= 2, got times={self.times}")
+        if method == "discrete" and self.steps < 3:
+            raise ValueError(f"method=discrete needs steps >= 3, got steps={self.steps}")
+        if method == "discrete" and truncated:
+            raise ValueError("method=discrete decodes levels itself; leave dequantisation out")
+        if method == "discrete" and self.t0 is not None:
+            raise ValueError("method=discrete ends at the last time of its chain; leave t0 out")
+        if self.importance:
+            raise ValueError(
+                f"importance=true joins densities, and method={method} estimates a bound, whose "
+                "scatter would lift it above the truth; choose method: path"
+            )
+
+    @property
+    def law(self) -> str:
+        """The name of the dequantisation that is used; a chain decodes."""
+        return "decoder" if self.method == "discrete" else self.dequantisation
+
+    def estimator(self, scaling: Quantisation) -> Estimator:
+        """The estimator for data of this scaling."""
+        if self.method == "elbo":
+            return self.bound(scaling)
+        if self.method == "discrete":
+            mix, grid = VARIANCES[self.variance], CHAINS[self.chain]
+            std = _deviation(scaling)
+            return DiscreteBound(self.steps, mix, self.times, std, grid=grid)
+        return FlowEstimator(self._solver(), self._dequantisation(scaling), self.t0)
+
+    def bound(self, scaling: Quantisation) -> Estimator:
+        """The variational bound that goes with the dequantisation."""
+        std = _deviation(scaling)
+        if scaling.levels is None or self.dequantisation == "uniform":
+            return Variational(self.times, std, self._dequantisation(scaling), self.t0)
+        return DecodedVariational(self.times, std, t0=self.t0)
+
+    def _dequantisation(self, scaling: Quantisation) -> Dequantisation:
+        if scaling.levels is None:
+            return Continuous()
+        return constructor(DEQUANTISATIONS, self.dequantisation)()
+
+    def _solver(self) -> FlowSolver:
+        if self.method == "path":
+            probes = None if self.trace == "exact" else self.probes
+            return GridFlow(self.steps, probes, self.between)
+        made = constructor(TRACES, self.trace)
+        trace = made() if self.trace == "exact" else made(self.probes)
+        if self.method == "adaptive":
+            return AdaptiveFlow(self.rtol, self.atol, trace)
+        return BlackBox(self.method, self.rtol, self.atol, self.steps, trace)
 
 
-def bound_of(section: Any, scaling: Levels) -> Estimator:
-    """The variational bound that goes with the dequantisation of the section."""
-    law = dequantisation_of(section, scaling)
-    if scaling.levels is None or section.dequantisation == "uniform":
-        return Variational(section.times, dequantisation=law, t0=section.t0)
-    return DecodedVariational(section.times, t0=section.t0)
+def _deviation(scaling: Quantisation) -> float:
+    """The deviation of data in model units, which places the times of a bound.
 
-
-def dequantisation_of(section: Any, scaling: Levels) -> Dequantisation:
-    """That of the section; real numbers have none."""
-    if scaling.levels is None:
-        return Continuous()
-    return constructor(DEQUANTISATIONS, section.dequantisation)()
-
-
-def _solver(section: Any) -> FlowSolver:
-    if section.method == "path":
-        probes = None if section.trace == "exact" else section.probes
-        return AlongPath(section.steps, probes, section.between)
-    trace = constructor(TRACES, section.trace)(section.probes)
-    if section.method == "adaptive":
-        return Tolerant(section.rtol, section.atol, trace)
-    return BlackBox(section.method, section.rtol, section.atol, section.steps, trace)
+    Real numbers are standardised.
+    """
+    return 1.0 if scaling.levels is None else Variational.std

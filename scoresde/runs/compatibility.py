@@ -15,7 +15,7 @@ def require_same_data(dataset: Dataset, trained: DataDescription) -> None:
     if found != expected:
         raise ConfigError(
             f"data {dataset.name} has (shape, levels, low, high) = {found}, the model was trained "
-            f"on {expected}; give data of the same kind with --data.kind and --data.path"
+            f"on {expected}; give data of the same kind with data.kind and data.path"
         )
 
 
@@ -33,7 +33,7 @@ def require_same_split(config: Config, trained: Config) -> None:
     for key in ("seed", "holdout"):
         if asked.get(key) != known.get(key):
             raise ValueError(
-                f"--data.{key} {asked[key]}: it was {known[key]} in training, and another split "
+                f"data.{key}: it was {known[key]} in training, got {asked[key]}; another split "
                 "would take training examples for new ones; leave it out"
             )
 

@@ -1,16 +1,15 @@
-"""The features of ``scoresde evaluate``, and statistics made with them."""
+"""Features in which samples are compared with data, and statistics made with them."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from scoresde.atomic import digest
 from scoresde.arguments import nearest
+from scoresde.atomic import digest
 from scoresde.data import Dataset
 from scoresde.evaluation import (
     Extractor,
@@ -20,16 +19,22 @@ from scoresde.evaluation import (
     raw_features,
     torchscript_features,
 )
+from scoresde.runs.progress import Progress, silent
 
+FIT_STEPS = 400
 CHOICES = ("classifier", "pixels")
 INCEPTION = 2048
 TITLES = {"frechet": "FID", "kid": "KID"}
 
 
 def chosen_features(
-    choice: str | None, dataset: Dataset, device: torch.device
+    choice: str | None, dataset: Dataset, device: torch.device, progress: Progress = silent
 ) -> tuple[Extractor, dict[str, Any]]:
-    """The features of ``--features``, and facts about them for the report. Raises ValueError."""
+    """The features of a name or a file, and facts about them for a report.
+
+    By default those of a classifier, where there are images with classes, or else the numbers
+    themselves. Raises ValueError for features that the data do not have.
+    """
     train = dataset.train
     labelled = len(dataset.shape) == 3 and train.label is not None
     kind = choice or ("classifier" if labelled else "pixels")
@@ -39,21 +44,21 @@ def chosen_features(
     if kind == "classifier":
         if not labelled or train.label is None:
             raise ValueError(
-                f"--features classifier: {dataset.name} has no images with classes; "
-                "give --features pixels"
+                f"features: {dataset.name} has no images with classes for a classifier; "
+                "give pixels"
             )
-        print(f"fitting a classifier to {len(train)} training images", file=sys.stderr)
-        classes = len(dataset.classes or ())
-        judge = fit_classifier(train.x.to(device), train.label.to(device), classes)
+        classes, x, label = len(dataset.classes or ()), train.x.to(device), train.label.to(device)
+        with progress(FIT_STEPS, f"classifier of {len(train)} training images") as advance:
+            judge = fit_classifier(x, label, classes, steps=FIT_STEPS, advance=advance)
         extractor, test = classifier_features(judge, dataset.name), dataset.test
-        label = test.label if test.label is not None else torch.empty(0)
-        accuracy = judge.accuracy(test.x.to(device), label.to(device))
+        held = test.label if test.label is not None else torch.empty(0)
+        accuracy = judge.accuracy(test.x.to(device), held.to(device))
         return extractor, {"name": extractor.name, "test_accuracy": accuracy}
     path = Path(kind)
     if not path.is_file():
-        raise ValueError(f"--features {kind}: no such file; {nearest(kind, CHOICES)}")
+        raise ValueError(f"features: {kind}: no such file; {nearest(kind, CHOICES)}")
     if len(dataset.shape) != 3 or dataset.shape[0] not in (1, 3):
-        raise ValueError(f"--features {kind}: takes grey or colour images; give pixels")
+        raise ValueError(f"features: {kind} takes grey or colour images; give pixels")
     extractor = torchscript_features(path, device)
     return extractor, {"name": extractor.name, "file": kind, "sha256": digest(path)}
 
@@ -63,13 +68,13 @@ def require_matching(path: Path, found: Moments, reference: Tensor, extractor: E
     dimensions = reference.shape[1]
     if len(found.mean) != dimensions:
         raise ValueError(
-            f"--statistics {path}: of {len(found.mean)} features, but the {extractor.name} are "
-            f"{dimensions}; give --features as they were made with"
+            f"statistics: {path} is of {len(found.mean)} features, but the {extractor.name} are "
+            f"{dimensions}; give the features that they were made with"
         )
     if found.features not in (None, extractor.name):
         raise ValueError(
-            f"--statistics {path}: made with {found.features}, not {extractor.name}; "
-            "give --features as they were made with"
+            f"statistics: {path} was made with {found.features}, not {extractor.name}; "
+            "give the features that they were made with"
         )
 
 

@@ -12,7 +12,7 @@ import json
 import math
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,55 +21,80 @@ import torch
 from torch import Tensor
 
 from scoresde.atomic import atomic_write
+from scoresde.config import plain
 from scoresde.data import Scaling, Split
-from scoresde.likelihood import Estimator, bits_per_dim, importance_weighted
+from scoresde.likelihood import bits_per_dim
+from scoresde.likelihood.dequantise import importance_weighted
+from scoresde.likelihood.estimators import Estimator
 from scoresde.parameterization import ScoreModel
+from scoresde.registry import Scoring
 from scoresde.samplers import per_sample_noise
 from scoresde.training.batches import derived_seed
+from scoresde.training.checkpoint import fingerprint
 
 COLUMNS = ("nats", "nfe", "bound", "again", "coarse")
-"""The value in nats and its calls, the bound beside it, the value by other draws and by a coarser
-solver; NaN where it was not asked for."""
+"""log p in nats and its network calls, the lower bound, log p by other draws and by a coarser
+solver; NaN where it was not computed."""
 
 DAMAGE = (OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is scored, and how: ``draws`` an example, with ``beside`` the bound printed along.
+    """The examples to score, and how.
 
-    ``importance`` joins the draws of the estimator in the exponent. ``check`` examples, spread
-    over the split, are scored by other draws and a coarser solver too.
+    Args:
+        model: the model, in evaluation mode.
+        split: the examples.
+        scaling: their scaling to model units.
+        settings: how log p is found.
+        name: what a report calls the examples.
+        bound: also find the variational lower bound.
+        conditional: score log p(x | y) with the labels of the split.
+        seed: seed of all random draws.
+        notes: what a reader of the result must know of the examples.
     """
 
     model: ScoreModel
     split: Split
     scaling: Scaling
-    estimator: Estimator
-    beside: Estimator | None = None
-    draws: int = 1
-    importance: bool = False
-    check: int = 0
+    settings: Scoring
+    name: str = "data"
+    bound: bool = False
     conditional: bool = False
-    batch: int = 128
     seed: int = 0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def estimator(self) -> Estimator:
+        """The estimator of log p."""
+        return self.settings.estimator(self.scaling)
+
+    @property
+    def beside(self) -> Estimator | None:
+        """The estimator of the bound, where it is asked for."""
+        return self.settings.bound(self.scaling) if self.bound else None
 
     def checked(self) -> Tensor:
         """The rows scored again, (check,), as many as there are at most."""
-        count = min(self.check, len(self.split))
+        count = min(self.settings.check, len(self.split))
         rows: Tensor = torch.linspace(0, len(self.split) - 1, count).round().long().unique()
         return rows
+
+    def bits(self, nats: Tensor) -> Tensor:
+        """Bits per dimension, of levels or of real numbers in the units of the data."""
+        return bits_per_dim(nats, self.split.x.shape[1:], 1.0)
 
 
 @dataclass
 class Values:
-    """A column (N,) for each of ``COLUMNS``, NaN where nothing is known yet."""
+    """A column (N,) for each of ``COLUMNS``, NaN where it is not known yet."""
 
     columns: dict[str, Tensor]
 
     @staticmethod
     def empty(n: int) -> Values:
-        """Nothing known of n examples."""
+        """No value of n examples."""
         nan = {name: torch.full((n,), math.nan, dtype=torch.float64) for name in COLUMNS}
         return Values(nan)
 
@@ -84,7 +109,7 @@ class Values:
             self.columns[name][rows] = column.double().cpu()
 
     def joined(self, other: Values) -> Values:
-        """What either of the two knows."""
+        """The values that either of the two has."""
         pairs = {name: (self.columns[name], other.columns[name]) for name in COLUMNS}
         return Values({name: torch.where(a.isnan(), b, a) for name, (a, b) in pairs.items()})
 
@@ -93,56 +118,49 @@ class Values:
         return torch.nonzero(self.columns[name].isfinite()).flatten()
 
 
-def score(job: Job, rows: Tensor) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-    """The columns of the rows, batch by batch: rows (B,) and what was found of them.
+def batches(job: Job, rows: Tensor) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    """Score rows batch by batch: the rows (B,) and their columns.
 
     Raises RuntimeError where a value is not finite, and SolverError as the solvers do.
     """
-    checked = job.checked()
-    bound = replace(job, importance=False)
+    checked, estimator, settings = job.checked(), job.estimator, job.settings
+    coarser, beside = estimator.coarser(), job.beside
     # Of no rows, split makes one empty part.
-    for some in rows.split(job.batch) if len(rows) else ():
-        found = _scored(job, job.estimator, some, "likelihood")
-        columns = {"nats": found[0], "nfe": torch.full((len(some),), found[1])}
-        if job.beside is not None:
+    for some in rows.split(settings.batch) if len(rows) else ():
+        nats, nfe = _scored(job, estimator, some, "likelihood", settings.importance)
+        columns = {"nats": nats, "nfe": torch.full((len(some),), nfe)}
+        if beside is not None:
             # Joined in the exponent, the scatter of its draws would lift it above the truth.
-            columns["bound"] = _scored(bound, job.beside, some, "bound")[0]
+            columns["bound"], _ = _scored(job, beside, some, "bound", importance=False)
         _require_finite(columns, some)
-        if len(again := torch.nonzero(torch.isin(some, checked)).flatten()):
-            columns |= {
-                name: _spread(column, again, len(some))
-                for name, column in _again(job, some[again]).items()
-            }
+        if len(twice := torch.nonzero(torch.isin(some, checked)).flatten()):
+            others = {"again": (estimator, "again")}
+            if coarser is not None:
+                others["coarse"] = (coarser, "likelihood")
+            for name, (other, purpose) in others.items():
+                found, _ = _scored(job, other, some[twice], purpose, settings.importance)
+                columns[name] = torch.full((len(some),), math.nan, dtype=torch.float64)
+                columns[name][twice] = found.double().cpu()
         yield some, columns
 
 
-def _again(job: Job, rows: Tensor) -> dict[str, Tensor]:
-    """The value by other draws, and by the same with a coarser solver."""
-    found = {"again": _scored(job, job.estimator, rows, "again")[0]}
-    if (coarser := job.estimator.coarser()) is not None:
-        found["coarse"] = _scored(job, coarser, rows, "likelihood")[0]
-    return found
-
-
-def _scored(job: Job, estimator: Estimator, rows: Tensor, purpose: str) -> tuple[Tensor, float]:
-    """The value (B,) over the draws of the job, and its calls."""
-    device = job.model.device
+def _scored(
+    job: Job, estimator: Estimator, rows: Tensor, purpose: str, importance: bool
+) -> tuple[Tensor, float]:
+    """The value (B,) over the repeated draws, and the network calls of one draw."""
+    device, repeats = job.model.device, job.settings.repeats
     part = job.split.take(rows)
-    label = part.label.to(device) if job.conditional and part.label is not None else None
-    denoiser, values, calls = job.model.denoiser(label=label), [], 0
-    for draw in range(job.draws):
+    condition = {}
+    if job.conditional and part.label is not None:
+        condition["label"] = part.label.to(device)
+    denoiser, values, calls = job.model.denoiser(**condition), [], 0
+    for draw in range(repeats):
         seeds = [derived_seed(job.seed, int(row), f"{purpose} {draw}") for row in rows]
         found = estimator(denoiser, part.x.to(device), job.scaling, per_sample_noise(seeds))
         values.append(found.log_prob)
         calls += found.nfe
     drawn = torch.stack(values)
-    return (importance_weighted(drawn) if job.importance else drawn.mean(0)), calls / job.draws
-
-
-def _spread(values: Tensor, places: Tensor, n: int) -> Tensor:
-    spread = torch.full((n,), math.nan, dtype=torch.float64)
-    spread[places] = values.double().cpu()
-    return spread
+    return (importance_weighted(drawn) if importance else drawn.mean(0)), calls / repeats
 
 
 def _require_finite(columns: Mapping[str, Tensor], rows: Tensor) -> None:
@@ -151,32 +169,33 @@ def _require_finite(columns: Mapping[str, Tensor], rows: Tensor) -> None:
             row = int(rows[torch.nonzero(~column.isfinite()).flatten()[0].cpu()])
             raise RuntimeError(
                 f"{name} of {bad} of {len(rows)} examples is not finite, the first is row {row}; "
-                "check the model, or take more --likelihood.steps"
+                "check the model, or take more steps"
             )
 
 
-def bits(job: Job, nats: Tensor) -> Tensor:
-    """Bits per dimension: levels are discrete already, real numbers in units of the data."""
-    return bits_per_dim(nats, job.split.x.shape[1:], 1.0)
+# The values of an interrupted job ----------------------------------------------------------------
 
 
-# --- what an interruption leaves ----------------------------------------------------------------
-
-
-def key(job: Job, weights: str, settings: Mapping[str, object]) -> str:
-    """Tells one job from another: its weights, data, settings and seed, not its batches."""
+def key(job: Job) -> str:
+    """A text that differs between jobs: weights, data, settings and seed, but not batches."""
     data = hashlib.sha256(job.split.x.contiguous().numpy().tobytes())
     if job.conditional and job.split.label is not None:
         data.update(job.split.label.numpy().tobytes())
-    plain = {k: v for k, v in settings.items() if k != "batch"}
-    named = {"weights": weights, "data": data.hexdigest(), "seed": job.seed, **plain}
-    named |= {"beside": job.beside is not None, "conditional": job.conditional}
-    return json.dumps(named, sort_keys=True)
+    model, config = job.model, job.model.config
+    state = {k: v.cpu().contiguous() for k, v in model.state_dict().items()}
+    described: dict[str, Any] = {"sde": repr(model.sde)}
+    if config is not None:
+        parts = ("sde", "parameterization", "network")
+        described = {name: plain(getattr(config, name)) for name in parts}
+    settings = {k: v for k, v in asdict(job.settings).items() if k != "batch"}
+    named = {"weights": fingerprint({}, state), "data": data.hexdigest(), "seed": job.seed}
+    named |= {"beside": job.bound, "conditional": job.conditional}
+    return json.dumps(named | described | settings, sort_keys=True)
 
 
 @dataclass(frozen=True)
 class Partial:
-    """The values so far of a job, one file a process in the folder of the report."""
+    """The values so far of a job: one file for each process, in the folder of the report."""
 
     folder: Path
     key: str
@@ -184,11 +203,11 @@ class Partial:
 
     @property
     def files(self) -> list[Path]:
-        """Those of every process of this run and of earlier ones."""
+        """The files of every process, of this run and of earlier ones."""
         return sorted(self.folder.glob("partial-*.npz"))
 
     def read(self, n: int) -> Values:
-        """What all files hold. Raises ValueError for a file of another job."""
+        """The values in all files. Raises ValueError for a file of another job."""
         values = Values.empty(n)
         for path in self.files:
             try:
@@ -199,18 +218,18 @@ class Partial:
                     columns = {name: torch.from_numpy(found[name]) for name in COLUMNS}
             except DAMAGE as error:
                 raise ValueError(
-                    f"{path}: damaged ({type(error).__name__}); delete it and --resume"
+                    f"{path}: damaged ({type(error).__name__}); delete it, then resume=True"
                 ) from None
             if not same:
                 raise ValueError(
-                    f"{path}: left by other weights, data or settings; give the same ones to "
-                    "--resume, or --overwrite"
+                    f"{path}: left by other weights, data or settings; give the same ones "
+                    "with resume=True, or overwrite=True"
                 )
             values.put(rows, columns)
         return values
 
     def write(self, values: Values, rows: Tensor) -> None:
-        """Keep what is known of this process's rows."""
+        """Write the values that are known of these rows."""
         known = rows[torch.isin(rows, values.done)]
         arrays: dict[str, Any] = {name: values.columns[name][known].numpy() for name in COLUMNS}
         buffer = io.BytesIO()
@@ -220,6 +239,6 @@ class Partial:
         atomic_write(path, lambda target: target.write_bytes(buffer.getvalue()))
 
     def remove(self) -> None:
-        """Forget them."""
+        """Delete all files."""
         for path in self.files:
             path.unlink(missing_ok=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +12,12 @@ from PIL import Image
 from torch import nn
 
 from scoresde.cli import evaluate as module
-from scoresde.cli import evaluate_report
 from scoresde.cli.main import main
 from scoresde.data import DataError, Scaling, digits, moons
 from scoresde.data.foreign import levels_of
-from scoresde.evaluation import fit_classifier
+from scoresde.evaluation.metrics import METRICS
+from scoresde.runs import evaluate_report
 from scoresde.runs import features as evaluate_features
-from scoresde.runs.metrics import METRICS
 from scoresde.runs.samples import read_samples
 
 SOME = ("--num", "24", "--resamples", "4", "--sample.steps", "2")
@@ -93,8 +91,7 @@ class TestNumbers:
         assert there["source"] == {"source": str(folder)}
 
     def test_classes_are_those_of_the_references(self, capsys, monkeypatch, images):
-        quick = partial(fit_classifier, steps=2)
-        monkeypatch.setattr(evaluate_features, "fit_classifier", quick)
+        monkeypatch.setattr(evaluate_features, "FIT_STEPS", 2)
         found = evaluate(capsys, "--checkpoint", images, *SOME)
         assert found["source"]["classes"] == "as in the test split"
         assert found["features"]["name"] == "classifier features of digits"
@@ -143,9 +140,9 @@ class TestStatistics:
         both = ("--samples", plane, "--checkpoint", points)
         flags = (*both, "--metrics", "frechet", "--statistics")
         np.savez(tmp_path / "three.npz", mu=np.zeros(3), sigma=np.eye(3))
-        assert "of 3 features, but" in refusal(capsys, *flags, tmp_path / "three.npz")
+        assert "is of 3 features, but" in refusal(capsys, *flags, tmp_path / "three.npz")
         np.savez(tmp_path / "b.npz", mu=np.zeros(2), sigma=np.eye(2), features=np.array("mine"))
-        assert "made with mine" in refusal(capsys, *flags, tmp_path / "b.npz")
+        assert "was made with mine" in refusal(capsys, *flags, tmp_path / "b.npz")
         assert "no such file" in refusal(capsys, *flags, tmp_path / "none.npz")
         unused = (*both, "--metrics", "sliced", "--statistics", tmp_path / "b.npz")
         assert "only frechet uses them" in refusal(capsys, *unused)
@@ -199,7 +196,7 @@ class TestFiles:
         assert (tmp_path / "out" / "scatter.png").stat().st_size > 1000
 
     def test_an_interruption_leaves_nothing(self, capsys, tmp_path, monkeypatch, points):
-        def interrupted(*args):
+        def interrupted(*args, **named):
             raise KeyboardInterrupt
 
         monkeypatch.setattr(module, "draw_samples", interrupted)
@@ -290,7 +287,7 @@ class TestRefusals:
             (np.zeros((0, 2)), "examples are (0, 2)"),
             (np.array([[0.0, 1.0], [np.nan, 1.0]]), "1 values are NaN"),
             (np.zeros((9, 2), int), "values are torch.int64, the data has real numbers"),
-            (np.zeros((2, 2)), "--metrics precision: needs 8 samples"),
+            (np.zeros((2, 2)), "--metrics: precision needs 8 samples"),
         ],
     )
     def test_bad_arrays(self, capsys, tmp_path, points, x, words):
@@ -321,7 +318,7 @@ class TestRefusals:
         assert not (tmp_path / "out").exists()
 
     def test_without_scipy(self, capsys, monkeypatch, points):
-        monkeypatch.setattr("scoresde.runs.metrics.find_spec", lambda name: None)
+        monkeypatch.setattr("scoresde.evaluation.metrics.find_spec", lambda name: None)
         flags = ("--checkpoint", points, *SOME)
         assert "needs scipy" in refusal(capsys, *flags, "--metrics", "wasserstein")
         assert "wasserstein" not in evaluate(capsys, *flags)["metrics"]

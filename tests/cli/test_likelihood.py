@@ -17,18 +17,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.distributions import Normal
 
 from scoresde.cli import likelihood as module
-from scoresde.cli import likelihood_report
-from scoresde.cli.likelihood import Scores, score_split
 from scoresde.cli.main import main
 from scoresde.config import build_dataset
-from scoresde.config.settings import Likelihood
 from scoresde.data import Scaling, Split
+from scoresde.registry import Scoring
+from scoresde.runs import score as library
+from scoresde.runs import score_report, scoring
 from scoresde.runs.load import load_run
+from scoresde.runs.score import Scores
+from scoresde.runs.scoring import Job, Values
 
-EXACT = Likelihood(trace="exact", batch=4)
+EXACT = Scoring(trace="exact", batch=4)
 
 
 def score(capsys, checkpoint: Path, *flags: str) -> dict[str, float]:
@@ -55,19 +58,19 @@ class TestScores:
     def test_points_of_a_normal_model(self, points):
         run = load_run(points)
         split = build_dataset(run.config.data).test
-        scores = score_split(run.model, split, Scaling(None), EXACT)
-        assert torch.allclose(scores.nats, normal_nats(split.x), atol=2e-4)
-        assert torch.allclose(scores.bits, -scores.nats / 2 / math.log(2), atol=1e-12)
-        assert scores.offset == 0
+        scores = library.score(run.model, split, settings=EXACT)
+        assert torch.allclose(scores.log_prob, normal_nats(split.x), atol=2e-4)
+        assert torch.allclose(scores.bits, -scores.log_prob / 2 / math.log(2), atol=1e-12)
+        assert score_report.report_of(scores)["offset"] == 0
 
     @pytest.mark.parametrize("trace", ["exact", "hutchinson"])
     def test_along_the_path_of_a_normal_model(self, points, trace):
         """Its Jacobian is diagonal, where probes of signs are exact."""
         run = load_run(points)
         split = build_dataset(run.config.data).test
-        settings = Likelihood(method="path", trace=trace, steps=60, batch=4)
-        scores = score_split(run.model, split, Scaling(None), settings)
-        assert torch.allclose(scores.nats, normal_nats(split.x), atol=2e-4)
+        settings = Scoring(method="path", trace=trace, steps=60, batch=4)
+        scores = library.score(run.model, split, settings=settings)
+        assert torch.allclose(scores.log_prob, normal_nats(split.x), atol=2e-4)
         assert scores.nfe == 60 + 3
 
     def test_a_pixel_is_scored_within_its_level(self, images):
@@ -76,12 +79,12 @@ class TestScores:
         scaling = run.data.scaling
         level = torch.arange(9, 17, dtype=torch.uint8)  # x > 0, where the density falls
         split = Split(level.reshape(8, 1, 1, 1).expand(8, 1, 8, 8).contiguous())
-        scores = score_split(run.model, split, scaling, EXACT)
+        scores = library.score(run.model, split, settings=EXACT)
         edges = [scaling.low + scaling.step * (level + u).double() for u in (0.0, 1.0)]
         most, least = (-(Normal(0.0, 1.0).log_prob(x) + math.log(scaling.step)) for x in edges)
         assert bool((scores.bits * math.log(2) > most - 1e-4).all())
         assert bool((scores.bits * math.log(2) < least + 1e-4).all())
-        assert scores.offset == pytest.approx(math.log2(17 / 2))
+        assert score_report.report_of(scores)["offset"] == pytest.approx(math.log2(17 / 2))
 
     @pytest.mark.parametrize("method", ["rk4", "path"])
     @pytest.mark.parametrize("trace", ["exact", "hutchinson"])
@@ -92,8 +95,8 @@ class TestScores:
         settings = {"trace": trace, "method": method, "steps": steps, "repeats": 2}
 
         def bits(batch: int, seed: int) -> torch.Tensor:
-            chosen = Likelihood(**settings, batch=batch)
-            return score_split(run.model, split, run.data.scaling, chosen, seed=seed).bits
+            chosen = Scoring(**settings, batch=batch)
+            return library.score(run.model, split, settings=chosen, seed=seed).bits
 
         assert torch.allclose(bits(2, 0), bits(5, 0), rtol=1e-5)
         assert not torch.allclose(bits(5, 0), bits(5, 1), rtol=1e-5)
@@ -103,10 +106,9 @@ class TestScores:
         split = build_dataset(run.config.data).test.take(torch.arange(4))
 
         def spread(repeats: int) -> float:
-            settings = Likelihood(trace="exact", method="euler", steps=1, repeats=repeats)
+            settings = Scoring(trace="exact", method="euler", steps=1, repeats=repeats)
             several = [
-                score_split(run.model, split, run.data.scaling, settings, seed=s).bits
-                for s in range(12)
+                library.score(run.model, split, settings=settings, seed=s).bits for s in range(12)
             ]
             return float(torch.stack(several).std(0).mean())
 
@@ -115,17 +117,25 @@ class TestScores:
     def test_labels_condition(self, wild):
         run = load_run(wild)
         split = build_dataset(run.config.data).test.take(torch.arange(3))
-        settings = Likelihood(method="rk4", steps=3)
+        settings = Scoring(method="rk4", steps=3)
         plain, given = (
-            score_split(run.model, split, run.data.scaling, settings, conditional=c).bits
+            library.score(run.model, split, settings=settings, conditional=c).bits
             for c in (False, True)
         )
         assert not torch.allclose(plain, given)
 
-    def test_the_error_is_that_of_the_mean(self):
-        bits = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)
-        assert Scores(bits, bits, 1.0, 0.0).standard_error == pytest.approx(math.sqrt(5 / 3 / 4))
-        assert math.isnan(Scores(bits[:1], bits[:1], 1.0, 0.0).standard_error)
+    def test_the_error_is_that_of_the_mean(self, points):
+        run = load_run(points)
+        job = Job(run.model, build_dataset(run.config.data).test, Scaling(None), EXACT)
+
+        def error(bits: list[float]) -> float:
+            values = Values.empty(len(bits))
+            nats = -torch.tensor(bits) * 2 * math.log(2)
+            values.put(torch.arange(len(bits)), {"nats": nats})
+            return Scores(job, values, 0.0).standard_error
+
+        assert error([1.0, 2.0, 3.0, 4.0]) == pytest.approx(math.sqrt(5 / 3 / 4))
+        assert math.isnan(error([1.0]))
 
 
 class TestCommand:
@@ -157,7 +167,7 @@ class TestCommand:
         assert main(["likelihood", "--checkpoint", str(images), *flags]) == 0
         page = capsys.readouterr().out
         assert "uniform dequantisation" in page
-        assert "17 levels, of which the units are 3.0875 bits" in page
+        assert "would have 3.0875 bits less" in page
         assert "bits/dim, 95% interval" in page
 
     def test_fixed_steps_have_no_tolerance(self, points, capsys):
@@ -181,7 +191,7 @@ class TestRefusals:
             (("--csv", ""), "--csv: empty"),
             (("--num", "21"), "there are 20 examples"),
             (("--conditional",), "trained without classes"),
-            (("--csv", "none/scores.csv"), "--csv none/scores.csv: no such folder"),
+            (("--csv", "none/scores.csv"), "--csv: none/scores.csv: no such folder"),
             (("--data", "digits"), "the model was trained on"),
             (("--likelihood.rtol", "0"), "--likelihood.rtol"),
             (("--likelihood.method", "rk5"), "--likelihood.method"),
@@ -276,7 +286,7 @@ class TestReport:
     def test_the_bound_of_a_chain(self, wild, capsys):
         flags = ("--likelihood.method", "discrete", "--likelihood.steps", "8", "--num", "3")
         report = score(capsys, wild, *flags)
-        assert report["is"] == "variational lower bound of a chain of 8 levels"
+        assert report["is"] == "variational lower bound of a chain of 8 times"
         learned = refusal(capsys, wild, *flags, "--likelihood.variance", "learned")
         assert "no learned variance" in learned
 
@@ -313,7 +323,7 @@ class TestReport:
         plain = score(capsys, wild, *flags)
         joined = score(capsys, wild, *flags, "--likelihood.importance", "true")
         assert joined["lower_bound"] == plain["lower_bound"]
-        assert any("scatter of the probes" in text for text in joined["warnings"])
+        assert any("random probes raise" in text for text in joined["warnings"])
 
     @pytest.mark.parametrize("method", ["elbo", "discrete"])
     def test_importance_weights_of_a_bound_are_refused(self, wild, capsys, method):
@@ -353,7 +363,7 @@ class TestFolder:
         def full(path: Path, **contents: object) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr(likelihood_report, "histogram", full)
+        monkeypatch.setattr(score_report, "histogram", full)
         argv = ["likelihood", "--checkpoint", str(points), "--device", "cpu", *flags]
         assert main([*argv, "--seed", "1", "--overwrite"]) == 1
         assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -378,6 +388,21 @@ class TestFolder:
         capsys.readouterr()
         report = score(capsys, images, *CHEAP, "--images", str(tmp_path))
         assert report["examples"] == 3
+
+    def test_pictures_are_fitted_as_the_data_were(self, tmp_path, capsys):
+        """Pictures of another size and kind go through the size and channels of the data."""
+        (tmp_path / "train").mkdir()
+        for k in range(24):
+            shade = np.random.default_rng(k).integers(0, 255, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(shade).save(tmp_path / "train" / f"{k}.png")
+        data = ["--data", "folder", "--data.path", str(tmp_path / "train")]
+        fitted = ["--data.size", "8", "--data.channels", "1", "--network.width", "8"]
+        few = ["--train.steps", "1", "--train.batch", "4", "--train.warmup", "0"]
+        out = tmp_path / "run"
+        assert main(["train", *data, *fitted, *few, "--out", str(out), "--device", "cpu"]) == 0
+        capsys.readouterr()
+        report = score(capsys, out, *CHEAP, "--images", str(tmp_path / "train"))
+        assert report["examples"] == 24
 
     def test_training_examples_are_labelled(self, points, capsys):
         report = score(capsys, points, "--split", "train", "--num", "2")
@@ -432,7 +457,7 @@ class TestFolder:
             raise RuntimeError("killed")
             yield
 
-        monkeypatch.setattr(module.scoring, "score", killed)
+        monkeypatch.setattr(scoring, "batches", killed)
         assert main([*argv, "--resume"]) == 1
         with np.load(tmp_path / "partial-0.npz") as kept:
             assert kept["rows"].tolist() == [0, 1]
@@ -453,7 +478,7 @@ class TestFolder:
         np.save(tmp_path / "white.npy", np.full((4, 8, 8), 255, np.uint8))
         flags = (*CHEAP, "--num", "2", "--likelihood.batch", "2", "--device", "cpu")
         other = ("--against", str(tmp_path / "white.npy"), "--out", str(tmp_path / "o"))
-        monkeypatch.setattr(module, "KEEP_SECONDS", 0.0)
+        monkeypatch.setattr(library, "KEEP_SECONDS", 0.0)
         interrupt_after(1, monkeypatch, examples=4)
         assert main(["likelihood", "--checkpoint", str(images), *flags, *other]) == 130
         error = capsys.readouterr().err
@@ -506,7 +531,7 @@ def standard_output_to(file: Path, monkeypatch) -> Iterator[None]:
 
 def interrupt_after(batches: int, monkeypatch, examples: int | None = None) -> None:
     """SIGINT comes after so many batches, of a set of so many examples if told."""
-    score_rows = module.scoring.score
+    score_rows = scoring.batches
 
     def interrupted(job, rows):
         for i, found in enumerate(score_rows(job, rows), 1):
@@ -514,17 +539,17 @@ def interrupt_after(batches: int, monkeypatch, examples: int | None = None) -> N
                 os.kill(os.getpid(), signal.SIGINT)
             yield found
 
-    monkeypatch.setattr(module.scoring, "score", interrupted)
+    monkeypatch.setattr(scoring, "batches", interrupted)
 
 
 def counted(monkeypatch) -> list[int]:
     """The sizes of the batches that are scored."""
-    sizes, score_rows = [], module.scoring.score
+    sizes, score_rows = [], scoring.batches
 
     def counting(job, rows):
         for some, found in score_rows(job, rows):
             sizes.append(len(some))
             yield some, found
 
-    monkeypatch.setattr(module.scoring, "score", counting)
+    monkeypatch.setattr(scoring, "batches", counting)
     return sizes

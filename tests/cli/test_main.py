@@ -8,10 +8,13 @@ import re
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from scoresde import registry
 from scoresde.arguments import arguments
@@ -20,7 +23,9 @@ from scoresde.cli import options as cli_options
 from scoresde.cli.flags import UsageError, parse
 from scoresde.cli.main import COMMANDS, main
 from scoresde.cli.options import InfoOptions, SampleOptions, TrainOptions
-from scoresde.config import load_config
+from scoresde.config import ConfigError, load_config
+from scoresde.config.schema import ROOT
+from scoresde.config.sections import options
 
 HELP = """
 import sys
@@ -197,6 +202,21 @@ class TestFlags:
     def test_a_missing_option_is_named(self):
         with pytest.raises(UsageError, match="--checkpoint is missing"):
             parse(SampleOptions, ["--out", "x"], "scoresde sample", ["sample"])
+
+
+WORDS = ["--config", "--out", "--resume", "--device", "vp", "1", "-1", "nan", "1e999", "null", ""]
+
+
+@settings(deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_any_command_line_is_read_or_refused(data):
+    known = [f"--{path}" for path, _ in options(ROOT)]
+    word = st.one_of(st.sampled_from(known), st.sampled_from(WORDS), st.text(max_size=6))
+    flag = st.text(max_size=6).map("--{}".format)
+    argv = data.draw(st.lists(st.one_of(word, flag), max_size=6))
+    argv = [token for token in argv if token.split("=")[0] not in ("-h", "--help")]
+    with suppress(UsageError, ConfigError):
+        load_config(None, parse(TrainOptions, argv, "scoresde", COMMANDS["train"].sections)[1])
 
 
 class TestExitCodes:

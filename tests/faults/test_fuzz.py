@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from experiments.fuzz import KINDS, MARKER, Case, Hang, Kind, Payload, intact, limited, outcome
-from scoresde.cli.flags import UsageError, parse
-from scoresde.cli.main import COMMANDS
-from scoresde.cli.options import TrainOptions
-from scoresde.config.schema import ROOT
-from scoresde.config.sections import options
 
 FEW = settings(
     max_examples=12,
@@ -33,17 +26,6 @@ def test_every_reader_works_or_says_why(kind, tmp_path):
         assert outcome(kind, case, tmp_path) in ("read", "refused")
 
     every()
-
-
-FLAGS = ["out", "resume", "device", "config", *(name for name, _ in options(ROOT))]
-TOKENS = st.one_of(st.sampled_from(FLAGS).map("--{}".format), st.text(max_size=6), st.just("vp"))
-
-
-@settings(FEW, max_examples=100)
-@given(argv=st.lists(TOKENS, max_size=6))
-def test_flags_are_read_or_refused(argv):
-    with suppress(UsageError, SystemExit):  # -h shows a page and exits
-        parse(TrainOptions, argv, "scoresde train", COMMANDS["train"].sections)
 
 
 @pytest.mark.parametrize("kind", KINDS[3:], ids=lambda kind: kind.name)

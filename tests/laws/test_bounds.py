@@ -8,15 +8,9 @@ import torch
 
 from scoresde import VP, DiscreteVP
 from scoresde.data import Scaling
-from scoresde.likelihood import (
-    LARGE,
-    LEARNED,
-    SMALL,
-    Decoder,
-    discrete_elbo,
-    discretised_gaussian,
-    elbo,
-)
+from scoresde.likelihood import discrete_elbo, elbo
+from scoresde.likelihood.dequantise import Decoder
+from scoresde.likelihood.discrete import LARGE, LEARNED, SMALL, discretised_gaussian
 from scoresde.samplers import per_sample_noise, white_noise
 from scoresde.sde import linear_betas
 from scoresde.testing import Gaussian, grid25, mostly_black

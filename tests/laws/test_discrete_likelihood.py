@@ -7,13 +7,12 @@ import torch
 
 from scoresde import EDM, VE, VP, SubVP
 from scoresde.data import Scaling
-from scoresde.likelihood import (
+from scoresde.likelihood import elbo, log_likelihood
+from scoresde.likelihood.dequantise import (
     Decoder,
     TruncatedNormal,
     Uniform,
-    elbo,
     importance_weighted,
-    log_likelihood,
     tight_time,
 )
 from scoresde.samplers import per_sample_noise

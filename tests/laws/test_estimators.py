@@ -8,26 +8,19 @@ import torch
 
 from scoresde import VP, Denoiser
 from scoresde.data import Scaling
-from scoresde.likelihood import (
-    AlongPath,
+from scoresde.likelihood import FlowEstimator, adaptive_log_likelihood, log_likelihood
+from scoresde.likelihood.confidence import bootstrap_interval, draw_error, mean
+from scoresde.likelihood.dequantise import Continuous, Decoder, TruncatedNormal, Uniform
+from scoresde.likelihood.divergence import EXACT
+from scoresde.likelihood.estimators import (
+    AdaptiveFlow,
     BlackBox,
-    Chain,
-    Continuous,
     DecodedVariational,
-    Decoder,
-    FlowEstimator,
-    Held,
-    Sketched,
-    Tolerant,
-    TruncatedNormal,
-    Uniform,
+    DiscreteBound,
+    GridFlow,
+    HutchinsonTrace,
+    HutchPlusPlusTrace,
     Variational,
-    adaptive_log_likelihood,
-    bootstrap_interval,
-    draw_error,
-    exact_trace,
-    log_likelihood,
-    mean,
 )
 from scoresde.samplers import per_sample_noise
 from scoresde.solvers import SolverError
@@ -53,10 +46,10 @@ def ends(sde):
 @pytest.mark.parametrize(
     "solver",
     [
-        AlongPath(240, None),
-        Tolerant(1e-7, 1e-7, exact_trace),
-        BlackBox("dopri8", 1e-6, 1e-6, trace=exact_trace),
-        BlackBox("rk4", steps=100, trace=exact_trace),
+        GridFlow(240, None),
+        AdaptiveFlow(1e-7, 1e-7, EXACT),
+        BlackBox("dopri8", 1e-6, 1e-6, trace=EXACT),
+        BlackBox("rk4", steps=100, trace=EXACT),
     ],
     ids=lambda s: type(s).__name__ + getattr(s, "method", ""),
 )
@@ -74,9 +67,9 @@ def test_every_solver_finds_the_density(sde, solver):
 @pytest.mark.parametrize(
     "estimator",
     [
-        FlowEstimator(AlongPath(16)),
-        FlowEstimator(Tolerant(1e-3, 1e-3, Held(2))),
-        FlowEstimator(Tolerant(1e-3, 1e-3, Sketched(1))),
+        FlowEstimator(GridFlow(16)),
+        FlowEstimator(AdaptiveFlow(1e-3, 1e-3, HutchinsonTrace(2))),
+        FlowEstimator(AdaptiveFlow(1e-3, 1e-3, HutchPlusPlusTrace(1))),
         FlowEstimator(BlackBox("rk4", steps=8)),
         Variational(8),
     ],
@@ -95,7 +88,7 @@ def test_batch_mates_never_change_a_value(estimator):
 def test_levels_are_drawn_from_the_stream_of_each_sample(law):
     k = torch.randint(0, 17, (4, 1, 2, 2), generator=torch.Generator().manual_seed(0))
     denoiser = Gaussian(torch.zeros(1, 2, 2, dtype=F64), 0.25).denoiser(VP())
-    estimator = FlowEstimator(AlongPath(12), law)
+    estimator = FlowEstimator(GridFlow(12), law)
     together = estimator(denoiser, k, LEVELS, per_sample_noise(range(4))).log_prob
     alone = estimator(denoiser, k[2:3], LEVELS, per_sample_noise([2])).log_prob
     assert torch.allclose(alone, together[2:3], rtol=0, atol=1e-9)
@@ -118,8 +111,8 @@ def test_the_model_takes_over_where_its_dequantisation_is_tight():
 def test_half_the_effort_shows_the_error_of_the_solver():
     law, sde = grid25(0.1), VP()
     x = law.sample(20, torch.Generator().manual_seed(0))
-    fine = FlowEstimator(AlongPath(48, None))
-    exact = FlowEstimator(AlongPath(400, None))
+    fine = FlowEstimator(GridFlow(48, None))
+    exact = FlowEstimator(GridFlow(400, None))
     values = [
         e(law.denoiser(sde), x, REAL, per_sample_noise(range(20))).log_prob
         for e in (fine.coarser(), fine, exact)
@@ -129,10 +122,10 @@ def test_half_the_effort_shows_the_error_of_the_solver():
     assert Variational().coarser() is None
 
 
-@pytest.mark.parametrize("solver", [AlongPath(23), BlackBox("rk4", steps=1)])
+@pytest.mark.parametrize("solver", [GridFlow(23), BlackBox("rk4", steps=1)])
 def test_too_few_steps_are_not_halved(solver):
     assert FlowEstimator(solver).coarser() is None
-    twice = AlongPath(24) if isinstance(solver, AlongPath) else BlackBox("rk4", steps=2)
+    twice = GridFlow(24) if isinstance(solver, GridFlow) else BlackBox("rk4", steps=2)
     assert twice.coarser() is not None
 
 
@@ -173,11 +166,11 @@ def test_integers_are_refused(score):
 @pytest.mark.parametrize(
     "estimator",
     [
-        FlowEstimator(AlongPath(12)),
-        FlowEstimator(Tolerant()),
+        FlowEstimator(GridFlow(12)),
+        FlowEstimator(AdaptiveFlow()),
         FlowEstimator(BlackBox()),
         Variational(),
-        Chain(8),
+        DiscreteBound(8),
     ],
     ids=lambda e: type(e).__name__ + type(getattr(e, "solver", None)).__name__,
 )
@@ -196,7 +189,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
     law = turned(2, seed=3)
     x = law.sample(repetitions * n, torch.Generator().manual_seed(5))
     noise = per_sample_noise(range(len(x)))
-    values = FlowEstimator(AlongPath(24))(law.denoiser(sde), x, REAL, noise).log_prob
+    values = FlowEstimator(GridFlow(24))(law.denoiser(sde), x, REAL, noise).log_prob
     t0, _ = ends(sde)
     alpha, sigma = float(sde.alpha(t0)), float(sde.sigma(t0))
     covariance = alpha**2 * law.cov + sigma**2 * torch.eye(2, dtype=F64)

@@ -9,7 +9,13 @@ import torch
 
 from scoresde import EDM, VP, Denoiser, ScoreModel, SubVP, bits_per_dim, log_likelihood
 from scoresde import parameterization as params
-from scoresde.likelihood import Exact, Hutchinson, exact, hutchinson, rademacher
+from scoresde.likelihood import (
+    Exact,
+    Hutchinson,
+    adaptive_log_likelihood,
+    path_log_likelihood,
+)
+from scoresde.likelihood.divergence import EXACT, HutchPlusPlus, rademacher
 from scoresde.nn import UNet
 from scoresde.testing import Gaussian, Mixture, grid25
 from tests.laws.test_samplers import ExactNetwork
@@ -28,7 +34,7 @@ def test_exact_gaussian_likelihood(sde, gaussian):
     def terminal(x):
         return gaussian.log_prob(x, sde, at(sde, "t_max"))
 
-    got = log_likelihood(gaussian.denoiser(sde), x, exact, prior=terminal)
+    got = log_likelihood(gaussian.denoiser(sde), x, EXACT, prior=terminal)
     truth = gaussian.log_prob(x, sde, at(sde, "t_min"))
     assert (got.log_prob - truth).abs().max() < 1e-5 * 4
     assert (got.standard_error == 0).all()
@@ -162,7 +168,7 @@ def test_hutchinson_is_unbiased_and_knows_its_error():
     assert got.standard_error.mean() > 0.05
     assert abs(z.mean()) < 4 / math.sqrt(64)
     assert 0.7 < z.std() < 1.4
-    single = log_likelihood(data.denoiser(sde), x, hutchinson(rademacher(x, 1, g)[0]))
+    single = log_likelihood(data.denoiser(sde), x, Hutchinson(rademacher(x, 1, g)))
     assert single.standard_error.isnan().all()
 
 
@@ -236,3 +242,32 @@ def test_the_exact_trace_keeps_no_graph():
     assert torch.allclose(trace[0], x.exp().sum(1))
     gc.collect()
     assert freed[0]() is None
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_parallel_directions_of_a_sketch_do_not_stall_the_solver(sign):
+    """The second of two parallel columns is left out, and the estimate stays that of the rest."""
+    g = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(8, 8, generator=g, dtype=F64)).Q
+    variances = 10 ** torch.linspace(0, -4, 8, dtype=F64)
+    data = Gaussian(torch.zeros(8, dtype=F64), (basis * variances) @ basis.T)
+    x = data.sample(1, torch.Generator().manual_seed(3))
+    sketch, probes = (rademacher(x, n, g) for n in (1, 2))
+    options = {"method": "dopri5", "rtol": 1e-5, "atol": 1e-5, "max_nfe": 1000}
+    one = log_likelihood(data.denoiser(VP()), x, HutchPlusPlus(sketch, probes), **options)
+    both = HutchPlusPlus(torch.cat([sketch, sign * sketch]), probes)
+    two = log_likelihood(data.denoiser(VP()), x, both, **options)
+    torch.testing.assert_close(two.log_prob, one.log_prob, rtol=1e-3, atol=1e-3)
+    assert two.nfe <= 2 * one.nfe
+
+
+@pytest.mark.parametrize("solve", [log_likelihood, adaptive_log_likelihood, path_log_likelihood])
+def test_scalar_samples(solve):
+    """x (B,) has the log-density of the same numbers as x (B, 1)."""
+    data = Gaussian(torch.zeros(1, dtype=F64), torch.full((1, 1), 0.25, dtype=F64))
+    columns = data.denoiser(VP())
+    scalars = Denoiser(VP(), lambda x, t: columns.predict(x[:, None], t)[:, 0])
+    x = torch.linspace(-1, 1, 5, dtype=F64)
+    expected = solve(columns, x[:, None])
+    torch.testing.assert_close(solve(scalars, x).log_prob, expected.log_prob)
+    assert solve(scalars, x).latent.shape == (5,)

@@ -7,14 +7,9 @@ import pytest
 import torch
 
 from scoresde import EDM, VP, Denoiser
-from scoresde.likelihood import (
-    HutchPlusPlus,
-    Orthogonal,
-    exactly,
-    gregory,
-    path_log_likelihood,
-    rademacher,
-)
+from scoresde.likelihood import path_log_likelihood
+from scoresde.likelihood.divergence import EXACT, HutchPlusPlus, rademacher
+from scoresde.likelihood.path import Orthogonal, gregory
 from scoresde.testing import Gaussian, Mixture
 
 F64 = torch.float64
@@ -53,16 +48,17 @@ def test_steps_between_the_nodes_refine_the_path_alone():
     prior = lambda x: data.log_prob(x, sde, at(sde, "t_max"))  # noqa: E731
     read = []
 
-    def counted(k, x):
-        read.append(k)
-        return exactly(k, x)
+    class Counted:
+        def at(self, k, x):
+            read.append(k)
+            return EXACT
 
     truth = data.flow(x, sde, at(sde, "t_min"), at(sde, "t_max"))
     errors = []
     for between in (1, 2, 4):
         read.clear()
         got = path_log_likelihood(
-            data.denoiser(sde), x, counted, prior=prior, nodes=32, between=between
+            data.denoiser(sde), x, Counted(), prior=prior, nodes=32, between=between
         )
         assert len(set(read)) == 33
         errors.append(float((got.latent - truth).abs().max()))

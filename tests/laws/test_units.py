@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from scoresde.data import Scaling
-from scoresde.likelihood import AlongPath, Chain, FlowEstimator, Variational
+from scoresde.likelihood import FlowEstimator
+from scoresde.likelihood.estimators import DiscreteBound, GridFlow, Variational
 from scoresde.samplers import per_sample_noise
 from scoresde.testing import Gaussian
 
@@ -15,7 +16,11 @@ F64 = torch.float64
 
 @pytest.mark.parametrize(
     "estimator",
-    [FlowEstimator(AlongPath(120, None)), Variational(times=64), Chain(steps=200, times=200)],
+    [
+        FlowEstimator(GridFlow(120, None)),
+        Variational(times=64),
+        DiscreteBound(steps=200, times=200),
+    ],
     ids=lambda e: type(e).__name__,
 )
 def test_nats_are_those_of_the_data_in_their_own_units(sde, estimator):

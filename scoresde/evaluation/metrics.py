@@ -1,4 +1,4 @@
-"""The numbers of ``scoresde evaluate``: each with its error, and what real data would get."""
+"""The metrics by name: each value with its error, and the value that real data would have."""
 
 from __future__ import annotations
 
@@ -6,44 +6,39 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
-from scoresde.runs.progress import Advance
-from scoresde.evaluation import (
-    Estimate,
-    Moments,
-    by_halves,
-    copies,
-    copy_rate,
-    coverage,
-    density,
-    directions,
-    frechet_distance,
-    gaussian_mmd2,
-    kid,
-    moments,
-    precision,
-    recall,
-    share,
-    sliced_wasserstein,
-    two_sample_test,
-    wasserstein,
-)
-from scoresde.evaluation.resampling import Measure
+from scoresde.evaluation.copying import copies, copy_rate
+from scoresde.evaluation.gaussian import Moments, frechet_distance, moments
+from scoresde.evaluation.kernels import gaussian_mmd2, kid
+from scoresde.evaluation.neighbours import coverage, density, precision, recall
+from scoresde.evaluation.resampling import Estimate, Measure, by_halves, share
+from scoresde.evaluation.transport import directions, sliced_wasserstein, wasserstein
 from scoresde.evaluation.two_sample import LEAST as TESTED
+from scoresde.evaluation.two_sample import two_sample_test
 
+RESAMPLES = 50
+"""Random halves that an error is found from."""
 LINES = 256
 """Random lines of the sliced distance; always the same."""
 
-Compare = Callable[[Tensor, Tensor, int, torch.Generator], Estimate]
-"""Of samples (N, D), references (M, D) and a number of halves for the error."""
+NEGATIVE = "unbiased, so a value below 0 is an estimate of a distance near 0"
+
+Tick = Callable[[], object]
+Compare = Callable[[Tensor, Tensor, int, torch.Generator, Tick], Estimate]
+"""Of samples (N, D), references (M, D), a number of halves for the error, and a function called
+after each of them."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A comparison by its name: what is better, the items it needs, and the most it is given."""
+    """A comparison of two sets: its title, which values are better, and how it is computed.
+
+    It needs ``least`` items of each set, and at most ``most`` are used.
+    """
 
     title: str
     better: str
@@ -55,10 +50,10 @@ class Metric:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the report; None is unknown or has no meaning.
+    """The value of a metric with its standard error; None is unknown or has no meaning.
 
-    ``real`` is the value of other real data in the samples' place, ``halves`` that of two halves
-    of the references, ``extrapolated`` the value for endless items.
+    ``real`` is the value of other real data in place of the samples, ``halves`` that of two halves
+    of the references, ``extrapolated`` the value for an infinite number of items.
     """
 
     title: str
@@ -75,18 +70,24 @@ class Row:
 
 @dataclass(frozen=True)
 class Sets:
-    """Features (N, D) of the samples, of the references, and of other real data."""
+    """Features (N, D) of the samples, of the references, and of other real data, if any."""
 
     samples: Tensor
     references: Tensor
-    others: Tensor
+    others: Tensor | None = None
+
+
+def _silent() -> None:
+    """A tick that shows nothing."""
 
 
 def halved(measure: Measure) -> Compare:
     """With an error from random halves."""
 
-    def compare(x: Tensor, y: Tensor, resamples: int, generator: torch.Generator) -> Estimate:
-        return by_halves(measure, x, y, resamples, generator)
+    def compare(
+        x: Tensor, y: Tensor, resamples: int, generator: torch.Generator, tick: Tick = _silent
+    ) -> Estimate:
+        return by_halves(measure, x, y, resamples, generator, tick)
 
     return compare
 
@@ -105,11 +106,15 @@ def _sliced(x: Tensor, y: Tensor) -> float:
     return sliced_wasserstein(x, y, lines)
 
 
-def _tested(x: Tensor, y: Tensor, resamples: int, generator: torch.Generator) -> Estimate:
+def _tested(
+    x: Tensor, y: Tensor, resamples: int, generator: torch.Generator, tick: Tick = _silent
+) -> Estimate:
     return two_sample_test(x, y, generator)
 
 
-def _copied(x: Tensor, y: Tensor, resamples: int, generator: torch.Generator) -> Estimate:
+def _copied(
+    x: Tensor, y: Tensor, resamples: int, generator: torch.Generator, tick: Tick = _silent
+) -> Estimate:
     return share(copies(x, y))
 
 
@@ -146,7 +151,7 @@ def require_enough(names: Iterable[str], samples: int, references: int) -> None:
         least = METRICS[name].least
         if min(samples, references) < least:
             raise ValueError(
-                f"--metrics {name}: needs {least} samples and as many references, got {samples} "
+                f"metrics: {name} needs {least} samples and as many references, got {samples} "
                 f"and {references}; give more, or leave it out"
             )
 
@@ -156,11 +161,11 @@ def rows(
     features: Sets,
     raw: Sets,
     *,
-    given: Moments | None,
-    titles: Mapping[str, str],
-    resamples: int,
-    seed: int,
-    advance: Advance,
+    given: Moments | None = None,
+    titles: Mapping[str, str] = MappingProxyType({}),
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    advance: Callable[[int, str], None] = lambda n, name: None,
 ) -> Iterator[tuple[str, Row]]:
     """The rows of the metrics named, each from random numbers of its own.
 
@@ -169,67 +174,77 @@ def rows(
     ``titles`` replace some of the table's.
     """
     for name in names:
+
+        def tick(name: str = name) -> None:
+            advance(0, name)
+
         metric = METRICS[name]
         metric = replace(metric, title=titles.get(name, metric.title))
         if name == COPIES:
             yield name, _copies_row(metric, raw)
         elif name == "frechet":
-            yield name, _frechet_row(metric, features, given, resamples, seed)
+            yield name, _frechet_row(metric, features, given, resamples, seed, tick)
         else:
-            yield name, _row(metric, features, resamples, seed)[0]
+            yield name, _row(metric, features, resamples, seed, tick)[0]
         advance(1, name)
 
 
-def _row(metric: Metric, sets: Sets, resamples: int, seed: int) -> tuple[Row, Estimate]:
+def _row(
+    metric: Metric, sets: Sets, resamples: int, seed: int, tick: Tick
+) -> tuple[Row, Estimate]:
     x, y = sets.samples[: metric.most], sets.references[: metric.most]
 
-    def plain(a: Tensor, b: Tensor) -> float | None:
+    def plain(a: Tensor | None, b: Tensor) -> float | None:
         """Without an error, where there are enough of both."""
-        if min(len(a), len(b)) < metric.least:
+        if a is None or min(len(a), len(b)) < metric.least:
             return None
-        return metric.compare(a, b, 0, torch.Generator().manual_seed(seed)).value
+        return metric.compare(a, b, 0, torch.Generator().manual_seed(seed), _silent).value
 
-    found = metric.compare(x, y, resamples, torch.Generator().manual_seed(seed))
+    found = metric.compare(x, y, resamples, torch.Generator().manual_seed(seed), tick)
     row = Row(
         title=metric.title,
         better=metric.better,
         value=found.value,
         error=_known(found.error),
-        real=plain(sets.others[: len(x)], y),
+        real=plain(None if sets.others is None else sets.others[: len(x)], y),
         halves=plain(y[: len(y) // 2], y[len(y) // 2 :]),
         extrapolated=None,
         samples=len(x),
         references=len(y),
     )
+    if any(value is not None and value < 0 for value in (row.value, row.real, row.halves)):
+        row = replace(row, notes=[NEGATIVE])
     return row, found
 
 
 def _frechet_row(
-    metric: Metric, sets: Sets, given: Moments | None, resamples: int, seed: int
+    metric: Metric, sets: Sets, given: Moments | None, resamples: int, seed: int, tick: Tick
 ) -> Row:
     """Too few features for a covariance are noted; with enough the limit of many is estimated."""
     if given is not None:
         metric = replace(metric, compare=halved(lambda a, b: frechet_distance(moments(a), given)))
-    row, found = _row(metric, sets, resamples, seed)
+    row, found = _row(metric, sets, resamples, seed, tick)
     dimensions = sets.samples.shape[1]
     fewest = row.samples if given is not None else min(row.samples, len(sets.references))
     if given is not None:
         row = replace(row, halves=None, references=None)
     if fewest <= dimensions:
-        return replace(row, notes=[f"rank-deficient: {fewest} items in {dimensions} dimensions"])
+        return replace(
+            row, notes=[*row.notes, f"rank-deficient: {fewest} items in {dimensions} dimensions"]
+        )
     full = fewest // 2 > dimensions
     return replace(row, extrapolated=_known(found.extrapolated) if full else None)
 
 
 def _copies_row(metric: Metric, sets: Sets) -> Row:
-    """The share of samples, and of other real data, that copy a training example."""
+    """The proportion of samples, and of other real data, that copy a training example."""
     found = share(copies(sets.samples, sets.references))
     return Row(
         title=metric.title,
         better=metric.better,
         value=found.value,
         error=found.error,
-        real=copy_rate(sets.others, sets.references),
+        real=None if sets.others is None else copy_rate(sets.others, sets.references),
         halves=None,
         extrapolated=None,
         samples=len(sets.samples),
@@ -242,7 +257,7 @@ def _known(value: float) -> float | None:
 
 
 def defaults(images: bool) -> list[str]:
-    """What is measured unless told, in the order of the table, without what lacks a package."""
+    """The metrics by default, in the order of the table, without those that lack a package."""
     wanted = OF_IMAGES if images else OF_POINTS
     return [name for name in METRICS if name in wanted and _missing(name) is None]
 
@@ -251,7 +266,7 @@ def require_packages(names: Iterable[str]) -> None:
     """Raise ValueError for a metric that needs a package which is not there."""
     for name in names:
         if (package := _missing(name)) is not None:
-            raise ValueError(f"--metrics {name}: needs {package}; pip install {package}")
+            raise ValueError(f"metrics: {name} needs {package}; pip install {package}")
 
 
 def _missing(name: str) -> str | None:

@@ -1,10 +1,10 @@
-"""What ``scoresde evaluate`` leaves: a page with the table, its numbers as JSON, a picture."""
+"""The report of an evaluation: a page with the table, its numbers as JSON, a picture."""
 
 from __future__ import annotations
 
-import io
 import json
 import math
+import textwrap
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -16,59 +16,60 @@ from scoresde.data import Dataset
 from scoresde.evaluation import nearest, neighbour_grid, save_png, scatter
 from scoresde.runs.results import Make, replace_all
 
-REPORT = "evaluate.json"
-PAGE = "evaluate.txt"
+REPORT, PAGE = "evaluate.json", "evaluate.txt"
 FILES = (REPORT, PAGE, "neighbours.png", "scatter.png")
 PAIRS = 48
+WIDTH = 79
 
 
 def require_free(folder: Path, overwrite: bool) -> None:
     """Raise ValueError unless a report may go into the folder."""
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder}: a file, not a folder; give another --out")
+        raise ValueError(f"out: {folder} is a file; give a folder")
     held = [name for name in FILES if (folder / name).exists()]
     if held and not overwrite:
-        raise ValueError(f"{folder}: holds {held[0]}; give another --out, or --overwrite")
+        raise ValueError(f"out: {folder} holds {held[0]}; give another folder, or overwrite=True")
 
 
 def page(report: Mapping[str, Any], seconds: float) -> str:
-    """The table, and what its columns are."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("", "samples", "real", "halves", "better", header_style="bold")
-    for row in report["metrics"].values():
-        value = _with_error(row["value"], row["error"])
-        cells = (row["title"], value, _cell(row["real"]), _cell(row["halves"]), row["better"])
-        table.add_row(*cells)
-    console = Console(file=io.StringIO(), width=100, highlight=False)
-    console.print(table)
+    """The table, then an explanation of its columns, at most 79 columns wide."""
+    head = ("", "samples", "real", "halves", "better")
+    table = [head, *(_cells(row) for row in report["metrics"].values())]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ["  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)) for row in table]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    text = [line.rstrip() for line in lines]
     for line in _lines(report, seconds):
-        console.print(line, markup=False, soft_wrap=True)
-    assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue().rstrip("\n")
+        text += textwrap.wrap(line, WIDTH, subsequent_indent="    ", break_on_hyphens=False)
+    return "\n".join(text)
+
+
+def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    value = _with_error(row["value"], row["error"])
+    return row["title"], value, _cell(row["real"]), _cell(row["halves"]), row["better"]
 
 
 def _lines(report: Mapping[str, Any], seconds: float) -> list[str]:
     other = "training" if report["against"] == "test" else "test"
     accuracy = report["features"].get("test_accuracy")
-    judged = (
-        "" if accuracy is None else f", whose classifier reads {accuracy:.1%} of the test split"
-    )
+    judged = f" (right about {accuracy:.1%} of the test split)" if accuracy is not None else ""
     lines = [
+        "",
         f"{report['samples']} samples against the {report['references']} examples of the "
         f"{report['against']} split of {report['data']}, in {seconds:.1f} s",
-        f"in {report['features']['name']}{judged}",
-        f"real: {report['real']} {other} examples in the samples' place (of the copy rate: the "
-        "test split); halves: one half of the references against the other",
+        f"compared by: {report['features']['name']}{judged}",
+        f"real: the value of {report['real']} {other} examples in place of the samples; for the "
+        "copy rate, that of the test split",
+        "halves: the value of one half of the references against the other",
     ]
     if report["statistics"] is not None:
-        lines.append(f"Frechet distance from the statistics in {report['statistics']}")
+        lines.append(f"Frechet distance: from the statistics in {report['statistics']}")
     for row in report["metrics"].values():
         lines += [f"{row['title']}: {note}" for note in row["notes"]]
         if row["extrapolated"] is not None:
-            limit = f"about {row['extrapolated']:.4g} for endless items"
-            lines.append(f"{row['title']}: {limit}")
+            lines.append(
+                f"{row['title']}: about {row['extrapolated']:.4g} for an infinite number of items"
+            )
     return lines
 
 

@@ -1,0 +1,11 @@
+"""Numbers that every metric refuses."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def require_finite(*sets: Tensor) -> None:
+    """Raise ValueError for NaN or infinity: no distance to such a point means anything."""
+    if not all(bool(part.isfinite().all()) for part in sets):
+        raise ValueError("samples or references hold NaN or infinity; leave those out")

@@ -1,0 +1,337 @@
+"""Scoring data: log p of every example, and how sure its mean is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from scoresde.arguments import nearest
+from scoresde.config import build
+from scoresde.data import Dataset, Scaling, Split, examples
+from scoresde.likelihood.confidence import mean
+from scoresde.parameterization import ScoreModel
+from scoresde.registry import Scoring
+from scoresde.runs import scoring
+from scoresde.runs.compatibility import require_same_data
+from scoresde.runs.processes import World
+from scoresde.runs.progress import Progress, silent
+from scoresde.runs.results import require_writable
+from scoresde.runs.scoring import Job, Partial, Values
+from scoresde.sde import SDE
+
+FILES = ("likelihood.json", "values.csv", "values.npz", "histogram.png")
+KEEP_SECONDS = 5.0
+ALONE = World()
+
+
+class Stopped(RuntimeError):
+    """Scoring was stopped before every example had a value."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """log p of every example, in nats and in bits, with the error of its mean."""
+
+    job: Job
+    values: Values
+    seconds: float
+
+    @property
+    def log_prob(self) -> Tensor:
+        """log p (N,) in nats: of pixel levels, or a density in the units of the data."""
+        return self.values.columns["nats"]
+
+    @property
+    def bits(self) -> Tensor:
+        """Bits per dimension (N,), -log2 p / D."""
+        return self.job.bits(self.log_prob)
+
+    @property
+    def bits_per_dim(self) -> float:
+        """The mean over the examples."""
+        return mean(self.bits).value
+
+    @property
+    def standard_error(self) -> float:
+        """The standard error of ``bits_per_dim``; NaN for a single example."""
+        return mean(self.bits).error
+
+    @property
+    def bound(self) -> Tensor | None:
+        """The lower bound of log p (N,) in nats, where it was asked for."""
+        return self.values.columns["bound"] if self.job.bound else None
+
+    @property
+    def nfe(self) -> float:
+        """Network calls for each draw, in the mean over the examples."""
+        return float(self.values.columns["nfe"].mean())
+
+
+def score(
+    model: ScoreModel,
+    data: Any,
+    *,
+    label: Any = None,
+    split: Literal["test", "train"] = "test",
+    num: int | None = None,
+    conditional: bool | None = None,
+    bound: bool = False,
+    seed: int = 0,
+    settings: Scoring | None = None,
+    out: Path | str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress = silent,
+    stopping: Callable[[], bool] = lambda: False,
+    **changes: Any,
+) -> Scores:
+    """Score examples: log p of each, in the units of the data.
+
+    The value of an example is a function of the seed and its row alone. Further keyword arguments
+    are fields of ``registry.Scoring``, such as ``method="adaptive"`` or ``trace="exact"``.
+
+    Args:
+        model: trained model, such as ``load`` returns.
+        data: examples: a tensor, a pair (x, label), a Split, a Dataset, or a path.
+        label: class of every example of a tensor.
+        split: the part of a Dataset.
+        num: number of examples, from the first on; all by default.
+        conditional: score log p(x | y) instead of log p(x); by default where labels are given
+            beside a tensor and the model was trained with classes.
+        bound: also find the variational lower bound.
+        seed: seed of all random draws.
+        settings: how log p is found; by default as the configuration of the model says.
+        out: folder that keeps the values so far, for ``resume``.
+        resume: continue with the values that an interrupted call left in ``out``.
+        overwrite: replace what ``out`` holds.
+        progress: shows how many examples are scored.
+        stopping: asked after every batch; True stops there.
+
+    Raises ValueError for arguments that do not fit, RuntimeError for values that are not finite,
+    Stopped when ``stopping`` was true, and SolverError as the solvers do.
+    """
+    if settings is None:
+        changes = {"check": 0, **changes}  # these values are for a report
+    chosen = chosen_settings(model, settings, changes)
+    job = prepared(
+        model,
+        data,
+        chosen,
+        label=label,
+        split=split,
+        num=num,
+        conditional=conditional,
+        bound=bound,
+        seed=seed,
+    )
+    part = None if out is None else kept(job, Path(out), resume=resume, overwrite=overwrite)
+    found = scored(job, part, progress=progress, stopping=stopping)
+    if part is not None:
+        part.remove()
+    return found
+
+
+def chosen_settings(
+    model: ScoreModel, settings: Scoring | None, changes: dict[str, Any]
+) -> Scoring:
+    """The settings to score by. Raises ValueError for a name that is no setting."""
+    known = [field.name for field in fields(Scoring)]
+    for name in changes:
+        if name not in known:
+            raise ValueError(f"unknown setting {name!r}; {nearest(name, known)}")
+    if settings is None:
+        settings = Scoring() if model.config is None else build(model.config.likelihood)
+    return replace(settings, **changes)
+
+
+def prepared(
+    model: ScoreModel,
+    data: Any,
+    settings: Scoring,
+    *,
+    label: Any = None,
+    split: Literal["test", "train"] = "test",
+    num: int | None = None,
+    conditional: bool | None = None,
+    bound: bool = False,
+    seed: int = 0,
+) -> Job:
+    """The job that ``score`` does with these arguments, checked before anything is computed."""
+    t0, sde, notes = settings.t0, model.sde, list[str]()
+    _require_start(t0, sde)
+    found, name, classes = _examples(model, data, label, split)
+    given = label is not None or (isinstance(data, tuple) and len(data) == 2)
+    if conditional is None:
+        config, known = model.config, model.data
+        named = known is not None and known.classes is not None
+        conditional = given and (named if config is None else config.conditional)
+    _require_classes(model, conditional, found, classes, name)
+    if num is not None:
+        if not 1 <= num <= len(found):
+            raise ValueError(f"num: there are {len(found)} examples, got {num}")
+        found = found.take(torch.arange(num))
+        notes.append(f"the first {num} examples only")
+    if split == "train" and isinstance(data, Dataset):
+        notes.append("examples that the model was trained on")
+    scaling = Scaling() if model.data is None else model.data.scaling
+    return Job(model, found, scaling, settings, name, bound, conditional, seed, notes=tuple(notes))
+
+
+def scored(
+    job: Job,
+    part: Partial | None = None,
+    world: World = ALONE,
+    barrier: Callable[[], None] = lambda: None,
+    progress: Progress = silent,
+    stopping: Callable[[], bool] = lambda: False,
+) -> Scores:
+    """Do a job. ``part`` keeps the values so far; the processes of a world share the rows.
+
+    Of several processes, which need a ``part``, the first has all values. Raises Stopped with the
+    values kept when ``stopping`` was true before all were there.
+    """
+    started, n = time.perf_counter(), len(job.split)
+    barrier()  # what overwrite deletes is gone
+    values = Values.empty(n) if part is None else part.read(n)
+    before = values.done
+    barrier()  # all have read before any writes
+    if part is not None and world.rank == 0 and len(before):
+        # Of another number of processes: the files of the others are about to be replaced.
+        part.write(values, before)
+    barrier()
+    everything = torch.arange(n)
+    rows = world.share(everything[~torch.isin(everything, before)])
+    own = torch.cat([before, rows]) if world.rank == 0 else rows
+    last = time.monotonic()
+    with progress(len(own), "scored") as advance:
+        advance(len(own) - len(rows))
+        for some, found in scoring.batches(job, rows):
+            values.put(some, found)
+            so_far = mean(job.bits(values.columns["nats"][values.done]))
+            advance(len(some), f"{with_error(*so_far)} bits/dim")
+            stop = stopping()
+            if part is not None and (stop or time.monotonic() - last >= KEEP_SECONDS):
+                part.write(values, own)
+                last = time.monotonic()
+            if stop and len(values.done) < n:
+                where = "nothing is kept without out"
+                if part is not None:
+                    where = f"kept in {part.folder}; go on with resume=True"
+                raise Stopped(f"{len(values.done)} of {n} examples scored, {where}")
+    if part is not None and world.size > 1:
+        part.write(values, own)
+    barrier()
+    if part is not None and world.rank == 0 and world.size > 1:
+        values = part.read(n).joined(values)
+    if world.rank == 0 and (missing := n - len(values.done)):
+        raise RuntimeError(f"{missing} examples have no value; go on with resume=True")
+    return Scores(job, values, time.perf_counter() - started)
+
+
+def with_error(value: float, error: float | None) -> str:
+    """A number with its error, where that is known."""
+    known = error is not None and error == error
+    return f"{value:.4f} +- {error:.4f}" if known else f"{value:.4f}"
+
+
+def kept(
+    job: Job, out: Path, rank: int = 0, *, resume: bool = False, overwrite: bool = False
+) -> Partial:
+    """The values so far of a job in a folder, in which nothing of another job may be.
+
+    Raises ValueError for a folder in use, OSError for one that cannot be written.
+    """
+    require_room(out, resume=resume, overwrite=overwrite)
+    require_writable(out)
+    part = Partial(out, scoring.key(job), rank)
+    if overwrite and rank == 0:
+        part.remove()
+    return part
+
+
+def require_room(out: Path, *, resume: bool = False, overwrite: bool = False) -> None:
+    """Raise ValueError unless the values and the report of a job may go into a folder."""
+    if resume and overwrite:
+        raise ValueError("resume=True and overwrite=True exclude each other; give one of them")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out: {out} is a file; give a folder")
+    interrupted = bool(list(out.glob("partial-*.npz")))
+    if resume and not interrupted:
+        raise ValueError(f"resume: {out} holds nothing to go on with; leave it out")
+    if resume or overwrite:
+        return
+    if taken := [name for name in FILES if (out / name).exists()]:
+        raise ValueError(f"out: {out} holds {taken[0]}; give another folder, or overwrite=True")
+    if interrupted:
+        raise ValueError(
+            f"out: {out} holds an interrupted evaluation; go on with resume=True, or "
+            "overwrite=True"
+        )
+
+
+# The examples ------------------------------------------------------------------------------------
+
+
+def _examples(
+    model: ScoreModel, data: Any, label: Any, split: str
+) -> tuple[Split, str, tuple[str, ...] | None]:
+    """The examples to score, their name, and the names of their classes."""
+    known = model.data
+    if isinstance(data, Dataset):
+        if known is not None:
+            require_same_data(data, known)
+        chosen = data.train if split == "train" else data.test
+        return chosen, f"{data.name}, {split} split", data.classes
+    path = isinstance(data, str | Path)
+    name = str(data) if path else "data"
+    if known is not None:
+        of_pictures = {} if model.config is None else model.config.data.values
+        fit = {key: of_pictures.get(key) for key in ("size", "channels")} if path else {}
+        found = examples(
+            data, known.shape, known.scaling, label=label, classes=known.classes, **fit
+        )
+        return found, name, known.classes
+    x = data[0] if isinstance(data, tuple) else getattr(data, "x", data)
+    if path or not hasattr(x, "shape"):
+        raise ValueError(
+            "data: the model does not say what it was trained on; give a tensor in model units"
+        )
+    return examples(data, tuple(x.shape[1:]), Scaling(), label=label), name, None
+
+
+def _require_start(t0: float | None, sde: SDE) -> None:
+    """Raise ValueError for a time that the model was not trained at."""
+    if t0 is not None and not sde.t_min <= t0 < sde.t_max:
+        raise ValueError(
+            f"likelihood.t0: need {sde.t_min:g} to below {sde.t_max:g}, where the model was "
+            f"trained, got {t0:g}"
+        )
+
+
+def _require_classes(
+    model: ScoreModel,
+    conditional: bool,
+    split: Split,
+    classes: tuple[str, ...] | None,
+    name: str,
+) -> None:
+    """Raise ValueError where a model needs labels or cannot take them."""
+    config, known = model.config, model.data
+    if not conditional:
+        if config is not None and config.conditional and config.train.label_dropout == 0:
+            raise ValueError(
+                "this model never learned to do without a class (train.label_dropout=0); "
+                "give conditional=True"
+            )
+        return
+    if config is not None and not config.conditional:
+        raise ValueError("conditional: this model was trained without classes; leave it out")
+    if split.label is None or (known is not None and classes != known.classes):
+        trained = "the model" if known is None else known.name
+        raise ValueError(f"conditional: {name} has not the classes of {trained}; leave it out")

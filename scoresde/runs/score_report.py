@@ -1,0 +1,280 @@
+"""The report of scored data: the mean and its errors, a table, a histogram."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import textwrap
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from scoresde.atomic import atomic_write, writing
+from scoresde.evaluation.figures import histogram
+from scoresde.likelihood.bounds import terminal_gap
+from scoresde.likelihood.confidence import Mean, bootstrap_interval, draw_error, mean
+from scoresde.likelihood.dequantise import middles
+from scoresde.runs.results import Make, replace_all, save_arrays
+from scoresde.runs.score import FILES, Scores, with_error
+from scoresde.runs.scoring import Job
+from scoresde.solvers import FIXED_STEP_METHODS
+
+LEVEL = 0.95
+WIDTH = 79
+
+
+def report_of(scores: Scores, other: Scores | None = None) -> dict[str, Any]:
+    """Everything that is known of the mean, as JSON has it; ``other`` is a set to tell apart."""
+    job, bits, settings = scores.job, scores.bits, scores.job.settings
+    values, scaling = scores.values, job.scaling
+    in_nats, again, coarse = mean(scores.log_prob), values.known("again"), values.known("coarse")
+
+    def column(name: str, rows: torch.Tensor) -> torch.Tensor:
+        return job.bits(values.columns[name][rows])
+
+    # A value is a mean of all draws already, and so is the one scored again.
+    draws = draw_error(column("nats", again), column("again", again), len(bits))
+    solver = None
+    if len(coarse):
+        change = mean(column("coarse", coarse) - column("nats", coarse))
+        solver = {"change": change.value, "se": _number(change.error), "examples": len(coarse)}
+    bound = None
+    if job.beside is not None and scores.bound is not None:
+        bound = {**_as_bits(mean(job.bits(scores.bound))), "is": job.beside.bounds}
+    return {
+        "data": job.name,
+        "examples": len(bits),
+        **_as_bits(mean(bits)),
+        "interval": None if len(bits) < 2 else list(bootstrap_interval(bits, LEVEL)),
+        "draws_se": _number(draws),
+        "solver_error": solver,
+        "lower_bound": bound,
+        "nats": in_nats.value,
+        "nats_se": _number(in_nats.error),
+        "is": job.estimator.bounds,
+        "warnings": _warnings(job),
+        "levels": scaling.levels,
+        "t0": job.estimator.start(job.model.sde, scaling),
+        "prior_gap": prior_gap(job),
+        "offset": 0.0 if scaling.levels is None else 0.0 - math.log2(scaling.step),
+        "against": None if other is None else _against(scores, other),
+        "conditional": job.conditional,
+        "seed": job.seed,
+        "nfe": scores.nfe,
+        "seconds": scores.seconds,
+        **{k: v for k, v in asdict(settings).items() if k not in ("t0", "dequantisation")},
+        "dequantisation": None if scaling.levels is None else settings.law,
+    }
+
+
+def prior_gap(job: Job) -> float:
+    """A bound on the cost of the prior in place of the law at t_max, in bits per dimension.
+
+    KL(q(x_T | x) | prior), averaged over the data, levels at the end that is further from 0.
+    """
+    sde, scaling = job.model.sde, job.scaling
+    x = middles(job.split.x, scaling)
+    if scaling.levels is not None:
+        x = x + x.sign() * scaling.step / 2
+    gap = terminal_gap(sde, x, torch.tensor(sde.t_max, dtype=torch.float64))
+    return float(gap.mean()) / x[0].numel() / math.log(2)
+
+
+def _warnings(job: Job) -> list[str]:
+    """Facts without which the number would mislead."""
+    settings, config, found = job.settings, job.model.config, list[str]()
+    if job.scaling.levels is not None and config is not None:
+        uniform, dithered = settings.law == "uniform", config.train.dither
+        if uniform and not dithered:
+            found.append(
+                "the model was trained on the levels themselves (train.dither false): uniform "
+                "dequantisation scores a distribution it never saw"
+            )
+        if not uniform and dithered:
+            found.append(
+                f"the model was trained on dithered levels: {settings.law} scores a distribution "
+                "it never saw, and its bound is loose"
+            )
+    if settings.method not in ("elbo", "discrete") and job.estimator.coarser() is None:
+        found.append(
+            f"{settings.steps} steps are too few to halve: the error of the solver is unknown"
+        )
+    if settings.importance and settings.trace != "exact":
+        found.append(
+            "random probes raise an importance-weighted value, which is a bound with "
+            "likelihood.trace exact only"
+        )
+    return [*found, *job.notes]
+
+
+def _against(scores: Scores, other: Scores) -> dict[str, Any]:
+    """The mean of the other set, and how well the bits tell the two apart."""
+    bits, theirs = scores.bits, other.bits
+    order = torch.cat([bits, theirs]).argsort().argsort().double() + 1
+    n, m = len(bits), len(theirs)
+    auroc = (float(order[n:].sum()) - m * (m + 1) / 2) / (n * m)
+    return {"data": other.job.name, "examples": m, **_as_bits(mean(theirs)), "auroc": auroc}
+
+
+def _as_bits(found: Mean) -> dict[str, float | None]:
+    return {"bits_per_dim": found.value, "bits_per_dim_se": _number(found.error)}
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+# The page ----------------------------------------------------------------------------------------
+
+
+def page(report: Mapping[str, Any]) -> str:
+    """The report for a person, at most 79 columns wide."""
+    law = "log p(x | y) with the true classes" if report["conditional"] else "log p(x)"
+    lines = [
+        f"{report['data']}: {report['examples']} examples, {law}",
+        f"method: {_effort(report)}; {report['nfe']:.4g} network calls a draw, "
+        f"{report['seconds']:.1f} s",
+        *(f"warning: {warning}" for warning in report["warnings"]),
+        *_headline(report),
+    ]
+    if (bound := report["lower_bound"]) is not None:
+        lines += [f"{_bits(bound)} bits/dim", f"  {bound['is']}"]
+    if (other := report["against"]) is not None:
+        lines += [
+            f"{_bits(other)} bits/dim: {other['data']}, {other['examples']} examples",
+            f"  they have more bits than the data in {other['auroc']:.1%} of pairs (AUROC)",
+        ]
+    if report["draws_se"] is not None:
+        lines.append(f"error from random draws and probes: {report['draws_se']:.4f} bits/dim")
+    if (solver := report["solver_error"]) is not None:
+        change = with_error(solver["change"], solver["se"])
+        lines.append(
+            f"change with half the solver's effort: {change} bits/dim ({solver['examples']} "
+            "examples)"
+        )
+    lines.append(f"cost of the prior at t_max: at most {report['prior_gap']:.1e} bits/dim")
+    return "\n".join(part for line in lines for part in _wrapped(line))
+
+
+def _wrapped(line: str) -> list[str]:
+    indent = "  " if line.startswith("  ") else "    "
+    return textwrap.wrap(line, WIDTH, subsequent_indent=indent, break_on_hyphens=False)
+
+
+def _effort(report: Mapping[str, Any]) -> str:
+    method = report["method"]
+    if method == "elbo":
+        return f"elbo, {report['times']} times"
+    if method == "discrete":
+        return f"discrete, {report['steps']} times, {report['variance']} variance"
+    if method in ("path", *FIXED_STEP_METHODS):
+        effort = f"{report['steps']} steps"
+    else:
+        effort = f"rtol {report['rtol']:g}"
+    return f"{method}, {effort}, {report['trace']} trace"
+
+
+def _headline(report: Mapping[str, Any]) -> list[str]:
+    """The value with its interval, and the quantity that it estimates."""
+    value = f"{_bits(report)} bits/dim"
+    if report["interval"] is not None:
+        low, high = report["interval"]
+        value += f", {LEVEL:.0%} interval {low:.4f} to {high:.4f}"
+    if report["levels"] is None:
+        nats = with_error(-report["nats"], report["nats_se"])
+        return [
+            f"{nats} nats a sample (negative log-density)",
+            f"{value}",
+            f"  {report['is']}, in the units of the data",
+        ]
+    draws = f"{report['repeats']} draw{'s' * (report['repeats'] > 1)} an image"
+    draws += ", importance-weighted" if report["importance"] else ""
+    return [
+        value,
+        f"  {report['is']}",
+        f"  t_0 = {report['t0']:.3g}, {draws}",
+        f"  {report['levels']} levels; a density in model units would have "
+        f"{report['offset']:.4f} bits less",
+    ]
+
+
+def _bits(found: Mapping[str, Any]) -> str:
+    return with_error(found["bits_per_dim"], found["bits_per_dim_se"])
+
+
+# Files -------------------------------------------------------------------------------------------
+
+
+def write_report(
+    out: Path, scores: Scores, report: Mapping[str, Any], other: Scores | None = None
+) -> None:
+    """Write the report, the value of every example and a histogram, all of them or none."""
+    shown = {part.job.name: part.bits for part in (scores, other) if part is not None}
+    table, text = _table(scores), json.dumps(report, indent=2) + "\n"
+    arrays = {k: np.array(v) for k, v in table.items() if k != "label" or v[0] != ""}
+    files: dict[str, Make] = {
+        "values.csv": lambda path: path.write_text(_as_csv(table), encoding="utf-8"),
+        "values.npz": lambda path: save_arrays(path, **arrays),
+        "histogram.png": partial(histogram, sets=shown, label="bits per dimension"),
+        "likelihood.json": lambda path: path.write_text(text, encoding="utf-8"),
+    }
+    replace_all(out, files, FILES)
+
+
+def csv_text(scores: Scores) -> str:
+    """The value of every example, as a table in CSV."""
+    return _as_csv(_table(scores))
+
+
+def write_csv(path: Path, scores: Scores) -> None:
+    """Write the value of every example, to a file or a pipe."""
+
+    def write(target: Path) -> None:
+        with target.open("w", newline="") as file:
+            file.write(csv_text(scores))
+
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        with writing(path):  # such as a pipe, which no new file may replace
+            write(path)
+    else:
+        atomic_write(path, write)
+
+
+def require_csv(path: Path) -> None:
+    """Raise ValueError or OSError, before anything is computed, unless a table can be written."""
+    if not path.parent.is_dir():
+        raise ValueError(f"csv: {path}: no such folder; make it first")
+    new = not path.exists()
+    with writing(path):
+        path.open("a").close()
+    if new:
+        path.unlink()
+
+
+def _table(scores: Scores) -> dict[str, list[Any]]:
+    """A row for every example, by column."""
+    label = scores.job.split.label
+    found = {
+        "index": list(range(len(scores.bits))),
+        "label": [""] * len(scores.bits) if label is None else label.tolist(),
+        "nats": scores.log_prob.tolist(),
+        "bits_per_dim": scores.bits.tolist(),
+    }
+    if scores.bound is not None:
+        found["bound_bits_per_dim"] = scores.job.bits(scores.bound).tolist()
+    return found
+
+
+def _as_csv(table: Mapping[str, list[Any]]) -> str:
+    text = io.StringIO()
+    rows = csv.writer(text)
+    rows.writerow(table)
+    rows.writerows(zip(*table.values(), strict=True))
+    return text.getvalue()
