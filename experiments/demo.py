@@ -39,7 +39,7 @@ SAMPLERS: dict[str, dict[str, Any]] = {
     "ancestral": {"step": "ancestral", "grid": "log_snr", "nfe": 81},
 }
 FIRST = "recommended"
-SAMPLES, SHOWN = 500, 10
+SAMPLES, SHOWN, FITTED = 500, 10, 400
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,9 @@ def demonstrate(out: Path) -> dict[str, Any]:
     trained = time.perf_counter()
     model, dataset = ss.load(out), digits()
     say(2, "fitting a classifier on the training images, which is to judge the samples")
-    judge = fit_classifier(dataset.train.x, labels(dataset.train), 10)
+    with bar(FITTED, "classifier steps") as advance:
+        x, y = dataset.train.x, labels(dataset.train)
+        judge = fit_classifier(x, y, 10, steps=FITTED, advance=advance)
     judged = {name: draw_and_judge(name, out, model, dataset, judge) for name in SAMPLERS}
     save_film(out / "trajectory.gif", model, dataset)
     sampled = time.perf_counter()

@@ -377,7 +377,7 @@ class TestRefusals:
             (("--classes", "all", "--num", "3"), "3 samples for 10 labels"),
             (("--sample.steps", "0"), "--sample.steps"),
             (("--sample.sampler", "hein"), "did you mean 'heun'?"),
-            (("--device", "cuda:99"), "--device cuda:99"),
+            (("--device", "cuda:99"), "--device: cuda:99"),
         ],
     )
     def test_bad_flags(self, images, tmp_path, capsys, flags, words):
