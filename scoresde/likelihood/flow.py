@@ -17,16 +17,14 @@ from torch import Tensor
 from scoresde.denoiser import Denoiser
 from scoresde.likelihood.divergence import EXACT, Divergence, sum_from
 from scoresde.samplers import solve_adaptive
-from scoresde.sde import SDE, match
+from scoresde.sde import SDE, match, unit_alpha
 from scoresde.solvers import (
     Flow,
     SolverError,
     Tolerance,
     integrate,
     require_continuous,
-    scale,
     time_of,
-    unit_alpha,
 )
 
 
@@ -74,11 +72,11 @@ def log_likelihood(
         return a * (x0 - a * state[0]), a * (div - a * dim)
 
     # A float32 state would put a floor under the tolerances; the network keeps its own dtype.
-    state = x.double() / scale(sde, first)
+    state = x.double() / float(sde.norm(first))
     start = (state, state.new_zeros(divergence.estimates, len(x)))
     tolerance = Tolerance(method, rtol, atol, steps, max_nfe)
     w, gain = integrate(rate, start, float(sde.lam(first)), float(sde.lam(last)), tolerance)
-    latent = w * scale(sde, last)
+    latent = w * float(sde.norm(last))
     log_prob = closed(sde, latent, prior, first, last) + gain.mean(0)
     return LogLikelihood(log_prob, latent, flow.nfe, standard_error_of(gain, divergence))
 
@@ -114,7 +112,7 @@ def adaptive_log_likelihood(
             f"{max_nfe} calls; loosen rtol and atol"
         )
     latent = end.x[:, :dim].reshape(x.shape)
-    gain = end.x[:, dim:].T / scale(sde, last)
+    gain = end.x[:, dim:].T / float(sde.norm(last))
     log_prob = closed(sde, latent, prior, first, last) + gain.mean(0)
     return LogLikelihood(log_prob, latent, end.nfe, standard_error_of(gain, divergence))
 
@@ -165,7 +163,7 @@ def closed(sde: SDE, latent: Tensor, prior: Any, first: Tensor, last: Tensor) ->
 
     ``prior`` has a ``log_prob`` or is a log-density itself, elementwise or per sample.
     """
-    units = latent[0].numel() * math.log(scale(sde, last) / scale(sde, first))
+    units = latent[0].numel() * math.log(float(sde.norm(last)) / float(sde.norm(first)))
     log_prob = getattr(sde.prior() if prior is None else prior, "log_prob", prior)
     return sum_from(1, log_prob(latent)) + units
 

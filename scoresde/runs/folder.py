@@ -134,7 +134,9 @@ def claim(path: str | Path, *, resume: bool = False, overwrite: bool = False) ->
                 f"overwrite=True, or give another folder"
             )
     elif resume:
-        raise ValueError(f"{path}: no run to resume; check the folder, or train without resume=True")
+        raise ValueError(
+            f"{path}: no run to resume; check the folder, or train without resume=True"
+        )
     elif foreign := [file for file in own_files(folder) if file.exists() and file != half]:
         raise ValueError(
             f"{path}: holds {foreign[0].relative_to(path)} but no run; give another folder"
