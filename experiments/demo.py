@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import platform
 import sys
 import time
@@ -39,7 +38,7 @@ SAMPLERS: dict[str, dict[str, Any]] = {
     "ancestral": {"step": "ancestral", "grid": "log_snr", "nfe": 81},
 }
 FIRST = "recommended"
-SAMPLES, SHOWN = 500, 10
+SAMPLES, SHOWN, FITTED = 500, 10, 400
 
 
 @dataclass(frozen=True)
@@ -64,6 +63,7 @@ def main() -> int:
         return 2 if isinstance(error, ValueError) else 1
     (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     Console().print(table(report))
+    print(spent(report))
     print(f"pictures and report.json are in {out}")
     return 0
 
@@ -76,13 +76,17 @@ def demonstrate(out: Path) -> dict[str, Any]:
     trained = time.perf_counter()
     model, dataset = ss.load(out), digits()
     say(2, "fitting a classifier on the training images, which is to judge the samples")
-    judge = fit_classifier(dataset.train.x, labels(dataset.train), 10)
+    with bar(FITTED, "classifier steps") as advance:
+        x, y = dataset.train.x, labels(dataset.train)
+        judge = fit_classifier(x, y, 10, steps=FITTED, advance=advance)
     judged = {name: draw_and_judge(name, out, model, dataset, judge) for name in SAMPLERS}
     save_film(out / "trajectory.gif", model, dataset)
     sampled = time.perf_counter()
     say(4, "scoring every test image, without and with its class")
-    free = ss.score(model, dataset, conditional=False, progress=bar)
-    classed = ss.score(model, dataset, conditional=True, progress=bar)
+    free, classed = (
+        ss.score(model, dataset, conditional=conditional, batch=45, progress=bar)
+        for conditional in (False, True)
+    )
     ended = time.perf_counter()
     return {
         "bits_per_dim": free.bits_per_dim,
@@ -159,55 +163,31 @@ def independent_pixels(dataset: Dataset) -> float:
     return float(-probability.gather(0, test).log2().mean())
 
 
-def table(report: dict[str, Any]) -> Table:
+def table(r: dict[str, Any]) -> Table:
     """What was reached, and what to compare it with."""
     page = Table(title="scoresde on the 8 x 8 digits", title_justify="left")
     for column in ("", "reached", "compare with"):
         page.add_column(column)
-    for row in [*_bits(report), *_samplers(report), *_rest(report)]:
-        page.add_row(*row)
+    for key, name in (
+        ("bits_per_dim", f"bits/dim of {r['test_images']} test images"),
+        ("bits_per_dim_given_class", "  given their classes"),
+    ):
+        apart = f"{r['bits_per_dim_independent_pixels']:.2f} independent pixels"
+        value = f"{r[key]:.3f} +- {r[f'{key}_se']:.3f}"
+        page.add_row(name, value, apart if key == "bits_per_dim" else "")
+    judge, copies = r["classifier_test_accuracy"], r["copy_rate_of_test_images"]
+    for name, found in r["samplers"].items():
+        title = f"{name}, {found['nfe']:.0f} calls: recognised"
+        page.add_row(title, f"{found['class_accuracy']:.1%}", f"{judge:.1%} of real digits")
+        page.add_row("  copy rate", f"{found['copy_rate']:.1%}", f"{copies:.1%} of real digits")
     return page
 
 
-Row = tuple[str, str, str]
-
-
-def _bits(r: dict[str, Any]) -> list[Row]:
-    value = "{:.3f} +- {:.3f}".format
-    apart, uniform = r["bits_per_dim_independent_pixels"], math.log2(17)
-    free = value(r["bits_per_dim"], r["bits_per_dim_se"])
-    classed = value(r["bits_per_dim_given_class"], r["bits_per_dim_given_class_se"])
-    return [
-        (
-            f"bits/dim of {r['test_images']} test images",
-            free,
-            f"{apart:.2f} independent pixels, {uniform:.2f} uniform",
-        ),
-        ("bits/dim given their classes", classed, ""),
-    ]
-
-
-def _samplers(r: dict[str, Any]) -> list[Row]:
-    judge = f"{r['classifier_test_accuracy']:.1%} of real test digits"
-    copies = f"{r['copy_rate_of_test_images']:.1%} of real test digits"
-    rows = []
-    for name, found in r["samplers"].items():
-        effort = f"{found['nfe']:.0f} network calls, {found['seconds']:.0f} s"
-        rows += [
-            (f"{r['samples']} samples, {name}", effort, ""),
-            ("  recognised as their class", f"{found['class_accuracy']:.1%}", judge),
-            ("  copy rate", f"{found['copy_rate']:.1%}", copies),
-        ]
-    return rows
-
-
-def _rest(r: dict[str, Any]) -> list[Row]:
-    spent = "{training_seconds:.0f} training, {sampling_seconds:.0f} sampling, "
-    spent += "{scoring_seconds:.0f} scoring"
-    return [
-        ("parameters", f"{r['parameters']:,}", f"weights of step {r['step']}, the best held out"),
-        ("seconds", f"{r['seconds']:.0f}", spent.format(**r)),
-    ]
+def spent(r: dict[str, Any]) -> str:
+    """Where the time went."""
+    parts = ("training", "sampling", "scoring")
+    listed = ", ".join(f"{r[f'{part}_seconds']:.0f} {part}" for part in parts)
+    return f"{r['seconds']:.0f} seconds: {listed}"
 
 
 if __name__ == "__main__":
