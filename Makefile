@@ -1,7 +1,10 @@
 # Every target makes its own environment: .venv, installed once with the versions of constraints.txt.
 PYTHON ?= python3
 BIN := .venv/bin
+# Two threads suit the small networks of the demonstration. A waiting thread sleeps: where other
+# programs run too, spinning would take the cores from the threads that have work.
 export OMP_NUM_THREADS ?= 2
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: demo test test-all parity lint format clean
 

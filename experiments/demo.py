@@ -1,18 +1,16 @@
-"""The demonstration: learn the digits, sample them class by class, score them in bits per
-dimension.
+"""The demonstration: learn the digits, draw them class by class, score them in bits per dimension.
 
     python experiments/demo.py --out runs/demo
 
-writes into that folder a training run, samples.png (a class a row) and one picture more for each
-further sampler, trajectory.gif, loss.png and report.json, and prints one table. Interrupted, it
-goes on where it was.
+writes into that folder a training run, a picture of samples for each sampler (samples.png and
+samples-SAMPLER.png, a class a row), trajectory.gif, loss.png and report.json, and prints one
+table. Interrupted, it goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import platform
 import sys
 import time
@@ -25,26 +23,22 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from scoresde.config import load_config
+import scoresde as ss
 from scoresde.data import Dataset, Split, digits
 from scoresde.evaluation import Classifier, copy_rate, fit_classifier, sample_grid, save_png
-from scoresde.registry import GridSampler
-from scoresde.runs.draw import draw
 from scoresde.runs.folder import RunFolder
-from scoresde.runs.load import LoadedRun, load_run
 from scoresde.runs.pictures import Recorder, pixels
-from scoresde.runs.score import score
-from scoresde.runs.train import parameters, train_run
-from scoresde.samplers import DDIM, Ancestral, Heun, grids
+from scoresde.runs.progress import bar
+from scoresde.training import describe
 
 CONFIG = Path(__file__).parent.parent / "configs" / "digits_vp_conditional.yaml"
-SAMPLERS = {
-    "heun": GridSampler(grids.karras(), Heun(), 18),
-    "ddim": GridSampler(grids.karras(), DDIM(), 40),
-    "ancestral": GridSampler(grids.log_snr, Ancestral(), 80),
+SAMPLERS: dict[str, dict[str, Any]] = {
+    "recommended": {"nfe": 19},
+    "heun": {"step": "heun", "grid": "karras", "nfe": 37},
+    "ancestral": {"step": "ancestral", "grid": "log_snr", "nfe": 81},
 }
-FIRST = "heun"
-SAMPLES = 1000
+FIRST = "recommended"
+SAMPLES, SHOWN, FITTED = 500, 10, 400
 
 
 @dataclass(frozen=True)
@@ -69,6 +63,7 @@ def main() -> int:
         return 2 if isinstance(error, ValueError) else 1
     (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     Console().print(table(report))
+    print(spent(report))
     print(f"pictures and report.json are in {out}")
     return 0
 
@@ -76,17 +71,29 @@ def main() -> int:
 def demonstrate(out: Path) -> dict[str, Any]:
     """Train (or go on), sample, judge and score; the report."""
     started = time.perf_counter()
-    train_run(load_config(CONFIG, {}), out, resume=RunFolder(out).is_run())
+    say(1, f"training by {CONFIG.name}, in {out}")
+    run = ss.train(CONFIG, out=out, resume=RunFolder(out).is_run(), progress=bar)
     trained = time.perf_counter()
-    run, dataset = load_run(out), digits()
-    judge = fit_classifier(dataset.train.x, labels(dataset.train), 10)
-    judged = {name: sample_and_judge(name, out, run, dataset, judge) for name in SAMPLERS}
-    save_trajectory(out / "trajectory.gif", run)
+    model, dataset = ss.load(out), digits()
+    say(2, "fitting a classifier on the training images, which is to judge the samples")
+    with bar(FITTED, "classifier steps") as advance:
+        x, y = dataset.train.x, labels(dataset.train)
+        judge = fit_classifier(x, y, 10, steps=FITTED, advance=advance)
+    judged = {name: draw_and_judge(name, out, model, dataset, judge) for name in SAMPLERS}
+    save_film(out / "trajectory.gif", model, dataset)
     sampled = time.perf_counter()
-    bits = likelihoods(run, dataset)
+    say(4, "scoring every test image, without and with its class")
+    free, classed = (
+        ss.score(model, dataset, conditional=conditional, batch=45, progress=bar)
+        for conditional in (False, True)
+    )
     ended = time.perf_counter()
     return {
-        **bits,
+        "bits_per_dim": free.bits_per_dim,
+        "bits_per_dim_se": free.standard_error,
+        "bits_per_dim_given_class": classed.bits_per_dim,
+        "bits_per_dim_given_class_se": classed.standard_error,
+        "likelihood_nfe": free.nfe,
         "bits_per_dim_independent_pixels": independent_pixels(dataset),
         "test_images": len(dataset.test),
         "class_accuracy": judged[FIRST].class_accuracy,
@@ -94,8 +101,9 @@ def demonstrate(out: Path) -> dict[str, Any]:
         "copy_rate": judged[FIRST].copy_rate,
         "copy_rate_of_test_images": copy_rate(dataset.test.x, dataset.train.x),
         "nfe": judged[FIRST].nfe,
+        "samples": SAMPLES,
         "samplers": {name: asdict(found) for name, found in judged.items()},
-        "parameters": parameters(run.model),
+        "parameters": sum(p.numel() for p in model.parameters()),
         "step": run.step,
         "training_seconds": trained - started,
         "sampling_seconds": sampled - trained,
@@ -106,51 +114,45 @@ def demonstrate(out: Path) -> dict[str, Any]:
     }
 
 
+def say(part: int, text: str) -> None:
+    """A line that names a part of the demonstration."""
+    print(f"{part}/4  {text}", flush=True)
+
+
 def labels(split: Split) -> Tensor:
     """The classes of the examples, which every split of the digits has."""
     assert split.label is not None
     return split.label
 
 
-def sample_and_judge(
-    name: str, out: Path, run: LoadedRun, dataset: Dataset, judge: Classifier
+def draw_and_judge(
+    name: str, out: Path, model: ss.ScoreModel, dataset: Dataset, judge: Classifier
 ) -> Judged:
-    """1000 samples, 100 a class: how many the judge takes for their class, how many are copies."""
-    label = torch.arange(SAMPLES) * 10 // SAMPLES
+    """Draw as many samples of each class: how many are recognised, how many are copies.
+
+    The first ones of each class go into a picture.
+    """
+    classes = dataset.classes or ()
+    say(3, f"drawing {SAMPLES} samples, {SAMPLES // len(classes)} of each class: {name}")
     begin = time.perf_counter()
-    drawn = draw(run.model, SAMPLES, sampler=SAMPLERS[name], label=label, batch=250)
+    drawn = ss.draw(model, SAMPLES, label="all", batch=100, progress=bar, **SAMPLERS[name])
     seconds = time.perf_counter() - begin
-    shown = torch.cat([torch.nonzero(label == k).flatten()[:10] for k in range(10)])
+    assert drawn.label is not None
+    accuracy = judge.accuracy(drawn.x, drawn.label)
+    rows = torch.cat([(drawn.label == k).nonzero()[:SHOWN, 0] for k in range(len(classes))])
+    title = f"{name}, {drawn.nfe:.0f} network calls a sample: {accuracy:.1%} recognised"
     picture = "samples.png" if name == FIRST else f"samples-{name}.png"
-    title = f"digits: {name}, {drawn.nfe:g} network calls"
-    images = pixels(drawn.x[shown], dataset.scaling)
-    save_png(out / picture, sample_grid(images, label[shown], dataset.classes, title))
-    accuracy = judge.accuracy(drawn.x, label)
+    shown = pixels(drawn.x[rows], dataset.scaling)
+    save_png(out / picture, sample_grid(shown, drawn.label[rows], classes, title))
     return Judged(drawn.nfe, seconds, accuracy, copy_rate(drawn.x, dataset.train.x))
 
 
-def save_trajectory(path: Path, run: LoadedRun) -> None:
-    """Four digits of every class as they appear, by the first sampler."""
-    label = torch.arange(40) // 4
-    recorder = Recorder(run.data, label)
-    # In equal steps of log-SNR the digits take half of the film to appear.
-    sampler = GridSampler(grids.log_snr, Heun(), 24)
-    draw(run.model, 40, sampler=sampler, label=label, look=recorder)
+def save_film(path: Path, model: ss.ScoreModel, dataset: Dataset) -> None:
+    """Four digits of each class as they appear, by the first sampler."""
+    label = torch.arange(10).repeat_interleave(4)
+    recorder = Recorder(describe(dataset), label)
+    ss.draw(model, label=label, look=recorder, **SAMPLERS[FIRST])
     recorder.save_film(path)
-
-
-def likelihoods(run: LoadedRun, dataset: Dataset) -> dict[str, float]:
-    """Bits per dimension of every test image, without and with its class."""
-    free, given = (
-        score(run.model, dataset.test, conditional=conditional) for conditional in (False, True)
-    )
-    return {
-        "bits_per_dim": free.bits_per_dim,
-        "bits_per_dim_se": free.standard_error,
-        "bits_per_dim_given_class": given.bits_per_dim,
-        "bits_per_dim_given_class_se": given.standard_error,
-        "likelihood_nfe": free.nfe,
-    }
 
 
 def independent_pixels(dataset: Dataset) -> float:
@@ -161,58 +163,31 @@ def independent_pixels(dataset: Dataset) -> float:
     return float(-probability.gather(0, test).log2().mean())
 
 
-def table(report: dict[str, Any]) -> Table:
+def table(r: dict[str, Any]) -> Table:
     """What was reached, and what to compare it with."""
     page = Table(title="scoresde on the 8 x 8 digits", title_justify="left")
     for column in ("", "reached", "compare with"):
         page.add_column(column)
-    for row in [*_bits(report), *_samplers(report), *_rest(report)]:
-        page.add_row(*row)
+    for key, name in (
+        ("bits_per_dim", f"bits/dim of {r['test_images']} test images"),
+        ("bits_per_dim_given_class", "  given their classes"),
+    ):
+        apart = f"{r['bits_per_dim_independent_pixels']:.2f} independent pixels"
+        value = f"{r[key]:.3f} +- {r[f'{key}_se']:.3f}"
+        page.add_row(name, value, apart if key == "bits_per_dim" else "")
+    judge, copies = r["classifier_test_accuracy"], r["copy_rate_of_test_images"]
+    for name, found in r["samplers"].items():
+        title = f"{name}, {found['nfe']:.0f} calls: recognised"
+        page.add_row(title, f"{found['class_accuracy']:.1%}", f"{judge:.1%} of real digits")
+        page.add_row("  copy rate", f"{found['copy_rate']:.1%}", f"{copies:.1%} of real digits")
     return page
 
 
-Row = tuple[str, str, str]
-
-
-def _bits(r: dict[str, Any]) -> list[Row]:
-    value = "{:.3f} +- {:.3f}".format
-    compare = (
-        f"{r['bits_per_dim_independent_pixels']:.2f} independent pixels, "
-        f"{math.log2(17):.2f} uniform"
-    )
-    free = value(r["bits_per_dim"], r["bits_per_dim_se"])
-    given = value(r["bits_per_dim_given_class"], r["bits_per_dim_given_class_se"])
-    return [
-        (f"bits/dim of {r['test_images']} test images", free, compare),
-        ("bits/dim given their classes", given, ""),
-    ]
-
-
-def _samplers(r: dict[str, Any]) -> list[Row]:
-    judge = f"{r['classifier_test_accuracy']:.1%} of real test digits"
-    copies = f"{r['copy_rate_of_test_images']:.1%} of real test digits"
-    rows = []
-    for name, found in r["samplers"].items():
-        effort = f"NFE {found['nfe']:.0f}, {found['seconds']:.0f} s for {SAMPLES}"
-        rows += [
-            (f"{name} ({effort})", "", ""),
-            ("  recognised as their class", f"{found['class_accuracy']:.1%}", judge),
-            (
-                "  nearer to a training image than its own kind",
-                f"{found['copy_rate']:.1%}",
-                copies,
-            ),
-        ]
-    return rows
-
-
-def _rest(r: dict[str, Any]) -> list[Row]:
-    spent = "{training_seconds:.0f} training, {sampling_seconds:.0f} sampling, "
-    spent += "{scoring_seconds:.0f} scoring"
-    return [
-        ("parameters", f"{r['parameters']:,}", f"weights of step {r['step']}, the best held out"),
-        ("seconds", f"{r['seconds']:.0f}", spent.format(**r)),
-    ]
+def spent(r: dict[str, Any]) -> str:
+    """Where the time went."""
+    parts = ("training", "sampling", "scoring")
+    listed = ", ".join(f"{r[f'{part}_seconds']:.0f} {part}" for part in parts)
+    return f"{r['seconds']:.0f} seconds: {listed}"
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ from scoresde.config import (
     to_yaml,
 )
 from scoresde.config.schema import ROOT
-from scoresde.config.sections import Group, contents, default, keys
+from scoresde.config.sections import Group, contents, default, keys, options
 from scoresde.data import DataError, arrays, idx_folder, image_folder
 from scoresde.evaluation import load_moments
 from scoresde.registry import Table
@@ -510,6 +510,19 @@ def configured(path: Path) -> None:
     assert load_config(path) == config
 
 
+@st.composite
+def overrides(draw: st.DrawFn) -> bytes:
+    """Dotted keys, known and not, with fit and unfit values as text."""
+    keys = st.one_of(st.sampled_from([name for name, _ in options(ROOT)]), st.text(max_size=6))
+    values = st.one_of(st.text(max_size=6), st.sampled_from(NUMBERS).map(str), st.just("vp"))
+    return json.dumps(draw(st.dictionaries(keys, values, max_size=6))).encode()
+
+
+def overridden(path: Path) -> None:
+    """The configuration of overrides."""
+    load_config(None, json.loads(path.read_text()))
+
+
 # All of it ------------------------------------------------------------------------------------
 
 
@@ -549,6 +562,12 @@ CHECKPOINT = (checkpoints.CheckpointError,)
 KINDS = (
     Kind("config trees", TREES.map(partial(Case, "tree", "c.yaml")), configured, (ConfigError,)),
     Kind("config texts", texts().map(partial(Case, "text", "c.yaml")), configured, (ConfigError,)),
+    Kind(
+        "overrides",
+        overrides().map(partial(Case, "mapping", "overrides.json")),
+        overridden,
+        (ConfigError,),
+    ),
     Kind("checkpoint", files(("model.pt",), ZIPS), checkpoints.load, CHECKPOINT),
     Kind(
         "weights",

@@ -85,9 +85,9 @@ def measure(shape: Sequence[int], repeats: int) -> dict[str, Any]:
     kinds: dict[str, str] = {}
     for name in STEPS:
         if name not in SELF_PACED:
-            step, n = build_step(name, {}, STEPS_TAKEN)
+            step = build_step(name, {}, STEPS_TAKEN)
             kinds[name] = kind_of(name, step)
-            runs[name] = walk(step, x, grids.log_snr(VP(), n))
+            runs[name] = walk(step, x, grids.log_snr(VP(), STEPS_TAKEN))
     first = {name: timed(run) for name, run in runs.items()}
     seconds = interleaved(runs, repeats)
     unit = seconds["loop"]

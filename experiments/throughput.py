@@ -34,7 +34,6 @@ from scoresde.training.precision import autocast
 SHAPE, BATCH = (1, 28, 28), 32
 MODES = ("float32", "bf16", "compile", "compile + bf16")
 LAYOUTS = {"first": torch.contiguous_format, "last": torch.channels_last}
-TARGET = 1.2
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     result: dict[str, Any] = {
-        "hardware": f"one thread of an {platform.machine()} CPU with "
+        "hardware": f"one thread of an {platform.machine()} CPU ({cpu_name()}) with "
         f"{torch.backends.cpu.get_cpu_capability()} and "
         f"{'' if has_bf16() else 'no '}instructions for bf16",
         "networks": {name: size_of(make()) for name, make in NETWORKS.items()},
@@ -100,6 +99,15 @@ def main() -> None:
         print(row(mode, result["modes"][mode]), flush=True)
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     print(table(result))
+
+
+def cpu_name() -> str:
+    """The name of the processor, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or "unnamed"
+    return next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "unnamed")
 
 
 def stored(out: Path) -> dict[str, Any]:
@@ -169,7 +177,7 @@ def training(setting: Setting) -> Iterator[None]:
 
 
 def precision(setting: Setting) -> AbstractContextManager[object]:
-    """bf16 where the mode says so: ours as ``scoresde train`` does, theirs by torch.autocast."""
+    """bf16 where the mode says so: both by torch.autocast."""
     if "bf16" not in setting.mode:
         return nullcontext()
     if setting.network == "scoresde":

@@ -17,7 +17,7 @@ from torch import Tensor
 from scoresde.denoiser import Denoiser
 from scoresde.samplers import Step, sample, solve_adaptive
 from scoresde.samplers.grids import log_snr
-from scoresde.samplers.singlestep import Sequence
+from scoresde.samplers.singlestep import StepSequence
 from scoresde.sde import EDM, SDE
 from scoresde.testing import Gaussian, grid25
 
@@ -115,7 +115,7 @@ def draws_noise(step: Step) -> bool:
         drawn = True
         return torch.zeros_like(x)
 
-    sde, n = EDM(), len(step.steps) if isinstance(step, Sequence) else 4
+    sde, n = EDM(), len(step.steps) if isinstance(step, StepSequence) else 4
     x = torch.zeros(1, 1, dtype=torch.float64)
     sample(LINE.denoiser(sde), x, log_snr(sde, n), step, noise, denoise=False)
     return drawn

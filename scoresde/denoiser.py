@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from scoresde.sde import SDE, derivative, match
+from scoresde.sde import SDE, derivative, floating, match
 
 
 @dataclass(frozen=True)
@@ -30,28 +30,30 @@ class Denoiser:
     normalised: bool = True
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        """x0_hat = E[x_0 | x_t]."""
-        return self.predict(x, t)
+        """x0_hat = E[x_0 | x_t]; a state of integers is taken as floats, here and below."""
+        return self.predict(floating(x), t)
 
     def eps(self, x: Tensor, t: Tensor) -> Tensor:
         """Expected noise, eps = (x - alpha x0_hat) / sigma, (4)."""
+        x = floating(x)
         alpha, sigma = match(self.sde.alpha(t), x), match(self.sde.sigma(t), x)
-        return (x - alpha * self.predict(x, t)) / sigma
+        return (x - alpha * self(x, t)) / sigma
 
     def score(self, x: Tensor, t: Tensor) -> Tensor:
         """Gradient of log p_t, (alpha x0_hat - x) / sigma^2, (5): Tweedie's formula."""
+        x = floating(x)
         alpha, sigma = match(self.sde.alpha(t), x), match(self.sde.sigma(t), x)
-        return (alpha * self.predict(x, t) - x) / sigma**2
+        return (alpha * self(x, t) - x) / sigma**2
 
     def velocity(self, x: Tensor, t: Tensor) -> Tensor:
         """Probability-flow velocity dx/dt = (log sigma)' x + alpha lam' x0_hat, (6).
 
         Equal to f x - g^2 score / 2, without its cancellation as alpha vanishes.
         """
-        sde = self.sde
+        sde, x = self.sde, floating(x)
         rate = match(derivative(sde.log_sigma, t).to(t), x)
         gain = match((sde.alpha(t) * derivative(sde.lam, t)).to(t), x)
-        return rate * x + gain * self.predict(x, t)
+        return rate * x + gain * self(x, t)
 
 
 Guide = Callable[[Denoiser], Denoiser]

@@ -9,13 +9,14 @@ of EDM), so that one network sees the same numbers under every process.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
 
-from scoresde.arguments import Positive
+from scoresde.arguments import Positive, check_fields
 from scoresde.denoiser import Denoiser
 from scoresde.sde import SDE, match
 
@@ -30,6 +31,7 @@ class Coeffs(NamedTuple):
 
 
 Parameterization = Callable[[SDE, Tensor], Coeffs]
+Label = int | Sequence[int] | Tensor
 
 
 def eps(sde: SDE, t: Tensor) -> Coeffs:
@@ -73,7 +75,9 @@ def flow(sde: SDE, t: Tensor) -> Coeffs:
     return Coeffs(1 / total, -sigma / total, 1 / norm, noise)
 
 
-def edm(sigma_data: Positive = 0.5) -> Parameterization:
+@final
+@dataclass(frozen=True)
+class Preconditioned:
     """The preconditioning of EDM for data of deviation ``sigma_data``, under any process.
 
         skip = alpha sd^2 / n^2,   out = sigma sd / n,   inp = 1 / n,
@@ -84,24 +88,43 @@ def edm(sigma_data: Positive = 0.5) -> Parameterization:
     Args:
         sigma_data: standard deviation of the scaled data.
     """
-    if not sigma_data > 0:
-        raise ValueError(f"need sigma_data > 0, got sigma_data={sigma_data:g}")
 
-    def coeffs(sde: SDE, t: Tensor) -> Coeffs:
+    sigma_data: Positive = 0.5
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def __call__(self, sde: SDE, t: Tensor) -> Coeffs:
         alpha, sigma, _, noise = _levels(sde, t)
-        n2 = sigma**2 + (alpha * sigma_data) ** 2
-        return Coeffs(
-            alpha * sigma_data**2 / n2, sigma * sigma_data / n2.sqrt(), n2.rsqrt(), noise
-        )
+        sd = self.sigma_data
+        n2 = sigma**2 + (alpha * sd) ** 2
+        return Coeffs(alpha * sd**2 / n2, sigma * sd / n2.sqrt(), n2.rsqrt(), noise)
 
-    return coeffs
+
+edm = Preconditioned  # its name beside those of the functions
+
+
+def caution(parameterization: Parameterization, sde: SDE) -> str | None:
+    """One sentence where an error of the network is multiplied in x0_hat, else None.
+
+    By |out| of (7) at ``t_max``: sigma / alpha for eps and score, at most 1 for v and flow.
+    """
+    t = torch.tensor(sde.t_max, dtype=torch.float64)
+    factor = float(parameterization(sde, t).out.abs())
+    if factor < 10:
+        return None
+    name = getattr(parameterization, "__name__", type(parameterization).__name__)
+    return (
+        f"parameterization {name} multiplies the network's errors by {factor:.3g} at "
+        f"t_max={sde.t_max:g}, which may send samples far away from the data; v does not"
+    )
 
 
 def _levels(sde: SDE, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """alpha, sigma, sqrt(alpha^2 + sigma^2) and the noise coordinate, in float64."""
     t = t.double()
     alpha, sigma = sde.alpha(t), sde.sigma(t)
-    return alpha, sigma, torch.hypot(alpha, sigma), -sde.lam(t) / 4
+    return alpha, sigma, sde.norm(t), -sde.lam(t) / 4
 
 
 class ScoreModel(nn.Module):
@@ -131,12 +154,19 @@ class ScoreModel(nn.Module):
         """The raw network output F(inp x, noise), in the dtype of the network."""
         return self._evaluate(self.parameterization(self.sde, t), x, cond)
 
-    def denoiser(self, **cond: Tensor | None) -> Denoiser:
-        """The denoiser (7) with the condition bound; state and network may differ in dtype."""
+    def denoiser(self, *, label: Label | None = None, **cond: Tensor | None) -> Denoiser:
+        """The denoiser (7) with the condition bound; state and network may differ in dtype.
+
+        ``label`` is the place of a class, from 0, of all samples or of each (B,). Raises
+        ValueError for places that are none of the network's ``classes``, TypeError for other
+        numbers than integers.
+        """
+        places = None if label is None else _places(label, getattr(self.net, "classes", None))
 
         def predict(x: Tensor, t: Tensor) -> Tensor:
             c = self.parameterization(self.sde, t)
-            return match(c.skip, x) * x + match(c.out, x) * self._evaluate(c, x, cond).to(x)
+            given = cond if places is None else {**cond, "label": _spread(places, x)}
+            return match(c.skip, x) * x + match(c.out, x) * self._evaluate(c, x, given).to(x)
 
         return Denoiser(self.sde, predict)
 
@@ -146,6 +176,30 @@ class ScoreModel(nn.Module):
             (match(c.inp, x) * x).to(dtype), _per_sample(c.noise, x).to(dtype), **cond
         )
         return result
+
+
+def _places(label: Label, classes: int | None) -> Tensor:
+    """Labels as int64, 0-dim or (B,), checked; the network has its own label for no class."""
+    places = torch.as_tensor(label)
+    if places.is_floating_point() or places.is_complex() or places.dtype == torch.bool:
+        raise TypeError(f"label: need places of classes, integers, got {places.dtype}")
+    if places.ndim > 1:
+        raise ValueError(f"label: need one number or one a sample, got {tuple(places.shape)}")
+    places = places.long()
+    if places.numel() and not (
+        int(places.min()) >= 0 and (classes is None or int(places.max()) < classes)
+    ):
+        allowed = "0 and up" if classes is None else f"0 to {classes - 1}"
+        bad = places[(places < 0) | (places >= (classes or places.max() + 1))][0]
+        raise ValueError(f"label: need places of classes, {allowed}, got {int(bad)}")
+    return places
+
+
+def _spread(places: Tensor, x: Tensor) -> Tensor:
+    """One place for each sample of ``x``, on its device."""
+    if places.ndim == 1 and len(places) != len(x):
+        raise ValueError(f"label: {len(places)} labels for a batch of {len(x)} samples")
+    return places.to(x.device).expand(len(x))
 
 
 def _per_sample(value: Tensor, x: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -30,16 +31,34 @@ def match(coef: Tensor, x: Tensor) -> Tensor:
     A 0-dim coefficient stays a host scalar: it neither changes the dtype of ``x`` nor moves to
     its device.
     """
-    return coef if coef.ndim == 0 else coef.to(x).reshape(-1, *[1] * (x.ndim - 1))
+    if coef.ndim == 0:
+        return coef
+    coef = coef.to(x if x.is_floating_point() else x.device)
+    return coef.reshape(-1, *[1] * (x.ndim - 1))
+
+
+def floating(x: Tensor) -> Tensor:
+    """A state as it is, or integers in the default float dtype."""
+    return x if x.is_floating_point() else x.to(torch.get_default_dtype())
+
+
+Number = TypeVar("Number", float, Tensor)
+
+
+def unit_alpha(lam: Number) -> Number:
+    """a(lam) = (1 + exp(-2 lam))^(-1/2) of (8), and b = a(-lam): the unit-variance twin."""
+    if isinstance(lam, Tensor):
+        return torch.sigmoid(2 * lam).sqrt()
+    return math.sqrt(math.exp(min(2 * lam, 0.0)) / (1 + math.exp(-2 * abs(lam))))
 
 
 def derivative(schedule: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
     """Elementwise derivative of a schedule at ``t``, in float64."""
     with torch.inference_mode(False), torch.enable_grad():
-        u = t.detach().clone().double().requires_grad_()
-        y = schedule(u)
-        # A constant schedule has no graph to differentiate.
-        return torch.autograd.grad(y.sum(), u)[0] if y.requires_grad else torch.zeros_like(u)
+        # vjp, unlike autograd.grad, also works inside the transforms of torch.func.
+        y, pull, *_ = torch.func.vjp(schedule, t.detach().clone().double())
+        slope: Tensor = pull(torch.ones_like(y))[0]
+        return slope.detach()
 
 
 def _like(value: Tensor, t: Tensor) -> Tensor:
@@ -93,6 +112,11 @@ class SDE(ABC):
         sigma = self.log_sigma(t.double()).exp()
         return _like(-2 * sigma**2 * derivative(self._lam, t), t)
 
+    def norm(self, t: Tensor) -> Tensor:
+        """sqrt(alpha^2 + sigma^2): the size of x for data of unit size, and of its twin w, 1."""
+        t64 = t.double()
+        return _like(torch.hypot(self.log_alpha(t64).exp(), self.log_sigma(t64).exp()), t)
+
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
         """Forward drift f(t) x, shaped like ``x`` (B, ...)."""
         return match(self.f(t), x) * x
@@ -113,20 +137,26 @@ class SDE(ABC):
     def time(self, lam: Tensor) -> Tensor:
         """Inverse of ``lam`` on (0, t_max], clamped to ``t_max`` below lam(t_max).
 
-        Bracketed in a table, then refined in log t by regula falsi with the Illinois rule.
+        Bracketed in a table, then refined in log t by regula falsi with the Illinois rule and,
+        where a schedule bends sharply, a bisection every fourth time.
         """
         log_t, values = (knots.to(lam.device) for knots in self._knots)
         target = lam.double().clamp(values[-1], values[0])
         i = torch.searchsorted(-values, -target).clamp(1, len(values) - 1)
         a, b, fa, fb = log_t[i - 1], log_t[i], values[i - 1] - target, values[i] - target
-        for _ in range(12):
+        for k in range(60):
+            close = 4e-16 * (1 + target.abs() + b.abs())
+            done = (fb.abs() <= close) | ((b - a).abs() <= 2e-16 * b.abs())
+            if bool(done.all()):
+                break
             chord = torch.where(fa == fb, 1.0, fb - fa)
-            c = b - fb * (b - a) / chord
+            c = (a + b) / 2 if k % 4 == 2 else b - fb * (b - a) / chord
+            c = torch.where(done, b, c)
             fc = self._lam(c.exp()) - target
             same_side = fb * fc > 0
             a, fa = torch.where(same_side, a, b), torch.where(same_side, fa / 2, fb)
             b, fb = c, fc
-        return b.exp().to(lam)
+        return b.exp().clamp(max=self.t_max).to(lam)
 
     def prior(self) -> Normal:
         """The law that stands in for p(x_{t_max}), elementwise N(0, sigma(t_max)^2)."""
@@ -161,9 +191,17 @@ def _cutoffs(sde: SDE) -> None:
     if not 0 < sde.t_min <= sde.t_eps < sde.t_max < math.inf:
         found = f"t_min={sde.t_min:g}, t_eps={sde.t_eps:g}, t_max={sde.t_max:g}"
         raise ValueError(f"need 0 < t_min <= t_eps < t_max < inf, got {found}")
-    end = torch.tensor(sde.t_max, dtype=torch.float64)
-    if not (sde.alpha(end) > 0 and sde.lam(end).isfinite()):
-        raise ValueError(f"no signal is left at t_max in floating point: {sde}; lower t_max")
+    _signal(sde)
+
+
+def _signal(sde: SDE) -> None:
+    """Raise ValueError unless alpha / sigma at t_max and its inverse are numbers of float32."""
+    end = sde.lam(torch.tensor(sde.t_max, dtype=torch.float64))
+    if not end > math.log(1e-30):
+        raise ValueError(
+            f"no signal is left at t_max in floating point, alpha / sigma < 1e-30: {sde}; "
+            "lower t_max"
+        )
 
 
 def linear_beta_log_alpha(t: Tensor, beta_min: float, beta_max: float) -> Tensor:
@@ -383,6 +421,7 @@ class DiscreteVP(SDE):
     def __post_init__(self) -> None:
         if len(self.betas) < 2 or not all(0 < beta < 1 for beta in self.betas):
             raise ValueError("need at least two betas, each between 0 and 1")
+        _signal(self)
 
     @property
     def t_min(self) -> float:  # type: ignore[override]
@@ -403,12 +442,23 @@ class DiscreteVP(SDE):
             return torch.nn.functional.pad(torch.log1p(-betas).cumsum(0) / 2, (1, 0))
 
     def log_alpha(self, t: Tensor) -> Tensor:
-        n = len(self.betas)
-        table = self._table.to(t)
-        position = t * n
-        # A level belongs to the interval below it, whose beta is its own.
-        i = position.detach().ceil().long().clamp(1, n) - 1
-        return torch.lerp(table[i], table[i + 1], position - i)
+        table, i = self._table.to(t), self._interval(t, 2**-46)
+        return torch.lerp(table[i], table[i + 1], t * len(self.betas) - i)
 
     def log_sigma(self, t: Tensor) -> Tensor:
         return log1mexp(2 * self.log_alpha(t)) / 2
+
+    def f(self, t: Tensor) -> Tensor:
+        # A level that t names to the precision of its dtype has its own beta.
+        eps = torch.finfo(t.dtype).eps if t.is_floating_point() else 0.0
+        i = self._interval(t.double(), 2 * max(eps, 2**-46))
+        table = self._table.to(t.device)
+        return _like((table[i + 1] - table[i]) * len(self.betas), t)
+
+    def g2(self, t: Tensor) -> Tensor:
+        return -2 * self.f(t)
+
+    def _interval(self, t: Tensor, rounding: float) -> Tensor:
+        """The interval of the table that holds t; a level belongs to the one below it."""
+        n = len(self.betas)
+        return (t.detach() * n * (1 - rounding)).ceil().long().clamp(1, n) - 1

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.denoiser import Denoiser
-from scoresde.sde import SDE
+from scoresde.sde import SDE, floating, unit_alpha
 
 ADAPTIVE_METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun", "scipy_solver")
 FIXED_STEP_METHODS = (
@@ -80,14 +80,14 @@ def solve_ode(
     Raises ValueError for an unknown method, SolverError if a tolerance or ``max_nfe`` cannot be
     met.
     """
-    sde, flow = denoiser.sde, Flow(denoiser)
+    sde, flow, x = denoiser.sde, Flow(denoiser), floating(x)
     start, end = time_of(sde, t0), time_of(sde, t1)
     require_samples(x)
     tolerance = Tolerance(method, rtol, atol, steps, max_nfe)
     w = integrate(
-        flow, x / scale(sde, start), float(sde.lam(start)), float(sde.lam(end)), tolerance
+        flow, x / float(sde.norm(start)), float(sde.lam(start)), float(sde.lam(end)), tolerance
     )
-    return Solution(w * scale(sde, end), flow.nfe)
+    return Solution(w * float(sde.norm(end)), flow.nfe)
 
 
 def solve_sde(
@@ -124,14 +124,14 @@ def solve_sde(
     if not 0 <= eta < math.inf:
         raise ValueError(f"need 0 <= eta < inf, got eta={eta:g}")
     require_samples(x)
-    sde, flow = denoiser.sde, Flow(denoiser)
+    sde, flow, x = denoiser.sde, Flow(denoiser), floating(x)
     first, last = time_of(sde, t0), time_of(sde, t1)
     lam0, lam1 = float(sde.lam(first)), float(sde.lam(last))
     if not lam0 < lam1:
         raise ValueError(
             "the reverse SDE runs from a noisy t0 to a cleaner t1 < t0; SDE.perturb adds noise"
         )
-    start = (x / scale(sde, first)).flatten(1)
+    start = (x / float(sde.norm(first))).flatten(1)
     path = torchsde.BrownianInterval(
         t0=lam0,
         t1=lam1,
@@ -149,7 +149,7 @@ def solve_sde(
         dt = (lam1 - lam0) / steps * (1 + 1e-9)
         w: Tensor = torchsde.sdeint(reverse, start, span, bm=path, method=method, dt=dt)[-1]
     require_finite(w, f"torchsde {method}", "use more steps")
-    return w.reshape(x.shape) * scale(sde, last)
+    return w.reshape(x.shape) * float(sde.norm(last))
 
 
 @dataclass(frozen=True)
@@ -264,12 +264,7 @@ class Flow:
         """x0_hat at w."""
         self.nfe += 1
         t = self.denoiser.sde.time(torch.tensor(lam, dtype=torch.float64))
-        return self.denoiser(w * scale(self.denoiser.sde, t), t)
-
-
-def scale(sde: SDE, t: Tensor) -> float:
-    """sqrt(alpha^2 + sigma^2) at a 0-dim time: the size of x in units of w."""
-    return math.hypot(float(sde.alpha(t)), float(sde.sigma(t)))
+        return self.denoiser(w * float(self.denoiser.sde.norm(t)), t)
 
 
 class _ReverseSDE(nn.Module):
@@ -290,11 +285,6 @@ class _ReverseSDE(nn.Module):
     def g(self, lam: Tensor, w: Tensor) -> Tensor:
         # The zero keeps a graph to w, which Milstein's vanishing correction term differentiates.
         return self.eta * math.sqrt(2) * unit_alpha(-float(lam)) + 0 * w
-
-
-def unit_alpha(lam: float) -> float:
-    """a(lam) = (1 + exp(-2 lam))^(-1/2), the alpha of the unit-variance twin (sigma: a(-lam))."""
-    return 1 / math.sqrt(1 + math.exp(-2 * lam))
 
 
 def time_of(sde: SDE, t: Tensor | float) -> Tensor:

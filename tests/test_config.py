@@ -224,6 +224,16 @@ class TestPrecedence:
         config = load_config(file, {"sde.kind": "ve", "sde.sigma_max": "20"})
         assert config.sde == load_config(None, {"sde.kind": "ve", "sde.sigma_max": 20}).sde
 
+    @pytest.mark.parametrize("names", [("sde", "sde.sigma_max"), ("sde.sigma_max", "sde")])
+    def test_a_kind_and_its_keys_may_come_in_any_order(self, names):
+        values = {"sde": "ve", "sde.sigma_max": "37.5"}
+        found = load_config(None, {name: values[name] for name in names})
+        assert found.sde == load_config(None, {"sde": {"kind": "ve", "sigma_max": 37.5}}).sde
+
+    def test_a_name_for_a_section_without_kinds_is_refused(self):
+        with pytest.raises(ConfigError, match=r"train.kind: unknown key"):
+            load_config(None, {"train": "fast", "train.lr": "1"})
+
     def test_null_text_is_none(self):
         assert load_config(None, {"train.clip": "null"}).train.clip is None
 

@@ -23,18 +23,18 @@ from scoresde.convergence import (
 )
 from scoresde.samplers import (
     DDIM,
+    Churned,
+    Corrected,
     DPMppSDE,
-    EulerA,
     Heun,
+    Langevin,
+    Restart,
     ReverseDiffusion,
     SASolver,
-    churn,
-    corrected,
     dpm_solver_singlestep,
     dpmpp_2m_sde,
     dpmpp_3m_sde,
-    langevin,
-    restart,
+    euler_a,
 )
 
 F64 = torch.float64
@@ -72,9 +72,9 @@ def test_the_gap_is_relative_to_the_reference():
 
 
 def test_noise_is_noticed():
-    for step in (EulerA(), DDIM(eta=0.1), churn(Heun(), 10), restart(Heun()), Marginal(1.0)):
+    for step in (euler_a(), DDIM(eta=0.1), Churned(Heun(), 10), Restart(Heun()), Marginal(1.0)):
         assert draws_noise(step), step
-    for step in (DDIM(), Heun(), EulerA(0.0), dpmpp_2m_sde(eta=0.0)):
+    for step in (DDIM(), Heun(), euler_a(0.0), dpmpp_2m_sde(eta=0.0)):
         assert not draws_noise(step), step
 
 
@@ -163,12 +163,12 @@ def moments(step, sde, n, draws, eps):
 @pytest.mark.parametrize(
     ("step", "n", "draws"),
     [
-        (EulerA(), 3, 3),
+        (euler_a(), 3, 3),
         (DPMppSDE(), 2, 4),
         (dpmpp_3m_sde(), 4, 4),
         (SASolver(), 4, 4),
-        (corrected(ReverseDiffusion(), langevin()), 2, 4),
-        (churn(Heun(), 1.0, steps=3), 3, 3),
+        (Corrected(ReverseDiffusion(), Langevin()), 2, 4),
+        (Churned(Heun(), 1.0, steps=3), 3, 3),
     ],
     ids=["euler_a", "dpmpp_sde", "dpmpp_3m_sde", "sa_solver", "pc", "churn"],
 )

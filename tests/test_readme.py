@@ -5,9 +5,45 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "experiments" / "results"
+
+
+def blocks(page, language):
+    """The code blocks of a page in a language, one after the other."""
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+def test_a_model_of_ones_own_is_trained_saved_loaded_drawn_scored_and_evaluated(
+    tmp_path, monkeypatch, capsys
+):
+    """The first block of the README, in about twenty lines; 2.84 bits/dim are exact."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    first = blocks(ROOT / "README.md", "python")[0]
+    assert sum(1 for line in first.splitlines() if line) <= 25
+    names = {"__name__": "example"}
+    exec(first, names)
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in printed[:3]] == ["recommended", "heun", "ancestral"]
+    assert all(float(re.search(r"distance ([\d.]+)", line)[1]) < 0.3 for line in printed[:3])
+    assert names["score"].bits_per_dim == pytest.approx(2.84, abs=0.1)
+    assert (tmp_path / "runs" / "mine" / "metrics.jsonl").exists()
+
+
+def test_the_other_blocks_of_the_readme_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    trained, parts = blocks(ROOT / "README.md", "python")[1:]
+    names = {"__name__": "example"}
+    exec(trained, names)
+    assert names["drawn"].x.dtype == torch.uint8
+    assert names["drawn"].label.tolist() == [3] * 4
+    exec(parts, names)
+    assert names["y"].shape == (256, 2)
+    assert names["found"].log_prob.isfinite().all()
 
 
 def test_the_readme_quotes_the_stored_demonstration():

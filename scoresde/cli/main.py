@@ -63,6 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line (``sys.argv`` by default) and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
+    # Read when torch is loaded. By default an OpenMP thread that waits for the others spins, which
+    # takes the core from a thread that has work wherever another program is running.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     warnings.formatwarning = _one_line
     try:
         return _dispatch(arguments)

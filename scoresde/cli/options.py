@@ -18,6 +18,7 @@ from scoresde.arguments import Count, Fraction, Natural, Positive, Range, argume
 from scoresde.runs.compare import compare
 from scoresde.runs.draw import draw
 from scoresde.runs.edit import Editor
+from scoresde.runs.evaluate import evaluate
 
 
 def default(function: Callable[..., Any], name: str) -> Any:
@@ -244,7 +245,7 @@ class EvaluateOptions(WeightOptions):
     num: Count | None = None
     seed: Natural = 0
     batch: Count = default(draw, "batch")
-    resamples: Natural = 50
+    resamples: Natural = default(evaluate, "resamples")
     out: Path | None = None
     overwrite: bool = False
     json: bool = False

@@ -22,6 +22,7 @@ from scoresde.registry import (
     Sampler,
     build_step,
     constructor,
+    grid_steps,
 )
 from scoresde.samplers import Grid
 from scoresde.sde import SDE
@@ -115,9 +116,9 @@ def build_sampler(sample: Section, grid: Grid | None = None) -> Sampler:
     """The sampler of ``config.sample``, on ``grid`` in place of the one it names."""
     kind = sample.sampler.kind
     if kind in STEPS:
-        step, steps = build_step(kind, sample.sampler.values, sample.steps)
+        step = build_step(kind, sample.sampler.values, sample.steps)
         found = build_grid(sample.grid) if grid is None else grid
-        return GridSampler(found, step, steps, sample.denoise)
+        return GridSampler(found, step, grid_steps(step, sample.steps), sample.denoise)
     solver: Sampler = build(sample.sampler, steps=sample.steps, denoise=sample.denoise)
     return solver
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Mapping
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -211,10 +210,17 @@ def _merge(base: Any, change: Any) -> Any:
 
 
 def _nested(overrides: Overrides) -> dict[str, Any]:
-    """{"a.b": 1, "a.c": 2} as {"a": {"b": 1, "c": 2}}."""
+    """{"a.b": 1, "a.c": 2} as {"a": {"b": 1, "c": 2}}; beside keys a name is {kind: name}."""
     tree: dict[str, Any] = {}
     for path, value in overrides.items():
         *parents, name = path.split(".")
-        place = reduce(lambda node, key: node.setdefault(key, {}), parents, tree)
-        place[name] = None if value in ("null", "None") else value
+        place = tree
+        for key in parents:
+            node = place.get(key, {})
+            place[key] = dict(node) if isinstance(node, Mapping) else {"kind": node}
+            place = place[key]
+        value = None if value in ("null", "None") else value
+        if isinstance(below := place.get(name), dict):
+            value = below | (dict(value) if isinstance(value, Mapping) else {"kind": value})
+        place[name] = value
     return tree

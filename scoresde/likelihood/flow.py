@@ -17,16 +17,14 @@ from torch import Tensor
 from scoresde.denoiser import Denoiser
 from scoresde.likelihood.divergence import EXACT, Divergence, sum_from
 from scoresde.samplers import solve_adaptive
-from scoresde.sde import SDE, match
+from scoresde.sde import SDE, match, unit_alpha
 from scoresde.solvers import (
     Flow,
     SolverError,
     Tolerance,
     integrate,
     require_continuous,
-    scale,
     time_of,
-    unit_alpha,
 )
 
 
@@ -84,11 +82,11 @@ def log_likelihood(
         return a * (x0 - a * state[0]), a * (div - a * dim)
 
     # Rounding of a float32 state would limit the tolerance; the network keeps its own dtype.
-    state = x.double() / scale(sde, first)
+    state = x.double() / float(sde.norm(first))
     start = (state, state.new_zeros(divergence.estimates, len(x)))
     tolerance = Tolerance(method, rtol, atol, steps, max_nfe)
     w, gain = integrate(rate, start, float(sde.lam(first)), float(sde.lam(last)), tolerance)
-    latent = w * scale(sde, last)
+    latent = w * float(sde.norm(last))
     log_prob = closed(sde, latent, prior, first, last) + gain.mean(0)
     return LogLikelihood(log_prob, latent, flow.nfe, standard_error_of(gain, divergence))
 
@@ -135,7 +133,7 @@ def adaptive_log_likelihood(
             f"{max_nfe} calls; loosen rtol and atol"
         )
     latent = end.x[:, :dim].reshape(x.shape)
-    gain = end.x[:, dim:].T / scale(sde, last)
+    gain = end.x[:, dim:].T / float(sde.norm(last))
     log_prob = closed(sde, latent, prior, first, last) + gain.mean(0)
     return LogLikelihood(log_prob, latent, end.nfe, standard_error_of(gain, divergence))
 
@@ -182,7 +180,7 @@ def require_law(denoiser: Denoiser) -> None:
 
 def closed(sde: SDE, latent: Tensor, prior: Any, first: Tensor, last: Tensor) -> Tensor:
     """The terms of (10) outside the integral, log p_T(x_T) + D log(n_T / n_t0), (B,)."""
-    units = latent[0].numel() * math.log(scale(sde, last) / scale(sde, first))
+    units = latent[0].numel() * math.log(float(sde.norm(last)) / float(sde.norm(first)))
     log_prob = getattr(sde.prior() if prior is None else prior, "log_prob", prior)
     return sum_from(1, log_prob(latent)) + units
 

@@ -18,7 +18,8 @@ from scoresde.denoiser import Denoiser
 from scoresde.likelihood.divergence import EXACT, Divergence, Field, Hutchinson
 from scoresde.likelihood.flow import LogLikelihood, closed, require_law, standard_error_of
 from scoresde.samplers import V, eab, sample
-from scoresde.solvers import require_continuous, require_finite, scale, time_of, unit_alpha
+from scoresde.sde import unit_alpha
+from scoresde.solvers import require_continuous, require_finite, time_of
 
 GREGORY = 6
 """Order of the corrections at the ends of the quadrature."""
@@ -146,7 +147,7 @@ class _Reader:
         k = self.places.get(float(t))
         if k is None or k in self.found:
             return self.denoiser(x, t)
-        n = scale(self.denoiser.sde, t)
+        n = float(self.denoiser.sde.norm(t))
         value, found = self.probing.at(k, x)(lambda w: self.denoiser(w * n, t), x / n)
         self.found[k] = found
         return value

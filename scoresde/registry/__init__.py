@@ -22,7 +22,14 @@ from scoresde.registry.scoring import (
     TRACES,
     Scoring,
 )
-from scoresde.registry.steps import PREDICTIONS, SELF_PACED, STEPS, VARIABLES, build_step
+from scoresde.registry.steps import (
+    PREDICTIONS,
+    SELF_PACED,
+    STEPS,
+    VARIABLES,
+    build_step,
+    grid_steps,
+)
 from scoresde.registry.tables import (
     AUGMENTATIONS,
     DATASETS,
@@ -71,6 +78,7 @@ __all__ = [
     "UnknownName",
     "build_step",
     "constructor",
+    "grid_steps",
     "register",
     "summary",
     "table_of",

@@ -2,58 +2,54 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from torch import Tensor
 
 from scoresde import samplers
-from scoresde.arguments import Count, NonNegative, Open, Positive, Range
+from scoresde.arguments import (
+    Count,
+    NonNegative,
+    Open,
+    Positive,
+    Range,
+    arguments,
+    check,
+    check_fields,
+)
 from scoresde.denoiser import Denoiser
-from scoresde.registry.tables import Table, constructor
+from scoresde.registry.tables import Table, constructor, summary
 from scoresde.samplers import EPS, X0, Noise, Prediction, Residual, State, Step, V, solve_adaptive
 from scoresde.samplers.adaptive import DORMAND_PRINCE, EXPONENTIAL, Pair
 from scoresde.samplers.integrals import Variable, clock, log_snr, ratio, share
 from scoresde.sde import match
 
 
-@dataclass(frozen=True)
-class Churnable:
-    """A constructor of a step that may climb to more noise on the way: EDM's stochastic sampler.
+def churnable(make: Callable[[], Step]) -> Callable[..., Step]:
+    """The constructor of a step that may climb to more noise on the way: EDM's stochastic sampler.
 
-    Without ``s_churn`` it is the step itself, else spread over the ``steps`` of its grid. EDM,
-    arXiv 2206.00364, algorithm 2.
-
-    Args:
-        s_churn: noise added along the way; EDM took 30 to 80.
-        s_tmin: least sigma / alpha where noise is added.
-        s_tmax: largest sigma / alpha where noise is added; null: everywhere.
-        s_noise: size of that noise.
-        steps: steps of the grid that the noise is spread over.
+    Without ``s_churn`` it is the step itself. EDM, arXiv 2206.00364, algorithm 2.
     """
 
-    make: Callable[[], Step]
-
-    def __call__(
-        self,
+    def build(
         s_churn: NonNegative = 0.0,
         s_tmin: NonNegative = 0.0,
         s_tmax: Positive = math.inf,
-        s_noise: Positive = 1.0,
+        s_noise: NonNegative = 1.0,
         steps: Count = 18,
     ) -> Step:
-        if not s_tmin < s_tmax:
-            raise ValueError(f"need s_tmin < s_tmax, got s_tmin={s_tmin:g}, s_tmax={s_tmax:g}")
-        if s_churn == 0:
-            return self.make()
-        return samplers.churn(self.make(), s_churn, s_tmin, s_tmax, s_noise, steps)
+        churned = samplers.Churned(make(), s_churn, s_tmin, s_tmax, s_noise, steps)
+        return churned if s_churn else churned.step
 
-    @property
-    def documented(self) -> Callable[[], Step]:
-        return self.make
+    settings = inspect.cleandoc(samplers.Churned.__doc__ or "").partition("Args:")[2]
+    build.__doc__ = f"{summary(make)}.\n\nArgs:{settings}"
+    build.__name__ = build.__qualname__ = make.__name__
+    return build
 
 
 def euler() -> Step:
@@ -68,8 +64,8 @@ def predictor_corrector(snr: Open = 0.16, corrector_steps: Count = 1) -> Step:
         snr: size of a corrector step, as a ratio of signal to noise.
         corrector_steps: corrector steps at each time.
     """
-    kernel = samplers.langevin(snr, corrector_steps)
-    return samplers.corrected(samplers.ReverseDiffusion(), kernel)
+    kernel = samplers.Langevin(snr, corrector_steps)
+    return samplers.Corrected(samplers.ReverseDiffusion(), kernel)
 
 
 def annealed_langevin(snr: Open = 0.176, corrector_steps: Count = 5) -> Step:
@@ -80,7 +76,7 @@ def annealed_langevin(snr: Open = 0.176, corrector_steps: Count = 5) -> Step:
         corrector_steps: corrector steps at each time.
     """
     kernel = samplers.annealed_langevin(snr, corrector_steps)
-    return samplers.corrected(samplers.ReverseDiffusion(), kernel)
+    return samplers.Corrected(samplers.ReverseDiffusion(), kernel)
 
 
 def restart(
@@ -94,25 +90,37 @@ def restart(
         times: number of times it goes back.
         inner_steps: steps of each way down.
     """
-    return samplers.restart(samplers.Heun(), low, high, times, inner_steps)
+    return samplers.Restart(samplers.Heun(), low, high, times, inner_steps)
 
 
-def recommended(eta: NonNegative = 0.0, steps: int = 18) -> Step:
+def recommended(eta: NonNegative = 0.0, steps: Count = 18) -> Step:
     """The default: exponential Adams-Bashforth on what Gaussian data would leave over.
 
     Args:
         eta: noise: 0 none, 1 that of the reverse SDE; 0.25 is enough to forget errors.
+        steps: steps of the grid, one network call each.
     """
     return samplers.recommended(steps + 1, eta)[0]
+
+
+def dpm_fast(steps: Count = 10) -> Step:
+    """DPM-Solver-fast: steps of order 3, the last two of orders 2 and 1; 3 (steps - 1) calls.
+
+    Args:
+        steps: steps of the grid.
+    """
+    check(dpm_fast, locals())
+    return samplers.dpm_fast(max(3 * (steps - 1), 1))
 
 
 @dataclass(frozen=True)
 class DPMAdaptive:
     """The probability flow at a tolerance, every sample by steps of its own: ``solve_adaptive``.
 
-    By the 5(4) pair, or ``exponential`` the 3(2) pair of the DPM-Solver paper. For a grid of one
-    step; ``nfe_per_step`` is the least that one costs. Samples that ``max_nfe`` calls do not bring
-    to the end take one DDIM step from where they are, with a RuntimeWarning.
+    By the 5(4) pair, or ``exponential`` the 3(2) pair of the DPM-Solver paper. It takes its own
+    steps inside those of a grid, which had better be one: ``nfe_per_step`` is the least it costs.
+    Samples that ``max_nfe`` calls do not bring to the end of a step take a DDIM step from where
+    they are, with a RuntimeWarning.
 
     Args:
         rtol: relative tolerance of each sample.
@@ -125,6 +133,10 @@ class DPMAdaptive:
     atol: Positive = 1e-3
     max_nfe: Count = 1000
     exponential: bool = False
+    self_paced: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def _pair(self) -> Pair:
@@ -141,6 +153,8 @@ class DPMAdaptive:
     def __call__(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, state: State, noise: Noise
     ) -> tuple[Tensor, State]:
+        if float(denoiser.sde.sigma(s)) == 0:  # lam is infinite there
+            return _last_step(denoiser, x, t, s), None
         limits = (self.rtol, self.atol, self.max_nfe)
         end = solve_adaptive(denoiser, x, float(t), float(s), *limits, pair=self._pair)
         late = int((~end.finished).sum())
@@ -178,12 +192,12 @@ def eab_sde(
 STEPS: Table[Callable[..., Step]] = Table(
     {
         "recommended": recommended,
-        "euler": Churnable(euler),
-        "heun": Churnable(samplers.Heun),
-        "dpm_2": Churnable(samplers.dpm_2),
+        "euler": churnable(euler),
+        "heun": churnable(samplers.Heun),
+        "dpm_2": churnable(samplers.dpm_2),
         "dpmpp_2s": samplers.dpmpp_2s,
         "dpm_solver_singlestep": samplers.dpm_solver_singlestep,
-        "dpm_fast": samplers.dpm_fast,
+        "dpm_fast": dpm_fast,
         "dpm_adaptive": DPMAdaptive,
         "dpm_solver": samplers.dpm_solver,
         "dpmpp_2m": samplers.dpmpp_2m,
@@ -196,9 +210,9 @@ STEPS: Table[Callable[..., Step]] = Table(
         "ipndm": samplers.ipndm,
         "ipndm_v": samplers.ipndm_v,
         "ddim": samplers.DDIM,
-        "ddpm": samplers.DDPM,
-        "ancestral": samplers.Ancestral,
-        "euler_a": samplers.EulerA,
+        "ddpm": samplers.ddpm,
+        "ancestral": samplers.ancestral,
+        "euler_a": samplers.euler_a,
         "dpm_2_a": samplers.DPM2A,
         "dpmpp_2s_a": samplers.DPMpp2SA,
         "dpmpp_sde": samplers.DPMppSDE,
@@ -212,10 +226,10 @@ STEPS: Table[Callable[..., Step]] = Table(
         "pc": predictor_corrector,
         "annealed_langevin": annealed_langevin,
     },
-    supplied=("steps", "nfe"),
+    supplied=("steps",),
 )
 # Those whose steps are their own, of a number that no grid fixes.
-SELF_PACED = frozenset({"dpm_adaptive"})
+SELF_PACED = frozenset(name for name, make in STEPS.items() if hasattr(make, "self_paced"))
 PREDICTIONS: Table[Prediction] = Table(
     {"eps": EPS, "x0": X0, "v": V, "residual": Residual()}, constructs=False
 )
@@ -225,22 +239,20 @@ VARIABLES: Table[Variable] = Table(
 OBJECTS: Mapping[str, Table[Any]] = {"prediction": PREDICTIONS, "variable": VARIABLES}
 
 
-def build_step(kind: str, options: Mapping[str, Any], steps: int) -> tuple[Step, int]:
-    """The step of a configuration asked for ``steps``, and the steps its grid is to have.
+def build_step(kind: str, options: Mapping[str, Any], steps: int) -> Step:
+    """The step of a configuration, for a grid of ``steps`` steps, which few need to know.
 
-    An option that is None is left to the constructor. Raises ConfigError for an unknown kind,
+    An option that is None is left to the constructor. Raises UnknownName for an unknown kind,
     ValueError for options that do not fit.
     """
     make = constructor(STEPS, kind)
     given = {name: _meant(name, value) for name, value in options.items() if value is not None}
-    if make is samplers.dpm_fast:  # counts calls, and plans its steps
-        planned = samplers.dpm_fast(steps)
-        return planned, len(planned.steps)
-    if kind in SELF_PACED:
-        return make(**given), 1
-    if isinstance(make, Churnable) or make is recommended:
-        return make(**given, steps=steps), steps
-    return make(**given), steps
+    return make(**given, **({"steps": steps} if "steps" in arguments(make) else {}))
+
+
+def grid_steps(step: Step, steps: int) -> int:
+    """The steps of the grid of a step that is asked for ``steps``: one if it paces itself."""
+    return 1 if hasattr(step, "self_paced") else steps
 
 
 def _meant(option: str, value: Any) -> Any:

@@ -16,6 +16,7 @@ from scoresde.arguments import EMPTY, Argument, Count, Open, Range, arguments, c
 from scoresde.data import Dataset
 from scoresde.nn import EDM2, MLP, DiT, UNet, adm, ddpmpp, ncsnpp
 from scoresde.parameterization import Parameterization
+from scoresde.registry.grid_files import from_file
 from scoresde.samplers import ArctanGrid, Grid, grids
 from scoresde.sde import SDE, DiscreteVP, linear_betas
 from scoresde.training import augment, losses, times
@@ -195,7 +196,7 @@ GRIDS: Table[Callable[..., Grid]] = Table(
         "linspace": grids.linspace,
         "leading": grids.leading,
         "trailing": grids.trailing,
-        "file": grids.from_file,
+        "file": from_file,
         "optimised": optimised,
     }
 )

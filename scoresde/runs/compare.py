@@ -17,12 +17,11 @@ from scoresde.convergence import draws_noise, gap
 from scoresde.denoiser import Denoiser
 from scoresde.parameterization import ScoreModel
 from scoresde.registry import GRIDS, SELF_PACED, GridSampler, build_step, constructor
-from scoresde.runs.draw import starting_noise
 from scoresde.runs.instrument import Instrument
 from scoresde.runs.optimised import GridSearch, optimised_grid, without_class
 from scoresde.runs.progress import Advance, Progress, silent
 from scoresde.runs.results import ResultFolder
-from scoresde.samplers import ArctanGrid, Grid, per_sample_noise, solve_adaptive
+from scoresde.samplers import ArctanGrid, Grid, per_sample_noise, solve_adaptive, starting_noise
 
 MOST_CALLS = 20_000
 FINEST = 1e-8  # what float32 resolves
@@ -107,7 +106,7 @@ def compare(
     if model.data is None and shape is None:
         raise ValueError("shape is missing: the model does not say what it was trained on")
     shape = tuple(shape or model.data.shape)
-    noisy = [n for n in samplers if draws_noise(build_step(n, {}, 20)[0])]
+    noisy = [n for n in samplers if draws_noise(build_step(n, {}, 20))]
     why = "with noise there is no path to compare with"
     if len(noisy) == len(samplers):
         raise ValueError(f"samplers: {', '.join(noisy)}: {why}; add one without, such as heun")
@@ -148,12 +147,12 @@ def _contenders(
     own = None if model.config is None or grids is not None else model.config.sample.grid
     for name in names:
         if name in SELF_PACED:
-            step, n = build_step(name, {}, 1)
-            yield _Contender(name, "-", GridSampler(ArctanGrid(), step, n))
+            step = build_step(name, {}, 1)
+            yield _Contender(name, "-", GridSampler(ArctanGrid(), step, 1))
             continue
         for place in grids or [own.kind if own else "arctan"]:
-            for asked in steps:
-                step, n = build_step(name, {}, asked)
+            for n in steps:
+                step = build_step(name, {}, n)
                 if place == "optimised":
                     grid = optimised(GridSearch(name, step, n))
                 else:

@@ -29,7 +29,15 @@ from scoresde.runs.instrument import Instrument, NetworkCall, Stopped, require_f
 from scoresde.runs.optimised import GridSearch, configured_search, optimised_grid
 from scoresde.runs.processes import World, jointly
 from scoresde.runs.progress import Progress, silent
-from scoresde.samplers import ArctanGrid, Grid, Noise, Step, per_sample_noise, recommended
+from scoresde.samplers import (
+    ArctanGrid,
+    Grid,
+    Noise,
+    Step,
+    per_sample_noise,
+    recommended,
+    starting_noise,
+)
 from scoresde.sde import SDE
 
 DEFAULT_NUM, DEFAULT_NFE = 64, 19
@@ -130,11 +138,6 @@ def draw(
         None if label is None else label[rows],
         sum(len(part.x) for part in found if part.unfinished),
     )
-
-
-def starting_noise(sde: SDE, like: Tensor, noise: Noise) -> Tensor:
-    """A state of the prior at ``t_max``, shaped like a tensor: the first draws of the noise."""
-    return noise(like) * float(sde.prior().stddev)
 
 
 # The loop over the batches -----------------------------------------------------------------------
@@ -321,8 +324,7 @@ def _chosen(
             raise ValueError(f"{given}: {name} paces itself; leave it out")
         if name not in SELF_PACED:
             return constructor(SAMPLERS, name)(denoise=last), name
-        paced, steps = build_step(name, {}, 1)
-        return GridSampler(ArctanGrid(), paced, steps, last), name
+        return GridSampler(ArctanGrid(), build_step(name, {}, 1), 1, last), name
     times = _grid_of(grid)
     made, steps = _within(model.sde, times or ArctanGrid(), name, step, nfe or DEFAULT_NFE, last)
     if times is None:
@@ -348,26 +350,25 @@ def _within(
 ) -> tuple[Step, int]:
     """A step, and the largest number of its steps that take at most ``nfe`` network calls."""
 
-    def made(n: int) -> tuple[Step, int]:
+    def made(n: int) -> Step:
         if step is None:
-            return recommended(n + 1)[0], n
-        return build_step(step, {}, n) if isinstance(step, str) else (step, n)
+            return recommended(n + 1)[0]
+        return build_step(step, {}, n) if isinstance(step, str) else step
 
     def calls(n: int) -> int:
         instrument = Instrument(strict=False)
         denoiser = instrument.on(Denoiser(sde, lambda x, t: x / 2))
-        found, steps = made(n)
-        GridSampler(grid, found, steps, denoise)(denoiser, torch.ones(1, 1), _ones)
+        GridSampler(grid, made(n), n, denoise)(denoiser, torch.ones(1, 1), _ones)
         return instrument.count
 
-    n = max(1, (nfe - denoise) // made(1)[0].nfe_per_step)
+    n = max(1, (nfe - denoise) // made(1).nfe_per_step)
     while n > 1 and calls(n) > nfe:
         n -= 1
     while calls(n + 1) <= nfe:
         n += 1
     if (least := calls(n)) > nfe:
         raise ValueError(f"nfe: {name} takes at least {least} network calls, got {nfe}")
-    return made(n)
+    return made(n), n
 
 
 def _ones(x: Tensor, t: Tensor | None = None, s: Tensor | None = None) -> Tensor:

@@ -16,12 +16,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import scoresde
 from scoresde.atomic import atomic_write, writing
 from scoresde.training.checkpoint import BEST, LATEST, step_files
 from scoresde.training.snapshots import AVERAGES, NAME, snapshots
 
-PACKAGES = ("torch", "numpy", "safetensors")
+PACKAGES = ("numpy", "safetensors")
 EXPORT = re.compile(r"weights-ema-[\de.-]+\.safetensors")
 OWN = (
     "config.yaml",
@@ -132,7 +134,9 @@ def claim(path: str | Path, *, resume: bool = False, overwrite: bool = False) ->
                 f"overwrite=True, or give another folder"
             )
     elif resume:
-        raise ValueError(f"{path}: no run to resume; check the folder, or train without resume=True")
+        raise ValueError(
+            f"{path}: no run to resume; check the folder, or train without resume=True"
+        )
     elif foreign := [file for file in own_files(folder) if file.exists() and file != half]:
         raise ValueError(
             f"{path}: holds {foreign[0].relative_to(path)} but no run; give another folder"
@@ -216,7 +220,8 @@ def environment(device: str) -> dict[str, Any]:
     """What a run can be repeated with: versions, git commit if any, command, device and time."""
     return {
         "scoresde": scoresde.__version__,
-        "packages": {name: metadata.version(name) for name in PACKAGES},
+        # torch.__version__ names the build too, such as 2.13.0+cpu; the metadata may not.
+        "packages": {"torch": torch.__version__, **{p: metadata.version(p) for p in PACKAGES}},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "git_commit": git_commit(Path(__file__).resolve().parent),

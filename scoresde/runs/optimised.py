@@ -17,7 +17,8 @@ from scoresde.parameterization import ScoreModel
 from scoresde.registry import GRIDS, SELF_PACED, STEPS, build_step
 from scoresde.runs.progress import Advance, Progress, silent
 from scoresde.samplers import Grid, Step, per_sample_noise
-from scoresde.samplers.optimise import StoredGrid, described, load_grid, save_grid, search_grid
+from scoresde.registry.grid_files import StoredGrid, described, load_grid, save_grid
+from scoresde.samplers.optimise import search_grid
 from scoresde.training.checkpoint import fingerprint
 from scoresde.training.snapshots import AVERAGES
 
@@ -56,8 +57,8 @@ def configured_search(sample: Section) -> GridSearch | None:
     name = sample.sampler.kind
     if name not in STEPS or name in SELF_PACED:
         raise ValueError(f"grid optimised: {name} paces itself; leave the grid out")
-    step, steps = build_step(name, sample.sampler.values, sample.steps)
-    return GridSearch(name, step, steps, sample.grid.budget, sample.grid.starts)
+    step = build_step(name, sample.sampler.values, sample.steps)
+    return GridSearch(name, step, sample.steps, sample.grid.budget, sample.grid.starts)
 
 
 def grid_folder(source: Path) -> Path:

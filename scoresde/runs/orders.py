@@ -57,14 +57,12 @@ class Case:
 
     def step(self, n: int) -> Step:
         """The step for a grid of n steps, finer as n grows in all it does."""
-        if self.kind == "dpm_fast":
-            return build_step(self.kind, {}, 3 * (n - 1))[0]
         finer: dict[str, Any] = {}
         if self.kind == "restart":
             finer = {"inner_steps": n // 5}
         elif self.kind in LANGEVIN:  # a snr that stays leaves a bias of its square
             finer = {"snr": math.sqrt(LANGEVIN[self.kind] / n)}
-        return build_step(self.kind, {**self.settings, **finer}, n)[0]
+        return build_step(self.kind, {**self.settings, **finer}, n)
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,7 @@ from scoresde.atomic import writing
 from scoresde.data import Dataset
 from scoresde.evaluation import sample_grid, save_png, scatter
 from scoresde.parameterization import ScoreModel
-from scoresde.runs.draw import starting_noise
-from scoresde.samplers import Heun, per_sample_noise, sample
+from scoresde.samplers import Heun, per_sample_noise, sample, starting_noise
 from scoresde.samplers.grids import karras
 
 STEPS = 12

@@ -16,7 +16,7 @@ from torch import nn
 from scoresde import registry
 from scoresde.config import Config, config_from, load_config, override, to_plain, to_yaml
 from scoresde.data import Dataset, dataset_of
-from scoresde.parameterization import ScoreModel
+from scoresde.parameterization import ScoreModel, caution
 from scoresde.runs import folder as folders
 from scoresde.runs.folder import RunFolder, environment
 from scoresde.runs.load import coefficients, load
@@ -180,8 +180,10 @@ def introduction(run: Run, device: torch.device) -> str:
 
 def remarks(run: Run, device: torch.device) -> list[str]:
     """What was understood of the data, and what does not help as it was meant to."""
-    plan = run.plan
+    plan, model = run.plan, run.state.model
     found = [*run.dataset.notes, *described(run.dataset.counts)]
+    if (line := caution(model.parameterization, model.sde)) is not None:
+        found.append(line)
     if is_slow(plan.precision, device):
         found.append(
             f"train.precision={plan.precision} is slower than float32 on this CPU, which has no "
@@ -200,9 +202,7 @@ def parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def _task(
-    model_or_config: Any, data: Any, seed: int | None, settings: Mapping[str, Any]
-) -> Task:
+def _task(model_or_config: Any, data: Any, seed: int | None, settings: Mapping[str, Any]) -> Task:
     """What is to be trained on what. Raises ValueError for settings that do not exist."""
     model: ScoreModel | None = None
     match model_or_config:

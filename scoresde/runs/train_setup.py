@@ -110,9 +110,7 @@ def prepare(
     cost = flops(model, tuple(dataset.shape), plan.classes)
     state = TrainState.of(model, plan, device)
     contents = digest(dataset.train)
-    return Run(
-        config, folder, dataset, split, held_out, plan, reporting, state, cost, contents
-    )
+    return Run(config, folder, dataset, split, held_out, plan, reporting, state, cost, contents)
 
 
 def with_absolute_paths(config: Config) -> Config:

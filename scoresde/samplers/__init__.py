@@ -7,12 +7,10 @@ from scoresde.samplers.combinators import (
     Kernel,
     Langevin,
     annealed_langevin,
-    corrected,
-    langevin,
 )
 from scoresde.samplers.grids import Grid
 from scoresde.samplers.integrals import EPS, X0, Prediction, Residual, V
-from scoresde.samplers.loop import State, Step, sample, trajectory
+from scoresde.samplers.loop import sample, trajectory
 from scoresde.samplers.multistep import (
     Multistep,
     UniPC,
@@ -27,28 +25,40 @@ from scoresde.samplers.multistep import (
     plms,
     unipc,
 )
-from scoresde.samplers.noise import BrownianPath, Noise, per_sample_noise, white_noise
+from scoresde.samplers.noise import (
+    BrownianPath,
+    Noise,
+    per_sample_noise,
+    starting_noise,
+    white_noise,
+)
 from scoresde.samplers.optimise import (
     Optimised,
-    StoredGrid,
-    load_grid,
     optimise_grid,
-    save_grid,
     search_grid,
 )
+from scoresde.samplers.protocols import State, Step
 from scoresde.samplers.recommended import ArctanGrid, recommended
-from scoresde.samplers.renoising import Churned, Restart, churn, restart
+from scoresde.samplers.renoising import Churned, Restart
 from scoresde.samplers.singlestep import (
     Scheme,
-    Sequence,
     SingleStep,
+    StepSequence,
     dpm_2,
     dpm_fast,
     dpm_solver_singlestep,
     dpmpp_2s,
 )
-from scoresde.samplers.steps import DDIM, Ancestral, EulerMaruyama, Heun, ReverseDiffusion
-from scoresde.samplers.stochastic import DDPM, DPM2A, DPMpp2SA, DPMppSDE, EulerA
+from scoresde.samplers.steps import (
+    DDIM,
+    EulerMaruyama,
+    Heun,
+    ReverseDiffusion,
+    ancestral,
+    ddpm,
+    euler_a,
+)
+from scoresde.samplers.stochastic import DPM2A, DPMpp2SA, DPMppSDE
 from scoresde.samplers.stochastic_multistep import (
     SASolver,
     StochasticMultistep,
@@ -58,21 +68,18 @@ from scoresde.samplers.stochastic_multistep import (
 
 __all__ = [
     "DDIM",
-    "DDPM",
     "DORMAND_PRINCE",
     "DPM2A",
     "EPS",
     "EXPONENTIAL",
     "X0",
     "Adaptive",
-    "Ancestral",
     "ArctanGrid",
     "BrownianPath",
     "Churned",
     "Corrected",
     "DPMpp2SA",
     "DPMppSDE",
-    "EulerA",
     "EulerMaruyama",
     "Grid",
     "Heun",
@@ -87,17 +94,16 @@ __all__ = [
     "ReverseDiffusion",
     "SASolver",
     "Scheme",
-    "Sequence",
     "SingleStep",
     "State",
     "Step",
+    "StepSequence",
     "StochasticMultistep",
-    "StoredGrid",
     "UniPC",
     "V",
+    "ancestral",
     "annealed_langevin",
-    "churn",
-    "corrected",
+    "ddpm",
     "deis",
     "dpm_2",
     "dpm_fast",
@@ -109,21 +115,19 @@ __all__ = [
     "dpmpp_3m",
     "dpmpp_3m_sde",
     "eab",
+    "euler_a",
     "grids",
     "ipndm",
     "ipndm_v",
-    "langevin",
     "lms",
-    "load_grid",
     "optimise_grid",
     "per_sample_noise",
     "plms",
     "recommended",
-    "restart",
     "sample",
-    "save_grid",
     "search_grid",
     "solve_adaptive",
+    "starting_noise",
     "trajectory",
     "unipc",
     "white_noise",

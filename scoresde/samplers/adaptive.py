@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser
+from scoresde.samplers.kernels import combine
 from scoresde.samplers.noise import BrownianPath
-from scoresde.sde import SDE, match
+from scoresde.sde import SDE, floating, match, unit_alpha
 
 
 class Adaptive(NamedTuple):
@@ -32,6 +33,7 @@ class Adaptive(NamedTuple):
     nfe: int
 
 
+@torch.no_grad()
 def solve_adaptive(
     denoiser: Denoiser,
     x: Tensor,
@@ -48,10 +50,11 @@ def solve_adaptive(
     Without ``noise`` the probability flow, either way, by ``DORMAND_PRINCE`` 5(4) or the
     ``EXPONENTIAL`` pair 3(2), half as many calls a step; with a BrownianPath the reverse SDE, by
     Heun with Euler inside, whose rejected steps are halved on the same path. After ``max_nfe``
-    calls the states reached are returned as they are.
+    calls the states reached are returned as they are. No graph is kept.
     Raises ValueError for bad arguments, RuntimeError where the denoiser is not finite.
     """
     _check(denoiser.sde, t0, t1, rtol, atol, max_nfe)
+    x = floating(x)
     problem = _Problem(denoiser, x, t0, t1, rtol, atol)
     if noise is None:
         w, lam = _embedded(problem, max_nfe, pair or DORMAND_PRINCE)
@@ -66,7 +69,7 @@ def solve_adaptive(
     t = denoiser.sde.time(lam)
     finished = lam == problem.lam1
     t = torch.where(finished, torch.full_like(t, t1), t)
-    return Adaptive((w * match(_size(denoiser.sde, t), w)).to(x), t, finished, problem.nfe)
+    return Adaptive((w * match(denoiser.sde.norm(t), w)).to(x), t, finished, problem.nfe)
 
 
 @dataclass
@@ -88,24 +91,23 @@ class _Problem:
     def start(self) -> Tensor:
         """w at t0."""
         t0 = torch.tensor(self.t0, dtype=torch.float64)
-        return self.x / float(_size(self.denoiser.sde, t0))
+        return self.x / float(self.denoiser.sde.norm(t0))
 
     def x0(self, lam: Tensor, w: Tensor) -> Tensor:
         """x0_hat at w, each sample at its own lam (B,)."""
         self.nfe += 1
         sde = self.denoiser.sde
         t = sde.time(lam)
-        with torch.no_grad():
-            return self.denoiser(w * match(_size(sde, t), w), t)
+        return self.denoiser(w * match(sde.norm(t), w), t)
 
     def flow(self, lam: Tensor, w: Tensor) -> Tensor:
         """dw/dlam of the probability flow, (8)."""
-        a = match(_unit_alpha(lam), w)
+        a = match(unit_alpha(lam), w)
         return a * (self.x0(lam, w) - a * w)
 
     def reverse(self, lam: Tensor, w: Tensor) -> Tensor:
         """The drift of the reverse SDE with eta = 1, (9)."""
-        a = match(_unit_alpha(lam), w)
+        a = match(unit_alpha(lam), w)
         x0 = self.x0(lam, w)
         return a * (x0 - a * w) + a * x0 - w
 
@@ -179,9 +181,9 @@ def _stages(
     """The fifth-order state, its slope (first of the next step) and the embedded error."""
     step, slopes, state = match(h, w), [k], w
     for node, row in zip(_NODES, _STAGES, strict=True):
-        state = w + step * _combine(row, slopes)
+        state = w + step * _sum(row, slopes)
         slopes.append(problem.flow(lam + node * h, state))
-    return state, slopes[-1], step * _combine(_ERROR, slopes)
+    return state, slopes[-1], step * _sum(_ERROR, slopes)
 
 
 def _exponential_stages(
@@ -202,21 +204,18 @@ def _exponential_stages(
 
 def _held(w: Tensor, x0: Tensor, lam: Tensor, h: Tensor) -> Tensor:
     """w after h with x0 held: (b_s / b_t) w - a_s expm1(-h) x0, a^2 + b^2 = 1."""
-    kept = _unit_alpha(-lam - h) / _unit_alpha(-lam)
-    return match(kept, w) * w - match(_unit_alpha(lam + h) * torch.expm1(-h), w) * x0
+    kept = unit_alpha(-lam - h) / unit_alpha(-lam)
+    return match(kept, w) * w - match(unit_alpha(lam + h) * torch.expm1(-h), w) * x0
 
 
 def _slope(lam: Tensor, h: Tensor) -> Tensor:
     """a_s (expm1(-h) / h + 1), the weight of a slope of x0 over the step; 0 for h = 0."""
     safe = torch.where(h == 0, torch.ones_like(h), h)
-    return _unit_alpha(lam + h) * torch.where(h == 0, 0.0, torch.expm1(-safe) / safe + 1)
+    return unit_alpha(lam + h) * torch.where(h == 0, 0.0, torch.expm1(-safe) / safe + 1)
 
 
-def _combine(weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
-    total = torch.zeros_like(slopes[0])
-    for weight, slope in zip(weights, slopes, strict=True):
-        total = total.add(slope, alpha=weight) if weight else total
-    return total
+def _sum(weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
+    return combine(*(term for term in zip(weights, slopes, strict=True) if term[0]))
 
 
 DORMAND_PRINCE = Pair(_Problem.flow, _stages, 6, 5)
@@ -258,7 +257,7 @@ def _kick(
     path: BrownianPath, w: Tensor, level: Tensor, cell: Tensor, lam: Tensor, span: float
 ) -> Tensor:
     """sqrt(2) b dW over each sample's cell, b at the cell's middle."""
-    size = math.sqrt(2 * span) * _unit_alpha(-lam)
+    size = math.sqrt(2 * span) * unit_alpha(-lam)
     return match(size, w) * path.cells(w, level, cell)
 
 
@@ -271,16 +270,6 @@ def _heun(
     euler = w + step * slope + kick
     gap = step * (problem.reverse(lam + h, euler) - slope) / 2
     return euler + gap, gap
-
-
-def _unit_alpha(lam: Tensor) -> Tensor:
-    """a(lam) of (8); a(-lam) is b."""
-    return torch.sigmoid(2 * lam).sqrt()
-
-
-def _size(sde: SDE, t: Tensor) -> Tensor:
-    """sqrt(alpha^2 + sigma^2), the size of x in units of w."""
-    return torch.hypot(sde.alpha(t), sde.sigma(t))
 
 
 def _check(sde: SDE, t0: float, t1: float, rtol: float, atol: float, max_nfe: int) -> None:

@@ -8,10 +8,11 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from scoresde.arguments import Count, Open, check_fields
 from scoresde.denoiser import Denoiser
-from scoresde.samplers.kernels import level, score_step
-from scoresde.samplers.loop import State, Step
+from scoresde.samplers.kernels import marginal, noised, score_step
 from scoresde.samplers.noise import Noise
+from scoresde.samplers.protocols import State, Step
 
 
 class Kernel(Protocol):
@@ -35,18 +36,20 @@ class Langevin:
     averaged over the batch would couple samples. Being unadjusted, it inflates the variance of
     pure noise by 1 / (1 - snr^2), and diverges from snr = 1 on.
     ``published`` takes the batch means of the norms, as arXiv 2011.13456, algorithm 4, does.
-    Raises ValueError unless 0 < snr < 1 and steps >= 1.
+    The defaults are those for CIFAR-10 there. Raises ValueError unless 0 < snr < 1 and steps >= 1.
+
+    Args:
+        snr: size of a step, as a ratio of signal to noise.
+        steps: steps at each time.
+        published: take the batch means of the norms.
     """
 
-    snr: float = 0.16
-    steps: int = 1
+    snr: Open = 0.16
+    steps: Count = 1
     published: bool = False
 
     def __post_init__(self) -> None:
-        if not (0 < self.snr < 1 and self.steps >= 1):
-            raise ValueError(
-                f"need 0 < snr < 1 and steps >= 1, got snr={self.snr:g}, steps={self.steps}"
-            )
+        check_fields(self)
 
     @property
     def nfe(self) -> int:
@@ -62,18 +65,13 @@ class Langevin:
             score, z = denoiser.score(x, t), noise(x, t, t)
             root = self.snr * _mean_norm(z) / _mean_norm(score)
             return x + 2 * root**2 * score + 2 * root * z
-        at = level(denoiser.sde, t)
+        at = marginal(denoiser.sde, t)
         root_h = self.snr * at.sigma
         moved = score_step(x, 1.0, denoiser(x, t), 2 * root_h**2, at)
-        return moved.add_(noise(x, t, t), alpha=2 * root_h)
+        return noised(moved, 2 * root_h, noise, t, t)
 
 
-def langevin(snr: float = 0.16, steps: int = 1, published: bool = False) -> Kernel:
-    """The Langevin corrector with the defaults for CIFAR-10 of arXiv 2011.13456."""
-    return Langevin(snr, steps, published)
-
-
-def annealed_langevin(snr: float = 0.176, steps: int = 5) -> Kernel:
+def annealed_langevin(snr: Open = 0.176, steps: Count = 5) -> Kernel:
     """The Langevin kernel with the step and the count of NCSNv2 on CIFAR-10, arXiv 2006.09011."""
     return Langevin(snr, steps)
 
@@ -99,11 +97,6 @@ class Corrected:
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, state: State, noise: Noise
     ) -> tuple[Tensor, State]:
         return self.step(denoiser, self.kernel(denoiser, x, t, noise), t, s, state, noise)
-
-
-def corrected(step: Step, kernel: Kernel) -> Step:
-    """The step preceded by a corrector kernel at the same time: predictor-corrector."""
-    return Corrected(step, kernel)
 
 
 def _mean_norm(x: Tensor) -> Tensor:

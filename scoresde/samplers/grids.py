@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from os import PathLike
-from pathlib import Path
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, Literal, final
 
 import torch
 from torch import Tensor
 
-from scoresde.arguments import Positive, Range
+from scoresde.arguments import Positive, Range, check_fields
 from scoresde.sde import SDE
 
 Grid = Callable[[SDE, int], Tensor]
@@ -34,151 +32,149 @@ def log_snr(sde: SDE, n: int) -> Tensor:
     return _pinned(sde, sde.time(lam_max + _ramp(n) * (lam_eps - lam_max)))
 
 
-def karras(rho: Annotated[float, Range(ge=0.1)] = 7.0) -> Grid:
+@final
+@dataclass(frozen=True)
+class Karras:
     """Equal steps of (sigma / alpha)^(1 / rho). EDM, arXiv 2206.00364, eq. 5.
 
-    Raises ValueError unless rho >= 0.1.
+    Raises ValueError unless rho >= 0.1, below which the powers overflow.
 
     Args:
         rho: exponent; a larger one puts more steps at low noise.
     """
-    if not rho >= 0.1:  # below, the powers overflow
-        raise ValueError(f"need rho >= 0.1, got rho={rho:g}")
 
-    def grid(sde: SDE, n: int) -> Tensor:
-        high, low = ((-lam / rho).exp() for lam in _ends(sde))
-        return _pinned(sde, sde.time(-rho * torch.log(high + _ramp(n) * (low - high))))
+    rho: Annotated[float, Range(ge=0.1)] = 7.0
 
-    return grid
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def __call__(self, sde: SDE, n: int) -> Tensor:
+        high, low = ((-lam / self.rho).exp() for lam in _ends(sde))
+        return _pinned(sde, sde.time(-self.rho * torch.log(high + _ramp(n) * (low - high))))
 
 
-def polyexponential(rho: Positive = 1.0) -> Grid:
+@final
+@dataclass(frozen=True)
+class Polyexponential:
     """lam falls short of its end by the power rho of equal steps; rho = 1 is ``log_snr``.
 
-    ``rho`` > 1 puts more steps at low noise. Raises ValueError unless rho > 0. k-diffusion's
-    polyexponential schedule of sigma, in lam.
+    k-diffusion's polyexponential schedule of sigma, in lam. Raises ValueError unless rho > 0.
 
     Args:
         rho: exponent; above 1 more steps are at low noise, 1 is log_snr.
     """
-    if not rho > 0:
-        raise ValueError(f"need rho > 0, got rho={rho:g}")
 
-    def grid(sde: SDE, n: int) -> Tensor:
+    rho: Positive = 1.0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def __call__(self, sde: SDE, n: int) -> Tensor:
         lam_max, lam_eps = _ends(sde)
-        return _pinned(sde, sde.time(lam_eps + (1 - _ramp(n)) ** rho * (lam_max - lam_eps)))
+        return _pinned(sde, sde.time(lam_eps + (1 - _ramp(n)) ** self.rho * (lam_max - lam_eps)))
 
-    return grid
+
+karras, polyexponential = Karras, Polyexponential  # their names beside those of the functions
 
 
 # --- a discrete table: level k = 1..N stands for the time k t_max / N --------------------------
 
 
+@final
+@dataclass(frozen=True)
+class LevelGrid:
+    """The times of the levels that a rule picks, the last replaced by ``t_eps``.
+
+    Raises ValueError unless levels >= 2; on use, where the table holds no n + 1 different times.
+    Common Diffusion Noise Schedules and Sample Steps are Flawed, arXiv 2305.08891, table 2.
+    """
+
+    rule: Literal["linspace", "leading", "trailing"]
+    levels: Annotated[int, Range(ge=2)] = 1000
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def __call__(self, sde: SDE, n: int) -> Tensor:
+        ramp, count = 1 - _ramp(n), self.levels
+        if self.rule == "linspace":
+            picked = (1 + ramp * (count - 1)).round()
+        elif self.rule == "leading":
+            picked = (ramp * n).round() * (count // (n + 1)) + 1
+        else:
+            picked = (ramp * count).round()
+        ts = picked / count * sde.t_max
+        ts[-1] = sde.t_eps
+        if not (ts.diff() < 0).all():
+            raise ValueError(f"{count} levels do not hold a grid of {n} steps; take fewer steps")
+        return ts
+
+
 def linspace(levels: Annotated[int, Range(ge=2)] = 1000) -> Grid:
     """n + 1 levels evenly spaced from N to 1, rounded; the last gives way to ``t_eps``.
-
-    Raises ValueError where the table cannot hold n + 1 different times. Common Diffusion Noise
-    Schedules and Sample Steps are Flawed, arXiv 2305.08891, table 2.
 
     Args:
         levels: number of levels of the table.
     """
-    return _table(levels, lambda n: (1 + (1 - _ramp(n)) * (levels - 1)).round())
+    return LevelGrid("linspace", levels)
 
 
 def leading(levels: Annotated[int, Range(ge=2)] = 1000) -> Grid:
     """Levels k floor(N / (n + 1)) + 1 for k = n..0; the last gives way to ``t_eps``.
 
-    It starts below ``t_max``, as published samplers with it do. Errors and source as
-    ``linspace``.
+    It starts below ``t_max``, as published samplers with it do.
 
     Args:
         levels: number of levels of the table.
     """
-    return _table(levels, lambda n: torch.arange(n, -1, -1).double() * (levels // (n + 1)) + 1)
+    return LevelGrid("leading", levels)
 
 
 def trailing(levels: Annotated[int, Range(ge=2)] = 1000) -> Grid:
     """Levels N - k N / n, rounded, for k = 0..n - 1, then ``t_eps``.
 
-    Errors and source as ``linspace``.
-
     Args:
         levels: number of levels of the table.
     """
-    return _table(levels, lambda n: ((1 - _ramp(n)) * levels).round())
-
-
-def _table(levels: int, rule: Callable[[int], Tensor]) -> Grid:
-    """The times of the levels a rule picks, the last replaced by ``t_eps``."""
-    if levels < 2:
-        raise ValueError(f"a table needs at least 2 levels, got {levels}")
-
-    def grid(sde: SDE, n: int) -> Tensor:
-        _ramp(n)
-        ts = rule(n) / levels * sde.t_max
-        ts[-1] = sde.t_eps
-        if not (ts.diff() < 0).all():
-            raise ValueError(f"{levels} levels do not hold a grid of {n} steps; take fewer steps")
-        return ts
-
-    return grid
+    return LevelGrid("trailing", levels)
 
 
 # --- given times --------------------------------------------------------------------------------
 
 
-def fixed(times: Sequence[float], name: str = "the fixed grid") -> Grid:
+@final
+@dataclass(frozen=True)
+class Fixed:
     """The grid of exactly these times, for any process whose range holds them.
 
     Raises ValueError for times that do not strictly decrease or are not positive and finite; on
     use, for another number of steps than ``len(times) - 1`` or a time beyond ``t_max``.
     """
-    ts = torch.tensor(times, dtype=torch.float64)
-    if ts.ndim != 1 or len(ts) < 2 or not (ts.isfinite().all() and (ts.diff() < 0).all()):
-        raise ValueError(f"{name} must be at least 2 strictly decreasing times")
-    if not ts[-1] > 0:
-        raise ValueError(f"{name} must stay above time 0, got {float(ts[-1]):g}")
 
-    def grid(sde: SDE, n: int) -> Tensor:
-        if n != len(ts) - 1:
-            raise ValueError(f"{name} has {len(ts) - 1} steps, asked for {n}")
-        if ts[0] > sde.t_max:
-            raise ValueError(f"{name} starts at {float(ts[0]):g}, beyond t_max={sde.t_max:g}")
-        return ts.clone()
+    times: tuple[float, ...]
+    name: str = "the fixed grid"
 
-    return grid
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "times", tuple(map(float, self.times)))
+        ts = torch.tensor(self.times, dtype=torch.float64)
+        if len(ts) < 2 or not (ts.isfinite().all() and (ts.diff() < 0).all()):
+            raise ValueError(f"{self.name} must be at least 2 strictly decreasing times")
+        if not ts[-1] > 0:
+            raise ValueError(f"{self.name} must stay above time 0, got {self.times[-1]:g}")
 
-
-def from_file(path: str | PathLike[str]) -> Grid:
-    """The grid in a JSON file: a list of decreasing times, or an object with the list "times".
-
-    Raises ValueError, with the name of the file, for anything else and as ``fixed`` does.
-
-    Args:
-        path: JSON file with a list of decreasing times, or an object with the list "times".
-    """
-    content = read_json(path)
-    times = numbers({"times": content} if isinstance(content, list) else content, "times", path)
-    return fixed(times, f"the grid in {path}")
+    def __call__(self, sde: SDE, n: int) -> Tensor:
+        if n != len(self.times) - 1:
+            raise ValueError(f"{self.name} has {len(self.times) - 1} steps, asked for {n}")
+        if self.times[0] > sde.t_max:
+            raise ValueError(
+                f"{self.name} starts at {self.times[0]:g}, beyond t_max={sde.t_max:g}"
+            )
+        return torch.tensor(self.times, dtype=torch.float64)
 
 
-def read_json(path: str | PathLike[str]) -> object:
-    """What a JSON file holds; ValueError, naming the file, where it cannot be read."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"cannot read the grid {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not a JSON file: {error}") from error
-
-
-def numbers(content: object, key: str, path: str | PathLike[str]) -> list[float]:
-    """The list of numbers under a key of a JSON object; ValueError where there is none."""
-    values = content.get(key) if isinstance(content, dict) else None
-    if not isinstance(values, list) or not all(type(v) in (int, float) for v in values):
-        raise ValueError(f'{path} needs a list of numbers under "{key}"')
-    return values
+def fixed(times: Sequence[float], name: str = "the fixed grid") -> Grid:
+    """``Fixed`` of any sequence of times."""
+    return Fixed(tuple(times), name)
 
 
 def _ramp(n: int) -> Tensor:

@@ -29,7 +29,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scoresde.samplers.kernels import Level
+from scoresde.samplers.kernels import Marginal
 from scoresde.sde import SDE
 
 Array = NDArray[np.float64]
@@ -52,15 +52,15 @@ class Prediction(ABC):
     """What is integrated: a reading m of the denoiser, with its unit u and its theta."""
 
     @abstractmethod
-    def unit(self, at: Level) -> float:
+    def unit(self, at: Marginal) -> float:
         """The unit of length u(t)."""
 
     @abstractmethod
-    def kernel(self, lam: Array, to: Level) -> Array:
+    def kernel(self, lam: Array, to: Marginal) -> Array:
         """u_s dtheta/dlam, with the unit of the end of the step."""
 
     @abstractmethod
-    def read(self, x: Tensor, x0: Tensor, at: Level) -> Point:
+    def read(self, x: Tensor, x0: Tensor, at: Marginal) -> Point:
         """The reading at a level of finite lam."""
 
 
@@ -69,13 +69,13 @@ class Prediction(ABC):
 class Epsilon(Prediction):
     """m = eps = (x - alpha x0) / sigma."""
 
-    def unit(self, at: Level) -> float:
+    def unit(self, at: Marginal) -> float:
         return at.alpha
 
-    def kernel(self, lam: Array, to: Level) -> Array:
+    def kernel(self, lam: Array, to: Marginal) -> Array:
         return -to.sigma * np.exp(to.lam - lam)
 
-    def read(self, x: Tensor, x0: Tensor, at: Level) -> Point:
+    def read(self, x: Tensor, x0: Tensor, at: Marginal) -> Point:
         return Point(at.lam, 1 / at.sigma, torch.sub(x, x0, alpha=at.alpha))
 
 
@@ -84,13 +84,13 @@ class Epsilon(Prediction):
 class Data(Prediction):
     """m = x0."""
 
-    def unit(self, at: Level) -> float:
+    def unit(self, at: Marginal) -> float:
         return at.sigma
 
-    def kernel(self, lam: Array, to: Level) -> Array:
+    def kernel(self, lam: Array, to: Marginal) -> Array:
         return to.alpha * np.exp(lam - to.lam)
 
-    def read(self, x: Tensor, x0: Tensor, at: Level) -> Point:
+    def read(self, x: Tensor, x0: Tensor, at: Marginal) -> Point:
         return Point(at.lam, 1.0, x0)
 
 
@@ -101,13 +101,13 @@ class Velocity(Prediction):
     matching.
     """
 
-    def unit(self, at: Level) -> float:
+    def unit(self, at: Marginal) -> float:
         return at.alpha + at.sigma
 
-    def kernel(self, lam: Array, to: Level) -> Array:
+    def kernel(self, lam: Array, to: Marginal) -> Array:
         return -self.unit(to) / (4 * np.cosh(lam / 2) ** 2)
 
-    def read(self, x: Tensor, x0: Tensor, at: Level) -> Point:
+    def read(self, x: Tensor, x0: Tensor, at: Marginal) -> Point:
         return Point(at.lam, 1 / at.sigma, torch.sub(x, x0, alpha=self.unit(at)))
 
 
@@ -129,13 +129,13 @@ class Residual(Prediction):
         if not self.std > 0:
             raise ValueError(f"need std > 0, got std={self.std:g}")
 
-    def unit(self, at: Level) -> float:
+    def unit(self, at: Marginal) -> float:
         return math.hypot(at.alpha * self.std, at.sigma)
 
-    def kernel(self, lam: Array, to: Level) -> Array:
+    def kernel(self, lam: Array, to: Marginal) -> Array:
         return -self.unit(to) / (2 * np.cosh(lam + math.log(self.std)))
 
-    def read(self, x: Tensor, x0: Tensor, at: Level) -> Point:
+    def read(self, x: Tensor, x0: Tensor, at: Marginal) -> Point:
         u = self.unit(at)
         centred = torch.sub(x0, x, alpha=at.alpha * (self.std / u) ** 2)
         return Point(at.lam, -u / (at.sigma * self.std), centred)
@@ -146,7 +146,7 @@ EPS, X0, V = Epsilon(), Data(), Velocity()
 # --- one step in terms of readings -----------------------------------------------------------
 
 
-def regular(*levels: Level) -> bool:
+def regular(*levels: Marginal) -> bool:
     """Whether alpha and sigma are positive: otherwise only the first-order step is defined."""
     return all(math.isfinite(level.lam) for level in levels)
 
@@ -154,8 +154,8 @@ def regular(*levels: Level) -> bool:
 def advance(
     prediction: Prediction,
     x: Tensor,
-    at: Level,
-    to: Level,
+    at: Marginal,
+    to: Marginal,
     points: Sequence[Point],
     weights: Weights,
 ) -> Tensor:
@@ -210,7 +210,7 @@ class Rule(ABC):
 
     @abstractmethod
     def weights(
-        self, prediction: Prediction, sde: SDE, at: Level, to: Level, lams: Weights
+        self, prediction: Prediction, sde: SDE, at: Marginal, to: Marginal, lams: Weights
     ) -> Weights: ...
 
 
@@ -227,7 +227,7 @@ class Interpolation(Rule):
     cap: ClassVar[int] = 4
 
     def weights(
-        self, prediction: Prediction, sde: SDE, at: Level, to: Level, lams: Weights
+        self, prediction: Prediction, sde: SDE, at: Marginal, to: Marginal, lams: Weights
     ) -> Weights:
         return _interpolated(prediction, self.variable, sde, at.lam, to, lams)
 
@@ -243,7 +243,7 @@ class FixedAdams(Rule):
     cap: ClassVar[int] = 2
 
     def weights(
-        self, prediction: Prediction, sde: SDE, at: Level, to: Level, lams: Weights
+        self, prediction: Prediction, sde: SDE, at: Marginal, to: Marginal, lams: Weights
     ) -> Weights:
         whole = _moment(prediction, at.lam, to, 0)
         return tuple(whole * c for c in _ADAMS[len(lams) - 1])
@@ -265,7 +265,7 @@ class PublishedTaylor(Rule):
     cap: ClassVar[int] = 2
 
     def weights(
-        self, prediction: Prediction, sde: SDE, at: Level, to: Level, lams: Weights
+        self, prediction: Prediction, sde: SDE, at: Marginal, to: Marginal, lams: Weights
     ) -> Weights:
         if len(lams) == 2 and self.midpoint:
             return _halved(prediction, at, to, lams, _moment(prediction, at.lam, to, 0))
@@ -289,7 +289,7 @@ class UnifiedB(Rule):
     cap: ClassVar[int] = 4
 
     def weights(
-        self, prediction: Prediction, sde: SDE, at: Level, to: Level, lams: Weights
+        self, prediction: Prediction, sde: SDE, at: Marginal, to: Marginal, lams: Weights
     ) -> Weights:
         if len(lams) != 2:
             return _interpolated(prediction, log_snr, sde, at.lam, to, lams)
@@ -309,14 +309,16 @@ _ADAMS: tuple[Weights, ...] = (
 )
 
 
-def _halved(prediction: Prediction, at: Level, to: Level, lams: Weights, scale: float) -> Weights:
+def _halved(
+    prediction: Prediction, at: Marginal, to: Marginal, lams: Weights, scale: float
+) -> Weights:
     """int k m0 + (scale / 2) D,   D = (m1 - m0) / r,   r = (lam_1 - lam_0) / h."""
     slope = scale / 2 * (to.lam - at.lam) / (lams[1] - lams[0])
     return _moment(prediction, at.lam, to, 0) - slope, slope
 
 
 @lru_cache(maxsize=4096)
-def _moment(prediction: Prediction, start: float, to: Level, power: int) -> float:
+def _moment(prediction: Prediction, start: float, to: Marginal, power: int) -> float:
     """int k (lam - lam_t)^power dlam."""
     lam, measure = _quadrature(start, to.lam)
     return float(prediction.kernel(lam, to) * (lam - start) ** power @ measure)
@@ -324,7 +326,7 @@ def _moment(prediction: Prediction, start: float, to: Level, power: int) -> floa
 
 @lru_cache(maxsize=4096)
 def _interpolated(
-    prediction: Prediction, variable: Variable, sde: SDE, start: float, to: Level, lams: Weights
+    prediction: Prediction, variable: Variable, sde: SDE, start: float, to: Marginal, lams: Weights
 ) -> Weights:
     """int k L_j dlam, with L_j the Lagrange basis on the readings in the given variable."""
     lam, measure = _quadrature(start, to.lam)

@@ -9,10 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from scoresde.samplers.noise import Noise
 from scoresde.sde import SDE
 
 
-class Level(NamedTuple):
+class Marginal(NamedTuple):
     """The marginal at one time of a grid as host floats: a step never waits for a device."""
 
     alpha: float
@@ -20,35 +21,62 @@ class Level(NamedTuple):
     lam: float
 
 
-def level(sde: SDE, t: Tensor) -> Level:
-    """Marginal coefficients at a 0-dim time; the end of a step is remembered for the next."""
-    return _level(sde, float(t))
+def marginal(sde: SDE, t: Tensor) -> Marginal:
+    """The marginal at a 0-dim time; the end of a step is remembered for the next."""
+    return _marginal(sde, float(t))
 
 
 @lru_cache(maxsize=4096)
-def _level(sde: SDE, t: float) -> Level:
+def _marginal(sde: SDE, t: float) -> Marginal:
     time = torch.tensor(t, dtype=torch.float64)
     log_alpha, log_sigma = float(sde.log_alpha(time)), float(sde.log_sigma(time))
-    return Level(math.exp(log_alpha), math.exp(log_sigma), log_alpha - log_sigma)
+    return Marginal(math.exp(log_alpha), math.exp(log_sigma), log_alpha - log_sigma)
 
 
 @lru_cache(maxsize=4096)
 def time_at(sde: SDE, lam: float) -> Tensor:
-    """The 0-dim time of a level; remembered, as an inverse takes a while."""
+    """The 0-dim time of a lam; remembered, as an inverse takes a while."""
     return sde.time(torch.tensor(lam, dtype=torch.float64))
 
 
-def transition(at: Level, to: Level) -> tuple[float, float]:
-    """Forward transition p(x_t | x_s) = N(a x_s, v) as (a, v).
+def marginals(sde: SDE, t: Tensor, s: Tensor, noisy: bool = True) -> tuple[Marginal, Marginal]:
+    """The marginals at the ends of a step, of which one with noise must go to less of it.
+
+    Raises ValueError otherwise.
+    """
+    at, to = marginal(sde, t), marginal(sde, s)
+    if noisy and not to.lam > at.lam:
+        raise ValueError(
+            f"a stochastic step goes to less noise, got t={float(t):g} to s={float(s):g}; "
+            "use a decreasing grid, or eta=0"
+        )
+    return at, to
+
+
+def transition(at: Marginal, to: Marginal) -> tuple[float, float]:
+    """Forward transition p(x_t | x_s) = N(a x_s, v) as (a, v), from the cleaner s up to t.
 
         a = alpha_t / alpha_s,   v = sigma_t^2 - a^2 sigma_s^2
 
-    ``at`` is the noisier level t and ``to`` the cleaner level s; v is computed without
-    cancellation. Raises ValueError where s is not cleaner.
+    ``at`` is t and ``to`` is s, as for the step that goes down; v is computed without
+    cancellation.
     """
-    if at.lam > to.lam:
-        raise ValueError("a stochastic step runs from a noisy t to a cleaner s; flip the grid")
     return at.alpha / to.alpha, -(at.sigma**2) * math.expm1(2 * (at.lam - to.lam))
+
+
+def split(at: Marginal, to: Marginal, eta: float) -> tuple[Marginal, float]:
+    """The marginal to step down to, and the deviation of the noise that brings it back to ``to``.
+
+        up = eta sigma_s sqrt(1 - q^2),  down^2 = sigma_s^2 - up^2,  q = (sigma/alpha)_s / (..)_t
+
+    Computed without the cancellation of the difference. ``get_ancestral_step`` of k-diffusion.
+    """
+    gap = 2 * (at.lam - to.lam)
+    up = eta * to.sigma * math.sqrt(-math.expm1(gap)) if eta else 0.0
+    kept = 1 - eta**2 + eta**2 * math.exp(gap) if eta else 1.0  # down^2 / sigma_s^2
+    if kept == 0 or to.sigma == 0:
+        return Marginal(to.alpha, 0.0, math.inf), up
+    return Marginal(to.alpha, to.sigma * math.sqrt(kept), to.lam - math.log(kept) / 2), up
 
 
 def rates(sde: SDE, t: Tensor) -> tuple[float, float]:
@@ -62,18 +90,27 @@ def _rates(sde: SDE, t: float) -> tuple[float, float]:
     return float(sde.f(time)), float(sde.g2(time))
 
 
-def blend(x: Tensor, on_x: float, x0: Tensor, on_x0: float) -> Tensor:
-    """on_x x + on_x0 x0, in two passes over memory."""
-    return torch.mul(x, on_x).add_(x0, alpha=on_x0)
+def combine(*terms: tuple[float, Tensor]) -> Tensor:
+    """The weighted sum of tensors, one pass over memory a term."""
+    (weight, first), *rest = terms
+    total = torch.mul(first, weight)
+    for weight, term in rest:
+        total.add_(term, alpha=weight)
+    return total
 
 
-def score_step(x: Tensor, kept: float, x0: Tensor, gain: float, at: Level) -> Tensor:
+def noised(mean: Tensor, std: float, noise: Noise, t: Tensor, s: Tensor) -> Tensor:
+    """mean + std z, in place; without a deviation nothing is drawn."""
+    return mean.add_(noise(mean, t, s), alpha=std) if std else mean
+
+
+def score_step(x: Tensor, kept: float, x0: Tensor, gain: float, at: Marginal) -> Tensor:
     """kept x + gain score with score = (alpha x0 - x) / sigma^2, (5)."""
     unit = gain / at.sigma**2
-    return blend(x, kept - unit, x0, unit * at.alpha)
+    return combine((kept - unit, x), (unit * at.alpha, x0))
 
 
-def flow_step(x: Tensor, x0: Tensor, at: Level, to: Level) -> Tensor:
+def flow_step(x: Tensor, x0: Tensor, at: Marginal, to: Marginal) -> Tensor:
     """x_s = (sigma_s / sigma_t) x - alpha_s expm1(-h) x0: the probability flow with x0 held.
 
     Defined where alpha or sigma is zero too (from sigma = 0 on, E[eps | x] = 0). The DDIM step,
@@ -85,4 +122,4 @@ def flow_step(x: Tensor, x0: Tensor, at: Level, to: Level) -> Tensor:
     towards_noise = to.lam < at.lam
     # Towards data the difference would cancel, towards noise the exponential may overflow.
     gain = to.alpha - kept * at.alpha if towards_noise else -to.alpha * math.expm1(at.lam - to.lam)
-    return blend(x, kept, x0, gain)
+    return combine((kept, x), (gain, x0))

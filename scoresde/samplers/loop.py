@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from itertools import pairwise
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser
 from scoresde.samplers.noise import Noise, white_noise
-
-State = Any  # whatever a step hands to its successor; None before the first
-
-
-class Step(Protocol):
-    """One step from time ``t`` to time ``s``: a pure function of its arguments.
-
-    ``order`` is the global order of convergence of paths, and of a step that draws noise that of
-    moments, which it declares as ``weak_order`` too; ``nfe_per_step`` counts denoiser calls.
-    """
-
-    @property
-    def order(self) -> int: ...
-    @property
-    def nfe_per_step(self) -> int: ...
-
-    def __call__(
-        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, state: State, noise: Noise
-    ) -> tuple[Tensor, State]: ...
+from scoresde.samplers.protocols import State, Step
+from scoresde.samplers.recommended import recommended
+from scoresde.sde import SDE, floating
 
 
 def trajectory(
@@ -38,11 +23,15 @@ def trajectory(
     """Walk ``x`` (B, ...) down the grid ``ts``, yielding (s, x_s) after every step.
 
     Progress, previews, recording and stopping are the caller's: it is an ordinary generator.
-    Without ``noise``, draws come from the global generator of the device of ``x``.
-    Raises ValueError unless ``ts`` is a strictly monotone 1-D tensor of at least two times.
+    Without ``noise``, draws come from the global generator of the device of ``x``; integers are
+    taken as floats. The clean end of the grid may be 0 where sigma is 0 there and x0_hat = x.
+    Raises ValueError unless ``ts`` is a strictly monotone 1-D tensor of at least two times of the
+    process, 0 < t <= t_max.
     """
-    times = _checked(ts)
+    times, x = _checked(ts, denoiser.sde), floating(x)
     noise = noise or white_noise()
+    if times.min() == 0:
+        denoiser = replace(denoiser, predict=partial(_known, denoiser.predict))
     state: State = None
     for t, s in pairwise(times):
         with torch.no_grad():
@@ -53,27 +42,41 @@ def trajectory(
 def sample(
     denoiser: Denoiser,
     x: Tensor,
-    ts: Tensor,
-    step: Step,
+    ts: Tensor | None = None,
+    step: Step | None = None,
     noise: Noise | None = None,
     denoise: bool = True,
+    *,
+    nfe: int | None = None,
 ) -> Tensor:
-    """The end of ``trajectory`` from ``x`` (B, ...) at ``ts[0]``, denoised unless told not to.
+    """The end of ``trajectory`` from ``x`` (B, ...) at ``ts[0]``, denoised if ``denoise``.
 
-    One more network call than the steps make when ``denoise``. Raises ValueError as
-    ``trajectory`` does.
+    One more network call than the steps make when ``denoise``. With ``nfe`` in place of a grid and
+    a step they are those of ``recommended``, for as many calls in all. Raises ValueError as
+    ``trajectory`` does, or where it is not one or the other.
     """
+    if (ts is None) != (step is None) or (ts is None) == (nfe is None):
+        raise ValueError("sample needs a grid and a step, or nfe, the number of network calls")
+    if ts is None or step is None:
+        step, grid = recommended(nfe or 0)
+        ts = grid(denoiser.sde, (nfe or 0) - denoise)
     end = x
     for _, end in trajectory(denoiser, x, ts, step, noise):  # noqa: B007 - only the last counts
         pass
-    if not denoise:
+    last = _checked(ts, denoiser.sde)[-1]
+    if not denoise or last == 0:
         return end
     with torch.no_grad():
-        return denoiser(end, _checked(ts)[-1])
+        return denoiser(end, last)
 
 
-def _checked(ts: Tensor) -> Tensor:
-    """The grid on the host in float64."""
+def _known(predict: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: Tensor) -> Tensor:
+    """x0_hat on a grid that ends at 0: x itself there, where a network has no noise to see."""
+    return x if t.ndim == 0 and t == 0 else predict(x, t)
+
+
+def _checked(ts: Tensor, sde: SDE) -> Tensor:
+    """The grid on the host in float64, its start rounded to ``t_max``."""
     times = ts.detach().to("cpu", torch.float64)
     steps = times.diff() if times.ndim == 1 else times.new_empty(0)
     if not len(steps) or not (bool((steps < 0).all()) or bool((steps > 0).all())):
@@ -81,4 +84,13 @@ def _checked(ts: Tensor) -> Tensor:
             "a grid is a strictly monotone 1-D tensor of at least 2 times, "
             f"got shape {tuple(ts.shape)}"
         )
-    return times
+    # A grid in float32 may start a rounding beyond t_max.
+    low, high = float(times.min()), float(times.max())
+    clean = float(sde.sigma(times.new_zeros(()))) == 0
+    if not (low >= 0 if clean else low > 0) or high > sde.t_max * (1 + 1e-6):
+        last = ", or 0 at the end" if clean else ""
+        raise ValueError(
+            f"times of {type(sde).__name__} are 0 < t <= t_max={sde.t_max:g}{last}, got a grid "
+            f"from {float(times[0]):g} to {float(times[-1]):g}; scoresde.samplers.grids makes them"
+        )
+    return times.clamp(max=sde.t_max)

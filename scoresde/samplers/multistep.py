@@ -29,9 +29,9 @@ from scoresde.samplers.integrals import (
     ratio,
     regular,
 )
-from scoresde.samplers.kernels import Level, flow_step, level
-from scoresde.samplers.loop import State
+from scoresde.samplers.kernels import Marginal, flow_step, marginal
 from scoresde.samplers.noise import Noise
+from scoresde.samplers.protocols import State
 from scoresde.samplers.singlestep import LINEAR, THIRDS, TRAPEZOID, SingleStep
 from scoresde.sde import SDE
 
@@ -75,7 +75,7 @@ class Multistep:
     def __call__(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, state: State, noise: Noise
     ) -> tuple[Tensor, State]:
-        at, to = level(denoiser.sde, t), level(denoiser.sde, s)
+        at, to = marginal(denoiser.sde, t), marginal(denoiser.sde, s)
         x0 = denoiser(x, t)
         if not regular(at, to):
             return flow_step(x, x0, at, to), None
@@ -90,7 +90,7 @@ class Multistep:
 class Pending(NamedTuple):
     """What UniPC corrects next: where the last step began, its readings and their weights."""
 
-    at: Level
+    at: Marginal
     history: History
     weights: tuple[float, ...]
 
@@ -134,7 +134,7 @@ class UniPC:
     def __call__(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, state: State, noise: Noise
     ) -> tuple[Tensor, State]:
-        at, to = level(denoiser.sde, t), level(denoiser.sde, s)
+        at, to = marginal(denoiser.sde, t), marginal(denoiser.sde, s)
         x0 = denoiser(x, t)
         if not regular(at):
             return flow_step(x, x0, at, to), None
@@ -155,7 +155,7 @@ class UniPC:
         end = advance(self.prediction, x, at, to, points[: len(both)], both)
         return end, Pending(at, history, weights)
 
-    def _changes(self, sde: SDE, at: Level, here: Point, last: Pending | None) -> Weights:
+    def _changes(self, sde: SDE, at: Marginal, here: Point, last: Pending | None) -> Weights:
         """The last step again with the reading at its end, ``here``: only its weights change.
 
         Of (here, *history); none where there is nothing to correct.
@@ -169,7 +169,13 @@ class UniPC:
 
 
 def _begin(
-    start: SingleStep, denoiser: Denoiser, x: Tensor, s: Tensor, at: Level, to: Level, here: Point
+    start: SingleStep,
+    denoiser: Denoiser,
+    x: Tensor,
+    s: Tensor,
+    at: Marginal,
+    to: Marginal,
+    here: Point,
 ) -> tuple[Tensor, History]:
     """The first step, with the history it leaves: its last reading strictly inside, and the
     first.

@@ -8,13 +8,9 @@ reference solution.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from os import PathLike
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +22,8 @@ from scoresde.denoiser import Denoiser
 from scoresde.samplers import grids
 from scoresde.samplers.adaptive import solve_adaptive
 from scoresde.samplers.grids import Grid
-from scoresde.samplers.loop import Step, sample
+from scoresde.samplers.loop import sample
+from scoresde.samplers.protocols import Step
 from scoresde.samplers.recommended import ArctanGrid
 from scoresde.sde import SDE
 
@@ -250,74 +247,3 @@ def _try(loss: Loss, x: Array, value: float, i: int, move: float) -> tuple[Array
         if (found := loss(y)) < value:
             return y, found, max(-1.0, min(1.5 * signed, 1.0))
     return x, value, move / 2
-
-
-# --- on disk ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class StoredGrid:
-    """A grid that knows the process and the step it was found for; it is a Grid.
-
-    Used on a process whose lam differs at its times, or for another number of steps, it raises
-    ValueError.
-    """
-
-    times: tuple[float, ...]
-    lams: tuple[float, ...]
-    process: str
-    step: str
-    name: str = "the stored grid"
-
-    def __call__(self, sde: SDE, n: int) -> Tensor:
-        ts = grids.fixed(self.times, self.name)(sde, n)
-        if not torch.allclose(sde.lam(ts), torch.tensor(self.lams).double(), rtol=0, atol=1e-5):
-            raise ValueError(f"{self.name} is for {self.process}, not for {described(sde)}")
-        return ts
-
-
-def save_grid(
-    path: str | PathLike[str],
-    ts: Tensor,
-    sde: SDE,
-    step: Step,
-    notes: Mapping[str, object] | None = None,
-) -> None:
-    """Write a grid as JSON, with the process and the step it is for, for people and load_grid.
-
-    ``notes`` are further entries, such as how it was found.
-    """
-    ts = ts.detach().double().cpu()
-    content = {
-        **(notes or {}),
-        "times": ts.tolist(),
-        "lams": sde.lam(ts).tolist(),
-        "process": described(sde),
-        "step": described(step),
-    }
-    target = Path(path)
-    part = target.with_name(target.name + ".part")
-    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    part.replace(target)
-
-
-def load_grid(path: str | PathLike[str]) -> StoredGrid:
-    """The grid that ``save_grid`` wrote; ValueError, naming the file, for anything else."""
-    content = grids.read_json(path)
-    times, lams = grids.numbers(content, "times", path), grids.numbers(content, "lams", path)
-    name = f"the grid in {path}"
-    grids.fixed(times, name)
-    if len(lams) != len(times):
-        raise ValueError(f"{name} has {len(times)} times and {len(lams)} lams; save it again")
-    return StoredGrid(tuple(times), tuple(lams), *_labels(content), name)
-
-
-def _labels(content: object) -> tuple[str, str]:
-    found: Mapping[str, object] = content if isinstance(content, dict) else {}
-    return str(found.get("process", "another process")), str(found.get("step", "another step"))
-
-
-def described(value: object) -> str:
-    """The repr of a dataclass, without addresses and of bounded length."""
-    text = re.sub(r"<function (\w+) at 0x[0-9a-f]+>", r"\1", repr(value))
-    return text if len(text) <= 300 else text[:297] + "..."

@@ -12,8 +12,8 @@ from torch import Tensor
 from scoresde.arguments import NonNegative, Positive
 from scoresde.samplers.grids import Grid
 from scoresde.samplers.integrals import Residual
-from scoresde.samplers.loop import Step
 from scoresde.samplers.multistep import Multistep
+from scoresde.samplers.protocols import Step
 from scoresde.samplers.stochastic_multistep import StochasticMultistep
 from scoresde.sde import SDE
 

@@ -7,10 +7,8 @@ and a choice of what is integrated, it is a Runge-Kutta method, classical or exp
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Annotated
 
-import torch
 from torch import Tensor
 
 from scoresde.arguments import Range
@@ -25,9 +23,9 @@ from scoresde.samplers.integrals import (
     advance,
     regular,
 )
-from scoresde.samplers.kernels import Level, flow_step, level
-from scoresde.samplers.loop import State
+from scoresde.samplers.kernels import Marginal, flow_step, marginal, time_at
 from scoresde.samplers.noise import Noise
+from scoresde.samplers.protocols import State
 from scoresde.sde import SDE
 
 
@@ -79,7 +77,7 @@ class SingleStep:
     def __call__(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, state: State, noise: Noise
     ) -> tuple[Tensor, State]:
-        at, to = level(denoiser.sde, t), level(denoiser.sde, s)
+        at, to = marginal(denoiser.sde, t), marginal(denoiser.sde, s)
         x0 = denoiser(x, t)
         if not regular(at, to):
             return flow_step(x, x0, at, to), None
@@ -87,7 +85,7 @@ class SingleStep:
         return self.stages(denoiser, x, s, at, to, here)[0], None
 
     def stages(
-        self, denoiser: Denoiser, x: Tensor, s: Tensor, at: Level, to: Level, here: Point
+        self, denoiser: Denoiser, x: Tensor, s: Tensor, at: Marginal, to: Marginal, here: Point
     ) -> tuple[Tensor, list[Point]]:
         """The end of the step that starts with the reading ``here``, and all its readings."""
         points, nodes = [here], self.scheme.nodes
@@ -98,7 +96,7 @@ class SingleStep:
         return self._reach(denoiser, x, at, to, [points[j] for j in self.scheme.uses[-1]]), points
 
     def _reach(
-        self, denoiser: Denoiser, x: Tensor, at: Level, to: Level, points: list[Point]
+        self, denoiser: Denoiser, x: Tensor, at: Marginal, to: Marginal, points: list[Point]
     ) -> Tensor:
         lams = tuple(point.lam for point in points)
         weights = self.rule.weights(self.prediction, denoiser.sde, at, to, lams)
@@ -106,12 +104,11 @@ class SingleStep:
 
 
 @dataclass(frozen=True)
-class Sequence:
-    """One step after another, each for its own interval of a grid of ``len(steps)`` steps.
+class StepSequence:
+    """One step after another, each for its own interval; a longer grid goes on with the last.
 
     ``order`` is that of the bulk, or one more than that of the weakest of a few others;
-    ``nfe_per_step`` is the bulk's, ``nfe`` what the whole grid costs. A longer grid raises
-    ValueError when it outlasts the steps.
+    ``nfe_per_step`` is the bulk's, ``nfe`` what a grid of ``len(steps)`` steps costs.
     """
 
     steps: tuple[SingleStep, ...]
@@ -133,21 +130,16 @@ class Sequence:
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, state: State, noise: Noise
     ) -> tuple[Tensor, State]:
         i = state or 0
-        if i == len(self.steps):
-            raise ValueError(f"{i} steps were planned; give a grid of {i} steps")
-        return self.steps[i](denoiser, x, t, s, None, noise)[0], i + 1
+        return self.steps[min(i, len(self.steps) - 1)](denoiser, x, t, s, None, noise)[0], i + 1
 
 
-def _inner(sde: SDE, at: Level, to: Level, s: Tensor, node: float) -> tuple[Tensor, Level]:
+def _inner(
+    sde: SDE, at: Marginal, to: Marginal, s: Tensor, node: float
+) -> tuple[Tensor, Marginal]:
     if node == 1:
         return s, to
-    return _between(sde, at.lam + node * (to.lam - at.lam))
-
-
-@lru_cache(maxsize=4096)
-def _between(sde: SDE, lam: float) -> tuple[Tensor, Level]:
-    t = sde.time(torch.tensor(lam, dtype=torch.float64))
-    return t, level(sde, t)
+    t = time_at(sde, at.lam + node * (to.lam - at.lam))
+    return t, marginal(sde, t)
 
 
 # --- published names -------------------------------------------------------------------------
@@ -187,7 +179,7 @@ def dpm_solver_singlestep(
     return SingleStep(prediction, (ONE_CALL, MIDPOINT, THIRDS)[order - 1])
 
 
-def dpm_fast(nfe: int = 30) -> Sequence:
+def dpm_fast(nfe: int = 30) -> StepSequence:
     """DPM-Solver-fast: steps of order 3, the last one or two of lower order, so that a grid of
     nfe // 3 + 1 steps equal in lam costs ``nfe`` calls.
 
@@ -196,4 +188,4 @@ def dpm_fast(nfe: int = 30) -> Sequence:
     if nfe < 1:
         raise ValueError(f"need at least 1 call, got nfe={nfe}")
     orders = [3] * (nfe // 3) + [nfe % 3] if nfe % 3 else [3] * (nfe // 3 - 1) + [2, 1]
-    return Sequence(tuple(dpm_solver_singlestep(order) for order in orders))
+    return StepSequence(tuple(dpm_solver_singlestep(order) for order in orders))

@@ -9,19 +9,20 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from scoresde.arguments import Probability
+from scoresde.arguments import Probability, check_fields
 from scoresde.denoiser import Denoiser
 from scoresde.samplers.kernels import (
-    Level,
-    blend,
+    Marginal,
     flow_step,
-    level,
+    marginals,
+    noised,
     rates,
     score_step,
+    split,
     transition,
 )
-from scoresde.samplers.loop import State
 from scoresde.samplers.noise import Noise
+from scoresde.samplers.protocols import State
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,10 @@ class EulerMaruyama:
     def __call__(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, state: State, noise: Noise
     ) -> tuple[Tensor, State]:
-        sde, h = denoiser.sde, float(t - s)
-        if h < 0:
-            raise ValueError("a stochastic step runs from a noisy t to a cleaner s; flip the grid")
-        f, g2 = rates(sde, t)
-        mean = score_step(x, 1 - f * h, denoiser(x, t), g2 * h, level(sde, t))
-        return mean.add_(noise(x, t, s), alpha=math.sqrt(g2 * h)), None
+        at, _ = marginals(denoiser.sde, t, s)
+        h, (f, g2) = float(t - s), rates(denoiser.sde, t)
+        mean = score_step(x, 1 - f * h, denoiser(x, t), g2 * h, at)
+        return noised(mean, math.sqrt(g2 * h), noise, t, s), None
 
 
 @dataclass(frozen=True)
@@ -66,10 +65,10 @@ class ReverseDiffusion:
     def __call__(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, state: State, noise: Noise
     ) -> tuple[Tensor, State]:
-        at, to = level(denoiser.sde, t), level(denoiser.sde, s)
+        at, to = marginals(denoiser.sde, t, s)
         a, v = transition(at, to)
         mean = score_step(x, 2 - a, denoiser(x, t), v, at)
-        return mean.add_(noise(x, t, s), alpha=math.sqrt(v)), None
+        return noised(mean, math.sqrt(v), noise, t, s), None
 
 
 @dataclass(frozen=True)
@@ -79,50 +78,69 @@ class DDIM:
         x_s = alpha_s x0 + sqrt(sigma_s^2 - v) eps + sqrt(v) z,
         v = eta^2 sigma_s^2 v_ts / sigma_t^2
 
-    Raises ValueError unless 0 <= eta <= 1. Denoising Diffusion Implicit Models, arXiv 2010.02502,
-    eq. 12.
+    ``large`` draws with the variance of the forward transition, v_ts, instead of v. No noise where
+    s has none. Denoising Diffusion Implicit Models, arXiv 2010.02502, eq. 12. Raises ValueError
+    unless 0 <= eta <= 1.
 
     Args:
         eta: noise put back: 0 none, 1 that of the reverse SDE.
+        large: draw with the larger of the two variances of DDPM.
     """
 
     eta: Probability = 0.0
+    large: bool = False
     order: ClassVar[int] = 1
     weak_order: ClassVar[int] = 1
     nfe_per_step: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"need 0 <= eta <= 1, got eta={self.eta:g}")
+        check_fields(self)
 
     def __call__(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, state: State, noise: Noise
     ) -> tuple[Tensor, State]:
-        at, to = level(denoiser.sde, t), level(denoiser.sde, s)
-        if not self.eta:
-            return flow_step(x, denoiser(x, t), at, to), None
-        v = self.eta**2 * to.sigma**2 * transition(at, to)[1] / at.sigma**2
-        kept = math.sqrt(to.sigma**2 - v) / at.sigma
-        mean = blend(x, kept, denoiser(x, t), to.alpha - kept * at.alpha)
-        return mean.add_(noise(x, t, s), alpha=math.sqrt(v)), None
+        at, to = marginals(denoiser.sde, t, s, noisy=self.eta > 0)
+        down, up = split(at, to, self.eta)
+        mean = flow_step(x, denoiser(x, t), at, down)
+        if self.large and up:
+            up = math.sqrt(transition(at, to)[1])
+        return noised(mean, up, noise, t, s), None
 
 
-@dataclass(frozen=True)
-class Ancestral:
+def ancestral() -> DDIM:
     """Ancestral sampling: a draw from p(x_s | x_t, x0_hat), the DDIM step with eta = 1.
 
     On the levels of ``DiscreteVP`` it is the DDPM sampler with its smaller variance. Denoising
     Diffusion Probabilistic Models, arXiv 2006.11239, eq. 6-7.
     """
+    return DDIM(1.0)
 
-    order: ClassVar[int] = 1
-    weak_order: ClassVar[int] = 1
-    nfe_per_step: ClassVar[int] = 1
 
-    def __call__(
-        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, state: State, noise: Noise
-    ) -> tuple[Tensor, State]:
-        return DDIM(1.0)(denoiser, x, t, s, state, noise)
+def euler_a(eta: Probability = 1.0) -> DDIM:
+    """Euler ancestral: an Euler step in sigma / alpha to less noise, then noise: DDIM by ``eta``.
+
+        x_s = (down / sigma) x - alpha_s expm1(-h_down) x0 + up z
+
+    k-diffusion's ``euler_a``. arXiv 2010.02502, eq. 12.
+
+    Args:
+        eta: noise put back: 0 none, 1 that of the reverse SDE.
+    """
+    return DDIM(eta)
+
+
+def ddpm(large: bool = False) -> DDIM:
+    """The DDPM chain on any grid, strided or not: the posterior mean and one of two variances.
+
+        small: sigma_s^2 v_ts / sigma_t^2, that of the posterior;  large: v_ts, beta of the chain
+
+    Denoising Diffusion Probabilistic Models, arXiv 2006.11239, section 3.2; strided, Improved
+    DDPM, arXiv 2102.09672, section 4.
+
+    Args:
+        large: draw with the larger of the two variances.
+    """
+    return DDIM(1.0, large)
 
 
 @dataclass(frozen=True)
@@ -144,7 +162,9 @@ class Heun:
     def __call__(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, state: State, noise: Noise
     ) -> tuple[Tensor, State]:
-        at, to = level(denoiser.sde, t), level(denoiser.sde, s)
+        at, to = marginals(denoiser.sde, t, s, noisy=False)
+        if to.sigma == 0:  # the second slope is 0 / 0: Euler, as in algorithm 1
+            return flow_step(x, denoiser(x, t), at, to), None
         unit_t, unit_s = self._unit(at), self._unit(to)
         half = unit_s * (to.sigma / unit_s - at.sigma / unit_t) / 2
         x0 = denoiser(x, t)
@@ -156,5 +176,5 @@ class Heun:
             torch.sub(guess, denoiser(guess, s), alpha=unit_s), alpha=half / to.sigma
         ), None
 
-    def _unit(self, at: Level) -> float:
+    def _unit(self, at: Marginal) -> float:
         return at.alpha if self.published else at.alpha + at.sigma

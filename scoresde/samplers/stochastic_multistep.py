@@ -35,11 +35,10 @@ from scoresde.samplers.integrals import (
     advance,
     regular,
 )
-from scoresde.samplers.kernels import Level, flow_step
-from scoresde.samplers.loop import State
+from scoresde.samplers.kernels import Marginal, flow_step, marginals, noised
 from scoresde.samplers.multistep import History, lams
 from scoresde.samplers.noise import Noise
-from scoresde.samplers.stochastic import levels, noised
+from scoresde.samplers.protocols import State
 
 
 @final
@@ -63,18 +62,18 @@ class Forgetting(Prediction):
         """The same without noise."""
         return Residual(self.std) if self.std else X0
 
-    def unit(self, at: Level) -> float:
+    def unit(self, at: Marginal) -> float:
         u = self.frame.unit(at)
         return u * math.pow(u / at.alpha, self.eta)
 
-    def kernel(self, lam: Array, to: Level) -> Array:
+    def kernel(self, lam: Array, to: Marginal) -> Array:
         e = np.exp(self.eta / 2 * (self._log_ratio(to.lam) - self._log_ratio(lam)))
         return (1 + self.eta) * e * self.frame.kernel(lam, to)
 
-    def read(self, x: Tensor, x0: Tensor, at: Level) -> Point:
+    def read(self, x: Tensor, x0: Tensor, at: Marginal) -> Point:
         return self.frame.read(x, x0, at)
 
-    def deviation(self, at: Level, to: Level) -> float:
+    def deviation(self, at: Marginal, to: Marginal) -> float:
         """u_s sqrt(1 - E^2), of the noise of a step."""
         end = self.frame.unit(to)
         ratio = end / to.alpha * (at.alpha / self.frame.unit(at))  # E = ratio^eta
@@ -123,7 +122,7 @@ class StochasticMultistep:
     def __call__(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, state: State, noise: Noise
     ) -> tuple[Tensor, State]:
-        at, to = levels(denoiser.sde, t, s, self.eta)
+        at, to = marginals(denoiser.sde, t, s, self.eta > 0)
         frame, x0 = self.prediction, denoiser(x, t)
         if not regular(at, to):
             mean, std = _unbounded(x, x0, at, to, self.eta)
@@ -212,7 +211,7 @@ class SASolver:
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, state: State, noise: Noise
     ) -> tuple[Tensor, State]:
         frame, sde = self.prediction, denoiser.sde
-        at, to = levels(sde, t, s, frame.eta)
+        at, to = marginals(sde, t, s, frame.eta > 0)
         if not regular(at, to):
             mean, std = _unbounded(x, denoiser(x, t), at, to, frame.eta)
             return noised(mean, std, noise, t, s), None
@@ -230,11 +229,13 @@ class SASolver:
         return moved(past[: self.corrector]), past[:kept]
 
 
-def _unbounded(x: Tensor, x0: Tensor, at: Level, to: Level, eta: float) -> tuple[Tensor, float]:
+def _unbounded(
+    x: Tensor, x0: Tensor, at: Marginal, to: Marginal, eta: float
+) -> tuple[Tensor, float]:
     """Mean and deviation of a step from pure noise or to none, over an infinite step of lam."""
     if not eta:
         return flow_step(x, x0, at, to), 0.0
-    return flow_step(x, x0, at, Level(to.alpha, 0.0, math.inf)), to.sigma
+    return flow_step(x, x0, at, Marginal(to.alpha, 0.0, math.inf)), to.sigma
 
 
 def _require_points(**counts: int) -> None:

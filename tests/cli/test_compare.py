@@ -61,8 +61,8 @@ class TestErrors:
             ("heun", 9, 19),
             ("dpmpp_3m", 6, 8),
             ("dpmpp_3m", 9, 11),
-            ("dpm_fast", 3, 7),
-            ("dpm_fast", 4, 10),
+            ("dpm_fast", 6, 16),  # in turn three orders of up to three calls
+            ("dpm_fast", 9, 25),
         ]
         (paced,) = [t for t in trials if t["grid"] == "-"]
         assert (paced["sampler"], paced["steps"]) == ("dpm_adaptive", 1)

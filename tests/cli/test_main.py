@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -59,6 +60,15 @@ class TestHelp:
         assert time.monotonic() - start < 5  # under a second on an idle machine
         done = fresh_python(HELP.format(commands=[["trian"]], code=2))
         assert done.returncode == 0, done.stderr
+
+    @pytest.mark.parametrize(("given", "kept"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+    def test_waiting_threads_sleep_unless_told_otherwise(self, monkeypatch, given, kept):
+        """Torch reads it when it is loaded, so the command sets it before."""
+        monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+        if given is not None:
+            monkeypatch.setenv("OMP_WAIT_POLICY", given)
+        assert main(["--version"]) == 0
+        assert os.environ["OMP_WAIT_POLICY"] == kept
 
     def test_shows_the_values_of_the_file_and_the_choices(self, tmp_path, capsys):
         file = tmp_path / "run.yaml"

@@ -251,7 +251,7 @@ class TestFiles:
     def test_the_record(self, images, tmp_path):
         flags = ("--seeds", "4-6", "--class", "3", "--sample.sampler", "ddim")
         found = record(sample(images, tmp_path / "out", *flags, "--sample.sampler.eta", "0.5"))
-        assert found["sampler"] == {"kind": "ddim", "eta": 0.5}
+        assert found["sampler"] == {"kind": "ddim", "eta": 0.5, "large": False}
         assert (found["steps"], found["nfe"], found["step"]) == (3, 4, 7)
         assert (found["seeds"], found["labels"]) == ([4, 5, 6], [3, 3, 3])
 
@@ -377,7 +377,7 @@ class TestRefusals:
             (("--classes", "all", "--num", "3"), "3 samples for 10 labels"),
             (("--sample.steps", "0"), "--sample.steps"),
             (("--sample.sampler", "hein"), "did you mean 'heun'?"),
-            (("--device", "cuda:99"), "--device cuda:99"),
+            (("--device", "cuda:99"), "--device: cuda:99"),
         ],
     )
     def test_bad_flags(self, images, tmp_path, capsys, flags, words):

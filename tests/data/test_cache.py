@@ -268,7 +268,7 @@ from dataclasses import dataclass
 import torch
 from scoresde import VP, ScoreModel, parameterization
 from scoresde.data import arrays, views
-from scoresde.training import Plan, fit, start, times, warmup
+from scoresde.training import Plan, TrainState, fit
 
 torch.set_num_threads(1)
 
@@ -305,10 +305,8 @@ class Peak:
 def trained(data):
     split, _ = views(data.train, 0.1)
     model = ScoreModel(Net(), VP(), parameterization.eps)
-    state = start(model, torch.optim.Adam(model.parameters()))
-    draw, rate = times.stratified, warmup(1e-3, 0)
-    plan = Plan(12, 16, 0, times.Uniform(), draw, None, rate, dither=False, prefetch=2)
-    return fit(state, plan, split, data.scaling)
+    plan = Plan(steps=12, batch=16, lr=1e-3, dither=False, prefetch=2)
+    return fit(TrainState.of(model, plan), plan, split, data.scaling)
 
 
 shards, cache, few = sys.argv[1:]

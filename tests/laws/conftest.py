@@ -1,5 +1,7 @@
 """The seven processes, and a correlated Gaussian, for every law."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
@@ -7,6 +9,16 @@ from scoresde import EDM, SDE, VE, VP, Cosine, DiscreteVP, LinearFlow, SubVP
 from scoresde.testing import Gaussian
 
 PROCESSES = [VP(), SubVP(), VE(), EDM(), Cosine(), LinearFlow(), DiscreteVP()]
+
+
+@dataclass(frozen=True)
+class WholeFlow(LinearFlow):
+    """The linear flow from pure noise, alpha = 0, as a process of a user's own may be."""
+
+    t_max: float = 1.0
+
+    def __post_init__(self) -> None:
+        pass
 
 
 @pytest.fixture(params=PROCESSES, ids=lambda sde: type(sde).__name__)

@@ -7,7 +7,7 @@ import torch
 
 from scoresde import EDM, VP
 from scoresde.codes import Solved, Walked, decode, encode, interpolate, round_trip_error
-from scoresde.samplers import Ancestral, Heun, dpmpp_2m
+from scoresde.samplers import Heun, ancestral, dpmpp_2m
 from scoresde.samplers.grids import log_snr
 from scoresde.testing import Gaussian, Mixture, grid25
 
@@ -94,7 +94,7 @@ def test_bad_arguments(gaussian):
     with pytest.raises(ValueError, match="batch is empty"):
         encode(gaussian.denoiser(sde), x[:0])
     with pytest.raises(ValueError, match="draws noise"):
-        decode(gaussian.denoiser(sde), x, Walked(log_snr(sde, 4), Ancestral()))
+        decode(gaussian.denoiser(sde), x, Walked(log_snr(sde, 4), ancestral()))
 
 
 def test_float32_samples_have_float64_codes():

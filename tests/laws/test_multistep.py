@@ -44,9 +44,11 @@ from scoresde.samplers.integrals import (
     ratio,
     share,
 )
-from scoresde.samplers.kernels import level
+from scoresde.samplers.kernels import marginal
 from scoresde.samplers.singlestep import THIRDS
 from scoresde.testing import grid25
+
+from .conftest import WholeFlow
 
 F64 = torch.float64
 PROCESS = pytest.mark.parametrize(
@@ -62,10 +64,10 @@ def label(step):
 
 def starts(sde, n, seed=0):
     """Exact draws of the marginal of grid25 at t_max."""
-    return marginal(sde, torch.tensor(sde.t_max, dtype=F64), n, seed)
+    return noisy(sde, torch.tensor(sde.t_max, dtype=F64), n, seed)
 
 
-def marginal(sde, t, n, seed=0):
+def noisy(sde, t, n, seed=0):
     g = torch.Generator().manual_seed(seed)
     return sde.perturb(grid25().sample(n, g), t, torch.randn(n, 2, generator=g, dtype=F64))
 
@@ -93,7 +95,7 @@ LAST = math.log(1 / 0.3)
 def reference(sde, first):
     """32 starts and their end by a single-step method, independent of what is tested."""
     ts = between(sde, first, LAST, 960)
-    x = marginal(sde, ts[0], 32)
+    x = noisy(sde, ts[0], 32)
     step = dpm_solver_singlestep(3, X0)
     return x, sample(grid25().denoiser(sde), x, ts, step, denoise=False)
 
@@ -132,7 +134,7 @@ STEP_LAMS = [(0.3, 0.45), (-2.0, 1.5), (-4.0, 3.7), (1.0, 0.2)]
 def test_weights_integrate_polynomials_exactly(prediction, variable, ends, count):
     """sum_j w_j theta_j^k = u_s int theta^k dtheta for k below the number of readings."""
     sde = VP()
-    at, to = (level(sde, t) for t in sde.time(torch.tensor(ends, dtype=F64)))
+    at, to = (marginal(sde, t) for t in sde.time(torch.tensor(ends, dtype=F64)))
     lams = (at.lam, at.lam - 0.2, at.lam - 0.5, at.lam + 0.7)[:count]
     weights = Interpolation(variable).weights(prediction, sde, at, to, lams)
     theta = variable(sde, np.array(lams))
@@ -147,7 +149,7 @@ def test_weights_integrate_polynomials_exactly(prediction, variable, ends, count
 def test_weights_in_lam_are_the_phi_functions(prediction, sign, ends):
     """M_k = u_s int lam^k d(e^(+-lam)), by parts: u_s [e^(+-lam) lam^k] -+ k M_{k-1}."""
     sde = EDM()
-    at, to = (level(sde, t) for t in sde.time(torch.tensor(ends, dtype=F64)))
+    at, to = (marginal(sde, t) for t in sde.time(torch.tensor(ends, dtype=F64)))
     lams = (at.lam, at.lam - 0.3, at.lam - 0.4)
     weights = np.array(EXACT.weights(prediction, sde, at, to, lams))
     unit = to.alpha if prediction == EPS else to.sigma
@@ -163,7 +165,7 @@ def test_weights_in_lam_are_the_phi_functions(prediction, sign, ends):
 def test_the_clock_is_the_natural_variable_of_its_process():
     """On EDM time is sigma / alpha, on the linear flow it is sigma / (alpha + sigma)."""
     for sde, prediction, variable in [(EDM(), EPS, ratio), (LinearFlow(), V, share)]:
-        at, to = (level(sde, t) for t in sde.time(torch.tensor([-1.5, 0.4], dtype=F64)))
+        at, to = (marginal(sde, t) for t in sde.time(torch.tensor([-1.5, 0.4], dtype=F64)))
         lams = (at.lam, -2.0, -2.2, -3.1)
         here, there = (
             Interpolation(v).weights(prediction, sde, at, to, lams) for v in (clock, variable)
@@ -174,7 +176,7 @@ def test_the_clock_is_the_natural_variable_of_its_process():
 def test_published_third_order_lacks_half_of_its_third_term():
     """DPM-Solver's own D1, D2 and phi, with and without the factor 2."""
     sde = VP()
-    at, to = (level(sde, t) for t in sde.time(torch.tensor([0.2, 0.9], dtype=F64)))
+    at, to = (marginal(sde, t) for t in sde.time(torch.tensor([0.2, 0.9], dtype=F64)))
     l0, l1, l2 = lams = (at.lam, -0.3, -1.1)
     h = to.lam - l0
     r0, r1 = (l0 - l1) / h, (l1 - l2) / h
@@ -195,7 +197,7 @@ def test_published_third_order_lacks_half_of_its_third_term():
 def test_unipc_weights_solve_its_linear_system(prediction, sign, rule, scale, count):
     """x = ... - c E m0 - c B sum rho_k (m_k - m_0) / r_k, R rho = b, rho = 1 / 2 for two."""
     sde = VP()
-    at, to = (level(sde, t) for t in sde.time(torch.tensor([0.2, 0.9], dtype=F64)))
+    at, to = (marginal(sde, t) for t in sde.time(torch.tensor([0.2, 0.9], dtype=F64)))
     lams = (at.lam, to.lam, -0.3, -1.1)[:count]  # as the corrector sees them
     h = to.lam - at.lam
     hh, c = sign * h, to.alpha if prediction == X0 else to.sigma
@@ -318,7 +320,9 @@ def walk(step, sde, denoiser, x, ts):
 def readings(prediction, denoiser, xs, ts):
     """What the step saw, newest last, as alpha, sigma, lam of each level and eps or x0."""
     read = denoiser.eps if prediction == EPS else denoiser
-    return [level(denoiser.sde, t) for t in ts], [read(x, t) for x, t in zip(xs, ts, strict=True)]
+    return [marginal(denoiser.sde, t) for t in ts], [
+        read(x, t) for x, t in zip(xs, ts, strict=True)
+    ]
 
 
 def test_dpmpp_2m_is_its_published_formula(sde):
@@ -362,7 +366,7 @@ def test_third_order_in_sigma_is_the_variable_step_formula(make):
 def test_fixed_weights_are_those_of_equal_steps():
     """Adams-Bashforth in sigma with equal steps of sigma is iPNDM."""
     sde = EDM(t_min=1.0, t_eps=1.0)
-    at, to = (level(sde, t) for t in torch.tensor([5.0, 4.0], dtype=F64))
+    at, to = (marginal(sde, t) for t in torch.tensor([5.0, 4.0], dtype=F64))
     for count in (1, 2, 3, 4):
         lams = tuple(-math.log(5.0 + j) for j in range(count))
         fixed, exact = (
@@ -374,7 +378,7 @@ def test_fixed_weights_are_those_of_equal_steps():
 def test_plms_begins_with_heun():
     sde = VP()
     denoiser, x, ts = grid25().denoiser(sde), starts(sde, 4), grids.uniform(sde, 10)
-    p, q = level(sde, ts[0]), level(sde, ts[1])
+    p, q = marginal(sde, ts[0]), marginal(sde, ts[1])
     eps = denoiser.eps(x, ts[0])
     gap = q.sigma - q.alpha * p.sigma / p.alpha
     guess = q.alpha / p.alpha * x + gap * eps
@@ -474,8 +478,8 @@ def test_any_shape_and_dtype(step):
 @pytest.mark.parametrize("times", [(1.0, 0.8, 0.6, 0.3, 0.1, 0.0), (0.0, 0.1, 0.4, 0.7, 1.0)])
 def test_no_nan_where_alpha_or_sigma_vanishes(step, times):
     """The linear flow from pure noise to clean data and back, both ends included."""
-    sde, ts = LinearFlow(), torch.tensor(times, dtype=F64)
-    x = marginal(sde, ts[0], 4)
+    sde, ts = WholeFlow(), torch.tensor(times, dtype=F64)
+    x = noisy(sde, ts[0], 4)
     walked = list(trajectory(grid25().denoiser(sde), x, ts, step))
     assert all(end.isfinite().all() for _, end in walked)
 

@@ -7,22 +7,21 @@ import pytest
 import torch
 
 from scoresde import EDM, VP
+from scoresde.registry.grid_files import from_file, load_grid, save_grid
 from scoresde.samplers import (
     EPS,
-    Ancestral,
     Heun,
     Multistep,
     Residual,
+    ancestral,
     grids,
-    load_grid,
     optimise_grid,
     recommended,
     sample,
-    save_grid,
     search_grid,
     solve_adaptive,
 )
-from scoresde.samplers.kernels import level
+from scoresde.samplers.kernels import marginal
 from scoresde.testing import Gaussian, grid25
 
 F64 = torch.float64
@@ -118,7 +117,7 @@ def test_bad_input_is_named():
     sde = VP()
     denoiser, x = grid25().denoiser(sde), starts(sde, 4)
     with pytest.raises(ValueError, match="draws noise"):
-        optimise_grid(denoiser, Ancestral(), 4, x)
+        optimise_grid(denoiser, ancestral(), 4, x)
     with pytest.raises(ValueError, match="raise it"):
         optimise_grid(denoiser, STEP, 4, x, budget=20)
     with pytest.raises(ValueError, match="at least one start"):
@@ -139,7 +138,7 @@ def test_a_stored_grid_comes_back_and_knows_its_process(tmp_path, sde):
     save_grid(path, ts, sde, STEP)
     stored = load_grid(path)
     torch.testing.assert_close(stored(sde, 6), ts, rtol=0, atol=0)
-    torch.testing.assert_close(grids.from_file(path)(sde, 6), ts, rtol=0, atol=0)
+    torch.testing.assert_close(from_file(path)(sde, 6), ts, rtol=0, atol=0)
     assert type(sde).__name__ in stored.process
     assert "0x" not in stored.step
     with pytest.raises(ValueError, match="has 6 steps, asked for 7"):
@@ -201,7 +200,7 @@ def test_one_call_solves_the_gaussian_the_residual_is_made_for(sde):
 
 
 def test_the_kernel_of_the_residual_is_the_derivative_of_its_angle(sde):
-    prediction, to = Residual(0.3), level(sde, torch.tensor(0.5 * sde.t_max, dtype=F64))
+    prediction, to = Residual(0.3), marginal(sde, torch.tensor(0.5 * sde.t_max, dtype=F64))
     lam = torch.linspace(-4, 5, 19, dtype=F64, requires_grad=True)
     theta = torch.atan(torch.exp(-lam) / 0.3)
     (slope,) = torch.autograd.grad(theta.sum(), lam)

@@ -12,9 +12,9 @@ from scoresde import EDM, VE, VP, Denoiser, DiscreteVP, LinearFlow, SubVP, sampl
 from scoresde.convergence import weak_order
 from scoresde.samplers import (
     DDIM,
-    Ancestral,
     BrownianPath,
     Heun,
+    ancestral,
     dpm_solver_singlestep,
     dpmpp_2m,
     eab,
@@ -23,9 +23,10 @@ from scoresde.samplers import (
     unipc,
 )
 from scoresde.samplers.integrals import EXACT
-from scoresde.samplers.kernels import Level
-from scoresde.samplers.renoising import churn, restart
-from scoresde.samplers.stochastic import DDPM, DPM2A, DPMpp2SA, DPMppSDE, EulerA
+from scoresde.samplers.kernels import Marginal
+from scoresde.samplers.renoising import Churned, Restart
+from scoresde.samplers.steps import ddpm, euler_a
+from scoresde.samplers.stochastic import DPM2A, DPMpp2SA, DPMppSDE
 from scoresde.samplers.stochastic_multistep import (
     Forgetting,
     SASolver,
@@ -37,12 +38,14 @@ from scoresde.sde import linear_betas
 from scoresde.testing import Gaussian, grid25, mixture
 from tests.laws.moments import bias
 
+from .conftest import WholeFlow
+
 F64 = torch.float64
 ONE_D = Gaussian(torch.tensor([0.3], dtype=F64), torch.tensor([0.25], dtype=F64))
 STEPS = [
-    EulerA(),
-    EulerA(0.5),
-    DDPM(),
+    euler_a(),
+    euler_a(0.5),
+    ddpm(),
     DPM2A(),
     DPM2A(0.5),
     DPMpp2SA(),
@@ -60,10 +63,10 @@ STEPS = [
     StochasticMultistep(1, std=0.5),
     StochasticMultistep(2, 0.5, std=0.4),
     SASolver(2, 3, 0.8, std=0.4),
-    churn(Heun(), s_churn=4, steps=12),
-    restart(Heun(), 0.1, 1.0, times=2, steps=8),
+    Churned(Heun(), s_churn=4, steps=12),
+    Restart(Heun(), 0.1, 1.0, times=2, steps=8),
 ]
-PLAIN = DDPM(large=True)  # its beta is of x, not of x / alpha
+PLAIN = ddpm(large=True)  # its beta is of x, not of x / alpha
 MULTISTEP = (StochasticMultistep, SASolver)
 
 
@@ -105,9 +108,9 @@ def walk(step, denoiser, x, ts, noise):
 
 ORDERS = [
     *(pytest.param(lambda n, s=s: s, id=label(s)) for s in [*STEPS[:-2], PLAIN]),
-    pytest.param(lambda n: churn(Heun(), s_churn=10, steps=n), id="churned Heun"),
-    pytest.param(lambda n: churn(DDIM(), s_churn=10, steps=n), id="churned DDIM"),
-    pytest.param(lambda n: restart(Heun(), 0.05, 0.3, 2, n // 5), id="restarted Heun"),
+    pytest.param(lambda n: Churned(Heun(), s_churn=10, steps=n), id="churned Heun"),
+    pytest.param(lambda n: Churned(DDIM(), s_churn=10, steps=n), id="churned DDIM"),
+    pytest.param(lambda n: Restart(Heun(), 0.05, 0.3, 2, n // 5), id="restarted Heun"),
 ]
 
 
@@ -135,13 +138,13 @@ def test_weak_order_of_the_trapezoid(step):
 
 
 AFRESH = [
-    (lambda n: churn(dpmpp_2m(), 3, steps=n), 1),
-    (lambda n: churn(eab(), 3, steps=n), 2),
-    (lambda n: churn(unipc(), 3, steps=n), 3),
-    (lambda n: churn(dpmpp_2m_sde(), 3, steps=n), 1),
-    (lambda n: churn(SASolver(), 3, steps=n), 2),
-    (lambda n: churn(dpm_solver_singlestep(3), 3, steps=n), 3),
-    (lambda n: restart(eab(), 0.4, 1.5, steps=n // 5), 3),
+    (lambda n: Churned(dpmpp_2m(), 3, steps=n), 1),
+    (lambda n: Churned(eab(), 3, steps=n), 2),
+    (lambda n: Churned(unipc(), 3, steps=n), 3),
+    (lambda n: Churned(dpmpp_2m_sde(), 3, steps=n), 1),
+    (lambda n: Churned(SASolver(), 3, steps=n), 2),
+    (lambda n: Churned(dpm_solver_singlestep(3), 3, steps=n), 3),
+    (lambda n: Restart(eab(), 0.4, 1.5, steps=n // 5), 3),
 ]
 
 
@@ -164,9 +167,11 @@ def test_the_whole_way_from_pure_noise_to_none():
     """From alpha = 0 to sigma = 0, where lam is infinite: LinearFlow's first and last step drop to
     first order.
     """
-    sde = LinearFlow()
-    ts = torch.cat([torch.ones(1).double(), grids.log_snr(sde, 60), torch.zeros(1).double()])
-    for step in [*STEPS[:-2], PLAIN, churn(DPMpp2SA(), 4, steps=60), restart(DDPM(), steps=20)]:
+    sde = WholeFlow()
+    ts = torch.cat(
+        [torch.ones(1).double(), grids.log_snr(LinearFlow(), 60), torch.zeros(1).double()]
+    )
+    for step in [*STEPS[:-2], PLAIN, Churned(DPMpp2SA(), 4, steps=60), Restart(ddpm(), steps=20)]:
         mean, variance = bias(step, sde, ts, ONE_D)
         # A constant x0 is no error in the frame of x0, and one in that of a residual.
         assert abs(mean) < (0.02 if getattr(step, "std", 0) else 1e-6), step
@@ -191,7 +196,7 @@ def push(step, draws, denoiser, density, x, t, s):
 
 
 @pytest.mark.parametrize(
-    ("step", "draws"), [(EulerA(), 1), (DPM2A(), 1), (DPMpp2SA(), 1), (DPMppSDE(), 2)], ids=label
+    ("step", "draws"), [(euler_a(), 1), (DPM2A(), 1), (DPMpp2SA(), 1), (DPMppSDE(), 2)], ids=label
 )
 def test_weak_order_where_the_denoiser_is_not_linear(step, draws):
     """Two modes: the moments E x^2 and E x^4 of a density carried along on a line of points."""
@@ -250,7 +255,7 @@ def two_levels(sde, n=10):
 
 def test_euler_a_without_noise_is_ddim(sde):
     denoiser, x, ts = grid25().denoiser(sde), starts(sde, 8, 2), grids.karras()(sde, 8)
-    got = walk(EulerA(0.0), denoiser, x, ts, silent)
+    got = walk(euler_a(0.0), denoiser, x, ts, silent)
     torch.testing.assert_close(got, walk(DDIM(), denoiser, x, ts, silent), rtol=1e-9, atol=1e-11)
 
 
@@ -310,15 +315,15 @@ def test_ddpm_on_the_table_is_the_textbook_chain(large):
         mean = last.sqrt() * beta / (1 - bar) * torch.tanh(x)
         mean = mean + (1 - beta).sqrt() * (1 - last) / (1 - bar) * x
         variance = beta if large else beta * (1 - last) / (1 - bar)
-        got, _ = DDPM(large)(denoiser, x, t, s, None, lambda x, t, s: z)
+        got, _ = ddpm(large)(denoiser, x, t, s, None, lambda x, t, s: z)
         torch.testing.assert_close(got, mean + variance.sqrt() * z, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("step", [DDPM(), EulerA()], ids=label)
+@pytest.mark.parametrize("step", [ddpm(), euler_a()], ids=label)
 def test_ancestral_by_other_names(sde, step):
     denoiser, x, ts = grid25().denoiser(sde), starts(sde, 5, 2), grids.uniform(sde, 20)
     got, expected = (
-        walk(s, denoiser, x, ts, per_sample_noise(range(5))) for s in (step, Ancestral())
+        walk(s, denoiser, x, ts, per_sample_noise(range(5))) for s in (step, ancestral())
     )
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-11)
 
@@ -332,7 +337,7 @@ def test_strided_ddpm_is_the_chain_of_the_retained_levels():
     mean = bars[499].sqrt() * beta / (1 - bars[599]) * 0.5 * x
     mean = mean + (1 - beta).sqrt() * (1 - bars[499]) / (1 - bars[599]) * x
     denoiser = Denoiser(sde, lambda x, t: 0.5 * x)
-    got, _ = DDPM(large=True)(denoiser, x, t, s, None, lambda x, t, s: z)
+    got, _ = ddpm(large=True)(denoiser, x, t, s, None, lambda x, t, s: z)
     torch.testing.assert_close(got, mean + beta.sqrt(), rtol=0, atol=1e-12)
 
 
@@ -353,7 +358,7 @@ def test_ancestral_family_is_that_of_k_diffusion(sde, eta):
     two_a = y + (y_mid - denoiser(alpha_m * y_mid, m)) / r_m * (down - r)
     y_mid = r_m / r * y - math.expm1(-h / 2) * d
     two_s = down / r * y - math.expm1(-h) * denoiser(alpha_m * y_mid, m)
-    for step, mean in [(EulerA(eta), euler), (DPM2A(eta), two_a), (DPMpp2SA(eta), two_s)]:
+    for step, mean in [(euler_a(eta), euler), (DPM2A(eta), two_a), (DPMpp2SA(eta), two_s)]:
         got, _ = step(denoiser, x, t, s, None, lambda x, t, s: z)
         torch.testing.assert_close(got / alpha, mean + up * z, rtol=1e-7, atol=1e-8)
 
@@ -409,7 +414,7 @@ def test_heun_2m_is_that_of_k_diffusion(eta):
 
 def test_churned_heun_is_edm_algorithm_2():
     sde, n = EDM(), 12
-    step = churn(Heun(published=True), s_churn=5, s_tmin=0.05, s_tmax=50, s_noise=1.003, steps=n)
+    step = Churned(Heun(published=True), s_churn=5, s_tmin=0.05, s_tmax=50, s_noise=1.003, steps=n)
     denoiser, x, ts = grid25().denoiser(sde), starts(sde, 6, 2), grids.karras()(sde, n)
     z, expected = normal(6, 2, seed=1), x
     for t, s in pairwise(ts.tolist()):
@@ -423,10 +428,10 @@ def test_churned_heun_is_edm_algorithm_2():
     torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-9)
 
 
-@pytest.mark.parametrize("step", [DDIM(), Heun(), Ancestral(), dpmpp_2m_sde()], ids=label)
+@pytest.mark.parametrize("step", [DDIM(), Heun(), ancestral(), dpmpp_2m_sde()], ids=label)
 def test_churn_of_nothing_is_the_step_itself(sde, step):
     denoiser, x, ts = grid25().denoiser(sde), starts(sde, 4, 2), grids.karras()(sde, 6)
-    for still in (churn(step, s_churn=0), churn(step, s_tmin=1e9)):
+    for still in (Churned(step, s_churn=0), Churned(step, s_tmin=1e9)):
         got, expected = (
             walk(s, denoiser, x, ts, per_sample_noise(range(4))) for s in (still, step)
         )
@@ -437,7 +442,7 @@ def test_restart_walks_its_interval_as_often_as_told():
     """Calls: the grid's, and times x steps more at one step; none where the grid stays above."""
     sde, calls = EDM(), []
     denoiser = Denoiser(sde, lambda x, t: calls.append(float(t)) or 0.1 * x)
-    step = restart(DDIM(), low=0.1, high=2.0, times=3, steps=4)
+    step = Restart(DDIM(), low=0.1, high=2.0, times=3, steps=4)
     ts = grids.karras()(sde, 10)
     walk(step, denoiser, starts(sde, 2, 2), ts, per_sample_noise([0, 1]))
     assert len(calls) == 10 + 3 * 4
@@ -461,7 +466,7 @@ def test_dpmpp_sde_reads_its_two_draws_as_one_brownian_path(sde):
     (start, m), (again, end) = middle
     assert (start, m, end) == (t, again, s)
     assert lam(sde, m) == pytest.approx(0.7 * lam(sde, t) + 0.3 * lam(sde, s), abs=1e-9)
-    halves = walk(EulerA(), denoiser, x, torch.stack([t, m, s]), noise)
+    halves = walk(euler_a(), denoiser, x, torch.stack([t, m, s]), noise)
     torch.testing.assert_close(whole, halves, rtol=1e-8, atol=1e-9)
 
 
@@ -481,7 +486,7 @@ def integrals(decay, count):
 @pytest.mark.parametrize("h", [1e-3, 0.1, 1.0, 7.0])
 def test_weights_integrate_polynomials(eta, h):
     """sum_j w_j u_j^k = alpha_s times the integral of H e^(-H (1 - u)) u^k, H = (1 + eta) h."""
-    at, to = Level(0.3, 0.3 * math.exp(1.0), -1.0), Level(0.7, 0.7 * math.exp(1 - h), h - 1)
+    at, to = Marginal(0.3, 0.3 * math.exp(1.0), -1.0), Marginal(0.7, 0.7 * math.exp(1 - h), h - 1)
     exact, nodes = integrals((1 + eta) * h, 4), [1.0, 0.0, -0.7, -2.1]
     for count in (1, 2, 3, 4):
         lams = tuple(u * h - 1 for u in nodes[:count])
@@ -644,8 +649,8 @@ def test_any_shape_and_single_precision(step):
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: EulerA(1.5), "0 <= eta <= 1, got eta=1.5"),
-        (lambda: EulerA(float("nan")), "eta=nan"),
+        (lambda: euler_a(1.5), "0 <= eta <= 1, got eta=1.5"),
+        (lambda: euler_a(float("nan")), "eta=nan"),
         (lambda: DPM2A(-1), "eta=-1"),
         (lambda: DPMpp2SA(2), "eta=2"),
         (lambda: DPMppSDE(eta=1.1), "eta=1.1"),
@@ -655,12 +660,12 @@ def test_any_shape_and_single_precision(step):
         (lambda: SASolver(5, 2), "predictor=5"),
         (lambda: SASolver(2, 0), "corrector=0"),
         (lambda: SASolver(tau=-1), "tau=-1"),
-        (lambda: churn(Heun(), s_churn=-1), "s_churn=-1"),
-        (lambda: churn(Heun(), steps=0), "steps=0"),
-        (lambda: churn(Heun(), s_tmin=2, s_tmax=1), "s_tmin=2, s_tmax=1"),
-        (lambda: restart(Heun(), times=0), "times=0"),
-        (lambda: restart(Heun(), low=0.0), "low=0"),
-        (lambda: restart(Heun(), low=1.0, high=0.5), "low=1, high=0.5"),
+        (lambda: Churned(Heun(), s_churn=-1), "s_churn=-1"),
+        (lambda: Churned(Heun(), steps=0), "steps=0"),
+        (lambda: Churned(Heun(), s_tmin=2, s_tmax=1), "s_tmin=2, s_tmax=1"),
+        (lambda: Restart(Heun(), times=0), "times=0"),
+        (lambda: Restart(Heun(), low=0.0), "low=0"),
+        (lambda: Restart(Heun(), low=1.0, high=0.5), "low=1, high=0.5"),
     ],
 )
 def test_bad_options_are_refused(make, text):
@@ -676,7 +681,7 @@ def test_an_increasing_grid_is_refused_before_the_first_call(step):
 
 
 @pytest.mark.parametrize(
-    "step", [EulerA(0.0), DPM2A(0.0), DPMpp2SA(0.0), dpmpp_2m_sde(0.0)], ids=label
+    "step", [euler_a(0.0), DPM2A(0.0), DPMpp2SA(0.0), dpmpp_2m_sde(0.0)], ids=label
 )
 def test_without_noise_a_grid_may_increase(step):
     sde, x = VP(), 0.5 * normal(4, 2)

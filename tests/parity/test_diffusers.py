@@ -15,15 +15,15 @@ import torch
 from scoresde import DiscreteVP, sample
 from scoresde.samplers import (
     DDIM,
-    DDPM,
     EPS,
     X0,
-    EulerA,
     Heun,
+    ddpm,
     deis,
     dpm_solver,
     dpmpp_2m,
     dpmpp_2m_sde,
+    euler_a,
     lms,
     unipc,
 )
@@ -165,9 +165,9 @@ def test_ddpm(diffusers, monkeypatch, kind, spacing, large):
     theirs = both.run_theirs(monkeypatch)
     if large and both.levels[-1] > 0:
         # Their last step adds noise of variance beta on the way to no noise at all.
-        differ(both.run_ours(DDPM(large)), theirs, 1e-3)
+        differ(both.run_ours(ddpm(large)), theirs, 1e-3)
     else:
-        agree(both.run_ours(DDPM(large)), theirs)
+        agree(both.run_ours(ddpm(large)), theirs)
 
 
 @TABLES
@@ -185,7 +185,7 @@ def test_euler(diffusers, monkeypatch, kind, spacing, prediction):
 def test_euler_ancestral(diffusers, monkeypatch, spacing):
     scheduler = diffusers.EulerAncestralDiscreteScheduler(**table(), timestep_spacing=spacing)
     both = Both(scheduler, 20)
-    agree(both.run_ours(EulerA()), both.run_theirs(monkeypatch))
+    agree(both.run_ours(euler_a()), both.run_theirs(monkeypatch))
 
 
 @TABLES
