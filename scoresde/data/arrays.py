@@ -104,7 +104,11 @@ def arrays(
     else:
         options: dict[str, Any] = {"levels": levels, "layout": layout, "holdout": holdout}
         options |= {"seed": seed, "classes": numbers and numbers.classes}
-        marks = [_mark(file) for shard in shards for file in shard.files]
+        marks = [
+            (file.name, file.stat().st_size, file.stat().st_mtime_ns)
+            for shard in shards
+            for file in shard.files
+        ]
         found = stored(Path(cache).expanduser(), Source(options, marks), decode)
     with reading(path):
         scaling, notes = fitted(found.train, levels, standardise)
@@ -219,7 +223,14 @@ def _shards(path: Path) -> list[Shard]:
         for file in files:
             with reading(file.name):
                 found.append(shard_of(file, file.name))
-                _require_alike(found[0], found[-1])
+                one, two = (
+                    {k: str(v) for k, v in sorted(s.headers.items())}
+                    for s in (found[0], found[-1])
+                )
+                if one != two:
+                    raise DataError(
+                        f"holds {two}, but {found[0].name} holds {one}; make them alike"
+                    )
     elif files := _visible(path, "npy"):
         found = [_together(files)]
     else:
@@ -227,8 +238,11 @@ def _shards(path: Path) -> list[Shard]:
     with found[0].named():
         _require_both_labels(found[0].headers)
         rows = sum(shard.headers["x"].shape[0] for shard in found if shard.headers["x"].shape)
-        with reading("array 'x'"):
-            _require_examples((rows, *found[0].headers["x"].shape[1:]))
+        shape = (rows, *found[0].headers["x"].shape[1:])
+        if len(shape) not in (2, 3, 4) or math.prod(shape) == 0:
+            raise DataError(
+                f"array 'x': shape {shape}; expected examples as (N, D), NHW, NHWC or NCHW"
+            )
     return found
 
 
@@ -263,13 +277,6 @@ def _together(files: Sequence[Path]) -> Shard:
 
 def _visible(folder: Path, suffix: str) -> list[Path]:
     return sorted(file for file in folder.glob(f"*.{suffix}") if not file.name.startswith("."))
-
-
-def _require_alike(first: Shard, other: Shard) -> None:
-    """Raise DataError unless two shards have arrays of the same names, dtypes and row shapes."""
-    one, two = ({k: str(v) for k, v in sorted(s.headers.items())} for s in (first, other))
-    if one != two:
-        raise DataError(f"holds {two}, but {first.name} holds {one}; make them alike")
 
 
 def _levels(shard: Shard) -> int | None:
@@ -352,11 +359,6 @@ def _divided(split: Split, held: Tensor) -> Iterator[tuple[bool, Split]]:
             yield part, split.take(chosen.nonzero()[:, 0])
 
 
-def _mark(file: Path) -> tuple[str, int, int]:
-    status = file.stat()
-    return file.name, status.st_size, status.st_mtime_ns
-
-
 def _require_ordinary(archive: zipfile.ZipFile) -> None:
     """Raise ValueError for compression that numpy does not write, such as bombs of bzip2."""
     if any(entry.compress_type not in PACKED for entry in archive.infolist()):
@@ -399,8 +401,3 @@ def _require_both_labels(found: Mapping[str, Header]) -> None:
     if "x_test" in found and ("y" in found) != ("y_test" in found):
         missing, x = ("y", "x") if "y_test" in found else ("y_test", "x_test")
         raise DataError(f"no labels for {x}; call them {missing!r}, or leave out both")
-
-
-def _require_examples(shape: tuple[int, ...]) -> None:
-    if len(shape) not in (2, 3, 4) or math.prod(shape) == 0:
-        raise DataError(f"shape {shape}; expected examples as (N, D), NHW, NHWC or NCHW")

@@ -86,7 +86,7 @@ def sample_record(path: Path) -> dict[str, Any]:
 
 
 def unfinished(path: Path, n: int) -> int:
-    """How many of the last of ``n`` samples an interrupted run left unfinished."""
+    """The number of samples, the last of ``n``, that an interrupted run left unfinished."""
     noted = sample_record(path).get("unfinished", 0)
     if not isinstance(noted, int) or noted < 0:
         raise DataError(f"{RECORD}: unfinished is {noted!r}; draw the samples anew")

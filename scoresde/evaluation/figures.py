@@ -196,7 +196,10 @@ def loss_curve(
     panels = zip((top, *rest), ("training", "held-out"), (losses, held), strict=False)
     for axes, name, values in panels:
         # The large losses of the first steps would flatten the rest of the curve.
-        axes.set_ylim(*_limits(values[len(values) // 20 :]))
+        later = values[len(values) // 20 :]
+        low, high = later.min(), np.quantile(later, 0.995 if len(later) > FEW else 1.0)
+        room = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+        axes.set_ylim(low - room, high + room)
         axes.set(ylabel=f"{name} loss")
         axes.grid(alpha=0.3)
     axes.set(xlabel="training step")
@@ -271,9 +274,3 @@ def _series(records: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray,
     pairs = [(step, value) for step, value in pairs if math.isfinite(value)]
     steps, values = np.array(pairs, dtype=float).reshape(-1, 2).T
     return steps, values
-
-
-def _limits(values: np.ndarray) -> tuple[float, float]:
-    low, high = values.min(), np.quantile(values, 0.995 if len(values) > FEW else 1.0)
-    room = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
-    return low - room, high + room

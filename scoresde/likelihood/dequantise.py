@@ -175,7 +175,7 @@ def tight_time(sde: SDE, levels: Quantisation, fineness: float = 16.0) -> float:
 
 
 def importance_weighted(values: Tensor) -> Tensor:
-    """log (1/K) sum_k exp(values_k) (B,) of K bounds (K, B): a tighter bound.
+    """log (1/K) sum_k exp(values_k) (B,) of K log-weights (K, B): a tighter bound than the mean.
 
     Importance Weighted Autoencoders, arXiv 1509.00519, eq. 8.
     """

@@ -63,12 +63,12 @@ class Estimator(ABC):
     def start(self, sde: SDE, scaling: Quantisation) -> float:
         """The time t_0 at which the model takes over."""
 
-    @abstractmethod
     def coarser(self) -> Self | None:
         """The same estimator at about half the cost, to measure the error of its solver.
 
         None if there is no solver or its cost cannot be halved.
         """
+        return None
 
 
 # --- the trace of the Jacobian ------------------------------------------------------------------
@@ -311,9 +311,6 @@ class Variational(Estimator):
     def start(self, sde: SDE, scaling: Quantisation) -> float:
         return sde.t_min if self.t0 is None else self.t0
 
-    def coarser(self) -> None:
-        return None
-
 
 @final
 @dataclass(frozen=True)
@@ -357,9 +354,6 @@ class DecodedVariational(Estimator):
 
     def start(self, sde: SDE, scaling: Quantisation) -> float:
         return _start(sde, scaling, self.decoder) if self.t0 is None else self.t0
-
-    def coarser(self) -> None:
-        return None
 
 
 @final
@@ -407,9 +401,6 @@ class DiscreteBound(Estimator):
 
     def start(self, sde: SDE, scaling: Quantisation) -> float:
         return float(self.grid(sde, self.steps - 1)[-1])
-
-    def coarser(self) -> None:
-        return None
 
 
 def _start(sde: SDE, scaling: Quantisation, law: Dequantisation) -> float:

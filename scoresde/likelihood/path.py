@@ -38,9 +38,9 @@ class Orthogonal:
 
         v = s * h,   s random signs (groups, B, ...)
 
-    E v v^T = 1 at every node, so each estimate is unbiased. The rows of a Hadamard matrix sum to
-    v v^T = 1, so off-diagonal parts of a Jacobian that changes slowly from node to node cancel in
-    the integral. Groups are independent, and their scatter gives the standard error.
+    E v v^T = 1 at every node, so each estimate is unbiased. Over all rows the mean of h h^T is 1,
+    so off-diagonal parts of a Jacobian that changes slowly from node to node cancel in the
+    integral. Groups are independent, and their scatter gives the standard error.
     """
 
     signs: Tensor

@@ -25,7 +25,6 @@ from scoresde.training.safe_files import (
     DAMAGE,
     FORMAT,
     REMEDY,
-    CheckpointError,
     brief,
     first_few,
     is_plain,
@@ -36,25 +35,7 @@ from scoresde.training.safe_files import (
     require_kind,
     require_version,
 )
-
-__all__ = [
-    "BEST",
-    "Best",
-    "Checkpoint",
-    "CheckpointError",
-    "DataDescription",
-    "Weights",
-    "describe",
-    "export_weights",
-    "load",
-    "load_tensors",
-    "load_weights",
-    "newest",
-    "save",
-    "save_step",
-    "step_files",
-    "step_name",
-]
+from scoresde.training.safe_files import CheckpointError as CheckpointError  # for importers
 
 KIND = "scoresde-checkpoint"
 WEIGHTS = "scoresde-weights"
@@ -319,6 +300,9 @@ def load_weights(path: str | Path) -> Weights:
 
 def _checkpoint(entries: Mapping[str, Any]) -> Checkpoint:
     best, learned = entries["best"], entries.get("learned", {})
+    scale = LossScale(**entries.get("scale", {}))
+    if not all(isinstance(value, int | float) for value in asdict(scale).values()):
+        raise TypeError("a factor on the loss that is not a number")
     if learned:
         learned = {"u": _state_dict(learned["u"]), "optimizer": dict(learned["optimizer"])}
     return Checkpoint(
@@ -330,18 +314,11 @@ def _checkpoint(entries: Mapping[str, Any]) -> Checkpoint:
         optimizer=dict(entries["optimizer"]),
         best=None if best is None else Best(int(best["step"]), float(best["loss"])),
         averages={str(k): _state_dict(v) for k, v in entries.get("averages", {}).items()},
-        scale=_scale(entries.get("scale", {})),
+        scale=scale,
         contents=str(entries.get("contents", "")),
         decays={str(k): _state_dict(v) for k, v in entries.get("decays", {}).items()},
         learned=learned,
     )
-
-
-def _scale(found: Mapping[str, Any]) -> LossScale:
-    scale = LossScale(**found)
-    if not all(isinstance(value, int | float) for value in asdict(scale).values()):
-        raise TypeError("a factor on the loss that is not a number")
-    return scale
 
 
 def _state_dict(found: Mapping[str, Any]) -> dict[str, Tensor]:

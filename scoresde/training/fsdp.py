@@ -89,7 +89,7 @@ def scattered_optimizer(
 
 
 def _blocks(module: nn.Module, least: int, taken: set[nn.Parameter]) -> Iterator[nn.Module]:
-    """The innermost modules with children and at least ``least`` weights of their own."""
+    """The innermost modules with children and at least ``least`` weights not in ``taken``."""
     for child in module.children():
         yield from _blocks(child, least, taken)
     if isinstance(module, nn.ModuleList | nn.ModuleDict) or not list(module.children()):

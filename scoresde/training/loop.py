@@ -104,10 +104,13 @@ def _updated(state: TrainState, plan: Plan, batch: Batch) -> Metrics:
 def _backward(state: TrainState, plan: Plan, batch: Batch) -> tuple[Tensor, Tensor]:
     """Compute the gradient of the microbatches of this process; return their times and losses."""
     scale = state.scale.value if plan.precision == "fp16" else 1.0
+    model = state.model
     times, found = [], []
     for number, part in local_microbatches(plan, batch):
-        loss = _loss(state.model, plan, part, state.step, number)
-        (_weighed(state, part, loss).sum() * (scale / plan.batch)).backward()
+        loss = weighted = _loss(model, plan, part, state.step, number)
+        if state.learned is not None:
+            weighted = state.learned(loss, model.parameterization(model.sde, part.t).noise)
+        (weighted.sum() * (scale / plan.batch)).backward()
         times.append(part.t)
         found.append(loss.detach())
     if scale != 1:
@@ -135,14 +138,6 @@ def _dropout_from(seed: int, device: torch.device) -> Iterator[None]:
     ):
         torch.manual_seed(seed)
         yield
-
-
-def _weighed(state: TrainState, part: Batch, loss: Tensor) -> Tensor:
-    """The losses (B,), under the learned weight if there is one."""
-    if state.learned is None:
-        return loss
-    model = state.model
-    return state.learned(loss, model.parameterization(model.sde, part.t).noise)
 
 
 def _summed(state: TrainState, plan: Plan, losses: Tensor) -> tuple[Tensor, Tensor]:

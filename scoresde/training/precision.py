@@ -54,7 +54,7 @@ class LossScale:
     in_a_row: int = 0
 
     def after(self, finite: bool) -> LossScale:
-        """The scale after an update with finite, or other, gradients."""
+        """The scale after an update, whose gradients were ``finite`` or overflowed."""
         if not finite:
             return LossScale(self.value / 2, 0, self.skipped + 1, self.in_a_row + 1)
         if self.kept + 1 == PATIENCE:

@@ -11,13 +11,8 @@ from typing import NamedTuple
 import torch
 
 from scoresde.training.averages import Profile, combination, power
-from scoresde.training.checkpoint import (
-    Checkpoint,
-    CheckpointError,
-    Weights,
-    export_weights,
-    load_weights,
-)
+from scoresde.training.checkpoint import Checkpoint, Weights, export_weights, load_weights
+from scoresde.training.safe_files import CheckpointError
 
 AVERAGES = "averages"
 NAME = re.compile(r"step-(\d{8,})-width-(0\.\d+)\.safetensors")
