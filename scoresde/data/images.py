@@ -292,18 +292,10 @@ def _split(piece: list[Picture], labelled: bool) -> Split:
     return Split(x, torch.tensor([entry.label for entry, _ in piece]) if labelled else None)
 
 
-def read_picture(
-    file: Path, size: int | None = None, channels: Literal[1, 3] | None = None
-) -> np.ndarray:
-    """The shades of a picture, uint8 (C, H, W), as ``image_folder`` takes it; or DataError."""
-    with reading(file):
-        return picture_levels(FolderAlbum(file.parent).read(file.name), size, channels)
-
-
 def picture_levels(
     content: bytes, size: int | None = None, channels: Literal[1, 3] | None = None
 ) -> np.ndarray:
-    """The shades of a picture in a file's bytes, as ``read_picture``."""
+    """The shades, uint8 (C, H, W), of a picture in a file's bytes. Raises DataError."""
     from PIL import Image, ImageOps
 
     image = open_image(content)
