@@ -228,7 +228,8 @@ def _shards(path: Path) -> list[Shard]:
         _require_both_labels(found[0].headers)
         rows = sum(shard.headers["x"].shape[0] for shard in found if shard.headers["x"].shape)
         with reading("array 'x'"):
-            _require_examples((rows, *found[0].headers["x"].shape[1:]))
+            header = found[0].headers["x"]
+            _require_examples((rows, *header.shape[1:]), header.dtype)
     return found
 
 
@@ -401,6 +402,7 @@ def _require_both_labels(found: Mapping[str, Header]) -> None:
         raise DataError(f"no labels for {x}; call them {missing!r}, or leave out both")
 
 
-def _require_examples(shape: tuple[int, ...]) -> None:
-    if len(shape) not in (2, 3, 4) or math.prod(shape) == 0:
+def _require_examples(shape: tuple[int, ...], dtype: np.dtype) -> None:
+    axes = (1, 2, 3, 4) if dtype.kind == "f" else (2, 3, 4)
+    if len(shape) not in axes or math.prod(shape) == 0:
         raise DataError(f"shape {shape}; expected examples as (N, D), NHW, NHWC or NCHW")
