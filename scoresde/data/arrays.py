@@ -238,11 +238,9 @@ def _shards(path: Path) -> list[Shard]:
     with found[0].named():
         _require_both_labels(found[0].headers)
         rows = sum(shard.headers["x"].shape[0] for shard in found if shard.headers["x"].shape)
-        shape = (rows, *found[0].headers["x"].shape[1:])
-        if len(shape) not in (2, 3, 4) or math.prod(shape) == 0:
-            raise DataError(
-                f"array 'x': shape {shape}; expected examples as (N, D), NHW, NHWC or NCHW"
-            )
+        with reading("array 'x'"):
+            header = found[0].headers["x"]
+            _require_examples((rows, *header.shape[1:]), header.dtype)
     return found
 
 
@@ -401,3 +399,9 @@ def _require_both_labels(found: Mapping[str, Header]) -> None:
     if "x_test" in found and ("y" in found) != ("y_test" in found):
         missing, x = ("y", "x") if "y_test" in found else ("y_test", "x_test")
         raise DataError(f"no labels for {x}; call them {missing!r}, or leave out both")
+
+
+def _require_examples(shape: tuple[int, ...], dtype: np.dtype) -> None:
+    axes = (1, 2, 3, 4) if dtype.kind == "f" else (2, 3, 4)
+    if len(shape) not in axes or math.prod(shape) == 0:
+        raise DataError(f"shape {shape}; expected examples as (N, D), NHW, NHWC or NCHW")

@@ -85,11 +85,13 @@ def examples_of(
 ) -> np.ndarray:
     """Examples for a ``Split``: levels as uint8 or int32, real numbers as float32.
 
-    Real numbers of three or four axes are images, unless ``as_given`` preserves their axes. Raises
-    DataError for other dtypes and shapes.
+    Real numbers (N,) are N examples of one number. Those of three or four axes are images too,
+    unless they are ``as_given``. Raises DataError for other types and shapes.
     """
     if x.dtype.kind not in "buif":
         raise DataError(f"values are {x.dtype}; expected numbers")
+    if x.ndim == 1 and x.dtype.kind == "f":
+        x = x[:, None]
     if x.size == 0 or x.ndim < 2 or (x.ndim > 4 and not as_given):
         raise DataError(f"shape {x.shape}; expected examples as (N, D), NHW, NHWC or NCHW")
     if x.dtype.kind != "f":
@@ -110,6 +112,12 @@ def fitted(train: Split, levels: int | None, standardise: bool) -> tuple[Scaling
     means, deviations = (_between(v) for v in (scaling.shift, scaling.scale))
     found = f"real numbers of mean {means} and deviation {deviations}"
     notes = [f"{found}, {'standardised' if standardise else 'left as they are'}"]
+    flat = [k for k, scale in enumerate(scaling.scale) if scale == 1 and _is_constant(train, k)]
+    if flat:
+        notes.append(
+            f"feature {flat[0]} is the same in all examples ({len(flat)} such of "
+            f"{len(scaling.scale)}): its density has no bound; leave it out"
+        )
     if shades := _shades(train):
         notes.append(
             f"they are {shades}, read as real numbers; for pixel levels, and bits per dimension, "
@@ -124,6 +132,10 @@ def fitted(train: Split, levels: int | None, standardise: bool) -> tuple[Scaling
         )
     plain = Scaling(None, scaling.low, scaling.high)
     return scaling if standardise else plain, tuple(notes)
+
+
+def _is_constant(train: Split, k: int) -> bool:
+    return bool((train.x[:, k] == train.x[0, k].flatten()[0]).all())
 
 
 def _between(values: tuple[float, ...]) -> str:

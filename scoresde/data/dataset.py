@@ -195,6 +195,9 @@ def _check_labels(label: Tensor | None, classes: tuple[str, ...] | None, part: s
         raise DataError(f"{part} labels and class names must both be given, or neither")
     if label is None or classes is None:
         return
+    if len(set(classes)) < len(classes):
+        twice = next(name for k, name in enumerate(classes) if name in classes[:k])
+        raise DataError(f"two classes are called {twice!r}; give each a name of its own")
     if int(label.min()) < 0 or int(label.max()) >= len(classes):
         found = f"{int(label.min())}..{int(label.max())}"
         raise DataError(

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from scoresde.data.arrays import shard_of
 from scoresde.data.dataset import DataError, Split, reading, require_there
-from scoresde.data.images import read_picture
+from scoresde.data.images import picture_levels
 from scoresde.data.labels import MOST_CLASSES, label_values, placed
-from scoresde.data.picture_sources import FolderAlbum
+from scoresde.data.picture_sources import album
 from scoresde.data.scaling import Scaling
 from scoresde.data.sources import array_of, pair_of
 
@@ -37,19 +37,19 @@ def examples(
 ) -> Split:
     """All examples of a source, as pixel levels or real numbers of a known data set.
 
-    A path is a folder of pictures or with ``samples.npz``, or a file of arrays ``x`` (``arr_0``)
-    and ``y`` (``arr_1``). A folder written by ``scoresde sample`` yields the finished samples of
-    its record. Files store shades, uint8 over 0 .. 255, which become levels again; integers in
-    memory are levels.
+    A folder or .zip of pictures, or ``samples.npz``; of one written by ``scoresde sample`` those
+    that its record lists and that were finished, with their labels; or a file of arrays ``x``
+    (``arr_0``) and ``y`` (``arr_1``). Shades, which files hold as uint8, become levels again;
+    integers in memory are levels already.
 
     Args:
         source: path, or data in memory as for ``dataset_of``.
         shape: shape of one example, (C, H, W) or (D,).
         scaling: scaling of the data set; real numbers stay in units of the data.
-        label: class of every example, for a source in memory.
-        classes: class names of the data set, into which labels are mapped; None for unnamed ones.
-        size: side to which pictures are cropped and resized; None leaves their size.
-        channels: 1 or 3 converts pictures to grey or colour; None leaves their channels.
+        label: class of every example, or one for all, for a source in memory.
+        classes: class names of the data set, among which labels are placed; None leaves them.
+        size: side that pictures are cropped and resized to; None takes them as they are.
+        channels: 1 or 3 converts pictures to grey or colour; None takes them as they are.
 
     Raises DataError for other shapes, shades that are no levels, numbers that are not finite, or
     files that cannot be read.
@@ -60,7 +60,7 @@ def examples(
     path = Path(source).expanduser()
     with reading(path):
         require_there(path)
-    if path.is_dir():
+    if path.is_dir() or path.suffix.lower() == ".zip":
         x, values = _of_folder(path, shape, size, channels)
     else:
         x, values = _of_arrays(path, shape)
@@ -124,6 +124,8 @@ def _in_memory(
     x, label, _ = pair_of(source, label)
     with reading("x"):
         found = torch.from_numpy(_like(array_of(x), shape))
+        if isinstance(label, str | int) or getattr(label, "ndim", 1) == 0:
+            label = np.full(len(found), label.item() if hasattr(label, "item") else label)
         if found.dtype == torch.uint8 and scaling.levels is not None:
             found = found.int()
         found = _as_data(found, scaling)
@@ -148,18 +150,21 @@ def _of_folder(
     folder: Path, shape: tuple[int, ...], size: int | None, channels: Literal[1, 3] | None
 ) -> tuple[Tensor, np.ndarray | None]:
     record = sample_record(folder)
-    files = [folder / name for name in record.get("files", ()) if PICTURE.fullmatch(str(name))]
-    if not files and (folder / ARRAYS).is_file():
+    names = [name for name in record.get("files", ()) if PICTURE.fullmatch(str(name))]
+    if not names and (folder / ARRAYS).is_file():
         return _of_arrays(folder / ARRAYS, shape)
-    if not files:
-        with reading(folder):
-            files = [folder / name for name in FolderAlbum(folder).names]
-    pictures = [read_picture(file, size, channels) for file in files]
-    for file, picture in zip(files, pictures, strict=True):
-        if picture.shape != shape:
-            raise DataError(f"{file}: (C, H, W) is {picture.shape}, the data has {shape}")
+    found = []
+    with album(folder) as pictures:
+        if not names:
+            with reading(folder):
+                names = list(pictures.names)
+        for name in names:
+            with reading(pictures.where(name)):
+                found.append(picture_levels(pictures.read(name), size, channels))
+                if found[-1].shape != shape:
+                    raise DataError(f"(C, H, W) is {found[-1].shape}, the data has {shape}")
     with reading(folder):
-        return torch.from_numpy(np.stack(pictures)), _labels(record, len(files))
+        return torch.from_numpy(np.stack(found)), _labels(record, len(names))
 
 
 def _labels(record: dict[str, Any], n: int) -> np.ndarray | None:
@@ -178,13 +183,21 @@ def _of_arrays(file: Path, shape: tuple[int, ...]) -> tuple[Tensor, np.ndarray |
 
 
 def _like(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Examples as (N, *shape); images may be NHWC, or NHW for one channel."""
-    if x.ndim == 4 and (x.shape[-1], *x.shape[1:-1]) == shape:
+    """Examples (N, *shape), channels first; images may have them last, or none for one.
+
+    Examples of one number may be (N,).
+    """
+    if x.ndim == 1 and shape == (1,):
+        x = x[:, None]
+    elif x.ndim == 4 and (x.shape[-1], *x.shape[1:-1]) == shape:
         x = np.moveaxis(x, -1, 1)
     elif x.ndim == 3 and (1, *x.shape[1:]) == shape:
         x = x[:, None]
-    if x.shape[1:] != shape or len(x) == 0:
-        raise DataError(f"examples are {x.shape}, the data has {shape}; give alike")
+    if x.ndim and not len(x):
+        raise DataError(f"no examples in an array of shape {x.shape}; give some")
+    if x.shape[1:] != shape or not x.ndim:
+        wanted = ", ".join(["N", *map(str, shape)])
+        raise DataError(f"shape {x.shape}, but the data needs ({wanted}); give alike")
     if x.dtype.kind not in "buif":
         raise DataError(f"values are {x.dtype}; give numbers")
     whole = x.dtype.kind != "f" and x.dtype != np.uint8

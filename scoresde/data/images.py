@@ -292,18 +292,10 @@ def _split(piece: list[Picture], labelled: bool) -> Split:
     return Split(x, torch.tensor([entry.label for entry, _ in piece]) if labelled else None)
 
 
-def read_picture(
-    file: Path, size: int | None = None, channels: Literal[1, 3] | None = None
-) -> np.ndarray:
-    """The pixels of a picture as in ``image_folder``, uint8 (C, H, W). Raises DataError."""
-    with reading(file):
-        return picture_levels(FolderAlbum(file.parent).read(file.name), size, channels)
-
-
 def picture_levels(
     content: bytes, size: int | None = None, channels: Literal[1, 3] | None = None
 ) -> np.ndarray:
-    """``read_picture`` from the bytes of the file."""
+    """The shades, uint8 (C, H, W), of a picture in a file's bytes. Raises DataError."""
     from PIL import Image, ImageOps
 
     image = open_image(content)

@@ -32,7 +32,10 @@ def label_values(labels: Any) -> np.ndarray:
     Accepts integers and whole floats of any width, bool and strings, as (N,) or (N, 1), and
     one-hot rows (N, K). Raises DataError for anything else.
     """
-    y = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+    try:
+        y = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+    except ValueError as error:  # lists of different lengths
+        raise DataError("labels are lists of different lengths; give one for each") from error
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
     elif y.ndim == 2 and _is_one_hot(y):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from scoresde.arguments import Natural, NonNegative, Range, check
 from scoresde.data.arrays import arrays, holds_arrays
 from scoresde.data.convert import Layout, examples_of, fitted, known_levels
 from scoresde.data.dataset import DataError, Dataset, Split, held_rows, reading, require_there
@@ -22,10 +23,10 @@ def dataset_of(
     source: Any,
     label: Any = None,
     *,
-    levels: int | None = None,
+    levels: Annotated[int, Range(ge=2)] | None = None,
     layout: Layout | None = None,
-    holdout: float = 0.1,
-    seed: int = 0,
+    holdout: NonNegative = 0.1,
+    seed: Natural = 0,
     standardise: bool = True,
     classes: Sequence[str] | None = None,
     name: str = "data",
@@ -33,7 +34,8 @@ def dataset_of(
     """A data set from data in memory or at a path; a ``Dataset`` is returned unchanged.
 
     Integers are pixel levels, (N, H, W), (N, H, W, C) or (N, C, H, W); floats are real numbers of
-    any shape (N, ...), which is preserved. Raises DataError for data that cannot be read.
+    any shape (N, ...), which they keep; (N,) are N examples of one number. Raises DataError for
+    what cannot be read, ValueError for other arguments out of range.
 
     Args:
         source: examples as a tensor, an array or nested lists; a pair (x, label) of them; a torch
@@ -48,11 +50,14 @@ def dataset_of(
         classes: names of the labels 0, 1, ...; None: the labels themselves.
         name: name of the data in messages and records.
     """
+    check(dataset_of, locals())
     if isinstance(source, Dataset):
         if label is not None or classes is not None:
             raise DataError("label and classes come with a Dataset; leave them out")
         return source
     if isinstance(source, str | Path):
+        if not str(source):
+            raise DataError("the path is empty; give one")
         if label is not None or classes is not None:
             raise DataError("label and classes are read from the path; leave them out")
         return _at(Path(source), levels, layout, holdout, seed, standardise)
@@ -92,6 +97,8 @@ def pair_of(source: Any, label: Any = None) -> tuple[Any, Any, Sequence[str] | N
     if isinstance(source, Tensor | np.ndarray | list | tuple):
         return source, label, None
     kind = type(source).__name__
+    if isinstance(source, Dataset):
+        raise DataError("a Dataset of ours has two parts; give its train or its test")
     if isinstance(source, torch.utils.data.IterableDataset | torch.utils.data.DataLoader):
         raise DataError(f"{kind} has no order that a run could resume; give a map-style Dataset")
     readable = hasattr(source, "__getitem__") and hasattr(source, "__len__")

@@ -50,7 +50,7 @@ def read_table(path: Path) -> Table:
     if label is None:
         return Table(x, None, tuple(notes))
     notes.append(f"labels from column {names[label]!r}")
-    cells = [row[label] for _, row in rows]
+    cells = [_label(row[label], line, names[label]) for line, row in rows]
     numbers = all(map(_is_number, cells))
     return Table(x, np.array(cells, np.float64 if numbers else np.str_), tuple(notes))
 
@@ -85,7 +85,15 @@ def _is_number(cell: str) -> bool:
     return True
 
 
+def _label(cell: str, line: int, column: str) -> str:
+    if not cell:
+        raise DataError(f"line {line}, column {column!r}: no label; give one, or cut the line")
+    return cell
+
+
 def _number(cell: str, line: int, column: str) -> float:
+    if not cell:
+        raise DataError(f"line {line}, column {column!r}: empty; give a number, or cut the line")
     try:
         return float(cell)
     except ValueError:

@@ -193,6 +193,7 @@ def loss_curve(
         top.plot(steps, losses, "o-", color=BLUE, markersize=3.5, linewidth=1.8)
     for axes in rest:
         axes.plot(held_steps, held, "o-", color=ORANGE, markersize=3.5, linewidth=1.8)
+    top.set_title("Loss in training")
     panels = zip((top, *rest), ("training", "held-out"), (losses, held), strict=False)
     for axes, name, values in panels:
         # The large losses of the first steps would flatten the rest of the curve.

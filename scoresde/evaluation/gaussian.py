@@ -98,6 +98,8 @@ def load_moments(path: Path) -> Moments:
     if not path.is_file():
         raise ValueError(f"{path}: no such file; check the path")
     try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("not an .npz")
         with path.open("rb") as file, _loaded(file) as found:
             if any(entry.compress_type not in PACKED for entry in found.zip.infolist()):
                 raise ValueError("packed otherwise than by numpy")  # size could be unlimited

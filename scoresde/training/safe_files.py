@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoresde.data.file_kinds import kind_of
+
 FORMAT = 1
 REMEDY = "use an earlier checkpoint or an intact copy"
 
@@ -58,8 +60,14 @@ def read_archive(path: Path) -> dict[str, Any]:
     except Exception as error:  # zipfile raises many types
         with path.open("rb") as file:
             is_zip = file.read(4) == b"PK\x03\x04"
-        kind = "truncated or damaged" if is_zip else "not a checkpoint"
-        raise CheckpointError(f"{path}: {kind} ({brief(error)}); {REMEDY}") from error
+        if is_zip:
+            raise CheckpointError(
+                f"{path}: truncated or damaged ({brief(error)}); {REMEDY}"
+            ) from error
+        raise CheckpointError(
+            f"{path}: {kind_of(path)}, not a checkpoint; name a run folder, a checkpoint (.pt) or "
+            "exported weights (.safetensors)"
+        ) from error
     if bad is not None:
         raise CheckpointError(f"{path}: damaged (wrong CRC in {printable(bad)}); {REMEDY}")
     if folders:  # torch would leave the memory of the tensor uninitialised
