@@ -96,7 +96,7 @@ def placed(labels: Any, classes: Sequence[str]) -> Tensor:
     distinct, inverse = np.unique(label_values(labels), return_inverse=True)
     names = [str(value) for value in distinct]
     place = {name: k for k, name in enumerate(classes)}
-    if not any(map(_is_number, classes)):
+    if not any(map(is_number, classes)):
         place |= {str(k): k for k in range(len(classes))}
     strange = [name for name in names if name not in place]
     if strange:
@@ -110,14 +110,14 @@ def placed(labels: Any, classes: Sequence[str]) -> Tensor:
 def in_order(names: Iterable[str]) -> tuple[str, ...]:
     """Class names, each once: by value where all are whole numbers, else alphabetically."""
     unique = sorted(set(names))
-    if all(map(_is_number, unique)):
+    if all(map(is_number, unique)):
         unique.sort(key=int)
     return tuple(unique)
 
 
 def gaps(classes: Sequence[str]) -> tuple[str, ...]:
     """A line about numbers that are not 0, 1, ...; none where there is nothing to say."""
-    if not all(map(_is_number, classes)) or list(classes) == list(map(str, range(len(classes)))):
+    if not all(map(is_number, classes)) or list(classes) == list(map(str, range(len(classes)))):
         return ()
     return (
         f"the labels are {listing(classes)}: a class is named by its label, and stored as its "
@@ -132,7 +132,8 @@ def listing(names: Iterable[str], most: int = 10) -> str:
     return ", ".join(few)
 
 
-def _is_number(name: str) -> bool:
+def is_number(name: str) -> bool:
+    """Whether the name of a class is a whole number, which then never stands for a place."""
     return name.removeprefix("-").isdecimal()
 
 

@@ -16,6 +16,14 @@ from torch import Tensor
 FORMAT = 1
 REMEDY = "use an earlier checkpoint or an intact copy"
 
+OTHERS = {
+    **dict.fromkeys((".yaml", ".yml"), "a configuration"),
+    **dict.fromkeys((".csv", ".tsv", ".txt", ".json", ".jsonl"), "text"),
+    **dict.fromkeys((".npy", ".npz"), "arrays"),
+    **dict.fromkeys((".png", ".jpg", ".jpeg", ".webp"), "a picture"),
+}
+"""Files that are taken for checkpoints, by their suffix."""
+
 FOLDER = 0x10
 """The mark of a folder among the attributes of an entry of a zip file."""
 
@@ -99,6 +107,10 @@ def require_file(path: Path) -> None:
         raise CheckpointError(f"{path}: no such file; check the path")
     if not path.is_file():
         raise CheckpointError(f"{path}: a folder, not a checkpoint; name a file in it")
+    if kind := OTHERS.get(path.suffix.lower()):
+        raise CheckpointError(
+            f"{path}: {kind}, not a checkpoint; give a run folder, or a .pt or .safetensors of one"
+        )
     if path.stat().st_size == 0:
         raise CheckpointError(f"{path}: not a checkpoint (empty); {REMEDY}")
 
