@@ -127,7 +127,7 @@ def arguments(constructor: Callable[..., Any]) -> Mapping[str, Argument]:
 
 
 def check(constructor: Callable[..., Any], values: Mapping[str, Any]) -> None:
-    """Raise ValueError, naming the argument, for a value out of its range or its choices.
+    """Raise ValueError, naming the argument, for a value of another kind or out of its range.
 
     ``values`` may hold other names too, as ``locals()`` does; None passes where it is allowed.
     """
@@ -139,6 +139,9 @@ def check(constructor: Callable[..., Any], values: Mapping[str, Any]) -> None:
         if get_origin(plain) is Literal and value not in get_args(plain):
             choices = ", ".join(map(str, get_args(plain)))
             raise ValueError(f"need {argument.name} one of {choices}, got {value!r}")
+        if plain in (int, float) and not _is_number(value, plain):
+            kind = "a whole number" if plain is int else "a number"
+            raise ValueError(f"need {kind}, got {argument.name}={value!r}")
         for limit in limits:
             _check_one(argument.name, value, limit)
 
@@ -173,6 +176,13 @@ def nearest(name: str, names: Iterable[str]) -> str:
     if close := difflib.get_close_matches(name, choices, 1, CUTOFF):
         return f"did you mean {close[0]!r}?"
     return f"choose one of {', '.join(choices)}"
+
+
+def _is_number(value: Any, kind: type) -> bool:
+    """Whether a value may stand for an int or a float: one of numpy or torch may too."""
+    if kind is int:
+        return hasattr(value, "__index__") and not getattr(value, "ndim", 0)
+    return hasattr(value, "__float__")
 
 
 def _check_one(name: str, value: Any, limit: Range) -> None:

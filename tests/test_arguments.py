@@ -88,6 +88,9 @@ def test_so_do_dataclasses_and_modules():
         ({"widths": (1, 0)}, r"need widths >= 1, got widths=\(1, 0\)"),
         ({"kind": "c"}, "need kind one of a, b, got 'c'"),
         ({"size": 3}, "need size >= 2 and even, got size=3"),
+        ({"size": 4.5}, "need a whole number, got size=4.5"),
+        ({"size": "4"}, "need a whole number, got size='4'"),
+        ({"rho": "7"}, "need a number, got rho='7'"),
     ],
 )
 def test_what_is_out_of_range_is_named(values, words):

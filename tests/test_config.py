@@ -459,6 +459,8 @@ def test_values_are_read_as_their_type(name, value, found):
         ("size", "016", "without a 0 before it, which YAML reads as octal, got '016'"),
         ("size", True, "must be a number (YAML reads yes, no"),
         ("size", 2**60, f"less than or equal to {2**53}"),
+        ("size", str(2**53 + 1), f"less than or equal to {2**53}"),
+        ("size", "1e300", f"less than or equal to {2**53}"),
         ("rate", "1:30", "must be a number, got '1:30'"),
         ("rate", float("nan"), "must be a finite number"),
         ("rate", None, "must be a number, got None"),

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from scoresde.atomic import atomic_write
-from scoresde.cli.choices import names
 from scoresde.cli.console import pick_device, progress
 from scoresde.cli.options import EvaluateOptions
 from scoresde.cli.weights import chosen_flags, described_choice, load_chosen
 from scoresde.config import Config, build_dataset, load_config, override
 from scoresde.data.foreign import sample_record
 from scoresde.evaluation import moments, save_moments
-from scoresde.evaluation.metrics import METRICS, require_enough, require_packages
+from scoresde.evaluation.metrics import require_enough
 from scoresde.runs.compatibility import require_same_data, require_same_split
 from scoresde.runs.draw import MOST
 from scoresde.runs.evaluate import (
@@ -28,6 +27,7 @@ from scoresde.runs.evaluate import (
     chosen_metrics,
     chosen_moments,
     judged,
+    named_metrics,
     shuffled,
 )
 from scoresde.runs.evaluate_report import page, picture, require_free, write
@@ -46,8 +46,7 @@ def run(options: EvaluateOptions, overrides: Mapping[str, Any]) -> int:
     """
     _check(options, overrides)
     started, world = time.perf_counter(), World.found()
-    asked = None if options.metrics is None else names("--metrics", options.metrics, METRICS)
-    require_packages(asked or ())
+    asked = None if options.metrics is None else named_metrics(options.metrics)
     shown = progress if world.rank == 0 else silent
     loaded, config = _loaded(options, overrides, world)
     reference = Reference.of(build_dataset(config.data, shown), options.against)

@@ -131,9 +131,11 @@ def _whole(value: Any) -> int | None:
             )
         return value
     number = _real(value)
-    if number is None or number != int(number) or abs(number) > MOST:
+    if number is None or number != int(number):
         return None
-    return int(number)
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+", value):
+        return _whole(int(value))  # a float would round it
+    return _whole(int(number))
 
 
 def _real(value: Any) -> float | None:

@@ -1,4 +1,4 @@
-"""Examples judged as those of a known data set: pictures in a folder, arrays, own samples."""
+"""Examples in the format of a known data set: pictures in a folder, arrays, samples."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from scoresde.data.arrays import shard_of
 from scoresde.data.dataset import DataError, Split, reading, require_there
-from scoresde.data.images import read_picture
+from scoresde.data.images import picture_levels
 from scoresde.data.labels import MOST_CLASSES, label_values, placed
-from scoresde.data.picture_sources import FolderAlbum
+from scoresde.data.picture_sources import album
 from scoresde.data.scaling import Scaling
 from scoresde.data.sources import array_of, pair_of
 
@@ -35,24 +35,24 @@ def examples(
     size: int | None = None,
     channels: Literal[1, 3] | None = None,
 ) -> Split:
-    """Every example of a source, as levels or numbers of a data set that is known.
+    """All examples of a source, as pixel levels or real numbers of a known data set.
 
-    A folder of pictures or ``samples.npz``; of one written by ``scoresde sample`` those that its
-    record lists and that were finished, with their labels; or a file of arrays ``x`` (``arr_0``)
-    and ``y`` (``arr_1``). Shades, which files hold as uint8, become levels again; integers in
-    memory are levels already.
+    A folder or .zip of pictures, or ``samples.npz``; of one written by ``scoresde sample`` those
+    that its record lists and that were finished, with their labels; or a file of arrays ``x``
+    (``arr_0``) and ``y`` (``arr_1``). Shades, which files hold as uint8, become levels again;
+    integers in memory are levels already.
 
     Args:
-        source: path, or what ``dataset_of`` takes in memory.
+        source: path, or data in memory as for ``dataset_of``.
         shape: shape of one example, (C, H, W) or (D,).
         scaling: scaling of the data set; real numbers stay in units of the data.
-        label: class of every example, for a source in memory.
+        label: class of every example, or one for all, for a source in memory.
         classes: class names of the data set, among which labels are placed; None leaves them.
         size: side that pictures are cropped and resized to; None takes them as they are.
         channels: 1 or 3 converts pictures to grey or colour; None takes them as they are.
 
-    Raises DataError for other shapes, shades between the levels, numbers that are not finite, and
-    whatever cannot be read.
+    Raises DataError for other shapes, shades that are no levels, numbers that are not finite, or
+    files that cannot be read.
     """
     shape = tuple(shape)
     if not isinstance(source, str | Path):
@@ -60,12 +60,12 @@ def examples(
     path = Path(source).expanduser()
     with reading(path):
         require_there(path)
-    if path.is_dir():
+    if path.is_dir() or path.suffix.lower() == ".zip":
         x, values = _of_folder(path, shape, size, channels)
     else:
         x, values = _of_arrays(path, shape)
     with reading(path):
-        # Labels that we wrote are places.
+        # Labels written by scoresde are indices into the classes.
         ours = bool(sample_record(path))
         split = Split(_as_data(x, scaling), _placed(values, None if ours else classes))
         finished = len(split) - unfinished(path, len(split))
@@ -75,7 +75,7 @@ def examples(
 
 
 def sample_record(path: Path) -> dict[str, Any]:
-    """The record of ``scoresde sample`` in the folder, or beside the file; empty without one."""
+    """The record of ``scoresde sample`` for a folder or a file in it; empty without one."""
     try:
         record = (path if path.is_dir() else path.parent) / RECORD
         found = json.loads(record.read_text(encoding="utf-8"))
@@ -86,7 +86,7 @@ def sample_record(path: Path) -> dict[str, Any]:
 
 
 def unfinished(path: Path, n: int) -> int:
-    """The number of samples that an interrupted run left unfinished: the last ones of ``n``."""
+    """How many of the last of ``n`` samples an interrupted run left unfinished."""
     noted = sample_record(path).get("unfinished", 0)
     if not isinstance(noted, int) or noted < 0:
         raise DataError(f"{RECORD}: unfinished is {noted!r}; draw the samples anew")
@@ -94,7 +94,7 @@ def unfinished(path: Path, n: int) -> int:
 
 
 def levels_of(pictures: Tensor, scaling: Scaling) -> Tensor:
-    """The levels that ``Scaling.to_uint8`` made the pictures from. Raises DataError for others."""
+    """The inverse of ``Scaling.to_uint8``. Raises DataError for shades that it cannot produce."""
     levels = scaling.levels
     if levels is None or levels > SHADES:
         kind = "real numbers" if levels is None else f"{levels} levels"
@@ -120,10 +120,12 @@ def _in_memory(
 ) -> Split:
     if isinstance(source, Split):
         source, label = source.x, source.label
-        classes = None  # its labels are places
+        classes = None  # its labels are indices
     x, label, _ = pair_of(source, label)
     with reading("x"):
         found = torch.from_numpy(_like(array_of(x), shape))
+        if isinstance(label, str | int) or getattr(label, "ndim", 1) == 0:
+            label = np.full(len(found), label.item() if hasattr(label, "item") else label)
         if found.dtype == torch.uint8 and scaling.levels is not None:
             found = found.int()
         found = _as_data(found, scaling)
@@ -140,7 +142,7 @@ def _placed(label: Any, classes: Sequence[str] | None) -> Tensor | None:
         return None
     if classes is not None:
         return placed(label, classes)
-    values = label_values(label)  # names are of no use without the classes
+    values = label_values(label)  # names are meaningless without the classes
     return None if values.dtype.kind == "U" else torch.from_numpy(values)
 
 
@@ -148,18 +150,21 @@ def _of_folder(
     folder: Path, shape: tuple[int, ...], size: int | None, channels: Literal[1, 3] | None
 ) -> tuple[Tensor, np.ndarray | None]:
     record = sample_record(folder)
-    files = [folder / name for name in record.get("files", ()) if PICTURE.fullmatch(str(name))]
-    if not files and (folder / ARRAYS).is_file():
+    names = [name for name in record.get("files", ()) if PICTURE.fullmatch(str(name))]
+    if not names and (folder / ARRAYS).is_file():
         return _of_arrays(folder / ARRAYS, shape)
-    if not files:
-        with reading(folder):
-            files = [folder / name for name in FolderAlbum(folder).names]
-    pictures = [read_picture(file, size, channels) for file in files]
-    for file, picture in zip(files, pictures, strict=True):
-        if picture.shape != shape:
-            raise DataError(f"{file}: (C, H, W) is {picture.shape}, the data has {shape}")
+    found = []
+    with album(folder) as pictures:
+        if not names:
+            with reading(folder):
+                names = list(pictures.names)
+        for name in names:
+            with reading(pictures.where(name)):
+                found.append(picture_levels(pictures.read(name), size, channels))
+                if found[-1].shape != shape:
+                    raise DataError(f"(C, H, W) is {found[-1].shape}, the data has {shape}")
     with reading(folder):
-        return torch.from_numpy(np.stack(pictures)), _labels(record, len(files))
+        return torch.from_numpy(np.stack(found)), _labels(record, len(names))
 
 
 def _labels(record: dict[str, Any], n: int) -> np.ndarray | None:
@@ -178,13 +183,21 @@ def _of_arrays(file: Path, shape: tuple[int, ...]) -> tuple[Tensor, np.ndarray |
 
 
 def _like(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Examples (N, *shape), channels first; images may have them last, or none for one."""
-    if x.ndim == 4 and (x.shape[-1], *x.shape[1:-1]) == shape:
+    """Examples (N, *shape), channels first; images may have them last, or none for one.
+
+    Examples of one number may be (N,).
+    """
+    if x.ndim == 1 and shape == (1,):
+        x = x[:, None]
+    elif x.ndim == 4 and (x.shape[-1], *x.shape[1:-1]) == shape:
         x = np.moveaxis(x, -1, 1)
     elif x.ndim == 3 and (1, *x.shape[1:]) == shape:
         x = x[:, None]
-    if x.shape[1:] != shape or len(x) == 0:
-        raise DataError(f"examples are {x.shape}, the data has {shape}; give alike")
+    if x.ndim and not len(x):
+        raise DataError(f"no examples in an array of shape {x.shape}; give some")
+    if x.shape[1:] != shape or not x.ndim:
+        wanted = ", ".join(["N", *map(str, shape)])
+        raise DataError(f"shape {x.shape}, but the data needs ({wanted}); give alike")
     if x.dtype.kind not in "buif":
         raise DataError(f"values are {x.dtype}; give numbers")
     whole = x.dtype.kind != "f" and x.dtype != np.uint8
@@ -192,7 +205,7 @@ def _like(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _as_data(x: Tensor, scaling: Scaling) -> Tensor:
-    """Levels of shades or of levels, numbers as they are."""
+    """Shades (uint8) as levels; checked levels and real numbers unchanged."""
     levels = scaling.levels
     if x.dtype == torch.uint8:
         return levels_of(x, scaling)

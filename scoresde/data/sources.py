@@ -1,15 +1,16 @@
-"""One door for data: tensors, arrays, a torch ``Dataset``, a path, or a ``Dataset`` of ours."""
+"""Data sets from tensors, arrays, a torch ``Dataset``, a path, or a ``Dataset``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from scoresde.arguments import Natural, NonNegative, Range, check
 from scoresde.data.arrays import arrays, holds_arrays
 from scoresde.data.convert import Layout, examples_of, fitted, known_levels
 from scoresde.data.dataset import DataError, Dataset, Split, held_rows, reading, require_there
@@ -22,37 +23,41 @@ def dataset_of(
     source: Any,
     label: Any = None,
     *,
-    levels: int | None = None,
+    levels: Annotated[int, Range(ge=2)] | None = None,
     layout: Layout | None = None,
-    holdout: float = 0.1,
-    seed: int = 0,
+    holdout: NonNegative = 0.1,
+    seed: Natural = 0,
     standardise: bool = True,
     classes: Sequence[str] | None = None,
     name: str = "data",
 ) -> Dataset:
-    """A data set from whatever holds one; a ``Dataset`` of ours is returned as it is.
+    """A data set from data in memory or at a path; a ``Dataset`` is returned unchanged.
 
     Integers are pixel levels, (N, H, W), (N, H, W, C) or (N, C, H, W); floats are real numbers of
-    any shape (N, ...), which they keep. Raises DataError for what cannot be read.
+    any shape (N, ...), which they keep; (N,) are N examples of one number. Raises DataError for
+    what cannot be read, ValueError for other arguments out of range.
 
     Args:
         source: examples as a tensor, an array or nested lists; a pair (x, label) of them; a torch
-            ``Dataset`` of x or (x, label); or a path, whose kind is seen by looking at it.
+            ``Dataset`` of x or (x, label); or a path, whose kind is detected.
         label: the class of every example: numbers, names or one-hot rows.
         levels: number of pixel levels of integers; None: 256 for uint8, 2 for bool.
         layout: order of the axes of images; None: the one that fits.
-        holdout: examples held out for testing: a fraction of them below 1, else their number; 0
-            holds none out, so that the test examples are the training examples.
-        seed: seed of that choice.
+        holdout: examples held out for testing: a fraction below 1, or a number; 0 uses the
+            training examples for testing too.
+        seed: random seed of the held-out examples.
         standardise: scale real numbers to mean 0 and deviation 1.
         classes: names of the labels 0, 1, ...; None: the labels themselves.
-        name: what messages and records call the data.
+        name: name of the data in messages and records.
     """
+    check(dataset_of, locals())
     if isinstance(source, Dataset):
         if label is not None or classes is not None:
             raise DataError("label and classes come with a Dataset; leave them out")
         return source
     if isinstance(source, str | Path):
+        if not str(source):
+            raise DataError("the path is empty; give one")
         if label is not None or classes is not None:
             raise DataError("label and classes are read from the path; leave them out")
         return _at(Path(source), levels, layout, holdout, seed, standardise)
@@ -82,7 +87,7 @@ def dataset_of(
 
 
 def pair_of(source: Any, label: Any = None) -> tuple[Any, Any, Sequence[str] | None]:
-    """Examples, labels and class names of a source in memory; None for what it has not."""
+    """Examples, and optional labels and class names, of a source in memory."""
     if isinstance(source, torch.utils.data.TensorDataset):
         source = source.tensors
     if isinstance(source, tuple) and len(source) in (1, 2):
@@ -92,6 +97,8 @@ def pair_of(source: Any, label: Any = None) -> tuple[Any, Any, Sequence[str] | N
     if isinstance(source, Tensor | np.ndarray | list | tuple):
         return source, label, None
     kind = type(source).__name__
+    if isinstance(source, Dataset):
+        raise DataError("a Dataset of ours has two parts; give its train or its test")
     if isinstance(source, torch.utils.data.IterableDataset | torch.utils.data.DataLoader):
         raise DataError(f"{kind} has no order that a run could resume; give a map-style Dataset")
     readable = hasattr(source, "__getitem__") and hasattr(source, "__len__")
@@ -108,14 +115,14 @@ def pair_of(source: Any, label: Any = None) -> tuple[Any, Any, Sequence[str] | N
     if len(items[0]) > 2:
         raise DataError(f"items are tuples of {len(items[0])}; give x or (x, label)")
     found = [item[1] for item in items] if len(items[0]) == 2 else label
-    # torchvision's data sets say what their labels 0, 1, ... are called.
+    # Data sets of torchvision name their labels 0, 1, ...
     classes = getattr(source, "classes", None) if len(items[0]) == 2 else None
     named = isinstance(classes, list | tuple) and all(isinstance(c, str) for c in classes)
     return stacked([item[0] for item in items]), found, classes if named else None
 
 
 def stacked(items: Sequence[Any]) -> np.ndarray:
-    """Examples of one shape as one array. Raises DataError at the first of another shape."""
+    """Stack examples of one shape. Raises DataError at the first of another shape."""
     arrays = [array_of(item) for item in items]
     for k, array in enumerate(arrays):
         if array.shape != arrays[0].shape:
@@ -124,7 +131,7 @@ def stacked(items: Sequence[Any]) -> np.ndarray:
 
 
 def array_of(x: Any) -> np.ndarray:
-    """A tensor, an array, a picture or nested lists as an array. Raises DataError for others."""
+    """Convert a tensor, a picture or nested lists to an array. Raises DataError for others."""
     if isinstance(x, Tensor):
         x = x.detach().cpu()
         array: np.ndarray = (x.float() if x.dtype == torch.bfloat16 else x).numpy()

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from scoresde.arguments import nearest
+from scoresde.arguments import Natural, check, nearest
 from scoresde.data import Dataset, Split, dataset_of, examples
 from scoresde.evaluation import Extractor, Moments, load_moments
 from scoresde.evaluation.metrics import (
@@ -67,8 +67,8 @@ def evaluate(
     against: Literal["test", "train"] = "test",
     features: str | None = None,
     statistics: Path | str | None = None,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    resamples: Natural = RESAMPLES,
+    seed: Natural = 0,
     device: torch.device = CPU,
     progress: Progress = silent,
 ) -> dict[str, Row]:
@@ -77,8 +77,9 @@ def evaluate(
     Args:
         samples: samples in units of the data: a tensor, a Split, a path, or what ``draw`` returns.
         reference: real data: a Dataset, a tensor, a pair (x, label) of images and classes, a
-            Split, or a path.
-        metrics: names in ``evaluation.metrics.METRICS``; by default those for images or points.
+            Split, or a path; of all but a Dataset every example is taken.
+        metrics: names in ``evaluation.metrics.METRICS``, also between commas; by default those
+            for images or points.
         against: part of a Dataset that is compared with.
         features: what images are compared by: classifier, pixels, or a TorchScript file.
         statistics: .npz of mu and sigma that replaces the reference in the Frechet distance.
@@ -89,6 +90,7 @@ def evaluate(
 
     Raises ValueError for samples and references that do not fit, or are not finite.
     """
+    check(evaluate, locals())
     real = _reference(reference, against)
     dataset = real.dataset
     names = chosen_metrics(metrics, dataset, copied=real.other is not None)
@@ -170,10 +172,19 @@ def chosen_metrics(
     if metrics is None:
         names = defaults(images=len(dataset.shape) == 3)
         return [name for name in names if copied or name != COPIES]
-    names = [metrics] if isinstance(metrics, str) else list(metrics)
+    return named_metrics(metrics)
+
+
+def named_metrics(metrics: str | Iterable[str]) -> list[str]:
+    """Names of metrics, each once, that can be computed here. Raises ValueError for others."""
+    parts = metrics.split(",") if isinstance(metrics, str) else metrics
+    names = list(dict.fromkeys(part.strip() for part in parts if part.strip()))
+    if not names:
+        raise ValueError(f"metrics: names nothing; choose from {', '.join(METRICS)}")
     for name in names:
         if name not in METRICS:
-            raise ValueError(f"metrics: unknown name {name!r}; {nearest(name, METRICS)}")
+            meant = "frechet" if name.lower() == "fid" else name
+            raise ValueError(f"metrics: unknown name {name!r}; {nearest(meant, METRICS)}")
     require_packages(names)
     return names
 
@@ -193,11 +204,11 @@ def _reference(source: Any, against: str) -> Reference:
         return Reference.of(source, against)
     if isinstance(source, Split):
         source = source.x if source.label is None else (source.x, source.label)
-    found = dataset_of(source, name="the reference", standardise=False)
-    if isinstance(source, str | Path):
-        split = examples(source, tuple(found.shape), found.scaling, classes=found.classes)
-    else:
-        x, label = source if isinstance(source, tuple) else (source, None)
-        split = examples(x, tuple(found.shape), found.scaling, label=label, classes=found.classes)
+    path = isinstance(source, str | Path)
+    name, holdout = "the reference", 0.1 if path else 0
+    found = dataset_of(source, name=name, standardise=False, holdout=holdout)
+    parts = (found.train, found.test) if path else (found.train,)
+    labels = [part.label for part in parts if part.label is not None]
+    split = Split(torch.cat([part.x for part in parts]), torch.cat(labels) if labels else None)
     whole = Dataset(found.name, split, split, found.scaling, found.classes)
     return Reference(whole, split, None)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from scoresde.arguments import nearest
+from scoresde.arguments import Count, Natural, check, nearest
 from scoresde.config import build
 from scoresde.data import Dataset, Scaling, Split, examples
 from scoresde.likelihood.confidence import mean
@@ -19,10 +19,13 @@ from scoresde.parameterization import ScoreModel
 from scoresde.registry import Scoring
 from scoresde.runs import scoring
 from scoresde.runs.compatibility import require_same_data
+from scoresde.runs.draw import Drawn
+from scoresde.runs.instrument import evaluating
 from scoresde.runs.processes import World
 from scoresde.runs.progress import Progress, silent
 from scoresde.runs.results import require_writable
 from scoresde.runs.scoring import Job, Partial, Values
+from scoresde.runs.train_setup import takes_labels
 from scoresde.sde import SDE
 
 FILES = ("likelihood.json", "values.csv", "values.npz", "histogram.png")
@@ -79,10 +82,10 @@ def score(
     *,
     label: Any = None,
     split: Literal["test", "train"] = "test",
-    num: int | None = None,
+    num: Count | None = None,
     conditional: bool | None = None,
     bound: bool = False,
-    seed: int = 0,
+    seed: Natural = 0,
     settings: Scoring | None = None,
     out: Path | str | None = None,
     resume: bool = False,
@@ -97,13 +100,14 @@ def score(
     are fields of ``registry.Scoring``, such as ``method="adaptive"`` or ``trace="exact"``.
 
     Args:
-        model: trained model, such as ``load`` returns.
-        data: examples: a tensor, a pair (x, label), a Split, a Dataset, or a path.
-        label: class of every example of a tensor.
+        model: trained model, such as ``load`` returns; it is scored in evaluation mode.
+        data: examples: a tensor, a pair (x, label), a Split, a Dataset, a path, or what ``draw``
+            returns.
+        label: class of every example of a tensor, or one for all.
         split: the part of a Dataset.
         num: number of examples, from the first on; all by default.
         conditional: score log p(x | y) instead of log p(x); by default where labels are given
-            beside a tensor and the model was trained with classes.
+            beside a tensor and the model takes them.
         bound: also find the variational lower bound.
         seed: seed of all random draws.
         settings: how log p is found; by default as the configuration of the model says.
@@ -116,6 +120,8 @@ def score(
     Raises ValueError for arguments that do not fit, RuntimeError for values that are not finite,
     Stopped when ``stopping`` was true, and SolverError as the solvers do.
     """
+    if out is None and (resume or overwrite):
+        raise ValueError("resume and overwrite need out, the folder that keeps the values")
     if settings is None:
         changes = {"check": 0, **changes}  # these values are for a report
     chosen = chosen_settings(model, settings, changes)
@@ -131,7 +137,8 @@ def score(
         seed=seed,
     )
     part = None if out is None else kept(job, Path(out), resume=resume, overwrite=overwrite)
-    found = scored(job, part, progress=progress, stopping=stopping)
+    with evaluating(model):
+        found = scored(job, part, progress=progress, stopping=stopping)
     if part is not None:
         part.remove()
     return found
@@ -141,6 +148,8 @@ def chosen_settings(
     model: ScoreModel, settings: Scoring | None, changes: dict[str, Any]
 ) -> Scoring:
     """The settings to score by. Raises ValueError for a name that is no setting."""
+    if not isinstance(model, ScoreModel):
+        raise ValueError(f"model: {type(model).__name__} is none; give a ScoreModel")
     known = [field.name for field in fields(Scoring)]
     for name in changes:
         if name not in known:
@@ -157,26 +166,27 @@ def prepared(
     *,
     label: Any = None,
     split: Literal["test", "train"] = "test",
-    num: int | None = None,
+    num: Count | None = None,
     conditional: bool | None = None,
     bound: bool = False,
-    seed: int = 0,
+    seed: Natural = 0,
 ) -> Job:
     """The job that ``score`` does with these arguments, checked before anything is computed."""
+    check(prepared, locals())
     t0, sde, notes = settings.t0, model.sde, list[str]()
     _require_start(t0, sde)
     found, name, classes = _examples(model, data, label, split)
     given = label is not None or (isinstance(data, tuple) and len(data) == 2)
     if conditional is None:
-        config, known = model.config, model.data
-        named = known is not None and known.classes is not None
-        conditional = given and (named if config is None else config.conditional)
+        conditional = given and _has_classes(model)
+        if label is not None and not conditional:
+            raise ValueError("label: this model was trained without classes; leave it out")
     _require_classes(model, conditional, found, classes, name)
     if num is not None:
-        if not 1 <= num <= len(found):
+        if num > len(found):
             raise ValueError(f"num: there are {len(found)} examples, got {num}")
         found = found.take(torch.arange(num))
-        notes.append(f"the first {num} examples only")
+        notes.append(f"the first {'example' if num == 1 else f'{num} examples'} only")
     if split == "train" and isinstance(data, Dataset):
         notes.append("examples that the model was trained on")
     scaling = Scaling() if model.data is None else model.data.scaling
@@ -283,6 +293,8 @@ def _examples(
 ) -> tuple[Split, str, tuple[str, ...] | None]:
     """The examples to score, their name, and the names of their classes."""
     known = model.data
+    if isinstance(data, Drawn):
+        data = Split(data.x, data.label)
     if isinstance(data, Dataset):
         if known is not None:
             require_same_data(data, known)
@@ -303,6 +315,15 @@ def _examples(
             "data: the model does not say what it was trained on; give a tensor in model units"
         )
     return examples(data, tuple(x.shape[1:]), Scaling(), label=label), name, None
+
+
+def _has_classes(model: ScoreModel) -> bool:
+    """Whether a model was trained with classes; of one that does not say, if it takes labels."""
+    if model.config is not None:
+        return bool(model.config.conditional)
+    if model.data is None:
+        return takes_labels(model.net)
+    return model.data.classes is not None
 
 
 def _require_start(t0: float | None, sde: SDE) -> None:
@@ -332,6 +353,11 @@ def _require_classes(
         return
     if config is not None and not config.conditional:
         raise ValueError("conditional: this model was trained without classes; leave it out")
+    if split.label is None and known is None:
+        raise ValueError(
+            "conditional: there are no labels that are numbers, and the model does not say what "
+            "its classes are called; give numbers"
+        )
     if split.label is None or (known is not None and classes != known.classes):
         trained = "the model" if known is None else known.name
         raise ValueError(f"conditional: {name} has not the classes of {trained}; leave it out")

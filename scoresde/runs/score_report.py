@@ -138,7 +138,7 @@ def page(report: Mapping[str, Any]) -> str:
     """The report for a person, at most 79 columns wide."""
     law = "log p(x | y) with the true classes" if report["conditional"] else "log p(x)"
     lines = [
-        f"{report['data']}: {report['examples']} examples, {law}",
+        f"{report['data']}: {examples(report['examples'])}, {law}",
         f"method: {_effort(report)}; {report['nfe']:.4g} network calls a draw, "
         f"{report['seconds']:.1f} s",
         *(f"warning: {warning}" for warning in report["warnings"]),
@@ -148,7 +148,7 @@ def page(report: Mapping[str, Any]) -> str:
         lines += [f"{_bits(bound)} bits/dim", f"  {bound['is']}"]
     if (other := report["against"]) is not None:
         lines += [
-            f"{_bits(other)} bits/dim: {other['data']}, {other['examples']} examples",
+            f"{_bits(other)} bits/dim: {other['data']}, {examples(other['examples'])}",
             f"  they have more bits than the data in {other['auroc']:.1%} of pairs (AUROC)",
         ]
     if report["draws_se"] is not None:
@@ -156,11 +156,16 @@ def page(report: Mapping[str, Any]) -> str:
     if (solver := report["solver_error"]) is not None:
         change = with_error(solver["change"], solver["se"])
         lines.append(
-            f"change with half the solver's effort: {change} bits/dim ({solver['examples']} "
-            "examples)"
+            f"change with half the solver's effort: {change} bits/dim "
+            f"({examples(solver['examples'])})"
         )
     lines.append(f"cost of the prior at t_max: at most {report['prior_gap']:.1e} bits/dim")
     return "\n".join(part for line in lines for part in _wrapped(line))
+
+
+def examples(n: int) -> str:
+    """A number of examples in words."""
+    return "1 example" if n == 1 else f"{n} examples"
 
 
 def _wrapped(line: str) -> list[str]:

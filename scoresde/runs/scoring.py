@@ -28,6 +28,7 @@ from scoresde.likelihood.dequantise import importance_weighted
 from scoresde.likelihood.estimators import Estimator
 from scoresde.parameterization import ScoreModel
 from scoresde.registry import Scoring
+from scoresde.runs.load import coefficients
 from scoresde.samplers import per_sample_noise
 from scoresde.training.batches import derived_seed
 from scoresde.training.checkpoint import fingerprint
@@ -183,13 +184,14 @@ def key(job: Job) -> str:
         data.update(job.split.label.numpy().tobytes())
     model, config = job.model, job.model.config
     state = {k: v.cpu().contiguous() for k, v in model.state_dict().items()}
-    described: dict[str, Any] = {"sde": repr(model.sde)}
+    described: dict[str, Any] = {"sde": repr(model.sde), "coefficients": coefficients(model)}
     if config is not None:
         parts = ("sde", "parameterization", "network")
         described = {name: plain(getattr(config, name)) for name in parts}
     settings = {k: v for k, v in asdict(job.settings).items() if k != "batch"}
-    named = {"weights": fingerprint({}, state), "data": data.hexdigest(), "seed": job.seed}
+    named: dict[str, Any] = {"weights": fingerprint({}, state), "data": data.hexdigest(), "seed": job.seed}
     named |= {"beside": job.bound, "conditional": job.conditional}
+    named["scaling"] = asdict(job.scaling)
     return json.dumps(named | described | settings, sort_keys=True)
 
 

@@ -283,8 +283,8 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("x", "words"),
         [
-            (np.zeros((9, 3)), "the data has (2,)"),
-            (np.zeros((0, 2)), "examples are (0, 2)"),
+            (np.zeros((9, 3)), "the data needs (N, 2)"),
+            (np.zeros((0, 2)), "no examples in an array of shape (0, 2)"),
             (np.array([[0.0, 1.0], [np.nan, 1.0]]), "1 values are NaN"),
             (np.zeros((9, 2), int), "values are torch.int64, the data has real numbers"),
             (np.zeros((2, 2)), "--metrics: precision needs 8 samples"),

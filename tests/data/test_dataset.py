@@ -107,6 +107,8 @@ def test_data_sets_that_do_not_fit_together():
         Dataset("d", levels, levels, Scaling(3))
     with pytest.raises(DataError, match=r"labels run over 0\.\.2"):
         Dataset("d", levels, levels, Scaling(3), ("a", "b"))
+    with pytest.raises(DataError, match="two classes are called 'a'"):
+        Dataset("d", levels, levels, Scaling(3), ("b", "a", "a"))
     assert Dataset("d", levels, levels, Scaling(3), ("a", "b", "c")).shape == (1, 1, 1)
 
 

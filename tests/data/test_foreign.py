@@ -61,7 +61,7 @@ def test_samples_in_the_plane_are_found_in_their_folder(tmp_path):
             np.zeros((2, 3)),
             (2,),
             Scaling(None),
-            r"examples are \(2, 3\), the data has \(2,\)",
+            r"shape \(2, 3\), but the data needs \(N, 2\)",
         ),
         ("a.npy", np.full((2, 2), np.nan), (2,), Scaling(None), "NaN"),
         ("a.npy", np.zeros((2, 1, 8, 8)), (1, 8, 8), Scaling(256), "values are torch.float64"),

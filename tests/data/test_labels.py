@@ -60,6 +60,7 @@ def test_names_of_numbers_are_in_the_order_of_the_numbers():
         (np.array([1e300]), "not whole numbers"),
         (np.ones((3, 2)), r"labels have shape \(3, 2\)"),
         (np.int64(3), r"labels have shape \(\)"),
+        ([[1], [1, 2]], "labels are lists of different lengths"),
         (np.array([1j]), "labels are complex128"),
         (np.array(["2020"], "M8[Y]"), "labels are datetime64"),
         (np.array([{}, 1], object), "labels are object"),

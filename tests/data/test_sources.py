@@ -128,7 +128,7 @@ class Odd(TorchDataset):
         (Odd([(1, 2, 3)]), None, "items are tuples of 3"),
         (Odd([REAL[0], REAL[:2]]), None, r"x: example 1 is \(2, 3\), the first is \(3,\)"),
         ([[1.0], [1.0, 2.0]], None, "x: lists of different lengths"),
-        (torch.zeros(9), None, r"x: shape \(9,\); expected examples"),
+        (torch.zeros(9, dtype=torch.uint8), None, r"x: shape \(9,\); expected examples"),
         (torch.zeros(0, 3), None, r"x: shape \(0, 3\)"),
         (torch.full((9, 2), torch.nan), None, "x: 18 values are NaN"),
         (torch.zeros(1, 2), None, "x: cannot hold out 0.1 of 1"),
@@ -144,6 +144,39 @@ def test_what_cannot_be_read_is_said_about_the_right_argument(source, label, wor
     with pytest.raises(DataError, match=words) as error:
         dataset_of(source, label)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("named", "words"),
+    [
+        ({"levels": 1}, "need levels >= 2, got levels=1"),
+        ({"layout": "NCWH"}, "need layout one of NHW, NHWC, NCHW, got 'NCWH'"),
+        ({"holdout": -1}, "need holdout >= 0"),
+        ({"seed": "a"}, "need a whole number, got seed='a'"),
+    ],
+)
+def test_other_arguments_are_named_too(named, words):
+    with pytest.raises(ValueError, match=words):
+        dataset_of(SHADES, **named)
+
+
+def test_an_empty_path_is_not_the_current_folder():
+    with pytest.raises(DataError, match="the path is empty"):
+        dataset_of("")
+
+
+def test_a_row_of_numbers_is_examples_of_one_number(tmp_path):
+    np.save(tmp_path / "x.npy", REAL[:, 0])
+    for source in (REAL[:, 0], REAL[:, 0].tolist(), tmp_path / "x.npy"):
+        data = dataset_of(source, holdout=5, standardise=False)
+        assert data.shape == (1,)
+        assert torch.cat([data.train.x, data.test.x]).sort(0)[0].equal(REAL[:, :1].sort(0)[0])
+
+
+def test_a_feature_that_never_changes_is_said():
+    notes = dataset_of(torch.cat([REAL, torch.ones(len(REAL), 2)], 1)).notes
+    assert any("feature 3 is the same in all examples (2 such of 5)" in note for note in notes)
+    assert not any("the same in all" in note for note in dataset_of(REAL).notes)
 
 
 def test_levels_of_floats_are_refused():

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import scoresde as ss
@@ -26,6 +29,13 @@ class Nothing(nn.Module):
 
     def forward(self, x: torch.Tensor, noise: torch.Tensor, label=None) -> torch.Tensor:
         return x * 0
+
+
+class Apart(nn.Module):
+    """x0 = 0 or 2, by the label."""
+
+    def forward(self, x: torch.Tensor, noise: torch.Tensor, label=None) -> torch.Tensor:
+        return x * 0 if label is None else x * 0 + 2.0 * label[:, None]
 
 
 def normal(n: int, seed: int = 0) -> torch.Tensor:
@@ -85,6 +95,58 @@ class TestScore:
         model.data = DataDescription("normal", (2,), model.data.scaling, ("0", "1"))
         assert ss.score(model, (x, label)).job.conditional
 
+    def test_a_model_is_scored_in_evaluation_mode(self, model):
+        model.net.dropout = nn.Dropout(0.5)
+        model.net.forward = lambda x, noise: model.net.dropout(x)
+        expected = ss.score(model, normal(6)).log_prob
+        model.train()
+        torch.testing.assert_close(ss.score(model, normal(6)).log_prob, expected)
+        assert model.net.dropout.training
+
+    def test_one_label_is_that_of_every_example(self, model):
+        apart = ss.ScoreModel(Apart(), ss.VP(), parameterization.x0)
+        apart.data = DataDescription("normal", (2,), model.data.scaling, ("cat", "dog"))
+        x = normal(6)
+        dogs = ss.score(apart, (x, ["dog"] * 6)).log_prob
+        assert float((dogs - ss.score(apart, (x, ["cat"] * 6)).log_prob).abs().min()) > 0.1
+        for label in ("dog", 1, torch.tensor(1), np.int8(1)):
+            torch.testing.assert_close(ss.score(apart, x, label=label).log_prob, dogs)
+
+    def test_labels_condition_a_model_of_ones_own_that_takes_them(self, model):
+        apart = ss.ScoreModel(Apart(), ss.VP(), parameterization.x0)
+        x = torch.zeros(2, 2)
+        found = ss.score(apart, (x, [0, 1]))
+        assert found.job.conditional
+        model.data = None
+        assert ss.score(model, (x, [0, 1])).job.conditional
+        with pytest.raises(ValueError, match="conditional: there are no labels that are numbers"):
+            ss.score(apart, (x, ["cat", "dog"]))
+
+    def test_examples_of_one_number_may_be_a_row(self):
+        x = 100 + 7 * torch.randn(50, generator=torch.Generator().manual_seed(0))
+        made = ss.ScoreModel(Nothing(), ss.VP(), parameterization.v)
+        made.data = DataDescription("row", (1,), dataset_of(x).scaling)
+        expected = truth(made, x[:, None])
+        torch.testing.assert_close(ss.score(made, x).log_prob, expected, rtol=0, atol=0.02)
+
+    def test_what_was_drawn(self, model):
+        drawn = ss.draw(model, 6, nfe=6)
+        expected = ss.score(model, drawn.x).log_prob
+        torch.testing.assert_close(ss.score(model, drawn).log_prob, expected)
+
+    @pytest.mark.parametrize("change", ["scaling", "parameterization"])
+    def test_values_of_another_model_are_not_taken_over(self, model, tmp_path, change):
+        out = tmp_path / "out"
+        with pytest.raises(Stopped):
+            ss.score(model, normal(20), batch=8, out=out, stopping=lambda: True)
+        if change == "scaling":
+            scaling = dataset_of(normal(50)).scaling
+            model.data = DataDescription("normal", (2,), scaling)
+        else:
+            model.parameterization = parameterization.flow
+        with pytest.raises(ValueError, match="left by other weights, data or settings"):
+            ss.score(model, normal(20), batch=8, out=out, resume=True)
+
     def test_without_a_description_x_is_in_model_units(self, model):
         model.data = None
         x = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
@@ -110,7 +172,14 @@ class TestScore:
         [
             ({"tracee": "exact"}, "did you mean 'trace'"),
             ({"trace": "exakt"}, "need trace one of"),
-            ({"num": 0}, "num: there are 6"),
+            ({"num": 0}, "need num >= 1, got num=0"),
+            ({"num": 7}, "num: there are 6"),
+            ({"num": 2.5}, "need a whole number, got num=2.5"),
+            ({"steps": "16"}, "need a whole number, got steps='16'"),
+            ({"seed": -1}, "need seed >= 0"),
+            ({"split": "val"}, "need split one of test, train, got 'val'"),
+            ({"label": 1}, "label: this model was trained without classes"),
+            ({"resume": True}, "resume and overwrite need out"),
             ({"conditional": True}, "has not the classes"),
             ({"t0": 5.0}, "t0: need"),
             ({"resume": True, "overwrite": True, "out": "x"}, "exclude each other"),
@@ -120,6 +189,10 @@ class TestScore:
         with pytest.raises(ValueError, match=words) as found:
             ss.score(model, normal(6), **named)
         assert "--" not in str(found.value)
+
+    def test_only_a_score_model_is_scored(self, model):
+        with pytest.raises(ValueError, match="model: Denoiser is none; give a ScoreModel"):
+            ss.score(model.denoiser(), normal(6))
 
     def test_numbers_that_are_not_finite(self, model):
         with pytest.raises(DataError, match="x: 2 values are NaN"):
@@ -153,6 +226,59 @@ class TestEvaluate:
         assert 0 <= found["recall"].value <= 1
         assert found["recall"].references == 360
 
+    def test_a_row_of_numbers_is_examples_of_one_number(self):
+        x, y = normal(60, 1)[:, 0], normal(80, 2)[:, 0]
+        expected = ss.evaluate(x[:, None], y[:, None], "frechet", resamples=0)
+        assert ss.evaluate(x, y, "frechet", resamples=0) == expected
+
+    def test_metrics_between_commas(self):
+        assert list(ss.evaluate(normal(9), normal(9), "kid, frechet")) == ["kid", "frechet"]
+
+    @pytest.mark.parametrize("kind", ["classes", "parts", "zip", "arrays"])
+    def test_references_at_a_path_are_all_that_lie_there(self, tmp_path, kind):
+        pictures = torch.randint(0, 256, (40, 4, 4), generator=torch.Generator().manual_seed(0))
+        pictures = pictures.to(torch.uint8).numpy()
+        folders = ["train/a", "train/b", "test/a", "test/b"] if kind == "parts" else ["a", "b"]
+        path, root = tmp_path / "set", tmp_path / "set"
+        for k, picture in enumerate(pictures):
+            file = root / folders[k % len(folders)] / f"{k}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(file)
+        if kind == "zip":
+            path = Path(shutil.make_archive(str(tmp_path / "packed"), "zip", root))
+        if kind == "arrays":
+            path = tmp_path / "arrays"
+            path.mkdir()
+            np.save(path / "x.npy", pictures)
+        options = {"features": "pixels", "resamples": 0}
+        found = ss.evaluate(pictures[:20], path, "frechet", **options)["frechet"]
+        expected = ss.evaluate(pictures[:20], pictures, "frechet", **options)["frechet"]
+        assert found.references == 40
+        assert found.value == pytest.approx(expected.value)
+
+    def test_samples_in_an_archive(self, tmp_path):
+        pictures = digits().test.x[:20] * 15
+        (tmp_path / "set").mkdir()
+        for k, picture in enumerate(pictures[:, 0].numpy()):
+            Image.fromarray(picture).save(tmp_path / "set" / f"{k:03}.png")
+        path = shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path / "set")
+        options = {"features": "pixels", "resamples": 0}
+        found = ss.evaluate(path, pictures, "frechet", **options)["frechet"]
+        assert found == ss.evaluate(pictures, pictures, "frechet", **options)["frechet"]
+
+    @pytest.mark.parametrize(
+        ("named", "words"),
+        [
+            ({"against": "val"}, "need against one of test, train, got 'val'"),
+            ({"resamples": 2.5}, "need a whole number, got resamples=2.5"),
+            ({"resamples": 1}, "resamples: need 0, or at least 2"),
+            ({"seed": "a"}, "need a whole number, got seed='a'"),
+        ],
+    )
+    def test_refusals_name_arguments(self, named, words):
+        with pytest.raises(ValueError, match=words):
+            ss.evaluate(normal(9), dataset_of(normal(40)), "kid", **named)
+
     def test_a_negative_distance_says_why(self):
         seeds = (ss.evaluate(normal(60, k), normal(60, k + 50), "mmd") for k in range(20))
         negative = next(row for found in seeds if (row := found["mmd"]).value < 0)
@@ -162,10 +288,13 @@ class TestEvaluate:
         ("samples", "reference", "metrics", "words"),
         [
             (normal(9), normal(9), "kidd", "metrics: unknown name 'kidd'; did you mean 'kid'"),
-            (normal(9)[:, :1], normal(9), "kid", r"the data has \(2,\)"),
+            (normal(9)[:, :1], normal(9), "kid", r"the data needs \(N, 2\)"),
             (normal(9) * math.nan, normal(9), "kid", "NaN"),
             (normal(9), normal(9) * math.nan, "kid", "NaN"),
             (normal(3), normal(9), "kid", "kid needs 4 samples"),
+            (normal(9), normal(9), "FID", "unknown name 'FID'; did you mean 'frechet'"),
+            (normal(9), normal(9), [], "metrics: names nothing"),
+            (dataset_of(normal(9)), normal(9), "kid", "has two parts; give its train or its test"),
         ],
     )
     def test_refusals(self, samples, reference, metrics, words):

@@ -279,13 +279,3 @@ def test_a_run_of_ones_own_model_needs_it_to_go_on(tmp_path):
         ss.train(other, X, out=tmp_path, resume=True)
     with pytest.raises(ValueError, match="model: need a ScoreModel, got Net"):
         ss.load(tmp_path, Net())
-
-
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [("config.yaml", "a configuration, not a checkpoint"), ("data.csv", "text, not a checkpoint")],
-)
-def test_what_is_no_checkpoint_is_called_what_it_is(tmp_path, name, words):
-    (tmp_path / name).write_text("seed: 0\n")
-    with pytest.raises(CheckpointError, match=f"{name}: {words}; give a run folder"):
-        ss.load(tmp_path / name)
