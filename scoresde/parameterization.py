@@ -133,7 +133,8 @@ class ScoreModel(nn.Module):
     ``net(x, noise, **cond)`` takes the scaled state (B, ...), the noise coordinate (B,) and
     conditions such as ``label`` (B,), and returns F with the shape of ``x``. ``data`` describes
     what it was trained on (name, shape, scaling, classes) and ``config`` is the configuration of
-    its run, None where nobody has said.
+    its run, None where nobody has said. Raises ValueError for a process or a parameterisation
+    that is none, such as ``VP`` in place of ``VP()``.
     """
 
     data: Any = None
@@ -141,6 +142,13 @@ class ScoreModel(nn.Module):
 
     def __init__(self, net: nn.Module, sde: SDE, parameterization: Parameterization) -> None:
         super().__init__()
+        if not isinstance(sde, SDE):
+            raise ValueError(f"sde: need a process, such as VP(), got {sde!r}")
+        if isinstance(parameterization, type) or not callable(parameterization):
+            raise ValueError(
+                "parameterization: need a function, such as v, or edm(0.5), got "
+                f"{parameterization!r}"
+            )
         self.net = net
         self.sde = sde
         self.parameterization = parameterization

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +17,8 @@ from scoresde.config import (
     Config,
     ConfigError,
     build,
+    build_dataset,
+    build_model,
     config_from,
     load_config,
     override,
@@ -367,6 +370,23 @@ class TestConstructors:
             registry.register("sde", "V P", made)
         with pytest.raises(registry.UnknownName, match="did you mean 'sde'"):
             registry.register("sed", "mine", made)
+        with pytest.raises(ValueError, match="mine: need a constructor, got 3"):
+            registry.register("sde", "mine", 3)
+
+    def test_data_of_ones_own_come_in_any_form(self, monkeypatch):
+        """Constructors of data may return whatever ``dataset_of`` reads."""
+        monkeypatch.setattr(registry.DATASETS, "_entries", dict(registry.DATASETS._entries))
+        registry.register("data", "mine", lambda: (torch.eye(4), ["a", "b"] * 2))
+        found = build_dataset(Config(data="mine").data)
+        assert (found.shape, found.classes) == ((4,), ("a", "b"))
+
+    def test_a_network_of_ones_own_need_not_take_classes(self, monkeypatch):
+        monkeypatch.setattr(registry.NETWORKS, "_entries", dict(registry.NETWORKS._entries))
+        registry.register("network", "mine", lambda dim: torch.nn.Linear(dim, dim))
+        data = build_dataset(Config(data="moons").data)
+        assert build_model(Config(network="mine"), data).net.in_features == 2
+        with pytest.raises(ConfigError, match="kind=mine takes no classes; set conditional"):
+            build_model(Config(network="mine", conditional=True), data)
 
     def test_a_network_fits_before_there_are_data(self, tmp_path):
         assert "does not divide" in refusal(tmp_path, "network: {kind: dit, heads: 7}")

@@ -44,7 +44,7 @@ def run(options: CompareOptions, overrides: Mapping[str, Any]) -> int:
     for note in (*found.left_out, *found.notes):
         print(note, file=sys.stderr)
     record = {
-        "checkpoint": str(loaded.source),
+        "checkpoint": str(loaded.source.resolve()),
         "step": loaded.step,
         **described_choice(options),
         "num": options.num,

@@ -71,7 +71,7 @@ def run(options: EditOptions, overrides: Mapping[str, Any]) -> int:
     edited = OPERATIONS[options.operation](job)
     record = {
         "operation": options.operation,
-        "checkpoint": str(job.loaded.source),
+        "checkpoint": str(job.loaded.source.resolve()),
         "step": job.loaded.step,
         **described_choice(options),
         "tolerance": options.tolerance,

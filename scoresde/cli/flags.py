@@ -103,7 +103,8 @@ def _find(name: str, flags: Mapping[str, Flag], prog: str) -> tuple[Flag, bool]:
     positive = re.sub(r"(^|\.)no_(\w+)$", r"\1\2", plain)
     if positive in flags and _kind(flags[positive].argument) is bool:
         return flags[positive], False
-    hint = nearest(plain, flags)
+    ends = [flag for flag in flags if flag.endswith(f".{plain}")]
+    hint = nearest(plain, flags) if len(ends) != 1 else f"did you mean '{ends[0]}'?"
     if not hint.startswith("did"):
         raise UsageError(f"{name}: unknown option; see {prog} --help")
     close = hint.removeprefix("did you mean '").removesuffix("'?")

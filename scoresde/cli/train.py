@@ -13,17 +13,15 @@ from scoresde.config import (
     build_dataset,
     build_model,
     build_plan,
-    config_from,
     load_config,
     override,
     to_yaml,
 )
 from scoresde.runs.cost import flops, short
-from scoresde.runs.folder import RunFolder
 from scoresde.runs.processes import World, backend_of, jointly, rank_of, together
 from scoresde.runs.stopping import Stopping
 from scoresde.runs.train import parameters, train_run
-from scoresde.training import checkpoint as checkpoints
+from scoresde.runs.train_resume import stored_config
 from scoresde.training.distributed import Rank
 
 
@@ -76,12 +74,6 @@ def summary(config: Config, rank: Rank) -> str:
 
 def _config(options: TrainOptions, overrides: Mapping[str, Any]) -> Config:
     """That of the file given, or the one the run to resume has stored, changed by the flags."""
-    if options.config is not None or not (options.resume and options.out):
-        return load_config(options.config, overrides)
-    folder = RunFolder(options.out)
-    if folder.config.exists() or not folder.is_run():
-        return load_config(folder.config if folder.is_run() else None, overrides)
-    if not checkpoints.step_files(folder.checkpoints):
-        raise ValueError(f"{folder.config}: missing, and no checkpoint has it; give --config")
-    path, found, _ = checkpoints.newest(folder.checkpoints)
-    return override(config_from(found.config, path), overrides)
+    if options.config is None and options.resume and options.out is not None:
+        return override(stored_config(options.out), overrides)
+    return load_config(options.config, overrides)

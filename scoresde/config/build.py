@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from scoresde.arguments import EMPTY, arguments
 from scoresde.config.schema import Config, ConfigError
 from scoresde.config.sections import Section, build
-from scoresde.data import Dataset, Scaling
+from scoresde.data import Dataset, Scaling, dataset_of
 from scoresde.data.cache import Progress, silent
 from scoresde.nn import LevelMean
 from scoresde.parameterization import ScoreModel
@@ -57,8 +57,8 @@ def build_dataset(section: Section, progress: Progress = silent) -> Dataset:
     known = arguments(section.makers[0])
     if section.values.get("path", "") is None and known["path"].default is EMPTY:
         raise ConfigError(f"data.path is not given for data.kind={section.kind}")
-    dataset: Dataset = build(section, **({"progress": progress} if "progress" in known else {}))
-    return dataset
+    found = build(section, **({"progress": progress} if "progress" in known else {}))
+    return dataset_of(found)
 
 
 def build_network(config: Config, described: Described) -> nn.Module:
@@ -69,7 +69,14 @@ def build_network(config: Config, described: Described) -> nn.Module:
     given = dict(config.network.values)
     middles = _middles(described) if given.pop("head", "value") == "levels" else None
     make = constructor(NETWORKS, str(config.network.kind))
-    inputs = _inputs(config, next(iter(arguments(make))), described)
+    taken, classes = arguments(make), _classes(config, described)
+    inputs = _inputs(config, next(iter(taken)), described)
+    if classes is not None and "classes" not in taken:
+        raise ConfigError(
+            f"network.kind={config.network.kind} takes no classes; set conditional to false"
+        )
+    if "classes" in taken:
+        given["classes"] = classes
     if middles is not None:
         given["outputs"] = inputs * len(middles)
     augment = build(config.train.augment)
@@ -77,7 +84,7 @@ def build_network(config: Config, described: Described) -> nn.Module:
         given["augments"] = augment.labels
     with torch.random.fork_rng(devices=[]):  # layers draw their weights from the global generator
         torch.manual_seed(config.seed)
-        network = make(inputs, classes=_classes(config, described), **given)
+        network = make(inputs, **given)
     return network if middles is None else LevelMean(network, middles)
 
 

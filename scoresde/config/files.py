@@ -61,11 +61,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         found = yaml.load(_text(path), _Loader)
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; check --config") from None
+        raise ConfigError(f"{path}: no such file; check the path") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: not a text file; give a YAML configuration") from None
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}; check --config") from None
+        raise ConfigError(f"{path}: {error.strerror}; give a YAML file") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}{_where(error)}; correct the YAML") from None
     except RecursionError:

@@ -279,10 +279,11 @@ def _reads_files(section: Section) -> bool:
 
 @cache
 def _tried_network(section: Section) -> None:
+    make = section.makers[0]
+    given = {key: value for key, value in section.values.items() if key != "head"}
+    given |= {"classes": None} if "classes" in arguments(make) else {}
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        section.makers[0](
-            3, classes=None, **{k: v for k, v in section.values.items() if k != "head"}
-        )
+        make(3, **given)
 
 
 def head_of(head: Literal["value", "levels"] = "value") -> None:

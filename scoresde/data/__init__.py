@@ -8,7 +8,7 @@ from scoresde.data.idx import idx_folder
 from scoresde.data.images import cifar_subset, image_folder
 from scoresde.data.scaling import Scaling
 from scoresde.data.shuffle import batch_indices
-from scoresde.data.sources import dataset_of
+from scoresde.data.sources import dataset_of, kind_at
 from scoresde.data.toys import checkerboard, gaussians25, moons, swiss_roll
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "holdout",
     "idx_folder",
     "image_folder",
+    "kind_at",
     "moons",
     "swiss_roll",
     "views",

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from scoresde.data.dataset import DataError, Split, spread
+from scoresde.data.labels import listing
 from scoresde.data.scaling import Scaling, standardising
 
 Layout = Literal["NHW", "NHWC", "NCHW"]
@@ -109,7 +110,13 @@ def fitted(train: Split, levels: int | None, standardise: bool) -> tuple[Scaling
     if levels is not None:
         return Scaling(levels), ()
     scaling = standardising(train.x)
-    means, deviations = (_between(v) for v in (scaling.shift, scaling.scale))
+    constant = [
+        k
+        for k, scale in enumerate(scaling.scale)
+        if scale == 1 and bool((train.x[:, k] == train.x[0, k].flatten()[0]).all())
+    ]
+    deviation = tuple(0.0 if k in constant else s for k, s in enumerate(scaling.scale))
+    means, deviations = _between(scaling.shift), _between(deviation)
     found = f"real numbers of mean {means} and deviation {deviations}"
     notes = [f"{found}, {'standardised' if standardise else 'left as they are'}"]
     flat = [k for k, scale in enumerate(scaling.scale) if scale == 1 and _is_constant(train, k)]
@@ -123,6 +130,10 @@ def fitted(train: Split, levels: int | None, standardise: bool) -> tuple[Scaling
             f"they are {shades}, read as real numbers; for pixel levels, and bits per dimension, "
             f"give them as uint8"
         )
+    if constant:
+        which = listing(map(str, constant))
+        many = len(constant) > 1
+        notes.append(f"features {which} are constant" if many else f"feature {which} is constant")
     fine = zip(scaling.shift, scaling.scale, strict=True)
     lost = [k for k, (shift, scale) in enumerate(fine) if scale < abs(shift) * 2**-17]
     if lost:

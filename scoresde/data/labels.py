@@ -99,7 +99,7 @@ def placed(labels: Any, classes: Sequence[str]) -> Tensor:
     distinct, inverse = np.unique(label_values(labels), return_inverse=True)
     names = [str(value) for value in distinct]
     place = {name: k for k, name in enumerate(classes)}
-    if not any(map(_is_number, classes)):
+    if not any(map(is_number, classes)):
         place |= {str(k): k for k in range(len(classes))}
     strange = [name for name in names if name not in place]
     if strange:
@@ -113,14 +113,14 @@ def placed(labels: Any, classes: Sequence[str]) -> Tensor:
 def in_order(names: Iterable[str]) -> tuple[str, ...]:
     """Distinct class names, sorted by value if all are integers, otherwise alphabetically."""
     unique = sorted(set(names))
-    if all(map(_is_number, unique)):
+    if all(map(is_number, unique)):
         unique.sort(key=int)
     return tuple(unique)
 
 
 def gaps(classes: Sequence[str]) -> tuple[str, ...]:
     """A note if the classes are numbers other than 0, 1, ..."""
-    if not all(map(_is_number, classes)) or list(classes) == list(map(str, range(len(classes)))):
+    if not all(map(is_number, classes)) or list(classes) == list(map(str, range(len(classes)))):
         return ()
     return (
         f"the labels are {listing(classes)}: a class is named by its label, and stored as its "
@@ -135,7 +135,8 @@ def listing(names: Iterable[str], most: int = 10) -> str:
     return ", ".join(few)
 
 
-def _is_number(name: str) -> bool:
+def is_number(name: str) -> bool:
+    """Whether the name of a class is a whole number, which then never stands for a place."""
     return name.removeprefix("-").isdecimal()
 
 

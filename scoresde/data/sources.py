@@ -153,19 +153,31 @@ def _at(
     seed: int,
     standardise: bool,
 ) -> Dataset:
-    """The data set at a path, read by the loader for the files there."""
-    path = path.expanduser()
-    with reading(path):
-        require_there(path)
-    folder = path.is_dir()
-    sheets = folder and any(path.glob("train-*.webp")) and (path / "train-labels.npy").is_file()
-    pictures = path.suffix.lower() == ".zip" or (folder and not holds_arrays(path))
-    if not (sheets or pictures):
+    """The data set at a path."""
+    path, kind = path.expanduser(), kind_at(path)
+    if kind == "arrays":
         return arrays(
             path, levels=levels, layout=layout, holdout=holdout, seed=seed, standardise=standardise
         )
     if levels is not None or layout is not None:
         raise DataError(f"{path}: levels and layout are of arrays, not pictures; leave them out")
-    if folder and any(path.glob("*idx3*ubyte*")):
-        return idx_folder(path)
-    return cifar_subset(path) if sheets else image_folder(path, holdout=holdout, seed=seed)
+    if kind == "folder":
+        return image_folder(path, holdout=holdout, seed=seed)
+    return idx_folder(path) if kind == "idx" else cifar_subset(path)
+
+
+def kind_at(path: Path) -> str:
+    """The loader that fits the files at a path: arrays, folder (of pictures), idx, cifar_subset.
+
+    Raises DataError where nothing is there.
+    """
+    path = path.expanduser()
+    with reading(path):
+        require_there(path)
+    if not path.is_dir():
+        return "folder" if path.suffix.lower() == ".zip" else "arrays"
+    if any(path.glob("train-*.webp")) and (path / "train-labels.npy").is_file():
+        return "cifar_subset"
+    if holds_arrays(path):
+        return "arrays"
+    return "idx" if any(path.glob("*idx3*ubyte*")) else "folder"

@@ -85,7 +85,9 @@ class Table(Mapping[str, Entry]):
         raise UnknownName(f"no name stands for {value!r}")
 
     def add(self, name: str, entry: Entry) -> None:
-        """Add a name. Raises ValueError for one that is there."""
+        """Add a name. Raises ValueError for one that is there, or for no constructor."""
+        if self.constructs and not callable(entry):
+            raise ValueError(f"{name}: need a constructor, got {entry!r}")
         if name in self:
             raise ValueError(f"{name!r} is there already; choose another name")
         if not re.fullmatch(r"[a-z][a-z0-9_+]*", name):

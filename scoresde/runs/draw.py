@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from inspect import Parameter, signature
+from operator import index
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from scoresde.config import build_sampler
-from scoresde.data.labels import label_values, listing
+from scoresde.data.dataset import reading
+from scoresde.data.labels import is_number, label_values, listing
 from scoresde.denoiser import Denoiser
 from scoresde.parameterization import ScoreModel
 from scoresde.registry import (
@@ -29,6 +32,7 @@ from scoresde.runs.instrument import Instrument, NetworkCall, Stopped, require_f
 from scoresde.runs.optimised import GridSearch, configured_search, optimised_grid
 from scoresde.runs.processes import World, jointly
 from scoresde.runs.progress import Progress, silent
+from scoresde.runs.train_setup import takes_labels
 from scoresde.samplers import (
     ArctanGrid,
     Grid,
@@ -112,12 +116,18 @@ def draw(
 
     Raises ValueError for arguments that do not fit, RuntimeError for samples that are not finite.
     """
+    if not isinstance(model, ScoreModel):
+        raise ValueError(f"model: need a ScoreModel, got {type(model).__name__}")
+    _require_whole(num=num, nfe=nfe, batch=batch)
     label, seeds = _labels_and_seeds(label, seeds, num, model)
-    if batch < 1:
-        raise ValueError(f"batch: need at least 1, got {batch}")
     if model.data is None and shape is None:
         raise ValueError("shape is missing: the model does not say what it was trained on")
     shape = tuple(shape or model.data.shape)
+    for argument, value in {"step": step, "grid": grid, "sampler": sampler}.items():
+        if isinstance(value, type) or not (
+            value is None or callable(value) or (isinstance(value, str) and argument != "sampler")
+        ):
+            raise ValueError(f"{argument}: need an object that can be called, got {value!r}")
     if sampler is None:
         sampler, found_name = _chosen(model, shape, nfe, step, grid, denoise, progress)
     elif all(given is None for given in (nfe, step, grid, denoise)):
@@ -224,18 +234,28 @@ def _gathered(world: World, parts: list[_Part]) -> list[_Part]:
 # Seeds and labels --------------------------------------------------------------------------------
 
 
+def _require_whole(**values: Any) -> None:
+    """Raise ValueError, naming the argument, for what is not a whole number from 1."""
+    for name, value in values.items():
+        if value is not None and not (hasattr(value, "__index__") and index(value) >= 1):
+            raise ValueError(f"{name}: need a whole number from 1, got {value!r}")
+
+
 def _labels_and_seeds(
     label: Any, seeds: Iterable[int] | None, num: int | None, model: ScoreModel
 ) -> tuple[Tensor | None, Sequence[int]]:
     """The place of the class of every sample, and its seed. Raises ValueError."""
-    if num is not None and not 1 <= num <= MOST:
+    if num is not None and num > MOST:
         raise ValueError(f"num: need 1 to {MOST:,}, got {num}")
     if seeds is None:
         places = _places(label, model)
         labels = 0 if places is None else len(places)
         several = labels > 1 and not isinstance(label, str)  # "all" is a few of each
         seeds = range(num or (labels if several else max(DEFAULT_NUM, labels)))
-    seeds = seeds if isinstance(seeds, range) else [int(seed) for seed in seeds]
+    try:
+        seeds = seeds if isinstance(seeds, range) else [index(seed) for seed in seeds]
+    except TypeError:
+        raise ValueError(f"seeds: need whole numbers, such as range(4), got {seeds!r}") from None
     if not seeds or len(seeds) > MOST:
         raise ValueError(f"seeds: need 1 to {MOST:,} of them, got {len(seeds):,}")
     if not 0 <= min(seeds) <= max(seeds) <= LARGEST_SEED:
@@ -262,6 +282,9 @@ def places_of(label: Any, model: ScoreModel, n: int) -> Tensor | None:
 def _places(label: Any, model: ScoreModel) -> Tensor | None:
     config, data = model.config, model.data
     if label is None:
+        taken = signature(model.net.forward).parameters.get("label")
+        if taken is not None and taken.default is Parameter.empty:
+            raise ValueError("label is missing: the network needs a class")
         if config is not None and config.conditional and config.train.label_dropout == 0:
             raise ValueError(
                 "label is missing: this model never learned to do without a class "
@@ -269,21 +292,22 @@ def _places(label: Any, model: ScoreModel) -> Tensor | None:
             )
         return None
     classes = None if data is None else data.classes
-    if config is not None and not config.conditional:
+    if not takes_labels(model.net) or (config is not None and not config.conditional):
         raise ValueError("label: this model was trained without classes; leave it out")
     if isinstance(label, str) and label == "all" and "all" not in (classes or ()):
         if classes is None:
             raise ValueError("label: the model does not say which classes it has; give numbers")
         return torch.arange(len(classes))
-    scalar = isinstance(label, str | int) or getattr(label, "ndim", 1) == 0
-    values = label_values([label] if scalar else label)
+    scalar = isinstance(label, str | int | float) or getattr(label, "ndim", 1) == 0
+    with reading("label"):
+        values = label_values([label] if scalar else label)
     if not len(values):
         raise ValueError("label: empty; give at least one")
     if classes is None:
         if values.dtype.kind == "U" or values.min() < 0:
             raise ValueError(f"label: need numbers from 0, got {values[0]!r}")
         return torch.from_numpy(values)
-    numbered = any(name.isdecimal() for name in classes)
+    numbered = any(map(is_number, classes))
     places = {name: k for k, name in enumerate(classes)}
     known = f"choose from {listing(classes)}"
     if values.dtype.kind != "U" and not numbered:
@@ -325,8 +349,8 @@ def _chosen(
         if name not in SELF_PACED:
             return constructor(SAMPLERS, name)(denoise=last), name
         return GridSampler(ArctanGrid(), build_step(name, {}, 1), 1, last), name
-    times = _grid_of(grid)
-    made, steps = _within(model.sde, times or ArctanGrid(), name, step, nfe or DEFAULT_NFE, last)
+    times, calls = _grid_of(grid), DEFAULT_NFE if nfe is None else nfe
+    made, steps = _within(model.sde, times or ArctanGrid(), name, step, calls, last)
     if times is None:
         search = GridSearch(name, made, steps)
         times, _ = optimised_grid(model, shape, search, None, progress)

@@ -51,6 +51,8 @@ def load(path: str | PathLike[str], model: ScoreModel | None = None) -> ScoreMod
     Raises ValueError naming the file when it is missing, damaged or not a scoresde file, or does
     not fit ``model``. Nothing is unpickled.
     """
+    if model is not None and not isinstance(model, ScoreModel):
+        raise ValueError(f"model: need a ScoreModel, got {type(model).__name__}")
     return load_run(path, model=model).model
 
 

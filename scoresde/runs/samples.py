@@ -101,4 +101,4 @@ def sampling_settings(loaded: LoadedRun, sample: Section) -> dict[str, Any]:
     chosen = plain(sample)
     if sample.sampler.kind not in STEPS:
         del chosen["grid"]  # black-box solvers have none
-    return {"checkpoint": str(loaded.source), "step": loaded.step, **chosen}
+    return {"checkpoint": str(loaded.source.resolve()), "step": loaded.step, **chosen}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
@@ -14,8 +15,18 @@ import torch
 from torch import nn
 
 from scoresde import registry
-from scoresde.config import Config, config_from, load_config, override, to_plain, to_yaml
-from scoresde.data import Dataset, dataset_of
+from scoresde.arguments import nearest
+from scoresde.config import (
+    Config,
+    ConfigError,
+    build_dataset,
+    config_from,
+    load_config,
+    override,
+    to_plain,
+    to_yaml,
+)
+from scoresde.data import Dataset, dataset_of, kind_at
 from scoresde.parameterization import ScoreModel, caution
 from scoresde.runs import folder as folders
 from scoresde.runs.folder import RunFolder, environment
@@ -34,8 +45,9 @@ from scoresde.runs.processes import (
 from scoresde.runs.progress import Progress, bar, silent
 from scoresde.runs.stopping import Stopping
 from scoresde.runs.train_loop import Stop, due, timed_steps, to_the_end
-from scoresde.runs.train_resume import flat, restore
+from scoresde.runs.train_resume import flat, restore, stored_config
 from scoresde.runs.train_setup import Run, Task, described, prepare, takes_labels
+from scoresde.training import checkpoint as checkpoints
 from scoresde.training import describe
 from scoresde.training.loss_by_noise import LossByNoise
 from scoresde.training.precision import is_slow
@@ -91,7 +103,8 @@ def train(
         batch: examples per step.
         lr: learning rate.
         seed: random seed of the weights, the data order and every draw.
-        resume: go on with the run in ``out`` from its newest checkpoint, to the same bits.
+        resume: go on with the run in ``out`` from its newest checkpoint, to the same bits. What is
+            not given is as it was.
         overwrite: start anew in a folder that holds a run.
         device: cpu, cuda, ...; auto takes a GPU if there is one.
         listener: receives what the run reports; by default ``progress`` shows steps and loss.
@@ -99,7 +112,9 @@ def train(
         settings: further settings of training, those of ``Plan`` and ``Reporting``.
     """
     given = {"steps": steps, "batch": batch, "lr": lr, **settings}
-    task = _task(model_or_config, data, seed, {k: v for k, v in given.items() if v is not None})
+    before = stored_config(out) if resume and out is not None else Config()
+    settings = {k: v for k, v in given.items() if v is not None}
+    task = _task(model_or_config, data, seed, settings, before, progress)
     listener = Shown(progress) if listener is None else listener
     world = World.found()
     with together(world, backend_of(device)), Stopping() as stopping:
@@ -121,9 +136,8 @@ def train(
         )
     folder, own = RunFolder(Path(out)), None if task.model is None else deepcopy(task.model)
     model = load(folder.path, own)
-    records = folders.records(folder)
-    step = records[-1]["step"] if records else 0
-    return Trained(model, folder.path, step, records, bool(stopped))
+    step = checkpoints.step_of(checkpoints.step_files(folder.checkpoints)[0])
+    return Trained(model, folder.path, step, folders.records(folder), bool(stopped))
 
 
 def train_run(
@@ -182,6 +196,9 @@ def remarks(run: Run, device: torch.device) -> list[str]:
     """What was understood of the data, and what does not help as it was meant to."""
     plan, model = run.plan, run.state.model
     found = [*run.dataset.notes, *described(run.dataset.counts)]
+    if run.dataset.classes is not None and plan.classes is None:
+        why = "the network takes no label" if run.config.own else "conditional is false"
+        found.append(f"the classes are not learned: {why}")
     if (line := caution(model.parameterization, model.sde)) is not None:
         found.append(line)
     if is_slow(plan.precision, device):
@@ -202,12 +219,22 @@ def parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def _task(model_or_config: Any, data: Any, seed: int | None, settings: Mapping[str, Any]) -> Task:
-    """What is to be trained on what. Raises ValueError for settings that do not exist."""
+def _task(
+    model_or_config: Any,
+    data: Any,
+    seed: int | None,
+    settings: Mapping[str, Any],
+    before: Config,
+    progress: Progress,
+) -> Task:
+    """What is to be trained on what; a model without a configuration goes on with that before.
+
+    Raises ValueError for settings that do not exist.
+    """
     model: ScoreModel | None = None
     match model_or_config:
         case ScoreModel():
-            model, config = model_or_config, Config()
+            model, config = model_or_config, before
         case Config():
             config = model_or_config
         case str() | Path():
@@ -221,13 +248,20 @@ def _task(model_or_config: Any, data: Any, seed: int | None, settings: Mapping[s
             )
     changes: dict[str, Any] = {} if seed is None else {"seed": seed}
     for name, value in settings.items():
+        if name not in config.train.values:
+            raise ValueError(
+                f"{name}: no setting of training; {nearest(name, config.train.values)}"
+            )
         for key, plain in _plain(name, value).items():
             changes[f"train.{name}{key}"] = plain
     dataset: Dataset | None = None
-    if data is not None:
-        at_path = isinstance(data, str | Path)
+    if isinstance(data, str | Path):
+        place = str(Path(data).expanduser().resolve())
+        config = override(config, {"data.kind": kind_at(Path(data)), "data.path": place})
+        dataset = build_dataset(config.data, progress)
+    elif data is not None:
         # All that is in memory is trained on; the run holds examples out of it by itself.
-        dataset = dataset_of(data) if at_path else dataset_of(data, holdout=0)
+        dataset = dataset_of(data, holdout=0)
         changes |= {"data.kind": "arrays", "data.path": None}
     if model is not None:
         if dataset is None:
@@ -238,7 +272,10 @@ def _task(model_or_config: Any, data: Any, seed: int | None, settings: Mapping[s
             if getattr(model.net, "classes", None) is None:
                 changes.setdefault("train.label_dropout", 0.0)
         changes["own"] = coefficients(model)
-    return Task(override(config, changes), model, dataset)
+    try:
+        return Task(override(config, changes), model, dataset)
+    except ConfigError as error:  # settings are arguments here, and keys below "train" there
+        raise ConfigError(re.sub(r"(?:^|(?<=; ))train\.(?=\w)", "", str(error))) from None
 
 
 def _plain(name: str, value: Any) -> dict[str, Any]:

@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from scoresde.config import Config, config_from, load_config, to_plain
 from scoresde.runs import folder as folders
+from scoresde.runs.folder import RunFolder
 from scoresde.runs.train_setup import Run
-from scoresde.config import config_from, to_plain
 from scoresde.training import (
     Checkpoint,
     CheckpointError,
@@ -27,6 +28,20 @@ FREE = (
     *(f"train.{name}" for name in sorted(Plan.FREE | Reporting.FREE)),
     *("data.path", "data.cache", "sample", "likelihood"),
 )
+
+
+def stored_config(out: str | Path) -> Config:
+    """The configuration of the run in a folder, the default one where there is none.
+
+    Raises ValueError where it is lost.
+    """
+    folder = RunFolder(Path(out))
+    if folder.config.exists() or not folder.is_run():
+        return load_config(folder.config if folder.is_run() else None)
+    if not checkpoints.step_files(folder.checkpoints):
+        raise ValueError(f"{folder.config}: missing, and no checkpoint has it; give it anew")
+    path, found, _ = checkpoints.newest(folder.checkpoints)
+    return config_from(found.config, path)
 
 
 def restore(run: Run) -> list[str]:
@@ -93,6 +108,11 @@ def _require_same(run: Run, found: Checkpoint, path: Path) -> list[str]:
     # Read as a configuration, for what an older version has not written has its default.
     stored = config_from(found.config, path)
     ours, theirs = flat(to_plain(run.config)), flat(to_plain(stored))
+    if ours.pop("own") != theirs.pop("own"):
+        raise ValueError(
+            f"{path}: trained with another process or parameterization; give the same ones, or "
+            "train in another folder"
+        )
     changed = {
         key: f"{key}={ours.get(key)} was {theirs.get(key)}"
         for key in sorted(ours.keys() | theirs.keys())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from inspect import signature
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,11 @@ def prepare(
 ) -> Run:
     """Read the data and build everything of a new run; raises ValueError where they do not fit."""
     config = with_absolute_paths(task.config)
+    if config.own and task.model is None:
+        raise ValueError(
+            "the model of this run is one that a program made, which no configuration describes; "
+            "train it from Python, with ss.train(model, data)"
+        )
     reporting = build_reporting(config)
     if reporting.tensorboard:
         require_tensorboard()
@@ -137,10 +142,22 @@ def require_fit(model: ScoreModel, dataset: Dataset, plan: Plan) -> None:
     t = torch.full((2,), model.sde.t_max, dtype=torch.float64)
     label = {} if plan.classes is None else {"label": torch.zeros(2, dtype=torch.long)}
     label = {name: value.to(model.device) for name, value in label.items()}
+    if not any(p.numel() for p in model.parameters()):
+        raise ValueError("model: its network has no parameters to train")
     training = model.training
-    with torch.no_grad():
-        y = model.eval()(x, t, **label)
-    model.train(training)
+    try:
+        with torch.no_grad():
+            y = model.eval()(x, t, **label)
+    except Exception as error:  # a network raises whatever it stumbles over
+        told = "".join(f" and {name}" for name in label)
+        raise ValueError(
+            f"model: its network fails for x of shape {tuple(x.shape)}, noise of shape (2,){told}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    finally:
+        model.train(training)
+    if not isinstance(y, torch.Tensor):
+        raise ValueError(f"model: its network returns {type(y).__name__}; it has to return a tensor")
     if y.shape != x.shape:
         raise ValueError(
             f"model: its network returns {tuple(y.shape)} for x of shape {tuple(x.shape)}; it has "
@@ -149,8 +166,9 @@ def require_fit(model: ScoreModel, dataset: Dataset, plan: Plan) -> None:
 
 
 def takes_labels(net: nn.Module) -> bool:
-    """Whether a network can be conditional: its ``forward`` takes ``label``."""
-    return "label" in signature(net.forward).parameters
+    """Whether a network can be conditional: its ``forward`` takes ``label``, or any keyword."""
+    taken = signature(net.forward).parameters
+    return "label" in taken or any(p.kind is Parameter.VAR_KEYWORD for p in taken.values())
 
 
 def snapshot(run: Run) -> Checkpoint:

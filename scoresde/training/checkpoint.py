@@ -200,11 +200,16 @@ def step_name(step: int) -> str:
     return f"step-{step:08d}.pt"
 
 
+def step_of(file: Path) -> int:
+    """The step of a file of ``step_name``."""
+    return int(file.stem[5:])
+
+
 def step_files(folder: Path) -> list[Path]:
     """The step checkpoints in a folder, newest first."""
     return sorted(
         (p for p in folder.glob("step-*.pt") if re.fullmatch(r"step-\d{8,}\.pt", p.name)),
-        key=lambda p: int(p.stem[5:]),
+        key=step_of,
         reverse=True,
     )
 
@@ -223,7 +228,7 @@ def save_step(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     atomic_write(folder / LATEST, lambda file: file.write_text(json.dumps(record) + "\n"))
     # Files of later steps remain if a run resumes from an earlier checkpoint after damage.
     others = [p for p in step_files(folder) if p != path]
-    stale = [p for p in others if int(p.stem[5:]) > checkpoint.step]
+    stale = [p for p in others if step_of(p) > checkpoint.step]
     for old in stale + [p for p in others if p not in stale][keep - 1 :]:
         old.unlink(missing_ok=True)
     return path

@@ -248,3 +248,12 @@ def test_pictures_of_another_size_are_fitted_where_that_is_asked_for(tmp_path):
     with pytest.raises(DataError, match=r"a\.png: \(C, H, W\) is \(3, 20, 30\)"):
         examples(tmp_path, (1, 8, 8), Scaling(256))
     assert examples(tmp_path, (1, 8, 8), Scaling(256), size=8, channels=1).x.shape == (1, 1, 8, 8)
+
+
+def test_constant_features_are_said_and_have_no_deviation():
+    x = torch.tensor([[1.0, 7.0], [3.0, 7.0]] * 10)
+    notes = dataset_of(x, holdout=0).notes
+    assert notes == (
+        "real numbers of mean 2 to 7 and deviation 0 to 1, standardised",
+        "feature 1 is constant",
+    )

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from scoresde import ScoreModel
+from scoresde import VP, ScoreModel
 from scoresde import parameterization as params
 from scoresde.training import losses
 
@@ -132,3 +132,17 @@ def test_state_and_network_may_differ_in_dtype(sde, parameterization):
 def test_edm_refuses_a_deviation_that_is_not_positive():
     with pytest.raises(ValueError, match="sigma_data=0"):
         params.edm(0.0)
+
+
+@pytest.mark.parametrize(
+    ("sde", "parameterization", "words"),
+    [
+        (VP, params.v, "sde: need a process, such as VP"),
+        ("vp", params.v, "sde: need a process, such as VP"),
+        (VP(), "v", "parameterization: need a function"),
+        (VP(), params.edm, "parameterization: need a function"),
+    ],
+)
+def test_a_model_refuses_what_is_no_process_and_no_parameterisation(sde, parameterization, words):
+    with pytest.raises(ValueError, match=words):
+        ScoreModel(nn.Identity(), sde, parameterization)

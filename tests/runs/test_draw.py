@@ -211,11 +211,11 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("arguments", "words"),
         [
-            ({"num": 0}, "num: need 1 to 10,000,000, got 0"),
+            ({"num": 0}, "num: need a whole number from 1, got 0"),
             ({"num": 2, "seeds": [1, 2, 3]}, "num: 2 samples but 3 seeds"),
             ({"seeds": []}, "seeds: need 1"),
             ({"seeds": [-1]}, "seeds: need 0 <= seed"),
-            ({"batch": 0}, "batch: need at least 1, got 0"),
+            ({"batch": 0}, "batch: need a whole number from 1, got 0"),
             ({"step": "hein"}, "did you mean 'heun'?"),
             ({"grid": "karas"}, "did you mean 'karras'?"),
             ({"grid": "file"}, "grid: 'file' needs arguments"),
@@ -248,3 +248,65 @@ def test_progress_counts_every_sample():
     assert isinstance(found, Drawn)
     assert sum(done) == 5
     assert done.count(0) == 3 * 4
+
+
+class Plain(nn.Module):
+    """A network of a program's own, without classes."""
+
+    def forward(self, x: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(x)
+
+
+class Needy(nn.Module):
+    """A network of a program's own that needs a class."""
+
+    def forward(self, x: torch.Tensor, noise: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(x)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"num": 2.5}, "^num: need a whole number from 1, got 2.5"),
+        ({"num": "3"}, "^num: need a whole number from 1, got '3'"),
+        ({"nfe": 0}, "^nfe: need a whole number from 1, got 0"),
+        ({"nfe": 2.5}, "^nfe: need a whole number"),
+        ({"batch": 0}, "^batch: need a whole number"),
+        ({"seeds": 5}, "^seeds: need whole numbers"),
+        ({"seeds": "0-3"}, "^seeds: need whole numbers"),
+        ({"step": DDIM}, "^step: need an object"),
+        ({"step": 3}, "^step: need an object"),
+        ({"grid": 3}, "^grid: need an object"),
+        ({"sampler": "ddim"}, "^sampler: need an object"),
+    ],
+)
+def test_arguments_of_a_wrong_kind_are_named(given, words):
+    with pytest.raises(ValueError, match=words):
+        draw(normal(), shape=(D,), **given)
+
+
+def test_what_is_no_model_is_refused():
+    with pytest.raises(ValueError, match="model: need a ScoreModel, got MLP"):
+        draw(normal().net, 2, shape=(D,))
+
+
+def test_a_network_of_ones_own_says_whether_it_takes_classes():
+    plain = ss.ScoreModel(Plain(), ss.VP(), parameterization.v)
+    with pytest.raises(ValueError, match="label: this model was trained without classes"):
+        draw(plain, 2, shape=(D,), label=0)
+    needy = ss.ScoreModel(Needy(), ss.VP(), parameterization.v)
+    with pytest.raises(ValueError, match="label is missing: the network needs a class"):
+        draw(needy, 2, shape=(D,))
+    assert draw(needy, 2, shape=(D,), label=1, nfe=3).label.tolist() == [1, 1]
+
+
+def test_a_class_named_by_a_negative_number_is_a_name_too():
+    model = normal(("-1", "cat"))
+    assert draw(model, 1, label=-1, nfe=3).label.tolist() == [0]
+    with pytest.raises(ValueError, match="label: no class '0'; choose from -1, cat"):
+        draw(model, 1, label=0)
+
+
+def test_labels_that_are_no_whole_numbers_are_said_to_be_labels():
+    with pytest.raises(ValueError, match="^label: labels are float64 such as 0.5"):
+        draw(normal(("a", "b")), 1, label=0.5)

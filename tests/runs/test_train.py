@@ -9,11 +9,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import scoresde as ss
 from scoresde import parameterization as P
-from scoresde.config import ConfigError
+from scoresde.config import load_config
 from scoresde.runs.log import Quiet
 from scoresde.training import CheckpointError, TrainingError
 from scoresde.training.times import LogNormal
@@ -131,8 +132,6 @@ def test_what_does_not_fit_is_said_before_anything_is_written(tmp_path):
     out = tmp_path / "run"
     with pytest.raises(ValueError, match=r"returns \(2, 1\) for x of shape \(2, 2\)"):
         ss.train(ss.ScoreModel(Wide(), ss.VP(), P.v), X, out=out, listener=Quiet())
-    with pytest.raises(ConfigError, match=r"train\.bacth: unknown key; did you mean 'batch'"):
-        ss.train(mine(), X, bacth=3)
     with pytest.raises(ValueError, match="a model of your own needs data"):
         ss.train(mine())
     with pytest.raises(ValueError, match="need a ScoreModel or a configuration, got Net"):
@@ -200,3 +199,83 @@ def test_records_say_how_the_loss_went(tmp_path):
     run = ss.train(mine(), X, steps=6, batch=16, log_every=2, listener=Quiet())
     assert [record["step"] for record in run.records] == [2, 4, 6]
     assert all(a["images"] < b["images"] for a, b in pairwise(run.records))
+
+
+def test_a_model_of_ones_own_goes_on_as_it_began(tmp_path):
+    ss.train(mine(), X, out=tmp_path, steps=4, batch=16, lr=1e-3, listener=Quiet())
+    # Neither the batch nor the number of steps is given again.
+    assert ss.train(mine(), X, out=tmp_path, resume=True, listener=Quiet()).step == 4
+    ss.train(mine(), X, out=tmp_path, steps=6, resume=True, listener=Quiet())
+    found = load_config(tmp_path / "config.yaml").train
+    assert (found.steps, found.batch, found.lr) == (6, 16, 1e-3)
+
+
+def test_an_interrupted_run_says_at_which_step(tmp_path):
+    run = ss.train(mine(), X, out=tmp_path, steps=50, batch=16, listener=Interrupting())
+    assert (run.step, run.records) == (3, [])
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"lr": -1.0}, "^lr: must be greater than 0"),
+        ({"times": {"kind": "uniform", "mean": 1}}, r"^times\.mean: "),
+        ({"bacth": 3}, "^bacth: no setting of training; did you mean 'batch'"),
+        ({"conditional": True}, "^conditional: no setting of training; choose one of steps"),
+    ],
+)
+def test_a_wrong_setting_is_named_as_the_argument_it_is(settings, words):
+    with pytest.raises(ValueError, match=words):
+        ss.train(mine(), X, **settings)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (lambda x: None, "returns NoneType; it has to return a tensor"),
+        (lambda x: 1 / 0, r"fails for x of shape \(2, 2\).*ZeroDivisionError"),
+        (lambda x: x[:, :1], r"returns \(2, 1\) for x of shape \(2, 2\)"),
+    ],
+)
+def test_a_network_that_fails_is_the_models_fault(monkeypatch, answer, words):
+    monkeypatch.setattr(Net, "forward", lambda self, x, noise: answer(x))
+    with pytest.raises(ValueError, match=f"^model: its network {words}"):
+        ss.train(mine(), X, listener=Quiet())
+
+
+def test_a_network_without_parameters_is_refused():
+    with pytest.raises(ValueError, match="no parameters to train"):
+        ss.train(ss.ScoreModel(nn.Identity(), ss.VP(), P.v), X, listener=Quiet())
+
+
+def test_a_path_is_kept_with_the_settings_of_its_kind(tmp_path):
+    picture = Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3))
+    for name in ("cat", "dog"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for k in range(10):
+            picture.save(tmp_path / "data" / name / f"{k}.png")
+    config = {"network": {"kind": "mlp", "width": 8}, "data": {"kind": "folder", "size": 4}}
+    out = tmp_path / "run"
+    run = ss.train(config, tmp_path / "data", out=out, steps=2, batch=4, listener=Quiet())
+    assert run.model.data.shape == (3, 4, 4)
+    found = load_config(out / "config.yaml").data
+    assert (found.kind, found.path) == ("folder", str(tmp_path / "data"))
+    # So the run goes on without them.
+    assert ss.train(out / "config.yaml", out=out, steps=3, resume=True, listener=Quiet()).step == 3
+
+
+def test_classes_that_are_not_learned_are_remarked():
+    heard = Interrupting()
+    ss.train(mine(), (X, torch.arange(400) % 3), steps=2, batch=16, listener=heard)
+    assert "the classes are not learned: the network takes no label" in heard.said
+
+
+def test_a_run_of_ones_own_model_needs_it_to_go_on(tmp_path):
+    ss.train(mine(), X, out=tmp_path, steps=2, batch=16, listener=Quiet())
+    with pytest.raises(ValueError, match="one that a program made"):
+        ss.train(tmp_path / "config.yaml", X, out=tmp_path, resume=True)
+    other = ss.ScoreModel(Net(), ss.VP(), P.v)
+    with pytest.raises(ValueError, match="another process or parameterization; give the same"):
+        ss.train(other, X, out=tmp_path, resume=True)
+    with pytest.raises(ValueError, match="model: need a ScoreModel, got Net"):
+        ss.load(tmp_path, Net())
