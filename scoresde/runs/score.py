@@ -353,11 +353,8 @@ def _require_classes(
         return
     if config is not None and not config.conditional:
         raise ValueError("conditional: this model was trained without classes; leave it out")
-    if split.label is None and known is None:
-        raise ValueError(
-            "conditional: there are no labels that are numbers, and the model does not say what "
-            "its classes are called; give numbers"
-        )
-    if split.label is None or (known is not None and classes != known.classes):
-        trained = "the model" if known is None else known.name
-        raise ValueError(f"conditional: {name} has not the classes of {trained}; leave it out")
+    if split.label is None:
+        kind = "labels" if known is not None else "numbers as labels, and the model names no classes"
+        raise ValueError(f"conditional: {name} has no {kind}; give label, or leave it out")
+    if known is not None and classes != known.classes:
+        raise ValueError(f"conditional: {name} has not the classes of {known.name}; leave it out")

@@ -119,7 +119,7 @@ class TestScore:
         assert found.job.conditional
         model.data = None
         assert ss.score(model, (x, [0, 1])).job.conditional
-        with pytest.raises(ValueError, match="conditional: there are no labels that are numbers"):
+        with pytest.raises(ValueError, match="conditional: data has no numbers as labels"):
             ss.score(apart, (x, ["cat", "dog"]))
 
     def test_examples_of_one_number_may_be_a_row(self):
@@ -180,7 +180,7 @@ class TestScore:
             ({"split": "val"}, "need split one of test, train, got 'val'"),
             ({"label": 1}, "label: this model was trained without classes"),
             ({"resume": True}, "resume and overwrite need out"),
-            ({"conditional": True}, "has not the classes"),
+            ({"conditional": True}, "conditional: data has no labels; give label"),
             ({"t0": 5.0}, "t0: need"),
             ({"resume": True, "overwrite": True, "out": "x"}, "exclude each other"),
         ],
@@ -189,6 +189,11 @@ class TestScore:
         with pytest.raises(ValueError, match=words) as found:
             ss.score(model, normal(6), **named)
         assert "--" not in str(found.value)
+
+    def test_classes_that_the_model_has_not(self, model):
+        data = dataset_of(normal(40), [0, 1] * 20)
+        with pytest.raises(ValueError, match="has not the classes of normal"):
+            ss.score(model, data, conditional=True)
 
     def test_only_a_score_model_is_scored(self, model):
         with pytest.raises(ValueError, match="model: Denoiser is none; give a ScoreModel"):
