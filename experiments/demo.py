@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import shutil
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -31,6 +32,7 @@ from scoresde.runs.pictures import Recorder, pixels
 from scoresde.runs.progress import bar
 from scoresde.training import describe
 
+RESULTS = Path(__file__).parent / "results"
 CONFIG = Path(__file__).parent.parent / "configs" / "digits_vp_conditional.yaml"
 SAMPLERS: dict[str, dict[str, Any]] = {
     "recommended": {"nfe": 19},
@@ -55,13 +57,18 @@ def main() -> int:
     """Parse, demonstrate, print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="the run folder")
-    out: Path = parser.parse_args().out
+    parser.add_argument("--store", action="store_true", help="renew the numbers of the README")
+    arguments = parser.parse_args()
+    out: Path = arguments.out
     try:
         report = demonstrate(out)
     except (ValueError, RuntimeError, OSError) as error:
         print(f"demo: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
     (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    if arguments.store:
+        shutil.copy(out / "report.json", RESULTS / "demo.json")
+        shutil.copy(out / "samples.png", RESULTS / "demo.png")
     Console().print(table(report))
     print(spent(report))
     print(f"pictures and report.json are in {out}")

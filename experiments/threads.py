@@ -1,4 +1,4 @@
-"""Time a network on two threads that spin or sleep while they wait, alone and beside busy cores.
+"""Time a network on two threads that spin or sleep while they wait, beside other programs.
 
     python experiments/threads.py [--seconds 6] [--out experiments/results/threads.json]
 
@@ -108,8 +108,9 @@ def timed(seconds: float) -> dict[str, float]:
 
 
 def table(found: dict[str, Any]) -> str:
-    """Milliseconds, as in docs/design.md."""
-    lines = ["| | call, idle | step, idle | call, a core busy | step, a core busy |"]
+    """Milliseconds, as in docs/design.md, with the load average that other programs made."""
+    beside = f"load {found['other_load']:.0f}"
+    lines = [f"| {beside} | call | step | call, one more program | step, one more program |"]
     lines.append("| --- | --- | --- | --- | --- |")
     for name in CASES:
         rows = [found["milliseconds"][str(n)][name] for n in BUSY]

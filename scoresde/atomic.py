@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and errors of writing that say what to do."""
+"""Atomic writing of files, and write errors with a remedy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# What to do about what the system refuses.
+# Remedies by error number.
 ADVICE = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space",
@@ -26,7 +26,7 @@ ADVICE = {
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Give every OSError raised inside the file or folder it is about, and the remedy."""
+    """Add the path and a remedy to every OSError raised inside."""
     try:
         yield
     except OSError as error:
@@ -35,9 +35,9 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
-    """Have ``write`` fill a temporary file beside ``path``, sync it to disk and rename it there.
+    """Let ``write`` fill a temporary file beside ``path``, sync it to disk and rename it.
 
-    Whatever goes wrong before the rename leaves ``path`` as it was.
+    An error before the rename leaves ``path`` unchanged.
     """
     temporary = path.with_name(path.name + ".tmp")
     with writing(path):
@@ -52,7 +52,7 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def digest(path: Path) -> str:
-    """sha256 of a file's bytes, in hexadecimal."""
+    """sha256 of the bytes of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

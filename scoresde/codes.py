@@ -1,10 +1,9 @@
-"""Latent codes: samples carried along the probability flow to ``t_max`` and back.
+"""Latent codes: samples mapped along the probability flow to ``t_max`` and back.
 
     z = x(t_max) / std of the prior,      dx/dt by (6) from x(t_min) = x
 
-A code has unit variance where the model knows nothing, so codes of different processes compare.
-The flow is solved at a tolerance, or walked by any deterministic step down a grid and, to encode,
-up the same grid.
+Codes have about unit variance for every process. The flow is solved at a tolerance, or by a
+deterministic step along a grid.
 """
 
 from __future__ import annotations
@@ -21,19 +20,20 @@ from scoresde.samplers import Step, sample
 from scoresde.solvers import require_samples, solve_ode
 
 PARALLEL = 1e-6
-"""Sine of the angle below which a great circle is a straight line to rounding."""
+"""Sine of the angle below which a great circle is replaced by a straight line."""
 
 
 class Flow(Protocol):
-    """Carries ``x`` (B, ...) along the probability flow between ``t_max`` and its clean end."""
+    """Maps ``x`` (B, ...) along the probability flow from clean data to ``t_max``, or back."""
 
     def __call__(self, denoiser: Denoiser, x: Tensor, *, encode: bool) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class Solved:
-    """The flow between ``t_max`` and ``t0`` (``t_min``) by ``solve_ode``, which it follows to
-    ``tolerance``, relative and absolute, in units of w.
+    """The flow by ``solve_ode``, with one relative and absolute ``tolerance`` in units of w.
+
+    ``t0`` is the time of clean data, by default ``t_min``.
     """
 
     tolerance: float = 1e-6
@@ -49,9 +49,9 @@ class Solved:
 
 @dataclass(frozen=True)
 class Walked:
-    """The flow down the times ``ts`` by ``step``, and up the same times to encode.
+    """The flow by a deterministic ``step`` along the times ``ts``, reversed to encode.
 
-    Such as ``Walked(karras(sde, 18), Heun())``. A step that draws noise follows no flow.
+    An example is ``Walked(karras(sde, 18), Heun())``.
     """
 
     ts: Tensor
@@ -59,14 +59,14 @@ class Walked:
 
     def __call__(self, denoiser: Denoiser, x: Tensor, *, encode: bool) -> Tensor:
         ts = self.ts.flip(0) if encode else self.ts
-        return sample(denoiser, x, ts, self.step, _silent, denoise=False)
+        return sample(denoiser, x, ts, self.step, _no_noise, denoise=False)
 
 
 def encode(denoiser: Denoiser, x: Tensor, flow: Flow | None = None) -> Tensor:
-    """The code (B, ...) of clean samples ``x``, in float64: where the flow takes them, unit size.
+    """The codes (B, ...) of clean samples ``x`` by ``flow`` (default ``Solved()``), in float64.
 
-    ``flow`` is ``Solved()`` by default. Raises ValueError for an empty batch, SolverError as
-    ``solve_ode`` does. Score-Based Generative Modeling through SDEs, arXiv 2011.13456, sect. 4.3.
+    Raises ValueError for an empty batch, SolverError as ``solve_ode`` does. Score-Based Generative
+    Modeling through SDEs, arXiv 2011.13456, section 4.3.
     """
     require_samples(x)
     end = (flow or Solved())(denoiser, x.double(), encode=True)
@@ -74,7 +74,7 @@ def encode(denoiser: Denoiser, x: Tensor, flow: Flow | None = None) -> Tensor:
 
 
 def decode(denoiser: Denoiser, z: Tensor, flow: Flow | None = None) -> Tensor:
-    """The sample (B, ...) of codes ``z``, in float64: the inverse of ``encode`` with its flow.
+    """The samples (B, ...) of codes ``z``, in float64: the inverse of ``encode``.
 
     Raises as ``encode`` does.
     """
@@ -94,9 +94,9 @@ def interpolate(z0: Tensor, z1: Tensor, n: int) -> Tensor:
 
         z(u) = [sin((1 - u) w) z0 + sin(u w) z1] / sin w,    cos w = z0 . z1 / |z0| |z1|
 
-    Between two independent normal codes they stay typical of the normal law, as a straight line
-    does not; of parallel or opposite codes, which span no circle, it is the straight line. Raises
-    ValueError unless n >= 2 and the shapes agree. DDIM, arXiv 2010.02502, appendix D.5.
+    Unlike a straight line, the circle through two normal codes has codes of typical norm. Parallel
+    and opposite codes are interpolated linearly. Raises ValueError unless n >= 2 and the shapes
+    agree. DDIM, arXiv 2010.02502, appendix D.5.
     """
     if n < 2 or z0.shape != z1.shape:
         raise ValueError(
@@ -115,6 +115,5 @@ def interpolate(z0: Tensor, z1: Tensor, n: int) -> Tensor:
     return path.reshape(n, *z0.shape)
 
 
-def _silent(x: Tensor, t: Tensor | None = None, s: Tensor | None = None) -> Tensor:
-    """The noise of a walk that must not draw any."""
+def _no_noise(x: Tensor, t: Tensor | None = None, s: Tensor | None = None) -> Tensor:
     raise ValueError("a code needs a deterministic step, and this one draws noise; take another")

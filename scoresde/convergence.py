@@ -1,7 +1,7 @@
-"""Measuring samplers: their orders on problems with exact answers, their distance from a path.
+"""Measured orders of samplers on problems with exact solutions.
 
-No draw is averaged over: the paths of deterministic steps are compared one by one, and moments of
-stochastic ones are carried along exactly.
+There is no sampling error: paths of deterministic steps are compared one by one, and the moments
+of stochastic steps are computed exactly.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from scoresde.sde import EDM, SDE
 from scoresde.testing import Gaussian, grid25
 
 Make = Callable[[int], Step]
-"""The step for a grid of n steps, which most ignore."""
+"""The step for a grid of n steps."""
 
 PATH_STEPS = (40, 80, 160, 320)
 WEAK_STEPS = (100, 200, 400, 800, 1600, 3200)
@@ -31,9 +31,9 @@ ROUNDING = 1e-12
 PATHS = 32
 TOLERANCE = 1e-11
 END = math.log(1 / 0.3)
-"""lam where paths end: in the last decade of noise 25 sharp modes need more steps than these."""
+"""lam at the end of paths; at less noise the 25 sharp modes would need more steps."""
 WINDOW = (-1.0, 2.0)
-"""The range of lam over which moments are measured: most of x0 is decided there."""
+"""The range of lam over which moments are measured; most of x0 is determined there."""
 LINE = Gaussian(*torch.tensor([[0.3], [0.36]], dtype=torch.float64))
 
 
@@ -46,13 +46,13 @@ class Convergence:
 
     @property
     def order(self) -> float:
-        """The slope between the last two: error ~ steps^-order."""
+        """The order from the last two errors: error ~ steps^-order."""
         (n, m), (coarse, fine) = self.steps[-2:], self.errors[-2:]
         return math.log(coarse / fine) / math.log(m / n)
 
 
 class Gap(NamedTuple):
-    """How far states are from a reference: in L2 over all of them, and the median over them."""
+    """Relative distance of states from a reference: in L2 over all of them, and the median."""
 
     relative: float
     median: float
@@ -70,7 +70,7 @@ def gap(x: Tensor, exact: Tensor) -> Gap:
 
 @dataclass(frozen=True)
 class Paths:
-    """Starts (B, D), where the probability flow carries them, and the range of lam between."""
+    """Initial states (B, D), their exact final states, and lam at the start."""
 
     denoiser: Denoiser
     x: Tensor
@@ -78,17 +78,17 @@ class Paths:
     start: float
 
     def grid(self, n: int) -> Tensor:
-        """n + 1 times, equal steps of lam apart."""
+        """n + 1 times in equal steps of lam."""
         lam = torch.linspace(self.start, END, n + 1, dtype=torch.float64)
         return self.denoiser.sde.time(lam)
 
     def end(self, step: Step, n: int) -> Tensor:
-        """Where a step carries them in n steps."""
+        """The final states after n steps."""
         return sample(self.denoiser, self.x, self.grid(n), step, denoise=False)
 
 
 def mixture_paths(sde: SDE) -> Paths:
-    """Paths of a mixture of 25 Gaussians in the plane, to 1e-11, from the start of a process."""
+    """Paths of a mixture of 25 Gaussians in the plane from ``t_max``, at a tolerance of 1e-11."""
     denoiser, start = grid25().denoiser(sde), _lam(sde, sde.t_max)
     z = torch.randn(PATHS, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     x, end = z * sde.prior().stddev, float(sde.time(torch.tensor(END, dtype=torch.float64)))
@@ -97,7 +97,7 @@ def mixture_paths(sde: SDE) -> Paths:
 
 
 def path_order(make: Make, paths: Paths) -> Convergence:
-    """The errors of a deterministic step on paths, in the root mean square."""
+    """The root mean square errors of a deterministic step on paths."""
     ends = [paths.end(make(n), n) for n in PATH_STEPS]
     errors = [float((x - paths.exact).square().mean().sqrt()) for x in ends]
     return Convergence(PATH_STEPS, tuple(errors))
@@ -107,26 +107,26 @@ def path_order(make: Make, paths: Paths) -> Convergence:
 
 
 def draws_noise(step: Step) -> bool:
-    """Whether a step asks for noise somewhere between pure noise and data."""
-    asked = False
+    """True if a step draws noise on a grid from ``t_max`` to data."""
+    drawn = False
 
     def noise(x: Tensor, t: Tensor | None = None, s: Tensor | None = None) -> Tensor:
-        nonlocal asked
-        asked = True
+        nonlocal drawn
+        drawn = True
         return torch.zeros_like(x)
 
     sde, n = EDM(), len(step.steps) if isinstance(step, StepSequence) else 4
     x = torch.zeros(1, 1, dtype=torch.float64)
     sample(LINE.denoiser(sde), x, log_snr(sde, n), step, noise, denoise=False)
-    return asked
+    return drawn
 
 
 class Bias(NamedTuple):
-    """What a walk from the exact marginal at lam = -1 gets wrong at lam = 2.
+    """Errors at lam = 2 of a walk from the exact marginal at lam = -1.
 
-    Of N(0.3, 0.6^2) the mean, in deviations, and the variance, relative; of that density skewed,
-    p (1 + eps He_3(z)), the first three moments, as d/deps E He_i(z) at eps = 0, i = 1, 2, 3, over
-    the exact one of He_3.
+    For data N(0.3, 0.6^2) the errors of the mean, in deviations, and of the variance, relative.
+    For the skewed density p (1 + eps He_3(z)) the errors of d/deps E He_i(z) at eps = 0, i = 1, 2,
+    3, relative to the exact value for He_3.
     """
 
     mean: float
@@ -135,15 +135,14 @@ class Bias(NamedTuple):
 
     @property
     def total(self) -> float:
-        """The sum of their sizes."""
+        """The sum of the absolute errors."""
         return abs(self.mean) + abs(self.variance) + sum(map(abs, self.skewed))
 
 
 def weak_order(make: Make, sde: SDE) -> Convergence:
-    """The errors of a step's moments, the number of steps doubled until the slope settles.
+    """The errors of the moments of a step, for doubled numbers of steps until the order settles.
 
-    Second-order terms may cancel on Gaussian data that do not on skewed ones, and those of a
-    start by lower orders show late.
+    Skewed data matter because second-order terms may cancel on Gaussian data.
     """
     errors: list[float] = []
     for n in WEAK_STEPS:
@@ -155,7 +154,7 @@ def weak_order(make: Make, sde: SDE) -> Convergence:
 
 
 def _settled(found: Convergence) -> bool:
-    """Whether the last two slopes agree, or nothing but rounding is left."""
+    """True if the last two orders agree, or only rounding errors remain."""
     if len(found.steps) < 3:
         return False
     before = Convergence(found.steps[:-1], found.errors[:-1])
@@ -163,7 +162,7 @@ def _settled(found: Convergence) -> bool:
 
 
 def bias(step: Step, sde: SDE, n: int) -> Bias:
-    """What n equal steps of lam get wrong, exactly: docs/theory.md, (15) and (16)."""
+    """The exact bias of n equal steps of lam: docs/theory.md, (15) and (16)."""
     walk = _walk(step, sde, n)
     a, b, gains = walk.end, walk.calls, walk.gains
     both = b.loadings @ a.loadings
@@ -183,7 +182,7 @@ def bias(step: Step, sde: SDE, n: int) -> Bias:
 
 
 class _Normals(NamedTuple):
-    """Standardised states, mean + loadings @ (standard normals): the start, then the draws."""
+    """Standardised states, mean + loadings @ (standard normals of the start and the draws)."""
 
     mean: Tensor
     loadings: Tensor
@@ -195,7 +194,7 @@ class _Normals(NamedTuple):
 
 @dataclass(frozen=True)
 class _Walk:
-    """The states at the end and at every call, and what skewed data add to the end.
+    """The states at the end and at every call, and the effect of skewed data on the end.
 
     ``gains`` (calls,) multiply He_2 of the states at the calls.
     """
@@ -208,7 +207,7 @@ class _Walk:
 
 
 def _walk(step: Step, sde: SDE, n: int) -> _Walk:
-    """An affine walk, read off one batch: rows 0 and 1 start from 0 and 1, row 2 + j is kicked in
+    """An affine walk from one batch: rows 0 and 1 start from 0 and 1, row 2 + j is perturbed at
     event j, a draw or a call.
     """
     ts = sde.time(torch.linspace(*WINDOW, n + 1, dtype=torch.float64))
@@ -254,7 +253,7 @@ def _walk(step: Step, sde: SDE, n: int) -> _Walk:
 
 
 class _Marginal(NamedTuple):
-    """Mean and deviation of LINE at times, the correlation rho with x0, and the part of (15)."""
+    """Mean and deviation of LINE at times, the correlation rho with x0, and the slope of (15)."""
 
     mean: Tensor
     std: Tensor

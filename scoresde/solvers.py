@@ -1,12 +1,13 @@
 """Black-box back-ends: the probability flow through torchdiffeq, the reverse SDE through torchsde.
 
-Every process is the same equation in w = x / sqrt(alpha^2 + sigma^2) and lam (docs/theory.md, 3):
+All processes have the same equation in w = x / sqrt(alpha^2 + sigma^2) and lam (docs/theory.md,
+section 3):
 
     dw/dlam = a (x0_hat - a w),                                 a^2 = 1 / (1 + exp(-2 lam))   (8)
     dw = [a (x0_hat - a w) + eta^2 (a x0_hat - w)] dlam + eta sqrt(2) b dW,     b^2 = 1 - a^2 (9)
 
-so the solvers integrate that: the state keeps unit size for data of unit size, and sampling runs
-forwards in lam.
+The solvers integrate these: w has unit size for data of unit size, and sampling runs forwards in
+lam.
 """
 
 from __future__ import annotations
@@ -39,11 +40,11 @@ SDE_METHODS = ("euler", "milstein", "srk")
 
 
 class SolverError(RuntimeError):
-    """A solve that could not be finished: the solver, where it was, and what to do."""
+    """A solve failed; the message names the solver, the position and a remedy."""
 
 
 class Solution(NamedTuple):
-    """The end state of a solve, shaped like its start, and the denoiser calls it took."""
+    """The end state of a solve, shaped like its start, and the number of denoiser calls."""
 
     x: Tensor
     nfe: int
@@ -61,12 +62,23 @@ def solve_ode(
     steps: int = 50,
     max_nfe: int = 10_000,
 ) -> Solution:
-    """Carry ``x`` (B, ...) along the probability flow (8) from time ``t0`` to ``t1``, either way.
+    """Solve the probability flow (8) from time ``t0`` to ``t1``, in either direction.
 
-    ``method`` is any of ``ODE_METHODS``; tolerances are those of the adaptive ones and are in
-    units of w, ``steps`` equal steps of lam those of the others. torchdiffeq shares one step size
-    over the batch. Raises ValueError for an unknown method, SolverError when a tolerance or
-    ``max_nfe`` cannot be kept.
+    torchdiffeq uses one step size for the whole batch.
+
+    Args:
+        denoiser: the model.
+        x: states (B, ...) at ``t0``.
+        t0: initial time.
+        t1: final time.
+        method: one of ``ODE_METHODS``.
+        rtol: relative tolerance of an adaptive method.
+        atol: absolute tolerance of an adaptive method, in units of w.
+        steps: equal steps of lam of a fixed-step method.
+        max_nfe: limit on the denoiser calls.
+
+    Raises ValueError for an unknown method, SolverError if a tolerance or ``max_nfe`` cannot be
+    met.
     """
     sde, flow, x = denoiser.sde, Flow(denoiser), floating(x)
     start, end = time_of(sde, t0), time_of(sde, t1)
@@ -89,11 +101,19 @@ def solve_sde(
     eta: float = 1.0,
     seed: int | None = None,
 ) -> Tensor:
-    """Carry ``x`` (B, ...) along the reverse SDE (9) from ``t0`` to ``t1`` in equal lam steps.
+    """Solve the reverse SDE (9) from time ``t0`` to ``t1`` in equal steps of lam.
 
-    ``method`` is any of ``SDE_METHODS`` (Ito). ``eta`` scales the noise: 1 is the reverse SDE, 0
-    the probability flow. ``seed`` fixes the Brownian path. Raises ValueError for bad arguments,
-    SolverError for a non-finite state.
+    Args:
+        denoiser: the model.
+        x: states (B, ...) at ``t0``.
+        t0: initial time.
+        t1: final time, below ``t0``.
+        steps: number of steps.
+        method: one of ``SDE_METHODS`` (Ito).
+        eta: scale of the noise; 1 is the reverse SDE, 0 the probability flow.
+        seed: random seed of the Brownian path.
+
+    Raises ValueError for arguments out of range, SolverError for a state that is not finite.
     """
     import torchsde
 
@@ -125,7 +145,7 @@ def solve_sde(
     reverse = _ReverseSDE(flow, eta, x.shape)
     span = torch.tensor([lam0, lam1], dtype=torch.float64)
     with torch.no_grad():
-        # A hair longer, so that rounding never adds a step.
+        # Slightly longer, so that rounding never adds a step.
         dt = (lam1 - lam0) / steps * (1 + 1e-9)
         w: Tensor = torchsde.sdeint(reverse, start, span, bm=path, method=method, dt=dt)[-1]
     require_finite(w, f"torchsde {method}", "use more steps")
@@ -134,7 +154,7 @@ def solve_sde(
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How to solve: the method, its tolerances or number of steps, and the most calls allowed."""
+    """The method of a solve, its tolerances or number of steps, and the limit on calls."""
 
     method: str = "dopri5"
     rtol: float = 1e-5
@@ -168,8 +188,7 @@ def integrate(
 ) -> Any:
     """Solve d(state)/dlam = rate(lam, state) with torchdiffeq, for a tensor or a tuple.
 
-    Raises SolverError, naming the lam reached, when the solver gives up or the result is not
-    finite.
+    Raises SolverError, stating the lam reached, if the solver fails or the result is not finite.
     """
     if lam0 == lam1:
         return start
@@ -179,7 +198,7 @@ def integrate(
     span = torch.tensor([lam0, lam1], dtype=torch.float64)
     try:
         with torch.no_grad(), warnings.catch_warnings():
-            # torchdiffeq hands scipy an option it does not know.
+            # torchdiffeq passes scipy an unknown option.
             warnings.filterwarnings("ignore", message=".*no effect for a chosen solver.*")
             path = odeint(
                 guard,
@@ -202,7 +221,7 @@ def integrate(
 
 @dataclass
 class _Guard:
-    """A right-hand side that remembers where it is and refuses to be called without end."""
+    """A right-hand side that records its position and limits the number of calls."""
 
     rate: Callable[[float, Any], Any]
     tolerance: Tolerance
@@ -249,7 +268,7 @@ class Flow:
 
 
 class _ReverseSDE(nn.Module):
-    """(9) in the form torchsde wants: flattened state, drift f and diagonal diffusion g."""
+    """(9) in the form of torchsde: flattened state, drift f and diagonal diffusion g."""
 
     noise_type = "diagonal"
     sde_type = "ito"
@@ -293,9 +312,6 @@ def require_continuous(x: Tensor) -> None:
 
 
 def require_finite(x: Tensor, solver: str, remedy: str) -> None:
-    """Raise SolverError, counting them, for samples that are not finite."""
-    bad = (
-        int((~x.isfinite()).flatten(1).any(1).sum()) if x.ndim > 1 else int((~x.isfinite()).sum())
-    )
-    if bad:
+    """Raise SolverError, stating their number, for samples that are not finite."""
+    if bad := int((~x.isfinite()).unsqueeze(-1).flatten(1).any(1).sum()):
         raise SolverError(f"{solver}: {bad} of {len(x)} samples are not finite; {remedy}")

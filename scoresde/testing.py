@@ -1,4 +1,4 @@
-"""Problems with exact answers: denoiser, density and flow are known at every time."""
+"""Problems with exact solutions: denoiser, density and flow in closed form."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from scoresde.sde import SDE, match
 class Gaussian:
     """Gaussian data N(mean, cov): every marginal is Gaussian and the probability flow is linear.
 
-    ``mean`` has the shape of a sample, D numbers in all; ``cov`` is (D, D), or the variances with
-    the shape of ``mean``, or one variance. Raises ValueError for another shape or a covariance
-    that is not positive.
+    ``mean`` has the shape of a sample, with D numbers; ``cov`` is (D, D), or variances shaped like
+    ``mean``, or one variance. Raises ValueError for another shape or a covariance that is not
+    positive definite.
     """
 
     mean: Tensor
@@ -71,7 +71,7 @@ class Gaussian:
         return (z * values.sqrt() @ vectors.T).reshape(n, *self.mean.shape) + self.mean
 
     def log_prob(self, x: Tensor, sde: SDE | None = None, t: Tensor | None = None) -> Tensor:
-        """log p_t(x) in nats, (B,); of the data law itself without a process."""
+        """log p_t(x) (B,) in nats, or the log-density of the data without a process."""
         _, z, total = self._coordinates(x, sde, t)
         return -0.5 * (z**2 / total + total.log() + math.log(2 * math.pi)).sum(1)
 
@@ -86,7 +86,7 @@ class Gaussian:
         return alpha, z, (alpha**2 * values + sigma**2).expand_as(z)
 
     def _from(self, z: Tensor, x: Tensor) -> Tensor:
-        """Back from the eigenbasis, with the mean added, in the shape of x."""
+        """The inverse map from the eigenbasis, plus the mean, in the shape of x."""
         return (z @ self._spectrum[1].to(x).T).reshape(x.shape) + self.mean.to(x)
 
 
@@ -94,8 +94,8 @@ class Gaussian:
 class Mixture:
     """A mixture of Gaussians with diagonal covariances.
 
-    ``weights`` (K,) positive, ``means`` (K, ...), ``stds`` (K,) or the shape of ``means``.
-    Raises ValueError for shapes that do not fit or weights and deviations that are not positive.
+    ``weights`` are (K,), ``means`` (K, ...), ``stds`` (K,) or shaped like ``means``. Raises
+    ValueError for other shapes, or weights and deviations that are not positive.
     """
 
     weights: Tensor
@@ -141,7 +141,7 @@ class Mixture:
         return (means[k] + variances[k].sqrt() * z).reshape(n, *self.means.shape[1:])
 
     def log_prob(self, x: Tensor, sde: SDE | None = None, t: Tensor | None = None) -> Tensor:
-        """log p_t(x) in nats, (B,); of the data law itself without a process."""
+        """log p_t(x) (B,) in nats, or the log-density of the data without a process."""
         return self._joint(x, sde, t)[3].logsumexp(1)
 
     def _joint(
@@ -158,7 +158,7 @@ class Mixture:
 
 @dataclass(frozen=True)
 class PixelScale:
-    """Level k covers low + step [k, k + 1): the ``Levels`` of a likelihood."""
+    """Level k covers low + step [k, k + 1)."""
 
     levels: int
     low: float
@@ -167,9 +167,8 @@ class PixelScale:
 
 @dataclass(frozen=True, eq=False)
 class Pixels:
-    """Independent pixels whose level is k with probability ``p[k]``, in the middle of a level.
-
-    The levels share [-1, 1). Raises ValueError unless ``p`` (K,) is a law.
+    """Independent pixels at level k with probability ``p[k]``, at the middles of K equal parts of
+    [-1, 1). Raises ValueError unless ``p`` (K,) is positive and normalised.
     """
 
     p: Tensor
@@ -180,18 +179,18 @@ class Pixels:
 
     @property
     def scale(self) -> PixelScale:
-        """Where the levels lie."""
+        """Intervals of the levels."""
         return PixelScale(len(self.p), -1.0, 2 / len(self.p))
 
     @property
     def middles(self) -> Tensor:
-        """The numbers that stand for the levels, (K,)."""
+        """Middles (K,) of the levels in model units."""
         k = torch.arange(len(self.p), dtype=torch.float64)
         return self.scale.low + self.scale.step * (k + 0.5)
 
     @property
     def entropy(self) -> float:
-        """Bits of a pixel."""
+        """Entropy of one pixel in bits."""
         return float(-(self.p * self.p.log2()).sum())
 
     def sample(self, n: int, dim: int, generator: torch.Generator | None = None) -> Tensor:
@@ -200,7 +199,7 @@ class Pixels:
         return drawn.reshape(n, dim)
 
     def log_prob(self, k: Tensor) -> Tensor:
-        """log P of levels (B, ...), in nats, (B,)."""
+        """log P (B,) of levels (B, ...) in nats."""
         return self.p.log()[k].flatten(1).sum(1)
 
     def denoiser(self, sde: SDE) -> Denoiser:
@@ -215,13 +214,13 @@ class Pixels:
 
 
 def mostly_black(black: float = 0.8, levels: int = 256) -> Pixels:
-    """Pixels of which a share is at level 0, and the rest on a falling ramp, as of digits."""
+    """Pixels at level 0 with probability ``black``, otherwise on a falling ramp, as in digits."""
     ramp = torch.linspace(2, 0.5, levels - 1, dtype=torch.float64)
     return Pixels(torch.cat([ramp.new_tensor([black]), (1 - black) * ramp / ramp.sum()]))
 
 
 def grid25(std: float = 0.05, total: float = 0.5) -> Mixture:
-    """25 equal Gaussians on a 5 x 5 grid in the plane, of a total deviation per dimension."""
+    """25 equal Gaussians on a 5 x 5 grid in the plane, with deviation ``total`` per dimension."""
     ticks = torch.linspace(-1, 1, 5, dtype=torch.float64)
     means = torch.cartesian_prod(ticks, ticks)
     spread = math.sqrt((total**2 - std**2) / float(means[:, 0].var(unbiased=False)))
@@ -229,12 +228,12 @@ def grid25(std: float = 0.05, total: float = 0.5) -> Mixture:
 
 
 def mixture(weights: Sequence[float], means: Tensor, stds: Sequence[float]) -> Mixture:
-    """A Mixture from plain numbers, in the dtype of ``means``."""
+    """A Mixture from Python numbers, in the dtype of ``means``."""
     return Mixture(torch.tensor(weights).to(means), means, torch.tensor(stds).to(means))
 
 
 def _marginal(x: Tensor, sde: SDE | None, t: Tensor | None) -> tuple[Tensor, Tensor]:
-    """alpha and sigma shaped to act on x; those of the data, 1 and 0, without a process."""
+    """alpha and sigma shaped to multiply x; 1 and 0 without a process."""
     if sde is None or t is None:
         return x.new_ones(1), x.new_zeros(1)
     alpha, sigma = match(sde.alpha(t), x), match(sde.sigma(t), x)

@@ -63,6 +63,22 @@ def test_the_five_lines_of_the_first_page_run(tmp_path, monkeypatch):
     assert names["found"]["recall"].error > 0
 
 
+def test_the_training_of_the_documentation_goes_on_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    names = {
+        "ss": ss,
+        "parameterization": parameterization,
+        "net": MLP(2),
+        "x": torch.eye(64)[:, :2],
+    }
+    (block,) = blocks(ROOT / "docs" / "training.md", "python")
+    exec(block.replace("clip=1.0)", "clip=1.0); first = run"), names)
+    assert names["first"].step == 20
+    assert names["run"].step == 2
+    assert ss.load("runs/mine", names["model"]) is names["model"]
+
+
 def test_the_sampler_of_the_documentation_has_the_order_it_says(capsys):
     names: dict[str, object] = {"__name__": "example"}
     found = blocks(ROOT / "docs" / "samplers.md", "python")

@@ -1,4 +1,4 @@
-"""Arrays in `.npz`, `.npy` and CSV files, read without unpickling anything."""
+"""Arrays in ``.npz``, ``.npy`` and CSV files, read without unpickling."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ from scoresde.data.labels import Numbered, label_values, listing, numbered
 from scoresde.data.table import SUFFIXES as TABLES
 from scoresde.data.table import read_table
 
-# Names of an array in an .npz, first found first taken: ours, numpy's own, Keras', MedMNIST's.
+# Names of an array in an .npz, in order of preference: ours, numpy's, those of Keras, of MedMNIST.
 KEYS = {
     "x": ("x", "images", "arr_0", "x_train", "train_images"),
     "y": ("y", "labels", "arr_1", "y_train", "train_labels"),
     "x_test": ("x_test", "test_images"),
     "y_test": ("y_test", "test_labels"),
 }
-# What is held out where there is no test part.
+# Names of the test part if those of KEYS are missing.
 VALIDATION = {
     "x_test": ("x_val", "x_valid", "val_images"),
     "y_test": ("y_val", "y_valid", "val_labels"),
@@ -62,28 +62,28 @@ def arrays(
     cache: Path | str | None = None,
     progress: Progress = silent,
 ) -> Dataset:
-    """Arrays of examples, and of labels if there are any, in .npz, .npy or CSV files.
+    """Examples, with optional labels, from arrays in .npz, .npy or CSV files.
 
-    An `.npz` has its arrays named as in `KEYS`; an `.npy` is examples alone; a table of numbers
-    is CSV. A folder of `.npz` files with the same arrays is their rows in the order of the file
-    names; one of `.npy` files is arrays of these names. Integers are pixel levels, real numbers
-    continuous data. (N, D) are vectors, uint8 (N, 3072) rows of CIFAR; for images see
-    `channels_first`, for labels `label_values`.
+    An ``.npz`` has arrays named as in ``KEYS``; an ``.npy`` has examples only. A folder may have
+    ``.npz`` files with the same arrays, read in the order of the file names, or ``.npy`` files
+    named as their arrays. Integers are pixel levels, real numbers continuous data. (N, D) are
+    vectors, uint8 (N, 3072) rows of CIFAR; see ``channels_first`` for images and ``label_values``
+    for labels.
 
     Args:
         path: file of arrays (.npz, .npy, .csv), or folder of .npz or .npy files.
         levels: number of pixel levels of integers; null: 256 for uint8, 2 for bool.
         layout: order of the axes of images; null: the one that fits.
-        holdout: examples held out for testing where the file has no test part: a fraction of
-            them below 1, else their number.
-        seed: seed of that choice.
+        holdout: examples held out for testing if the file has no test part: a fraction below 1,
+            or a number.
+        seed: random seed of the held-out examples.
         standardise: scale real numbers to mean 0 and deviation 1, feature by feature.
-        cache: folder where the examples are kept as training takes them, to be mapped into
-            memory; null keeps them in memory only.
-        progress: callback that shows how many files are read.
+        cache: folder for the decoded examples, which are then mapped into memory; null keeps
+            them in memory only.
+        progress: callback that shows the number of files read.
 
     Raises DataError for missing, damaged or pickled arrays, and for values, shapes or labels that
-    do not fit, ValueError for `levels` out of range.
+    do not fit, ValueError for ``levels`` out of range.
     """
     check(arrays, locals())
     path = Path(path).expanduser()
@@ -114,12 +114,15 @@ def arrays(
 
 
 def holds_arrays(folder: Path) -> bool:
-    """Whether a folder has `.npz` or `.npy` files, which ``arrays`` reads."""
+    """True if a folder has ``.npz`` or ``.npy`` files for ``arrays``."""
     return bool(_visible(folder, "npz") or _visible(folder, "npy"))
 
 
 def read_arrays(path: Path, only: Sequence[str] = tuple(KEYS)) -> dict[str, np.ndarray]:
-    """The arrays of an `.npz` that `KEYS` knows, or the one of an `.npy` as "x"; or DataError."""
+    """The arrays of an ``.npz`` named in ``KEYS``, or that of an ``.npy`` as "x".
+
+    Raises DataError if the file cannot be read.
+    """
     with _parsed(path) as file:
         loaded = np.load(file, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
@@ -131,20 +134,20 @@ def read_arrays(path: Path, only: Sequence[str] = tuple(KEYS)) -> dict[str, np.n
 
 @dataclass(frozen=True)
 class Header:
-    """Shape and type of an array, read from a file without its values."""
+    """Shape and dtype of an array, read from a file without its values."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
 
     def __str__(self) -> str:
-        kind = "str" if self.dtype.kind in "US" else self.dtype  # of names of any length
+        kind = "str" if self.dtype.kind in "US" else self.dtype  # strings of any length
         return f"{kind} ({', '.join(['N', *map(str, self.shape[1:])])})"
 
 
 def read_headers(path: Path) -> tuple[dict[str, Header], tuple[str, ...]]:
-    """Headers of the arrays that `read_arrays` reads, and lines about those that it does not.
+    """Headers of the arrays that ``read_arrays`` reads, and notes about those that it does not.
 
-    A file that promises more than it holds is refused.
+    Raises DataError for a file that cannot be read or is shorter than its headers state.
     """
     with _parsed(path) as file:
         packed = file.read(4) in (b"PK\3\4", b"PK\5\6")
@@ -163,16 +166,16 @@ def read_headers(path: Path) -> tuple[dict[str, Header], tuple[str, ...]]:
 
 @contextmanager
 def _parsed(path: Path) -> Iterator[BinaryIO]:
-    """The open file; what numpy says about it becomes a DataError."""
+    """Open a file and turn the errors of numpy into DataError."""
     require_there(path)
     try:
-        # Opened here: numpy leaves the file open when it is a damaged archive.
+        # Opened here, because numpy does not close a damaged archive.
         with path.open("rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of headers as Python 2 wrote them
+            warnings.simplefilter("ignore")  # about headers written by Python 2
             yield file
     except DataError:
         raise
-    except Exception as error:  # numpy raises whatever its parsers stumble over
+    except Exception as error:  # numpy's parsers raise many types
         reason = ascii(str(error).partition("\n")[0] or type(error).__name__)[1:-1][:120]
         advice = "save plain numeric arrays with numpy.savez"
         raise DataError(f"damaged or pickled ({reason}); {advice}") from error
@@ -191,7 +194,7 @@ def _header(file: IO[bytes], size: int) -> Header:
 
 @dataclass(frozen=True)
 class Shard:
-    """One part of a data set: headers of its arrays, a function that reads them, and its files."""
+    """A part of a data set: headers of its arrays, a function that reads them, and its files."""
 
     headers: Mapping[str, Header]
     read: Callable[[Sequence[str]], Mapping[str, np.ndarray]]
@@ -203,12 +206,12 @@ class Shard:
         return self.headers["x"].shape[0]
 
     def named(self) -> AbstractContextManager[None]:
-        """Say which file of several an error is about."""
+        """Prefix errors with the file if there are several."""
         return reading(self.name) if self.name else nullcontext()
 
 
 def _shards(path: Path) -> list[Shard]:
-    """The parts of a file or folder, which are alike. Raises DataError."""
+    """The parts of a file or folder. Raises DataError if their arrays differ."""
     if not path.is_dir():
         found = [shard_of(path)]
     elif files := _visible(path, "npz"):
@@ -231,7 +234,7 @@ def _shards(path: Path) -> list[Shard]:
 
 
 def shard_of(file: Path, name: str = "") -> Shard:
-    """A file, by its suffix; one of another is refused with what it is."""
+    """The shard of one file. Raises DataError for a file without a known suffix."""
     suffix = file.suffix.lower()
     if suffix in TABLES:
         table = read_table(file)
@@ -245,7 +248,7 @@ def shard_of(file: Path, name: str = "") -> Shard:
 
 
 def _together(files: Sequence[Path]) -> Shard:
-    """The `.npy` files of a folder, each an array of the name that it has."""
+    """The shard of a folder of ``.npy`` files, named as their arrays."""
     by_stem = {file.stem: file for file in files}
     chosen = {name: by_stem[stem] for name, stem in _names(list(by_stem)).items()}
     headers = {}
@@ -264,14 +267,14 @@ def _visible(folder: Path, suffix: str) -> list[Path]:
 
 
 def _require_alike(first: Shard, other: Shard) -> None:
-    """Raise DataError unless two shards have the same arrays, of one type and shape of a row."""
+    """Raise DataError unless two shards have arrays of the same names, dtypes and row shapes."""
     one, two = ({k: str(v) for k, v in sorted(s.headers.items())} for s in (first, other))
     if one != two:
         raise DataError(f"holds {two}, but {first.name} holds {one}; make them alike")
 
 
 def _levels(shard: Shard) -> int | None:
-    """The number of pixel levels that the type of the examples implies."""
+    """The number of pixel levels implied by the dtype of the examples."""
     dtype = shard.headers["x"].dtype
     if dtype.kind == "f" or dtype.name in KNOWN_LEVELS:
         return KNOWN_LEVELS.get(dtype.name)
@@ -280,7 +283,7 @@ def _levels(shard: Shard) -> int | None:
 
 
 def _held(shards: Sequence[Shard], holdout: float, seed: int) -> Tensor | None:
-    """The rows that are for testing, ascending; None where there are examples for it."""
+    """The rows held out for testing, ascending; None if there is a test part."""
     if "x_test" in shards[0].headers:
         return None
     with reading("no x_test, so holdout"):
@@ -288,9 +291,9 @@ def _held(shards: Sequence[Shard], holdout: float, seed: int) -> Tensor | None:
 
 
 def _numbered(shards: Sequence[Shard]) -> Numbered | None:
-    """The labels of every shard, of all its arrays one after another; None without labels.
+    """The labels of all arrays of all shards in order; None without labels.
 
-    They are read first: which classes there are is known when all labels are.
+    They are read before the examples, because the classes depend on all labels.
     """
     names = [name for name in LABELS if name in shards[0].headers]
     if not names:
@@ -313,7 +316,7 @@ def _decoded(
     layout: Layout | None,
     progress: Progress,
 ) -> Iterator[tuple[bool, Split]]:
-    """The examples of one file after another."""
+    """Yield the examples of each file in turn."""
     starts = accumulate(map(len, shards), initial=0)
     labels = iter(numbers.labels if numbers else ())
     with progress(len(shards), "reading arrays") as advance:
@@ -342,7 +345,7 @@ def _split(
 
 
 def _divided(split: Split, held: Tensor) -> Iterator[tuple[bool, Split]]:
-    """The training and the test examples of a split; a part without examples is left out."""
+    """Yield the training and the test examples of a split, if there are any."""
     test = torch.zeros(len(split), dtype=torch.bool)
     test[held[(held >= 0) & (held < len(split))]] = True
     for part, chosen in ((False, ~test), (True, test)):
@@ -356,19 +359,19 @@ def _mark(file: Path) -> tuple[str, int, int]:
 
 
 def _require_ordinary(archive: zipfile.ZipFile) -> None:
-    """Refuse what numpy does not write: bzip2 unpacks kilobytes to gigabytes."""
+    """Raise ValueError for compression that numpy does not write, such as bombs of bzip2."""
     if any(entry.compress_type not in PACKED for entry in archive.infolist()):
         raise ValueError("packed otherwise than by numpy.savez_compressed")
 
 
 def _array(found: object) -> np.ndarray:
-    if not isinstance(found, np.ndarray):  # the bytes of a member that is none
+    if not isinstance(found, np.ndarray):  # numpy returns other members as bytes
         raise ValueError("a member that is no array")
     return found
 
 
 def _names(keys: Sequence[str]) -> dict[str, str]:
-    """The key of every array that is read, by its name in ``KEYS``."""
+    """The key of each array to read, by its name in ``KEYS``."""
     spelled = {key.lower(): key for key in reversed(keys)}
     first = {name: _first(known, spelled) for name, known in KEYS.items()}
     if first["x"] is None:
@@ -384,7 +387,7 @@ def _first(known: Sequence[str], spelled: Mapping[str, str]) -> str | None:
 
 
 def _unread(keys: Sequence[str]) -> tuple[str, ...]:
-    """Lines about arrays that are passed over, and about validation examples that are held out."""
+    """Notes about arrays that are not read, and validation examples used for testing."""
     names = _names(keys)
     left = sorted(ascii(key)[1:-1] for key in set(keys) - set(names.values()))
     notes = [f"arrays that are not read: {listing(left)}"] if left else []

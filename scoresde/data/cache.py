@@ -1,7 +1,7 @@
-"""Examples decoded once into arrays on disk, which are mapped into memory and never read whole.
+"""Examples decoded once into arrays on disk, which are then mapped into memory.
 
 A cache is a folder with ``manifest.json`` and the folder of arrays that it names. The manifest is
-written last and at once, so that no half-written cache is ever taken for a whole one.
+written last and atomically, so an incomplete cache is never used.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ MANIFEST, LOCK, FOLDER = "manifest.json", ".lock", "arrays-"
 PARTS = ("train", "test")
 
 Progress = Callable[[int, str], AbstractContextManager[Callable[[int], object]]]
-"""Called with a total and a label, it gives ``advance(n)``, which counts n more as done."""
+"""Called with a total and a label, it returns ``advance(n)``, which counts n more items."""
 
 Decode = Callable[[list[str]], Iterator[tuple[bool, Split]]]
-"""Yields pieces of a data set, each with True if it is for testing; appends the names of files
-that are left out to the list."""
+"""Yields pieces of a data set, each with True if it is for testing, and appends the names of
+skipped files to the list."""
 
 
 @contextmanager
 def silent(total: int, what: str) -> Iterator[Callable[[int], object]]:
-    """A progress that shows nothing."""
+    """A ``Progress`` that shows nothing."""
     yield lambda n: None
 
 
@@ -47,14 +47,14 @@ def silent(total: int, what: str) -> Iterator[Callable[[int], object]]:
 class Source:
     """The source of a cache: the options of decoding, and (name, size, mark) of every file.
 
-    The mark is a CRC or a time of change: a file with the same three is taken for the same.
+    The mark is a CRC or a modification time; a file with the same three values is unchanged.
     """
 
     options: Mapping[str, Any]
     files: Sequence[tuple[str, int, int]]
 
     def summary(self) -> dict[str, Any]:
-        """The options, and the number and a digest of the files, as a manifest has them."""
+        """The options, the number of files and their digest, for the manifest."""
         listing = json.dumps(list(self.files)).encode()
         options = json.loads(json.dumps(dict(self.options)))
         digest = hashlib.sha256(listing).hexdigest()
@@ -63,7 +63,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Parts:
-    """The two splits of a data set, the names of what was left out, and lines for the user."""
+    """The two splits of a data set, the names of skipped files, and notes for the user."""
 
     train: Split
     test: Split
@@ -72,11 +72,11 @@ class Parts:
 
 
 class Stale(Exception):
-    """A cache that cannot be used, and why."""
+    """A cache cannot be used; the message is the reason."""
 
 
 def gathered(decode: Decode) -> Parts:
-    """A data set decoded into memory. Raises DataError when one of its splits has no examples."""
+    """Decode a data set into memory. Raises DataError if one of its splits has no examples."""
     skipped: list[str] = []
     pieces: dict[bool, list[Split]] = {False: [], True: []}
     for test, piece in decode(skipped):
@@ -86,11 +86,11 @@ def gathered(decode: Decode) -> Parts:
 
 
 def stored(folder: Path, source: Source, decode: Decode) -> Parts:
-    """A data set in its cache, decoded first unless the folder has it; its examples are mapped.
+    """Map a data set from its cache; decode it first if the cache is missing or stale.
 
-    Processes that ask at once wait for the first. A cache of other files or options, or a damaged
-    one, is made anew, which a note says. Raises DataError for a folder with other files in it,
-    OSError where it cannot be written.
+    A note tells the user if the cache is stale: damaged, or of other files or options. One process
+    decodes while others wait. Raises DataError for a folder with other files in it, OSError if it
+    cannot be written.
     """
     key = source.summary()
     try:
@@ -132,7 +132,7 @@ def _require_both(found: set[bool], skipped: Sequence[str]) -> None:
 
 
 def _opened(folder: Path, key: Mapping[str, Any]) -> Parts:
-    """A whole cache of this source; raises Stale for any other."""
+    """Open the cache of a source. Raises Stale if it is incomplete, damaged or of another."""
     if not (folder / MANIFEST).exists():
         raise Stale("")
     try:
@@ -164,12 +164,12 @@ def _split(folder: Path, entry: Mapping[str, Any]) -> Split:
 
 
 def _mapped(folder: Path, entry: Mapping[str, Any] | None) -> Tensor | None:
-    """An array as a tensor whose memory is the file: it may only be read."""
+    """An array as a read-only tensor in the memory of the file."""
     if entry is None:
         return None
     array = np.memmap(folder / entry["file"], entry["dtype"], "r", shape=tuple(entry["shape"]))
     with warnings.catch_warnings():
-        # torch warns of arrays that may not be written; a map that may would count as memory.
+        # torch warns of read-only arrays; writable pages would count as memory of the process.
         warnings.filterwarnings("ignore", message=".*not writable.*")
         return torch.from_numpy(array)
 
@@ -179,12 +179,12 @@ def _mapped(folder: Path, entry: Mapping[str, Any] | None) -> Tensor | None:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Keep other processes from decoding into the folder, which is made if it is not there."""
+    """Create the folder if needed, and lock it against other processes."""
     if folder.exists() and not folder.is_dir():
         raise DataError(f"{folder}: no folder; name a new or empty one for data.cache")
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    for name in sorted(path.name for path in folder.iterdir()):  # nothing of them is replaced
+    for name in sorted(path.name for path in folder.iterdir()):  # never replace other files
         if name not in (MANIFEST, f"{MANIFEST}.tmp", LOCK) and not name.startswith(FOLDER):
             raise DataError(
                 f"{folder}: holds {name}, which is of no cache; name a new or empty folder for "
@@ -193,7 +193,7 @@ def _alone(folder: Path) -> Iterator[None]:
     with writing(folder):
         lock = (folder / LOCK).open("w")
     with lock:
-        with writing(folder), suppress(ImportError):  # Windows: the last one to finish is taken
+        with writing(folder), suppress(ImportError):  # Windows: the last process to finish wins
             import fcntl
 
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -215,7 +215,7 @@ def _make(folder: Path, key: Mapping[str, Any], decode: Decode) -> None:
     except BaseException:
         shutil.rmtree(arrays, ignore_errors=True)
         raise
-    for other in folder.glob(f"{FOLDER}*"):  # what is mapped from them stays as it is
+    for other in folder.glob(f"{FOLDER}*"):  # existing maps of them stay valid
         if other != arrays:
             shutil.rmtree(other, ignore_errors=True)
 
@@ -223,7 +223,7 @@ def _make(folder: Path, key: Mapping[str, Any], decode: Decode) -> None:
 def _written(
     folder: Path, pieces: Iterator[tuple[bool, Split]], skipped: Sequence[str]
 ) -> dict[str, Any]:
-    """Write the pieces one after another, and describe the arrays of each part."""
+    """Write the pieces in order, and return the description of the arrays of each part."""
     files: dict[str, BinaryIO] = {}
     entries: dict[str, dict[str, Any]] = {}
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""Arrays become examples: channels first, levels as integers, real numbers with a scaling."""
+"""Conversion of arrays to examples: channels first, integer levels, real numbers with scaling."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from scoresde.data.scaling import Scaling, standardising
 
 Layout = Literal["NHW", "NHWC", "NCHW"]
 
-# Number of levels that a type implies.
+# Number of levels implied by a dtype.
 KNOWN_LEVELS = {"bool": 2, "uint8": 256}
-# How pictures of 256 levels are often saved as floats: level = slope x + offset.
+# Common float encodings of pictures of 256 levels: level = slope x + offset.
 FLOAT_SHADES = (
     (255.0, 0.0, "256 shades over [0, 1]"),
     (127.5, 127.5, "256 shades over [-1, 1]"),
@@ -23,7 +23,7 @@ FLOAT_SHADES = (
 
 
 def channels_first(x: np.ndarray, layout: Layout | None) -> np.ndarray:
-    """Images as (N, C, H, W) from `layout`; None stands for the one layout that fits.
+    """Images as (N, C, H, W) from ``layout``; None takes the one that fits.
 
     (N, H, W) is NHW; (N, a, b, c) is NHWC if only c is 1 or 3, NCHW if only a is. Raises
     DataError otherwise.
@@ -40,7 +40,7 @@ def channels_first(x: np.ndarray, layout: Layout | None) -> np.ndarray:
 def level_images(x: np.ndarray, levels: int, layout: Layout | None) -> np.ndarray:
     """Pixel levels as (N, C, H, W), uint8 or int32. Raises DataError for levels out of range.
 
-    Rows of 3072 are those of CIFAR: red, green, blue, each 32 x 32.
+    Rows of 3072 numbers are images of CIFAR: red, green, blue, each 32 x 32.
     """
     if x.ndim == 2 and x.shape[1] == 3072:
         x, layout = x.reshape(-1, 3, 32, 32), "NCHW"
@@ -58,9 +58,9 @@ def level_images(x: np.ndarray, levels: int, layout: Layout | None) -> np.ndarra
 
 
 def known_levels(x: np.ndarray) -> int | None:
-    """The number of levels that the type of an array implies; None for floats.
+    """The number of levels implied by the dtype of an array; None for floats.
 
-    Raises DataError for wider integers, with their range.
+    Raises DataError, stating their range, for wider integers.
     """
     if x.dtype.kind == "f":
         return None
@@ -83,10 +83,10 @@ def known_levels(x: np.ndarray) -> int | None:
 def examples_of(
     x: np.ndarray, levels: int | None, layout: Layout | None, *, as_given: bool = False
 ) -> np.ndarray:
-    """Examples as a ``Split`` has them: levels as uint8 or int32, real numbers as float32.
+    """Examples for a ``Split``: levels as uint8 or int32, real numbers as float32.
 
-    Real numbers (N,) are N examples of one number. Those of three or four axes are images too,
-    unless they are ``as_given``. Raises DataError for other types and shapes.
+    Real numbers (N,) are N examples of one number; of three or four axes they are images, unless
+    ``as_given`` preserves their axes. Raises DataError for other dtypes and shapes.
     """
     if x.dtype.kind not in "buif":
         raise DataError(f"values are {x.dtype}; expected numbers")
@@ -100,12 +100,12 @@ def examples_of(
         raise DataError(f"values are {x.dtype} but levels is {levels}; levels need integers")
     if x.ndim > 2 and (layout is not None or not as_given):
         x = channels_first(x, layout)
-    with np.errstate(over="ignore", invalid="ignore"):  # a Split refuses what is too large
+    with np.errstate(over="ignore", invalid="ignore"):  # Split raises for overflows
         return np.ascontiguousarray(x, np.float32)
 
 
 def fitted(train: Split, levels: int | None, standardise: bool) -> tuple[Scaling, tuple[str, ...]]:
-    """The scaling of a data set with these training examples, and notes on it for the user."""
+    """The scaling fitted to training examples, and notes on it for the user."""
     if levels is not None:
         return Scaling(levels), ()
     scaling = standardising(train.x)
@@ -144,7 +144,7 @@ def _between(values: tuple[float, ...]) -> str:
 
 
 def _shades(train: Split) -> str:
-    """Pictures of 256 levels that were saved as floats, in words; "" for anything else."""
+    """The float encoding of pictures of 256 levels, in words; "" for other data."""
     if train.x.ndim < 3:
         return ""
     some = train.x[spread(len(train), 256)].double()

@@ -1,4 +1,4 @@
-"""Training and test examples with their scaling, as every loader returns them."""
+"""Training and test examples with their scaling: the result of every loader."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from scoresde.data.file_kinds import kind_of
 from scoresde.data.scaling import Scaling
 from scoresde.data.shuffle import LARGEST_TABLE, scattered
 
-# Numbers looked at at a time: a set in a memory map is never whole in memory.
+# Numbers per piece, so that a memory-mapped set is never whole in memory.
 CHUNK = 2**24
 
 
 class DataError(ValueError):
-    """Data that cannot be used; the message is one line that names the file and the remedy."""
+    """Data cannot be used; the message is one line that names the file and a remedy."""
 
 
 @contextmanager
 def reading(source: Path | str) -> Iterator[None]:
-    """Prefix every `DataError` raised inside with the file or folder it is about."""
+    """Prefix every ``DataError`` raised inside with its file or folder."""
     try:
         yield
     except DataError as error:
@@ -35,7 +35,7 @@ def reading(source: Path | str) -> Iterator[None]:
 
 
 def require_there(path: Path) -> None:
-    """Raise DataError where nothing is at a path, saying what a relative one is relative to."""
+    """Raise DataError if a path does not exist, with the folder that it is relative to."""
     if path.exists():
         return
     if path.is_absolute():
@@ -47,7 +47,7 @@ def require_there(path: Path) -> None:
 
 
 def require_folder(path: Path) -> None:
-    """Raise DataError unless there is a folder at a path, saying what there is instead."""
+    """Raise DataError, stating the kind of file, unless a path is a folder."""
     require_there(path)
     if not path.is_dir():
         raise DataError(f"is {kind_of(path)}; give a folder")
@@ -62,13 +62,12 @@ class Examples(Protocol):
 
 @dataclass(frozen=True)
 class Split:
-    """Examples `x` and their classes `label`, int64 (N,), or None.
+    """Examples ``x`` and their classes ``label``, int64 (N,), or None.
 
-    `x` holds integer levels (N, C, H, W), uint8 or int32 above 256 levels, or finite float32
-    numbers (N, ...). `bounds` are numbers that all of `x` lies between; None looks for the least
-    and the largest, in pieces. `mapped` says that `x` is a file, to be read in its order. Raises
-    DataError if it is empty, holds NaN or infinity, or if the number of labels differs from the
-    number of examples.
+    ``x`` holds integer levels (N, C, H, W), uint8 or int32 above 256 levels, or finite float32
+    numbers (N, ...). All of ``x`` lies within ``bounds``; None computes them. ``mapped`` marks a
+    memory-mapped ``x``, which is read in file order. Raises DataError for an empty ``x``, NaN or
+    infinity, or if the number of labels differs from the number of examples.
     """
 
     x: Tensor
@@ -94,15 +93,19 @@ class Split:
         return len(self.x)
 
     def take(self, index: Tensor) -> Split:
-        """The examples at `index`, in that order, in memory."""
+        """The examples at ``index``, in that order, in memory."""
         label = None if self.label is None else self.label[index]
-        x = _in_file_order(self.x, index) if self.mapped else self.x[index]
+        if self.mapped:  # read from the first row to the last
+            ordered, place = index.sort()
+            x = self.x[ordered][place.argsort()]
+        else:
+            x = self.x[index]
         return Split(x, label, self.bounds if len(index) else None)
 
 
 @dataclass(frozen=True)
 class View:
-    """The examples of a split at `rows(0), ..., rows(size - 1)`, not copied."""
+    """The examples ``rows(0), ..., rows(size - 1)`` of a split, without a copy."""
 
     split: Split
     rows: Callable[[Tensor], Tensor]
@@ -112,12 +115,12 @@ class View:
         return self.size
 
     def take(self, index: Tensor) -> Split:
-        """The examples at `index` of the view, in that order, in memory."""
+        """The examples at ``index`` of the view, in that order, in memory."""
         return self.split.take(self.rows(index))
 
 
 def bounds_of(x: Tensor) -> tuple[float, float]:
-    """The least and the largest value, NaN where there is one, found piece by piece."""
+    """The least and the largest value, or NaN, computed piece by piece."""
     ends = torch.stack([torch.stack(torch.aminmax(piece)) for piece in _pieces(x)])
     return float(ends[:, 0].amin()), float(ends[:, 1].amax())
 
@@ -126,19 +129,20 @@ def _pieces(x: Tensor) -> Iterator[Tensor]:
     yield from x.split(max(1, CHUNK // max(1, x[0].numel())))
 
 
-def _in_file_order(x: Tensor, index: Tensor) -> Tensor:
-    """x[index], read from the first row to the last."""
-    ordered, place = index.sort()
-    return x[ordered][place.argsort()]
-
-
 @dataclass(frozen=True)
 class Dataset:
-    """Training and test examples with their scaling; `classes` names the labels 0, 1, ...
+    """Training and test examples with their scaling.
 
-    `notes` are lines for the user: where the examples lie, and what was left out; `skipped` counts
-    the pictures that were. Raises DataError where the two splits, the levels or the labels do not
-    fit together.
+    Args:
+        name: name of the data set.
+        train: training examples.
+        test: test examples.
+        scaling: map from data to model units.
+        classes: names of the labels 0, 1, ...
+        notes: lines for the user, such as the place of a cache.
+        skipped: number of damaged pictures left out.
+
+    Raises DataError if splits, levels and labels do not fit together.
     """
 
     name: str
@@ -166,7 +170,7 @@ class Dataset:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Number of training examples of every class, by its name; empty without classes."""
+        """Number of training examples by class name; empty without classes."""
         if self.classes is None or self.train.label is None:
             return {}
         found = self.train.label.bincount(minlength=len(self.classes))
@@ -202,7 +206,7 @@ def _check_labels(label: Tensor | None, classes: tuple[str, ...] | None, part: s
 
 
 def listed_classes(folder: Path) -> tuple[str, ...] | None:
-    """Names in the lines of `classes.txt` in the folder; None without that file."""
+    """The lines of ``classes.txt`` in the folder; None without that file."""
     file = folder / "classes.txt"
     if not file.is_file():
         return None
@@ -216,25 +220,25 @@ def listed_classes(folder: Path) -> tuple[str, ...] | None:
 
 
 def holdout(split: Split, size: int | float, seed: int = 0) -> tuple[Split, Split]:
-    """(rest, held out): `size` examples, a count or fraction, split off by a fixed permutation.
+    """(rest, held out): hold out ``size`` examples, a count or a fraction, at random.
 
-    Both parts keep the order of `split`. Raises DataError unless both keep at least one example.
+    Both parts preserve the order of ``split``. Raises DataError if one of them would be empty.
     """
     rest, held = held_rows(len(split), size, seed)
     return split.take(rest), split.take(held)
 
 
 def held_rows(n: int, size: int | float, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """The rows of ``holdout``: (rest, held out), each ascending. Raises DataError as it does."""
+    """The rows of ``holdout``, each ascending. Raises DataError as it does."""
     count = held_count(n, size)
     order = torch.from_numpy(np.random.default_rng(seed).permutation(n))
     return order[count:].sort().values, order[:count].sort().values
 
 
 def views(split: Split, size: int | float, seed: int = 0) -> tuple[View, View]:
-    """(rest, held out) as ``holdout``, but nothing is copied, as suits a memory-mapped set.
+    """``holdout`` without a copy, for memory-mapped sets.
 
-    Above ``LARGEST_TABLE`` examples the rows are a bijection that is computed index by index.
+    Above ``LARGEST_TABLE`` examples a bijection computes the rows index by index.
     """
     n = len(split)
     if n <= LARGEST_TABLE:
@@ -249,17 +253,14 @@ def views(split: Split, size: int | float, seed: int = 0) -> tuple[View, View]:
 
 
 def spread(n: int, most: int) -> Tensor:
-    """All of 0 .. n-1, or ``most`` of them, evenly spread with the first and the last, ascending.
-
-    Of a set that is sorted by class they have the classes that it has.
-    """
+    """At most ``most`` of the indices 0 .. n-1, evenly spread from the first to the last."""
     return torch.linspace(0, n - 1, min(n, most), dtype=torch.float64).round().long()
 
 
 def held_count(n: int, size: int | float) -> int:
-    """The number of examples that are held out of ``n``: a fraction below 1, else a count.
+    """The number of held-out examples of ``n`` for a fraction below 1, or a count.
 
-    Raises DataError unless both parts keep at least one.
+    Raises DataError if one part would be empty.
     """
     count = 0
     if 0 < size < math.inf:

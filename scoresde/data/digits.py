@@ -1,4 +1,4 @@
-"""The embedded default: scikit-learn's handwritten digits, 8 x 8 pixels of 17 levels."""
+"""The default data set: the handwritten digits of scikit-learn, 8 x 8 pixels of 17 levels."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ TEST = 360
 def digits() -> Dataset:
     """1797 digits (1, 8, 8), levels 0 .. 16, ten classes: 1437 for training, 360 for testing.
 
-    The split is fixed: the first 360 of `RandomState(0).permutation(1797)`, a stream numpy
-    promises never to change, are the test images (scikit-learn's
-    `train_test_split(test_size=360, random_state=0)`). Raises DataError if scikit-learn is
-    missing. Source: UCI "Optical Recognition of Handwritten Digits".
+    The test images are the first 360 of ``RandomState(0).permutation(1797)``, which numpy keeps
+    stable; scikit-learn's ``train_test_split(test_size=360, random_state=0)`` is the same. Raises
+    DataError if scikit-learn is missing. Source: UCI "Optical Recognition of Handwritten Digits".
     """
     try:
         from sklearn.datasets import load_digits

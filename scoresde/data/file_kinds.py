@@ -47,7 +47,8 @@ def kind_of(path: Path) -> str:
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**32:
         return "a safetensors file"
     try:
-        text = getincrementaldecoder("utf-8")().decode(head).lstrip()  # may end in a character
+        # Incremental, because the head may end within a character.
+        text = getincrementaldecoder("utf-8")().decode(head).lstrip()
     except UnicodeDecodeError:
         return "a binary file of no known kind"
     if "\0" in text:

@@ -1,4 +1,4 @@
-"""Examples judged as those of a known data set: pictures in a folder, arrays, own samples."""
+"""Examples in the format of a known data set: pictures in a folder, arrays, samples."""
 
 from __future__ import annotations
 
@@ -35,24 +35,24 @@ def examples(
     size: int | None = None,
     channels: Literal[1, 3] | None = None,
 ) -> Split:
-    """Every example of a source, as levels or numbers of a data set that is known.
+    """All examples of a source, as pixel levels or real numbers of a known data set.
 
-    A folder or .zip of pictures, or ``samples.npz``; of one written by ``scoresde sample`` those
-    that its record lists and that were finished, with their labels; or a file of arrays ``x``
-    (``arr_0``) and ``y`` (``arr_1``). Shades, which files hold as uint8, become levels again;
-    integers in memory are levels already.
+    A path is a folder or .zip of pictures, a folder with ``samples.npz``, or a file of arrays
+    ``x`` (``arr_0``) and ``y`` (``arr_1``). A folder written by ``scoresde sample`` yields the
+    finished samples of its record. Files store shades, uint8 over 0 .. 255, which become levels
+    again; integers in memory are levels.
 
     Args:
-        source: path, or what ``dataset_of`` takes in memory.
+        source: path, or data in memory as for ``dataset_of``.
         shape: shape of one example, (C, H, W) or (D,).
         scaling: scaling of the data set; real numbers stay in units of the data.
         label: class of every example, or one for all, for a source in memory.
-        classes: class names of the data set, among which labels are placed; None leaves them.
-        size: side that pictures are cropped and resized to; None takes them as they are.
-        channels: 1 or 3 converts pictures to grey or colour; None takes them as they are.
+        classes: class names of the data set, into which labels are mapped; None for unnamed ones.
+        size: side to which pictures are cropped and resized; None leaves their size.
+        channels: 1 or 3 converts pictures to grey or colour; None leaves their channels.
 
-    Raises DataError for other shapes, shades between the levels, numbers that are not finite, and
-    whatever cannot be read.
+    Raises DataError for other shapes, shades that are no levels, numbers that are not finite, or
+    files that cannot be read.
     """
     shape = tuple(shape)
     if not isinstance(source, str | Path):
@@ -65,7 +65,7 @@ def examples(
     else:
         x, values = _of_arrays(path, shape)
     with reading(path):
-        # Labels that we wrote are places.
+        # Labels written by scoresde are indices into the classes.
         ours = bool(sample_record(path))
         split = Split(_as_data(x, scaling), _placed(values, None if ours else classes))
         finished = len(split) - unfinished(path, len(split))
@@ -75,7 +75,7 @@ def examples(
 
 
 def sample_record(path: Path) -> dict[str, Any]:
-    """The record of ``scoresde sample`` in the folder, or beside the file; empty without one."""
+    """The record of ``scoresde sample`` for a folder or a file in it; empty without one."""
     try:
         record = (path if path.is_dir() else path.parent) / RECORD
         found = json.loads(record.read_text(encoding="utf-8"))
@@ -86,7 +86,7 @@ def sample_record(path: Path) -> dict[str, Any]:
 
 
 def unfinished(path: Path, n: int) -> int:
-    """The number of samples that an interrupted run left unfinished: the last ones of ``n``."""
+    """How many of the last of ``n`` samples an interrupted run left unfinished."""
     noted = sample_record(path).get("unfinished", 0)
     if not isinstance(noted, int) or noted < 0:
         raise DataError(f"{RECORD}: unfinished is {noted!r}; draw the samples anew")
@@ -94,7 +94,7 @@ def unfinished(path: Path, n: int) -> int:
 
 
 def levels_of(pictures: Tensor, scaling: Scaling) -> Tensor:
-    """The levels that ``Scaling.to_uint8`` made the pictures from. Raises DataError for others."""
+    """The inverse of ``Scaling.to_uint8``. Raises DataError for shades that it cannot produce."""
     levels = scaling.levels
     if levels is None or levels > SHADES:
         kind = "real numbers" if levels is None else f"{levels} levels"
@@ -120,7 +120,7 @@ def _in_memory(
 ) -> Split:
     if isinstance(source, Split):
         source, label = source.x, source.label
-        classes = None  # its labels are places
+        classes = None  # its labels are indices
     x, label, _ = pair_of(source, label)
     with reading("x"):
         found = torch.from_numpy(_like(array_of(x), shape))
@@ -142,7 +142,7 @@ def _placed(label: Any, classes: Sequence[str] | None) -> Tensor | None:
         return None
     if classes is not None:
         return placed(label, classes)
-    values = label_values(label)  # names are of no use without the classes
+    values = label_values(label)  # names are meaningless without the classes
     return None if values.dtype.kind == "U" else torch.from_numpy(values)
 
 
@@ -183,10 +183,7 @@ def _of_arrays(file: Path, shape: tuple[int, ...]) -> tuple[Tensor, np.ndarray |
 
 
 def _like(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Examples (N, *shape), channels first; images may have them last, or none for one.
-
-    Examples of one number may be (N,).
-    """
+    """Examples as (N, *shape); images may be NHWC, or NHW for one channel, numbers (N,)."""
     if x.ndim == 1 and shape == (1,):
         x = x[:, None]
     elif x.ndim == 4 and (x.shape[-1], *x.shape[1:-1]) == shape:
@@ -205,7 +202,7 @@ def _like(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _as_data(x: Tensor, scaling: Scaling) -> Tensor:
-    """Levels of shades or of levels, numbers as they are."""
+    """Shades (uint8) as levels; checked levels and real numbers unchanged."""
     levels = scaling.levels
     if x.dtype == torch.uint8:
         return levels_of(x, scaling)

@@ -25,10 +25,9 @@ from scoresde.data.scaling import Scaling
 
 
 def read_idx(path: Path | str, rank: int) -> np.ndarray:
-    """The uint8 array in an idx file: magic 00 00 08 `rank`, `rank` big-endian sizes, bytes.
+    """The uint8 array in an idx file: magic 00 00 08 ``rank``, ``rank`` big-endian sizes, bytes.
 
-    Raises DataError for a missing or damaged file, another magic number, or a size other than
-    the header's.
+    Raises DataError for a missing or damaged file, another magic number, or a wrong size.
     """
     path = Path(path)
     with reading(path):
@@ -49,9 +48,9 @@ def read_idx(path: Path | str, rank: int) -> np.ndarray:
 def idx_folder(path: Path | str) -> Dataset:
     """Images (1, H, W) of 256 levels and their labels, from the four idx files of MNIST's family.
 
-    The names are `train-images-idx3-ubyte`, `train-labels-idx1-ubyte` and likewise `t10k-` or
-    `test-`, with or without `.gz`, a prefix as in `emnist-letters-`, or `.idx3-ubyte`. Class
-    names are the lines of `classes.txt` if it is there, else the labels.
+    The files are ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte`` and the same with
+    ``t10k`` or ``test``; a prefix such as ``emnist-letters-``, ``.idx3-ubyte`` and ``.gz`` are
+    allowed. Class names are the lines of ``classes.txt``, if present, or the labels.
 
     Args:
         path: folder with the four idx files of a set such as MNIST.
@@ -67,7 +66,7 @@ def idx_folder(path: Path | str) -> Dataset:
 
 
 def labelled_images(folder: Path, parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> Dataset:
-    """Pictures of 256 levels (N, C, H, W) and their labels, for training and for testing.
+    """The data set of pictures of 256 levels (N, C, H, W) with labels, for training and testing.
 
     The lines of ``classes.txt`` in the folder name the labels in ascending order.
     """

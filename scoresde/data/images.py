@@ -1,4 +1,4 @@
-"""Image files: folders of pictures, and the lossless sheets of the CIFAR-10 subset."""
+"""Image files: folders of pictures, and lossless sheets of the CIFAR-10 subset."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ from scoresde.data.scaling import Scaling
 if TYPE_CHECKING:
     from PIL import Image, ImageFile
 
-# Pillow's name for two bytes a number, of which it keeps the higher one.
+# Pillow's raw modes of two bytes per number, of which it would drop the lower one.
 DEEP = re.compile(";16[BLN]$")
 MODES = {"1": 1, "L": 1, "RGB": 3}
 TILE = 32
 PIECE = 2**25
-"""Bytes of decoded pictures held before they are passed on."""
+"""Bytes of decoded pictures per piece."""
 
 Convert = Callable[[bytes], np.ndarray]
 
-# The formats that Pillow may open: it goes by the content, and some formats run other programs.
+# Formats that Pillow may open. It detects the format, and some decoders run other programs.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
 
 
@@ -61,23 +61,23 @@ def image_folder(
     cache: Path | str | None = None,
     progress: Progress = silent,
 ) -> Dataset:
-    """Pictures of 256 levels below a folder or in a zip archive; its sub-folders are the classes.
+    """Pictures of 256 levels below a folder or in a zip archive; sub-folders are classes.
 
     Args:
         path: folder with the pictures, or a .zip of them, which is not extracted.
-        size: side of the square that pictures are cropped and resized to; null takes them as
-            they are, all of one size.
-        channels: 1 converts to grey, 3 to colour, dropping transparency; null takes them as they
-            are.
-        holdout: pictures held out for testing where no folder holds them: a fraction of them
-            below 1, else their number.
-        seed: seed of that choice.
-        on_error: what to do with damaged pictures; skip leaves them out and counts them.
-        cache: folder where the decoded pictures are kept, to be mapped into memory; null keeps
+        size: side of the square to which pictures are cropped and resized; null requires pictures
+            of one size.
+        channels: 1 converts to grey, 3 to colour without transparency; null requires pictures of
+            one kind.
+        holdout: pictures held out for testing if there is no folder of them: a fraction below 1,
+            or a number.
+        seed: random seed of the held-out pictures.
+        on_error: reaction to damaged pictures; skip leaves them out and counts them.
+        cache: folder for the decoded pictures, which are then mapped into memory; null keeps
             them in memory only.
-        progress: callback that shows how many pictures are decoded.
+        progress: callback that shows the number of decoded pictures.
 
-    Raises DataError for a folder without pictures, for one that is damaged or differs, and for an
+    Raises DataError for a folder without pictures, pictures that are damaged or differ, or an
     archive with names that lead out of it.
     """
     check(image_folder, locals())
@@ -125,10 +125,10 @@ def _notes(parts: Parts) -> tuple[str, ...]:
 
 
 def cifar_subset(path: Path | str) -> Dataset:
-    """Colour images (3, 32, 32) of 256 levels from sheets of tiles, read row by row.
+    """Colour images (3, 32, 32) of 256 levels from sheets of tiles in row-major order.
 
-    The folder holds `train-*.webp` and `test-*.webp` (lossless; sides are multiples of 32),
-    `train-labels.npy` and `test-labels.npy`, and may hold `classes.txt`.
+    The folder has ``train-*.webp`` and ``test-*.webp`` (lossless; sides are multiples of 32),
+    ``train-labels.npy`` and ``test-labels.npy``, and optionally ``classes.txt``.
 
     Args:
         path: folder with the sheets and their labels.
@@ -144,17 +144,17 @@ def cifar_subset(path: Path | str) -> Dataset:
 
 
 def open_image(content: bytes) -> Image.Image:
-    """The picture in a file's bytes, upright.
+    """Decode the bytes of a picture file, and rotate it upright.
 
     Raises DamagedPicture if it is damaged or far too large, DataError for more than 256 levels.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of odd metadata, which no pixel depends on
+        warnings.simplefilter("ignore")  # about odd metadata, which does not affect pixels
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            # Decoding does not compare a PNG's checksums; verify() does, and uses the file up.
+            # Only verify() checks the CRCs of a PNG, and it cannot be followed by load().
             with Image.open(BytesIO(content), formats=FORMATS) as image:
                 image.verify()
             with Image.open(BytesIO(content), formats=FORMATS) as image:
@@ -164,16 +164,16 @@ def open_image(content: bytes) -> Image.Image:
                 return ImageOps.exif_transpose(image)
         except DataError:
             raise
-        except Exception as error:  # decoders raise whatever they stumble over
+        except Exception as error:  # decoders raise many types
             reason = ascii(str(error).partition("\n")[0] or type(error).__name__)[1:-1][:120]
-            if isinstance(error, UnidentifiedImageError):  # which names an object in memory
+            if isinstance(error, UnidentifiedImageError):  # its message is an object address
                 reason = "of no known format" if content else "empty"
             message = f"not a usable picture ({reason}); replace or remove it"
             raise DamagedPicture(message) from error
 
 
 def _require_shades(image: ImageFile.ImageFile) -> None:
-    """Raise DataError for more than 256 levels, of which decoding would drop the low bits."""
+    """Raise DataError for more than 256 levels, because decoding would drop the low bits."""
     modes = [image.mode, *(_raw_mode(tile[3]) for tile in image.tile)]
     deep = [mode for mode in modes if mode.startswith(("I", "F")) or DEEP.search(mode)]
     if deep:
@@ -181,28 +181,28 @@ def _require_shades(image: ImageFile.ImageFile) -> None:
 
 
 def _raw_mode(arguments: object) -> str:
-    """The mode in the file: the first word among the arguments of Pillow's decoder."""
+    """The mode of the file: the first string among the arguments of Pillow's decoder."""
     first = arguments[:1] if isinstance(arguments, tuple) else (arguments,)
     return next((word for word in first if isinstance(word, str)), "")
 
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """Hide what C code writes to standard error; libtiff writes there about every odd tag."""
+    """Discard output of C code to standard error, where libtiff reports every odd tag."""
     sys.stderr.flush()
     with open(os.devnull, "wb") as nowhere:
-        kept = os.dup(2)
+        original = os.dup(2)
         os.dup2(nowhere.fileno(), 2)
         try:
             yield
         finally:
-            os.dup2(kept, 2)
-            os.close(kept)
+            os.dup2(original, 2)
+            os.close(original)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A picture to be decoded: its name, its label, and whether it is for testing."""
+    """A picture to decode: its name, its label, and True if it is for testing."""
 
     name: str
     label: int
@@ -210,11 +210,11 @@ class Entry:
 
 
 Picture = tuple[Entry, np.ndarray]
-"""An entry and its shades, uint8 (C, H, W)."""
+"""An entry and its pixels, uint8 (C, H, W)."""
 
 
 def _entries(layout: PictureLayout, holdout: float, seed: int) -> list[Entry]:
-    """The pictures of both splits, those for training first."""
+    """The pictures of both splits, training pictures first."""
     train, test = layout.train, layout.test
     if test is None:
         with reading("no folder of pictures for testing, so holdout"):
@@ -238,7 +238,7 @@ def _decoded(
     skip: bool,
     progress: Progress,
 ) -> Iterator[tuple[bool, Split]]:
-    """The pictures in pieces; with ``skip`` the names of damaged ones are appended to the list."""
+    """Decode the pictures in pieces; ``skip`` appends the names of damaged ones to ``skipped``."""
     with progress(len(entries), "decoding pictures") as advance:
         found = _pictures(album, entries, convert, skipped if skip else None, advance)
         for test, part in groupby(found, lambda picture: picture[0].test):
@@ -253,7 +253,7 @@ def _pictures(
     skipped: list[str] | None,
     advance: Callable[[int], object],
 ) -> Iterator[Picture]:
-    """The pictures, all of one shape; without ``skipped`` a damaged one is an error."""
+    """Decode the pictures; raise for different shapes and, if ``skipped`` is None, for damage."""
     first: Picture | None = None
     for entry in entries:
         try:
@@ -276,7 +276,7 @@ def _pictures(
 
 
 def _pieces(pictures: Iterator[Picture]) -> Iterator[list[Picture]]:
-    """PIECE bytes of pictures at a time."""
+    """Group pictures into pieces of PIECE bytes."""
     piece: list[Picture] = []
     for picture in pictures:
         piece.append(picture)
@@ -295,7 +295,7 @@ def _split(piece: list[Picture], labelled: bool) -> Split:
 def picture_levels(
     content: bytes, size: int | None = None, channels: Literal[1, 3] | None = None
 ) -> np.ndarray:
-    """The shades, uint8 (C, H, W), of a picture in a file's bytes. Raises DataError."""
+    """The pixels, uint8 (C, H, W), of a picture in a file's bytes. Raises DataError."""
     from PIL import Image, ImageOps
 
     image = open_image(content)

@@ -1,7 +1,7 @@
-"""Labels of any kind (numbers with gaps, names, one-hot rows) become classes 0, 1, ...
+"""Conversion of labels of any kind (numbers with gaps, names, one-hot rows) to classes 0, 1, ...
 
-A class is named by its label: labels 1, 2, 3 become the classes "1", "2", "3", stored as 0, 1, 2.
-A number never stands for a place among the classes where it is the name of one.
+The label is the name of its class: labels 1, 2, 3 become the classes "1", "2", "3", stored as 0,
+1, 2. A number is an index of a class only if no class is named by a number.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MOST_CLASSES = 100_000
 
 
 class Numbered(NamedTuple):
-    """Labels as int64 (N,), one for each array, their class names, and lines for the user."""
+    """Labels of each array as int64 (N,), their class names, and notes for the user."""
 
     labels: tuple[Tensor, ...]
     classes: tuple[str, ...]
@@ -29,8 +29,8 @@ class Numbered(NamedTuple):
 def label_values(labels: Any) -> np.ndarray:
     """The label of every example (N,): int64, or strings.
 
-    Takes integers and whole floats of any width, bool and strings, as (N,) or (N, 1), and one-hot
-    rows (N, K), which are their places. Raises DataError for anything else.
+    Accepts integers and whole floats of any width, bool and strings, as (N,) or (N, 1), and
+    one-hot rows (N, K). Raises DataError for anything else.
     """
     try:
         y = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
@@ -70,9 +70,9 @@ def label_values(labels: Any) -> np.ndarray:
 
 
 def numbered(*values: np.ndarray) -> Numbered:
-    """The classes that occur in any of the arrays, in the order of ``in_order``.
+    """Number the classes of all arrays, in the order of ``in_order``.
 
-    Raises DataError for numbers mixed with names, and for more than MOST_CLASSES classes.
+    Raises DataError for numbers mixed with names, or more than MOST_CLASSES classes.
     """
     if len({y.dtype.kind for y in values if y.size}) > 1:
         raise DataError("some labels are numbers and some are names; give one kind")
@@ -91,10 +91,10 @@ def numbered(*values: np.ndarray) -> Numbered:
 
 
 def placed(labels: Any, classes: Sequence[str]) -> Tensor:
-    """The places of labels among classes that are known, int64 (N,).
+    """The indices of labels among known classes, int64 (N,).
 
-    A label is the name of its class; where no class is named by a number, a number is a place.
-    Raises DataError for a label that is neither.
+    A label is the name of its class, or an index if no class is named by a number. Raises
+    DataError for other labels.
     """
     distinct, inverse = np.unique(label_values(labels), return_inverse=True)
     names = [str(value) for value in distinct]
@@ -111,7 +111,7 @@ def placed(labels: Any, classes: Sequence[str]) -> Tensor:
 
 
 def in_order(names: Iterable[str]) -> tuple[str, ...]:
-    """Class names, each once: by value where all are whole numbers, else alphabetically."""
+    """Distinct class names, sorted by value if all are integers, otherwise alphabetically."""
     unique = sorted(set(names))
     if all(map(_is_number, unique)):
         unique.sort(key=int)
@@ -119,7 +119,7 @@ def in_order(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def gaps(classes: Sequence[str]) -> tuple[str, ...]:
-    """A line about numbers that are not 0, 1, ...; none where there is nothing to say."""
+    """A note if the classes are numbers other than 0, 1, ..."""
     if not all(map(_is_number, classes)) or list(classes) == list(map(str, range(len(classes)))):
         return ()
     return (
@@ -129,7 +129,7 @@ def gaps(classes: Sequence[str]) -> tuple[str, ...]:
 
 
 def listing(names: Iterable[str], most: int = 10) -> str:
-    """Some names in a line: the first ones, and the last."""
+    """At most ``most`` names in a line: the first ones, and the last."""
     found = list(names)
     few = found if len(found) <= most else [*found[: most - 1], "...", found[-1]]
     return ", ".join(few)

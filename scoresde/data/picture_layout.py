@@ -1,7 +1,7 @@
-"""The usual layouts of picture sets: the class of every picture, and the part it belongs to.
+"""The usual layouts of picture sets: the class and the part (train or test) of every picture.
 
-A folder may hold pictures; folders of classes; folders ``train``, ``val`` and ``test`` of either;
-the ``dataset.json`` of StyleGAN and EDM, which has the labels; or one folder with all that.
+A folder may have pictures; folders of classes; folders ``train``, ``val`` and ``test`` of either;
+``dataset.json`` of StyleGAN and EDM with the labels; or a single folder with any of these.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ ROLES = {
 INDEX = "dataset.json"
 
 Group = list[tuple[str, str]]
-"""(class, name) of pictures; the class is "" for pictures without one."""
+"""(class, name) of each picture; the class is "" if there is none."""
 
 
 @dataclass(frozen=True)
 class PictureLayout:
-    """Pictures for training, and for testing where a folder has them; and lines for the user.
+    """Pictures for training and, if there is a folder of them, for testing, with notes.
 
-    ``classes`` is empty without classes; ``index`` is the file that the labels are from.
+    ``classes`` may be empty; ``index`` is the file of the labels, if any.
     """
 
     train: Group
@@ -47,7 +47,7 @@ class PictureLayout:
 
 
 def layout_of(album: Album) -> PictureLayout:
-    """The layout of an album. Raises DataError for one that can be read in two ways."""
+    """The layout of an album. Raises DataError if it is ambiguous."""
     outer = _outer(album.names)
     if outer + INDEX in album:
         return _indexed(album, outer)
@@ -71,7 +71,7 @@ def layout_of(album: Album) -> PictureLayout:
 
 
 def _outer(names: Sequence[str]) -> str:
-    """The folders, with their slashes, that hold everything and have folders; "" for none."""
+    """The path, with a final slash, of the nested single folders around everything; or ""."""
     outer = ""
     while True:
         inner = [name.removeprefix(outer) for name in names]
@@ -83,7 +83,7 @@ def _outer(names: Sequence[str]) -> str:
 
 
 def _splits(names: Sequence[str]) -> dict[str, str]:
-    """The folder of each role, by role; empty where the folders are classes or there are none."""
+    """The folder of each role; empty if the folders are classes or there are none."""
     tops = sorted({name.partition("/")[0] for name in names if "/" in name})
     parts = [top for top in tops if top.lower() in ROLES]
     others = [f"{top}/" for top in tops if top not in parts]
@@ -92,7 +92,7 @@ def _splits(names: Sequence[str]) -> dict[str, str]:
     said = ", ".join(f"{part}/" for part in parts)
     if others:
         nested = any(name.count("/") > 1 and name.partition("/")[0] in parts for name in names)
-        if len(parts) == 1 and not nested:  # a class that is called so
+        if len(parts) == 1 and not nested:  # the name of a class
             return {}
         raise DataError(
             f"{said} beside {listing(others, 4)}: parts of the set or classes? move one kind away"
@@ -119,7 +119,7 @@ def _split_notes(splits: dict[str, str], names: Sequence[str]) -> Iterable[str]:
 
 
 def _group(outer: str, folder: str, names: Sequence[str]) -> Group:
-    """The pictures below a folder, each with the folder in it that names its class."""
+    """The pictures below a folder; the names of its folders are classes."""
     root = f"{folder}/" if folder else ""
     inner = [name.removeprefix(root) for name in names if name.startswith(root)]
     found = [
@@ -132,7 +132,7 @@ def _group(outer: str, folder: str, names: Sequence[str]) -> Group:
 
 
 def _unseen(train: Group, test: Group) -> list[str]:
-    """A line about classes that only the pictures for testing have."""
+    """A note about classes without training pictures."""
     known, found = ({group for group, _ in part} for part in (train, test))
     if not (new := in_order(found - known)):
         return []
@@ -145,7 +145,7 @@ def _unseen(train: Group, test: Group) -> list[str]:
 
 
 def _indexed(album: Album, outer: str) -> PictureLayout:
-    """The layout that ``dataset.json`` states: labels by name, or none; folders are no classes."""
+    """The layout from ``dataset.json``: labels by name, or none; folders are not classes."""
     index = outer + INDEX
     try:
         labels = json.loads(album.read(index))["labels"]

@@ -1,4 +1,4 @@
-"""Sources of pictures: a folder, or a zip archive that is read without extracting it."""
+"""Sources of pictures: a folder, or a zip archive, read without extraction."""
 
 from __future__ import annotations
 
@@ -16,42 +16,42 @@ from scoresde.data.file_kinds import kind_of
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 LARGEST_MEMBER = 2**28
-"""Bytes a picture in an archive may unpack to."""
+"""Most bytes of an unpacked picture of an archive."""
 DEEPEST_LINK = 3
-"""Folders down to which links are followed: as far as classes lie, ``outer/train/cat``."""
+"""Depth to which links to folders are followed: that of classes, ``outer/train/cat``."""
 
 
 class DamagedPicture(DataError):
-    """A picture that cannot be decoded; ``on_error="skip"`` leaves it out."""
+    """A picture cannot be decoded; ``on_error="skip"`` leaves it out."""
 
 
 class Album(ABC):
-    """Pictures by name: paths below the album, with slashes."""
+    """Pictures by name; names are paths relative to the album, with slashes."""
 
     path: Path
 
     @property
     @abstractmethod
     def names(self) -> Sequence[str]:
-        """Names of the visible pictures, in an order that depends on names alone.
+        """Names of the visible pictures, in an order that depends only on the names.
 
         Raises DataError for an album without pictures.
         """
 
     @abstractmethod
     def __contains__(self, name: str) -> bool:
-        """Whether there is a file of this name, a picture or not."""
+        """True if there is a file, a picture or not, with this name."""
 
     @abstractmethod
     def marks(self, names: Sequence[str]) -> list[tuple[str, int, int]]:
-        """(name, size, time of change or CRC) of files: another file has another."""
+        """(name, size, modification time or CRC) of files, to detect changes."""
 
     @abstractmethod
     def read(self, name: str) -> bytes:
-        """The bytes of a file. Raises DamagedPicture where they cannot be had."""
+        """The bytes of a file. Raises DamagedPicture if they cannot be read."""
 
     def where(self, name: str) -> str:
-        """A picture as messages name it."""
+        """The name of a picture for messages."""
         return shown(str(self.path / name))
 
 
@@ -67,7 +67,7 @@ class FolderAlbum(Album):
 
     def _files(self) -> Iterator[str]:
         def fail(error: OSError) -> None:
-            raise error  # a folder that cannot be read is not passed over
+            raise error  # os.walk would skip an unreadable folder
 
         for root, folders, files in os.walk(self.path, onerror=fail, followlinks=True):
             here = Path(root).relative_to(self.path)
@@ -99,9 +99,9 @@ class FolderAlbum(Album):
 
 
 class ZipAlbum(Album):
-    """The pictures in an open zip archive, as if it were the folder that it packs.
+    """The pictures in an open zip archive.
 
-    Raises DataError for names that lead out of the archive, that come twice, and for encryption.
+    Raises DataError for names that lead out of the archive, duplicate names, or encryption.
     """
 
     def __init__(self, path: Path, archive: zipfile.ZipFile) -> None:
@@ -128,7 +128,7 @@ class ZipAlbum(Album):
             )
         try:
             return self._archive.read(info)
-        except Exception as error:  # every method of packing has errors of its own
+        except Exception as error:  # each compression method raises its own types
             reason = str(error).partition("\n")[0] or type(error).__name__
             raise DamagedPicture(f"damaged ({reason}); make the archive anew") from error
 
@@ -147,7 +147,7 @@ def album(path: Path) -> Iterator[Album]:
                 archive = zipfile.ZipFile(path)
             except PermissionError as error:
                 raise DataError(f"not readable ({error.strerror}); allow it") from error
-            except Exception as error:  # whatever its parser stumbles over
+            except Exception as error:  # the parser raises many types
                 raise DataError(f"damaged or no zip archive ({error}); get it anew") from error
     if archive is None:
         yield FolderAlbum(path)
@@ -159,12 +159,12 @@ def album(path: Path) -> Iterator[Album]:
 
 
 def shown(name: str) -> str:
-    """A name with what no terminal or text file takes in it written out."""
+    """A name with unprintable characters escaped."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
 
 
 def _pictures(names: Sequence[str]) -> list[str]:
-    """The names with a picture's suffix, sorted folder by folder. Raises DataError for none."""
+    """The names with the suffix of a picture, sorted by folder. Raises DataError for none."""
     suffixes = {name: PurePosixPath(name).suffix.lower() for name in sorted(names)}
     found = [name for name in names if suffixes[name] in SUFFIXES]
     if not found:
@@ -175,16 +175,16 @@ def _pictures(names: Sequence[str]) -> list[str]:
 
 
 def _hidden(part: str) -> bool:
-    """Whether a file or folder is hidden, or what macOS adds to archives."""
+    """True for hidden files and folders, and those that macOS adds to archives."""
     return part.startswith((".", "__MACOSX"))
 
 
 def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """The visible files by name, whose folders end in one slash however they were packed."""
+    """The visible files by name, with forward slashes."""
     found: dict[str, zipfile.ZipInfo] = {}
     for info in archive.infolist():
         _require_inside(info.filename)
-        path = PurePosixPath(info.filename.replace("\\", "/"))  # as some programs pack folders
+        path = PurePosixPath(info.filename.replace("\\", "/"))  # some programs use backslashes
         if info.is_dir() or any(map(_hidden, path.parts)):
             continue
         name = path.as_posix()

@@ -20,29 +20,28 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Numbers that standardisation looks at, at most, and at a time.
+# Most numbers that standardisation uses, and numbers per piece.
 MEASURED = 2**26
 CHUNK = 2**22
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """The affine map from data to model units: of pixel levels, or of real numbers.
+    """The affine map from data to model units, for pixel levels or real numbers.
 
-    Real numbers, where ``levels`` is None, are ``(x - shift) / scale`` with a shift and a scale
-    for every entry of the first axis of an example: features (D,), channels (C, H, W). Empty ones
-    leave the numbers as they are.
+    Real numbers (``levels`` is None) map to ``(x - shift) / scale``, with one shift and one scale
+    per feature (D,) or channel (C, H, W). Without them the map is the identity.
 
     Args:
         levels: number of pixel levels; None for real numbers.
-        low: where the lowest level begins in model units; of real numbers, the value in units of
-            the data that a picture shows black.
-        high: where the highest level ends; of real numbers, the value that is white.
-        shift: what is subtracted from real numbers, such as their mean.
-        scale: what they are then divided by, such as their deviation.
+        low: lower edge of the lowest level in model units; for real numbers, the value, in units
+            of the data, that pictures show as black.
+        high: upper edge of the highest level; for real numbers, the value of white.
+        shift: number subtracted from each feature, such as its mean.
+        scale: divisor of each feature, such as its standard deviation.
 
-    Raises ValueError for fewer than two levels, more than int32 holds, an empty interval, and for
-    a shift or scale that does not fit.
+    Raises ValueError for fewer than two levels or more than 2^31, an empty interval, or a shift or
+    scale that does not fit.
     """
 
     levels: int | None = None
@@ -52,7 +51,7 @@ class Scaling:
     scale: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("shift", "scale"):  # JSON has lists
+        for name in ("shift", "scale"):  # lists if read from JSON
             object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
         if self.levels is not None and self.levels < 2:
             raise ValueError(f"levels is {self.levels}; give at least 2, or None for real data")
@@ -73,10 +72,7 @@ class Scaling:
         return 1.0 if self.levels is None else (self.high - self.low) / self.levels
 
     def log_volume(self, shape: tuple[int, ...]) -> float:
-        """log |d(model units) / d(data)| of one example of this shape.
-
-        log p of the data, in their own units, is log p in model units plus this.
-        """
+        """log |d(model units) / d(data)| of one example: add it to log p in model units."""
         if not self.scale:
             return math.prod(shape) * math.log(self.step)
         return -sum(map(math.log, self.scale)) * (math.prod(shape) / len(self.scale))
@@ -84,10 +80,11 @@ class Scaling:
     def encode(
         self, k: Tensor, u: Tensor | float = 0.5, dtype: torch.dtype = torch.float32
     ) -> Tensor:
-        """Model units of the data ``k`` (B, ...): of levels low + step (k + u), their middle.
+        """The data ``k`` (B, ...) in model units, low + step (k + u) for levels.
 
-        `u` in [0, 1) is a number or shaped like `k`. Rounding never leaves the level:
-        `decode(encode(k, u))` is `k` for every `u`. Real numbers are not dequantised.
+        ``u`` in [0, 1) is a number or shaped like ``k``, by default the middle of a level.
+        ``decode(encode(k, u))`` equals ``k`` for every ``u``, even after rounding. Real numbers
+        ignore ``u``.
         """
         if self.levels is None:
             if not self.scale:
@@ -99,10 +96,7 @@ class Scaling:
         return torch.minimum(x, torch.nextafter(above, above - 1))
 
     def decode(self, x: Tensor) -> Tensor:
-        """The data of the model units `x`: levels, clamped, as uint8, or int32 above 256 levels.
-
-        Real numbers keep their dtype.
-        """
+        """The inverse: clamped levels, uint8 or int32 above 256 levels, or numbers like ``x``."""
         if self.levels is None:
             if not self.scale:
                 return x
@@ -113,7 +107,7 @@ class Scaling:
         return level.to(torch.uint8 if self.levels <= 256 else torch.int32)
 
     def to_uint8(self, x: Tensor) -> Tensor:
-        """Picture of the model units `x`: its levels, or [low, high], stretched over 0 .. 255."""
+        """A picture of ``x``: levels, or real numbers in [low, high], stretched to 0 .. 255."""
         if self.levels is None:
             unit = ((self.decode(x) - self.low) / (self.high - self.low)).clamp(0, 1)
         else:
@@ -121,7 +115,7 @@ class Scaling:
         return (255 * unit).round().to(torch.uint8)
 
     def _edge(self, k: Tensor, dtype: torch.dtype) -> Tensor:
-        # The one place that rounds: encode and decode must agree on every edge to the last bit.
+        # The only rounding: encode and decode must agree on every edge to the last bit.
         return (self.low + self.step * k).to(dtype)
 
     def _along(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,11 +130,10 @@ class Scaling:
 
 
 def standardising(x: Tensor) -> Scaling:
-    """The scaling of real examples ``x`` (N, K, ...) to mean 0 and deviation 1, entry by entry.
+    """The scaling of real examples ``x`` (N, K, ...) to mean 0 and deviation 1 per feature.
 
-    A shift and a scale for every feature of vectors and every channel of pictures, from float64
-    sums; a constant one has scale 1. Of more than 2^26 numbers evenly spread examples are taken.
-    Black and white are the least and the largest of them.
+    A constant feature has scale 1. Above 2^26 numbers evenly spread examples are used. ``low`` and
+    ``high`` are the least and the largest number.
     """
     each = max(1, x[0].numel())
     most = max(2, MEASURED // each)
@@ -156,7 +149,7 @@ def standardising(x: Tensor) -> Scaling:
     mean, least, largest = total.sum(0) / count, lows.amin(0), highs.amax(0)
     squares = [(piece - mean[:, None]).square().sum(1) for piece in pieces()]
     deviation = (torch.stack(squares).sum(0) / count).sqrt()
-    # Rounding gives a constant a tiny deviation.
+    # A constant has a tiny deviation from rounding.
     scale = torch.where((least < largest) & (deviation > 0), deviation, 1.0)
     low, high = float(least.min()), float(largest.max())
     high = high if low < high else low + 1 + abs(low)

@@ -1,7 +1,7 @@
-"""The order in which training visits examples: a function of (seed, step), whatever their number.
+"""The order of training examples as a function of (seed, step).
 
-Up to ``LARGEST_TABLE`` examples an epoch is a permutation in memory. Beyond, it is a bijection of
-0 .. n-1 computed index by index, so that a batch costs the same for any n.
+Up to ``LARGEST_TABLE`` examples an epoch is a permutation in memory. Above, it is a bijection of
+0 .. n-1 computed index by index, so the cost of a batch does not depend on n.
 """
 
 from __future__ import annotations
@@ -13,18 +13,16 @@ import torch
 from torch import Tensor
 
 LARGEST_TABLE = 2**24
-"""Examples up to which a permutation is made: 128 MiB of int64."""
+"""Most examples for which a permutation is stored: 128 MiB of int64."""
 
 ROUNDS = 8
 
 
 def batch_indices(n: int, batch: int, seed: int, step: int) -> Tensor:
-    """The `batch` indices into `n` examples that training step `step` = 0, 1, ... visits, int64.
+    """The ``batch`` indices into ``n`` examples of training step ``step`` = 0, 1, ..., int64.
 
-    A function of (seed, step) alone, so a resumed run continues exactly. Steps read one endless
-    stream of permutations of 0 .. n-1, one an epoch: every example comes once an epoch, a batch
-    may straddle epochs, and one larger than `n` wraps around. Raises ValueError for sizes below
-    1.
+    Batches are consecutive parts of a sequence of random permutations of 0 .. n-1, one per epoch;
+    a batch may extend over several epochs. Raises ValueError for sizes below 1.
     """
     if n < 1 or batch < 1 or step < 0:
         raise ValueError(f"n {n}, batch {batch}, step {step}: sizes start at 1, steps at 0")
@@ -36,11 +34,11 @@ def batch_indices(n: int, batch: int, seed: int, step: int) -> Tensor:
 
 
 def scattered(index: Tensor, n: int, *key: int) -> Tensor:
-    """A bijection of 0 .. n-1 chosen by `key`, at the indices given, int64, without a table.
+    """A pseudorandom bijection of 0 .. n-1, selected by ``key``, at ``index``, int64.
 
-    An unbalanced Feistel network permutes 0 .. 2^bits - 1, the least such range that holds n; a
-    value outside 0 .. n-1 is sent through again until it is inside, which takes less than two
-    rounds on average. Black and Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002.
+    An unbalanced Feistel network permutes 0 .. 2^bits - 1, the smallest such range that contains
+    0 .. n-1, and is repeated until the value is below n, less than twice on average. Black and
+    Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002.
     """
     bits = max(n - 1, 1).bit_length()
     keys = np.random.SeedSequence(key).generate_state(ROUNDS, np.uint64)
@@ -53,19 +51,19 @@ def scattered(index: Tensor, n: int, *key: int) -> Tensor:
 
 
 def _visited(n: int, seed: int, epoch: int, first: int, last: int) -> Tensor:
-    """The examples at the places first .. last-1 of an epoch."""
+    """The examples at positions first .. last-1 of an epoch."""
     if n > LARGEST_TABLE:
         return scattered(torch.arange(first, last), n, seed, epoch)
     return _permutation(n, seed, epoch)[first:last]
 
 
-@lru_cache(maxsize=2)  # a batch may straddle two epochs; of 2^24 examples one is 128 MiB
+@lru_cache(maxsize=2)  # a batch may extend over two epochs
 def _permutation(n: int, seed: int, epoch: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(n))
 
 
 def _feistel(x: np.ndarray, bits: int, keys: np.ndarray) -> np.ndarray:
-    """Each half in turn is changed by a hash of the other, which any hash leaves invertible."""
+    """Alternately XOR each half with a hash of the other, which is invertible for any hash."""
     low = np.uint64(bits // 2)
     left, right = x >> low, x & _ones(low)
     for round_, key in enumerate(keys):

@@ -1,4 +1,4 @@
-"""One door for data: tensors, arrays, a torch ``Dataset``, a path, or a ``Dataset`` of ours."""
+"""Data sets from tensors, arrays, a torch ``Dataset``, a path, or a ``Dataset``."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ def dataset_of(
     classes: Sequence[str] | None = None,
     name: str = "data",
 ) -> Dataset:
-    """A data set from whatever holds one; a ``Dataset`` of ours is returned as it is.
+    """A data set from data in memory or at a path; a ``Dataset`` is returned unchanged.
 
     Integers are pixel levels, (N, H, W), (N, H, W, C) or (N, C, H, W); floats are real numbers of
-    any shape (N, ...), which they keep; (N,) are N examples of one number. Raises DataError for
-    what cannot be read, ValueError for other arguments out of range.
+    any shape (N, ...), which is preserved; (N,) are N examples of one number. Raises DataError for
+    data that cannot be read, ValueError for other arguments out of range.
 
     Args:
         source: examples as a tensor, an array or nested lists; a pair (x, label) of them; a torch
-            ``Dataset`` of x or (x, label); or a path, whose kind is seen by looking at it.
+            ``Dataset`` of x or (x, label); or a path, whose kind is detected.
         label: the class of every example: numbers, names or one-hot rows.
         levels: number of pixel levels of integers; None: 256 for uint8, 2 for bool.
         layout: order of the axes of images; None: the one that fits.
-        holdout: examples held out for testing: a fraction of them below 1, else their number; 0
-            holds none out, so that the test examples are the training examples.
-        seed: seed of that choice.
+        holdout: examples held out for testing: a fraction below 1, or a number; 0 uses the
+            training examples for testing too.
+        seed: random seed of the held-out examples.
         standardise: scale real numbers to mean 0 and deviation 1.
         classes: names of the labels 0, 1, ...; None: the labels themselves.
-        name: what messages and records call the data.
+        name: name of the data in messages and records.
     """
     check(dataset_of, locals())
     if isinstance(source, Dataset):
@@ -87,7 +87,7 @@ def dataset_of(
 
 
 def pair_of(source: Any, label: Any = None) -> tuple[Any, Any, Sequence[str] | None]:
-    """Examples, labels and class names of a source in memory; None for what it has not."""
+    """Examples, and optional labels and class names, of a source in memory."""
     if isinstance(source, torch.utils.data.TensorDataset):
         source = source.tensors
     if isinstance(source, tuple) and len(source) in (1, 2):
@@ -115,14 +115,14 @@ def pair_of(source: Any, label: Any = None) -> tuple[Any, Any, Sequence[str] | N
     if len(items[0]) > 2:
         raise DataError(f"items are tuples of {len(items[0])}; give x or (x, label)")
     found = [item[1] for item in items] if len(items[0]) == 2 else label
-    # torchvision's data sets say what their labels 0, 1, ... are called.
+    # Data sets of torchvision name their labels 0, 1, ...
     classes = getattr(source, "classes", None) if len(items[0]) == 2 else None
     named = isinstance(classes, list | tuple) and all(isinstance(c, str) for c in classes)
     return stacked([item[0] for item in items]), found, classes if named else None
 
 
 def stacked(items: Sequence[Any]) -> np.ndarray:
-    """Examples of one shape as one array. Raises DataError at the first of another shape."""
+    """Stack examples of one shape. Raises DataError at the first of another shape."""
     arrays = [array_of(item) for item in items]
     for k, array in enumerate(arrays):
         if array.shape != arrays[0].shape:
@@ -131,7 +131,7 @@ def stacked(items: Sequence[Any]) -> np.ndarray:
 
 
 def array_of(x: Any) -> np.ndarray:
-    """A tensor, an array, a picture or nested lists as an array. Raises DataError for others."""
+    """Convert a tensor, a picture or nested lists to an array. Raises DataError for others."""
     if isinstance(x, Tensor):
         x = x.detach().cpu()
         array: np.ndarray = (x.float() if x.dtype == torch.bfloat16 else x).numpy()
@@ -153,7 +153,7 @@ def _at(
     seed: int,
     standardise: bool,
 ) -> Dataset:
-    """The data set at a path, read by the loader that fits the files there."""
+    """The data set at a path, read by the loader for the files there."""
     path = path.expanduser()
     with reading(path):
         require_there(path)

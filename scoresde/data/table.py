@@ -1,4 +1,4 @@
-"""Tables of numbers as text: CSV with or without a line of names, or columns between spaces."""
+"""Tables of numbers as text: CSV with or without a header, or columns separated by spaces."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LABELS = ("label", "labels", "class", "y", "target")
 
 
 class Table(NamedTuple):
-    """Numbers (N, D), a label for every row or None, and lines for the user."""
+    """Numbers (N, D), labels (N,) or None, and notes for the user."""
 
     x: np.ndarray
     y: np.ndarray | None
@@ -23,12 +23,11 @@ class Table(NamedTuple):
 
 
 def read_table(path: Path) -> Table:
-    """The numbers in a text file, one example a line.
+    """The numbers in a text file, one example per line.
 
-    Columns are separated by commas, semicolons, tabs or spaces. A first line without a number
-    names them; the column ``label`` (or another of LABELS) then holds numbers or names of
-    classes, and a first column without a name, an index, is left out. Raises DataError with line
-    and column of a cell that is no number.
+    Columns are separated by commas, semicolons, tabs or spaces. A first line without numbers is a
+    header; then a column named as in LABELS holds classes, and a first column without a name is an
+    index, which is ignored. Raises DataError, stating line and column, for other text.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -57,7 +56,7 @@ def read_table(path: Path) -> Table:
 
 
 def _rows(text: str) -> list[tuple[int, list[str]]]:
-    """(line number, cells) of every line that is not empty, all of one length."""
+    """(line number, cells) of all lines but empty ones. Raises DataError if lengths differ."""
     lines = text.removeprefix("# ").splitlines()
     first = next((line for line in lines if line.strip()), "")
     separator = max(",;\t", key=first.count)

@@ -1,4 +1,4 @@
-"""Densities in the plane, drawn from a seed; training and test points are separate streams."""
+"""Two-dimensional toy densities; training and test points have separate random streams."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _toy(
     seed: int,
     classes: tuple[str, ...] | None = None,
 ) -> Dataset:
-    # The densities are known in these units, and of deviation about 1: they are not standardised.
+    # Not standardised: the densities are known in these units, and their deviation is about 1.
     parts = _points(draw, train, [seed, 0]), _points(draw, test, [seed, 1])
     return Dataset(name, *parts, Scaling(), classes)
 

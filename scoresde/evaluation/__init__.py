@@ -1,4 +1,4 @@
-"""Judging samples without knowing where they come from: distances, classes, copies, pictures."""
+"""Evaluation of samples: distances to real data, classifiers, copies, and figures."""
 
 from scoresde.evaluation.classifier import Classifier, fit_classifier
 from scoresde.evaluation.copying import copies, copy_rate, nearest

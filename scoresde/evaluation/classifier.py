@@ -1,4 +1,4 @@
-"""A judge of generated images: a small classifier, fitted on the real training images."""
+"""A small classifier of images, fitted on real data to evaluate generated ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CHUNK = 500
 
 @dataclass(frozen=True)
 class Classifier:
-    """A fitted network with the mean and deviation of the images that it was fitted on."""
+    """A fitted network with the mean and standard deviation of its training images."""
 
     net: nn.Sequential
     mean: Tensor
@@ -23,19 +23,19 @@ class Classifier:
 
     @torch.no_grad()
     def predict(self, x: Tensor) -> Tensor:
-        """Most likely class (N,) of images (N, C, H, W), in the units of the fitted ones."""
+        """Most likely class (N,) of images (N, C, H, W) in the units of the training images."""
         inputs = (self._standardise(part) for part in x.split(CHUNK))
         return torch.cat([self.net(part).argmax(1) for part in inputs])
 
     @torch.no_grad()
     def features(self, x: Tensor) -> Tensor:
-        """What it decides by (N, 64): its last maps, averaged over the image; float64."""
+        """Features (N, 64): the last feature maps, averaged over the image, in float64."""
         maps, device = self.net[:-2], self.mean.device
         inputs = (self._standardise(part.to(device)) for part in x.split(CHUNK))
         return torch.cat([maps(part).mean((2, 3)).double().cpu() for part in inputs])
 
     def accuracy(self, x: Tensor, label: Tensor) -> float:
-        """Share of the images `x` whose predicted class is `label`."""
+        """Fraction of the images ``x`` whose predicted class is ``label``."""
         return (self.predict(x) == label).double().mean().item()
 
     def _standardise(self, x: Tensor) -> Tensor:
@@ -51,13 +51,21 @@ def fit_classifier(
     batch: int = 128,
     advance: Callable[[int], object] = lambda n: None,
 ) -> Classifier:
-    """Fit a convolutional network on real images `x` (N, C, H, W), levels or numbers.
+    """Fit a convolutional network on real images.
 
-    Cross-entropy with label smoothing 0.1, random shifts of one pixel, AdamW on a one-cycle
-    schedule. The seed decides everything; the global random state is left alone. On the 8 x 8
-    digits the defaults take some seconds of one core. ``advance`` is called after each step, with
-    the number of steps done since the last call. Raises ValueError for other shapes, or
-    labels outside 0 .. classes-1.
+    The loss is the cross-entropy with label smoothing 0.1; images are shifted at random by up to
+    one pixel; AdamW follows a one-cycle schedule. The global random state is not used.
+
+    Args:
+        x: images (N, C, H, W), pixel levels or real numbers.
+        label: classes (N,), in 0 .. classes-1.
+        classes: number of classes.
+        seed: seed of all random numbers.
+        steps: number of training steps.
+        batch: images per step.
+        advance: called with 1 after each step.
+
+    Raises ValueError for other shapes or labels.
     """
     _check(x, label, classes)
     generator = torch.Generator().manual_seed(seed)
@@ -88,17 +96,23 @@ def _check(x: Tensor, label: Tensor, classes: int) -> None:
 
 
 def _network(channels: int, side: int, classes: int, generator: torch.Generator) -> nn.Sequential:
-    """Blocks and pooling down to 8 pixels, two levels of two blocks, and one linear layer."""
+    """Blocks with pooling down to 8 pixels, two resolutions of two blocks, one linear layer."""
     layers: list[nn.Module] = []
     while side > 8:
         layers += [*_block(channels, 32), nn.MaxPool2d(2)]
         channels, side = 32, side // 2
     layers += [*_block(channels, 32), *_block(32, 32), nn.MaxPool2d(2, ceil_mode=True)]
     layers += [*_block(32, 64), *_block(64, 64), nn.AdaptiveAvgPool2d(4), nn.Flatten()]
-    # Built without memory, so that the default initialisation draws no global random numbers.
+    # Built on "meta", so that the default initialisation draws no global random numbers.
     with torch.device("meta"):
         net = nn.Sequential(*layers, nn.Linear(64 * 16, classes))
-    return _initialised(net.to_empty(device="cpu"), generator)
+    for layer in net.to_empty(device="cpu").modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        elif isinstance(layer, nn.GroupNorm):
+            layer.reset_parameters()
+    return net
 
 
 def _block(inputs: int, outputs: int) -> list[nn.Module]:
@@ -110,18 +124,8 @@ def _block(inputs: int, outputs: int) -> list[nn.Module]:
         ]
 
 
-def _initialised(net: nn.Sequential, generator: torch.Generator) -> nn.Sequential:
-    for layer in net.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
-        elif isinstance(layer, nn.GroupNorm):
-            layer.reset_parameters()
-    return net
-
-
 def _shifted(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image moved by -1, 0 or 1 pixel along either axis; the edge is repeated."""
+    """Images shifted at random by -1, 0 or 1 pixel along each axis, with replicated edges."""
     n, _, height, width = x.shape
     padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
     down, right = torch.randint(3, (2, n, 1), generator=generator).to(x.device)

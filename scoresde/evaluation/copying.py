@@ -1,4 +1,4 @@
-"""Does a model copy its training images?"""
+"""A test for samples that copy training examples."""
 
 from __future__ import annotations
 
@@ -11,21 +11,24 @@ CHUNK = 256
 
 
 def copy_rate(samples: Tensor, train: Tensor) -> float:
-    """Share of samples nearer to a training image than that is to any other training image.
+    """Fraction of samples closer to a training example than any other training example is.
 
         mean_i [ |s_i - x_j| < min_{k != j} |x_k - x_j| ],     j = argmin_j |s_i - x_j|
 
-    Euclidean distance; an exact copy always counts. `samples` (M, ...) and `train` (N, ...) with
-    N >= 2 are in the same units. Fresh images score well above 0, the test images of the 8 x 8
-    digits 0.46: compare with theirs. Raises ValueError for empty or unlike shapes, NaN or
-    infinity.
+    The distance is Euclidean, and an exact copy always counts. ``samples`` (M, ...) and ``train``
+    (N, ...), N >= 2, are in the same units. Fresh real data score well above 0 (the test images of
+    the 8 x 8 digits 0.46), so compare with their value. Raises ValueError for empty or unequal
+    shapes, NaN or infinity.
     """
     return copies(samples, train).double().mean().item()
 
 
 def copies(samples: Tensor, train: Tensor) -> Tensor:
-    """Which samples (M,) ``copy_rate`` counts."""
-    _check(samples, train)
+    """Boolean mask (M,) of the samples that ``copy_rate`` counts."""
+    if samples.shape[1:] != train.shape[1:] or samples.numel() == 0 or len(train) < 2:
+        shapes = f"{tuple(samples.shape)} and {tuple(train.shape)}"
+        raise ValueError(f"samples and training images are {shapes}; expected (M, ...), (N, ...)")
+    require_finite(samples, train)
     samples, train = samples.flatten(1), train.flatten(1)
     index, distance = nearest(samples, train)
     hit, where = index.unique(return_inverse=True)
@@ -34,15 +37,15 @@ def copies(samples: Tensor, train: Tensor) -> Tensor:
 
 
 def nearest(a: Tensor, b: Tensor, skip: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Index and distance (M,) of the row of `b` (N, D) nearest to each row of `a` (M, D).
+    """Index and distance (M,) of the row of ``b`` (N, D) nearest to each row of ``a`` (M, D).
 
-    Row i of `a` passes over row `skip[i]` of `b`. Works in chunks: memory grows as M + N.
+    Row i of ``a`` ignores row ``skip[i]`` of ``b``. Chunks limit the memory to O(M + N).
     """
     middle = b.double().mean(0)
     near, far = (a - middle).float(), (b - middle).float()
     rows = torch.arange(len(a), device=a.device).split(CHUNK)
     index = torch.cat([_nearest(near[r], far, None if skip is None else skip[r]) for r in rows])
-    # The expanded square cancels for near copies: the distance of the winner is taken afresh.
+    # The expanded square cancels for near copies, so the smallest distance is computed directly.
     return index, torch.linalg.vector_norm(a.double() - b[index].double(), dim=1)
 
 
@@ -51,10 +54,3 @@ def _nearest(a: Tensor, b: Tensor, skip: Tensor | None) -> Tensor:
     if skip is not None:
         square[torch.arange(len(a), device=a.device), skip] = torch.inf
     return square.argmin(1)
-
-
-def _check(samples: Tensor, train: Tensor) -> None:
-    if samples.shape[1:] != train.shape[1:] or samples.numel() == 0 or len(train) < 2:
-        shapes = f"{tuple(samples.shape)} and {tuple(train.shape)}"
-        raise ValueError(f"samples and training images are {shapes}; expected (M, ...), (N, ...)")
-    require_finite(samples, train)

@@ -1,4 +1,4 @@
-"""From images or points to features (N, D), in which distributions are compared."""
+"""Features (N, D) of images or points, in which distributions are compared."""
 
 from __future__ import annotations
 
@@ -15,16 +15,15 @@ from scoresde.evaluation.classifier import Classifier
 
 CHUNK = 100
 SIDE = 299
-"""Pixels of the images that Inception networks take."""
+"""Height and width of the images that Inception networks take."""
 
 
 @dataclass(frozen=True)
 class Extractor:
-    """Features of examples, with their name.
+    """A named map ``of`` from examples (N, ...) to features (N, D).
 
-    ``of`` takes (N, ...) and returns (N, D); ``pictures`` says that it takes uint8 (N, C, H, W)
-    with C = 1 or 3, else the levels or numbers of the data set. ``inception`` says that it is the
-    network whose distances are called FID and KID.
+    If ``pictures``, it takes uint8 images (N, C, H, W) with C = 1 or 3, otherwise the pixel levels
+    or real numbers of the data set. ``inception`` marks the network of FID and KID.
     """
 
     name: str
@@ -34,16 +33,14 @@ class Extractor:
 
 
 def classifier_features(judge: Classifier, data: str) -> Extractor:
-    """The features that a classifier fitted on ``data`` decides by, averaged over the image."""
+    """The features of a classifier fitted on ``data``, averaged over the image."""
     return Extractor(f"classifier features of {data}", judge.features)
 
 
 def raw_features(train: Tensor, data: str) -> Extractor:
-    """The numbers themselves, centred and divided by one deviation: geometry is kept.
+    """The data, standardised by their mean and one common deviation over ``train`` (N, ...).
 
-        (x - mean) / sqrt(mean_d var_d)
-
-    Mean (D,) and variances over the examples ``train`` (N, ...).
+    (x - mean) / sqrt(mean_d var_d), which preserves the geometry.
     """
     flat = train.flatten(1).double()
     mean, scale = flat.mean(0), flat.var(0, correction=0).mean().sqrt().clamp_min(1e-12)
@@ -53,13 +50,13 @@ def raw_features(train: Tensor, data: str) -> Extractor:
 
 
 def torchscript_features(path: Path, device: torch.device | str = "cpu") -> Extractor:
-    """The features of a network in a TorchScript file, which is a program: it is run.
+    """The features of the network in a TorchScript file. The file is a program and will be run.
 
-    A file whose forward takes ``return_features``, as the Inception of StyleGAN and EDM does, is
-    given uint8 colour images of any size, which it resizes itself, and counts as that network if
-    its features are 2048. Another is given numbers in [0, 1], resized to 299 x 299, and returns a
-    tensor, or a list of one. Grey images are given three times. Raises ValueError, naming the
-    file, unless it can be read and returns features (N, D), which are finite.
+    If its forward has the argument ``return_features``, as the Inception of StyleGAN and EDM has,
+    it gets uint8 colour images of any size and is taken for that network. Any other gets numbers
+    in [0, 1], resized to 299 x 299, and returns a tensor or a list of one. Grey images are
+    repeated to three channels. Raises ValueError, naming the file, if the file cannot be read or
+    does not return finite features (N, D).
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file; check the path")
@@ -74,8 +71,11 @@ def torchscript_features(path: Path, device: torch.device | str = "cpu") -> Extr
 
     def batch(x: Tensor) -> Tensor:
         colour = x.expand(-1, 3, -1, -1)
-        found = net(colour, return_features=True) if inception else net(_resized(colour))
-        return _checked(path, len(x), found)
+        if inception:
+            return _checked(path, len(x), net(colour, return_features=True))
+        size = (SIDE, SIDE)
+        resized = F.interpolate(colour.float() / 255, size, mode="bilinear", align_corners=False)
+        return _checked(path, len(x), net(resized))
 
     def of(x: Tensor) -> Tensor:
         with torch.no_grad():
@@ -85,13 +85,8 @@ def torchscript_features(path: Path, device: torch.device | str = "cpu") -> Extr
     return Extractor(f"features of {path.name}", of, pictures=True, inception=inception)
 
 
-def _resized(x: Tensor) -> Tensor:
-    size = (SIDE, SIDE)
-    return F.interpolate(x.float() / 255, size, mode="bilinear", align_corners=False)
-
-
 def _checked(path: Path, n: int, found: object) -> Tensor:
-    """Features (N, D) of what the network returned for n images; (N, D, 1, 1) are taken too."""
+    """The output of the network for n images, (N, D) or (N, D, 1, 1), as features (N, D)."""
     if isinstance(found, list | tuple) and len(found) == 1:
         found = found[0]
     if not isinstance(found, Tensor) or found.shape[:1] != (n,) or found.ndim < 2:

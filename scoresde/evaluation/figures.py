@@ -1,4 +1,4 @@
-"""Pictures of a run: image grids, a trajectory as a GIF, the loss, points in the plane."""
+"""Figures of a run: image grids, a trajectory as a GIF, the loss, points in the plane."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ INK = (40, 40, 40)
 def image_grid(
     images: Tensor, columns: int, zoom: int | None = None, margin: int = 4
 ) -> np.ndarray:
-    """One picture, uint8 (height, width, 3), of images (N, C, H, W) in rows of `columns`.
+    """One picture, uint8 (height, width, 3), of images (N, C, H, W) in rows of ``columns``.
 
-    `images` are uint8 as from `Scaling.to_uint8`, grey (C = 1) or RGB. Each pixel becomes a
-    square of `zoom` pixels; None enlarges small images to about 48. Order them by class to read a
-    class a row. Raises ValueError for other types and shapes.
+    ``images`` are uint8 as from ``Scaling.to_uint8``, grey (C = 1) or RGB. Each pixel becomes a
+    square of ``zoom`` pixels; None enlarges small images to about 48 pixels. Raises ValueError for
+    other types and shapes.
     """
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
         found = f"{images.dtype} {tuple(images.shape)}"
@@ -49,9 +49,9 @@ def image_grid(
 
 
 def captioned(grid: np.ndarray, title: str = "", rows: Sequence[str] = ()) -> np.ndarray:
-    """A picture with a title above it, wrapped to its width, and a name to the left of every row.
+    """A picture with a wrapped title above it and a name to the left of each row.
 
-    The rows are equally high. Names over 24 characters are cut.
+    The rows have equal heights. Names are cut to 24 characters.
     """
     from PIL import Image, ImageDraw, ImageFont
 
@@ -85,9 +85,9 @@ def sample_grid(
     classes: Sequence[str] | None = None,
     title: str = "",
 ) -> np.ndarray:
-    """One picture of samples (N, C, H, W), uint8: a row a class, by name, or else a square.
+    """One picture of uint8 samples (N, C, H, W): one named row per class, or else a square.
 
-    At most 16 rows of 16 are shown, the first ones. ``label`` (N,) holds places in ``classes``.
+    At most 16 rows of 16 are shown. ``label`` (N,) holds indices into ``classes``.
     """
     if label is None or len(found := label.unique()) == 1:
         if label is not None and title:
@@ -109,25 +109,25 @@ def save_film(
     label: Tensor | None = None,
     classes: Sequence[str] | None = None,
 ) -> None:
-    """Write how samples appear as a GIF: the denoised estimate at every network call.
+    """Write the denoised estimates of a trajectory as a GIF, one frame per network call.
 
-    ``estimates`` are uint8 (N, C, H, W), one for each call; they are laid out by ``sample_grid``.
+    ``estimates`` are uint8 (N, C, H, W), one for each call; ``sample_grid`` draws each frame.
     """
     n = len(estimates)
     frames = [
         sample_grid(images, label, classes, f"denoised estimate, network call {k} of {n}")
         for k, images in enumerate(estimates, start=1)
     ]
-    height = max(map(len, frames))  # a longer number may take another line
+    height = max(map(len, frames))  # a longer title may take another line
     room = [((height - len(frame), 0), (0, 0), (0, 0)) for frame in frames]
     pairs = zip(frames, room, strict=True)
     save_gif(path, [np.pad(frame, r, constant_values=BACKGROUND) for frame, r in pairs])
 
 
 def neighbour_grid(samples: Tensor, neighbours: Tensor, columns: int = 6) -> np.ndarray:
-    """One picture of pairs, `columns` in a row: each sample, and to its right its neighbour.
+    """One picture of pairs, ``columns`` per row: each sample with its neighbour to the right.
 
-    Both are uint8 (N, C, H, W). Raises ValueError as `image_grid` does, and for unlike shapes.
+    Both are uint8 (N, C, H, W). Raises ValueError as ``image_grid`` does, and if shapes differ.
     """
     if samples.shape != neighbours.shape:
         shapes = f"{tuple(samples.shape)} and {tuple(neighbours.shape)}"
@@ -148,15 +148,15 @@ def save_png(path: Path | str, picture: np.ndarray) -> None:
 def save_gif(
     path: Path | str, frames: Sequence[np.ndarray], seconds: float = 4.0, hold: float = 2.0
 ) -> None:
-    """Write pictures of one size as a GIF: plays in `seconds`, holds the last for `hold`, repeats.
+    """Write pictures of one size as an endless GIF of ``seconds``, plus ``hold`` on the last one.
 
-    GIF counts in hundredths of a second, and viewers slow frames under 0.02 s down: so none is
-    shorter. Raises ValueError for no frames.
+    Raises ValueError for no frames.
     """
     from PIL import Image
 
     if not frames:
         raise ValueError("a GIF needs at least one frame")
+    # GIF counts in hundredths of a second, and viewers slow down frames shorter than 0.02 s.
     each = max(20, round(100 * seconds / len(frames)) * 10)
     times = [each] * (len(frames) - 1) + [each + round(1000 * hold)]
     first, *rest = (Image.fromarray(frame).quantize() for frame in frames)
@@ -169,12 +169,12 @@ def loss_curve(
     train: str = "loss",
     held_out: str = "held_out",
 ) -> None:
-    """Draw the training loss, raw and smoothed, and the held-out loss against the step, as a PNG.
+    """Plot the training loss, raw and smoothed, and the held-out loss against the step, as a PNG.
 
-    The two have panels of their own, because they weigh the noise levels differently. `records`
-    are the lines of `metrics.jsonl`: mappings with `step` and any of the keys `train` and
-    `held_out`; others, and values that are not finite, are passed over. Raises ValueError
-    without any training loss.
+    They have separate panels, because they weight the noise levels differently. ``records`` are
+    the lines of ``metrics.jsonl``: mappings with ``step`` and any of the keys ``train`` and
+    ``held_out``. Values that are not finite are skipped. Raises ValueError if no training loss
+    remains.
     """
     from matplotlib.figure import Figure
 
@@ -193,9 +193,10 @@ def loss_curve(
         top.plot(steps, losses, "o-", color=BLUE, markersize=3.5, linewidth=1.8)
     for axes in rest:
         axes.plot(held_steps, held, "o-", color=ORANGE, markersize=3.5, linewidth=1.8)
+    top.set_title("Loss in training")
     panels = zip((top, *rest), ("training", "held-out"), (losses, held), strict=False)
     for axes, name, values in panels:
-        # The first steps of a fresh network would squeeze the rest of the curve flat.
+        # The large losses of the first steps would flatten the rest of the curve.
         axes.set_ylim(*_limits(values[len(values) // 20 :]))
         axes.set(ylabel=f"{name} loss")
         axes.grid(alpha=0.3)
@@ -205,7 +206,7 @@ def loss_curve(
 
 
 def smoothed(values: np.ndarray, window: int | None = None) -> np.ndarray:
-    """Exponential average over about `window` values (1/30 of all), without start-up bias."""
+    """Exponential average over about ``window`` values (1/30 of all), corrected for its bias."""
     decay = 1 - 1 / (window or max(1, len(values) // 30))
     total, weight, out = 0.0, 0.0, []
     for value in values:
@@ -215,10 +216,10 @@ def smoothed(values: np.ndarray, window: int | None = None) -> np.ndarray:
 
 
 def scatter(path: Path | str, panels: Mapping[str, Tensor], limit: int = 5000) -> None:
-    """Draw sets of points (N, 2) side by side on equal axes, each under its name, as a PNG.
+    """Plot named sets of points (N, 2) side by side, as a PNG.
 
-    At most `limit` points of each set, the first ones, are drawn; the first set fixes the frame.
-    Raises ValueError for no sets or another shape.
+    The first ``limit`` points of each set are drawn. The first set determines the limits of all
+    axes. Raises ValueError for no sets or other shapes.
     """
     from matplotlib.figure import Figure
 
@@ -235,16 +236,14 @@ def scatter(path: Path | str, panels: Mapping[str, Tensor], limit: int = 5000) -
         figure.subplots(1, len(points), squeeze=False)[0], points.items(), strict=True
     ):
         axes.plot(x[:, 0], x[:, 1], ".", color=BLUE, markersize=3, alpha=0.5, markeredgewidth=0)
-        axes.set(
-            xlim=centre[0] + half * np.array([-1, 1]), ylim=centre[1] + half * np.array([-1, 1])
-        )
-        axes.set(title=name, aspect="equal")
+        x_limits, y_limits = centre[:, None] + half * np.array([-1, 1])
+        axes.set(xlim=x_limits, ylim=y_limits, title=name, aspect="equal")
         axes.set(xlabel="first coordinate", ylabel="second coordinate")
     figure.savefig(path, format="png")
 
 
 def histogram(path: Path | str, sets: Mapping[str, Tensor], label: str) -> None:
-    """Draw the distributions of sets of numbers (N,) over one another, with their means, as a PNG.
+    """Plot histograms of named sets of numbers (N,) with their means on common axes, as a PNG.
 
     Raises ValueError for no sets or empty ones.
     """

@@ -19,9 +19,9 @@ PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean (D,) and covariance (D, D) of features; ``features`` names them where that is known.
+    """Mean (D,) and covariance (D, D) of features, whose name is ``features`` if known.
 
-    Raises ValueError for other shapes, for NaN or infinity, and for an asymmetric covariance.
+    Raises ValueError for other shapes, NaN or infinity, or an asymmetric covariance.
     """
 
     mean: Tensor
@@ -41,9 +41,9 @@ class Moments:
 
 
 def moments(x: Tensor, features: str | None = None) -> Moments:
-    """The mean and the covariance, divided by N - 1, of features ``x`` (N, D), in float64.
+    """The mean and the unbiased covariance of features ``x`` (N, D), in float64.
 
-    Raises ValueError unless N >= 2, and for NaN or infinity.
+    Raises ValueError unless N >= 2, or for NaN or infinity.
     """
     if x.ndim != 2 or len(x) < 2:
         raise ValueError(f"features are {tuple(x.shape)}; expected (N, D) with at least 2 of them")
@@ -58,10 +58,9 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
         |m_a - m_b|^2 + tr(S_a) + tr(S_b) - 2 tr((S_a S_b)^1/2)
 
-    The last trace is the sum of the singular values of S_a^1/2 S_b^1/2, which takes roots of
-    symmetric matrices only, and so holds for singular covariances. Raises ValueError for moments
-    of different dimensions. Heusel and others, GANs trained by a two time-scale update rule, arXiv
-    1706.08500, eq. 6.
+    The last trace is computed as the sum of the singular values of S_a^1/2 S_b^1/2, which also
+    holds for singular covariances. Raises ValueError for moments of different dimensions. Heusel
+    and others, GANs trained by a two time-scale update rule, arXiv 1706.08500, eq. 6.
     """
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"moments are of {len(a.mean)} and {len(b.mean)} features; give alike")
@@ -71,7 +70,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
 
 def _root(covariance: Tensor) -> Tensor:
-    """The symmetric root; eigenvalues within the rounding error of 0 are 0."""
+    """The symmetric square root, with eigenvalues below the rounding error set to 0."""
     values, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)
     rounding = len(values) * torch.finfo(values.dtype).eps * values[-1].clamp_min(0)
     roots = torch.where(values > rounding, values, 0).sqrt()
@@ -80,21 +79,21 @@ def _root(covariance: Tensor) -> Tensor:
 
 
 def save_moments(path: Path, found: Moments) -> None:
-    """Write an .npz of ``mu`` and ``sigma``, as pytorch-fid and EDM do, and the features' name."""
+    """Write an .npz of ``mu`` and ``sigma``, as pytorch-fid and EDM do, and the feature name."""
     arrays: dict[str, Any] = {
         "mu": found.mean.cpu().numpy(),
         "sigma": found.covariance.cpu().numpy(),
     }
     if found.features is not None:
         arrays["features"] = np.array(found.features)
-    with path.open("wb") as file:  # of a path numpy would make NAME.npz
+    with path.open("wb") as file:  # given a path, numpy would append ".npz"
         np.savez(file, **arrays)
 
 
 def load_moments(path: Path) -> Moments:
-    """Moments from an .npz of ``mu`` and ``sigma``, written here or by other tools.
+    """Read moments from an .npz of ``mu`` and ``sigma`` without unpickling.
 
-    Nothing is unpickled. Raises ValueError, naming the file, for anything else.
+    Raises ValueError, naming the file, for anything else.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file; check the path")
@@ -103,13 +102,13 @@ def load_moments(path: Path) -> Moments:
             raise ValueError("not an .npz")
         with path.open("rb") as file, _loaded(file) as found:
             if any(entry.compress_type not in PACKED for entry in found.zip.infolist()):
-                raise ValueError("packed otherwise than by numpy")  # may grow without bound
+                raise ValueError("packed otherwise than by numpy")  # size could be unlimited
             mean, covariance = (_numbers(found[k]) for k in ("mu", "sigma"))
             name = str(found["features"]) if "features" in found.files else None
         if name is not None and not name.isprintable():
             raise ValueError("features of no name")
         return Moments(mean, covariance, name)
-    except Exception as error:  # numpy raises whatever its parsers stumble over
+    except Exception as error:  # numpy's parsers raise many types
         reason = ascii(str(error).partition("\n")[0] or type(error).__name__).strip("'\"")[:120]
         raise ValueError(
             f"{path}: no statistics ({reason}); give an .npz with mu (D,) and sigma (D, D)"
@@ -118,7 +117,7 @@ def load_moments(path: Path) -> Moments:
 
 def _loaded(file: BinaryIO) -> Any:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of headers as Python 2 wrote them
+        warnings.simplefilter("ignore")  # about headers written by Python 2
         return np.load(file, allow_pickle=False)
 
 

@@ -1,4 +1,4 @@
-"""Maximum mean discrepancies, unbiased: the kernel distance of features, and of points."""
+"""Unbiased maximum mean discrepancies of features and of points."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 from scoresde.evaluation.finite import require_finite
 
 BLOCK = 1000
-"""Features of each set that one estimate of the kernel distance takes, at least."""
+"""Fewest features of each set per estimate of the kernel distance."""
 
 Kernel = Callable[[Tensor, Tensor], Tensor]
-"""Of (N, D) and (M, D), a matrix (N, M)."""
+"""Maps (N, D) and (M, D) to a matrix (N, M)."""
 
 
 def kid(x: Tensor, y: Tensor, block: int = BLOCK) -> float:
-    """Kernel distance: the mean of ``kid_blocks``, unbiased however few the features."""
+    """Kernel distance: the mean of ``kid_blocks``, unbiased for any number of features."""
     return float(kid_blocks(x, y, block).mean())
 
 
@@ -26,8 +26,7 @@ def kid_blocks(x: Tensor, y: Tensor, block: int = BLOCK) -> Tensor:
 
         MMD^2 with k(a, b) = (a . b / D + 1)^3
 
-    There are as many parts as leave ``block`` of each set, and at least one; so the standard
-    deviation over them, divided by sqrt(B), is the standard error of their mean. Raises
+    Each part has at least ``block`` features of each set, or all if there are fewer. Raises
     ValueError as ``mmd2`` does. Binkowski and others, Demystifying MMD GANs, arXiv 1801.01401,
     section 4.
     """
@@ -41,27 +40,28 @@ def gaussian_mmd2(x: Tensor, y: Tensor, width: float | None = None) -> float:
 
         MMD^2 with k(a, b) = exp(-|a - b|^2 / (2 width^2))
 
-    ``width`` is by default the median distance between points of ``y``, the references, so that
-    samples of several models are measured alike. Raises ValueError as ``mmd2`` does. Gretton and
-    others, A kernel two-sample test (2012), section 8.
+    By default ``width`` is the median distance between the references ``y``, so it is the same
+    for the samples of all models. Raises ValueError as ``mmd2`` does. Gretton and others, A kernel
+    two-sample test (2012), section 8.
     """
     width = width or median_distance(y)
     return mmd2(x, y, lambda a, b: (-_squares(a, b) / (2 * width**2)).exp())
 
 
 def median_distance(x: Tensor) -> float:
-    """The median distance between different points of ``x`` (N, D); 1 if most coincide."""
+    """The median distance between pairs of points ``x`` (N, D); 1 if it is zero."""
     rows, columns = torch.triu_indices(len(x), len(x), 1, device=x.device)
     return float(_squares(x, x)[rows, columns].median().sqrt()) or 1.0
 
 
 def mmd2(x: Tensor, y: Tensor, kernel: Kernel) -> float:
-    """Squared maximum mean discrepancy, unbiased: negative values occur, about a true 0.
+    """Unbiased squared maximum mean discrepancy of ``x`` (N, D) and ``y`` (M, D).
 
         mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean_{i, j} k(x_i, y_j)
 
-    ``x`` (N, D), ``y`` (M, D). Raises ValueError for unlike shapes, fewer than two of either, NaN
-    or infinity. Gretton and others, A kernel two-sample test (2012), eq. 3.
+    It may be negative if the true value is near 0. Raises ValueError for unequal D, fewer than two
+    points of either set, NaN or infinity. Gretton and others, A kernel two-sample test (2012),
+    eq. 3.
     """
     if x.ndim != 2 or x.shape[1:] != y.shape[1:] or min(len(x), len(y)) < 2:
         shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
@@ -72,7 +72,7 @@ def mmd2(x: Tensor, y: Tensor, kernel: Kernel) -> float:
 
 
 def cubic(a: Tensor, b: Tensor) -> Tensor:
-    """(a . b / D + 1)^3 of every pair."""
+    """(a . b / D + 1)^3 for every pair."""
     return (a @ b.T / a.shape[1] + 1) ** 3
 
 
@@ -82,7 +82,7 @@ def _off_diagonal(x: Tensor, kernel: Kernel) -> Tensor:
 
 
 def _squares(a: Tensor, b: Tensor) -> Tensor:
-    """Squared distances; centred, so that the expanded square loses few digits."""
+    """Squared distances, centred so that the expanded square loses few digits."""
     middle = b.double().mean(0)
     a, b = a - middle, b - middle
     inner = a @ b.T

@@ -1,4 +1,4 @@
-"""The metrics by name: each value with its error, and the value that real data would have."""
+"""The metrics by name, with their standard errors and their values for real data."""
 
 from __future__ import annotations
 
@@ -21,23 +21,29 @@ from scoresde.evaluation.two_sample import LEAST as TESTED
 from scoresde.evaluation.two_sample import two_sample_test
 
 RESAMPLES = 50
-"""Random halves that an error is found from."""
+"""Random halves from which an error is estimated."""
 LINES = 256
-"""Random lines of the sliced distance; always the same."""
+"""Random lines of the sliced distance, from a fixed seed."""
 
 NEGATIVE = "unbiased, so a value below 0 is an estimate of a distance near 0"
 
 Tick = Callable[[], object]
 Compare = Callable[[Tensor, Tensor, int, torch.Generator, Tick], Estimate]
-"""Of samples (N, D), references (M, D), a number of halves for the error, and a function called
-after each of them."""
+"""Takes samples (N, D), references (M, D), the number of halves for the error, a generator, and
+a function that is called after each half."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A comparison of two sets: its title, which values are better, and how it is computed.
+    """A comparison of two sets.
 
-    It needs ``least`` items of each set, and at most ``most`` are used.
+    Args:
+        title: name in a report.
+        better: which values are better.
+        compare: computes the value and its error.
+        documented: the function whose docstring defines the metric.
+        least: fewest items of each set.
+        most: items of each set that are used; None uses all.
     """
 
     title: str
@@ -50,10 +56,19 @@ class Metric:
 
 @dataclass(frozen=True)
 class Row:
-    """The value of a metric with its standard error; None is unknown or has no meaning.
+    """The result of a metric; None if unknown or meaningless.
 
-    ``real`` is the value of other real data in place of the samples, ``halves`` that of two halves
-    of the references, ``extrapolated`` the value for an infinite number of items.
+    Args:
+        title: name in a report.
+        better: which values are better.
+        value: value of the metric.
+        error: standard error of the value.
+        real: value with other real data in place of the samples.
+        halves: value between two halves of the references.
+        extrapolated: value for an infinite number of items.
+        samples: number of samples.
+        references: number of references.
+        notes: remarks for the report.
     """
 
     title: str
@@ -70,7 +85,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Sets:
-    """Features (N, D) of the samples, of the references, and of other real data, if any."""
+    """Features (N, D) of the samples, the references, and optional other real data."""
 
     samples: Tensor
     references: Tensor
@@ -78,11 +93,11 @@ class Sets:
 
 
 def _silent() -> None:
-    """A tick that shows nothing."""
+    """Ignore a tick."""
 
 
 def halved(measure: Measure) -> Compare:
-    """With an error from random halves."""
+    """Compare by ``measure``, with an error from random halves."""
 
     def compare(
         x: Tensor, y: Tensor, resamples: int, generator: torch.Generator, tick: Tick = _silent
@@ -146,7 +161,7 @@ OF_POINTS = ("wasserstein", "sliced", "mmd", "precision", "recall", "two_sample"
 
 
 def require_enough(names: Iterable[str], samples: int, references: int) -> None:
-    """Raise ValueError for a metric that so few items say nothing about."""
+    """Raise ValueError for a metric that needs more items."""
     for name in names:
         least = METRICS[name].least
         if min(samples, references) < least:
@@ -167,11 +182,17 @@ def rows(
     seed: int = 0,
     advance: Callable[[int, str], None] = lambda n, name: None,
 ) -> Iterator[tuple[str, Row]]:
-    """The rows of the metrics named, each from random numbers of its own.
+    """Compute metrics one after the other, each with its own random numbers.
 
-    The copy rate compares the ``raw`` examples with the training ones, which are the references
-    there; the others compare ``features``. ``given`` moments replace those of the references, and
-    ``titles`` replace some of the table's.
+    Args:
+        names: keys of ``METRICS``.
+        features: features that all metrics but the copy rate compare.
+        raw: examples that the copy rate compares; its references are the training examples.
+        given: moments that replace those of the references.
+        titles: titles by name that replace those of ``METRICS``.
+        resamples: random halves for the errors.
+        seed: seed of the random numbers.
+        advance: progress callback, called with 0 or 1 finished metrics and the name.
     """
     for name in names:
 
@@ -195,7 +216,7 @@ def _row(
     x, y = sets.samples[: metric.most], sets.references[: metric.most]
 
     def plain(a: Tensor | None, b: Tensor) -> float | None:
-        """Without an error, where there are enough of both."""
+        """The value without an error; None if there are too few items."""
         if a is None or min(len(a), len(b)) < metric.least:
             return None
         return metric.compare(a, b, 0, torch.Generator().manual_seed(seed), _silent).value
@@ -220,7 +241,7 @@ def _row(
 def _frechet_row(
     metric: Metric, sets: Sets, given: Moments | None, resamples: int, seed: int, tick: Tick
 ) -> Row:
-    """Too few features for a covariance are noted; with enough the limit of many is estimated."""
+    """Add a note if the covariance is rank-deficient, or else the extrapolated value."""
     if given is not None:
         metric = replace(metric, compare=halved(lambda a, b: frechet_distance(moments(a), given)))
     row, found = _row(metric, sets, resamples, seed, tick)
@@ -237,7 +258,7 @@ def _frechet_row(
 
 
 def _copies_row(metric: Metric, sets: Sets) -> Row:
-    """The proportion of samples, and of other real data, that copy a training example."""
+    """The fraction of samples, and of other real data, that copy a training example."""
     found = share(copies(sets.samples, sets.references))
     return Row(
         title=metric.title,
@@ -257,13 +278,13 @@ def _known(value: float) -> float | None:
 
 
 def defaults(images: bool) -> list[str]:
-    """The metrics by default, in the order of the table, without those that lack a package."""
+    """The default metrics in the order of ``METRICS``, without those that lack a package."""
     wanted = OF_IMAGES if images else OF_POINTS
     return [name for name in METRICS if name in wanted and _missing(name) is None]
 
 
 def require_packages(names: Iterable[str]) -> None:
-    """Raise ValueError for a metric that needs a package which is not there."""
+    """Raise ValueError for a metric that needs a missing package."""
     for name in names:
         if (package := _missing(name)) is not None:
             raise ValueError(f"metrics: {name} needs {package}; pip install {package}")

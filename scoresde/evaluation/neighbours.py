@@ -1,4 +1,4 @@
-"""Precision and recall, density and coverage: sets of features by balls around their points."""
+"""Precision, recall, density and coverage, from nearest-neighbour balls around features."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ ROWS = 1000
 
 @dataclass(frozen=True)
 class Inside:
-    """Which points lie in which balls: balls around each point (N,), points in each ball (M,)."""
+    """Counts: balls that contain each point (N,), and points in each ball (M,)."""
 
     balls: Tensor
     points: Tensor
 
 
 def precision(x: Tensor, y: Tensor, k: int = 3) -> float:
-    """Share of samples ``x`` (N, D) in the balls of the references ``y`` (M, D).
+    """Fraction of the samples ``x`` (N, D) in the balls of the references ``y`` (M, D).
 
         mean_i [ some j: |x_i - y_j| <= r_k(y_j) ],    r_k(y_j) the distance to its k-th neighbour
 
     Raises ValueError as ``inside`` does. Kynkaanniemi and others, Improved precision and recall
     metric for assessing generative models, arXiv 1904.06991, eq. 2.
     """
-    return _share(inside(x, y, k).balls)
+    return float((inside(x, y, k).balls > 0).double().mean())
 
 
 def recall(x: Tensor, y: Tensor, k: int = 3) -> float:
-    """Share of references ``y`` (M, D) in the balls of the samples ``x`` (N, D).
+    """Fraction of the references ``y`` (M, D) in the balls of the samples ``x`` (N, D).
 
-    The precision with the two exchanged. Raises ValueError as ``inside`` does. Kynkaanniemi and
-    others, arXiv 1904.06991, eq. 2.
+    This is the precision with the sets exchanged. Raises ValueError as ``inside`` does.
+    Kynkaanniemi and others, arXiv 1904.06991, eq. 2.
     """
     return precision(y, x, k)
 
@@ -45,28 +45,29 @@ def density(x: Tensor, y: Tensor, k: int = 5) -> float:
 
         1/k mean_i sum_j [ |x_i - y_j| <= r_k(y_j) ]
 
-    About 1 for samples of the same law, and not bounded by 1. Raises ValueError as ``inside``
-    does. Naeem and others, Reliable fidelity and diversity metrics, arXiv 2002.09797, section 3.
+    The value is about 1 for samples of the same law and may exceed 1. Raises ValueError as
+    ``inside`` does. Naeem and others, Reliable fidelity and diversity metrics, arXiv 2002.09797,
+    section 3.
     """
     return float(inside(x, y, k).balls.double().mean()) / k
 
 
 def coverage(x: Tensor, y: Tensor, k: int = 5) -> float:
-    """Share of the references ``y`` (M, D) whose ball holds a sample of ``x`` (N, D).
+    """Fraction of the references ``y`` (M, D) whose ball contains a sample of ``x`` (N, D).
 
         mean_j [ some i: |x_i - y_j| <= r_k(y_j) ]
 
-    Expected to be 1 - 2^-k for as many samples of the same law. Raises ValueError as ``inside``
-    does. Naeem and others, arXiv 2002.09797, section 3.
+    The expected value is 1 - 2^-k for N = M samples of the same law. Raises ValueError as
+    ``inside`` does. Naeem and others, arXiv 2002.09797, section 3.
     """
-    return _share(inside(x, y, k).points)
+    return float((inside(x, y, k).points > 0).double().mean())
 
 
 def inside(x: Tensor, y: Tensor, k: int) -> Inside:
-    """Which of ``x`` (N, D) are in the balls around ``y`` (M, D) that reach its k-th neighbours.
+    """Count the points ``x`` (N, D) in balls around ``y`` (M, D) that reach its k-th neighbours.
 
-    A point is no neighbour of itself. Raises ValueError for unlike shapes, no ``x``, M <= k, NaN
-    or infinity.
+    A point is not its own neighbour. Raises ValueError for unequal D, no ``x``, M <= k, NaN or
+    infinity.
     """
     if x.ndim != 2 or x.shape[1:] != y.shape[1:] or len(x) == 0:
         shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
@@ -93,7 +94,3 @@ def _radii(y: Tensor, k: int) -> Tensor:
         distance[torch.arange(len(rows), device=y.device), rows] = torch.inf
         radii.append(distance.kthvalue(k, dim=1).values)
     return torch.cat(radii)
-
-
-def _share(counts: Tensor) -> float:
-    return float((counts > 0).double().mean())

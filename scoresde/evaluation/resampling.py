@@ -1,4 +1,4 @@
-"""How sure a distance between two sets is: its spread over random halves of them."""
+"""The standard error of a distance between two sets, from random halves of them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 Measure = Callable[[Tensor, Tensor], float]
-"""Of samples (N, D) and references (M, D)."""
+"""Takes samples (N, D) and references (M, D)."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its standard error, and its mean over half of the items; NaN where unknown."""
+    """A number, its standard error, and its mean over random halves; NaN if unknown."""
 
     value: float
     error: float = math.nan
@@ -23,10 +23,10 @@ class Estimate:
 
     @property
     def extrapolated(self) -> float:
-        """The value for endless items, if it errs by c / N: twice the value less that of halves.
+        """The value for infinitely many items, if its bias is c / N.
 
         Chong and Forsyth, Effectively unbiased FID and Inception Score and where to find them,
-        arXiv 1911.07023, fit the same line through more values of N.
+        arXiv 1911.07023, fit this line to more values of N.
         """
         return 2 * self.value - self.half
 
@@ -39,16 +39,23 @@ def by_halves(
     generator: torch.Generator,
     tick: Callable[[], object] = lambda: None,
 ) -> Estimate:
-    """``measure(x, y)``, and its standard deviation over random halves of both sets as the error.
+    """``measure(x, y)`` with the delete-half jackknife estimate of its standard error.
 
         error^2 = var_r [ measure(x[half_r], y[half_r]) ]
 
-    Halves are drawn without replacement: a half has twice the variance of the whole, and half of
-    that is already given by the whole, so the rest is the variance sought (exactly so for a mean).
-    Unlike the bootstrap it repeats no item, which neighbours and unbiased kernels could not bear.
-    No resamples, no error. ``tick`` is called after each half. Raises ValueError for one resample,
-    or fewer than two items.
-    Shao and Wu, A general theory for jackknife variance estimation (1989), with d = n/2.
+    Halves are drawn without replacement: unlike the bootstrap they repeat no item, and repeated
+    items would bias neighbours and unbiased kernels.
+
+    Args:
+        measure: the distance.
+        x: samples (N, D).
+        y: references (M, D).
+        resamples: number of halves; 0 gives no error.
+        generator: source of the random halves.
+        tick: called after each half.
+
+    Raises ValueError for one resample or fewer than two items. Shao and Wu, A general theory for
+    jackknife variance estimation (1989), with d = n/2.
     """
     value = measure(x, y)
     if resamples == 0:
@@ -63,14 +70,11 @@ def by_halves(
 
 
 def half(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Half of the items, at random."""
+    """A random half of the items."""
     return x[torch.randperm(len(x), generator=generator)[: len(x) // 2]]
 
 
 def share(hits: Tensor) -> Estimate:
-    """The share of true ``hits`` (N,), with the standard error of independent ones.
-
-    p +- sqrt(p (1 - p) / N)
-    """
+    """The fraction p of true ``hits`` (N,), with the binomial error sqrt(p (1 - p) / N)."""
     p = float(hits.double().mean())
     return Estimate(p, math.sqrt(p * (1 - p) / len(hits)))

@@ -1,4 +1,4 @@
-"""Wasserstein-2 distances between sets of points: exact for few, along random lines for many."""
+"""Wasserstein-2 distances between sets of points: exact, or averaged over random lines."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from scoresde.evaluation.finite import require_finite
 
 
 def wasserstein(x: Tensor, y: Tensor) -> float:
-    """The exact Wasserstein-2 distance of as many points ``x``, ``y`` (N, D), by assignment.
+    """The exact Wasserstein-2 distance between N points ``x`` and N points ``y`` (N, D).
 
         min_pi sqrt(mean_i |x_i - y_pi(i)|^2)
 
-    Takes time N^3. Raises ValueError for unlike shapes, NaN, and without scipy. Peyre and Cuturi,
-    Computational optimal transport, arXiv 1803.00567, eq. 2.2 and proposition 2.1.
+    The time is O(N^3). Raises ValueError for unequal shapes, NaN, or without scipy. Peyre and
+    Cuturi, Computational optimal transport, arXiv 1803.00567, eq. 2.2 and proposition 2.1.
     """
     if x.ndim != 2 or x.shape != y.shape or x.numel() == 0:
         shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
@@ -42,12 +42,12 @@ def directions(n: int, dimensions: int, generator: torch.Generator) -> Tensor:
 
 
 def sliced_wasserstein(x: Tensor, y: Tensor, lines: Tensor) -> float:
-    """Wasserstein-2 distance along the unit vectors ``lines`` (L, D), in the root mean square.
+    """Root mean square of the Wasserstein-2 distances along the unit vectors ``lines`` (L, D).
 
         sqrt(mean_u W_2(u . x, u . y)^2)
 
-    ``x`` (N, D), ``y`` (M, D); each distance on a line is exact. Raises ValueError for unlike
-    shapes or NaN. Bonneel and others, Sliced and Radon Wasserstein barycenters of measures (2015).
+    ``x`` is (N, D), ``y`` (M, D). Raises ValueError for unequal D or NaN. Bonneel and others,
+    Sliced and Radon Wasserstein barycenters of measures (2015).
     """
     if x.ndim != 2 or not x.shape[1:] == y.shape[1:] == lines.shape[1:] or not len(x) * len(y):
         shapes = ", ".join(str(tuple(part.shape)) for part in (x, y, lines))
@@ -62,11 +62,11 @@ def squared_on_a_line(x: Tensor, y: Tensor) -> Tensor:
 
         int_0^1 (F_x^-1(q) - F_y^-1(q))^2 dq
 
-    Exact: both quantile functions are constant between multiples of 1/N and of 1/M. Peyre and
-    Cuturi, arXiv 1803.00567, remark 2.30.
+    The sum is exact, because both quantile functions are constant between multiples of 1/N and of
+    1/M. Peyre and Cuturi, arXiv 1803.00567, remark 2.30.
     """
     n, m = len(x), len(y)
-    # Multiples of 1 / (N M), in whole numbers, so that no level of q falls on the wrong side.
+    # Integer multiples of 1 / (N M), so that rounding moves no boundary.
     ends = torch.cat([m * torch.arange(1, n + 1), n * torch.arange(1, m + 1)]).unique()
     width = ends.diff(prepend=ends.new_zeros(1)).to(x) / (n * m)
     last = (ends - 1).to(x.device)

@@ -1,4 +1,4 @@
-"""Can a classifier that never saw them tell samples from references?"""
+"""The classifier two-sample test of samples and references."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ HIDDEN = 64
 STEPS = 200
 FAR = 5.0
 LEAST = 20
-"""Items of each set, below which the test says nothing."""
+"""Fewest items of each set."""
 
 
 def two_sample_test(x: Tensor, y: Tensor, generator: torch.Generator) -> Estimate:
-    """Accuracy on held-out items of a small network that tells ``x`` (N, D) from ``y`` (M, D).
+    """Held-out accuracy of a small network that distinguishes ``x`` (N, D) from ``y`` (M, D).
 
         1/2 +- sqrt(1 / (4 n)) for the same law, n held-out items
 
-    As many of each set are taken; half of each trains the network, which has one hidden layer and
-    takes the features in deviations of the references, and the other half is judged. Raises
-    ValueError for unlike shapes or fewer than 20 of either, NaN or infinity. Lopez-Paz and Oquab,
-    Revisiting classifier two-sample tests, arXiv 1610.06545, section 3.
+    Equal numbers of both sets are used, half of them for training. The network has one hidden
+    layer; its inputs are standardised by the references. Raises ValueError for unequal D, fewer
+    than 20 items of either set, NaN or infinity. Lopez-Paz and Oquab, Revisiting classifier
+    two-sample tests, arXiv 1610.06545, section 3.
     """
     if x.ndim != 2 or x.shape[1:] != y.shape[1:] or min(len(x), len(y)) < LEAST:
         shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
@@ -36,27 +36,27 @@ def two_sample_test(x: Tensor, y: Tensor, generator: torch.Generator) -> Estimat
     fresh = torch.cat([x[n // 2 :], y[n // 2 :]]).float()
     std, mean = torch.std_mean(y[: n // 2].float(), dim=0)
     scale = torch.where(std > 0, std, 1)
-    # Stray samples, far away, would else drown the rest.
+    # Clamp distant outliers, which would dominate the training.
     seen, fresh = (((part - mean) / scale).clamp(-FAR, FAR) for part in (seen, fresh))
     logit = _fitted(seen, _truth(n // 2), generator)
     return share((logit(fresh) > 0) == _truth(n - n // 2))
 
 
 class _Network:
-    """One hidden layer of rectified units; a positive output means the first set."""
+    """One hidden layer of rectified linear units; a positive logit means the first set."""
 
     def __init__(self, inputs: int, generator: torch.Generator) -> None:
         first = torch.randn(inputs, HIDDEN, generator=generator) * (2 / inputs) ** 0.5
         self.weights = [first, torch.zeros(HIDDEN), torch.zeros(HIDDEN), torch.zeros(1)]
 
     def __call__(self, x: Tensor) -> Tensor:
-        first, shift, second, level = self.weights
-        logit: Tensor = F.relu(x @ first + shift) @ second + level
+        first, shift, second, bias = self.weights
+        logit: Tensor = F.relu(x @ first + shift) @ second + bias
         return logit
 
 
 def _fitted(x: Tensor, truth: Tensor, generator: torch.Generator) -> _Network:
-    """Cross-entropy over all of ``x``, by AdamW with weight decay, for a fixed number of steps."""
+    """Minimise the cross-entropy over all of ``x`` by AdamW for a fixed number of steps."""
     net = _Network(x.shape[1], generator)
     for weight in net.weights:
         weight.requires_grad_()
@@ -71,5 +71,5 @@ def _fitted(x: Tensor, truth: Tensor, generator: torch.Generator) -> _Network:
 
 
 def _truth(n: int) -> Tensor:
-    """n of the first set, then n of the second."""
+    """Labels of n items of the first set, then n of the second."""
     return torch.arange(2 * n) < n

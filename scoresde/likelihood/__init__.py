@@ -1,7 +1,7 @@
 """Likelihoods: the probability flow with its divergence, and bounds, in nats and bits.
 
-The names below are for use; the parts that they are made of (probes, solvers, dequantisations,
-intervals) are in the modules of this package.
+The building blocks (probes, solvers, dequantisations, intervals) are in the modules of this
+package.
 """
 
 from scoresde.likelihood.bounds import elbo

@@ -38,17 +38,26 @@ def elbo(
     reconstruction: Reconstruction | None = None,
     noise: Noise | None = None,
 ) -> Bound:
-    """The evidence lower bound of clean data ``x`` (B, ...), averaged over ``times`` noises.
+    """Evidence lower bound of clean data, averaged over random noise levels.
 
         log p(x) >= E log p(x | z_0) - int E |eps - eps_hat|^2 dlam - KL(q(z_T | x) | prior)
 
-    over lam from t_max to ``t0`` (``t_min``). Levels of noise are stratified, a sample at a time,
-    with the density of the integrand of Gaussian data of deviation ``std``, whose dependence on
-    |eps|^2 is taken out. ``reconstruction`` is exact for continuous data by default, with
-    p(x | z_0) = N(z_0 / alpha, (sigma / alpha)^2); for discrete data pass the middles of the
-    levels as ``x`` and a decoder, which is averaged over as many draws. All that is random comes
-    from ``noise``, so with ``per_sample_noise`` a value does not depend on the batch. Raises
-    ValueError unless times >= 2. Variational Diffusion Models, arXiv 2107.00630, eq. 11-17.
+    The integral over lam runs from t_max to ``t0``. The values of lam are stratified for each
+    sample, and their density is the integrand of Gaussian data; the dependence of that integrand
+    on |eps|^2 is subtracted as a control variate.
+
+    Args:
+        denoiser: the model.
+        x: clean data (B, ...); for discrete data, the middles of the pixel levels.
+        t0: lowest time; ``t_min`` by default.
+        times: values of lam for each sample, at least 2.
+        std: standard deviation of the Gaussian data in the density of lam.
+        reconstruction: log p(x | z_0), averaged over ``times`` draws of z_0. By default that of
+            continuous data, p(x | z_0) = N(z_0 / alpha, (sigma / alpha)^2).
+        noise: source of all randomness; with ``per_sample_noise`` a value does not depend on the
+            batch.
+
+    Variational Diffusion Models, arXiv 2107.00630, eq. 11-17.
     """
     require_law(denoiser)
     require_samples(x)
@@ -57,7 +66,10 @@ def elbo(
     sde, clean, noise = denoiser.sde, x.double(), noise or white_noise()
     first, last = time_of(sde, sde.t_min if t0 is None else t0), time_of(sde, sde.t_max)
     draw = _Proposal(float(sde.lam(last)), float(sde.lam(first)), std)
-    rest = reconstruction or _gaussian(clean, sde, first)
+    # E log N(x; z / alpha, (sigma / alpha)^2) is the same for every draw.
+    each = -(1 + math.log(2 * math.pi)) / 2 + float(sde.lam(first))
+    gaussian = clean.new_full((len(x),), x[0].numel() * each)
+    rest = reconstruction or (lambda z: gaussian)
     parts = []
     for u in strata(clean, times, noise):
         z = sde.perturb(clean, first, noise(clean))
@@ -67,7 +79,7 @@ def elbo(
 
 
 def strata(x: Tensor, n: int, noise: Noise) -> Tensor:
-    """n equally spaced numbers in (0, 1) a sample, at a random offset, in order: (n, B)."""
+    """Equally spaced numbers in (0, 1) with a random offset per sample, in order: (n, B)."""
     offset = torch.special.ndtr(noise(x.new_empty(len(x), 1, dtype=torch.float64)))[:, 0]
     u: Tensor = (offset + torch.arange(n).to(offset).unsqueeze(1)) / n
     return u
@@ -78,30 +90,23 @@ def stratified_mean(terms: Tensor) -> tuple[Tensor, Tensor]:
 
         error^2 = sum_i (y_i - y_{i+1})^2 / (2 n (n - 1))
 
-    Unlike the scatter of all terms it does not count the trend that stratification takes out,
-    only half the square of its steps. Introduction to Variance Estimation, Wolter, section 8.2.
+    The variance of all terms would also count the trend over the strata, which stratification
+    removes. Introduction to Variance Estimation, Wolter, section 8.2.
     """
     n = len(terms)
     return terms.mean(0), (terms.diff(dim=0).square().sum(0) / (2 * n * (n - 1))).sqrt()
 
 
 def terminal_gap(sde: SDE, x: Tensor, t: Tensor) -> Tensor:
-    """KL(q(z_t | x) | prior) (B,) of clean data, in nats."""
+    """KL(q(z_t | x) | prior) (B,) for clean data ``x``, in nats."""
     std = float(sde.prior().stddev)
     alpha, ratio = float(sde.alpha(t)) / std, (float(sde.sigma(t)) / std) ** 2
     constant = x[0].numel() * (ratio - 1 - math.log(ratio))
     return (alpha**2 * sum_from(1, x.square()) + constant) / 2
 
 
-def _gaussian(x: Tensor, sde: SDE, t: Tensor) -> Reconstruction:
-    """E log N(x; z / alpha, (sigma / alpha)^2), the same for every draw."""
-    each = -(1 + math.log(2 * math.pi)) / 2 + float(sde.lam(t))
-    value = x.new_full((len(x),), x[0].numel() * each)
-    return lambda z: value
-
-
 def _term(denoiser: Denoiser, x: Tensor, draw: _Proposal, u: Tensor, noise: Noise) -> Tensor:
-    """|eps - eps_hat|^2 over the density of its lam, without its known dependence on |eps|^2."""
+    """|eps - eps_hat|^2 over the density of lam, minus its known dependence on |eps|^2."""
     sde = denoiser.sde
     lam = draw.quantile(u)
     t, eps = sde.time(lam), noise(x)
@@ -118,7 +123,7 @@ def excess(eps: Tensor) -> Tensor:
 
 
 class _Proposal:
-    """lam with a density in proportion to u = s^2 e^(2 lam) / (1 + s^2 e^(2 lam)) on an interval.
+    """Density of lam proportional to u = s^2 e^(2 lam) / (1 + s^2 e^(2 lam)) on an interval.
 
     The integral of u is softplus(2 lam + 2 log s) / 2.
     """

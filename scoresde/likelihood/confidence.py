@@ -1,4 +1,4 @@
-"""How sure a mean over images is: its standard error, an interval, and what the draws add."""
+"""Uncertainty of a mean over images: standard error, confidence interval, error of the draws."""
 
 from __future__ import annotations
 
@@ -10,29 +10,32 @@ from torch import Tensor
 
 RESAMPLES = 4000
 FEWEST = 8
-"""Values from which on resampling tells their spread."""
+"""Fewest values for which the bootstrap is used."""
 
 
 class Mean(NamedTuple):
-    """A mean with its standard error; NaN where a single value cannot tell."""
+    """A mean with its standard error, which is NaN for a single value."""
 
     value: float
     error: float
 
 
 def mean(values: Tensor) -> Mean:
-    """The mean of ``values`` (N,) and s / sqrt(N), over images and all that is drawn for them."""
+    """The mean of ``values`` (N,) and its standard error s / sqrt(N).
+
+    The error covers the choice of images and the random draws made for them.
+    """
     n = len(values)
     error = float(values.std()) / math.sqrt(n) if n > 1 else math.nan
     return Mean(float(values.mean()), error)
 
 
 def draw_error(first: Tensor, second: Tensor, images: int) -> float:
-    """The part of the standard error that other probes and dequantisations would change.
+    """The part of the standard error due to random probes and dequantisation.
 
         sqrt(mean_i (v_i - v'_i)^2 / 2 / images)
 
-    v and v' (M,) are independent draws for some of the ``images``. NaN where there is no pair.
+    v and v' (M,) are independent draws for some of the ``images``. NaN if M = 0.
     """
     if not len(first):
         return math.nan
@@ -43,12 +46,12 @@ def draw_error(first: Tensor, second: Tensor, images: int) -> float:
 def bootstrap_interval(
     values: Tensor, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float]:
-    """The expanded percentile interval of the mean of ``values`` (N,), N >= 2, by resampling.
+    """Bootstrap interval of the mean of ``values`` (N,): the expanded percentile interval.
 
-    Its quantiles are Phi(-+ sqrt(N / (N - 1)) t), t that of Student's law with N - 1 degrees,
-    which mends the narrowness of plain percentiles at small N. Means of fewer than 8 values never
-    leave them, and so few get Student's own interval, mean -+ t s / sqrt(N). Raises ValueError for
-    a single value. What Teachers Should Know about the Bootstrap, arXiv 1411.5279, section 5.1.
+    Its quantiles are Phi(-+ sqrt(N / (N - 1)) t), with t the quantile of Student's law with N - 1
+    degrees of freedom; plain percentiles are too narrow at small N. Fewer than 8 values get
+    Student's interval, mean -+ t s / sqrt(N). Raises ValueError for a single value. What Teachers
+    Should Know about the Bootstrap, arXiv 1411.5279, section 5.1.
     """
     from scipy.special import ndtr, stdtrit
 

@@ -1,10 +1,10 @@
-"""From integer levels to states at t_0 and back: what a density says of discrete data.
+"""Dequantisation: a bound on the probability of pixel levels k from a density of states at t_0.
 
-A dequantisation draws x from q(x | k) and returns with it a log-weight such that
+A dequantisation draws x from q(x | k), with a log-weight such that
 
     log P(k) >= E_q [log p_t0(x) + weight],        weight = log P(k | x) - log q(x | k)
 
-Averaged in the exponent over K draws it is the importance-weighted bound, which grows with K.
+The log of the mean exponential over K draws is the importance-weighted bound, which grows with K.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from scoresde.solvers import time_of
 
 
 class Quantisation(Protocol):
-    """Level k covers low + step [k, k + 1) in model units; ``data.Scaling`` is one."""
+    """Level k covers low + step [k, k + 1) in model units, as in ``data.Scaling``."""
 
     @property
     def levels(self) -> int | None: ...
@@ -36,32 +36,32 @@ class Quantisation(Protocol):
 
 
 class Draw(NamedTuple):
-    """States at t_0 (B, ...), and the log-weight of each (B,)."""
+    """States at t_0 (B, ...) and their log-weights (B,)."""
 
     x: Tensor
     weight: Tensor
 
 
 class Dequantisation(ABC):
-    """A law q(x | k) at t_0, drawn by the quantile of uniform numbers."""
+    """A law q(x | k) at t_0, sampled by its quantile function."""
 
     @abstractmethod
     def draw(self, k: Tensor, u: Tensor, levels: Quantisation, sde: SDE, t0: float) -> Draw:
-        """States for levels ``k`` (B, ...) from ``u`` in (0, 1) of the same shape, in float64."""
+        """Float64 states for levels ``k`` (B, ...) from ``u`` in (0, 1) of the same shape."""
 
     @property
     @abstractmethod
     def bounds(self) -> str:
-        """What the value bounds, for a report."""
+        """The quantity that the value bounds, in words for a report."""
 
     at_noise: ClassVar[bool] = False
-    """Whether it draws the state that the process would have at t_0, which then matters."""
+    """True if the draw is a noisy state of the process at t_0, so that t_0 matters."""
 
 
 @final
 @dataclass(frozen=True)
 class Continuous(Dequantisation):
-    """Real numbers, taken to lie at t_0 as they are: weight ``log_volume``."""
+    """Real numbers, used unchanged as states at t_0: weight ``log_volume``."""
 
     def draw(self, k: Tensor, u: Tensor, levels: Quantisation, sde: SDE, t0: float) -> Draw:
         x = levels.encode(k, dtype=torch.float64)
@@ -75,9 +75,9 @@ class Continuous(Dequantisation):
 @final
 @dataclass(frozen=True)
 class Uniform(Dequantisation):
-    """x uniform on the level, taken to lie at t_0 as it is: weight D log step.
+    """x uniform on the level, used unchanged as a state at t_0: weight D log step.
 
-    Tight for a model of the smeared levels; a model of the levels themselves loses the difference.
+    Tight for a model trained on dequantised data, loose for a model of the levels themselves.
     RealNVP, arXiv 1605.08803, section 4.1.
     """
 
@@ -93,14 +93,15 @@ class Uniform(Dequantisation):
 @final
 @dataclass(frozen=True)
 class TruncatedNormal(Dequantisation):
-    """x = alpha c_k + sigma e at t_0, c_k the middle of the level, e normal within the level.
+    """x = alpha c_k + sigma e at t_0, with c_k the middle of the level and e truncated to it.
 
         weight = sum e^2 / 2 + log(sqrt(2 pi) sigma Z),   |e| < tau = alpha step / (2 sigma),
         Z = erf(tau / sqrt 2)
 
-    The levels of x tile the line, so p_t0 integrated over them is the discrete law. For a model of
-    the levels it is tight where sigma(t_0) is far below a level. Improved Techniques for Maximum
-    Likelihood Estimation for Diffusion ODEs, arXiv 2305.03935, section 3.2.
+    The intervals of x tile the line, so the integral of p_t0 over each is the discrete law. The
+    bound is tight for a model of the levels if sigma(t_0) is far below the width of a level.
+    Improved Techniques for Maximum Likelihood Estimation for Diffusion ODEs, arXiv 2305.03935,
+    section 3.2.
     """
 
     at_noise: ClassVar[bool] = True
@@ -125,8 +126,8 @@ class Decoder(Dequantisation):
         weight = sum log P(k | x) + e^2 / 2 + log(sqrt(2 pi) sigma),
         P(k | x) ~ exp(-(x - alpha c_k)^2 / 2 sigma^2)
 
-    Levels beyond 10 deviations are left out. Variational Diffusion Models, arXiv 2107.00630, eq. 8
-    with appendix C.
+    Levels beyond 10 deviations are neglected. Variational Diffusion Models, arXiv 2107.00630,
+    eq. 8 and appendix C.
     """
 
     at_noise: ClassVar[bool] = True
@@ -160,8 +161,8 @@ class Decoder(Dequantisation):
 def tight_time(sde: SDE, levels: Quantisation, fineness: float = 16.0) -> float:
     """The t_0 at which a level is ``fineness`` deviations wide, alpha step = fineness sigma.
 
-    There a truncated normal or a decoder loses next to nothing, of a model that is right down to
-    t_0. Raises ValueError for a process whose noise never gets so small.
+    At this time the bound of a truncated normal or a decoder is nearly tight, for a model that is
+    accurate down to t_0. Raises ValueError for a process whose noise never becomes so small.
     """
     lam = torch.tensor(math.log(fineness / levels.step), dtype=torch.float64)
     t = sde.time(lam)
@@ -174,7 +175,7 @@ def tight_time(sde: SDE, levels: Quantisation, fineness: float = 16.0) -> float:
 
 
 def importance_weighted(values: Tensor) -> Tensor:
-    """log (1/K) sum_k exp(values_k) of K log-weights (K, B): a bound that grows with K, (B,).
+    """log (1/K) sum_k exp(values_k) (B,) of K bounds (K, B): a tighter bound.
 
     Importance Weighted Autoencoders, arXiv 1509.00519, eq. 8.
     """
@@ -187,17 +188,18 @@ def _marginal(sde: SDE, t0: float) -> tuple[float, float]:
 
 
 def middles(k: Tensor, levels: Quantisation) -> Tensor:
-    """The numbers in the middle of levels ``k``, or real numbers in model units; float64."""
+    """The middles of levels ``k``, or real numbers, in model units and float64."""
     if levels.levels is None:
         return levels.encode(k, dtype=torch.float64)
     return levels.low + levels.step * (k.double() + 0.5)
 
 
 def _normal(u: Tensor) -> Tensor:
-    """The normal quantile of u in (-1, 1), which rounding may have brought to the ends."""
+    """The normal quantile of (1 + u) / 2."""
+    # Rounding may have moved u to -1 or 1.
     return math.sqrt(2) * torch.erfinv(u.clamp(-1 + 2**-52, 1 - 2**-52))
 
 
 def _entropy(e: Tensor, scale: float) -> Tensor:
-    """-log of the normal density of e, of deviation ``scale`` in x, summed (B,)."""
+    """-log N(scale e; 0, scale^2), summed (B,)."""
     return sum_from(1, e**2 / 2 + math.log(math.sqrt(2 * math.pi) * scale))

@@ -1,12 +1,12 @@
-"""The variational bound of a chain of levels, as DDPM and its kin are trained and scored.
+"""The variational bound of a Markov chain of noise levels, as in DDPM.
 
     log p(x) >= E log p(x | z_0) - sum_t E KL(q(z_s | z_t, x) | p(z_s | z_t))
                 - KL(q(z_T | x) | prior)
 
 over neighbours t > s of a grid. Both conditionals of a transition are Gaussian,
 
-    q = N(kept z_t + gain x, v_0),          v_0 = sigma_s^2 v_1 / sigma_t^2
-    p = N(kept z_t + gain x0_hat, v_p),     log v_p = (1 - mix) log v_0 + mix log v_1
+    q = N(c z_t + gain x, v_0),          v_0 = sigma_s^2 v_1 / sigma_t^2
+    p = N(c z_t + gain x0_hat, v_p),     log v_p = (1 - mix) log v_0 + mix log v_1
 
 with v_1 the variance of the forward transition and gain = alpha_s v_1 / sigma_t^2.
 """
@@ -29,7 +29,7 @@ from scoresde.sde import SDE, log1mexp, match
 from scoresde.solvers import require_samples, time_of
 
 SMALL, LARGE, LEARNED = 0.0, 1.0, None
-"""Mixes of the reverse variance: the posterior's, the forward transition's, the denoiser's own."""
+"""``mix`` of the reverse variance: v_0, v_1, or learned by the denoiser."""
 
 
 def discrete_elbo(
@@ -44,16 +44,26 @@ def discrete_elbo(
     std: float = 0.5,
     noise: Noise | None = None,
 ) -> Bound:
-    """The variational bound of clean data ``x`` (B, ...) for the chain down the grid ``ts``.
+    """The variational bound of clean data for the chain along the grid ``ts``.
 
-    One draw of every transition, or of ``times`` of them, a sample at a time, drawn in proportion
-    to their terms for Gaussian data of deviation ``std``; ``decodes`` draws of z_0. The multiples
-    of 1 / N are the chain of ``DiscreteVP``. For discrete data ``x`` are the middles of the
-    ``levels``, and z_0 is decoded by a Gaussian summed over each level, its variance at s = 0 that
-    of the transition before, as in published code; continuous data have its density, of variance
-    (sigma / alpha)^2; a learned variance lies between. ``noise`` is as in ``elbo``. Raises
-    ValueError for a grid that does not decrease, a count below 2, a mix outside [0, 1], or None
-    without a learned one. DDPM, arXiv 2006.11239, eq. 5 and 13; arXiv 2102.09672, eq. 15.
+    Pixel levels are decoded from z_0 by a Gaussian integrated over each level, with the variance
+    v_0 of the last transition, as in published code. Continuous data have the density of a
+    Gaussian of variance (sigma / alpha)^2. A learned variance lies between these two.
+
+    Args:
+        denoiser: the model.
+        x: clean data (B, ...); for discrete data, the middles of ``levels``.
+        ts: decreasing times, at least 3; multiples of 1 / N are the chain of ``DiscreteVP``.
+        mix: reverse variance, in [0, 1]; None takes the learned one.
+        levels: pixel levels; None for continuous data.
+        times: transitions drawn for each sample, with probabilities in proportion to their terms
+            for Gaussian data; None evaluates all of them.
+        decodes: draws of z_0, at least 2.
+        std: standard deviation of the Gaussian data.
+        noise: source of all randomness, as in ``elbo``.
+
+    Raises ValueError for arguments out of range. DDPM, arXiv 2006.11239, eq. 5 and 13; Improved
+    DDPM, arXiv 2102.09672, eq. 15.
     """
     require_law(denoiser)
     require_samples(x)
@@ -74,17 +84,15 @@ def discrete_elbo(
 
 
 class _Chain(NamedTuple):
-    """The times (n + 1,), and of every transition (n,): v_0, v_1 and gain; then, of data of
-    deviation ``std``, how far x0_hat moves with eps, v_p, and the share of the term in the bound.
-    """
+    """Times (n + 1,) and constants of the transitions (n,); the last three for Gaussian data."""
 
     t: Tensor
-    small: Tensor
-    large: Tensor
+    small: Tensor  # v_0
+    large: Tensor  # v_1
     gain: Tensor
-    slope: Tensor
-    usual: Tensor
-    share: Tensor
+    slope: Tensor  # d x0_hat / d eps
+    usual: Tensor  # v_p
+    weight: Tensor  # of the term in the sum
 
 
 class _Model(NamedTuple):
@@ -92,7 +100,7 @@ class _Model(NamedTuple):
     mix: float | None
 
     def __call__(self, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """x0_hat, and the mix of the reverse variance, at a state."""
+        """x0_hat and the mix of the reverse variance at a state."""
         with torch.no_grad():
             x0 = self.denoiser(z, t)
             if self.mix is not None or self.denoiser.variance_mix is None:
@@ -115,21 +123,21 @@ def _chain(sde: SDE, ts: Tensor, mix: float | None, std: float) -> _Chain:
 
 
 def _every_term(model: _Model, x: Tensor, chain: _Chain, noise: Noise) -> tuple[Tensor, Tensor]:
-    """The sum of the terms and its standard error, from neighbours over their shares."""
-    index = torch.arange(len(chain.share)).unsqueeze(1).expand(-1, len(x))
+    """The sum of all terms, and its standard error from differences between neighbours."""
+    index = torch.arange(len(chain.weight)).unsqueeze(1).expand(-1, len(x))
     ratios = torch.stack([_ratio(model, x, chain, i, noise) for i in index])
-    share = chain.share.to(x).unsqueeze(1)
+    weight = chain.weight.to(x).unsqueeze(1)
     steps = ratios.diff(dim=0).square() / 2
-    # A transition between two others has the mean of both differences, one at the end its own.
+    # An inner transition averages the differences to its two neighbours.
     variance = torch.cat([steps[:1], (steps[1:] + steps[:-1]) / 2, steps[-1:]])
-    return (share * ratios).sum(0), (share**2 * variance).sum(0).sqrt()
+    return (weight * ratios).sum(0), (weight**2 * variance).sum(0).sqrt()
 
 
 def _some_terms(
     model: _Model, x: Tensor, chain: _Chain, times: int, noise: Noise
 ) -> tuple[Tensor, Tensor]:
-    """An estimate of the sum from as many transitions, stratified by their shares."""
-    edges = chain.share.cumsum(0)[:-1].to(x)
+    """An estimate of the sum from ``times`` transitions, stratified by their weights."""
+    edges = chain.weight.cumsum(0)[:-1].to(x)
     ratios = [
         _ratio(model, x, chain, torch.searchsorted(edges, u, right=True).cpu(), noise)
         for u in strata(x, times, noise)
@@ -138,20 +146,20 @@ def _some_terms(
 
 
 def _ratio(model: _Model, x: Tensor, chain: _Chain, i: Tensor, noise: Noise) -> Tensor:
-    """KL(q | p) of transition i (B,) over its share, without its known dependence on |eps|^2."""
+    """KL(q | p) of transition i (B,) over its weight, minus its known dependence on |eps|^2."""
     eps, t = noise(x), chain.t[i].to(x.device)
     x0, mix = model(model.denoiser.sde.perturb(x, t, eps), t)
     small, large, gain, slope, usual = (match(part[i], x) for part in chain[1:6])
     variance = _between(small, large, mix)
     kl = _gap(small, variance) + (gain * (x - x0)).square() / (2 * variance)
     known = ((gain * slope).square() / (2 * usual)).flatten() * excess(eps)
-    return (sum_from(1, kl) - known) / chain.share[i].to(x)
+    return (sum_from(1, kl) - known) / chain.weight[i].to(x)
 
 
 def _decoded(
     model: _Model, x: Tensor, chain: _Chain, levels: Quantisation | None, noise: Noise
 ) -> Tensor:
-    """log p(x | z_0) (B,) at a draw of z_0."""
+    """log p(x | z_0) (B,) for one draw of z_0."""
     sde, t = model.denoiser.sde, chain.t[-1]
     x0, mix = model(sde.perturb(x, t, noise(x)), t)
     if model.mix is not None:
@@ -167,17 +175,17 @@ def _decoded(
 def discretised_gaussian(
     x: Tensor, mean: Tensor, variance: Tensor, levels: Quantisation
 ) -> Tensor:
-    """log of the mass that N(mean, variance) has on the levels with middles ``x``, summed (B,).
+    """Log-probability under N(mean, variance) of the levels with middles ``x``, summed (B,).
 
         log(Phi((x + step / 2 - mean) / std) - Phi((x - step / 2 - mean) / std))
 
-    The lowest and the highest level are open. DDPM, arXiv 2006.11239, eq. 13.
+    The lowest and the highest level extend to infinity. DDPM, arXiv 2006.11239, eq. 13.
     """
     std, k = variance.sqrt(), torch.round((x - levels.low) / levels.step - 0.5)
     top = math.inf if levels.levels is None else levels.levels - 1
     low = ((x - levels.step / 2 - mean) / std).masked_fill(k <= 0, -math.inf)
     high = ((x + levels.step / 2 - mean) / std).masked_fill(k >= top, math.inf)
-    # In the lower tail, where the logarithms keep their digits.
+    # Reflect to the lower tail, where log_ndtr does not cancel.
     upper = low > 0
     low, high = torch.where(upper, -high, low), torch.where(upper, -low, high)
     below, within = torch.special.log_ndtr(low), torch.special.log_ndtr(high)
@@ -186,7 +194,7 @@ def discretised_gaussian(
 
 
 def _between(small: Tensor, large: Tensor, mix: Tensor) -> Tensor:
-    """The variance at ``mix`` between two, in its logarithm."""
+    """Interpolate log variance: log v = (1 - mix) log small + mix log large."""
     between: Tensor = small * (mix * (large / small).log()).exp()
     return between
 
@@ -207,7 +215,7 @@ def _check(
         raise ValueError(f"need times and decodes >= 2, got {times} and {decodes}")
     if mix is None and denoiser.variance_mix is None:
         raise ValueError(
-            "mix=None, but this denoiser has no learned variance; give SMALL or LARGE "
+            "mix=None, but this denoiser has no learned variance; pass SMALL or LARGE "
             "(likelihood.variance small or large)"
         )
     if mix is not None and not 0 <= mix <= 1:

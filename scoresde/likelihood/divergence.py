@@ -1,4 +1,4 @@
-"""The divergence of a field: exact, or estimated by random probes."""
+"""The divergence of a vector field: exact, or estimated with random probes."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from torch import Tensor
 Field = Callable[[Tensor], Tensor]
 
 CACHE, MEMORY = 16 << 20, 1 << 30
-"""Bytes of backward passes at a time: on a CPU more than its caches hold only slows it down."""
+"""Default budgets in bytes on a CPU, where exceeding its caches is slow, and elsewhere."""
 
 
 class Divergence(Protocol):
-    """The divergence of a field at x (B, ...): ``estimates`` independent values, (estimates, B).
+    """Maps a field and x (B, ...) to field(x) and its divergence.
 
-    A call returns field(x) with them; ``random`` says whether they scatter about the truth.
+    The divergence has ``estimates`` independent values, (estimates, B); ``random`` is False if
+    they are exact.
     """
 
     @property
@@ -33,13 +34,11 @@ class Divergence(Protocol):
 
 @dataclass(frozen=True)
 class Exact:
-    """The trace of the Jacobian, by backward passes over as many directions as ``budget`` holds.
+    """The trace of the Jacobian, tr J = sum_i e_i^T J e_i, by batched backward passes.
 
-        tr J = sum_i e_i^T J e_i,   budget // (bytes that one pass over the batch keeps) at a time
-
-    The budget is in bytes, by default 16 MiB on a CPU and 1 GiB elsewhere; it does not change the
-    value. It also serves where probes are drawn for a solve (``held``) or for each node of a path
-    (``at``): the exact trace needs none. Raises ValueError unless the budget is positive.
+    ``budget`` limits the bytes that a batch of passes stores, by default to 16 MiB on a CPU and
+    1 GiB elsewhere; it does not change the value. ``held`` and ``at`` let this class stand in for
+    the estimators that draw probes. Raises ValueError unless the budget is positive.
     """
 
     budget: int | None = None
@@ -51,19 +50,19 @@ class Exact:
             raise ValueError(f"need a budget of at least 1 byte, got {self.budget}")
 
     def held(self, x: Tensor, noise: object) -> Exact:
-        """Itself: nothing is drawn for a solve."""
+        """Return self: nothing is drawn for a solve."""
         return self
 
     def at(self, k: int, x: Tensor) -> Exact:
-        """Itself, at every node of a path."""
+        """Return self at every node of a path."""
         return self
 
     def __call__(self, field: Field, x: Tensor) -> tuple[Tensor, Tensor]:
-        kept = _Kept()
-        with torch.autograd.graph.saved_tensors_hooks(kept, lambda saved: saved):
+        activations = _SavedBytes()
+        with torch.autograd.graph.saved_tensors_hooks(activations, lambda saved: saved):
             value, pull = _pullback(field, x)
         budget = self.budget or (CACHE if x.device.type == "cpu" else MEMORY)
-        chunk = max(1, budget // max(kept.bytes, x.nbytes))
+        chunk = max(1, budget // max(activations.bytes, x.nbytes))
         basis = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device)
         trace = x.new_zeros(len(x))
         for rows in basis.split(chunk):
@@ -72,27 +71,27 @@ class Exact:
         return value, trace[None]
 
 
-class _Kept:
-    """Counts the bytes of activations kept for a backward pass: a hook on what is saved."""
+class _SavedBytes:
+    """A saved-tensor hook that counts the bytes of activations stored for a backward pass."""
 
     def __init__(self) -> None:
         self.bytes = 0
         self._seen: set[int] = set()
 
     def __call__(self, saved: Tensor) -> Tensor:
-        # Weights are there whatever the batch; what was computed from x has a graph.
+        # Weights do not grow with the batch; only tensors computed from x have a graph.
         if saved.grad_fn is not None and saved.data_ptr() not in self._seen:
             self._seen.add(saved.data_ptr())
             self.bytes += saved.nbytes
-        # An output kept with its graph would hold the node that keeps it, and never be freed.
+        # Saving an output with its graph makes a reference cycle, which is never freed.
         return saved.detach()
 
 
 @dataclass(frozen=True)
 class Hutchinson:
-    """v^T J v for each of the fixed ``probes`` (K, B, ...) of unit covariance, each unbiased.
+    """Unbiased estimates v^T J v, one per probe v in ``probes`` (K, B, ...) of unit covariance.
 
-    The probes are held for a whole solve, so that the right-hand side stays smooth. FFJORD, arXiv
+    The probes are fixed for a whole solve, so that the right-hand side is smooth. FFJORD, arXiv
     1810.01367, eq. 8.
     """
 
@@ -112,10 +111,7 @@ EXACT = Exact()
 
 
 def rademacher(x: Tensor, probes: int = 1, generator: torch.Generator | None = None) -> Tensor:
-    """Random signs (probes, *x.shape), the independent probes of least variance.
-
-    Raises ValueError unless probes >= 1.
-    """
+    """Random signs (probes, *x.shape), the independent probes of least variance."""
     if probes < 1:
         raise ValueError(f"need at least 1 probe, got {probes}")
     bits = torch.randint(0, 2, (probes, *x.shape), generator=generator, device=x.device)
@@ -124,15 +120,14 @@ def rademacher(x: Tensor, probes: int = 1, generator: torch.Generator | None = N
 
 @dataclass(frozen=True)
 class HutchPlusPlus:
-    """The trace on a sketched subspace exactly, Hutchinson's estimate on its complement.
+    """The exact trace on a sketched subspace, Hutchinson's estimate on its complement.
 
         tr J ~ tr Q^T J Q + mean_k g_k^T J g_k,   Q = orth(J^T S),   g_k = (1 - Q Q^T) v_k
 
-    ``sketch`` S and ``probes`` v are (m, B, ...), held for a whole solve; 3 m products in all.
-    Unbiased for probes independent of the sketch. A column of J^T S that depends on those before
-    it is left out of Q: its direction would be that of the rounding errors, which no adaptive
-    solver can follow. Hutch++: Optimal Stochastic Trace Estimation, arXiv 2010.09649, algorithm 1.
-    Raises ValueError for more directions than dimensions.
+    ``sketch`` S and ``probes`` v are (m, B, ...) and fixed for a whole solve; a call takes 3 m
+    products. The estimate is unbiased if the probes are independent of the sketch. Raises
+    ValueError for more directions than dimensions. Hutch++: Optimal Stochastic Trace Estimation,
+    arXiv 2010.09649, algorithm 1.
     """
 
     sketch: Tensor
@@ -162,12 +157,16 @@ class HutchPlusPlus:
 
 
 def _orthonormal(rows: Tensor) -> Tensor:
-    """Orthonormal vectors (m, B, D) of each sample's ``rows``, zero for a dependent one."""
+    """Orthonormal vectors (m, B, D) from the ``rows`` of each sample, zero for a dependent one.
+
+    The direction of a dependent row would consist of rounding errors, which no adaptive solver
+    can follow.
+    """
     found: list[Tensor] = []
     least = math.sqrt(torch.finfo(rows.dtype).eps)
     for row in rows:
         rest = row
-        for _ in range(2):  # the second pass takes out what rounding left of the first
+        for _ in range(2):  # the second pass removes rounding errors of the first
             for q in found:
                 rest = rest - (rest * q).sum(1, keepdim=True) * q
         length = torch.linalg.vector_norm(rest, dim=1, keepdim=True)
@@ -177,12 +176,12 @@ def _orthonormal(rows: Tensor) -> Tensor:
 
 
 def sum_from(axis: int, x: Tensor) -> Tensor:
-    """The sum over ``axis`` and all after it; of none, as for scalar samples, ``x`` itself."""
+    """The sum over ``axis`` and all later axes; ``x`` itself if it has none of them."""
     return x.flatten(axis).sum(axis) if x.ndim > axis else x
 
 
 def _pullback(field: Field, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """field(x), and the map from K cotangents (K, B, ...) to K products v^T J."""
+    """field(x), and the map from cotangents (K, B, ...) to products v^T J."""
     with torch.inference_mode(False), torch.enable_grad():
         u = x.detach().clone().requires_grad_()
         value = field(u)
@@ -195,9 +194,9 @@ def _pullback(field: Field, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tenso
             v = cotangents.to(value).clone()
             if len(v) == 1:
                 return product(v[0])[None]
-            # An operation without a batching rule is looped over, which is all that can be done.
+            # vmap loops over an operation without a batching rule and warns; nothing is faster.
             warnings.filterwarnings("ignore", message="There is a performance drop")
-            # The flag is_grads_batched would loop over every convolution and normalisation.
+            # is_grads_batched would loop over every convolution and normalisation.
             products: Tensor = torch.func.vmap(product)(v)
             return products
 

@@ -1,4 +1,4 @@
-"""One interface to every estimate of log p: of real numbers or pixel levels, exact or a bound."""
+"""One interface to all estimators of log p: for real numbers or pixel levels, exact or a bound."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LOOSER = 10.0
 
 
 class Estimate(NamedTuple):
-    """One draw of log P of every sample (B,), in nats, and the denoiser calls it took."""
+    """One draw of log P (B,) in nats, and the number of denoiser calls."""
 
     log_prob: Tensor
     nfe: int
@@ -48,10 +48,10 @@ class Estimator(ABC):
     def __call__(
         self, denoiser: Denoiser, x: Tensor, scaling: Quantisation, noise: Noise
     ) -> Estimate:
-        """A draw for pixel levels ``x`` (B, ...), or real numbers if ``scaling.levels`` is None.
+        """Estimate for pixel levels ``x`` (B, ...), or real numbers if ``scaling.levels`` is None.
 
-        All randomness comes from ``noise``: with one stream per sample, samples do not depend on
-        each other.
+        All randomness comes from ``noise``; with one stream per sample, a value does not depend
+        on the batch.
         """
 
     @property
@@ -65,9 +65,9 @@ class Estimator(ABC):
 
     @abstractmethod
     def coarser(self) -> Self | None:
-        """The same estimate at about half the effort, which shows the error of its solver.
+        """The same estimator at about half the cost, to measure the error of its solver.
 
-        None without a solver, or for one whose effort cannot be halved.
+        None if there is no solver or its cost cannot be halved.
         """
 
 
@@ -75,16 +75,16 @@ class Estimator(ABC):
 
 
 class Trace(Protocol):
-    """The divergence of a whole solve, with probes drawn once; ``Exact`` is one too."""
+    """A factory of the divergence of one solve; ``Exact`` is one too."""
 
     def held(self, x: Tensor, noise: Noise) -> Divergence:
-        """That for states like ``x``, its probes drawn from the noise."""
+        """The divergence at states like ``x``, with probes drawn once from ``noise``."""
 
 
 @final
 @dataclass(frozen=True)
 class HutchinsonTrace:
-    """Hutchinson's estimate, its random signs held for the solve.
+    """Hutchinson's estimate, with random signs fixed for the solve.
 
     Args:
         probes: random probes for each sample.
@@ -102,10 +102,10 @@ class HutchinsonTrace:
 @final
 @dataclass(frozen=True)
 class HutchPlusPlusTrace:
-    """Hutch++, its sketch and its probes held for the solve.
+    """Hutch++, with sketch and probes fixed for the solve.
 
     Args:
-        probes: directions of the sketch for each sample, and as many random probes.
+        probes: random probes for each sample, and directions of its sketch.
     """
 
     probes: Count = 1
@@ -118,7 +118,7 @@ class HutchPlusPlusTrace:
 
 
 def signs(x: Tensor, n: int, noise: Noise) -> Tensor:
-    """Random signs (n, *x.shape), from the stream of each sample."""
+    """Random signs (n, *x.shape) from ``noise``."""
     return torch.stack([torch.where(noise(x) < 0, -1.0, 1.0).to(x) for _ in range(n)])
 
 
@@ -126,7 +126,7 @@ def signs(x: Tensor, n: int, noise: Noise) -> Tensor:
 
 
 class FlowSolver(ABC):
-    """log p at ``t0`` of states ``x`` (B, ...), by the probability flow."""
+    """Computes log p at ``t0`` of states ``x`` (B, ...) by the probability flow."""
 
     @abstractmethod
     def __call__(
@@ -135,18 +135,18 @@ class FlowSolver(ABC):
 
     @abstractmethod
     def coarser(self) -> Self | None:
-        """The same solver at about half the effort; None if it cannot be halved."""
+        """The same solver at about half the cost; None if it cannot be halved."""
 
 
 @final
 @dataclass(frozen=True)
 class GridFlow(FlowSolver):
-    """The flow along equal steps of lam, its divergence found by fresh probes at each node.
+    """The flow in equal steps of lam, with fresh probes of the divergence at each node.
 
     Args:
         nodes: steps of the quadrature, at least 12.
-        probes: orthogonal probes at each node; None takes the exact trace.
-        between: steps of the path for each step of the quadrature.
+        probes: orthogonal probes at each node; None computes the exact trace.
+        between: solver steps for each step of the quadrature.
     """
 
     nodes: int = 64
@@ -170,12 +170,12 @@ class GridFlow(FlowSolver):
 @final
 @dataclass(frozen=True)
 class AdaptiveFlow(FlowSolver):
-    """The flow at a tolerance, with own steps for each sample.
+    """The flow at a tolerance, with adaptive steps for each sample.
 
     Args:
         rtol: relative tolerance.
         atol: absolute tolerance.
-        trace: the divergence.
+        trace: estimator of the divergence.
     """
 
     rtol: Positive = 1e-5
@@ -201,11 +201,11 @@ class BlackBox(FlowSolver):
     """The flow through torchdiffeq, whose adaptive methods couple the samples of a batch.
 
     Args:
-        method: name of the solver.
-        rtol: relative tolerance of an adaptive solver.
-        atol: absolute tolerance of an adaptive solver.
-        steps: steps of a solver with a fixed number of them.
-        trace: the divergence.
+        method: name of the method.
+        rtol: relative tolerance of an adaptive method.
+        atol: absolute tolerance of an adaptive method.
+        steps: number of steps of a fixed-step method.
+        trace: estimator of the divergence.
     """
 
     method: str = "dopri5"
@@ -247,8 +247,7 @@ class FlowEstimator(Estimator):
         solver: solver of the flow.
         dequantisation: law of the draw at t_0; ``Continuous`` for real numbers.
         t0: time of the draw. By default ``t_min`` for real numbers and uniform dequantisation,
-            whose draws are taken to lie at t_0 as they are, and else the ``tight_time``, but not
-            below ``t_min``.
+            and otherwise the ``tight_time``, but not below ``t_min``.
     """
 
     solver: FlowSolver = GridFlow()
@@ -279,11 +278,11 @@ class FlowEstimator(Estimator):
 @final
 @dataclass(frozen=True)
 class Variational(Estimator):
-    """The evidence lower bound of a dequantised draw, in continuous time, plus its weight.
+    """The evidence lower bound of a dequantised draw in continuous time, plus its weight.
 
     Args:
         times: noise levels that the bound is averaged over.
-        std: standard deviation of the data in model units, which places them.
+        std: standard deviation of the data in model units, which sets the density of noise levels.
         dequantisation: law of the draw; ``Continuous`` for real numbers.
         t0: lowest time; ``t_min`` by default.
     """
@@ -319,13 +318,13 @@ class Variational(Estimator):
 @final
 @dataclass(frozen=True)
 class DecodedVariational(Estimator):
-    """The evidence lower bound of pixel levels themselves, decoded at t_0.
+    """The evidence lower bound of pixel levels, decoded at t_0.
 
     Args:
         times: noise levels that the bound is averaged over.
-        std: standard deviation of the data in model units, which places them.
-        decoder: law of the levels given a state at t_0.
-        t0: lowest time, by default as in ``FlowEstimator``.
+        std: standard deviation of the data in model units, which sets the density of noise levels.
+        decoder: law of the levels conditional on a state at t_0.
+        t0: lowest time; by default the ``tight_time``, but not below ``t_min``.
     """
 
     times: Count = Variational.times
@@ -366,14 +365,13 @@ class DecodedVariational(Estimator):
 @final
 @dataclass(frozen=True)
 class DiscreteBound(Estimator):
-    """The variational bound of a chain of ``steps`` times, as of DDPM.
+    """The variational bound of a chain of ``steps`` times, as in DDPM.
 
     Args:
         steps: times of the chain, at least 3.
         mix: reverse variance, ``SMALL``, ``LARGE`` or ``LEARNED``.
-        times: transitions drawn for each sample, in proportion to their terms for data of
-            deviation ``std``; all of them if it is not below ``steps``.
-        std: standard deviation of the data in model units.
+        times: transitions drawn for each sample; all of them if not below ``steps``.
+        std: standard deviation of the data in model units, which sets their probabilities.
         grid: times of the chain.
     """
 
@@ -415,19 +413,16 @@ class DiscreteBound(Estimator):
 
 
 def _start(sde: SDE, scaling: Quantisation, law: Dequantisation) -> float:
-    """The time at which the model takes over: ``t_min``, or ``tight_time`` of a law at t_0.
-
-    Never below ``t_min``, the least time a model was trained at.
-    """
+    """``t_min``, the lowest time of training, or ``tight_time`` if that is later and matters."""
     if not law.at_noise:
         return sde.t_min
     try:
         return max(tight_time(sde, scaling), sde.t_min)
-    except ValueError:  # a process that never has so little noise
+    except ValueError:  # the noise of the process never becomes so small
         return sde.t_min
 
 
 def uniforms(x: Tensor, noise: Noise) -> Tensor:
-    """Numbers uniform on (0, 1) shaped like ``x``, float64."""
+    """Float64 numbers, uniform on (0, 1) and shaped like ``x``."""
     u: Tensor = torch.special.ndtr(noise(x.double()))
     return u

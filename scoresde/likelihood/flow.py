@@ -1,8 +1,8 @@
-"""Likelihoods: the probability flow solved from data to noise, with its divergence.
+"""Likelihoods by the probability flow from data to noise, with its divergence.
 
     log p_t0(x) = log p_T(x_T) + D log(n_T / n_t0) + int tr(d(dw/dlam)/dw) dlam over the path (10)
 
-with w = x / n, n = sqrt(alpha^2 + sigma^2); the integral runs along the path, from t_0 to T.
+with w = x / n, n = sqrt(alpha^2 + sigma^2), and the path from t_0 to T.
 """
 
 from __future__ import annotations
@@ -31,8 +31,7 @@ from scoresde.solvers import (
 class LogLikelihood(NamedTuple):
     """Log-densities in nats (B,), latent codes at t_max (B, ...), denoiser calls, standard errors.
 
-    The standard error of each log-density (B,) is over probes: zero for the exact divergence, NaN
-    for a single probe, which cannot tell its own error.
+    The standard errors (B,) are over probes: zero for the exact divergence, NaN for one probe.
     """
 
     log_prob: Tensor
@@ -54,12 +53,23 @@ def log_likelihood(
     steps: int = 50,
     max_nfe: int = 10_000,
 ) -> LogLikelihood:
-    """Log-density (10) of samples ``x`` (B, ...) taken to lie at time ``t0`` (default ``t_min``).
+    """Log-density (10) of samples by torchdiffeq, with the solver options of ``solve_ode``.
 
-    ``prior`` is the log-density of the terminal law: a callable or an object with ``log_prob``,
-    elementwise or per sample; the process's own by default. Solver options are those of
-    ``solve_ode``. Raises ValueError and SolverError as ``solve_ode`` does. Score-Based Generative
-    Modeling through SDEs, arXiv 2011.13456, eq. 39, in the variables of (8).
+    Args:
+        denoiser: the model.
+        x: samples (B, ...), taken as states at ``t0``.
+        divergence: the divergence, exact or with fixed probes.
+        prior: log-density of the terminal law, elementwise or per sample: a callable or an object
+            with ``log_prob``. By default the prior of the process.
+        t0: time of the samples; ``t_min`` by default.
+        method: name of the method.
+        rtol: relative tolerance of an adaptive method.
+        atol: absolute tolerance of an adaptive method.
+        steps: number of steps of a fixed-step method.
+        max_nfe: limit on the denoiser calls.
+
+    Raises ValueError and SolverError as ``solve_ode`` does. Score-Based Generative Modeling
+    through SDEs, arXiv 2011.13456, eq. 39, in the variables of (8).
     """
     require_law(denoiser)
     require_continuous(x)
@@ -71,7 +81,7 @@ def log_likelihood(
         x0, div = divergence(lambda w: flow.x0(w, lam), state[0])
         return a * (x0 - a * state[0]), a * (div - a * dim)
 
-    # A float32 state would put a floor under the tolerances; the network keeps its own dtype.
+    # Rounding of a float32 state would limit the tolerance; the network keeps its own dtype.
     state = x.double() / float(sde.norm(first))
     start = (state, state.new_zeros(divergence.estimates, len(x)))
     tolerance = Tolerance(method, rtol, atol, steps, max_nfe)
@@ -92,11 +102,22 @@ def adaptive_log_likelihood(
     atol: float = 1e-5,
     max_nfe: int = 10_000,
 ) -> LogLikelihood:
-    """Log-density (10) of ``x`` (B, ...) at ``t0`` (``t_min``), error control per sample.
+    """Log-density (10) of samples by ``samplers.solve_adaptive``, with error control per sample.
 
-    The Dormand-Prince pair of ``samplers.solve_adaptive`` on the state and its log-density
-    together: batch mates never change a value. Arguments as ``log_likelihood``. Raises ValueError
-    for an empty batch or integers, SolverError for samples that ``max_nfe`` calls do not suffice.
+    The Dormand-Prince pair solves for the state and its log-density jointly. A value does not
+    depend on the batch.
+
+    Args:
+        denoiser: the model.
+        x: samples (B, ...), taken as states at ``t0``.
+        divergence: the divergence, exact or with fixed probes.
+        prior: log-density of the terminal law, as in ``log_likelihood``.
+        t0: time of the samples; ``t_min`` by default.
+        rtol: relative tolerance.
+        atol: absolute tolerance.
+        max_nfe: limit on the denoiser calls.
+
+    Raises ValueError for an empty batch or integers, SolverError if a sample needs more calls.
     """
     require_law(denoiser)
     require_continuous(x)
@@ -119,7 +140,7 @@ def adaptive_log_likelihood(
 
 @dataclass(frozen=True)
 class _Joint:
-    """State and log-density as one state, whose x0_hat turns (8) into the rate of both.
+    """State and log-density l as one state, with x0_hat such that (8) is the rate of both.
 
     dl/dlam = a (div - a D) = a (x0_l - a l)   with   x0_l = div - a D + a l
     """
@@ -142,15 +163,14 @@ class _Joint:
 def bits_per_dim(log_prob: Tensor, shape: torch.Size | tuple[int, ...], scale: float) -> Tensor:
     """Bits per dimension of integer levels, -(log_prob / D + log scale) / log 2.
 
-    ``shape`` is that of one sample (D its product) and ``scale`` is d(model units) / d(level), so
-    that the density of the level plus its dequantisation is the model's times scale^D. RealNVP,
-    arXiv 1605.08803, section 4.1.
+    ``shape`` is the shape of one sample, D its product, and ``scale`` is the width of a level in
+    model units. RealNVP, arXiv 1605.08803, section 4.1.
     """
     return -(log_prob / math.prod(shape) + math.log(scale)) / math.log(2)
 
 
 def require_law(denoiser: Denoiser) -> None:
-    """Raise ValueError for a denoiser that is the score of no law."""
+    """Raise ValueError for a denoiser that is not the score of a law."""
     if not denoiser.normalised:
         raise ValueError(
             "a guided or clipped denoiser is the score of no law, and has no likelihood; score "
@@ -159,17 +179,14 @@ def require_law(denoiser: Denoiser) -> None:
 
 
 def closed(sde: SDE, latent: Tensor, prior: Any, first: Tensor, last: Tensor) -> Tensor:
-    """The terms of (10) outside the integral, log p_T(x_T) + D log(n_T / n_t0), (B,).
-
-    ``prior`` has a ``log_prob`` or is a log-density itself, elementwise or per sample.
-    """
+    """The terms of (10) outside the integral, log p_T(x_T) + D log(n_T / n_t0), (B,)."""
     units = latent[0].numel() * math.log(float(sde.norm(last)) / float(sde.norm(first)))
     log_prob = getattr(sde.prior() if prior is None else prior, "log_prob", prior)
     return sum_from(1, log_prob(latent)) + units
 
 
 def standard_error_of(gain: Tensor, divergence: Divergence) -> Tensor:
-    """The standard error (B,) of the mean of independent estimates (estimates, B)."""
+    """Standard error (B,) of the mean of ``gain`` (estimates, B) over independent estimates."""
     if not divergence.random:
         return torch.zeros_like(gain[0])
     if len(gain) == 1:

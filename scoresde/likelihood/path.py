@@ -1,9 +1,8 @@
-"""Likelihoods along a fixed grid: fresh probes of the divergence at every node.
+"""Likelihoods on a fixed grid, with fresh probes of the divergence at every node.
 
-The path of a sample does not depend on the estimate of its divergence, so that estimate needs no
-probe held for the whole solve. A high-order multistep method takes n equal steps of lam; where it
-calls the network, the divergence is estimated with probes of that node alone. The integral of (10)
-is Gregory's quadrature of these values.
+The path of a sample does not depend on the estimate of its divergence, so the probes may change
+along the path. A high-order multistep method takes n equal steps of lam and estimates the
+divergence at every node. Gregory's quadrature of these values gives the integral of (10).
 """
 
 from __future__ import annotations
@@ -27,22 +26,21 @@ GREGORY = 6
 
 
 class Probing(Protocol):
-    """The divergence estimator of each node of a path; ``Exact`` is one too."""
+    """A factory of the divergence at each node of a path; ``Exact`` is one too."""
 
     def at(self, k: int, x: Tensor) -> Divergence:
-        """That of node ``k``, for states like ``x``."""
+        """The divergence of node ``k``, for states like ``x``."""
 
 
 @dataclass(frozen=True)
 class Orthogonal:
-    """``rows`` probes at each node, orthogonal to those of earlier nodes until all directions are
-    used, in independent ``groups``.
+    """Orthogonal probes: every node uses the next ``rows`` rows h of a Hadamard matrix.
 
-        v = s * h,   h the next rows of a Hadamard matrix,   s random signs (groups, B, ...)
+        v = s * h,   s random signs (groups, B, ...)
 
-    v v^T has the mean 1 at every node, so each estimate is unbiased; and because the rows of a
-    Hadamard matrix complete each other, off-diagonal parts of a Jacobian that changes little from
-    node to node cancel in the integral. The scatter between groups gives the standard error.
+    E v v^T = 1 at every node, so each estimate is unbiased. The rows of a Hadamard matrix sum to
+    v v^T = 1, so off-diagonal parts of a Jacobian that changes slowly from node to node cancel in
+    the integral. Groups are independent, and their scatter gives the standard error.
     """
 
     signs: Tensor
@@ -63,7 +61,7 @@ class Orthogonal:
 
 @dataclass(frozen=True)
 class Averaged:
-    """An estimator whose estimates are averaged in groups."""
+    """The estimates of ``inner``, averaged in ``groups``."""
 
     inner: Divergence
     groups: int
@@ -91,23 +89,19 @@ def path_log_likelihood(
     nodes: int = 64,
     between: int = 1,
 ) -> LogLikelihood:
-    """Log-density (10) of samples ``x`` (B, ...) on a grid of equal steps of lam.
-
-    About one network call for each node, with the products that its divergence takes; samples
-    never influence each other.
+    """Log-density (10) of samples on a grid of equal steps of lam, about one call per node.
 
     Args:
         denoiser: the model.
-        x: samples (B, ...), taken to lie at ``t0``.
+        x: samples (B, ...), taken as states at ``t0``.
         probing: the divergence at each node, ``Exact`` or ``Orthogonal``.
-        prior: the terminal log-density, as in ``log_likelihood``.
+        prior: log-density of the terminal law, as in ``log_likelihood``.
         t0: time of the samples; ``t_min`` by default.
         nodes: steps of the quadrature, at least 12.
-        between: steps of the path for each of them. Where a divergence costs many products, a
-            finer path costs little.
+        between: solver steps for each step of the quadrature; a finer path costs little if the
+            divergence takes many products.
 
-    Raises ValueError for too few nodes and an empty batch, SolverError for a path that is not
-    finite.
+    Raises ValueError for too few nodes or an empty batch, SolverError if the path is not finite.
     """
     require_law(denoiser)
     require_continuous(x)
@@ -139,7 +133,7 @@ def path_log_likelihood(
 
 @dataclass
 class _Reader:
-    """A denoiser that also records the divergence of x0 over w when it is called at a node."""
+    """A denoiser that records the divergence of x0 with respect to w when called at a node."""
 
     denoiser: Denoiser
     probing: Probing
@@ -160,11 +154,11 @@ class _Reader:
 
 
 def gregory(n: int, order: int = GREGORY) -> Tensor:
-    """Weights of the trapezoid rule over n unit steps, its ends corrected to a high order.
+    """Weights of the trapezoid rule over n unit steps with end corrections; order ``order`` + 1.
 
         sum_k f_k - (f_0 + f_n) / 2 - sum_j |G_{j+1}| (nabla^j f_n + (-1)^j Delta^j f_0), j < order
 
-    with Gregory's coefficients, z / log(1 + z) = 1 + sum_j G_j z^j. Of order ``order`` + 1.
+    with Gregory's coefficients, z / log(1 + z) = 1 + sum_j G_j z^j.
     """
     log_ratio = [(-1) ** k / (k + 1) for k in range(order + 2)]  # log(1 + z) / z
     g = [1.0]
@@ -184,7 +178,7 @@ def gregory(n: int, order: int = GREGORY) -> Tensor:
 def _hadamard(rows: Tensor, dim: int) -> Tensor:
     """Rows of Sylvester's matrix, cut to ``dim`` columns: (-1)^(number of ones in row & column).
 
-    Neighbouring rows differ first between neighbouring columns, where the Jacobian of an image is
+    Neighbouring rows differ first at neighbouring columns, where the Jacobian of an image is
     largest.
     """
     bits = max(1, (dim - 1).bit_length())

@@ -20,9 +20,9 @@ class GroupNorm(nn.GroupNorm):
 
         y = weight (x - mean) / sqrt(var + eps) + bias
 
-    Mean and variance are those of a group of channels of one sample. The number of groups is the
-    largest divisor of C that is at most 32 and leaves 4 channels or more in each, else 1.
-    Group Normalization, arXiv 1803.08494.
+    Mean and variance are over a group of channels of one sample. The number of groups is the
+    largest divisor of C that is at most 32 and at most C / 4, or 1. Group Normalization, arXiv
+    1803.08494.
     """
 
     def __init__(self, channels: int, *, affine: bool = True, eps: float = 1e-5) -> None:
@@ -31,22 +31,21 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(groups, channels, eps, affine)
 
     def forward(self, x: Tensor) -> Tensor:
-        # On a CPU, PyTorch's kernel for channels-last images ends the process where the gradient
-        # of a weight is wanted and that of x is not, and it is several times slower.
+        # On a CPU, PyTorch's kernel for channels-last images is several times slower, and crashes
+        # if a weight requires a gradient and x does not.
         return super().forward(x.contiguous() if x.device.type == "cpu" else x)
 
 
 def modulate(h: Tensor, scale_shift: Tensor) -> Tensor:
-    """(1 + scale) h + shift, the two halves of ``scale_shift`` along dimension 1."""
+    """(1 + scale) h + shift, with the two halves of ``scale_shift`` along dimension 1."""
     scale, shift = scale_shift.chunk(2, dim=1)
     return torch.addcmul(shift, h, 1 + scale)
 
 
 def run(block: Callable[..., Any], *inputs: Any, again: bool) -> Any:
-    """block(*inputs), which with ``again`` is run once more in the backward pass.
+    """block(*inputs); with ``again`` it stores only its inputs and runs again in backward passes.
 
-    The first run then keeps its inputs and nothing else. Training Deep Nets with Sublinear Memory
-    Cost, arXiv 1604.06174.
+    Training Deep Nets with Sublinear Memory Cost, arXiv 1604.06174.
     """
     return checkpoint(block, *inputs, use_reentrant=False) if again else block(*inputs)
 
@@ -54,7 +53,7 @@ def run(block: Callable[..., Any], *inputs: Any, again: bool) -> Any:
 class ResidualVector(nn.Module):
     """x + W2 dropout(silu((1 + scale) W1 norm(x) + shift)) on (B, width).
 
-    Scale and shift are linear in the condition. W2 starts at zero, so the block starts as x.
+    Scale and shift are linear in the condition. W2 is initially zero, so the block returns x.
     """
 
     def __init__(self, width: int, condition: int, *, dropout: float) -> None:
@@ -74,9 +73,9 @@ class ResidualVector(nn.Module):
 class ResidualImage(nn.Module):
     """x + conv(dropout(silu((1 + scale) norm(h) + shift))),  h = conv(silu(norm(x))).
 
-    On (B, C, H, W), with 3x3 convolutions and scale and shift linear in the condition. The last
-    convolution starts at zero, so the block starts as x.
-    Diffusion Models Beat GANs on Image Synthesis, arXiv 2105.05233, section 3.1.
+    x is (B, C, H, W), the convolutions are 3x3, and scale and shift are linear in the condition.
+    The last convolution is initially zero, so the block returns x. Diffusion Models Beat GANs on
+    Image Synthesis, arXiv 2105.05233, section 3.1.
     """
 
     def __init__(self, channels: int, condition: int, *, dropout: float) -> None:
@@ -98,9 +97,9 @@ class ResidualImage(nn.Module):
 class SelfAttention(nn.Module):
     """x + project(attention(norm(x))) over the pixels of (B, C, H, W).
 
-    The projection starts at zero; ``merge`` may replace the sum, ``eps`` is that of the norm.
-    Raises ValueError unless heads divides the channels.
-    Attention Is All You Need, arXiv 1706.03762, eq. 1.
+    The projection is initially zero; ``merge`` may replace the sum; ``eps`` belongs to the norm.
+    Raises ValueError unless heads divides the channels. Attention Is All You Need, arXiv
+    1706.03762, eq. 1.
     """
 
     def __init__(
@@ -132,9 +131,9 @@ class SelfAttention(nn.Module):
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """softmax(q k^T / sqrt(d)) v on (B, heads, N, d), over the keys where ``mask`` is true.
 
-    The mask is shaped, or broadcast, as (B, heads, N, keys). Fused kernels have no forward-mode
-    derivative, which exact divergences need: under it the plain kernel is taken.
+    The mask broadcasts to (B, heads, N, keys).
     """
+    # Fused kernels have no forward-mode derivative, which exact divergences need.
     if all(forward_ad.unpack_dual(z).tangent is None for z in (q, k, v)):
         return F.scaled_dot_product_attention(q, k, v, mask)
     with sdpa_kernel(SDPBackend.MATH):
@@ -142,7 +141,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
 
 
 def zeroed(layer: Layer) -> Layer:
-    """The layer with weight and bias set to zero, so that its branch starts as nothing."""
+    """The layer with weight and bias set to zero, so that its branch is initially zero."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer

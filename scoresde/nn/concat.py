@@ -1,4 +1,4 @@
-"""A U-Net whose decoder is handed every feature map of its encoder: the DDPM family."""
+"""The U-Net of the DDPM family, whose decoder concatenates every feature map of its encoder."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from scoresde.nn.residual import Residual, Style
 from scoresde.nn.unet import Several, check_attention, check_images, head
 
 Cells = Any
-"""An nn.ModuleList of them, for whose items torch knows no type."""
+"""An nn.ModuleList of cells; torch does not type its items."""
 
 
 class Cell(nn.Module):
-    """A residual block and perhaps attention, on x or on x and a skip side by side."""
+    """A residual block with optional attention, on x or on the concatenation of x and a skip."""
 
     def __init__(self, into: int, out: int, style: Style, *, attends: bool) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Cell(nn.Module):
 
 
 class Descent(nn.Module):
-    """To the next resolution by a residual block; the picture beside it is left alone."""
+    """Halve the resolution by a residual block; the picture is unchanged."""
 
     def __init__(self, channels: int, style: Style) -> None:
         super().__init__()
@@ -46,10 +46,10 @@ class Descent(nn.Module):
 
 
 class PicturedDescent(nn.Module):
-    """To the next resolution by a residual block, merged with the picture halved by a convolution.
+    """Halve the resolution by a residual block, and merge it with the picture halved by DownConv.
 
-    The result is the picture at the next resolution. Score-Based Generative Modeling through SDEs,
-    arXiv 2011.13456, appendix H.1, `residual` progressive input.
+    The result is also the picture at the next resolution. Score-Based Generative Modeling through
+    SDEs, arXiv 2011.13456, appendix H.1, ``residual`` progressive input.
     """
 
     def __init__(self, picture: int, channels: int, taps: Sequence[float], style: Style) -> None:
@@ -64,26 +64,26 @@ class PicturedDescent(nn.Module):
 
 
 class ConcatUNet(nn.Module):
-    """A U-Net on (B, channels, H, W), H and W >= 1, whose decoder joins every encoder map.
+    """A U-Net on (B, channels, H, W), H and W >= 1, whose decoder concatenates all encoder maps.
 
-    Resolution i holds ``width * multipliers[i]`` channels on ceil(H / 2^i) x ceil(W / 2^i)
-    pixels: ``blocks`` residual blocks on the way down and one more on the way up, each of which
-    takes one map of the encoder. Sizes change inside residual blocks; a doubled map is cropped to
-    the size it had. Between the two ways are two blocks with attention between them. The output
-    is zero at the start.
-    Raises ValueError for sizes that do not fit. DDPM, arXiv 2006.11239, appendix B.
+    Resolution i has ``width * multipliers[i]`` channels on ceil(H / 2^i) x ceil(W / 2^i) pixels,
+    ``blocks`` residual blocks in the encoder and one more in the decoder, each of which takes one
+    map of the encoder. Residual blocks change the size; a doubled map is cropped to the size of
+    the encoder map. Encoder and decoder are connected by two blocks with attention between them.
+    The output is initially zero. Raises ValueError for sizes that do not fit. DDPM, arXiv
+    2006.11239, appendix B.
 
     Args:
         channels: channels of the input.
         condition: module from (noise, label, augment) to a vector of ``style.condition`` numbers.
-        style: settings that all blocks share.
+        style: common settings of all blocks.
         width: channels at full resolution.
         multipliers: channels at each resolution, in units of the width.
         blocks: residual blocks at each resolution.
         attention: resolutions with self-attention; 0 is the full resolution.
-        attend_once: on the way up, only the last block at a resolution has attention.
-        picture: taps of the filter that halves the picture beside the blocks, None without.
-        outputs: output channels, None for as many as the input.
+        attend_once: in the decoder, only the last block at a resolution has attention.
+        picture: taps of the filter of ``PicturedDescent``; None for ``Descent``.
+        outputs: output channels; None for those of the input.
         recompute: run the blocks again in the backward pass.
     """
 
@@ -124,63 +124,49 @@ class ConcatUNet(nn.Module):
         self.head = head(widths[0], channels, outputs)
 
     def forward(
-        self,
-        x: Tensor,
-        noise: Tensor,
-        label: Tensor | None = None,
-        augment: Tensor | None = None,
+        self, x: Tensor, noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None
     ) -> Tensor:
-        """x (B, channels, H, W), noise (B,), label (B,) int64 or None -> (B, outputs, H, W).
-
-        ``augment`` is (B, augments), or None where nothing was done.
-
-        Raises ValueError for another shape.
-        """
+        """x (B, channels, H, W), noise (B,), label (B,), augment (B, n) -> (B, outputs, H, W)."""
         check_images(x, self.channels)
         condition = self.condition(noise, label, augment)
-        kept = self._encode(x, condition)
-        h = self._through(self.middle, kept[-1], condition)[-1]
-        h = self._decode(h, kept, condition)
+        skips = self._encode(x, condition)
+        h = self._through(self.middle, skips[-1], condition)[-1]
+        h = self._decode(h, skips, condition)
         result: Tensor = self.head(F.silu(self.norm(h)))
         return result
 
     def _encode(self, x: Tensor, condition: Tensor) -> list[Tensor]:
-        """Every feature map of the way down."""
+        """All feature maps of the encoder."""
         h, picture = self.stem(x), x
-        kept = [h, *self._through(self.encoder[0], h, condition)]
+        skips = [h, *self._through(self.encoder[0], h, condition)]
         for descent, cells in zip(self.descents, self.encoder[1:], strict=True):
-            h, picture = self._run(descent, kept[-1], picture, condition)
-            kept += [h, *self._through(cells, h, condition)]
-        return kept
+            h, picture = self._run(descent, skips[-1], picture, condition)
+            skips += [h, *self._through(cells, h, condition)]
+        return skips
 
-    def _decode(self, h: Tensor, kept: list[Tensor], condition: Tensor) -> Tensor:
-        """Up again; every map is used up, the last first."""
-        h = self._joining(self.decoder[0], h, kept, condition)
+    def _decode(self, h: Tensor, skips: list[Tensor], condition: Tensor) -> Tensor:
+        h = self._joining(self.decoder[0], h, skips, condition)
         for ascent, cells in zip(self.ascents, self.decoder[1:], strict=True):
-            h = _cut(self._run(ascent, h, condition), kept[-1])
-            h = self._joining(cells, h, kept, condition)
+            height, width = skips[-1].shape[2:]
+            h = self._run(ascent, h, condition)[..., :height, :width]
+            h = self._joining(cells, h, skips, condition)
         return h
 
-    def _joining(self, cells: Cells, h: Tensor, kept: list[Tensor], condition: Tensor) -> Tensor:
+    def _joining(self, cells: Cells, h: Tensor, skips: list[Tensor], condition: Tensor) -> Tensor:
+        """Each cell takes the last of the skips from the list."""
         for cell in cells:
-            h = self._run(cell, h, condition, kept.pop())
+            h = self._run(cell, h, condition, skips.pop())
         return h
 
     def _through(self, cells: Cells, h: Tensor, condition: Tensor) -> list[Tensor]:
-        """The map behind every cell."""
+        """The output of every cell."""
         maps: list[Tensor] = []
         for cell in cells:
             maps.append(h := self._run(cell, h, condition))
         return maps
 
     def _run(self, block: nn.Module, *inputs: Tensor) -> Any:
-        """Its result, which the backward pass computes again where ``recompute`` is set."""
         return run(block, *inputs, again=self.recompute and self.training)
-
-
-def _cut(h: Tensor, like: Tensor) -> Tensor:
-    height, width = like.shape[2:]
-    return h[..., :height, :width]
 
 
 def _encoder(
@@ -203,19 +189,22 @@ def _decoder(
     attends: Sequence[bool],
     once: bool,
 ) -> nn.ModuleList:
-    kept = _kept(width, widths, blocks)
+    # Channels of the encoder maps: stem, descents and blocks.
+    skips = [width]
+    for i, out in enumerate(widths):
+        skips += skips[-1:] * (i > 0) + [out] * blocks
     below = [*widths[1:], widths[-1]]
-    levels = nn.ModuleList()
+    stages = nn.ModuleList()
     for before, out, attend in reversed(list(zip(below, widths, attends, strict=True))):
         into = [before] + [out] * blocks
         attending = [attend and not once] * blocks + [attend]
-        levels.append(
+        stages.append(
             nn.ModuleList(
-                Cell(c + kept.pop(), out, style, attends=a)
+                Cell(c + skips.pop(), out, style, attends=a)
                 for c, a in zip(into, attending, strict=True)
             )
         )
-    return levels
+    return stages
 
 
 def _descents(
@@ -227,11 +216,3 @@ def _descents(
         PicturedDescent(source, c, picture, style)
         for source, c in pairwise([channels, *widths[:-1]])
     )
-
-
-def _kept(width: int, widths: Sequence[int], blocks: int) -> list[int]:
-    """The channels of the feature maps of the way down: the stem, descents and blocks."""
-    kept = [width]
-    for level, out in enumerate(widths):
-        kept += kept[-1:] * (level > 0) + [out] * blocks
-    return kept

@@ -1,4 +1,4 @@
-"""Attention from an image to a sequence, such as the words of a text."""
+"""Cross-attention from an image to a sequence, such as the words of a text."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ from scoresde.nn.blocks import GroupNorm, attend, zeroed
 
 
 class CrossAttention(nn.Module):
-    """x + project(attention(norm(x), context)): the pixels of an image ask a sequence.
+    """x + project(attention(norm(x), context)): the pixels of an image attend to a sequence.
 
-    x is (B, channels, H, W) and ``context`` (B, L, width), as it comes: a sequence has no order
-    but what its entries say. ``mask`` (B, L) is true where an entry counts; others have no
-    influence, whatever they hold, NaN included. Where none counts, or L = 0, there is nothing to
-    attend to and the block returns x. The projection starts at zero, so the block starts as x.
-    Raises ValueError unless heads divides the channels, and for a context or a mask of another
-    shape. High-Resolution Image Synthesis with Latent Diffusion Models, arXiv 2112.10752, section
-    3.3.
+    x is (B, channels, H, W) and ``context`` (B, L, width), without positional encoding. Entries
+    whose ``mask`` (B, L) is false have no influence, even if they are NaN. Without other entries
+    the block returns x; it also does so initially, because the projection is zero. Raises
+    ValueError unless heads divides the channels, or for other shapes. High-Resolution Image
+    Synthesis with Latent Diffusion Models, arXiv 2112.10752, section 3.3.
     """
 
     def __init__(self, channels: int, width: int, *, heads: int) -> None:
@@ -34,11 +32,14 @@ class CrossAttention(nn.Module):
         self._check(x, context, mask)
         if context.shape[1] == 0:
             return x
+        keys = None
         if mask is not None:
             context = context.masked_fill(~mask[:, :, None], 0)  # 0 times NaN would be NaN
+            # A softmax needs at least one key; the result is discarded below.
+            keys = (mask | ~mask.any(1, keepdim=True))[:, None, None, :]
         q = self._heads(self.query(self.norm(x).flatten(2).transpose(1, 2)))
         k, v = map(self._heads, self.key_value(context).chunk(2, dim=2))
-        out = self.project(attend(q, k, v, _open(mask)).transpose(1, 2).flatten(2))
+        out = self.project(attend(q, k, v, keys).transpose(1, 2).flatten(2))
         if mask is not None:
             out = out * mask.any(1)[:, None, None]
         return x + torch.unflatten(out.transpose(1, 2), 2, x.shape[2:])
@@ -58,8 +59,3 @@ class CrossAttention(nn.Module):
                 f"need a mask of truth values {tuple(context.shape[:2])}, got {mask.dtype} "
                 f"{tuple(mask.shape)}"
             )
-
-
-def _open(mask: Tensor | None) -> Tensor | None:
-    """The mask of the keys; all of them where none counts, since a softmax needs one."""
-    return None if mask is None else (mask | ~mask.any(1, keepdim=True))[:, None, None, :]

@@ -20,7 +20,7 @@ _EPS = 1e-6
 
 
 class Size(NamedTuple):
-    """Channels of a token, number of blocks, and heads of their attention."""
+    """Channels of a token, number of blocks, and heads of the attention."""
 
     width: int
     depth: int
@@ -35,7 +35,7 @@ DIT_SIZES: Mapping[str, Size] = MappingProxyType(
         "XL": Size(1152, 28, 16),
     }
 )
-"""The networks of the paper's table 1."""
+"""The networks of table 1 of arXiv 2212.09748."""
 
 
 class Attention(nn.Module):
@@ -62,9 +62,9 @@ class Attention(nn.Module):
 class DiTBlock(nn.Module):
     """Attention, then a perceptron of four times the width, on tokens (B, N, width).
 
-        x -> x + gate dropout(f((1 + scale) norm(x) + shift))   for both
+        x -> x + gate dropout(f((1 + scale) norm(x) + shift))   for f = attention, perceptron
 
-    Gates, scales and shifts are linear in the condition and start at zero, so the block starts as
+    Gates, scales and shifts are linear in the condition and initially zero, so the block returns
     x. Scalable Diffusion Models with Transformers, arXiv 2212.09748, section 3.2 (adaLN-Zero).
     """
 
@@ -84,30 +84,27 @@ class DiTBlock(nn.Module):
 
 
 class DiT(nn.Module):
-    """A transformer on the patches of (B, channels, H, W) for every H and W >= 1.
+    """A transformer on the patches of (B, channels, H, W), H and W >= 1.
 
-    Sides that are no multiple of ``patch`` are filled up with zeros on the right and below, and
-    cropped at the end; no token is all filling. Sines and cosines of its row and its column
-    encode the place of a patch, without a table and without a largest size. The output is zero at
-    the start. ``DIT_SIZES`` are the published sizes.
-    Raises ValueError for sizes that do not fit. Scalable Diffusion Models with Transformers, arXiv
-    2212.09748.
+    Images are padded with zeros to multiples of ``patch``, and cropped at the end. Sines and
+    cosines of row and column encode the position of a patch, for images of any size. The output
+    is initially zero. ``DIT_SIZES`` are the published sizes. Raises ValueError for sizes that do
+    not fit. Scalable Diffusion Models with Transformers, arXiv 2212.09748.
 
     Args:
         channels: channels of the input.
-        width: channels of a token; with depth and heads the paper's S is 384, 12, 6, B 768, 12,
-            12, L 1024, 24, 16, XL 1152, 28, 16.
+        width: channels of a token. The published width, depth and heads are 384, 12, 6 for S;
+            768, 12, 12 for B; 1024, 24, 16 for L; 1152, 28, 16 for XL.
         depth: transformer blocks.
         heads: heads of the self-attention.
         patch: side of the square of pixels that becomes a token.
         embedding: features of the noise level.
         fourier: draw the frequencies of the noise features at random.
-        classes: number of classes, None without labels.
-        augments: numbers that describe how an example was augmented, None without.
+        classes: number of classes; None without labels.
+        augments: number of augmentation labels; None without.
         dropout: probability of dropout in each block.
-        outputs: output channels, None for as many as the input.
-        recompute: run the blocks again in the backward pass, which takes less memory and about a
-            third more time.
+        outputs: output channels; None for those of the input.
+        recompute: run the blocks again in the backward pass: less memory, a third more time.
     """
 
     def __init__(
@@ -141,18 +138,9 @@ class DiT(nn.Module):
         self.head = zeroed(nn.Linear(width, (outputs or channels) * patch**2))
 
     def forward(
-        self,
-        x: Tensor,
-        noise: Tensor,
-        label: Tensor | None = None,
-        augment: Tensor | None = None,
+        self, x: Tensor, noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None
     ) -> Tensor:
-        """x (B, channels, H, W), noise (B,), label (B,) int64 or None -> (B, outputs, H, W).
-
-        ``augment`` is (B, augments), or None where nothing was done.
-
-        Raises ValueError for another shape.
-        """
+        """x (B, channels, H, W), noise (B,), label (B,), augment (B, n) -> (B, outputs, H, W)."""
         check_images(x, self.channels)
         height, width = x.shape[2:]
         condition = self.condition(noise, label, augment)
@@ -174,8 +162,8 @@ class DiT(nn.Module):
 def positions(rows: int, columns: int, like: Tensor) -> Tensor:
     """Sines and cosines of rows and columns, (rows columns, width) for ``like`` (..., width).
 
-    Their frequencies are 10000^(-4 i / width) for i < width / 4. Attention Is All You Need, arXiv
-    1706.03762, section 3.5, for each of the two coordinates.
+    The frequencies are 10000^(-4 i / width), i < width / 4, for each coordinate. Attention Is All
+    You Need, arXiv 1706.03762, section 3.5.
     """
     quarter = like.shape[-1] // 4
     wide = torch.promote_types(like.dtype, torch.float32)
@@ -194,12 +182,12 @@ def _modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 def _glorot(layer: Layer) -> Layer:
-    """The layer with uniform weights that keep sizes forward and backward, and no bias.
+    """The layer with uniform weights of variance 2 / (inputs + outputs) and zero bias.
 
     Understanding the Difficulty of Training Deep Feedforward Neural Networks, AISTATS 2010, eq.
     16.
     """
-    nn.init.xavier_uniform_(layer.weight.data.flatten(1))  # of patches as of vectors
+    nn.init.xavier_uniform_(layer.weight.data.flatten(1))  # a patch counts as one vector
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
     return layer

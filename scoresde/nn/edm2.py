@@ -1,4 +1,4 @@
-"""The magnitude-preserving U-Net of EDM2, from its paper: arXiv 2312.02696."""
+"""The magnitude-preserving U-Net of EDM2, arXiv 2312.02696."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from scoresde.nn.magnitude import (
     mp_sum,
     pixel_norm,
 )
-from scoresde.nn.unet import Several, check_attention, check_images
+from scoresde.nn.unet import Several, check_attention, check_images, resized
 
 EDM2_WIDTHS: Mapping[str, int] = MappingProxyType(
     {"XS": 128, "S": 192, "M": 256, "L": 320, "XL": 384, "XXL": 448}
 )
-"""The width of the paper's networks; the rest are the defaults."""
+"""The widths of the published networks; all other arguments are the defaults."""
 
 
 class MPResidual(nn.Module):
     """W2 dropout(silu(c W1 silu(x))),  c = 1 + gain V condition,  on (B, inputs, H, W).
 
-    The gain is learned and starts at zero.
+    The gain is learned and initially zero.
     """
 
     def __init__(self, inputs: int, outputs: int, condition: int, *, dropout: float) -> None:
@@ -55,8 +55,17 @@ class MPResidual(nn.Module):
 class MPBlock(nn.Module):
     """mp_sum(trunk, residual, 0.3), then attention unless ``head_channels`` is None.
 
-    In the encoder (``norm``) the trunk is W x, normalised in every pixel, and feeds the residual;
-    in the decoder it is W x beside a residual of x. W is absent between equal channels.
+    With ``norm``, in the encoder, the trunk is W x normalised in every pixel, and the input of the
+    residual; in the decoder the trunk is W x, and x the input of the residual. W is the identity
+    if ``inputs`` equals ``outputs``.
+
+    Args:
+        inputs: input channels.
+        outputs: output channels.
+        condition: length of the condition.
+        norm: normalise the trunk.
+        head_channels: channels of each head of the attention.
+        dropout: probability of dropout.
     """
 
     def __init__(
@@ -90,31 +99,30 @@ class MPBlock(nn.Module):
 
 
 class EDM2(nn.Module):
-    """The magnitude-preserving U-Net on (B, channels, H, W) for every H and W >= 1.
+    """The magnitude-preserving U-Net on (B, channels, H, W), H and W >= 1.
 
-    Resolution i holds ``width * multipliers[i]`` channels on ceil(H / 2^i) x ceil(W / 2^i)
-    pixels. The encoder has ``blocks`` blocks at each, and one more behind every halving; the
-    decoder has two blocks at the bottom, one behind every doubling, and ``blocks + 1`` at each,
-    which take the output of an encoder block beside their own. The output is zero at the start.
-    ``EDM2_WIDTHS`` are the published sizes.
-    Raises ValueError for sizes that do not fit. Config G of arXiv 2312.02696, appendix B.
+    Resolution i has ``width * multipliers[i]`` channels on ceil(H / 2^i) x ceil(W / 2^i) pixels.
+    The encoder has ``blocks`` blocks at each resolution and one after every halving. The decoder
+    has two blocks at the bottom, one after every doubling, and ``blocks + 1`` at each resolution,
+    which also take the output of an encoder block. The output is initially zero. ``EDM2_WIDTHS``
+    are the published widths. Raises ValueError for sizes that do not fit. Config G of arXiv
+    2312.02696, appendix B.
 
     Args:
         channels: channels of the input.
-        width: channels at full resolution; the paper's XS to XXL are 128, 192, 256, 320, 384 and
-            448.
+        width: channels at full resolution; published are 128, 192, 256, 320, 384 and 448 (XS to
+            XXL).
         multipliers: channels at each resolution, in units of the width.
         blocks: residual blocks at each resolution.
         attention: resolutions with self-attention; 0 is the full resolution.
         head_channels: channels of each head of the self-attention.
         embedding: features of the noise level; None for the width.
         fourier: draw the frequencies of the noise features at random.
-        classes: number of classes, None without labels.
-        augments: numbers that describe how an example was augmented, None without.
+        classes: number of classes; None without labels.
+        augments: number of augmentation labels; None without.
         dropout: probability of dropout in each block.
-        outputs: output channels, None for as many as the input.
-        recompute: run the blocks again in the backward pass, which takes less memory and about a
-            third more time.
+        outputs: output channels; None for those of the input.
+        recompute: run the blocks again in the backward pass: less memory, a third more time.
     """
 
     def __init__(
@@ -140,23 +148,22 @@ class EDM2(nn.Module):
         widths = [width * m for m in multipliers]
         vector, last = max(widths), len(widths) - 1
 
-        def block(inputs: int, outputs: int, level: int | None, norm: bool) -> MPBlock:
-            heads = head_channels if level in attention else None
+        def block(inputs: int, outputs: int, i: int | None, norm: bool) -> MPBlock:
+            heads = head_channels if i in attention else None
             return MPBlock(
                 inputs, outputs, vector, norm=norm, head_channels=heads, dropout=dropout
             )
 
-        def encoding(level: int) -> nn.ModuleList:
-            inputs = widths[max(level - 1, 0)]
-            sizes = [inputs, *[widths[level]] * blocks]
-            return nn.ModuleList(block(a, b, level, True) for a, b in pairwise(sizes))
+        def encoding(i: int) -> nn.ModuleList:
+            sizes = [widths[max(i - 1, 0)], *[widths[i]] * blocks]
+            return nn.ModuleList(block(a, b, i, True) for a, b in pairwise(sizes))
 
-        def decoding(level: int) -> nn.ModuleList:
-            above, here = widths[max(level - 1, 0)], widths[level]
-            inputs = [widths[min(level + 1, last)], *[here] * blocks]
-            skips = [*[here] * blocks, above]  # the last is that behind the halving, or the stem
+        def decoding(i: int) -> nn.ModuleList:
+            above, here = widths[max(i - 1, 0)], widths[i]
+            inputs = [widths[min(i + 1, last)], *[here] * blocks]
+            skips = [*[here] * blocks, above]  # the last comes from the halving or the stem
             return nn.ModuleList(
-                block(a + b, here, level, False) for a, b in zip(inputs, skips, strict=True)
+                block(a + b, here, i, False) for a, b in zip(inputs, skips, strict=True)
             )
 
         self.channels, self.classes, self.recompute = channels, classes, recompute
@@ -169,29 +176,20 @@ class EDM2(nn.Module):
         )
         self.stem = MPConv(channels + 1, widths[0], 3)
         self.halved = nn.ModuleList(block(w, w, None, True) for w in widths[:-1])
-        self.encoder = nn.ModuleList(encoding(level) for level in range(len(widths)))
+        self.encoder = nn.ModuleList(encoding(i) for i in range(len(widths)))
         self.bottom = nn.ModuleList(
-            block(widths[last], widths[last], level, False) for level in (last, None)
+            block(widths[last], widths[last], i, False) for i in (last, None)
         )
         self.doubled = nn.ModuleList(block(w, w, None, False) for w in widths[:0:-1])
-        self.decoder = nn.ModuleList(decoding(level) for level in reversed(range(len(widths))))
-        # Outputs may be hundreds: neighbours are left to the layers before.
+        self.decoder = nn.ModuleList(decoding(i) for i in reversed(range(len(widths))))
+        # A 3x3 convolution would be expensive for hundreds of outputs.
         self.head = MPConv(widths[0], outputs or channels, 3 if outputs is None else 1)
         self.gain = nn.Parameter(torch.zeros(()))
 
     def forward(
-        self,
-        x: Tensor,
-        noise: Tensor,
-        label: Tensor | None = None,
-        augment: Tensor | None = None,
+        self, x: Tensor, noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None
     ) -> Tensor:
-        """x (B, channels, H, W), noise (B,), label (B,) int64 or None -> (B, outputs, H, W).
-
-        ``augment`` is (B, augments), or None where nothing was done.
-
-        Raises ValueError for another shape.
-        """
+        """x (B, channels, H, W), noise (B,), label (B,), augment (B, n) -> (B, outputs, H, W)."""
         check_images(x, self.channels)
         condition = self.condition(noise, label, augment)
         # The constant channel is the only bias.
@@ -201,9 +199,10 @@ class EDM2(nn.Module):
 
     def _encode(self, h: Tensor, condition: Tensor) -> list[Tensor]:
         outputs = [h]
-        for level, blocks in enumerate(self.encoder):
-            if level:
-                outputs.append(self._run(self.halved[level - 1], _halve(outputs[-1]), condition))
+        for i, blocks in enumerate(self.encoder):
+            if i:  # halve; at an odd edge, average the pixels there are
+                h = F.avg_pool2d(outputs[-1], 2, ceil_mode=True, count_include_pad=False)
+                outputs.append(self._run(self.halved[i - 1], h, condition))
             for block in blocks.children():
                 outputs.append(self._run(block, outputs[-1], condition))
         return outputs
@@ -212,9 +211,9 @@ class EDM2(nn.Module):
         h = skips[-1]
         for block in self.bottom:
             h = self._run(block, h, condition)
-        for level, blocks in enumerate(self.decoder):
-            if level:
-                h = self._run(self.doubled[level - 1], _double(h, skips[-1]), condition)
+        for i, blocks in enumerate(self.decoder):
+            if i:
+                h = self._run(self.doubled[i - 1], resized(h, skips[-1]), condition)
             for block in blocks.children():
                 h = self._run(block, mp_cat(h, skips.pop()), condition)
         return h
@@ -222,13 +221,3 @@ class EDM2(nn.Module):
     def _run(self, block: nn.Module, x: Tensor, condition: Tensor) -> Tensor:
         result: Tensor = run(block, x, condition, again=self.recompute and self.training)
         return result
-
-
-def _halve(x: Tensor) -> Tensor:
-    """Means of 2 x 2 pixels, of those there are at an odd edge."""
-    return F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
-
-
-def _double(x: Tensor, like: Tensor) -> Tensor:
-    """Nearest neighbour to the size of ``like``: pixel i copies i // 2."""
-    return F.interpolate(x, size=like.shape[2:], mode="nearest")

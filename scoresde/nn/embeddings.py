@@ -1,6 +1,6 @@
 """Features of the noise level and of the class, and the vector that conditions every block.
 
-The noise level arrives as one real number per sample, roughly in [-3, 3]: log(sigma / alpha) / 4.
+The noise coordinate is log(sigma / alpha) / 4, roughly in [-3, 3], one number per sample.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 class Sinusoids(nn.Module):
     """(sin(w c), cos(w c)) for n fixed frequencies w, (B,) -> (B, 2 n).
 
-    The frequencies, in radians per unit of c, are a buffer: saved, moved, never trained.
+    The frequencies, in radians per unit of c, are a buffer and not trained.
     """
 
     frequencies: Tensor
@@ -30,23 +30,24 @@ class Sinusoids(nn.Module):
 
 
 def sinusoidal(width: int, *, low: float = 0.5, high: float = 32.0) -> Sinusoids:
-    """Geometric frequencies from ``low`` to ``high``: every scale of c equally often.
+    """Geometric frequencies from ``low`` to ``high``.
 
     At 0.5 rad a sine is one to one on [-3, 3]. At 32 rad a change of sigma / alpha by 1 % (0.0025
-    of c) turns the phase by 0.08, and the flow stays smooth enough for an ODE solver.
-    Raises ValueError unless width is even and positive.
-    Attention Is All You Need, arXiv 1706.03762, section 3.5.
+    of c) turns the phase by 0.08, and the flow is still smooth enough for an ODE solver. Raises
+    ValueError unless width is even and positive. Attention Is All You Need, arXiv 1706.03762,
+    section 3.5.
     """
     exponents = torch.linspace(math.log(low), math.log(high), _pairs(width), dtype=torch.float64)
     return Sinusoids(exponents.exp().float())
 
 
 def gaussian_fourier(width: int, *, scale: float = 2.0, seed: int = 0) -> Sinusoids:
-    """Fixed random frequencies 2 pi scale N(0, 1), drawn from a generator of their own.
+    """Fixed random frequencies 2 pi scale N(0, 1), independent of the global generator.
 
-    The default scale puts them at about 13 rad, within the range of ``sinusoidal``; larger ones
-    resolve finer levels and make a rougher flow. Raises ValueError unless width is even and > 0.
-    Fourier Features Let Networks Learn High Frequency Functions, arXiv 2006.10739, eq. 5.
+    By default they are about 13 rad, within the range of ``sinusoidal``; a larger scale resolves
+    finer differences of noise and makes the flow rougher. Raises ValueError unless width is even
+    and positive. Fourier Features Let Networks Learn High Frequency Functions, arXiv 2006.10739,
+    eq. 5.
     """
     generator = torch.Generator().manual_seed(seed)
     draws = torch.randn(_pairs(width), generator=generator, dtype=torch.float64, device="cpu")
@@ -54,12 +55,11 @@ def gaussian_fourier(width: int, *, scale: float = 2.0, seed: int = 0) -> Sinuso
 
 
 class Conditioning(nn.Module):
-    """Noise level, class and augmentation to one vector, (B,), (B,), (B, augments) -> (B, out).
+    """One vector of noise, class and augmentation, (B,), (B,), (B, augments) -> (B, out).
 
     A two-layer network of their summed features. Labels are 0..classes-1; the value ``classes``,
     or ``label=None`` for a whole batch, means no label. The augmentation enters through a linear
-    map; zeros, or ``augment=None`` for a whole batch, mean no augmentation. EDM, arXiv
-    2206.00364, appendix F.
+    map; zeros, or ``augment=None``, mean no augmentation. EDM, arXiv 2206.00364, appendix F.
     """
 
     def __init__(
@@ -83,20 +83,16 @@ class Conditioning(nn.Module):
     def forward(
         self, noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None
     ) -> Tensor:
-        """The vector, its last non-linearity applied.
-
-        Raises ValueError for a label without classes, and for an augmentation without augments.
-        """
+        """Raises ValueError for a label without classes or an augmentation without augments."""
         features = labelled(self.features(noise), self.labels, label)
         features = augmented(features, self.augments, augment)
         return F.silu(self.out(F.silu(self.hidden(features))))
 
 
 class LateConditioning(nn.Module):
-    """The vector of ``Conditioning`` with the class added behind the two layers.
+    """``Conditioning`` with the class added after the two layers.
 
-    Diffusion Models Beat GANs on Image Synthesis, arXiv 2105.05233, section 3.1; the augmentation
-    joins the noise level as before. Labels and errors are those of ``Conditioning``.
+    Diffusion Models Beat GANs on Image Synthesis, arXiv 2105.05233, section 3.1.
     """
 
     def __init__(
@@ -120,16 +116,15 @@ class LateConditioning(nn.Module):
     def forward(
         self, noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None
     ) -> Tensor:
-        """The vector, its last non-linearity applied."""
         features = augmented(self.features(noise), self.augments, augment)
         vector = self.out(F.silu(self.hidden(features)))
         return F.silu(labelled(vector, self.labels, label))
 
 
 def labelled(features: Tensor, labels: nn.Embedding | None, label: Tensor | None) -> Tensor:
-    """The features plus the row of every label, or of no label.
+    """The features plus the embedding of each label, or of no label.
 
-    Raises ValueError for a label without rows.
+    Raises ValueError for a label without an embedding.
     """
     if labels is not None:
         rows: Tensor = labels.weight[-1] if label is None else labels(label.long())
@@ -144,7 +139,7 @@ def labelled(features: Tensor, labels: nn.Embedding | None, label: Tensor | None
 def augmented(features: Tensor, augments: nn.Linear | None, augment: Tensor | None) -> Tensor:
     """The features plus ``augments(augment)``; unchanged if ``augment`` is None.
 
-    Raises ValueError for an augmentation without a map.
+    Raises ValueError for an augmentation if ``augments`` is None.
     """
     if augment is None:
         return features

@@ -1,4 +1,4 @@
-"""A head for data of levels: what a noisy number says of its own level is known, not learnt."""
+"""A head for pixel levels, with the exact posterior of each number in place of a learned one."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ import torch
 from torch import Tensor, nn
 
 CHUNK = 1 << 21
-"""Probabilities at a time on a CPU: what stays in its cache."""
+"""Probabilities per part on a CPU, so that they fit its cache."""
 
 
 class LevelMean(nn.Module):
-    """The mean over levels c_k of each number of x0, by the logits of another network.
+    """The posterior mean of x0 over pixel levels c_k, from the logits F of another network.
 
         x0_hat = sum_k c_k p_k,   p = softmax_k(F_k(x, noise) - (x - a c_k)^2 / 2 b^2),
         x = a x0 + b eps,   a^2 + b^2 = 1,   noise = log(b / a) / 4
 
-    The evidence of a number about itself is exact, so that where the mean is a staircase nothing
-    is left to learn; F says what the surroundings tell. ``inner`` maps (B, C, ...) to
-    (B, C K, ...) for ``middles`` (K,). Continuous Diffusion for Categorical Data, arXiv
-    2211.15089, section 3.1.
+    The likelihood of each number is exact, so F only learns the prior from its surroundings.
+    ``inner`` maps (B, C, ...) to (B, C K, ...) for ``middles`` (K,). Continuous Diffusion for
+    Categorical Data, arXiv 2211.15089, section 3.1.
     """
 
     middles: Tensor
@@ -29,15 +28,11 @@ class LevelMean(nn.Module):
         super().__init__()
         self.inner = inner
         self.classes: int | None = getattr(inner, "classes", None)
-        # Known from the data: no part of what is trained and saved.
+        # Not saved: the data determine it.
         self.register_buffer("middles", middles, persistent=False)
 
     def forward(
-        self,
-        x: Tensor,
-        noise: Tensor,
-        label: Tensor | None = None,
-        augment: Tensor | None = None,
+        self, x: Tensor, noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None
     ) -> Tensor:
         """x (B, C, ...), noise (B,), label (B,) int64 or None -> the shape of x."""
         logits = self.inner(x, noise, label, augment).to(x.dtype)
@@ -46,7 +41,7 @@ class LevelMean(nn.Module):
         numbers = math.prod(logits.shape[1:])
         each = max(1, CHUNK // numbers if x.device.type == "cpu" else x.shape[0])
         parts = zip(logits.split(each), at.split(each), noise.split(each), strict=True)
-        # Sixteen bits cannot tell the levels apart: autocast is for the network inside.
+        # Half precision cannot resolve the levels, so autocast applies to the inner network only.
         with torch.autocast(x.device.type, enabled=False):
             mean = torch.cat([self._mean(*part) for part in parts])
         return mean.movedim(-1, 1)

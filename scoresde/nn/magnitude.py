@@ -1,9 +1,9 @@
-"""Layers that keep the size of what passes through them: no biases and no group norms.
+"""Magnitude-preserving layers, without biases and group norms.
 
-Size is the root mean square. Weights count in direction only; ``normalise`` brings them back to
-size 1 after an update, so that they cannot grow and an update of a given size turns them by a
-given angle. Analyzing and Improving the Training Dynamics of Diffusion Models, arXiv 2312.02696,
-whose equations are numbered below.
+The magnitude, or size, is the root mean square. Only the direction of a weight matters;
+``normalise`` resets its size to 1 after each update, so the effective learning rate is constant.
+Equation numbers refer to Analyzing and Improving the Training Dynamics of Diffusion Models, arXiv
+2312.02696.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from scoresde.nn.blocks import attend
 from scoresde.nn.embeddings import check_counts, gaussian_fourier, sinusoidal
 
 RESIDUAL = 0.3
-"""The share of a branch in its sum with the trunk."""
+"""The weight of a branch in its sum with the trunk."""
 _TINY = 1e-12
 _FLOOR = 1e-8
 
@@ -29,16 +29,16 @@ def mp_silu(x: Tensor) -> Tensor:
 
 
 def mp_sum(a: Tensor, b: Tensor, t: float) -> Tensor:
-    """((1 - t) a + t b) / sqrt((1 - t)^2 + t^2): of the size of uncorrelated a and b. Eq. 88."""
+    """((1 - t) a + t b) / sqrt((1 - t)^2 + t^2), of unit size for uncorrelated a, b. Eq. 88."""
     return torch.lerp(a, b, t) / math.hypot(1 - t, t)
 
 
 def mp_cat(a: Tensor, b: Tensor, t: float = 0.5) -> Tensor:
-    """Channels of a and b side by side, their shares in the sum of squares (1 - t)^2 to t^2.
+    """The concatenation of Na channels a and Nb channels b, of unit size if a and b are.
 
         sqrt((Na + Nb) / ((1 - t)^2 + t^2)) [(1 - t) a / sqrt(Na), t b / sqrt(Nb)]
 
-    for Na and Nb channels: of unit size if a and b are. Eq. 103.
+    They contribute (1 - t)^2 : t^2 to the sum of squares. Eq. 103.
     """
     na, nb = a.shape[1], b.shape[1]
     size = math.sqrt(na + nb) / math.hypot(1 - t, t)
@@ -46,13 +46,13 @@ def mp_cat(a: Tensor, b: Tensor, t: float = 0.5) -> Tensor:
 
 
 def pixel_norm(x: Tensor, dim: int = 1) -> Tensor:
-    """x over its size along ``dim``, the channels of a pixel. Eq. 30."""
+    """x divided by its size along ``dim``, the channels of a pixel. Eq. 30."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))  # squares of half precision overflow
     return (wide * torch.rsqrt(wide.square().mean(dim, keepdim=True) + _FLOOR)).to(x.dtype)
 
 
 class MPLinear(nn.Module):
-    """W x / |W_i| for every output i, on the last dimension of (..., inputs). Eq. 47 and 66."""
+    """y_i = W_i x / |W_i| on the last dimension of (..., inputs). Eq. 47 and 66."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class MPLinear(nn.Module):
 
 
 class MPConv(nn.Module):
-    """The convolution of (B, inputs, H, W) by W / |W_i|, of an odd ``kernel``. Eq. 47 and 66."""
+    """The convolution of (B, inputs, H, W) by W_i / |W_i| of odd size. Eq. 47 and 66."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int) -> None:
         super().__init__()
@@ -75,10 +75,10 @@ class MPConv(nn.Module):
 
 @torch.no_grad()
 def normalise(net: nn.Module) -> None:
-    """Bring the weights of every such layer in ``net`` to unit size, in place: no output changes.
+    """Scale the weights of all magnitude-preserving layers to unit size; no output changes.
 
-    After every update of the optimiser it is the paper's forced weight normalisation (algorithm
-    1), which there precedes every update: so also averages are of normalised weights.
+    This is forced weight normalisation (algorithm 1), after each update of the optimiser instead
+    of before it, so that the averages see normalised weights.
     """
     for layer in net.modules():
         if isinstance(layer, MPLinear | MPConv):
@@ -88,8 +88,8 @@ def normalise(net: nn.Module) -> None:
 class MPAttention(nn.Module):
     """mp_sum(x, project(attention(x)), 0.3) over the pixels of (B, C, H, W).
 
-    Queries, keys and values are of unit size in every head, which bounds the logits by the square
-    root of its channels. Raises ValueError unless ``head_channels`` divides the channels.
+    Queries, keys and values have unit size, so the logits of a head are at most the square root of
+    its channels. Raises ValueError unless ``head_channels`` divides the channels.
     """
 
     def __init__(self, channels: int, *, head_channels: int) -> None:
@@ -112,14 +112,13 @@ class MPAttention(nn.Module):
 
 
 class MPConditioning(nn.Module):
-    """Noise level, class and augmentation to one vector, (B,), (B,), (B, augments) -> (B, out).
+    """One vector of noise, class and augmentation, (B,), (B,), (B, augments) -> (B, out).
 
         silu(mp_sum(W f, V one_hot(label), 0.5)),   f = sqrt 2 (sin(w noise), cos(w noise))
 
-    f is of unit size at every level: fixed random frequencies as in eq. 75, each in both phases
-    in place of a random one, or geometric ones (``fourier=False``). Labels are those of
-    ``Conditioning``: no label is one of classes + 1. The paper has no augmentation: it joins f by
-    a linear map and a gain that starts at zero.
+    f has unit size. Its frequencies are random as in eq. 75, with two phases each instead of a
+    random one, or geometric (``fourier=False``). Labels are as in ``Conditioning``. Augmentation,
+    which the paper lacks, is added to f by a linear map with an initial gain of zero.
     """
 
     def __init__(
@@ -143,10 +142,7 @@ class MPConditioning(nn.Module):
     def forward(
         self, noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None
     ) -> Tensor:
-        """The vector, its non-linearity applied.
-
-        Raises ValueError for a label without classes, and for an augmentation without augments.
-        """
+        """Raises ValueError for a label without classes or an augmentation without augments."""
         features = math.sqrt(2) * self.features(noise)
         if augment is not None:
             features = features + self._augmented(augment)
@@ -174,13 +170,13 @@ class MPConditioning(nn.Module):
 
 
 def _direction(weight: Tensor) -> Tensor:
-    """Every weight[i] over its norm."""
+    """Each weight[i] divided by its norm."""
     norm: Tensor = torch.linalg.vector_norm(weight, dim=tuple(range(1, weight.ndim)), keepdim=True)
     return weight / norm.clamp_min(_TINY)
 
 
 def _unit(weight: Tensor) -> Tensor:
-    """Every weight[i] over its size."""
+    """Each weight[i] divided by its size."""
     return math.sqrt(math.prod(weight.shape[1:])) * _direction(weight)
 
 

@@ -11,9 +11,9 @@ from scoresde.nn.embeddings import Conditioning
 
 
 class MLP(nn.Module):
-    """A residual perceptron on (B, dim), or on any (B, ...) with ``dim`` numbers per sample.
+    """A residual perceptron on any (B, ...) with ``dim`` numbers per sample.
 
-    The output is zero at the start. Raises ValueError for sizes out of range.
+    The output is initially zero. Raises ValueError for sizes out of range.
 
     Args:
         dim: numbers per sample.
@@ -21,7 +21,7 @@ class MLP(nn.Module):
         depth: residual blocks.
         embedding: features of the noise level.
         fourier: draw the frequencies of the noise features at random.
-        classes: number of classes, None without labels.
+        classes: number of classes; None without labels.
         dropout: probability of dropout in each block.
     """
 

@@ -1,4 +1,4 @@
-"""Published networks of the DDPM family, as settings of one U-Net: docs/networks.md."""
+"""Published networks of the DDPM family, as settings of ``ConcatUNet``: docs/networks.md."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def ddpmpp(
     outputs: Count | None = None,
     recompute: bool = False,
 ) -> ConcatUNet:
-    """DDPM++: every skip over sqrt 2, sizes changed inside residual blocks by 2 x 2 boxes.
+    """DDPM++: sums divided by sqrt 2, and residual blocks that resample by 2 x 2 boxes.
 
-    The noise level is added to every block. Raises ValueError for sizes that do not fit.
+    The condition is added in every block. Raises ValueError for sizes that do not fit.
     Score-Based Generative Modeling through SDEs, arXiv 2011.13456, appendix H; EDM, arXiv
     2206.00364, table 7.
 
@@ -41,12 +41,11 @@ def ddpmpp(
         head_channels: channels of each head of the self-attention; None for one head.
         embedding: features of the noise level; None for the width.
         fourier: draw the frequencies of the noise features at random.
-        classes: number of classes, None without labels.
-        augments: numbers that describe how an example was augmented, None without.
+        classes: number of classes; None without labels.
+        augments: number of augmentation labels; None without.
         dropout: probability of dropout in each block.
-        outputs: output channels, None for as many as the input.
-        recompute: run the blocks again in the backward pass, which takes less memory and about a
-            third more time.
+        outputs: output channels; None for those of the input.
+        recompute: run the blocks again in the backward pass: less memory, a third more time.
     """
     check(ddpmpp, locals())
     features = width + width % 2 if embedding is None else embedding
@@ -81,7 +80,7 @@ def ncsnpp(
     taps: tuple[Positive, ...] = (1, 3, 3, 1),
     recompute: bool = False,
 ) -> ConcatUNet:
-    """NCSN++: DDPM++ with smooth resampling, random frequencies, and the picture at all sizes.
+    """NCSN++: DDPM++ with smooth resampling, random frequencies, and the input at all resolutions.
 
     Raises ValueError for sizes that do not fit. Score-Based Generative Modeling through SDEs,
     arXiv 2011.13456, appendix H; EDM, arXiv 2206.00364, table 7.
@@ -95,13 +94,12 @@ def ncsnpp(
         head_channels: channels of each head of the self-attention; None for one head.
         embedding: features of the noise level; None for twice the width.
         fourier: draw the frequencies of the noise features at random.
-        classes: number of classes, None without labels.
-        augments: numbers that describe how an example was augmented, None without.
+        classes: number of classes; None without labels.
+        augments: number of augmentation labels; None without.
         dropout: probability of dropout in each block.
-        outputs: output channels, None for as many as the input.
+        outputs: output channels; None for those of the input.
         taps: symmetric filter that halves and doubles images, of an even number of taps.
-        recompute: run the blocks again in the backward pass, which takes less memory and about a
-            third more time.
+        recompute: run the blocks again in the backward pass: less memory, a third more time.
     """
     check(ncsnpp, locals())
     features = 2 * width if embedding is None else embedding
@@ -136,10 +134,10 @@ def adm(
     outputs: Count | None = None,
     recompute: bool = False,
 ) -> ConcatUNet:
-    """ADM: the noise level scales and shifts every block, attention at three resolutions.
+    """ADM: the condition scales and shifts every block, with attention at three resolutions.
 
-    Its defaults are those of ImageNet at 64 x 64 pixels. Raises ValueError for sizes that do not
-    fit. Diffusion Models Beat GANs on Image Synthesis, arXiv 2105.05233, section 3.1 and table 11.
+    The defaults are for ImageNet at 64 x 64 pixels. Raises ValueError for sizes that do not fit.
+    Diffusion Models Beat GANs on Image Synthesis, arXiv 2105.05233, section 3.1 and table 11.
 
     Args:
         channels: channels of the input.
@@ -150,12 +148,11 @@ def adm(
         head_channels: channels of each head of the self-attention; None for one head.
         embedding: features of the noise level; None for the width.
         fourier: draw the frequencies of the noise features at random.
-        classes: number of classes, None without labels.
-        augments: numbers that describe how an example was augmented, None without.
+        classes: number of classes; None without labels.
+        augments: number of augmentation labels; None without.
         dropout: probability of dropout in each block.
-        outputs: output channels, None for as many as the input.
-        recompute: run the blocks again in the backward pass, which takes less memory and about a
-            third more time.
+        outputs: output channels; None for those of the input.
+        recompute: run the blocks again in the backward pass: less memory, a third more time.
     """
     check(adm, locals())
     features = width + width % 2 if embedding is None else embedding
@@ -178,7 +175,7 @@ def adm(
 def _rescaled(
     width: int, resampling: Resampling, head_channels: int | None, dropout: float
 ) -> Style:
-    """Every sum over sqrt 2: norms see small maps at the start, and get a smaller eps."""
+    """Sums divided by sqrt 2; the maps are initially small, so the norms have a smaller eps."""
     return Style(
         4 * width,
         resampling,

@@ -1,4 +1,4 @@
-"""Halving and doubling images with a fixed separable filter."""
+"""Halving and doubling of images with a fixed separable filter."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ class Down(nn.Module):
 
     y_i = sum_j k_j x_(2 i + j - p),   p = (taps - 2) / 2,   sum k = 1, x zero outside the image
 
-    in each direction; sizes are rounded up, so that an odd one gets a zero at its end. (1, 1) is
-    the mean of 2 x 2 pixels. Raises ValueError unless the taps are symmetric, of even number,
-    with a positive sum. Analyzing and Improving the Image Quality of StyleGAN, arXiv 1912.04958.
+    in each direction; an odd size is padded with a zero at its end. (1, 1) is the mean of 2 x 2
+    pixels. Raises ValueError unless the taps are symmetric, of even number, with a positive sum.
+    Analyzing and Improving the Image Quality of StyleGAN, arXiv 1912.04958.
     """
 
     kernel: Tensor
 
     def __init__(self, taps: Sequence[float]) -> None:
         super().__init__()
-        # Known from the construction: no part of what is trained and saved.
+        # Not saved: the arguments determine it.
         self.register_buffer("kernel", _kernel(taps), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """Twice the size, (B, C, H, W) -> (B, C, 2 H, 2 W): four times the adjoint of ``Down``.
+    """Double the size, (B, C, H, W) -> (B, C, 2 H, 2 W): four times the adjoint of ``Down``.
 
         y_m = 2 sum_i k_(m - 2 i + p) x_i
 
@@ -54,10 +54,9 @@ class Up(nn.Module):
 
 
 class DownConv(nn.Module):
-    """Filter, then a 3x3 convolution that keeps every second pixel: (B, C, H, W) -> half of it.
+    """A filter and a 3x3 convolution with stride 2, (B, into, H, W) -> (B, out, H/2, W/2).
 
-    Both run over the image as one operator, with zeros around it once. ``into`` channels become
-    ``out``; ``start`` is handed the convolution to initialise.
+    The image is padded once, before the filter. ``start`` initialises the convolution.
     """
 
     kernel: Tensor
@@ -81,14 +80,14 @@ class DownConv(nn.Module):
 
 @dataclass(frozen=True)
 class Resampling:
-    """The layers that halve and double the feature maps of a network, made by calling them."""
+    """Constructors of the layers that halve and double feature maps."""
 
     down: Callable[[], nn.Module]
     up: Callable[[], nn.Module]
 
 
 def fir(taps: Sequence[float] = (1, 1)) -> Resampling:
-    """Both with the same filter, such as (1, 1) or (1, 3, 3, 1)."""
+    """``Down`` and ``Up`` with the same filter, such as (1, 1) or (1, 3, 3, 1)."""
     return Resampling(partial(Down, taps), partial(Up, taps))
 
 

@@ -1,4 +1,4 @@
-"""The blocks of the DDPM family of U-Nets, and the style that those of one network share."""
+"""The residual blocks of the DDPM family of U-Nets, and their common style."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from scoresde.nn.resample import Resampling
 
 
 def half_power(x: Tensor, h: Tensor) -> Tensor:
-    """(x + h) / sqrt 2, which has the variance of two independent parts of one variance."""
+    """(x + h) / sqrt 2, which preserves the variance if x and h are uncorrelated."""
     return (x + h) * math.sqrt(0.5)
 
 
 def xavier(layer: Layer) -> Layer:
-    """The layer with weights of variance 2 / (inputs + outputs) and no bias.
+    """The layer with weights of variance 2 / (inputs + outputs) and zero bias.
 
     Understanding the Difficulty of Training Deep Feedforward Neural Networks, Glorot and Bengio
     2010, eq. 16.
@@ -37,7 +37,7 @@ def as_made(layer: Layer) -> Layer:
 
 
 class Shifted(nn.Module):
-    """norm(h + W c): the condition moves the channels before they are normalised."""
+    """norm(h + W c): the condition shifts the channels before normalisation."""
 
     def __init__(self, channels: int, condition: int, *, eps: float) -> None:
         super().__init__()
@@ -66,13 +66,18 @@ class Modulated(nn.Module):
 
 @dataclass(frozen=True)
 class Style:
-    """What the blocks of a network have in common.
+    """The common settings of the blocks of a network.
 
-    condition: length of the vector c; resampling: how sizes change; conditioned: how the vector
-    enters, ``Shifted`` or ``Modulated``; merge: of a skip and its branch, a sum or ``half_power``;
-    project: whether the skip of a block that changes the size has a 1x1 convolution even where the
-    channels stay; head_channels: of each head of the attention, None for one head; start: how
-    convolutions are initialised, unless they start at zero; eps: of the norms.
+    Args:
+        condition: length of the condition c.
+        resampling: layers that change the size.
+        conditioned: norm with the condition, ``Shifted`` or ``Modulated``.
+        merge: sum of a skip and its branch, ``torch.add`` or ``half_power``.
+        project: a skip with a change of size has a 1x1 convolution even between equal channels.
+        head_channels: channels of each head of the attention; None for one head.
+        start: initialisation of all convolutions but the last of a block, which is zero.
+        dropout: probability of dropout in each block.
+        eps: eps of the norms.
     """
 
     condition: int
@@ -102,10 +107,10 @@ class Style:
 class Residual(nn.Module):
     """merge(skip(change(x)), conv(dropout(silu(n(conv(change(silu(norm(x)))), c))))).
 
-    On (B, into, H, W), to ``out`` channels; n is the style's conditioned norm, and ``change``
-    halves, doubles or keeps the size. The last convolution starts at zero, so that the block
-    starts as its skip. Large Scale GAN Training for High Fidelity Natural Image Synthesis, arXiv
-    1809.11096, figure 15; Score-Based Generative Modeling through SDEs, arXiv 2011.13456,
+    x is (B, into, H, W), the result has ``out`` channels; n is the conditioned norm of the style,
+    and ``change`` halves, doubles or keeps the size. The last convolution is initially zero, so
+    the block equals its skip. Large Scale GAN Training for High Fidelity Natural Image Synthesis,
+    arXiv 1809.11096, figure 15; Score-Based Generative Modeling through SDEs, arXiv 2011.13456,
     appendix H.
     """
 

@@ -1,4 +1,4 @@
-"""A network for images of any size."""
+"""A U-Net for images of any size."""
 
 from __future__ import annotations
 
@@ -14,13 +14,19 @@ from scoresde.nn.blocks import GroupNorm, ResidualImage, SelfAttention, run, zer
 from scoresde.nn.embeddings import Conditioning
 
 Several = Annotated[tuple[Count, ...], Range(length=1)]
-"""The channels at each resolution, in units of the width: at least one."""
+"""Channels at each resolution, in units of the width."""
 
 
 class Stage(nn.Module):
-    """Residual blocks on (B, channels, H, W), each with attention unless ``heads`` is None.
+    """Residual blocks on (B, channels, H, W), with attention after each.
 
-    ``recompute`` keeps only what goes into a block, and runs it again in the backward pass.
+    Args:
+        channels: channels of input and output.
+        condition: length of the condition.
+        blocks: residual blocks.
+        heads: heads of the attention; None for no attention.
+        dropout: probability of dropout.
+        recompute: run the blocks again in the backward pass.
     """
 
     def __init__(
@@ -56,12 +62,12 @@ def _block(residual: nn.Module, attention: nn.Module, x: Tensor, condition: Tens
 
 
 class UNet(nn.Module):
-    """A time-conditioned U-Net on (B, channels, H, W) for every H and W >= 1.
+    """A U-Net on (B, channels, H, W), H and W >= 1, conditioned on noise and class.
 
-    Resolution i holds ``width * multipliers[i]`` channels on ceil(H / 2^i) x ceil(W / 2^i)
-    pixels, with a stage of residual blocks on the way down and one on the way up, which starts
-    from the sum of both; the lowest resolution has one stage. The output is zero at the start.
-    Raises ValueError for sizes that do not fit. DDPM, arXiv 2006.11239, appendix B.
+    Resolution i has ``width * multipliers[i]`` channels on ceil(H / 2^i) x ceil(W / 2^i) pixels.
+    It has one stage in the encoder and one in the decoder, whose input is the sum with the output
+    of the former; the lowest resolution has one stage. The output is initially zero. Raises
+    ValueError for sizes that do not fit. DDPM, arXiv 2006.11239, appendix B.
 
     Args:
         channels: channels of the input.
@@ -72,12 +78,11 @@ class UNet(nn.Module):
         heads: heads of the self-attention.
         embedding: features of the noise level.
         fourier: draw the frequencies of the noise features at random.
-        classes: number of classes, None without labels.
-        augments: numbers that describe how an example was augmented, None without.
+        classes: number of classes; None without labels.
+        augments: number of augmentation labels; None without.
         dropout: probability of dropout in each block.
-        outputs: output channels, None for as many as the input.
-        recompute: run the blocks again in the backward pass, which takes less memory and about a
-            third more time.
+        outputs: output channels; None for those of the input.
+        recompute: run the blocks again in the backward pass: less memory, a third more time.
     """
 
     def __init__(
@@ -131,18 +136,9 @@ class UNet(nn.Module):
         self.head = head(widths[0], channels, outputs)
 
     def forward(
-        self,
-        x: Tensor,
-        noise: Tensor,
-        label: Tensor | None = None,
-        augment: Tensor | None = None,
+        self, x: Tensor, noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None
     ) -> Tensor:
-        """x (B, channels, H, W), noise (B,), label (B,) int64 or None -> (B, outputs, H, W).
-
-        ``augment`` is (B, augments), or None where nothing was done.
-
-        Raises ValueError for another shape.
-        """
+        """x (B, channels, H, W), noise (B,), label (B,), augment (B, n) -> (B, outputs, H, W)."""
         check_images(x, self.channels)
         h = self._through(self.stem(x), self.condition(noise, label, augment))
         result: Tensor = self.head(F.silu(self.norm(h)))
@@ -155,32 +151,32 @@ class UNet(nn.Module):
             h = shrink(skips[-1])
         h = self.bottom(h, condition)
         for stage, grow, skip in zip(self.up, self.grow, reversed(skips), strict=True):
-            h = stage(skip + _resize(grow(h), skip), condition)
+            h = stage(skip + resized(grow(h), skip), condition)
         return h
 
 
 class Pointwise(nn.Linear):
-    """A linear map of the channels of (B, C, ...): its outputs lie side by side in memory."""
+    """A linear map of the channels of (B, C, ...), with its outputs adjacent in memory."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 
 def head(width: int, channels: int, outputs: int | None) -> nn.Module:
-    """The last layer, which starts at zero: a 3x3 convolution, or 1x1 to so many outputs."""
-    # Outputs may be hundreds: neighbours are left to the layers before.
+    """The last layer, initially zero: a 3x3 convolution, or a 1x1 convolution to ``outputs``."""
+    # A 3x3 convolution would be expensive for hundreds of outputs.
     if outputs is not None:
         return zeroed(Pointwise(width, outputs))
     return zeroed(nn.Conv2d(width, channels, 3, padding=1))
 
 
-def _resize(h: Tensor, like: Tensor) -> Tensor:
-    """Nearest neighbour to the size of ``like``: from ceil(n / 2) to n, pixel i copies i // 2."""
+def resized(h: Tensor, like: Tensor) -> Tensor:
+    """Resize from ceil(n / 2) to the size n of ``like``: pixel i copies i // 2."""
     return F.interpolate(h, size=like.shape[2:], mode="nearest")
 
 
 def check_attention(attention: Sequence[int], multipliers: Sequence[int]) -> None:
-    """Raise ValueError for attention at a resolution that the network has not."""
+    """Raise ValueError for attention at a resolution that the network does not have."""
     if stray := [i for i in attention if i >= len(multipliers)]:
         raise ValueError(
             f"attention={stray[0]} is no resolution of multipliers={tuple(multipliers)}, which "

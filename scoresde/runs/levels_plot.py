@@ -30,8 +30,11 @@ def levels_plot(path: Path | str, records: Sequence[Mapping[str, Any]]) -> None:
         shade = colormaps["viridis_r"]((k + 1) / count)
         axes.plot(lam, loss, "o-", color=shade, markersize=3.5, label=f"step {record['step']}")
     axes.set(
-        xlabel="lam = log(alpha / sigma), noise to data", ylabel="training loss", yscale="log"
+        xlabel="half log signal-to-noise ratio, from noise to data",
+        ylabel="training loss",
+        yscale="log",
     )
+    figure.suptitle("Training loss by noise level", fontsize="large")
     # Above the curves, which may be anywhere; the best place takes long to find.
     axes.legend(
         frameon=False,

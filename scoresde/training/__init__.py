@@ -1,4 +1,4 @@
-"""Training: one loss (``losses``), laws of time (``times``), batches, the loop, its files."""
+"""Training: the loss (``losses``), laws of time (``times``), batches, the loop, checkpoints."""
 
 from scoresde.training import losses, times
 from scoresde.training.checkpoint import (

@@ -1,4 +1,4 @@
-"""Random changes of training images: plain, or described to the network."""
+"""Random augmentations of training images, plain or with labels for the network."""
 
 from __future__ import annotations
 
@@ -14,33 +14,31 @@ from torch.nn import functional as F
 from scoresde.arguments import Probability, Range, check_fields
 
 SCALE = 2**0.2
-"""Of the isotropic and the anisotropic scaling, arXiv 2206.00364, table 6."""
+"""Base of the isotropic and the anisotropic scaling, arXiv 2206.00364, table 6."""
 SHIFT = 1 / 8
-"""Deviation of the translation in sides of the image, as above."""
+"""Standard deviation of the translation relative to the image size, as above."""
 
 
 class Augmentation(ABC):
-    """A random change of images (B, C, H, W), all its draws from the generator given.
+    """A random change of images (B, C, H, W); all its draws come from ``generator``.
 
-    ``labels`` is how many numbers describe the change to the network; None for no such input.
+    ``labels`` numbers describe the change to the network; None if it has no such input.
     """
 
     labels: ClassVar[int | None] = None
 
     def on_levels(self, levels: Tensor, generator: torch.Generator) -> Tensor:
-        """Pixel levels, before they are dequantised."""
+        """Augment pixel levels before dequantisation."""
         return levels
 
     @abstractmethod
     def on_units(self, x0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """Model units, and the numbers (B, labels), zeros where nothing was done."""
+        """Augment images in model units; also return the labels (B, labels), 0 for no change."""
 
 
 @dataclass(frozen=True)
 class PlainAugment(Augmentation):
-    """Mirror images and shifts, which the network does not see: the model makes them as well.
-
-    Both move pixel levels only.
+    """Mirror images and shifts by whole pixels, without labels: samples show them too.
 
     Args:
         flip: probability of a mirror image, left to right
@@ -67,10 +65,10 @@ class PlainAugment(Augmentation):
 
 @dataclass(frozen=True)
 class EDMAugment(Augmentation):
-    """Flips, scalings, rotations and translations, described to the network.
+    """Flips, scalings, rotations and translations, with labels for the network.
 
-    An image is mirrored, left to right, with probability ``flip``. Each of the other five is drawn
-    with ``probability``; the nine numbers are those of the table, where a is 0 for what was not:
+    An image is mirrored with probability ``flip``; each of the other five changes occurs with
+    ``probability``. The table lists the nine labels; they are 0 for changes that do not occur:
 
         mirror              a0 in {0, 1}                         a0
         upside down         a1 in {0, 1}, even chances           a1
@@ -79,8 +77,8 @@ class EDMAugment(Augmentation):
         stretch             2^(0.2 |a5|) along a4, 1 / across    a5 cos a4, a5 sin a4
         translate           (a6 W, a7 H) / 8                     a6, a7
 
-    Flips move pixels; the others are one bilinear resampling with reflection at the border, of
-    those images only. EDM, arXiv 2206.00364, appendix F.2, table 6.
+    One bilinear resampling with reflection at the border applies all changes but the flips. EDM,
+    arXiv 2206.00364, appendix F.2, table 6.
 
     Args:
         probability: probability of each change other than the mirror image
@@ -100,7 +98,7 @@ class EDMAugment(Augmentation):
         return transformed(x0, label), label
 
     def _draw(self, n: int, generator: torch.Generator) -> Tensor:
-        """The numbers (n, 9) of n images."""
+        """Labels (n, 9) of n images."""
         mirrored = torch.rand(n, generator=generator) < self.flip
         made = torch.rand(n, 5, generator=generator) < self.probability
         upside_down = torch.rand(n, generator=generator) < 0.5
@@ -116,7 +114,7 @@ class EDMAugment(Augmentation):
 
 
 def transformed(x0: Tensor, label: Tensor) -> Tensor:
-    """The images that the numbers (B, 9) of ``EDMAugment`` tell of."""
+    """Apply the changes that the labels (B, 9) of ``EDMAugment`` describe."""
     x0 = flipped(flipped(x0, label[:, 0] != 0, 3), label[:, 1] != 0, 2)
     moved = (label[:, 2:] != 0).any(1)
     if not moved.any():
@@ -129,11 +127,11 @@ def transformed(x0: Tensor, label: Tensor) -> Tensor:
 
 
 def linear(label: Tensor) -> Tensor:
-    """Stretch, rotation and scaling as one matrix (B, 2, 2) on (x, y), the first one last."""
+    """Stretch @ rotation @ scaling as one matrix (B, 2, 2) on (x, y)."""
     cos, sin = label[:, 3] + 1, label[:, 4]
     rotation = torch.stack([cos, -sin, sin, cos], 1).view(-1, 2, 2)
-    # a5 < 0 would squeeze along a4, under the label of a stretch along a4 + pi. Every label is a
-    # stretch here: as a4 is uniform, the images are those of the table, and the label is enough.
+    # A label (a5 < 0, a4) equals the label (|a5|, a4 + pi), so both must mean a stretch. Since a4
+    # is uniform, the images have the distribution of the table.
     by, along = label[:, 5:7].norm(dim=1), torch.atan2(label[:, 6], label[:, 5])
     # e^(s (2 n n^T - 1)) = cosh s + sinh s (2 n n^T - 1) for a direction n.
     s = by * math.log(SCALE)
@@ -143,12 +141,12 @@ def linear(label: Tensor) -> Tensor:
 
 
 def resampled(x: Tensor, matrix: Tensor, shift: Tensor) -> Tensor:
-    """Images (B, C, H, W) moved by p -> matrix p + shift, (x, y) in pixels from their middle.
+    """Images (B, C, H, W) moved by p -> matrix p + shift, with p = (x, y) pixels from the middle.
 
-    Bilinear, with reflection at the border.
+    The interpolation is bilinear, with reflection at the border.
     """
     height, width = x.shape[2:]
-    half = torch.tensor([width, height], dtype=torch.float64) / 2  # of grid_sample's coordinates
+    half = torch.tensor([width, height], dtype=torch.float64) / 2  # unit of grid_sample
     back = torch.linalg.inv(matrix.double())
     turned = back * half / half[:, None]
     offset = -(back @ shift.double()[..., None]) / half[:, None]
@@ -158,12 +156,12 @@ def resampled(x: Tensor, matrix: Tensor, shift: Tensor) -> Tensor:
 
 
 def flipped(x: Tensor, rows: Tensor, axis: int) -> Tensor:
-    """The images with those of ``rows`` (B,), truth values, mirrored along an axis."""
+    """Images, mirrored along an axis if the boolean mask ``rows`` (B,) is true."""
     return torch.where(rows.view(-1, 1, 1, 1), x.flip(axis), x)
 
 
 def shifted(x: Tensor, by: Tensor) -> Tensor:
-    """Images (B, C, H, W) moved by whole pixels (B, 2), down and right, with reflection."""
+    """Images (B, C, H, W) moved down and right by whole pixels (B, 2), with reflection."""
     height, width = x.shape[2:]
     rows = _reflected(torch.arange(height) - by[:, :1], height)
     columns = _reflected(torch.arange(width) - by[:, 1:], width)
@@ -172,7 +170,7 @@ def shifted(x: Tensor, by: Tensor) -> Tensor:
 
 
 def _reflected(index: Tensor, size: int) -> Tensor:
-    """Indices beyond 0 .. size-1 mirrored back, the border pixel not repeated."""
+    """Reflect indices into 0 .. size-1 without repeating the border pixel."""
     if size == 1:
         return torch.zeros_like(index)
     index = index % (2 * size - 2)

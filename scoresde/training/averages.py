@@ -1,8 +1,8 @@
-"""Averages of the weights over training: exponential, and power-function ones of any width.
+"""Averages of the weights over training: exponential averages and power-function averages.
 
     theta_gamma(t) = (gamma + 1) / t^(gamma + 1) int_0^t tau^gamma theta(tau) dtau
 
-is an average whose profile has the same width relative to t at every t, its deviation
+is the power-function average. The width of its profile relative to t is the same at every t:
 
     sigma_rel = sqrt(gamma + 1) / ((gamma + 2) sqrt(gamma + 3))
 
@@ -25,16 +25,16 @@ from scoresde.training.fsdp import parts
 
 Model = TypeVar("Model", bound=nn.Module)
 WIDEST = 1 / math.sqrt(12)
-"""The width at gamma = 0, where every step counts the same."""
+"""The width for gamma = 0, where all steps have equal weight."""
 
 
 def averaged(model: Model) -> Model:
-    """A copy of the model to hold its average: in evaluation mode, without gradients."""
+    """A copy of the model for its average, in evaluation mode and without gradients."""
     return copy.deepcopy(model).eval().requires_grad_(False)
 
 
 def warmed_up(decay: float, step: int) -> float:
-    """min(decay, (1 + step) / (10 + step)), which forgets the initial weights of a young run.
+    """min(decay, (1 + step) / (10 + step)), which forgets the initial weights sooner.
 
     ``step`` = 0 is the first update. TensorFlow, tf.train.ExponentialMovingAverage (num_updates).
     """
@@ -50,24 +50,24 @@ def update(average: nn.Module, model: nn.Module, decay: float) -> None:
     if not 0 <= decay <= 1:
         raise ValueError(f"need 0 <= decay <= 1, got decay={decay:g}")
     get_ema_multi_avg_fn(decay)(parts(average.parameters()), parts(model.parameters()), 0)
-    for kept, current in zip(average.buffers(), model.buffers(), strict=True):
-        kept.copy_(current)
+    for buffer, current in zip(average.buffers(), model.buffers(), strict=True):
+        buffer.copy_(current)
 
 
 class Profile(NamedTuple):
-    """What an average at step ``step`` is made of: tau^gamma up to there."""
+    """The profile of an average, proportional to tau^gamma for tau <= ``step``."""
 
     step: float
     gamma: float
 
 
 def width(gamma: float) -> float:
-    """sigma_rel of a power."""
+    """sigma_rel as a function of gamma."""
     return math.sqrt(gamma + 1) / ((gamma + 2) * math.sqrt(gamma + 3))
 
 
 def power(sigma_rel: float) -> float:
-    """gamma of a width: the largest root of
+    """gamma as a function of sigma_rel: the largest root of
 
         gamma^3 + 7 gamma^2 + (16 - sigma_rel^-2) gamma + 12 - sigma_rel^-2 = 0
 
@@ -80,16 +80,16 @@ def power(sigma_rel: float) -> float:
 
 
 def decay(gamma: float, step: int) -> float:
-    """(1 - 1/t)^(gamma + 1) at update t = step + 1, ``step`` = 0 being the first.
+    """(1 - 1/t)^(gamma + 1) at update t = step + 1; ``step`` = 0 is the first update.
 
-    The first update replaces the initial weights. What it leaves of theta(tau) at t is the
-    integral of the profile over [tau - 1, tau]. arXiv 2312.02696, section 3.1.
+    The first update replaces the initial weights. The weight of theta(tau) at t is the integral of
+    the profile over [tau - 1, tau]. arXiv 2312.02696, section 3.1.
     """
     return float((step / (step + 1)) ** (gamma + 1))
 
 
 def inner(a: Profile, b: Profile) -> float:
-    """The inner product of two profiles, with t_a <= t_b in
+    """The inner product of two profiles; for t_a <= t_b
 
         (gamma_a + 1) (gamma_b + 1) / (gamma_a + gamma_b + 1) (t_a / t_b)^gamma_b / t_b
 
@@ -101,17 +101,17 @@ def inner(a: Profile, b: Profile) -> float:
 
 
 def combination(stored: Sequence[Profile], target: Profile) -> tuple[Tensor, float]:
-    """The weights (n,) of stored averages whose sum is nearest to the target, and how near.
+    """Coefficients (n,) of the stored averages that best reproduce the target, and the error.
 
-    Least squares over the profiles: A x = b of their inner products, the distance relative to the
-    target's norm. A target among those stored is itself. Raises ValueError for none stored.
-    arXiv 2312.02696, appendix C.2.
+    Least squares over the profiles: A x = b with the inner products of profiles. The error is
+    relative to the norm of the target. Raises ValueError if nothing is stored. arXiv 2312.02696,
+    appendix C.2.
     """
     if not stored:
         raise ValueError("nothing stored to combine")
     if target in stored:
         return torch.eye(len(stored), dtype=torch.float64)[list(stored).index(target)], 0.0
-    # Of unit norm: the products of early and late profiles differ by orders of magnitude.
+    # Normalised, because products of early and late profiles differ by orders of magnitude.
     norms = torch.tensor([math.sqrt(inner(p, p)) for p in stored], dtype=torch.float64)
     length = math.sqrt(inner(target, target))
     gram = torch.tensor([[inner(p, q) for q in stored] for p in stored], dtype=torch.float64)

@@ -1,7 +1,7 @@
-"""The batch of every step, a function of (seed, step): data, dequantisation, noise and times.
+"""The batch of each step as a function of (seed, step): data, dequantisation, noise and times.
 
-All processes draw the whole batch and compute on their part of it, so that the random numbers
-depend neither on the device nor on the number of processes.
+Every process draws the whole batch and computes on its part of it, so the random numbers depend
+neither on the device nor on the number of processes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ THREAD = "scoresde-prefetch"
 class Batch(NamedTuple):
     """Clean examples in model units and noise (B, ...), times (B,), labels (B,) or None.
 
-    ``augment`` (B, n) describes to the network how they were augmented, None for no such input.
+    ``augment`` (B, n) are the augmentation labels, or None.
     """
 
     x0: Tensor
@@ -42,27 +42,21 @@ class Batch(NamedTuple):
         return Batch(self.x0[rows], self.t[rows], self.eps[rows], label, augment)
 
     def pinned(self, device: torch.device) -> Batch:
-        """The batch in memory that a CUDA device reads by itself; as it is for others.
-
-        Times stay where they are, as they are never copied as a whole.
-        """
+        """The batch in pinned memory for a CUDA device, unchanged for others."""
         if device.type != "cuda":
             return self
         return self._replace(x0=self.x0.pin_memory(), eps=self.eps.pin_memory())
 
     def on(self, device: torch.device) -> Batch:
-        """The batch on a device, and its times on the host.
-
-        Schedules are a few numbers each: only their coefficients travel.
-        """
-        # Copied meanwhile where it is pinned; harmless where it is not.
+        """The batch on a device. Its times stay on the host, where schedules are evaluated."""
+        # The copy is asynchronous only from pinned memory.
         x0, eps = (p.to(device, non_blocking=device.type == "cuda") for p in (self.x0, self.eps))
         label, augment = (None if p is None else p.to(device) for p in (self.label, self.augment))
         return Batch(x0, self.t, eps, label, augment)
 
     @property
     def cond(self) -> dict[str, Tensor]:
-        """The conditions of the network, by name."""
+        """The conditional inputs of the network, by name."""
         cond = {"label": self.label, "augment": self.augment}
         return {name: value for name, value in cond.items() if value is not None}
 
@@ -70,9 +64,9 @@ class Batch(NamedTuple):
 def batches(
     plan: Plan, split: Examples, scaling: Scaling, sde: SDE, device: torch.device, start: int
 ) -> Iterator[Batch]:
-    """The batches of the steps from ``start`` to the end of the plan, ready for a device.
+    """The batches from step ``start`` to the end of the plan, pinned for ``device``.
 
-    The next ``plan.prefetch`` are drawn while one is in use.
+    A thread draws the next ``plan.prefetch`` batches while one is in use.
     """
 
     def draw(step: int) -> Batch:
@@ -82,10 +76,9 @@ def batches(
 
 
 def draw_batch(plan: Plan, split: Examples, scaling: Scaling, sde: SDE, step: int) -> Batch:
-    """The batch of a step: examples, times, noise and labels, a function of (plan, step).
+    """The batch of a step, drawn on the host so that it does not depend on the device.
 
-    Drawn on the host, so that every device sees the same numbers. Raises ValueError where the
-    model has classes and the data no labels.
+    Raises ValueError if the model has classes and the data have no labels.
     """
     generator = torch.Generator().manual_seed(derived_seed(plan.seed, step, "batch"))
     chosen = split.take(batch_indices(len(split), plan.batch, plan.seed, step))
@@ -96,18 +89,17 @@ def draw_batch(plan: Plan, split: Examples, scaling: Scaling, sde: SDE, step: in
 
 
 def local_microbatches(plan: Plan, batch: Batch) -> Iterator[tuple[int, Batch]]:
-    """The microbatches of a batch that this process computes, with their numbers."""
+    """The numbered microbatches that this process computes."""
     for number, rows in plan.rank.microbatches(plan.batch, plan.accumulate):
-        # Neighbours, so a slice: a view, which stays pinned.
+        # A slice is a view, which stays pinned.
         yield number, batch.rows(slice(int(rows[0]), int(rows[-1]) + 1))
 
 
 def dequantised(
     levels: Tensor, scaling: Scaling, generator: torch.Generator, dither: bool = True
 ) -> Tensor:
-    """Model units of pixel levels: with ``dither`` uniform within each, else its middle; float32.
-
-    Continuous data stay as they are.
+    """Pixel levels in model units and float32: uniform within a level, or without ``dither`` its
+    middle. Continuous data are only scaled.
     """
     if scaling.levels is None or not dither:
         return scaling.encode(levels)
@@ -115,10 +107,7 @@ def dequantised(
 
 
 def derived_seed(seed: int, step: int, purpose: str) -> int:
-    """A 64-bit seed for one purpose at one step, mixed by numpy's SeedSequence.
-
-    Neighbouring seeds and steps give unrelated numbers; numpy promises the mixing never to change.
-    """
+    """A 64-bit seed for one purpose at one step, by numpy's stable SeedSequence."""
     words = [seed, step, *purpose.encode()]
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])
 
@@ -126,17 +115,17 @@ def derived_seed(seed: int, step: int, purpose: str) -> int:
 def _augmented(
     plan: Plan, levels: Tensor, scaling: Scaling, generator: torch.Generator, step: int
 ) -> tuple[Tensor, Tensor | None]:
-    """Model units (B, ...) of the levels, augmented, and the description for the network."""
+    """The levels in model units (B, ...), augmented, and the augmentation labels."""
     if plan.augment is None:
         return dequantised(levels, scaling, generator, plan.dither), None
-    # A seed of its own: noise, times and labels are those of a run without augmentation.
+    # A separate seed, so that augmentation does not change noise, times and labels.
     own = torch.Generator().manual_seed(derived_seed(plan.seed, step, "augment"))
     levels = plan.augment.on_levels(levels, own)
     return plan.augment.on_units(dequantised(levels, scaling, generator, plan.dither), own)
 
 
 def _labels(plan: Plan, label: Tensor | None, generator: torch.Generator) -> Tensor | None:
-    """The labels of a conditional model, some of them replaced by the one for no label."""
+    """The labels of a conditional model, some of them replaced by the label for "no class"."""
     if plan.classes is None:
         return None
     if label is None:
@@ -146,10 +135,10 @@ def _labels(plan: Plan, label: Tensor | None, generator: torch.Generator) -> Ten
 
 
 def ahead(make: Callable[[int], Value], numbers: Iterable[int], n: int) -> Iterator[Value]:
-    """make(k) for every number k in order; a thread makes the next ``n`` while one is in use.
+    """Yield make(k) for each number k in order; a thread computes ``n`` values in advance.
 
-    The thread ends with the iterator; n = 0 needs none. An exception in ``make`` is raised where
-    its value was due.
+    The thread ends with the iterator; n = 0 starts none. An exception in ``make`` is raised in
+    place of its value.
     """
     if n == 0:
         yield from map(make, numbers)

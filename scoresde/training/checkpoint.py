@@ -1,4 +1,4 @@
-"""Checkpoints that describe themselves, are whole or absent, and run no code when loaded.
+"""Self-describing checkpoints, written atomically and loaded without running code.
 
 A checkpoint is a torch zip file of tensors, numbers and text; its configuration and the
 description of its data are JSON. Exported weights are safetensors with the same description.
@@ -64,7 +64,7 @@ BEST = "best.pt"
 
 @dataclass(frozen=True)
 class DataDescription:
-    """What a model must know of its data: shape of one example, scaling and class names."""
+    """The properties of the data that a model needs; ``shape`` is that of one example."""
 
     name: str
     shape: tuple[int, ...]
@@ -85,13 +85,13 @@ class DataDescription:
 
 
 def describe(dataset: Dataset) -> DataDescription:
-    """The description of a data set that its checkpoints carry."""
+    """The description of a data set for its checkpoints."""
     return DataDescription(dataset.name, tuple(dataset.shape), dataset.scaling, dataset.classes)
 
 
 @dataclass(frozen=True)
 class Best:
-    """The least held-out loss so far and the step it was reached at."""
+    """The lowest held-out loss so far and its step."""
 
     step: int
     loss: float
@@ -99,14 +99,21 @@ class Best:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything a run needs to continue, and a model to be used: tensors are not copied.
+    """Everything that a run needs to continue. Tensors are not copied.
 
-    ``config`` is a JSON-able dict, ``step`` the number of updates made; ``model`` and ``ema`` are
-    state dicts of a ScoreModel, ``optimizer`` that of its optimiser; ``averages`` are state dicts
-    too, by the width of their profile, and ``decays`` those beside ``ema`` by their decay;
-    ``scale`` is the factor on the loss of fp16; ``contents`` tells its examples from others, and
-    is empty in checkpoints of older versions; ``learned`` is the state dict of a learned weight,
-    empty without one.
+    Args:
+        config: JSON-able configuration.
+        data: description of the data.
+        step: number of updates made.
+        model: state dict of the ScoreModel.
+        ema: state dict of its averaged copy.
+        optimizer: state dict of the optimiser.
+        best: lowest held-out loss.
+        averages: state dicts of power-function averages, by width.
+        scale: loss scale of fp16.
+        decays: state dicts of further exponential averages, by decay.
+        contents: digest of the training examples; empty in checkpoints of older versions.
+        learned: state dict of a learned weight; empty without one.
     """
 
     config: dict[str, Any]
@@ -125,7 +132,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Weights:
-    """Exported EMA weights with the description they carry."""
+    """Exported EMA weights with their description."""
 
     config: dict[str, Any]
     data: DataDescription
@@ -134,10 +141,10 @@ class Weights:
 
 
 def save(path: str | Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint whole or not at all: a temporary file beside it, synced, then renamed.
+    """Write a checkpoint atomically.
 
-    Raises CheckpointError if a tensor holds NaN or infinity, and OSError as the disk does; the
-    file that was there is then untouched.
+    Raises CheckpointError if a tensor has NaN or infinity, and OSError; an existing file is then
+    unchanged.
     """
     path = Path(path)
     _refuse_nonfinite(path, *_groups(checkpoint))
@@ -161,10 +168,10 @@ def save(path: str | Path, checkpoint: Checkpoint) -> None:
 
 
 def load(path: str | Path, *, sha256: str | None = None) -> Checkpoint:
-    """Read a checkpoint onto the host; every byte is checked, nothing in it is run.
+    """Read a checkpoint onto the host and verify its checksums, without running code from it.
 
-    Raises CheckpointError when the file is missing, empty, damaged, of another kind, of a newer
-    format, holds anything but tensors, numbers and text, or NaN; or differs from ``sha256``.
+    Raises CheckpointError if the file is missing, empty, damaged, of another kind or a newer
+    format, has other contents than finite tensors, numbers and text, or differs from ``sha256``.
     """
     path = Path(path)
     require_file(path)
@@ -183,12 +190,24 @@ def load(path: str | Path, *, sha256: str | None = None) -> Checkpoint:
 
 
 def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path) -> None:
-    """Copy a state dict into a module, all of it or nothing.
+    """Copy a state dict into a module.
 
-    Raises CheckpointError naming ``source`` and the first missing, extra or misshaped tensors.
+    Raises CheckpointError, naming ``source`` and the first missing, unexpected or misshaped
+    tensors; the module is then unchanged.
     """
     own = module.state_dict()
-    if problems := _mismatches(own, tensors):
+    misshaped = [k for k in own if k in tensors and tensors[k].shape != own[k].shape]
+    found = {
+        "missing": [name for name in own if name not in tensors],
+        "unexpected": [name for name in tensors if name not in own],
+        "misshaped": [
+            f"{k} {tuple(tensors[k].shape)} for {tuple(own[k].shape)}" for k in misshaped
+        ],
+    }
+    problems = [
+        f"{len(names)} {what}: {first_few(names)}" for what, names in found.items() if names
+    ]
+    if problems:
         raise CheckpointError(
             f"{source}: weights of another network ({'; '.join(problems)}); use its own config"
         )
@@ -210,10 +229,9 @@ def step_files(folder: Path) -> list[Path]:
 
 
 def save_step(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Save the checkpoint of its step, point ``latest.json`` to it, then prune to ``keep`` files.
+    """Save a checkpoint, record it in ``latest.json``, then delete all but ``keep`` checkpoints.
 
-    Older files go only once the new one is in place. Raises as ``save`` does, and ValueError
-    unless keep >= 1.
+    Raises as ``save`` does, and ValueError unless keep >= 1.
     """
     if keep < 1:
         raise ValueError(f"need keep >= 1 checkpoints, got keep={keep}")
@@ -222,7 +240,7 @@ def save_step(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     save(path, checkpoint)
     record = {"name": path.name, "sha256": digest(path), "step": checkpoint.step}
     atomic_write(folder / LATEST, lambda file: file.write_text(json.dumps(record) + "\n"))
-    # A file of a later step is what a damaged checkpoint left behind when the run went back.
+    # Files of later steps remain if a run resumes from an earlier checkpoint after damage.
     others = [p for p in step_files(folder) if p != path]
     stale = [p for p in others if int(p.stem[5:]) > checkpoint.step]
     for old in stale + [p for p in others if p not in stale][keep - 1 :]:
@@ -231,11 +249,15 @@ def save_step(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
 
 
 def newest(folder: Path) -> tuple[Path, Checkpoint, list[str]]:
-    """The newest checkpoint that loads, and why each newer one was passed over, a line each.
+    """The newest checkpoint that loads, and one error message for each newer one.
 
-    Raises CheckpointError when there is none.
+    Raises CheckpointError if there is none.
     """
-    recorded = _latest(folder)
+    try:
+        found = json.loads((folder / LATEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):  # then the checkpoints alone decide
+        found = {}
+    recorded = found if isinstance(found, dict) else {}
     refused: list[str] = []
     for path in step_files(folder):
         try:
@@ -255,7 +277,7 @@ def newest(folder: Path) -> tuple[Path, Checkpoint, list[str]]:
 def export_weights(path: str | Path, checkpoint: Checkpoint) -> None:
     """Write the EMA weights as safetensors, with configuration, data and a checksum as metadata.
 
-    Raises CheckpointError if a weight is NaN or infinite, OSError as the disk does.
+    Raises CheckpointError if a weight is NaN or infinite, and OSError.
     """
     from safetensors.torch import save as serialized
 
@@ -270,15 +292,12 @@ def export_weights(path: str | Path, checkpoint: Checkpoint) -> None:
         "step": str(checkpoint.step),
     }
     metadata["sha256"] = fingerprint(metadata, tensors)
-    # Written here and not by save_file, whose files only their owner may read.
+    # save_file would write a file that only its owner may read.
     atomic_write(path, lambda temporary: temporary.write_bytes(serialized(tensors, metadata)))
 
 
 def load_weights(path: str | Path) -> Weights:
-    """Read exported weights onto the host.
-
-    Raises CheckpointError when the file is missing, empty, damaged, not ours, newer, or NaN.
-    """
+    """Read exported weights onto the host. Raises CheckpointError as ``load`` does."""
     path = Path(path)
     require_file(path)
     metadata, tensors = read_safetensors(path)
@@ -290,7 +309,8 @@ def load_weights(path: str | Path) -> Weights:
     if metadata.pop("sha256", None) != fingerprint(metadata, tensors):
         raise CheckpointError(f"{path}: damaged (its checksum does not match); {REMEDY}")
     try:
-        weights = _weights(metadata, tensors)
+        config, data = json.loads(metadata["config"]), DataDescription.from_json(metadata["data"])
+        weights = Weights(dict(config), data, int(metadata["step"]), tensors)
     except DAMAGE as error:
         raise CheckpointError(f"{path}: damaged ({brief(error)}); {REMEDY}") from error
     _require_finite(path, tensors)
@@ -298,7 +318,9 @@ def load_weights(path: str | Path) -> Weights:
 
 
 def _checkpoint(entries: Mapping[str, Any]) -> Checkpoint:
-    best = entries["best"]
+    best, learned = entries["best"], entries.get("learned", {})
+    if learned:
+        learned = {"u": _state_dict(learned["u"]), "optimizer": dict(learned["optimizer"])}
     return Checkpoint(
         config=dict(json.loads(entries["config"])),
         data=DataDescription.from_json(entries["data"]),
@@ -311,7 +333,7 @@ def _checkpoint(entries: Mapping[str, Any]) -> Checkpoint:
         scale=_scale(entries.get("scale", {})),
         contents=str(entries.get("contents", "")),
         decays={str(k): _state_dict(v) for k, v in entries.get("decays", {}).items()},
-        learned=_learned(entries.get("learned", {})),
+        learned=learned,
     )
 
 
@@ -322,21 +344,10 @@ def _scale(found: Mapping[str, Any]) -> LossScale:
     return scale
 
 
-def _learned(found: Mapping[str, Any]) -> dict[str, Any]:
-    if not found:
-        return {}
-    return {"u": _state_dict(found["u"]), "optimizer": dict(found["optimizer"])}
-
-
 def _state_dict(found: Mapping[str, Any]) -> dict[str, Tensor]:
     if not all(isinstance(name, str) and is_plain(value) for name, value in found.items()):
         raise TypeError("a weight that is not a tensor of numbers")
     return dict(found)
-
-
-def _weights(metadata: Mapping[str, str], tensors: dict[str, Tensor]) -> Weights:
-    data = DataDescription.from_json(metadata["data"])
-    return Weights(dict(json.loads(metadata["config"])), data, int(metadata["step"]), tensors)
 
 
 def _refuse_nonfinite(path: Path, *groups: Mapping[str, Tensor]) -> None:
@@ -352,7 +363,7 @@ def _require_finite(path: Path, *groups: Mapping[str, Tensor]) -> None:
 
 
 def fingerprint(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
-    """sha256 over the description and every tensor's name, type, shape and bytes."""
+    """sha256 of the metadata and of the name, dtype, shape and bytes of every tensor."""
     total = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
@@ -361,28 +372,8 @@ def fingerprint(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> s
     return total.hexdigest()
 
 
-def _latest(folder: Path) -> dict[str, Any]:
-    """The record in ``latest.json``; empty when it is missing or unreadable, as files rule."""
-    try:
-        found = json.loads((folder / LATEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _mismatches(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
-    """What keeps the given tensors from replacing a module's own, a phrase each."""
-    differing = [k for k in own if k in given and given[k].shape != own[k].shape]
-    found = {
-        "missing": [name for name in own if name not in given],
-        "unexpected": [name for name in given if name not in own],
-        "misshaped": [f"{k} {tuple(given[k].shape)} for {tuple(own[k].shape)}" for k in differing],
-    }
-    return [f"{len(names)} {what}: {first_few(names)}" for what, names in found.items() if names]
-
-
 def _groups(checkpoint: Checkpoint) -> list[dict[str, Tensor]]:
-    """Every tensor of a checkpoint, by name."""
+    """All tensors of a checkpoint by name, in groups."""
     optimizer = _tensors(checkpoint.optimizer)
     averages = (*checkpoint.decays.values(), *checkpoint.averages.values())
     groups = [checkpoint.model, checkpoint.ema, *averages, optimizer]
@@ -392,7 +383,7 @@ def _groups(checkpoint: Checkpoint) -> list[dict[str, Tensor]]:
 
 
 def _tensors(optimizer: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors in the state of an optimiser, by parameter number and name."""
+    """The tensors in the state of an optimiser, named by parameter number and state."""
     found: dict[str, Tensor] = {}
     for number, state in optimizer.get("state", {}).items():
         for name, value in state.items():

@@ -1,4 +1,4 @@
-"""A batch split between processes: the rows of each, and sums over all of them."""
+"""Data-parallel training: the rows of a batch for each process, and sums over processes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, distributed
 
 @dataclass(frozen=True)
 class Rank:
-    """This process, number ``index`` of the ``size`` that train together in one process group."""
+    """This process: number ``index`` of the ``size`` processes in one process group."""
 
     index: int = 0
     size: int = 1
@@ -20,8 +20,8 @@ class Rank:
     def microbatches(self, batch: int, accumulate: int) -> list[tuple[int, Tensor]]:
         """Number and rows of each microbatch that this process computes.
 
-        A batch has ``size * accumulate`` equal ones, numbered over all processes, so that the
-        random numbers of a microbatch do not depend on where it is computed.
+        A batch has ``size * accumulate`` equal microbatches, numbered over all processes, so the
+        random numbers of a microbatch do not depend on the process that computes it.
         """
         rows = torch.arange(batch).chunk(self.size * accumulate)
         return [
@@ -29,9 +29,9 @@ class Rank:
         ]
 
     def add(self, tensors: Sequence[Tensor]) -> None:
-        """Replace tensors of one type by their sums over all processes, in one message.
+        """Replace tensors of one dtype by their sums over all processes, in one message.
 
-        Raises RuntimeError when another process has ended.
+        Raises RuntimeError if another process has ended.
         """
         if self.size == 1:
             return
@@ -43,7 +43,7 @@ class Rank:
             tensor.copy_(piece.view(tensor.shape))
 
     def largest(self, number: int) -> int:
-        """The largest of the numbers of all processes. Raises RuntimeError as ``add``."""
+        """The maximum of a number over all processes. Raises RuntimeError as ``add`` does."""
         if self.size == 1:
             return number
         found = torch.tensor(number)

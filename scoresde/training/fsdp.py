@@ -1,8 +1,8 @@
-"""Weights, gradients and averages split between processes, for networks too large for one each.
+"""Weights, gradients and averages split between processes, for networks too large for one device.
 
-PyTorch's fully sharded data parallelism, ``fully_shard``: every process keeps a part of each
-tensor, and a block's weights are put together while it computes. Here is all that knows of it; a
-tensor that is not split is its own part. Fully Sharded Data Parallel, arXiv 2304.11277.
+``fully_shard`` of PyTorch leaves each process a part of each tensor, and gathers the weights of a
+block while it computes. Only this module depends on it. Fully Sharded Data Parallel, arXiv
+2304.11277.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ from torch import Tensor, nn
 from scoresde.training.distributed import Rank
 
 LEAST = 2**20
-"""Numbers a block has at least for its weights to be put together apart from the others."""
+"""Fewest weights of a block that is gathered on its own."""
 
 
 def split(net: nn.Module, rank: Rank, device: torch.device, least: int = LEAST) -> None:
-    """Leave each process its part of a network's weights on its device, in place.
+    """Split the weights of a network between the processes, in place.
 
-    Gradients are then summed over the processes, and each keeps its part of them. Scalars stay
-    whole.
+    Gradients are then summed over the processes and split likewise. Scalars stay whole.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -31,27 +30,29 @@ def split(net: nn.Module, rank: Rank, device: torch.device, least: int = LEAST) 
     mesh = init_device_mesh(device.type, (rank.size,))
     scalars = {p for p in net.parameters() if p.ndim == 0}
     for scalar in scalars:
-        scalar.data = scalar.data.to(device)  # all others are moved as they are split
+        scalar.data = scalar.data.to(device)  # fully_shard moves all others
     for block in [*_blocks(net, least, set(scalars)), net]:
         if not isinstance(block, FSDPModule):
-            # Put away after a forward pass too: what is read between steps are the parts.
+            # Reshard after a forward pass, because the parts are read between steps.
             fully_shard(block, mesh=mesh, ignored_params=scalars, reshard_after_forward=True)
     for module in net.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
-            module.set_force_sum_reduction_for_comms(True)  # a factor of its own asks for NCCL
+            module.set_force_sum_reduction_for_comms(True)  # a divide factor would need NCCL
 
 
 def parts(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """What this process has of each tensor, to be changed in place. Call it without gradients."""
-    return [_part(tensor) for tensor in tensors]
+    """The local part of each tensor, to be changed in place under ``no_grad``.
+
+    The part of a tensor that is not split is the tensor itself.
+    """
+    found: list[Any] = list(tensors)
+    return [tensor.to_local() if _is_split(tensor) else tensor for tensor in found]
 
 
 def sum_gradients(model: nn.Module, loss: Tensor, rank: Rank) -> Tensor:
-    """Sum loss and gradients over the processes, in place; return the norm of the gradient.
-
-    The parts of what is split are sums already: of them only the squares are added.
-    """
+    """Sum loss and gradients over the processes, in place; return the norm of the gradient."""
+    # Split gradients are already summed; only their squared norms are added.
     found = [p.grad for p in model.parameters() if p.grad is not None]
     rest = [gradient for gradient in found if not _is_split(gradient)]
     if len(rest) == len(found):
@@ -63,22 +64,22 @@ def sum_gradients(model: nn.Module, loss: Tensor, rank: Rank) -> Tensor:
 
 
 def gathered(tree: Mapping[Any, Any], keep: bool = True) -> dict[Any, Any]:
-    """A state dict with its tensors whole, those that were split on the host.
+    """A state dict with whole tensors; those that were split are moved to the host.
 
-    All processes take part, and those that do not ``keep`` it are left their parts.
+    All processes must call it. Without ``keep`` a process keeps the parts.
     """
     return {key: _gathered(value, keep) for key, value in tree.items()}
 
 
 def scattered(tree: Mapping[Any, Any], like: Mapping[Any, Any]) -> dict[Any, Any]:
-    """The inverse: a state dict whose whole tensors are split as those of ``like``."""
+    """The inverse of ``gathered``: split the tensors of a state dict as those of ``like``."""
     return {key: _as(value, like.get(key)) for key, value in tree.items()}
 
 
 def scattered_optimizer(
     tree: Mapping[str, Any], parameters: Iterable[nn.Parameter]
 ) -> dict[str, Any]:
-    """The state dict of an optimiser with its moments split as the parameters they belong to."""
+    """The state dict of an optimiser with its moments split as its parameters."""
     of = dict(enumerate(parameters))
     state = {
         number: {name: _as(value, of.get(number)) for name, value in moments.items()}
@@ -88,7 +89,7 @@ def scattered_optimizer(
 
 
 def _blocks(module: nn.Module, least: int, taken: set[nn.Parameter]) -> Iterator[nn.Module]:
-    """The innermost modules that have parts, and so many numbers no other of them has."""
+    """The innermost modules with children and at least ``least`` weights of their own."""
     for child in module.children():
         yield from _blocks(child, least, taken)
     if isinstance(module, nn.ModuleList | nn.ModuleDict) or not list(module.children()):
@@ -99,13 +100,8 @@ def _blocks(module: nn.Module, least: int, taken: set[nn.Parameter]) -> Iterator
         yield module
 
 
-def _part(tensor: Any) -> Tensor:
-    part: Tensor = tensor.to_local() if _is_split(tensor) else tensor
-    return part
-
-
 def _is_split(tensor: object) -> bool:
-    # Not by its class: importing that takes longer than many a command.
+    # isinstance would import DTensor, which is slow.
     return hasattr(tensor, "device_mesh")
 
 
@@ -123,6 +119,6 @@ def _as(value: Any, like: Any) -> Any:
         return value
     from torch.distributed.tensor import distribute_tensor
 
-    # Every process has read all of it: no messages.
-    where = value.to(like.device)
-    return distribute_tensor(where, like.device_mesh, like.placements, src_data_rank=None)
+    # Without src_data_rank there are no messages: every process has the whole tensor.
+    local = value.to(like.device)
+    return distribute_tensor(local, like.device_mesh, like.placements, src_data_rank=None)

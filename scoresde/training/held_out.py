@@ -1,4 +1,4 @@
-"""The loss on examples that are not trained on, the same measure at every step and for all."""
+"""The loss on held-out examples, comparable between steps and models."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from scoresde.data import Scaling, Split
 from scoresde.parameterization import ScoreModel
@@ -30,10 +30,21 @@ def held_out_loss(
 
         mean |eps - eps_hat|^2 over lam uniform on [lam(t_max), lam(t_min)]
 
-    With the default weight this is the diffusion part of the likelihood bound per dimension,
-    divided by the range of lam. Every example meets ``draws`` times, one in each of as many equal
-    parts of the range; two models, or two steps of one, meet the same numbers. Variational
-    Diffusion Models, arXiv 2107.00630, eq. 17.
+    With the default weight this is the diffusion term of the likelihood bound per dimension,
+    divided by the range of lam. All models and steps see the same random numbers.
+
+    Args:
+        model: the model.
+        split: held-out examples.
+        scaling: scaling of the data.
+        weight: weight of the loss.
+        conditional: pass the labels to the network.
+        dither: add uniform noise within each pixel level.
+        draws: times for each example, one in each of ``draws`` equal parts of the range of lam.
+        batch: examples per network call.
+        seed: seed of the random numbers.
+
+    Variational Diffusion Models, arXiv 2107.00630, eq. 17.
     """
     times = losses.held_out_times(model.sde, draws * len(split)).reshape(draws, -1)
     total = torch.zeros((), dtype=torch.float64, device=model.device)
@@ -41,7 +52,9 @@ def held_out_loss(
         for part, ts in enumerate(times):
             generator = torch.Generator().manual_seed(derived_seed(seed, part, "held out"))
             x0 = dequantised(split.x, scaling, generator, dither)
-            whole = _batch(x0, ts, split.label if conditional else None, generator)
+            t = ts[torch.randperm(len(ts), generator=generator)]
+            eps = torch.randn(x0.shape, generator=generator)
+            whole = Batch(x0, t, eps, split.label if conditional else None)
             for rows in torch.arange(len(split)).split(batch):
                 b = whole.rows(rows).on(model.device)
                 loss = losses.dsm_loss(model, b.x0, b.t, b.eps, weight, **b.cond)
@@ -51,16 +64,10 @@ def held_out_loss(
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, and back in the mode it was in."""
+    """Put the model in evaluation mode, and restore its mode at the end."""
     training = model.training
     model.eval()
     try:
         yield
     finally:
         model.train(training)
-
-
-def _batch(x0: Tensor, ts: Tensor, label: Tensor | None, generator: torch.Generator) -> Batch:
-    """Every example at one of the times, in random order."""
-    t = ts[torch.randperm(len(ts), generator=generator)]
-    return Batch(x0, t, torch.randn(x0.shape, generator=generator), label)

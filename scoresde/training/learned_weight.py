@@ -1,10 +1,10 @@
-"""A weight on the loss of every noise level that is learned beside the network.
+"""A loss weight for every noise level, learned together with the network.
 
     exp(-u(noise)) loss + u(noise)
 
-is least where exp(u) is the expected loss at that level, so that all levels come to count alike,
-whatever the size of their losses. Multi-Task Learning Using Uncertainty to Weigh Losses, arXiv
-1705.07115; arXiv 2312.02696, eq. 14 and 15.
+is minimal if exp(u) is the expected loss at that noise, so all noise levels contribute equally.
+Multi-Task Learning Using Uncertainty to Weigh Losses, arXiv 1705.07115; arXiv 2312.02696, eq. 14
+and 15.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from scoresde.nn import sinusoidal
 from scoresde.nn.blocks import zeroed
 
-# Losses change slowly with the level: a turn over all of them, and up to one in 0.4 of noise.
+# Losses vary slowly with the noise coordinate: periods range from all of it down to 0.4.
 WIDTH, LOW, HIGH = 32, 0.25, 16.0
 
 
 class Uncertainty(nn.Module):
-    """u(noise), (B,) -> (B,): linear in fixed sines and cosines and a constant, 0 at the start."""
+    """u(noise), (B,) -> (B,): linear in fixed sines and cosines, initially 0."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,10 +35,8 @@ class Uncertainty(nn.Module):
 
 
 class LearnedWeight:
-    """u and the optimiser that trains it, apart from those of the network.
-
-    So the gradient of the network is clipped by itself, and its weights may be split between
-    processes; u is small and whole in each of them.
+    """u with its own optimiser: the gradient of the network is clipped without that of u, and u is
+    whole in every process even if the network is split.
     """
 
     def __init__(self, device: torch.device | None = None) -> None:
@@ -46,15 +44,15 @@ class LearnedWeight:
         self.optimizer = torch.optim.Adam(self.u.parameters())
 
     def __call__(self, loss: Tensor, noise: Tensor) -> Tensor:
-        """exp(-u) loss + u of losses (B,) at noise coordinates (B,) on any device."""
+        """exp(-u) loss + u for losses (B,) at noise coordinates (B,) on any device."""
         u = self.u(noise.to(loss))
         weighed: Tensor = torch.exp(-u) * loss + u
         return weighed
 
     def gradients(self) -> list[Tensor]:
-        """Those of the last backward pass, to be changed in place."""
+        """The gradients of the last backward pass, to be changed in place."""
         return [p.grad for p in self.u.parameters() if p.grad is not None]
 
     def state_dict(self) -> dict[str, Any]:
-        """The weights of u and the moments of its optimiser: tensors are not copied."""
+        """The weights of u and the state of its optimiser. Tensors are not copied."""
         return {"u": self.u.state_dict(), "optimizer": self.optimizer.state_dict()}

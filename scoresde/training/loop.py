@@ -1,7 +1,7 @@
-"""The training loop: one update a step, every random number a function of (seed, step).
+"""The training loop: one update per step, with all random numbers functions of (seed, step).
 
-Whoever holds the weights, the average and the optimiser's state at step n therefore continues
-exactly as an uninterrupted run would, in mid-epoch and with dropout.
+A run that is resumed from the weights, averages and optimiser state of any step is therefore
+identical to an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -33,15 +33,21 @@ REAL = Scaling(None)
 
 
 class TrainingError(RuntimeError):
-    """A run that cannot go on: one line with the step, what happened and what to try."""
+    """Training cannot continue; the message names the step, the cause and a remedy."""
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """One update: updates made so far, loss and gradient norm (0-dim, on the device), rate.
+    """The result of one update.
 
-    ``skipped`` counts the updates so far left out because an fp16 gradient overflowed; ``t`` (B,)
-    on the host and ``losses`` (B,) are those of the examples of this process.
+    Args:
+        step: updates made so far.
+        loss: mean loss, 0-dim on the device.
+        grad_norm: gradient norm, 0-dim on the device.
+        learning_rate: learning rate of the update.
+        skipped: updates skipped so far because an fp16 gradient overflowed.
+        t: times (B,) of the examples of this process, on the host.
+        losses: losses (B,) of the examples of this process.
     """
 
     step: int
@@ -58,9 +64,8 @@ def fit(
 ) -> Iterator[Metrics]:
     """Train ``state`` in place up to ``plan.steps`` updates, yielding after each one.
 
-    A tensor is real numbers (N, ...), as they are. Logging, validation, checkpoints and stopping
-    are the caller's: it is an ordinary generator.
-    Raises TrainingError at the first loss or gradient that is not finite, before its update.
+    ``examples`` may be a tensor of real numbers (N, ...). The caller logs, validates, saves and
+    stops. Raises TrainingError before an update with a loss or gradient that is not finite.
     """
     model = state.model
     split = Split(examples) if isinstance(examples, Tensor) else examples
@@ -77,29 +82,27 @@ def update(state: TrainState, plan: Plan, split: Examples, scaling: Scaling) -> 
 def _updated(state: TrainState, plan: Plan, batch: Batch) -> Metrics:
     """One update of ``state`` in place: loss, gradient, clipping, optimiser, averages."""
     rate = plan.learning_rate(state.step)
-    _prepare(state, rate)
+    for optimizer in state.optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.zero_grad(set_to_none=True)
     t, losses = _backward(state, plan, batch)
     loss, norm = _summed(state, plan, losses)
     if _is_finite(state, plan, loss, norm, rate):
         for optimizer in state.optimizers:
             optimizer.step()
         normalise(state.model)
-    for average, kept in _averages(state, plan):
-        averages.update(average, state.model, kept)
+    for decay, average in [(plan.ema[0], state.ema), *state.decays.items()]:
+        averages.update(average, state.model, averages.warmed_up(decay, state.step))
+    for sigma_rel, average in state.averages.items():
+        decay = averages.decay(averages.power(sigma_rel), state.step)
+        averages.update(average, state.model, decay)
     state.step += 1
     return Metrics(state.step, loss, norm, rate, state.scale.skipped, t, losses)
 
 
-def _prepare(state: TrainState, rate: float) -> None:
-    """Give the optimisers the learning rate, and forget the gradients of the last step."""
-    for optimizer in state.optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.zero_grad(set_to_none=True)
-
-
 def _backward(state: TrainState, plan: Plan, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Leave the gradient of our microbatches in the parameters; their times and losses."""
+    """Compute the gradient of the microbatches of this process; return their times and losses."""
     scale = state.scale.value if plan.precision == "fp16" else 1.0
     times, found = [], []
     for number, part in local_microbatches(plan, batch):
@@ -114,7 +117,7 @@ def _backward(state: TrainState, plan: Plan, batch: Batch) -> tuple[Tensor, Tens
 
 
 def _loss(model: ScoreModel, plan: Plan, part: Batch, step: int, number: int) -> Tensor:
-    """The losses (B,) of a part in training mode, its dropout masks drawn from (seed, step)."""
+    """The losses (B,) of a microbatch in training mode, with dropout masks from (seed, step)."""
     model.train()
     purpose = f"dropout {number}" if number else "dropout"
     seed = derived_seed(plan.seed, step, purpose)
@@ -125,8 +128,8 @@ def _loss(model: ScoreModel, plan: Plan, part: Batch, step: int, number: int) ->
 
 @contextmanager
 def _dropout_from(seed: int, device: torch.device) -> Iterator[None]:
-    """Layers draw from the global generators: seed them inside, and put them back after."""
-    on_host = device.type == "cpu"  # whose generator fork_rng always keeps
+    """Seed the global generators, from which layers draw, and restore them at the end."""
+    on_host = device.type == "cpu"  # fork_rng always restores the generator of the host
     with torch.random.fork_rng(
         [] if on_host else [device], device_type="cuda" if on_host else device.type
     ):
@@ -135,7 +138,7 @@ def _dropout_from(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def _weighed(state: TrainState, part: Batch, loss: Tensor) -> Tensor:
-    """What is minimised: the losses (B,), or those under a learned weight."""
+    """The losses (B,), under the learned weight if there is one."""
     if state.learned is None:
         return loss
     model = state.model
@@ -143,9 +146,9 @@ def _weighed(state: TrainState, part: Batch, loss: Tensor) -> Tensor:
 
 
 def _summed(state: TrainState, plan: Plan, losses: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum loss and gradients over all processes and clip; the mean loss and the gradient's norm.
+    """Sum loss and gradients over all processes and clip.
 
-    The norm is that before clipping, of the network alone.
+    Returns the mean loss and the norm of the gradient of the network before clipping.
     """
     loss = losses.sum() / plan.batch
     norm = fsdp.sum_gradients(state.model, loss, plan.rank)
@@ -157,8 +160,8 @@ def _summed(state: TrainState, plan: Plan, losses: Tensor) -> tuple[Tensor, Tens
 
 
 def _is_finite(state: TrainState, plan: Plan, loss: Tensor, norm: Tensor, rate: float) -> bool:
-    """Whether the update is to be made; raises TrainingError where there is no going on."""
-    # The one wait for the device a step: stopping before a bad update needs its answer.
+    """True if the update is to be made; raises TrainingError if training cannot continue."""
+    # The only synchronisation with the device per step; a bad update must not be made.
     finite = bool(torch.isfinite(loss + norm))
     remedy = f"lower lr={plan.lr:g}, clip gradients, or look at the data"
     if plan.precision == "fp16":
@@ -173,12 +176,3 @@ def _is_finite(state: TrainState, plan: Plan, loss: Tensor, norm: Tensor, rate: 
             f"learning rate {rate:g}; {remedy}"
         )
     return True
-
-
-def _averages(state: TrainState, plan: Plan) -> Iterator[tuple[ScoreModel, float]]:
-    """Every average, and what an update keeps of it."""
-    yield state.ema, averages.warmed_up(plan.ema[0], state.step)
-    for decay, average in state.decays.items():
-        yield average, averages.warmed_up(decay, state.step)
-    for sigma_rel, average in state.averages.items():
-        yield average, averages.decay(averages.power(sigma_rel), state.step)

@@ -1,4 +1,4 @@
-"""The loss at each noise level: sums over equal parts of the range of lam."""
+"""The mean loss in equal parts of the range of lam."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PARTS = 10
 
 
 class LossByNoise:
-    """Sums of losses by the half log-SNR of their examples, kept where the losses are."""
+    """Sums of losses by the half log-SNR of their examples, on the device of the losses."""
 
     def __init__(self, sde: SDE) -> None:
         ends = sde.lam(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64))
@@ -30,9 +30,9 @@ class LossByNoise:
         self._total = total.index_add(0, part.to(losses.device, non_blocking=True), losses)
 
     def take(self, rank: Rank | None = None) -> list[tuple[float, float]]:
-        """(middle of a part of lam, mean loss in it) where there were examples; then anew.
+        """Return (middle, mean loss) of the parts that have examples, and reset the sums.
 
-        They are those of all processes that train with ``rank``.
+        With ``rank`` the sums are over all processes.
         """
         middles = (self._edges[1:] + self._edges[:-1]) / 2
         total = torch.zeros(PARTS) if self._total is None else self._total

@@ -23,7 +23,7 @@ def dsm_loss(
     weight: Weight | None = None,
     **cond: Tensor | None,
 ) -> Tensor:
-    """Denoising score matching, mean squared error per sample (B,), of x0_hat times ``weight``.
+    """Denoising score matching: the mean squared error (B,) of x0_hat times ``weight``.
 
         |F(inp x, noise) - target|^2 out^2 weight,
         target = ((1 - skip alpha) x0 - skip sigma eps) / out
@@ -48,7 +48,7 @@ def network_target(sde: SDE, c: Coeffs, x0: Tensor, t: Tensor, eps: Tensor) -> T
 
 
 def sigma2(sde: SDE, t: Tensor) -> Tensor:
-    """sigma^2 on the score error, which is 1 on the noise error: alpha^2 / sigma^2 on x0.
+    """sigma^2 on the score error, or 1 on the noise error: alpha^2 / sigma^2 on x0.
 
     arXiv 2011.13456, section 3.3.
     """
@@ -88,12 +88,12 @@ def edm(sigma_data: Positive = 0.5) -> Weight:
 
 
 def reweighted(weight: Weight, density: Callable[[SDE, Tensor], Tensor]) -> Weight:
-    """The weight over the density of its times: the expectation is that of uniform times."""
+    """``weight`` / ``density``: the expected loss is that of uniform times."""
     return lambda sde, t: weight(sde, t) / density(sde, t)
 
 
 def held_out_times(sde: SDE, n: int) -> Tensor:
-    """n times at the midpoints of equal intervals of lam, a fixed quadrature for validation."""
+    """n times at the midpoints of equal intervals of lam, for validation."""
     u = (torch.arange(n, dtype=torch.float64) + 0.5) / n
     ends = sde.lam(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64))
     return sde.time(ends[0] + u * (ends[1] - ends[0]))

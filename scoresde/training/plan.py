@@ -1,4 +1,4 @@
-"""The settings of training, with every default and range: how a model is trained, and reported."""
+"""The settings of training and reporting, with their defaults and ranges."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Width = Annotated[float, Range(ge=0.001, le=0.28)]
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How a model is trained: all that decides its weights.
+    """All settings that determine the weights of a trained model.
 
     Args:
         steps: optimiser steps, counted from the start of the run
@@ -37,26 +37,26 @@ class Plan:
         optimizer: optimiser of the network's weights
         lr: learning rate after the warm-up
         weight_decay: weight decay of the optimiser; decoupled in adamw
-        warmup: steps over which the learning rate rises from 0; half of all steps where there
-            are fewer
+        warmup: steps over which the learning rate rises from 0; half of all steps if it exceeds
+            them
         schedule: learning rate after the warm-up; cosine ends at 0, inverse_sqrt falls after
             decay_from steps as 1 / sqrt(step)
         decay_from: step after which inverse_sqrt falls; null for the other schedules
-        accumulate: number of parts a batch is computed in, one after the other, to save memory
+        accumulate: number of microbatches of a batch, computed in sequence to save memory
         precision: number format of the layers; weights, averages and loss are always float32
         prefetch: batches prepared in advance by a thread; the numbers do not depend on it
         compile: compile the network; takes minutes at the start and makes steps faster
-        channels_last: lay the channels of a pixel side by side in memory, for images
+        channels_last: store the channels of a pixel side by side in memory, for images
         shard: split weights, gradients and averages between the processes (FSDP), for networks
             too large for one device
         clip: largest norm of the gradient; null does not clip
-        ema: decay of the averaged weights; 0 does not average. Of several decays, such as
+        ema: decay of the averaged weights; 0 does not average. With several decays, such as
             0.999,0.9999, the first is used unless another is chosen when loading
-        posthoc: widths (sigma_rel) of power-function averages to store, such as 0.05,0.1; any
-            other width can be made from them after training
+        posthoc: widths (sigma_rel) of power-function averages to store, such as 0.05,0.1; other
+            widths can be synthesised from them after training
         weighting: weight of the loss
-        learned_weight: learn a further weight for every noise level, the inverse of the loss
-            expected there, so that all noise levels contribute equally
+        learned_weight: learn a further weight for every noise level, the inverse of its expected
+            loss, so that all noise levels contribute equally
         times: distribution of the training times
         draw: dependence between the times of a batch
         dither: add uniform noise within each pixel level; false trains on the middles of the
@@ -65,14 +65,14 @@ class Plan:
         label_dropout: fraction of examples trained without their class, in a conditional model
         seed: random seed of the data order and of every draw
         classes: number of classes of a conditional model; None is unconditional
-        rank: this process among those that train together
+        rank: number of this process and of all processes
 
     Raises ValueError for values out of range or that exclude each other.
     """
 
     OUTSIDE: ClassVar = ("seed", "classes", "rank")
-    """Fields that are no keys of the configuration's section ``train``."""
-    # The learning rate and the clipping are the remedies for a loss that is not finite.
+    """Fields that are not keys of the section ``train`` of a configuration."""
+    # Learning rate and clipping are the remedies for a loss that is not finite.
     FREE: ClassVar = frozenset(("steps", "lr", "clip", "shard", "prefetch"))
     """Fields that may change when a run is resumed."""
 
@@ -105,7 +105,7 @@ class Plan:
     rank: Rank = field(default_factory=Rank)
 
     def __post_init__(self) -> None:
-        for name in ("ema", "posthoc"):  # one number is one of them
+        for name in ("ema", "posthoc"):  # a single number becomes a tuple
             value = getattr(self, name)
             values = tuple(value) if isinstance(value, tuple | list) else (value,)
             object.__setattr__(self, name, values)
@@ -129,15 +129,14 @@ class Plan:
 
     @property
     def warmup_steps(self) -> int:
-        """Steps of the warm-up: half of all steps where ``warmup`` would last to the end."""
+        """Steps of the warm-up: half of all steps if ``warmup`` would last to the end."""
         return self.warmup if self.warmup < self.steps else self.steps // 2
 
     @property
     def weight(self) -> Weight | None:
         """The weight on the squared error of x0_hat; None is a unit weight on the network output.
 
-        That of the likelihood is divided by the density of ``times``, which leaves its expectation
-        that of uniform times: importance sampling.
+        The likelihood weight is divided by the density of ``times`` (importance sampling).
         """
         density = self._density()
         return self.weighting if density is None else reweighted(likelihood, density)
@@ -157,7 +156,7 @@ class Plan:
         return rate
 
     def _density(self) -> Any:
-        """The density of ``times`` where the weighting asks for uniform ones, else None."""
+        """The density of ``times`` for the likelihood weighting, otherwise None."""
         if self.weighting is not likelihood:
             return None
         if not hasattr(self.times, "density"):
@@ -170,19 +169,19 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Reporting:
-    """What a run records while it trains, and which checkpoints it keeps.
+    """The records and checkpoints of a training run.
 
     Args:
-        holdout: fraction of the training examples kept out for the held-out loss; 0 keeps none
-        keep_best: choose the weights of the step with the least held-out loss
+        holdout: fraction of the training examples reserved for the held-out loss
+        keep_best: choose the weights of the step with the lowest held-out loss
         log_every: steps between two records of the loss
         validate_every: steps between two measurements of the held-out loss
         sample_every: steps between two pictures of samples
         checkpoint_every: steps between two checkpoints
         posthoc_every: steps between two snapshots of the averages of posthoc
-        keep: number of checkpoints kept
-        on_failed_save: what to do when a checkpoint cannot be written; the last one, and that of
-            an interrupted run, always stop
+        keep: number of checkpoints to keep
+        on_failed_save: reaction to a checkpoint that cannot be written; a failure of the last one,
+            or at an interruption, always stops
         tensorboard: also write the records for TensorBoard, into tensorboard/ of the run folder;
             needs pip install scoresde[tensorboard]
 

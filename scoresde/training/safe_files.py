@@ -1,4 +1,4 @@
-"""Files that are whole or absent, whose damage is named, and that run no code when read."""
+"""Reading of checkpoint files with a check of their contents, without running code from them."""
 
 from __future__ import annotations
 
@@ -13,55 +13,64 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoresde.data.file_kinds import kind_of
+
 FORMAT = 1
 REMEDY = "use an earlier checkpoint or an intact copy"
 
 FOLDER = 0x10
-"""The mark of a folder among the attributes of an entry of a zip file."""
+"""The attribute bit of a folder in a zip file."""
 
 DAMAGE = (
     OSError,
     EOFError,
     ValueError,
-    KeyError,
-    IndexError,
+    LookupError,
     TypeError,
     AttributeError,
     RuntimeError,
     MemoryError,
-    NotImplementedError,
     struct.error,
     zlib.error,
     zipfile.BadZipFile,
 )
-
-
 REALS = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
 WHOLES = frozenset((torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64))
 NUMBERS = REALS | WHOLES
-"""The types of tensors in checkpoints."""
+"""The dtypes of tensors in checkpoints."""
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be written or used; one line that names the file and the remedy."""
+    """A checkpoint cannot be written or used; the message names the file and a remedy."""
 
 
 def read_archive(path: Path) -> dict[str, Any]:
-    """The top-level dict of a torch zip file whose every CRC is right; empty for other contents.
+    """The top-level dict of a torch zip file, empty for other contents.
 
-    torch.load alone neither checks the CRCs nor names the damage. Raises CheckpointError.
+    Unlike torch.load it checks the CRCs and describes damage. Raises CheckpointError.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            _require_stored(archive)
+            entries = archive.infolist()
+            # torch.save compresses nothing, and compressed entries could be of any size.
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+                raise ValueError("packed entries")
             bad = archive.testzip()
-            folders = [info.filename for info in archive.infolist() if info.external_attr & FOLDER]
-    except Exception as error:  # zipfile raises whatever it stumbles over
-        kind = "truncated or damaged" if _looks_like_zip(path) else "not a checkpoint"
-        raise CheckpointError(f"{path}: {kind} ({brief(error)}); {REMEDY}") from error
+            folders = [entry.filename for entry in entries if entry.external_attr & FOLDER]
+    except Exception as error:  # zipfile raises many types
+        with path.open("rb") as file:
+            is_zip = file.read(4) == b"PK\x03\x04"
+        if is_zip:
+            raise CheckpointError(
+                f"{path}: truncated or damaged ({brief(error)}); {REMEDY}"
+            ) from error
+        raise CheckpointError(
+            f"{path}: {kind_of(path)}, not a checkpoint; name a run folder, a checkpoint (.pt) or "
+            "exported weights (.safetensors)"
+        ) from error
     if bad is not None:
         raise CheckpointError(f"{path}: damaged (wrong CRC in {printable(bad)}); {REMEDY}")
-    if folders:  # torch would leave the tensor as the memory it found
+    if folders:  # torch would leave the memory of the tensor uninitialised
         raise CheckpointError(
             f"{path}: damaged ({printable(folders[0])} is marked a folder); {REMEDY}"
         )
@@ -94,7 +103,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 
 def require_file(path: Path) -> None:
-    """Raise CheckpointError unless ``path`` is a file with something in it."""
+    """Raise CheckpointError unless ``path`` is a file that is not empty."""
     if not path.exists():
         raise CheckpointError(f"{path}: no such file; check the path")
     if not path.is_file():
@@ -104,13 +113,13 @@ def require_file(path: Path) -> None:
 
 
 def require_kind(path: Path, found: object, expected: str) -> None:
-    """Raise CheckpointError unless the file says it is what is expected."""
+    """Raise CheckpointError unless the file is of the expected kind."""
     if found != expected:
         raise CheckpointError(f"{path}: not a {expected} file; use one written by scoresde")
 
 
 def require_version(path: Path, version: object) -> None:
-    """Raise CheckpointError unless the format is one that is known here."""
+    """Raise CheckpointError unless the format version is known."""
     if not isinstance(version, int) or version < 1:
         raise CheckpointError(f"{path}: damaged (format version {version!r}); {REMEDY}")
     if version > FORMAT:
@@ -120,9 +129,9 @@ def require_version(path: Path, version: object) -> None:
 
 
 def is_plain(value: object) -> bool:
-    """Whether this is a tensor of numbers on the host, each in memory of its own.
+    """True for a dense tensor of numbers on the host that does not exceed its storage.
 
-    A few bytes can be viewed as terabytes of them, and other layouts and types cannot be checked.
+    A view can expand a few bytes to terabytes, and other layouts and dtypes cannot be checked.
     """
     return (
         isinstance(value, Tensor)
@@ -133,31 +142,20 @@ def is_plain(value: object) -> bool:
 
 
 def nonfinite(*groups: Mapping[str, Tensor]) -> list[str]:
-    """Names of the tensors that hold NaN or infinity."""
+    """Names of the tensors with NaN or infinity."""
     return [k for group in groups for k, v in group.items() if not bool(torch.isfinite(v).all())]
 
 
 def first_few(names: list[str], few: int = 3) -> str:
-    """The first names, for an error message."""
+    """The first few names, for an error message."""
     return ", ".join(map(printable, names[:few])) + (", ..." if len(names) > few else "")
 
 
 def printable(name: str) -> str:
-    """A name from a file, which may hold anything, in one line."""
+    """An arbitrary name from a file as one printable line."""
     return (name if name.isprintable() else ascii(name))[:120]
 
 
 def brief(error: BaseException) -> str:
-    """The first line of an error, or its type when it says nothing."""
+    """The first line of an error, or its type if it has no message."""
     return printable((str(error).strip().splitlines() or [type(error).__name__])[0])
-
-
-def _require_stored(archive: zipfile.ZipFile) -> None:
-    """torch.save packs nothing, so that a file never grows when it is read."""
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-        raise ValueError("packed entries")
-
-
-def _looks_like_zip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(4) == b"PK\x03\x04"

@@ -1,4 +1,4 @@
-"""Snapshots of power-function averages: a file each, and the average of any width from them."""
+"""Snapshots of power-function averages, and synthesis of averages of other widths from them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from scoresde.training.averages import Profile, combination, power
 from scoresde.training.checkpoint import (
@@ -24,14 +23,14 @@ AVERAGES = "averages"
 NAME = re.compile(r"step-(\d{8,})-width-(0\.\d+)\.safetensors")
 
 WITHIN = 0.02
-"""The distance of a profile from the one that is meant, relative to its norm, that is small."""
+"""Largest error of a profile, relative to its norm, that counts as reached."""
 LAST = 64
-"""Snapshots that are enough to tell: earlier ones add little, and all would take minutes."""
+"""Latest snapshots that ``reachable`` uses; earlier ones add little and cost minutes."""
 CANDIDATES = tuple(round(0.005 * k, 3) for k in range(1, 57))
 
 
 class Snapshot(NamedTuple):
-    """A stored average: the step, its width and its file."""
+    """A stored average: its step, width and file."""
 
     step: int
     sigma_rel: float
@@ -39,12 +38,12 @@ class Snapshot(NamedTuple):
 
     @property
     def profile(self) -> Profile:
-        """What it is an average of."""
+        """The profile of the average."""
         return Profile(self.step, power(self.sigma_rel))
 
 
 class Synthesis(NamedTuple):
-    """Weights of a width, and the distance of their profile from it, relative to its norm."""
+    """Weights of a width, the relative error of their profile, and the number of files used."""
 
     weights: Weights
     error: float
@@ -52,17 +51,14 @@ class Synthesis(NamedTuple):
 
 
 def snapshots(folder: Path) -> list[Snapshot]:
-    """The snapshots in a folder, by step and width."""
+    """The snapshots in a folder, sorted by step and width."""
     named = ((path, NAME.fullmatch(path.name)) for path in folder.glob("*.safetensors"))
     found = [Snapshot(int(m[1]), float(m[2]), path) for path, m in named if m is not None]
     return sorted(found)
 
 
 def save_snapshots(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write every average of a checkpoint as exported weights of its own.
-
-    Raises as ``export_weights`` does.
-    """
+    """Export each average of a checkpoint to a file. Raises as ``export_weights`` does."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, average in checkpoint.averages.items():
         file = folder / f"step-{checkpoint.step:08d}-width-{name}.safetensors"
@@ -72,32 +68,33 @@ def save_snapshots(folder: Path, checkpoint: Checkpoint) -> None:
 def synthesised(
     found: Sequence[Snapshot], sigma_rel: float, averaged: Collection[str]
 ) -> Synthesis:
-    """The average of a width at the last step there is a snapshot of.
+    """Synthesise the average of a width at the step of the last snapshot.
 
         theta(sigma_rel) = sum_i x_i theta_i,   x = ``combination`` of the profiles
 
-    ``averaged`` names the parameters; buffers are those of the last snapshot. Raises ValueError
-    for a width out of range, CheckpointError for no snapshots and for damaged ones.
+    ``averaged`` names the parameters; buffers come from the last snapshot. Raises ValueError for a
+    width out of range, CheckpointError for no snapshots or damaged ones.
     """
     if not found:
         raise CheckpointError("no snapshots of averages; train with train.posthoc set")
     last = found[-1]
     target = Profile(last.step, power(sigma_rel))
-    shares, error = combination([snapshot.profile for snapshot in found], target)
+    coefficients, error = combination([snapshot.profile for snapshot in found], target)
     weights = load_weights(last.path)
     total = {name: torch.zeros_like(weights.tensors[name]).double() for name in averaged}
-    used = [(x, s) for x, s in zip(shares.tolist(), found, strict=True) if x != 0]
-    for share, snapshot in used:
-        _add(total, share, load_weights(snapshot.path).tensors, snapshot.path)
+    used = [(x, s) for x, s in zip(coefficients.tolist(), found, strict=True) if x != 0]
+    for x, snapshot in used:
+        tensors = load_weights(snapshot.path).tensors
+        for name, value in total.items():
+            if name not in tensors or tensors[name].shape != value.shape:
+                raise CheckpointError(f"{snapshot.path}: of another network ({name}); remove it")
+            value.add_(tensors[name].double(), alpha=x)
     tensors = {k: total[k].to(v) if k in total else v for k, v in weights.tensors.items()}
     return Synthesis(replace(weights, tensors=tensors), error, len(used))
 
 
 def reachable(found: Sequence[Snapshot]) -> list[tuple[float, float]]:
-    """Ranges of the widths whose profile the last snapshots come within ``WITHIN`` of.
-
-    Every width in ``CANDIDATES`` between the ends of a range is.
-    """
+    """Ranges of widths, within ``CANDIDATES``, that the last snapshots reproduce to ``WITHIN``."""
     profiles = [snapshot.profile for snapshot in found[-LAST:]]
     ranges: list[tuple[float, float]] = []
     open_range = False
@@ -108,11 +105,3 @@ def reachable(found: Sequence[Snapshot]) -> list[tuple[float, float]]:
             ranges.append((low, sigma_rel))
         open_range = near
     return ranges
-
-
-def _add(total: dict[str, Tensor], share: float, tensors: dict[str, Tensor], source: Path) -> None:
-    """total <- total + share tensors."""
-    for name, value in total.items():
-        if name not in tensors or tensors[name].shape != value.shape:
-            raise CheckpointError(f"{source}: of another network ({name}); remove it")
-        value.add_(tensors[name].double(), alpha=share)

@@ -1,4 +1,4 @@
-"""What changes while training: weights, their averages, the optimiser, and updates made."""
+"""The state of training: weights, their averages and the optimiser."""
 
 from __future__ import annotations
 
@@ -16,11 +16,17 @@ from scoresde.training.precision import LossScale, lay_out
 
 @dataclass
 class TrainState:
-    """What changes while training: weights, their averages, the optimiser, and updates made.
+    """The state of training.
 
-    ``ema`` is the average that is used; ``decays`` are further exponential ones by their decay,
-    ``averages`` power-function ones by their width, in ascending order; ``scale`` is that of an
-    fp16 loss; ``learned`` is the weight of every level, if one is learned.
+    Args:
+        model: the model.
+        ema: its default average.
+        optimizer: optimiser of the model.
+        step: number of updates made.
+        decays: further exponential averages by decay, in ascending order.
+        averages: power-function averages by width, in ascending order.
+        scale: loss scale of fp16.
+        learned: learned weight of the loss.
     """
 
     model: ScoreModel
@@ -34,9 +40,9 @@ class TrainState:
 
     @staticmethod
     def of(model: ScoreModel, plan: Plan, device: torch.device | None = None) -> TrainState:
-        """The state before the first update; the averages start at the weights.
+        """The state before the first update; the averages equal the weights.
 
-        ``device`` is where a model goes that ``plan.shard`` splits; another is where it is.
+        With ``plan.shard`` the model moves to ``device``; otherwise it stays on its own.
         """
         if plan.channels_last:
             lay_out(model)
@@ -62,20 +68,20 @@ class TrainState:
         if plan.learned_weight:
             state.learned = LearnedWeight(device or model.device)
         if plan.compile:
-            model.net.compile()  # the averages are copies that are not
+            model.net.compile()  # the averages, copied before, are not compiled
         return state
 
     @property
     def models(self) -> list[ScoreModel]:
-        """The model and every average of it."""
+        """The model and all its averages."""
         return [self.model, self.ema, *self.decays.values(), *self.averages.values()]
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
-        """That of the model, and that of the learned weight."""
+        """The optimisers of the model and of the learned weight."""
         return [self.optimizer] + ([] if self.learned is None else [self.learned.optimizer])
 
     def gradients(self) -> list[Tensor]:
-        """Those of the last backward pass, to be changed in place."""
+        """The gradients of the last backward pass, to be changed in place."""
         found = [p.grad for p in self.model.parameters() if p.grad is not None]
         return found + ([] if self.learned is None else self.learned.gradients())

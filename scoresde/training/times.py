@@ -1,4 +1,4 @@
-"""How training times are drawn: uniform numbers through a law of t."""
+"""Laws of the training times, as maps from uniform numbers to times."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from scoresde.arguments import Count, Positive, check_fields
 from scoresde.sde import SDE, derivative
 
 Draw = Callable[[int, torch.Generator], Tensor]
-"""n numbers in (0, 1), float64, each uniform on its own."""
+"""Draws n float64 numbers, each uniform on (0, 1) but not necessarily independent."""
 
 
 class Times(Protocol):
-    """A law of training times: u in (0, 1) to times of the process."""
+    """A law of training times: a map from u in (0, 1) to times of the process."""
 
     def __call__(self, sde: SDE, u: Tensor) -> Tensor: ...
 
@@ -28,7 +28,7 @@ def independent(n: int, generator: torch.Generator) -> Tensor:
 
 
 def antithetic(n: int, generator: torch.Generator) -> Tensor:
-    """Pairs u, 1 - u (and one more number when n is odd)."""
+    """Pairs u, 1 - u (and one more number if n is odd)."""
     u = independent((n + 1) // 2, generator)
     return torch.cat([u, 1 - u])[:n]
 
@@ -50,16 +50,15 @@ class Uniform:
         return sde.t_min + u * (sde.t_max - sde.t_min)
 
     def density(self, sde: SDE, t: Tensor) -> Tensor:
-        """The density of t relative to that of uniform times: 1."""
+        """The density of t relative to uniform times: 1."""
         return torch.ones_like(t)
 
 
 @dataclass(frozen=True)
 class LogSNR:
-    """lam uniform: density -lam' = g^2 / (2 sigma^2), the likelihood's importance sampler.
+    """lam uniform: density -lam' = g^2 / (2 sigma^2), the importance sampler of the likelihood.
 
-    It needs no table: t is ``sde.time`` of a uniform number, for every process. Maximum
-    Likelihood Training of Score-Based Diffusion Models, arXiv 2101.09258, section 5.1.
+    Maximum Likelihood Training of Score-Based Diffusion Models, arXiv 2101.09258, section 5.1.
     """
 
     def __call__(self, sde: SDE, u: Tensor) -> Tensor:
@@ -67,14 +66,14 @@ class LogSNR:
         return sde.time(lam_min + u * (lam_max - lam_min)).clamp(sde.t_min, sde.t_max)
 
     def density(self, sde: SDE, t: Tensor) -> Tensor:
-        """The density of t relative to that of uniform times, -lam' over its mean."""
+        """The density of t relative to uniform times: -lam' over its mean."""
         lam_min, lam_max = _range(sde, t)
         return -derivative(sde.lam, t) * (sde.t_max - sde.t_min) / (lam_max - lam_min)
 
 
 @dataclass(frozen=True)
 class LogNormal:
-    """log(sigma / alpha) normal, the noise levels of EDM, clamped to the times of the process.
+    """log(sigma / alpha) normal, as in EDM, with t clamped to [t_min, t_max].
 
     EDM, arXiv 2206.00364, table 1.
 
@@ -96,7 +95,7 @@ class LogNormal:
 
 @dataclass(frozen=True)
 class DiscreteTimes:
-    """The n times (i + 1) / n of t_max, equally likely: discrete-time training.
+    """The n times (i + 1) t_max / n with equal probability: discrete-time training.
 
     DDPM, arXiv 2006.11239, algorithm 1.
 

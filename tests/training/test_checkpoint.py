@@ -137,7 +137,7 @@ def test_missing_folder_empty_and_foreign_files(tmp_path):
     file = tmp_path / "bad.pt"
     for content, words in (
         (b"", "empty"),
-        (b"<html><body>404 Not Found</body></html>", "not a checkpoint"),
+        (b"<html><body>404 Not Found</body></html>", "a web page, not a checkpoint"),
         (b"PK\x03\x04 but no more", "truncated or damaged"),
         (pickle.dumps({"kind": ck.KIND}), "not a checkpoint"),
         (os.urandom(5000), "not a checkpoint"),
