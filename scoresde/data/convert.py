@@ -86,8 +86,8 @@ def examples_of(
 ) -> np.ndarray:
     """Examples for a ``Split``: levels as uint8 or int32, real numbers as float32.
 
-    Real numbers (N,) are N examples of one number. Those of three or four axes are images too,
-    unless they are ``as_given``. Raises DataError for other types and shapes.
+    Real numbers (N,) are N examples of one number; of three or four axes they are images, unless
+    ``as_given`` preserves their axes. Raises DataError for other dtypes and shapes.
     """
     if x.dtype.kind not in "buif":
         raise DataError(f"values are {x.dtype}; expected numbers")

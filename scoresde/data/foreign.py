@@ -37,19 +37,19 @@ def examples(
 ) -> Split:
     """All examples of a source, as pixel levels or real numbers of a known data set.
 
-    A folder or .zip of pictures, or ``samples.npz``; of one written by ``scoresde sample`` those
-    that its record lists and that were finished, with their labels; or a file of arrays ``x``
-    (``arr_0``) and ``y`` (``arr_1``). Shades, which files hold as uint8, become levels again;
-    integers in memory are levels already.
+    A path is a folder or .zip of pictures, a folder with ``samples.npz``, or a file of arrays
+    ``x`` (``arr_0``) and ``y`` (``arr_1``). A folder written by ``scoresde sample`` yields the
+    finished samples of its record. Files store shades, uint8 over 0 .. 255, which become levels
+    again; integers in memory are levels.
 
     Args:
         source: path, or data in memory as for ``dataset_of``.
         shape: shape of one example, (C, H, W) or (D,).
         scaling: scaling of the data set; real numbers stay in units of the data.
         label: class of every example, or one for all, for a source in memory.
-        classes: class names of the data set, among which labels are placed; None leaves them.
-        size: side that pictures are cropped and resized to; None takes them as they are.
-        channels: 1 or 3 converts pictures to grey or colour; None takes them as they are.
+        classes: class names of the data set, into which labels are mapped; None for unnamed ones.
+        size: side to which pictures are cropped and resized; None leaves their size.
+        channels: 1 or 3 converts pictures to grey or colour; None leaves their channels.
 
     Raises DataError for other shapes, shades that are no levels, numbers that are not finite, or
     files that cannot be read.
@@ -183,10 +183,7 @@ def _of_arrays(file: Path, shape: tuple[int, ...]) -> tuple[Tensor, np.ndarray |
 
 
 def _like(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Examples (N, *shape), channels first; images may have them last, or none for one.
-
-    Examples of one number may be (N,).
-    """
+    """Examples as (N, *shape); images may be NHWC, or NHW for one channel, numbers (N,)."""
     if x.ndim == 1 and shape == (1,):
         x = x[:, None]
     elif x.ndim == 4 and (x.shape[-1], *x.shape[1:-1]) == shape:

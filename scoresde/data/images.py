@@ -295,7 +295,7 @@ def _split(piece: list[Picture], labelled: bool) -> Split:
 def picture_levels(
     content: bytes, size: int | None = None, channels: Literal[1, 3] | None = None
 ) -> np.ndarray:
-    """The shades, uint8 (C, H, W), of a picture in a file's bytes. Raises DataError."""
+    """The pixels, uint8 (C, H, W), of a picture in a file's bytes. Raises DataError."""
     from PIL import Image, ImageOps
 
     image = open_image(content)

@@ -34,8 +34,8 @@ def dataset_of(
     """A data set from data in memory or at a path; a ``Dataset`` is returned unchanged.
 
     Integers are pixel levels, (N, H, W), (N, H, W, C) or (N, C, H, W); floats are real numbers of
-    any shape (N, ...), which they keep; (N,) are N examples of one number. Raises DataError for
-    what cannot be read, ValueError for other arguments out of range.
+    any shape (N, ...), which is preserved; (N,) are N examples of one number. Raises DataError for
+    data that cannot be read, ValueError for other arguments out of range.
 
     Args:
         source: examples as a tensor, an array or nested lists; a pair (x, label) of them; a torch
