@@ -119,21 +119,18 @@ def fitted(train: Split, levels: int | None, standardise: bool) -> tuple[Scaling
     means, deviations = _between(scaling.shift), _between(deviation)
     found = f"real numbers of mean {means} and deviation {deviations}"
     notes = [f"{found}, {'standardised' if standardise else 'left as they are'}"]
-    flat = [k for k, scale in enumerate(scaling.scale) if scale == 1 and _is_constant(train, k)]
-    if flat:
-        notes.append(
-            f"feature {flat[0]} is the same in all examples ({len(flat)} such of "
-            f"{len(scaling.scale)}): its density has no bound; leave it out"
-        )
     if shades := _shades(train):
         notes.append(
             f"they are {shades}, read as real numbers; for pixel levels, and bits per dimension, "
             f"give them as uint8"
         )
     if constant:
-        which = listing(map(str, constant))
-        many = len(constant) > 1
-        notes.append(f"features {which} are constant" if many else f"feature {which} is constant")
+        which, one = listing(map(str, constant)), len(constant) == 1
+        notes.append(
+            f"feature{'' if one else 's'} {which} {'is' if one else 'are'} the same in all "
+            f"examples: {'its' if one else 'their'} density has no bound; leave "
+            f"{'it' if one else 'them'} out"
+        )
     fine = zip(scaling.shift, scaling.scale, strict=True)
     lost = [k for k, (shift, scale) in enumerate(fine) if scale < abs(shift) * 2**-17]
     if lost:
@@ -143,10 +140,6 @@ def fitted(train: Split, levels: int | None, standardise: bool) -> tuple[Scaling
         )
     plain = Scaling(None, scaling.low, scaling.high)
     return scaling if standardise else plain, tuple(notes)
-
-
-def _is_constant(train: Split, k: int) -> bool:
-    return bool((train.x[:, k] == train.x[0, k].flatten()[0]).all())
 
 
 def _between(values: tuple[float, ...]) -> str:

@@ -363,7 +363,7 @@ def test_resume_without_configuration_and_checkpoint_asks_for_one(copied, capsys
     copied.config.unlink()
     shutil.rmtree(copied.checkpoints)
     assert main(["train", "--out", str(copied.path), "--resume"]) == 2
-    assert "give --config" in error_line(capsys)
+    assert "config.yaml: missing, and no checkpoint has it" in error_line(capsys)
 
 
 def test_a_run_is_not_resumed_to_an_earlier_step(copied, capsys):
