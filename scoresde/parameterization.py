@@ -127,6 +127,10 @@ def _levels(sde: SDE, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return alpha, sigma, sde.norm(t), -sde.lam(t) / 4
 
 
+class OutputError(ValueError):
+    """A network that returns something other than a tensor of the shape of x."""
+
+
 class ScoreModel(nn.Module):
     """What is trained and saved: a network, its process and its parameterisation.
 
@@ -180,9 +184,17 @@ class ScoreModel(nn.Module):
 
     def _evaluate(self, c: Coeffs, x: Tensor, cond: dict[str, Tensor | None]) -> Tensor:
         dtype = next((p.dtype for p in self.net.parameters()), x.dtype)
-        result: Tensor = self.net(
+        result: Any = self.net(
             (match(c.inp, x) * x).to(dtype), _per_sample(c.noise, x).to(dtype), **cond
         )
+        if not isinstance(result, Tensor):
+            found = type(result).__name__
+            raise OutputError(f"model: its network returns {found}; it has to return a tensor")
+        if result.shape != x.shape:  # it would be broadcast without a word
+            raise OutputError(
+                f"model: its network returns {tuple(result.shape)} for x of shape "
+                f"{tuple(x.shape)}; it has to return the shape of x"
+            )
         return result
 
 

@@ -28,7 +28,13 @@ from scoresde.registry import (
     build_step,
     constructor,
 )
-from scoresde.runs.instrument import Instrument, NetworkCall, Stopped, require_finite
+from scoresde.runs.instrument import (
+    Instrument,
+    NetworkCall,
+    Stopped,
+    evaluating,
+    require_finite,
+)
 from scoresde.runs.optimised import GridSearch, configured_search, optimised_grid
 from scoresde.runs.processes import World, jointly
 from scoresde.runs.progress import Progress, silent
@@ -185,7 +191,8 @@ class _Job:
         condition = {} if label is None else {"label": label}
         denoiser = instrument.on(self.model.denoiser(**condition))
         try:
-            end, stopped = self.sampler(denoiser, x, noise, seeds[0]), False
+            with evaluating(self.model):
+                end, stopped = self.sampler(denoiser, x, noise, seeds[0]), False
         except Stopped:
             if instrument.last is None:
                 return None

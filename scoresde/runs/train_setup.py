@@ -23,7 +23,7 @@ from scoresde.config import (
 from scoresde.data import Dataset, Examples, Split, views
 from scoresde.data.dataset import reading, spread
 from scoresde.data.digest import digest
-from scoresde.parameterization import ScoreModel
+from scoresde.parameterization import OutputError, ScoreModel
 from scoresde.runs.cost import flops
 from scoresde.runs.folder import RunFolder
 from scoresde.runs.progress import Progress
@@ -129,10 +129,7 @@ def with_absolute_paths(config: Config) -> Config:
 
 
 def require_fit(model: ScoreModel, dataset: Dataset, plan: Plan) -> None:
-    """Raise ValueError where a model of a program's own does not return what a loss needs.
-
-    An output of another shape would be broadcast against the target without a word.
-    """
+    """Raise ValueError where a model of a program's own does not return what a loss needs."""
     classes = getattr(model.net, "classes", None)
     if plan.classes is not None and classes not in (None, plan.classes):
         raise ValueError(
@@ -147,7 +144,9 @@ def require_fit(model: ScoreModel, dataset: Dataset, plan: Plan) -> None:
     training = model.training
     try:
         with torch.no_grad():
-            y = model.eval()(x, t, **label)
+            model.eval()(x, t, **label)
+    except OutputError:
+        raise
     except Exception as error:  # a network raises whatever it stumbles over
         told = "".join(f" and {name}" for name in label)
         raise ValueError(
@@ -156,13 +155,6 @@ def require_fit(model: ScoreModel, dataset: Dataset, plan: Plan) -> None:
         ) from error
     finally:
         model.train(training)
-    if not isinstance(y, torch.Tensor):
-        raise ValueError(f"model: its network returns {type(y).__name__}; it has to return a tensor")
-    if y.shape != x.shape:
-        raise ValueError(
-            f"model: its network returns {tuple(y.shape)} for x of shape {tuple(x.shape)}; it has "
-            "to return the shape of x"
-        )
 
 
 def takes_labels(net: nn.Module) -> bool:

@@ -146,3 +146,13 @@ def test_edm_refuses_a_deviation_that_is_not_positive():
 def test_a_model_refuses_what_is_no_process_and_no_parameterisation(sde, parameterization, words):
     with pytest.raises(ValueError, match=words):
         ScoreModel(nn.Identity(), sde, parameterization)
+
+
+def test_an_output_of_another_shape_is_refused_and_not_broadcast():
+    class Wide(torch.nn.Module):
+        def forward(self, x, noise):
+            return x[:, :1]
+
+    model = ScoreModel(Wide(), VP(), params.v)
+    with pytest.raises(ValueError, match=r"returns \(3, 1\) for x of shape \(3, 2\)"):
+        model.denoiser()(torch.zeros(3, 2), torch.tensor(0.5))

@@ -303,10 +303,20 @@ def test_a_network_of_ones_own_says_whether_it_takes_classes():
 def test_a_class_named_by_a_negative_number_is_a_name_too():
     model = normal(("-1", "cat"))
     assert draw(model, 1, label=-1, nfe=3).label.tolist() == [0]
-    with pytest.raises(ValueError, match="label: no class '0'; choose from -1, cat"):
+    with pytest.raises(ValueError, match=r"label: no class '0'; choose from -1, cat"):
         draw(model, 1, label=0)
 
 
 def test_labels_that_are_no_whole_numbers_are_said_to_be_labels():
-    with pytest.raises(ValueError, match="^label: labels are float64 such as 0.5"):
+    with pytest.raises(ValueError, match=r"^label: labels are float64 such as 0.5"):
         draw(normal(("a", "b")), 1, label=0.5)
+
+
+def test_a_model_in_training_mode_is_drawn_from_without_dropout():
+    net = MLP(2, width=8, depth=1, embedding=8, dropout=0.5)
+    nn.init.normal_(net.head.weight, generator=torch.Generator().manual_seed(0))
+    model = ss.ScoreModel(net, ss.VP(), parameterization.v).train()
+    first, second = (ss.draw(model, 4, nfe=3, shape=(2,)).x for _ in range(2))
+    assert torch.equal(first, second)
+    assert model.training
+    assert net.blocks[0].dropout.training
