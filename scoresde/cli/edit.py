@@ -121,7 +121,7 @@ def interpolated(job: Job) -> Edited:
     found = job.editor.interpolate(split.x, names, n)
     ends = [f"example {k}" for k in range(1, len(split) + 1)]
     if names is not None and len(names) == len(ends):
-        ends = [f"{name} (example {k})" for k, name in enumerate(names, start=1)]
+        ends = [f"{k} ({name})" for k, name in enumerate(names, start=1)]
     rows = [(f"{a} to {b}", x) for a, b, x in zip(ends[::2], ends[1::2], found.x, strict=True)]
     report = {"pairs": len(found.x), "columns": n}
     line = f"{len(found.x)} paths of {n} samples"

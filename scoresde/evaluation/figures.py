@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 TILE = 48
-FEW = 30
+FEW, FEW_POINTS = 30, 1000
 MOST_ROWS = MOST_COLUMNS = 16
 FONT_SIZE, LONGEST_NAME = 14, 24
 BACKGROUND = 255
@@ -202,6 +203,7 @@ def loss_curve(
         room = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
         axes.set_ylim(low - room, high + room)
         axes.set(ylabel=f"{name} loss")
+        axes.ticklabel_format(axis="y", useOffset=False)
         axes.grid(alpha=0.3)
     axes.set(xlabel="training step")
     axes.xaxis.get_major_locator().set_params(integer=True)
@@ -218,11 +220,20 @@ def smoothed(values: np.ndarray, window: int | None = None) -> np.ndarray:
     return np.array(out)
 
 
-def scatter(path: Path | str, panels: Mapping[str, Tensor], limit: int = 5000) -> None:
-    """Plot named sets of points (N, 2) side by side, as a PNG.
+def scatter(
+    path: Path | str,
+    panels: Mapping[str, Tensor],
+    limit: int = 5000,
+    label: Tensor | None = None,
+    classes: Sequence[str] | None = None,
+    frame: Tensor | None = None,
+) -> None:
+    """Draw sets of points (N, 2) side by side on equal axes, each under its name, as a PNG.
 
-    The first ``limit`` points of each set are drawn. The first set determines the limits of all
-    axes. Raises ValueError for no sets or other shapes.
+    At most ``limit`` points of each set, the first ones, are drawn. Those of ``frame``, by
+    default the first set, fix the frame.
+    With the ``label`` (N,) of each point of it, an index into ``classes``, up to ten classes have
+    a colour each and a legend. Raises ValueError for no sets or another shape.
     """
     from matplotlib.figure import Figure
 
@@ -233,15 +244,28 @@ def scatter(path: Path | str, panels: Mapping[str, Tensor], limit: int = 5000) -
     if not points:
         raise ValueError("a scatter plot needs at least one set of points")
     first = next(iter(points.values()))
-    centre, half = (first.max(0) + first.min(0)) / 2, 0.55 * np.ptp(first, 0).max() or 1.0
+    found = np.zeros(0, int) if label is None else np.unique(label.numpy()[: len(first)])
+    within = first if frame is None else frame.double().numpy()
+    centre, half = (within.max(0) + within.min(0)) / 2, 0.55 * np.ptp(within, 0).max() or 1.0
     figure = Figure(figsize=(4 * len(points), 4.2), dpi=120, layout="constrained")
     for axes, (name, x) in zip(
         figure.subplots(1, len(points), squeeze=False)[0], points.items(), strict=True
     ):
-        axes.plot(x[:, 0], x[:, 1], ".", color=BLUE, markersize=3, alpha=0.5, markeredgewidth=0)
-        x_limits, y_limits = centre[:, None] + half * np.array([-1, 1])
-        axes.set(xlim=x_limits, ylim=y_limits, title=name, aspect="equal")
-        axes.set(xlabel="first coordinate", ylabel="second coordinate")
+        few = min(1.0, len(x) / FEW_POINTS)  # few points are drawn larger and darker
+        style = {"markersize": 8 - 5 * few, "alpha": 0.9 - 0.4 * few, "markeredgewidth": 0}
+        if x is first and label is not None and classes is not None and len(found) <= 10:
+            for k in found:
+                some, colour = x[label.numpy()[: len(x)] == k], f"C{k % 10}"
+                axes.plot(some[:, 0], some[:, 1], ".", color=colour, label=classes[k], **style)
+            scale = 8 / style["markersize"]
+            figure.legend(loc="outside lower center", ncols=5, frameon=False, markerscale=scale)
+        else:
+            axes.plot(x[:, 0], x[:, 1], ".", color=BLUE, **style)
+        axes.set(
+            xlim=centre[0] + half * np.array([-1, 1]), ylim=centre[1] + half * np.array([-1, 1])
+        )
+        axes.set(aspect="equal", xlabel="first coordinate", ylabel="second coordinate")
+        axes.set_title(textwrap.fill(name, 44), fontsize=10)
     figure.savefig(path, format="png")
 
 

@@ -209,5 +209,6 @@ def picture_of(
         grid = captioned(image_grid(torch.cat(whole), width), title, [name for name, _ in rows])
         return {PICTURE: partial(save_png, picture=grid)}
     if x.ndim == 2 and x.shape[1] == 2:
-        return {PICTURE: partial(scatter, panels=dict(rows))}
+        frame = torch.cat([row for _, row in rows])
+        return {PICTURE: partial(scatter, panels=dict(rows), frame=frame)}
     return {}

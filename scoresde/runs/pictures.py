@@ -63,7 +63,9 @@ def write_samples(
         grid = sample_grid(images, drawn.label, data.classes, title)
         files["grid.png"] = partial(save_picture, pixels=grid, settings=settings)
     elif drawn.x.ndim == 2 and drawn.x.shape[1] == 2:
-        files["scatter.png"] = partial(scatter, panels={title: drawn.x})
+        files["scatter.png"] = partial(
+            scatter, panels={title: drawn.x}, label=drawn.label, classes=data.classes
+        )
     if npz or not is_image(drawn.x):
         # The names of guided-diffusion: arr_0 the samples, arr_1 the labels.
         both = [arrays] if drawn.label is None else [arrays, drawn.label.numpy()]
@@ -152,7 +154,9 @@ class Recorder:
             grid = sample_grid(images, self._label(x0), self.data.classes, title)
             make = partial(save_png, picture=grid)
         elif x0.ndim == 2 and x0.shape[1] == 2:
-            make = partial(scatter, panels={title: self.data.scaling.decode(x0)})
+            panels = {title: self.data.scaling.decode(x0)}
+            label, classes = self._label(x0), self.data.classes
+            make = partial(scatter, panels=panels, label=label, classes=classes)
         else:
             return
         with writing(target):

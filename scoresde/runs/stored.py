@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from scoresde.config import ConfigError, config_from, plain
+from scoresde.config import Config, ConfigError, build_network, config_from, plain
 from scoresde.runs.folder import RunFolder, records
 from scoresde.runs.load import load_checkpoint, stored_decays
 from scoresde.training.checkpoint import DataDescription, load_weights
@@ -62,6 +63,7 @@ def _about(
         described = config_from(config, source) if config else None
     except ConfigError:
         described = None
+    own = described is None or described.own
     sections = ("sde", "parameterization", "network")
     return {
         "source": str(source),
@@ -70,10 +72,20 @@ def _about(
         "shape": list(data.shape),
         "levels": data.scaling.levels,
         "classes": data.classes,
-        **{name: described and plain(getattr(described, name)) for name in sections},
+        **{name: None if own else plain(getattr(described, name)) for name in sections},
         "conditional": None if described is None else described.conditional,
-        "parameters": sum(tensor.numel() for tensor in weights.values()),
+        "parameters": _parameters(described, data, weights),
     }
+
+
+def _parameters(
+    described: Config | None, data: DataDescription, weights: Mapping[str, Tensor]
+) -> int:
+    """Trained numbers; of a model that no configuration describes, all numbers stored."""
+    if described is None or described.own:
+        return sum(tensor.numel() for tensor in weights.values())
+    with torch.device("meta"):
+        return sum(p.numel() for p in build_network(described, data).parameters())
 
 
 def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -107,7 +119,7 @@ def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _keys(section: Mapping[str, Any] | None) -> str:
     if section is None:
-        return "its own code describes it, not a configuration"
+        return "that of a program, which no configuration describes"
     keys = [f"{key}={value}" for key, value in section.items() if key != "kind"]
     return f"{section['kind']}{': ' * bool(keys)}{', '.join(keys)}"
 

@@ -177,7 +177,7 @@ def test_info_says_what_is_stored(with_decays, with_averages, tmp_path, capsys):
     assert found["decays"] == [0.5, 0.9, 0.999]
     assert found["snapshots"] == found["widths"] == []
     model = ss.load(with_decays.path)
-    assert found["parameters"] == sum(v.numel() for v in model.state_dict().values())
+    assert found["parameters"] == sum(p.numel() for p in model.parameters())
     assert main(["info", str(with_averages.path)]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "--ema-decay: 0.999 (by default)" in printed

@@ -205,6 +205,31 @@ def test_scatter_draws_every_set(tmp_path):
             scatter(tmp_path / "bad.png", bad)
 
 
+def test_every_set_of_points_is_in_the_frame(tmp_path):
+    """With the frame of all sets the second has as many dark pixels as the first, else none."""
+    sets = {"a": torch.tensor([[0.0, 0.0], [1.0, 1.0]]), "b": torch.tensor([[9.0, 9.0]] * 2)}
+    dots = []
+    for frame in (None, torch.cat(list(sets.values()))):
+        scatter(tmp_path / "a.png", sets, frame=frame)
+        with Image.open(tmp_path / "a.png") as picture:
+            pixels = np.asarray(picture.convert("RGB")).astype(int)
+        right = pixels[:, pixels.shape[1] // 2 :]
+        dots.append((right[..., 2] - right[..., 0] > 60).sum())
+    assert dots[0] == 0 < dots[1]
+
+
+def test_every_class_of_points_has_its_colour(tmp_path):
+    """Blue and orange are the first colours of matplotlib; few points are large enough to see."""
+    points, label = torch.tensor([[0.0, 0.0], [1.0, 1.0], [2.0, 0.0]]), torch.tensor([0, 2, 0])
+    scatter(tmp_path / "a.png", {"points": points}, label=label, classes=("x", "y", "z"))
+    with Image.open(tmp_path / "a.png") as picture:
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    for k, colour in ((0, (31, 119, 180)), (2, (44, 160, 44))):
+        mixed = 0.9 * np.array(colour) + 0.1 * 255
+        count = (abs(pixels - mixed) < 2).all(-1).sum()
+        assert count >= 12, k
+
+
 def test_histograms_of_two_sets(tmp_path):
     histogram(tmp_path / "h.png", {"a": torch.randn(200), "b": torch.ones(3)}, "bits")
     with Image.open(tmp_path / "h.png") as picture:

@@ -16,6 +16,7 @@ import scoresde as ss
 from scoresde import parameterization as P
 from scoresde.config import load_config
 from scoresde.runs.log import Quiet
+from scoresde.runs.stored import page, stored
 from scoresde.training import CheckpointError, TrainingError
 from scoresde.training.times import LogNormal
 
@@ -279,3 +280,18 @@ def test_a_run_of_ones_own_model_needs_it_to_go_on(tmp_path):
         ss.train(other, X, out=tmp_path, resume=True)
     with pytest.raises(ValueError, match="model: need a ScoreModel, got Net"):
         ss.load(tmp_path, Net())
+
+
+def test_a_folder_says_what_its_model_is(tmp_path):
+    run = ss.train(mine(), X, out=tmp_path / "own", steps=2, batch=16, listener=Quiet())
+    found = stored(run.folder)
+    assert (found["sde"], found["parameterization"], found["network"]) == (None, None, None)
+    assert "network           that of a program" in page(found)
+    for head in ("value", "levels"):
+        network = {"kind": "unet", "width": 8, "multipliers": [1], "blocks": 1, "head": head}
+        network["attention"] = []
+        config = {"network": network, "parameterization": "x0", "train": {"dither": False}}
+        out = tmp_path / head
+        run = ss.train(config, out=out, steps=1, batch=8, listener=Quiet())
+        # Trained numbers, without the frequencies of the noise features.
+        assert stored(out)["parameters"] == sum(p.numel() for p in run.model.parameters())
