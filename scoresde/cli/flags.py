@@ -171,7 +171,10 @@ def _page(command: type, prog: str, config: Config, sections: Sequence[str]) -> 
         lines += _entry(name, argument, value, required=argument.default is EMPTY)
     lines += _entry("--help", Argument("help", bool, False, "show this page"), False)
     if sections:
-        lines += ["", "keys of the configuration, here with the values of --config and the flags:"]
+        of_file = "config" in _own(command)
+        values = ", here with the values of --config and the flags:"
+        values = values if of_file else "; the values of the run replace these defaults:"
+        lines += ["", f"keys of the configuration{values}"]
         for name, argument in keys(ROOT).items():
             if name in sections:
                 lines += _section_lines(f"--{name}", argument, getattr(config, name))
@@ -218,7 +221,8 @@ def _entry(name: str, argument: Argument, value: Any, *, required: bool = False)
     if required or value is not None:
         facts.append("required" if required else _now(argument, value))
     text = f"{argument.about} ({'; '.join(filter(None, facts))})" if any(facts) else argument.about
-    yield from _columns(f"{name} {_metavar(kind, choices)}", text)
+    placed = not name.startswith("--")
+    yield from _columns(name if placed else f"{name} {_metavar(kind, choices)}", text)
 
 
 def _columns(left: str, text: str) -> Iterator[str]:

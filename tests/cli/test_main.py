@@ -103,6 +103,13 @@ class TestHelp:
         assert main(["sample", "--sample.no-denoise", "--help"]) == 0
         assert re.search(r"--sample.denoise +end with the denoised state", capsys.readouterr().out)
 
+    def test_keys_say_whose_values_they_show(self, capsys):
+        for name, words in (("train", "of --config and the"), ("sample", "the run replace these")):
+            main([name, "--help"])
+            assert f"{words} " in capsys.readouterr().out
+        main(["info", "--help"])
+        assert "\n  PATH   " in capsys.readouterr().out
+
     def test_ranges_choices_and_defaults_are_shown(self, capsys):
         assert main(["train", "--sde", "discrete_vp", "--train.clip=null", "--help"]) == 0
         page = " ".join(capsys.readouterr().out.split())
@@ -239,6 +246,7 @@ class TestExitCodes:
             (["compare", "--checkpoint", "none.pt"], "none.pt: no such file"),
             (["verify", "--sampler", "heun"], "did you mean '--samplers'?"),
             (["info", "--jsn"], "did you mean '--json'?"),
+            (["sample", "--sampler", "heun"], "did you mean '--sample.sampler'?"),
         ],
     )
     def test_bad_input_is_one_line_and_two(self, tmp_path, monkeypatch, capsys, argv, words):
