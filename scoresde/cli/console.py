@@ -6,8 +6,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from scoresde.progress import Advance, bar
 from scoresde.runs.processes import pick_device
-from scoresde.runs.progress import Advance, bar
 
 __all__ = ["Advance", "pick_device", "progress"]
 

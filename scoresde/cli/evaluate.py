@@ -19,6 +19,7 @@ from scoresde.config import Config, build_dataset, load_config, override
 from scoresde.data.foreign import sample_record
 from scoresde.evaluation import moments, save_moments
 from scoresde.evaluation.metrics import require_enough
+from scoresde.progress import silent
 from scoresde.runs.compatibility import require_same_data, require_same_split
 from scoresde.runs.draw import MOST
 from scoresde.runs.evaluate import (
@@ -33,7 +34,6 @@ from scoresde.runs.evaluate import (
 from scoresde.runs.evaluate_report import page, picture, require_free, write
 from scoresde.runs.load import LoadedRun
 from scoresde.runs.processes import World, own_device, together
-from scoresde.runs.progress import silent
 from scoresde.runs.samples import Samples, draw_samples, read_samples
 
 DEFAULT_NUM = 1000

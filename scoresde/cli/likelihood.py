@@ -13,11 +13,11 @@ from scoresde.cli.console import pick_device, progress
 from scoresde.cli.options import LikelihoodOptions
 from scoresde.cli.weights import load_chosen
 from scoresde.config import build, build_dataset, override
+from scoresde.progress import silent
 from scoresde.runs import score
 from scoresde.runs.compatibility import require_same_split
 from scoresde.runs.load import LoadedRun
 from scoresde.runs.processes import World, own_device, together
-from scoresde.runs.progress import silent
 from scoresde.runs.score import Scores, Stopped
 from scoresde.runs.score_report import (
     csv_text,

@@ -1,4 +1,3 @@
-# ruff: noqa: RUF009  (the defaults of ``default`` are numbers and words)
 """The options of every command besides those of the configuration.
 
 Defaults are those of the function of the library that a command calls.

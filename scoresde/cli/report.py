@@ -11,8 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from scoresde.progress import PLAIN_SECONDS, duration
 from scoresde.runs.log import losses
-from scoresde.runs.progress import PLAIN_SECONDS, duration
 
 
 class Output(Console):

@@ -18,12 +18,12 @@ from scoresde.cli.options import SampleOptions
 from scoresde.cli.weights import described_choice, load_chosen
 from scoresde.config import override
 from scoresde.data.foreign import RECORD
+from scoresde.progress import silent
 from scoresde.runs.draw import DEFAULT_NUM, LARGEST_SEED, MOST, Drawn, draw, places_of
 from scoresde.runs.load import LoadedRun
 from scoresde.runs.optimised import configured_search
 from scoresde.runs.pictures import Recorder, sample_folder, write_samples
 from scoresde.runs.processes import World, own_device, together
-from scoresde.runs.progress import silent
 from scoresde.runs.results import require_writable
 from scoresde.runs.samples import configured_sampler, sampling_settings
 from scoresde.runs.stopping import Stopping

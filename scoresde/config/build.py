@@ -12,9 +12,9 @@ from scoresde.arguments import EMPTY, arguments
 from scoresde.config.schema import Config, ConfigError
 from scoresde.config.sections import Section, build
 from scoresde.data import Dataset, Scaling, dataset_of
-from scoresde.data.cache import Progress, silent
 from scoresde.nn import LevelMean
 from scoresde.parameterization import ScoreModel
+from scoresde.progress import Progress, silent
 from scoresde.registry import (
     NETWORKS,
     STEPS,

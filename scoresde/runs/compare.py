@@ -16,10 +16,10 @@ from scoresde.config import build_grid
 from scoresde.convergence import draws_noise, gap
 from scoresde.denoiser import Denoiser
 from scoresde.parameterization import ScoreModel
+from scoresde.progress import Advance, Progress, silent
 from scoresde.registry import GRIDS, SELF_PACED, GridSampler, build_step, constructor
 from scoresde.runs.instrument import Instrument
 from scoresde.runs.optimised import GridSearch, optimised_grid, without_class
-from scoresde.runs.progress import Advance, Progress, silent
 from scoresde.runs.results import ResultFolder
 from scoresde.samplers import ArctanGrid, Grid, per_sample_noise, solve_adaptive, starting_noise
 

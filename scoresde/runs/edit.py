@@ -23,10 +23,10 @@ from scoresde.data.file_kinds import kind_of
 from scoresde.denoiser import Denoiser
 from scoresde.evaluation import captioned, image_grid, save_png, scatter
 from scoresde.parameterization import ScoreModel
+from scoresde.progress import Advance, Progress, silent
 from scoresde.runs.draw import places_of
 from scoresde.runs.instrument import require_finite
 from scoresde.runs.pictures import is_image, pixels
-from scoresde.runs.progress import Advance, Progress, silent
 from scoresde.runs.results import Make, ResultFolder
 from scoresde.sde import match
 

@@ -24,8 +24,8 @@ from scoresde.evaluation.metrics import (
     require_packages,
     rows,
 )
+from scoresde.progress import Progress, silent
 from scoresde.runs.features import chosen_features, features_of, require_matching, titles
-from scoresde.runs.progress import Progress, silent
 
 CPU = torch.device("cpu")
 

@@ -19,7 +19,7 @@ from scoresde.evaluation import (
     raw_features,
     torchscript_features,
 )
-from scoresde.runs.progress import Progress, silent
+from scoresde.progress import Progress, silent
 
 FIT_STEPS = 400
 CHOICES = ("classifier", "pixels")

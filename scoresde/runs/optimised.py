@@ -14,10 +14,10 @@ from scoresde.config import Section
 from scoresde.convergence import draws_noise
 from scoresde.denoiser import Denoiser
 from scoresde.parameterization import ScoreModel
+from scoresde.progress import Advance, Progress, silent
 from scoresde.registry import GRIDS, SELF_PACED, STEPS, build_step
-from scoresde.runs.progress import Advance, Progress, silent
-from scoresde.samplers import Grid, Step, per_sample_noise
 from scoresde.registry.grid_files import StoredGrid, described, load_grid, save_grid
+from scoresde.samplers import Grid, Step, per_sample_noise
 from scoresde.samplers.optimise import search_grid
 from scoresde.training.checkpoint import fingerprint
 from scoresde.training.snapshots import AVERAGES

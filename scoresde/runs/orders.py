@@ -17,8 +17,8 @@ from scoresde.convergence import (
     path_order,
     weak_order,
 )
+from scoresde.progress import Progress, silent
 from scoresde.registry import SDES, SELF_PACED, STEPS, Table, build_step
-from scoresde.runs.progress import Progress, silent
 from scoresde.samplers import Step
 from scoresde.sde import SDE
 

@@ -13,12 +13,12 @@ from torch import Tensor
 from scoresde.config import Config, Section, build_sampler, plain
 from scoresde.data import Dataset, examples
 from scoresde.data.foreign import unfinished
+from scoresde.progress import Progress, silent
 from scoresde.registry import STEPS, Sampler
 from scoresde.runs.draw import ALONE, MOST, draw
 from scoresde.runs.load import LoadedRun
 from scoresde.runs.optimised import configured_search, grid_folder, optimised_grid
 from scoresde.runs.processes import World
-from scoresde.runs.progress import Progress, silent
 
 
 @dataclass(frozen=True)

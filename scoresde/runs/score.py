@@ -16,17 +16,17 @@ from scoresde.config import build
 from scoresde.data import Dataset, Scaling, Split, examples
 from scoresde.likelihood.confidence import mean
 from scoresde.parameterization import ScoreModel
+from scoresde.progress import Progress, silent
 from scoresde.registry import Scoring
 from scoresde.runs import scoring
 from scoresde.runs.compatibility import require_same_data
 from scoresde.runs.draw import Drawn
-from scoresde.runs.instrument import evaluating
 from scoresde.runs.processes import World
-from scoresde.runs.progress import Progress, silent
 from scoresde.runs.results import require_writable
 from scoresde.runs.scoring import Job, Partial, Values
 from scoresde.runs.train_setup import takes_labels
 from scoresde.sde import SDE
+from scoresde.training.held_out import evaluating
 
 FILES = ("likelihood.json", "values.csv", "values.npz", "histogram.png")
 KEEP_SECONDS = 5.0
@@ -354,7 +354,9 @@ def _require_classes(
     if config is not None and not config.conditional:
         raise ValueError("conditional: this model was trained without classes; leave it out")
     if split.label is None:
-        kind = "labels" if known is not None else "numbers as labels, and the model names no classes"
+        kind = "labels"
+        if known is None:
+            kind = "numbers as labels, and the model names no classes"
         raise ValueError(f"conditional: {name} has no {kind}; give label, or leave it out")
     if known is not None and classes != known.classes:
         raise ValueError(f"conditional: {name} has not the classes of {known.name}; leave it out")

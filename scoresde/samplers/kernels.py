@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from scoresde.samplers.noise import Noise
-from scoresde.sde import SDE
+from scoresde.sde import SDE, match, unit_alpha
 
 
 class Marginal(NamedTuple):
@@ -123,3 +123,12 @@ def flow_step(x: Tensor, x0: Tensor, at: Marginal, to: Marginal) -> Tensor:
     # Towards data the difference would cancel, towards noise the exponential may overflow.
     gain = to.alpha - kept * at.alpha if towards_noise else -to.alpha * math.expm1(at.lam - to.lam)
     return combine((kept, x), (gain, x0))
+
+
+def held_flow(w: Tensor, x0: Tensor, lam: Tensor, h: Tensor) -> Tensor:
+    """``flow_step`` by lam times of each sample (B,), for the twin w with a^2 + b^2 = 1.
+
+    w_s = (b_s / b_t) w - a_s expm1(-h) x0,   a = a(lam) and b = a(-lam) of (8)
+    """
+    kept = unit_alpha(-lam - h) / unit_alpha(-lam)
+    return match(kept, w) * w - match(unit_alpha(lam + h) * torch.expm1(-h), w) * x0
