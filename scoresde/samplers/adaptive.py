@@ -1,7 +1,7 @@
-"""Error control per sample: every sample has its own step, so batch mates never change a result.
+"""Adaptive solvers with a step size per sample, so that a result does not depend on its batch.
 
-Both solvers integrate the one equation of all processes, (8) and (9) of docs/theory.md, in lam and
-w = x / sqrt(alpha^2 + sigma^2); tolerances are in units of w.
+Both solvers integrate (8) and (9) of docs/theory.md, which hold for every process, in lam and
+w = x / sqrt(alpha^2 + sigma^2). Tolerances are in units of w.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from scoresde.sde import SDE, floating, match, unit_alpha
 
 
 class Adaptive(NamedTuple):
-    """The end of an adaptive solve.
+    """The result of an adaptive solve.
 
-    States (B, ...) at the times (B,) they reached, whether each reached its end (B,), and the
-    denoiser calls, each for the whole batch.
+    ``x`` (B, ...) are the states at the times ``t`` (B,) reached. ``finished`` (B,) marks the
+    samples that reached the end. ``nfe`` counts denoiser calls, each for the whole batch.
     """
 
     x: Tensor
@@ -45,13 +45,14 @@ def solve_adaptive(
     noise: BrownianPath | None = None,
     pair: Pair | None = None,
 ) -> Adaptive:
-    """Carry ``x`` (B, ...) from ``t0`` to ``t1`` at a tolerance, each sample by its own steps.
+    """Solve from ``t0`` to ``t1`` at a tolerance, with a step size per sample of ``x`` (B, ...).
 
-    Without ``noise`` the probability flow, either way, by ``DORMAND_PRINCE`` 5(4) or the
-    ``EXPONENTIAL`` pair 3(2), half as many calls a step; with a BrownianPath the reverse SDE, by
-    Heun with Euler inside, whose rejected steps are halved on the same path. After ``max_nfe``
-    calls the states reached are returned as they are. No graph is kept.
-    Raises ValueError for bad arguments, RuntimeError where the denoiser is not finite.
+    Without ``noise`` it solves the probability flow in either direction, by ``DORMAND_PRINCE``
+    5(4) or by the ``EXPONENTIAL`` pair 3(2), which makes half as many calls per step. With a
+    BrownianPath it solves the reverse SDE by Heun's method with embedded Euler; a rejected step is
+    halved on the same path. After ``max_nfe`` calls it returns the states reached. It records no
+    autograd graph. Raises ValueError for invalid arguments, RuntimeError if the denoiser returns
+    values that are not finite.
     """
     _check(denoiser.sde, t0, t1, rtol, atol, max_nfe)
     x = floating(x)
@@ -74,7 +75,7 @@ def solve_adaptive(
 
 @dataclass
 class _Problem:
-    """The right-hand sides in lam, one per sample, counting denoiser calls."""
+    """The right-hand sides of (8) and (9), with a lam per sample; counts denoiser calls."""
 
     denoiser: Denoiser
     x: Tensor
@@ -94,7 +95,7 @@ class _Problem:
         return self.x / float(self.denoiser.sde.norm(t0))
 
     def x0(self, lam: Tensor, w: Tensor) -> Tensor:
-        """x0_hat at w, each sample at its own lam (B,)."""
+        """x0_hat at w, with a lam per sample (B,)."""
         self.nfe += 1
         sde = self.denoiser.sde
         t = sde.time(lam)
@@ -112,7 +113,7 @@ class _Problem:
         return a * (x0 - a * w) + a * x0 - w
 
     def ratio(self, error: Tensor, w: Tensor, new: Tensor, lam: Tensor) -> Tensor:
-        """Root-mean-square error over tolerance of each sample (B,)."""
+        """Root-mean-square ratio of error to tolerance per sample (B,)."""
         allowed = self.atol + self.rtol * torch.maximum(w.abs(), new.abs())
         ratio = (error / allowed).flatten(1).square().mean(1).sqrt().double()
         if bad := int((~ratio.isfinite()).sum()):
@@ -138,7 +139,7 @@ _ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1
 
 
 class Stages(Protocol):
-    """From (problem, lam, w, reading at w, h): the new w, the reading there, and the error."""
+    """Maps (problem, lam, w, k, h), k = read(w), to the new w, its k, and the error."""
 
     def __call__(
         self, problem: _Problem, lam: Tensor, w: Tensor, k: Tensor, h: Tensor
@@ -147,7 +148,7 @@ class Stages(Protocol):
 
 @dataclass(frozen=True)
 class Pair:
-    """An embedded pair: what it reads at a state, its stages, its calls a step, and its order."""
+    """An embedded pair: the function of w it integrates, its stages, calls per step and order."""
 
     read: Callable[[_Problem, Tensor, Tensor], Tensor]
     stages: Stages
@@ -156,7 +157,7 @@ class Pair:
 
 
 def _embedded(problem: _Problem, max_nfe: int, pair: Pair) -> tuple[Tensor, Tensor]:
-    """w and lam (B,) at the end, or after the last step that ``max_nfe`` allows."""
+    """w and lam (B,) at the end, or after the last step within ``max_nfe``."""
     w, end = problem.start(), problem.lam1
     lam = torch.full((len(w),), problem.lam0, dtype=torch.float64, device=w.device)
     h = torch.full_like(lam, 0.05 * (end - problem.lam0))
@@ -169,7 +170,7 @@ def _embedded(problem: _Problem, max_nfe: int, pair: Pair) -> tuple[Tensor, Tens
         accept = ratio <= 1
         keep = match(accept, w).bool()
         w, k = torch.where(keep, new, w), torch.where(keep, k_new, k)
-        # A finished sample goes on with steps of length zero, which change nothing.
+        # A finished sample continues with steps of length zero, which do not change it.
         lam = torch.where(accept, torch.where(last, end, lam + h), lam)
         h = h * (0.9 * ratio.clamp(min=1e-10) ** (-1 / pair.order)).clamp(0.2, 5.0)
     return w, lam
@@ -178,7 +179,7 @@ def _embedded(problem: _Problem, max_nfe: int, pair: Pair) -> tuple[Tensor, Tens
 def _stages(
     problem: _Problem, lam: Tensor, w: Tensor, k: Tensor, h: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The fifth-order state, its slope (first of the next step) and the embedded error."""
+    """The fifth-order state, its slope (the first of the next step) and the embedded error."""
     step, slopes, state = match(h, w), [k], w
     for node, row in zip(_NODES, _STAGES, strict=True):
         state = w + step * _sum(row, slopes)
@@ -189,10 +190,10 @@ def _stages(
 def _exponential_stages(
     problem: _Problem, lam: Tensor, w: Tensor, k: Tensor, h: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """DPM-Solver++(3S) and the second-order step inside it: only x0 is approximated.
+    """DPM-Solver++(3S) with an embedded second-order step; only x0 is approximated.
 
-    DPM-Solver++, arXiv 2211.01095, appendix, with r = 1/3 and 2/3; the pair is that of DPM-Solver,
-    arXiv 2206.00927, algorithm 4.
+    DPM-Solver++, arXiv 2211.01095, appendix, with r = 1/3 and 2/3. DPM-Solver, arXiv
+    2206.00927, algorithm 4, has the same pair.
     """
     first = problem.x0(lam + h / 3, held_flow(w, k, lam, h / 3)) - k
     state = held_flow(w, k, lam, 2 * h / 3) + 2 * match(_slope(lam, 2 * h / 3), w) * first
@@ -203,7 +204,7 @@ def _exponential_stages(
 
 
 def _slope(lam: Tensor, h: Tensor) -> Tensor:
-    """a_s (expm1(-h) / h + 1), the weight of a slope of x0 over the step; 0 for h = 0."""
+    """a_s (expm1(-h) / h + 1), the weight of a change of x0 over the step; 0 for h = 0."""
     safe = torch.where(h == 0, torch.ones_like(h), h)
     return unit_alpha(lam + h) * torch.where(h == 0, 0.0, torch.expm1(-safe) / safe + 1)
 
@@ -220,10 +221,11 @@ _DEPTH = 20
 
 
 def _stochastic_heun(problem: _Problem, max_nfe: int, path: BrownianPath) -> tuple[Tensor, Tensor]:
-    """w and lam (B,) at the end, or after the last step that ``max_nfe`` allows.
+    """w and lam (B,) at the end, or after the last step within ``max_nfe``.
 
-    Steps are cells of a dyadic partition of the range of lam, so that a step and its halves see
-    the same path. With additive noise Heun is of weak order 2; the error is its gap to Euler.
+    The steps are cells of a dyadic partition of the range of lam, so that a step and its halves
+    see the same path. With additive noise Heun's method is of weak order 2. The error estimate is
+    its difference from Euler's.
     """
     w, lam0, span = problem.start(), problem.lam0, problem.lam1 - problem.lam0
     level = torch.full((len(w),), 3, device=w.device)
@@ -239,7 +241,7 @@ def _stochastic_heun(problem: _Problem, max_nfe: int, path: BrownianPath) -> tup
         accept = active & ((ratio <= 1) | (level == _DEPTH))
         w = torch.where(match(accept, w).bool(), new, w)
         place = place + torch.where(accept, 2 ** (_DEPTH - level), 0)
-        # A cell may grow where it is the left half of its parent and was four times too exact.
+        # A cell may double if it is the left half of its parent and its error was below a quarter.
         aligned = (place >> (_DEPTH - level)) % 2 == 0
         grow = accept & aligned & (ratio < 0.25) & (level > 0)
         level = torch.where(active & ~accept, level + 1, torch.where(grow, level - 1, level))
@@ -250,7 +252,7 @@ def _stochastic_heun(problem: _Problem, max_nfe: int, path: BrownianPath) -> tup
 def _kick(
     path: BrownianPath, w: Tensor, level: Tensor, cell: Tensor, lam: Tensor, span: float
 ) -> Tensor:
-    """sqrt(2) b dW over each sample's cell, b at the cell's middle."""
+    """sqrt(2) b dW over the cell of each sample, with b at its midpoint."""
     size = math.sqrt(2 * span) * unit_alpha(-lam)
     return match(size, w) * path.cells(w, level, cell)
 
@@ -258,7 +260,7 @@ def _kick(
 def _heun(
     problem: _Problem, lam: Tensor, w: Tensor, h: Tensor, kick: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Heun's step with additive noise, and its gap to Euler's."""
+    """Heun's step with additive noise, and its difference from Euler's."""
     step = match(h, w)
     slope = problem.reverse(lam, w)
     euler = w + step * slope + kick

@@ -16,7 +16,7 @@ from scoresde.samplers.protocols import State, Step
 
 
 class Kernel(Protocol):
-    """A move of x_t at fixed time that leaves p_t invariant, or nearly, at ``nfe`` calls."""
+    """A Markov kernel at fixed time that leaves p_t (nearly) invariant and makes ``nfe`` calls."""
 
     @property
     def nfe(self) -> int: ...
@@ -30,18 +30,18 @@ class Langevin:
 
         x <- x + h score + sqrt(2 h) z,   h = 2 (snr |z| / |score|)^2
 
-    By default the norms are their root-mean-squares where noise dominates, sqrt(D) and sqrt(D) /
-    sigma, so that h = 2 (snr sigma)^2 as in annealed Langevin dynamics (arXiv 1907.05600,
-    algorithm 1): a step length that depends on the sample would not leave p_t invariant, and one
-    averaged over the batch would couple samples. Being unadjusted, it inflates the variance of
-    pure noise by 1 / (1 - snr^2), and diverges from snr = 1 on.
-    ``published`` takes the batch means of the norms, as arXiv 2011.13456, algorithm 4, does.
-    The defaults are those for CIFAR-10 there. Raises ValueError unless 0 < snr < 1 and steps >= 1.
+    By default the norms are replaced by their root-mean-squares under pure noise, sqrt(D) and
+    sqrt(D) / sigma. Then h = 2 (snr sigma)^2, as in annealed Langevin dynamics (arXiv 1907.05600,
+    algorithm 1). A step length that depends on the sample would not leave p_t invariant, and one
+    averaged over the batch would couple samples. Without a Metropolis adjustment the kernel
+    inflates the variance of pure noise by 1 / (1 - snr^2), and it diverges for snr >= 1.
+    ``published`` uses the batch means of the norms, as arXiv 2011.13456, algorithm 4, does. The
+    defaults are its values for CIFAR-10. Raises ValueError unless 0 < snr < 1 and steps >= 1.
 
     Args:
-        snr: size of a step, as a ratio of signal to noise.
-        steps: steps at each time.
-        published: take the batch means of the norms.
+        snr: size of a step, as a signal-to-noise ratio.
+        steps: number of steps at each time.
+        published: use the batch means of the norms.
     """
 
     snr: Open = 0.16
@@ -72,7 +72,7 @@ class Langevin:
 
 
 def annealed_langevin(snr: Open = 0.176, steps: Count = 5) -> Kernel:
-    """The Langevin kernel with the step and the count of NCSNv2 on CIFAR-10, arXiv 2006.09011."""
+    """The Langevin kernel with the settings of NCSNv2 on CIFAR-10, arXiv 2006.09011."""
     return Langevin(snr, steps)
 
 
@@ -80,8 +80,8 @@ def annealed_langevin(snr: Open = 0.176, steps: Count = 5) -> Kernel:
 class Corrected:
     """Predictor-corrector: a kernel at ``t``, then a step from ``t`` to ``s``.
 
-    Of order 1 whatever the step, and that for a corrector whose snr^2 shrinks as the steps do: a
-    Langevin step of length h is biased by O(h). arXiv 2011.13456, algorithm 1.
+    The order is 1 for every step, provided that snr^2 of the corrector shrinks with the step
+    size: a Langevin step of length h has a bias of O(h). arXiv 2011.13456, algorithm 1.
     """
 
     step: Step

@@ -14,7 +14,7 @@ from scoresde.sde import SDE, match, unit_alpha
 
 
 class Marginal(NamedTuple):
-    """The marginal at one time of a grid as host floats: a step never waits for a device."""
+    """The marginal at one time as host floats, so that a step never waits for a device."""
 
     alpha: float
     sigma: float
@@ -22,7 +22,7 @@ class Marginal(NamedTuple):
 
 
 def marginal(sde: SDE, t: Tensor) -> Marginal:
-    """The marginal at a 0-dim time; the end of a step is remembered for the next."""
+    """The marginal at a 0-dim time; cached, because the end of a step is the start of the next."""
     return _marginal(sde, float(t))
 
 
@@ -35,14 +35,14 @@ def _marginal(sde: SDE, t: float) -> Marginal:
 
 @lru_cache(maxsize=4096)
 def time_at(sde: SDE, lam: float) -> Tensor:
-    """The 0-dim time of a lam; remembered, as an inverse takes a while."""
+    """The 0-dim time of a lam; cached, because the inverse is iterative."""
     return sde.time(torch.tensor(lam, dtype=torch.float64))
 
 
 def marginals(sde: SDE, t: Tensor, s: Tensor, noisy: bool = True) -> tuple[Marginal, Marginal]:
-    """The marginals at the ends of a step, of which one with noise must go to less of it.
+    """The marginals at the start and the end of a step.
 
-    Raises ValueError otherwise.
+    Raises ValueError for a ``noisy`` step that does not go to less noise.
     """
     at, to = marginal(sde, t), marginal(sde, s)
     if noisy and not to.lam > at.lam:
@@ -54,29 +54,29 @@ def marginals(sde: SDE, t: Tensor, s: Tensor, noisy: bool = True) -> tuple[Margi
 
 
 def transition(at: Marginal, to: Marginal) -> tuple[float, float]:
-    """Forward transition p(x_t | x_s) = N(a x_s, v) as (a, v), from the cleaner s up to t.
+    """Forward transition p(x_t | x_s) = N(a x_s, v) as (a, v), from s up to the noisier t.
 
         a = alpha_t / alpha_s,   v = sigma_t^2 - a^2 sigma_s^2
 
-    ``at`` is t and ``to`` is s, as for the step that goes down; v is computed without
-    cancellation.
+    ``at`` is t and ``to`` is s, as in the reverse step. v is computed without cancellation.
     """
     return at.alpha / to.alpha, -(at.sigma**2) * math.expm1(2 * (at.lam - to.lam))
 
 
 def split(at: Marginal, to: Marginal, eta: float) -> tuple[Marginal, float]:
-    """The marginal to step down to, and the deviation of the noise that brings it back to ``to``.
+    """The marginal that an ancestral step goes down to, and the deviation of the noise it adds.
 
         up = eta sigma_s sqrt(1 - q^2),  down^2 = sigma_s^2 - up^2,  q = (sigma/alpha)_s / (..)_t
 
-    Computed without the cancellation of the difference. ``get_ancestral_step`` of k-diffusion.
+    The noise restores the marginal ``to``. Both are computed without cancellation.
+    ``get_ancestral_step`` of k-diffusion.
     """
     gap = 2 * (at.lam - to.lam)
     up = eta * to.sigma * math.sqrt(-math.expm1(gap)) if eta else 0.0
-    kept = 1 - eta**2 + eta**2 * math.exp(gap) if eta else 1.0  # down^2 / sigma_s^2
-    if kept == 0 or to.sigma == 0:
+    fraction = 1 - eta**2 + eta**2 * math.exp(gap) if eta else 1.0  # down^2 / sigma_s^2
+    if fraction == 0 or to.sigma == 0:
         return Marginal(to.alpha, 0.0, math.inf), up
-    return Marginal(to.alpha, to.sigma * math.sqrt(kept), to.lam - math.log(kept) / 2), up
+    return Marginal(to.alpha, to.sigma * math.sqrt(fraction), to.lam - math.log(fraction) / 2), up
 
 
 def rates(sde: SDE, t: Tensor) -> tuple[float, float]:
@@ -91,7 +91,7 @@ def _rates(sde: SDE, t: float) -> tuple[float, float]:
 
 
 def combine(*terms: tuple[float, Tensor]) -> Tensor:
-    """The weighted sum of tensors, one pass over memory a term."""
+    """The weighted sum of tensors, with one pass over memory per term."""
     (weight, first), *rest = terms
     total = torch.mul(first, weight)
     for weight, term in rest:
@@ -100,7 +100,7 @@ def combine(*terms: tuple[float, Tensor]) -> Tensor:
 
 
 def noised(mean: Tensor, std: float, noise: Noise, t: Tensor, s: Tensor) -> Tensor:
-    """mean + std z, in place; without a deviation nothing is drawn."""
+    """mean + std z, in place; draws no noise if ``std`` is 0."""
     return mean.add_(noise(mean, t, s), alpha=std) if std else mean
 
 
@@ -111,24 +111,28 @@ def score_step(x: Tensor, kept: float, x0: Tensor, gain: float, at: Marginal) ->
 
 
 def flow_step(x: Tensor, x0: Tensor, at: Marginal, to: Marginal) -> Tensor:
-    """x_s = (sigma_s / sigma_t) x - alpha_s expm1(-h) x0: the probability flow with x0 held.
+    """x_s = (sigma_s / sigma_t) x - alpha_s expm1(-h) x0: the probability flow at constant x0.
 
-    Defined where alpha or sigma is zero too (from sigma = 0 on, E[eps | x] = 0). The DDIM step,
-    arXiv 2010.02502, eq. 12 without noise, and first-order DPM-Solver++, arXiv 2211.01095, eq. 9.
+    It is defined at alpha = 0 and sigma = 0 too; a step from sigma = 0 takes E[eps | x] = 0.
+    The DDIM step, arXiv 2010.02502, eq. 12 without noise, which is first-order DPM-Solver++,
+    arXiv 2211.01095, eq. 9.
     """
     if at.sigma == 0:
         return to.alpha * x0
-    kept = to.sigma / at.sigma
+    scale = to.sigma / at.sigma
     towards_noise = to.lam < at.lam
-    # Towards data the difference would cancel, towards noise the exponential may overflow.
-    gain = to.alpha - kept * at.alpha if towards_noise else -to.alpha * math.expm1(at.lam - to.lam)
-    return combine((kept, x), (gain, x0))
+    # The difference cancels in a step towards data; expm1 may overflow in one towards noise.
+    if towards_noise:
+        gain = to.alpha - scale * at.alpha
+    else:
+        gain = -to.alpha * math.expm1(at.lam - to.lam)
+    return combine((scale, x), (gain, x0))
 
 
 def held_flow(w: Tensor, x0: Tensor, lam: Tensor, h: Tensor) -> Tensor:
-    """``flow_step`` by lam times of each sample (B,), for the twin w with a^2 + b^2 = 1.
+    """``flow_step`` of every sample by its own step h (B,) in lam; w is the twin with a^2 + b^2 = 1.
 
     w_s = (b_s / b_t) w - a_s expm1(-h) x0,   a = a(lam) and b = a(-lam) of (8)
     """
-    kept = unit_alpha(-lam - h) / unit_alpha(-lam)
-    return match(kept, w) * w - match(unit_alpha(lam + h) * torch.expm1(-h), w) * x0
+    scale = unit_alpha(-lam - h) / unit_alpha(-lam)
+    return match(scale, w) * w - match(unit_alpha(lam + h) * torch.expm1(-h), w) * x0

@@ -22,9 +22,9 @@ def trajectory(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Walk ``x`` (B, ...) down the grid ``ts``, yielding (s, x_s) after every step.
 
-    Progress, previews, recording and stopping are the caller's: it is an ordinary generator.
-    Without ``noise``, draws come from the global generator of the device of ``x``; integers are
-    taken as floats. The clean end of the grid may be 0 where sigma is 0 there and x0_hat = x.
+    It is an ordinary generator: the caller shows progress, records states and stops early.
+    Without ``noise``, draws come from the global generator of the device of ``x``. Integer states
+    are converted to floats. The clean end of the grid may be 0 if sigma(0) = 0; x0_hat = x there.
     Raises ValueError unless ``ts`` is a strictly monotone 1-D tensor of at least two times of the
     process, 0 < t <= t_max.
     """
@@ -51,9 +51,9 @@ def sample(
 ) -> Tensor:
     """The end of ``trajectory`` from ``x`` (B, ...) at ``ts[0]``, denoised if ``denoise``.
 
-    One more network call than the steps make when ``denoise``. With ``nfe`` in place of a grid and
-    a step they are those of ``recommended``, for as many calls in all. Raises ValueError as
-    ``trajectory`` does, or where it is not one or the other.
+    Denoising costs one more network call. ``nfe`` replaces the grid and the step: it selects those
+    of ``recommended`` for ``nfe`` calls in total. Raises ValueError as ``trajectory`` does, and
+    unless the arguments are either a grid and a step, or ``nfe``.
     """
     if (ts is None) != (step is None) or (ts is None) == (nfe is None):
         raise ValueError("sample needs a grid and a step, or nfe, the number of network calls")
@@ -71,12 +71,12 @@ def sample(
 
 
 def _known(predict: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: Tensor) -> Tensor:
-    """x0_hat on a grid that ends at 0: x itself there, where a network has no noise to see."""
+    """x0_hat on a grid that ends at 0. There it is x: networks are not trained without noise."""
     return x if t.ndim == 0 and t == 0 else predict(x, t)
 
 
 def _checked(ts: Tensor, sde: SDE) -> Tensor:
-    """The grid on the host in float64, its start rounded to ``t_max``."""
+    """The grid on the host in float64, clamped to ``t_max``."""
     times = ts.detach().to("cpu", torch.float64)
     steps = times.diff() if times.ndim == 1 else times.new_empty(0)
     if not len(steps) or not (bool((steps < 0).all()) or bool((steps > 0).all())):
@@ -84,7 +84,7 @@ def _checked(ts: Tensor, sde: SDE) -> Tensor:
             "a grid is a strictly monotone 1-D tensor of at least 2 times, "
             f"got shape {tuple(ts.shape)}"
         )
-    # A grid in float32 may start a rounding beyond t_max.
+    # A float32 grid may exceed t_max by a rounding error.
     low, high = float(times.min()), float(times.max())
     clean = float(sde.sigma(times.new_zeros(()))) == 0
     if not (low >= 0 if clean else low > 0) or high > sde.t_max * (1 + 1e-6):

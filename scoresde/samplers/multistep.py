@@ -1,4 +1,4 @@
-"""Multistep methods: a polynomial through the readings of past steps, one call a step."""
+"""Multistep methods: a polynomial through the evaluations of past steps, one call per step."""
 
 from __future__ import annotations
 
@@ -40,13 +40,14 @@ History = tuple[Point, ...]  # newest first
 
 @dataclass(frozen=True)
 class Multistep:
-    """Adams-Bashforth in the frame of a prediction: one call a step, up to ``points`` readings.
+    """Exponential Adams-Bashforth: extrapolates a prediction through up to ``points`` evaluations.
 
-    Without ``start`` the number of readings climbs from one, which caps the order at 2. With it,
-    the first step is ``start`` (one more call for each inner node), whose last inner reading
-    serves as history: order points - 1 there is enough for order ``points``. A step at alpha = 0
-    or sigma = 0 is the DDIM step, and history begins anew.
-    Raises ValueError unless 1 <= points <= 4 and ``start`` is of the same prediction.
+    Each step makes one call. Without ``start`` the number of evaluations grows from one, which
+    limits the order to 2. With ``start``, that single step is the first one and costs one more
+    call per inner node. Its last inner evaluation enters the history, so order points - 1 of
+    ``start`` suffices for order ``points``. A step at alpha = 0 or sigma = 0 is the DDIM step and
+    clears the history.
+    Raises ValueError unless 1 <= points <= 4 and ``start`` has the same prediction.
     """
 
     prediction: Prediction
@@ -64,12 +65,12 @@ class Multistep:
 
     @property
     def first_order(self) -> int:
-        """That of the first step, and of a walk that begins anew in every step."""
+        """Order of the first step, and of a walk that clears the history before every step."""
         return 1 if self.start is None else self.start.order
 
     @property
     def nfe_to_start(self) -> int:
-        """Calls beyond one a step, all in the first."""
+        """Extra calls in the first step."""
         return 0 if self.start is None else self.start.nfe_per_step - 1
 
     def __call__(
@@ -88,7 +89,7 @@ class Multistep:
 
 
 class Pending(NamedTuple):
-    """What UniPC corrects next: where the last step began, its readings and their weights."""
+    """The step that UniPC corrects next: its start, its evaluations and their weights."""
 
     at: Marginal
     history: History
@@ -97,13 +98,13 @@ class Pending(NamedTuple):
 
 @dataclass(frozen=True)
 class UniPC:
-    """Predictor-corrector with one call a step: the reading at the predicted state serves first
-    to correct that state, then to predict the next.
+    """Predictor-corrector with one call per step, at the predicted state.
 
-    The predictor integrates through ``points`` readings and the corrector through one more, which
-    gives order points + 1; the last step is not corrected. Without ``start`` the number of
-    readings climbs from one and the order is at most 3; ``start`` is as in Multistep.
-    Raises ValueError unless 1 <= points <= 4 and ``start`` is of the same prediction. UniPC,
+    The same evaluation corrects that state and predicts the next. The predictor combines
+    ``points`` evaluations and the corrector one more, which gives order points + 1. The last step
+    is not corrected. Without ``start`` the number of evaluations grows from one and the order is
+    at most 3; ``start`` is as in Multistep.
+    Raises ValueError unless 1 <= points <= 4 and ``start`` has the same prediction. UniPC,
     arXiv 2302.04867, algorithms 5-8.
     """
 
@@ -123,12 +124,12 @@ class UniPC:
 
     @property
     def first_order(self) -> int:
-        """That of the first step, uncorrected, and of a walk that begins anew in every step."""
+        """Order of the uncorrected first step, and of a walk that clears its history every step."""
         return 1 if self.start is None else self.start.order
 
     @property
     def nfe_to_start(self) -> int:
-        """Calls beyond one a step, all in the first."""
+        """Extra calls in the first step."""
         return 0 if self.start is None else self.start.nfe_per_step - 1
 
     def __call__(
@@ -146,19 +147,20 @@ class UniPC:
             return flow_step(x, x0, at, to), None
         if state is None and self.start is not None:
             end, history = _begin(self.start, denoiser, x, s, at, to, here)
-            return end, Pending(at, history, ())  # of an order that needs no correction
+            return end, Pending(at, history, ())  # already of high order: uncorrected
         history = points[: self.points]
         weights = self.rule.weights(self.prediction, denoiser.sde, at, to, lams(history))
-        # Correction and prediction are linear in the same readings: one sum does for both.
+        # Correction and prediction are linear in the same evaluations: one sum serves both.
         scale = self.prediction.unit(to) / self.prediction.unit(at)
         both = tuple(scale * c + w for c, w in zip_longest(changes, weights, fillvalue=0.0))
         end = advance(self.prediction, x, at, to, points[: len(both)], both)
         return end, Pending(at, history, weights)
 
     def _changes(self, sde: SDE, at: Marginal, here: Point, last: Pending | None) -> Weights:
-        """The last step again with the reading at its end, ``here``: only its weights change.
+        """Changes of the weights of (here, *history) that correct the last step.
 
-        Of (here, *history); none where there is nothing to correct.
+        The corrector repeats the last step with ``here``, the evaluation at its end. Empty if
+        there is no step to correct.
         """
         if last is None or not last.weights:
             return ()
@@ -177,15 +179,13 @@ def _begin(
     to: Marginal,
     here: Point,
 ) -> tuple[Tensor, History]:
-    """The first step, with the history it leaves: its last reading strictly inside, and the
-    first.
-    """
+    """The first step, and its history: the last evaluation strictly inside it, and the first."""
     end, (_, *inner) = start.stages(denoiser, x, s, at, to, here)
     return end, (*(point for point in inner[-1:] if point.lam != to.lam), here)
 
 
 def lams(points: History) -> tuple[float, ...]:
-    """Where the readings were made."""
+    """The lam of each evaluation."""
     return tuple(point.lam for point in points)
 
 
@@ -207,32 +207,33 @@ def eab(
     variable: Variable = log_snr,
     ramp: bool = False,
 ) -> Multistep:
-    """Exponential Adams-Bashforth: the exact integral of the polynomial through past readings.
+    """Exponential Adams-Bashforth: exact integration of the polynomial through past evaluations.
 
-    Orders 3 and 4 spend 1 and 2 more calls in the first step; ``ramp`` climbs from order 1
-    instead, at no extra call and second order overall. Raises ValueError unless 1 <= order <= 4.
+    Orders 3 and 4 make 1 and 2 extra calls in the first step. ``ramp`` starts at order 1 instead,
+    without extra calls; the overall order is then 2. Raises ValueError unless 1 <= order <= 4.
     Fast Sampling with Exponential Integrator, arXiv 2204.13902, eq. 14-15.
 
     Args:
         prediction: quantity that is extrapolated; residual is the output of EDM's network for data
-            of deviation 0.5.
-        order: network readings that a step combines, which is the order of the method.
-        variable: variable of the polynomial: log-SNR, sigma / alpha (ratio), sigma / (alpha +
-            sigma) (share) or t (clock).
-        ramp: start at order 1 instead of with more calls, for second order at most.
+            of standard deviation 0.5.
+        order: order of the method: network evaluations that a step combines.
+        variable: variable of the polynomial: log_snr, ratio (sigma / alpha), share (sigma / (alpha
+            + sigma)) or clock (t).
+        ramp: start at order 1 without extra calls; the method is then of second order at most.
     """
     rule = Interpolation(variable)
     return Multistep(prediction, order, rule, None if ramp else _start(prediction, order, rule))
 
 
 def lms(order: Annotated[int, Range(ge=1, le=4)] = 4, ramp: bool = False) -> Multistep:
-    """The linear multistep sampler of k-diffusion: Adams-Bashforth in sigma / alpha, exactly.
+    """The linear multistep sampler of k-diffusion: Adams-Bashforth in sigma / alpha.
 
-    ``ramp`` is k-diffusion's own start, which caps the order at 2; else as ``eab``.
+    Weights are exact. ``ramp`` starts as k-diffusion does, which limits the order to 2; the
+    default start is that of ``eab``.
 
     Args:
-        order: network readings that a step combines, which is the order of the method.
-        ramp: start at order 1 instead of with more calls, for second order at most.
+        order: order of the method: network evaluations that a step combines.
+        ramp: start at order 1 without extra calls; the method is then of second order at most.
     """
     return eab(EPS, order, ratio, ramp)
 
@@ -240,16 +241,16 @@ def lms(order: Annotated[int, Range(ge=1, le=4)] = 4, ramp: bool = False) -> Mul
 def deis(
     order: Annotated[int, Range(ge=1, le=4)] = 3, variable: Variable = log_snr, ramp: bool = False
 ) -> Multistep:
-    """DEIS: the noise as a polynomial in ``log_snr`` (log rho), ``ratio`` (rho) or ``clock`` (t).
+    """DEIS: extrapolates the noise as a polynomial in log_snr (log rho), ratio (rho) or clock (t).
 
-    Arguments and start as ``eab``. Fast Sampling with Exponential Integrator, arXiv 2204.13902,
+    Its arguments and first step are those of ``eab``. Fast Sampling with Exponential Integrator, arXiv 2204.13902,
     section 3.
 
     Args:
-        order: network readings that a step combines, which is the order of the method.
-        variable: variable of the polynomial: log-SNR, sigma / alpha (ratio), sigma / (alpha +
-            sigma) (share) or t (clock).
-        ramp: start at order 1 instead of with more calls, for second order at most.
+        order: order of the method: network evaluations that a step combines.
+        variable: variable of the polynomial: log_snr, ratio (sigma / alpha), share (sigma / (alpha
+            + sigma)) or clock (t).
+        ramp: start at order 1 without extra calls; the method is then of second order at most.
     """
     return eab(EPS, order, variable, ramp)
 
@@ -259,17 +260,17 @@ def dpm_solver(
     prediction: Prediction = EPS,
     published: bool = False,
 ) -> Multistep:
-    """Multistep DPM-Solver: ``EPS`` for the noise form, ``X0`` for DPM-Solver++.
+    """Multistep DPM-Solver, in the noise form (eps) or as DPM-Solver++ (x0).
 
-    The expansions of the paper are the exact integral, so this is ``eab`` in lam. ``published``
-    takes the formulas and the ramp of the released code, second order at best. Raises ValueError
-    unless order is 1, 2 or 3. DPM-Solver++, arXiv 2211.01095, algorithm 2.
+    The expansions of the paper equal the exact integral, so this is ``eab`` in lam. ``published``
+    uses the formulas and the start of the released code, of second order at most. Raises
+    ValueError unless order is 1, 2 or 3. DPM-Solver++, arXiv 2211.01095, algorithm 2.
 
     Args:
         order: order of the method.
         prediction: quantity that is extrapolated; residual is the output of EDM's network for data
-            of deviation 0.5.
-        published: take the formulas of the released code.
+            of standard deviation 0.5.
+        published: use the formulas of the released code.
     """
     if order not in (1, 2, 3):
         raise ValueError(f"multistep DPM-Solver has orders 1, 2 and 3, got order={order}")
@@ -277,23 +278,25 @@ def dpm_solver(
 
 
 def dpmpp_2m(published: bool = True) -> Multistep:
-    """DPM-Solver++(2M); its published weights (1 + h / 2h', -h / 2h') are second order too.
+    """DPM-Solver++(2M), a second-order multistep method.
 
-    ``published=False`` integrates the line through the two readings exactly.
+    ``published`` uses the weights (1 + h / 2h', -h / 2h'). ``published=False`` integrates the line
+    through the two evaluations exactly. Both are of second order.
 
     Args:
-        published: take the formulas of the released code.
+        published: use the formulas of the released code.
     """
     return dpm_solver(2, X0, published)
 
 
 def dpmpp_3m(published: bool = False) -> Multistep:
-    """DPM-Solver++(3M) at third order, one more call in the first step.
+    """DPM-Solver++(3M), a third-order multistep method with one extra call in the first step.
 
-    ``published`` leaves out the factor 2 of the third term, as all released codes do.
+    ``published`` omits the factor 2 of the third term, as all released codes do, and is of
+    second order at most.
 
     Args:
-        published: take the formulas of the released code.
+        published: use the formulas of the released code.
     """
     return dpm_solver(3, X0, published)
 
@@ -304,59 +307,59 @@ def unipc(
     exponential: bool = True,
     published: bool = False,
 ) -> UniPC:
-    """UniPC-``order``, whose global order is order + 1, at most 4: one call a step.
+    """UniPC, a multistep predictor-corrector with one call per step, of global order order + 1.
 
-    ``exponential`` takes B = e^h - 1 (bh2), else B = h (bh1); ``published`` climbs from one
-    reading, where orders 3 and 4 otherwise spend 2 more calls in the first step. Raises
-    ValueError unless 1 <= order <= 4. UniPC, arXiv 2302.04867, algorithms 5-8.
+    The global order is at most 4. ``exponential`` uses B = e^h - 1 (bh2), else B = h (bh1).
+    Orders 3 and 4 make 2 extra calls in the first step, unless ``published``, which starts from
+    one evaluation. Raises ValueError unless 1 <= order <= 4. UniPC, arXiv 2302.04867, algorithms 5-8.
 
     Args:
-        order: network readings that a step combines; the order of the method is one more.
+        order: network evaluations that a step combines; the order of the method is one more.
         prediction: quantity that is extrapolated; residual is the output of EDM's network for data
-            of deviation 0.5.
-        exponential: take B = e^h - 1 (bh2) instead of B = h (bh1).
-        published: take the formulas of the released code.
+            of standard deviation 0.5.
+        exponential: use B = e^h - 1 (bh2) instead of B = h (bh1).
+        published: use the formulas of the released code.
     """
     start = None if published or order < 3 else SingleStep(prediction, THIRDS, EXACT)
     return UniPC(prediction, order, BH2 if exponential else BH1, start)
 
 
 def ipndm(order: Annotated[int, Range(ge=1, le=4)] = 4) -> Multistep:
-    """Improved PNDM: Adams-Bashforth with the weights of equal steps, from one reading up.
+    """Improved PNDM: Adams-Bashforth with the weights of equal steps, started at order 1.
 
-    Second order at most on grids that are not equal in sigma / alpha. Raises ValueError unless
-    1 <= order <= 4. Fast Sampling with Exponential Integrator, arXiv 2204.13902, appendix H.
+    It is of second order at most, unless the steps are equal in sigma / alpha. Raises ValueError
+    unless 1 <= order <= 4. Fast Sampling with Exponential Integrator, arXiv 2204.13902, appendix H.
 
     Args:
-        order: network readings that a step combines, which is the order of the method.
+        order: order of the method: network evaluations that a step combines.
     """
     return Multistep(EPS, order, FixedAdams())
 
 
 def ipndm_v(order: Annotated[int, Range(ge=1, le=4)] = 4, ramp: bool = False) -> Multistep:
-    """Improved PNDM with weights for unequal steps of sigma / alpha: the method of ``lms``.
+    """Improved PNDM with weights for unequal steps of sigma / alpha; the same method as lms.
 
     Args:
-        order: network readings that a step combines, which is the order of the method.
-        ramp: start at order 1 instead of with more calls, for second order at most.
+        order: order of the method: network evaluations that a step combines.
+        ramp: start at order 1 without extra calls; the method is then of second order at most.
     """
     return lms(order, ramp)
 
 
 def plms(order: Annotated[int, Range(ge=1, le=4)] = 4) -> Multistep:
-    """Pseudo linear multistep: ``ipndm`` after a first step of Heun, one more call.
+    """Pseudo linear multistep: ipndm after a first step of Heun, which costs one extra call.
 
     Raises ValueError unless 1 <= order <= 4. Pseudo Numerical Methods for Diffusion Models, arXiv
     2202.09778, algorithm 2 with the start of the latent-diffusion code.
 
     Args:
-        order: network readings that a step combines, which is the order of the method.
+        order: order of the method: network evaluations that a step combines.
     """
     return Multistep(EPS, order, FixedAdams(), SingleStep(EPS, TRAPEZOID, Interpolation(ratio)))
 
 
 def _start(prediction: Prediction, order: int, rule: Rule) -> SingleStep | None:
-    """The cheapest first step after which a method keeps its order."""
+    """The cheapest first step that preserves the order of the method."""
     if order < 3:
         return None
     return SingleStep(prediction, LINEAR if order == 3 else THIRDS, rule)

@@ -1,8 +1,8 @@
-"""The best grid for a model, a step and a number of steps: found on a few dozen starts.
+"""Search for the best grid for a model, a step and a number of steps, on a few dozen starts.
 
-A grid is its increments of lam. The search multiplies those of the best standard grid, first by a
-smooth profile, then one by one, so as to bring the ends of the trajectories near those of a tight
-reference solution.
+A grid is represented by its increments of lam. The search multiplies the increments of the best
+standard grid, first by a smooth profile, then one by one. It minimises the error of the ends of
+the trajectories against an accurate reference solution.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from scoresde.sde import SDE
 
 Array = NDArray[np.float64]
 Loss = Callable[[Array], float]
-Found = tuple[float, Array]  # a loss and the log increments that have it
+Found = tuple[float, Array]  # a loss, and the log increments of its grid
 
 STANDARD: tuple[Grid, ...] = (
     ArctanGrid(),
@@ -41,10 +41,10 @@ STANDARD: tuple[Grid, ...] = (
 
 
 class Optimised(NamedTuple):
-    """A grid, the loss of the best standard grid and its own, and the denoiser calls spent.
+    """A grid, the loss of the best standard grid, its own loss, and the denoiser calls made.
 
-    The loss is half the log relative L2 error over all starts and half the mean log relative error
-    of a start, which no single start rules.
+    The loss is the average of the log relative L2 error over all starts and of the mean log
+    relative error per start. No single start dominates the second term.
     """
 
     times: Tensor
@@ -63,12 +63,12 @@ def optimise_grid(
     budget: int = 20_000,
     candidates: Sequence[Grid] = STANDARD,
 ) -> Tensor:
-    """n + 1 decreasing float64 times from ``t_max``, the best found for a deterministic step.
+    """The best grid found for a deterministic step: n + 1 decreasing float64 times from ``t_max``.
 
-    ``starts`` (B, ...) are states at ``t_max``. The last time is ``t_end``, or where the loss is
-    least between the ends of the candidates and ``t_min``. About ``budget`` denoiser calls are
-    spent, each for all starts, those of the reference included; no randomness. Raises ValueError
-    for bad arguments, a step that draws noise, or a budget too small for the reference.
+    ``starts`` (B, ...) are states at ``t_max``. The last time is ``t_end``; by default the search
+    chooses it, down to ``t_min``. The search makes about ``budget`` denoiser calls for the whole
+    batch, including those of the reference, and uses no randomness. Raises ValueError for invalid
+    arguments, a step that draws noise, or a budget too small for the reference.
     """
     return search_grid(
         denoiser, step, n, starts, t_end=t_end, budget=budget, candidates=candidates
@@ -85,7 +85,7 @@ def search_grid(
     budget: int = 20_000,
     candidates: Sequence[Grid] = STANDARD,
 ) -> Optimised:
-    """As ``optimise_grid``, with the loss before and after and the calls counted."""
+    """Like ``optimise_grid``, but also returns the loss before and after and the number of calls."""
     sde = denoiser.sde
     _check(sde, starts, t_end, candidates)
     calls = _Counted(denoiser.predict)
@@ -97,7 +97,7 @@ def search_grid(
     coarse, *finer = _profiles(n)
     best = ranked[0]
     for base in ranked[:_TRIES]:
-        # A base beside the best one is worth a try while that is cheap.
+        # Try a base that is not the best only while little of the budget is used.
         if base is ranked[0] or calls.count < budget // 3:
             best = min(best, _improved(problem, base, coarse, budget), key=lambda found: found[0])
     for profile in finer:
@@ -120,7 +120,7 @@ class _Counted:
 
 @dataclass(frozen=True)
 class _Problem:
-    """The loss of a grid, given as log increments of lam."""
+    """The loss of a grid, represented by its log increments of lam."""
 
     denoiser: Denoiser
     calls: _Counted
@@ -133,24 +133,24 @@ class _Problem:
         return np.diff(self.denoiser.sde.lam(ts.double().cpu()).numpy())
 
     def times(self, logs: Array) -> Tensor:
-        """The grid, its pinned ends exact."""
+        """The grid, with exact ends."""
         sde, h = self.denoiser.sde, np.exp(logs)
         lam_max = _lam(sde, sde.t_max)
         if self.t_end is not None:
             h *= (_lam(sde, self.t_end) - lam_max) / h.sum()
         ts = sde.time(torch.from_numpy(lam_max + np.concatenate([[0.0], h.cumsum()])))
         ts[0] = sde.t_max
-        # A last time a rounding below t_min is t_min.
+        # Rounding may put the last time just below t_min.
         last = float(ts[-1]) if self.t_end is None else self.t_end
         ts[-1] = sde.t_min if math.isclose(last, sde.t_min, rel_tol=1e-9) else last
         return ts
 
     def along(self, origin: Array, profile: Array) -> Loss:
-        """The loss of moves (directions,) from ``origin``."""
+        """The loss as a function of moves (directions,) from ``origin``."""
         return lambda move: self.loss(origin + profile @ move)
 
     def loss(self, logs: Array) -> float:
-        """Infinite for a grid that ends below ``t_min``, is not decreasing, or diverges."""
+        """The loss of a grid; infinite if it ends below ``t_min``, is not decreasing, or diverges."""
         ts = self.times(logs)
         if float(ts[-1]) < min(self.denoiser.sde.t_min, self.t_end or math.inf):
             return math.inf
@@ -169,7 +169,7 @@ def _blend(error: Tensor, exact: Tensor) -> float:
 
 
 _FLOOR = 1e-6
-"""A start whose relative error is below this has nothing left to win."""
+"""Relative error below which a start no longer lowers the loss."""
 
 
 def _reference(denoiser: Denoiser, starts: Tensor, budget: int) -> Tensor:
@@ -205,7 +205,7 @@ _TRIES, _KNOTS, _FINE = 3, 6, 20
 
 
 def _improved(problem: _Problem, found: Found, profile: Array, budget: int) -> Found:
-    """The end of a descent along the directions of a profile, or where the budget stops it."""
+    """The result of a descent along the directions of a profile, within the budget."""
     descent = _descend(problem.along(found[1], profile), profile.shape[1], found[0])
     origin = found[1]
     while problem.calls.count < budget and (better := next(descent, None)):
@@ -214,7 +214,7 @@ def _improved(problem: _Problem, found: Found, profile: Array, budget: int) -> F
 
 
 def _profiles(n: int) -> Iterator[Array]:
-    """Directions of log increments, (n, directions): hats on a few knots, then each alone."""
+    """Directions of log increments, (n, directions): hat functions on a few knots, then each alone."""
     if n > _KNOTS:
         places = np.linspace(0, _KNOTS - 1, n)
         yield np.stack([np.interp(places, range(_KNOTS), hat) for hat in np.eye(_KNOTS)], 1)
@@ -225,7 +225,7 @@ def _profiles(n: int) -> Iterator[Array]:
 def _descend(loss: Loss, dim: int, value: float) -> Iterator[tuple[Array, float]]:
     """Coordinate search from zero, where the loss is ``value``, after Hooke and Jeeves.
 
-    It remembers the sign and size of every move. Yields the best point and its loss after every
+    It stores the sign and size of the last move per coordinate. Yields the best point and its loss after every
     coordinate; ends when all moves are small.
     """
     x, moves = np.zeros(dim), np.full(dim, 0.15)

@@ -1,4 +1,4 @@
-"""What a step is."""
+"""The protocol of a step."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from torch import Tensor
 from scoresde.denoiser import Denoiser
 from scoresde.samplers.noise import Noise
 
-State = Any  # whatever a step hands to its successor; None before the first
+State = Any  # passed from each step to the next; None before the first
 
 
 class Step(Protocol):
     """One step from time ``t`` to time ``s``: a pure function of its arguments.
 
-    ``order`` is the global order of convergence of paths, and of a step that draws noise that of
-    moments, which it declares as ``weak_order`` too; ``nfe_per_step`` counts denoiser calls.
+    ``order`` is the global order of convergence of paths. For a step that draws noise it is the
+    order of moments, which the step also declares as ``weak_order``. ``nfe_per_step`` counts
+    denoiser calls.
     """
 
     @property

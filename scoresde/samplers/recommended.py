@@ -1,4 +1,4 @@
-"""What to use when nothing is known but the number of calls: one method, one family of grids."""
+"""The default sampler: a multistep method and a family of grids, chosen by the number of calls."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from scoresde.sde import SDE
 class ArctanGrid:
     """Equal steps of arctan((lam - centre) / width): dense around ``centre``, sparse at both ends.
 
-    The last lam of a grid of n steps is end + growth log((n + 1) / 10), but no more than that of
-    ``t_min``: with few steps the denoising step had better reach further.
+    A grid of n steps ends at lam = end + growth log((n + 1) / 10), but not beyond lam(t_min).
+    With few steps it ends earlier, because the denoising step then covers more at less error.
 
     Args:
         centre: log(alpha / sigma) where the steps are densest.
         width: width of the dense region in log(alpha / sigma).
         end: log(alpha / sigma) at the end of 9 steps.
-        growth: how much further a grid of more steps reaches.
+        growth: increase of that end per factor e in the number of calls.
     """
 
     centre: float = 1.6
@@ -54,13 +54,12 @@ class ArctanGrid:
 
 
 def recommended(nfe: int, eta: float = 0.0) -> tuple[Step, Grid]:
-    """The default step and grid for ``nfe`` calls: nfe - 1 steps, one call each, and the
-    denoising call.
+    """The default step and grid for ``nfe`` calls: nfe - 1 steps of one call, then denoising.
 
-    Exponential Adams-Bashforth on the residual of Gaussian data, through 3 readings or, without
-    noise and from 16 calls on, 4; ``eta`` is the share of the noise of the reverse SDE. Chosen by
-    measurement (docs/samplers.md), for data scaled to a deviation of about 0.5. Raises ValueError
-    unless nfe >= 2 and eta >= 0.
+    The step is exponential Adams-Bashforth on the residual of Gaussian data. It combines 3
+    evaluations, or 4 without noise and from 16 calls on. ``eta`` scales the noise: 1 gives the
+    reverse SDE. The choice rests on measurements (docs/samplers.md) for data scaled to a standard
+    deviation of about 0.5. Raises ValueError unless nfe >= 2 and eta >= 0.
     """
     if nfe < 2:
         raise ValueError(f"need at least 2 calls, one step and the denoising, got nfe={nfe}")

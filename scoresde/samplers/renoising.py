@@ -1,4 +1,4 @@
-"""Step -> Step: climbing to more noise along the way, so that errors made are forgotten."""
+"""Step -> Step: added noise along the way, which contracts earlier errors."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ from scoresde.sde import SDE
 
 @dataclass(frozen=True)
 class Churned:
-    """EDM's churn: back up to a little more noise, then the step from there.
+    """EDM's churn: adds a little noise, then takes the step from there.
 
         r^ = r (1 + gamma),  x^ = a x + s_noise sqrt(v) z,  gamma = min(s_churn / steps, sqrt2 - 1)
 
-    Only where s_tmin <= r <= s_tmax, r = sigma / alpha, and never beyond ``t_max``; (a, v) is the
-    forward transition. The draw is asked for at fixed time: it is no part of the reverse path.
-    A multistep method starts afresh after it, and has the order of its first step. Published for
-    ImageNet-64: s_churn 40, s_tmin 0.05, s_tmax 50, s_noise 1.003, steps 256. arXiv 2206.00364,
-    algorithm 2, for any process.
+    It applies where s_tmin <= r <= s_tmax, r = sigma / alpha, and never goes beyond ``t_max``.
+    (a, v) is the forward transition. The noise is requested over an empty interval, because it is
+    not an increment of the reverse path. It clears the history of a multistep method, which then
+    has the order of its first step. Published for ImageNet-64: s_churn 40, s_tmin 0.05, s_tmax 50,
+    s_noise 1.003, steps 256. arXiv 2206.00364, algorithm 2, for any process.
 
     Args:
-        step: step that goes on from the noisier state.
-        s_churn: noise added along the way; EDM took 30 to 80.
-        s_tmin: least sigma / alpha where noise is added.
-        s_tmax: largest sigma / alpha where noise is added.
-        s_noise: size of that noise.
-        steps: steps of the grid that the noise is spread over.
+        step: step taken from the noisier state.
+        s_churn: total noise added along the way; EDM used 30 to 80.
+        s_tmin: smallest sigma / alpha at which noise is added.
+        s_tmax: largest sigma / alpha at which noise is added.
+        s_noise: factor of the standard deviation of the added noise.
+        steps: number of grid steps over which the noise is spread.
     """
 
     step: Step
@@ -87,20 +87,20 @@ class Churned:
 
 @dataclass(frozen=True)
 class Restart:
-    """Restart sampling: from the first level at or below ``low``, up to ``high`` and back,
-    ``times`` over.
+    """Restart sampling: adds noise from ``low`` up to ``high`` and denoises again, repeatedly.
 
-    In units of r = sigma / alpha. Up is the forward transition with fresh noise; down are
-    ``steps`` steps of the wrapped step, equal in r^(1/7), so that one step of the grid costs
-    ``times * steps`` steps more. ``high`` stops at ``t_max``. Several intervals are one restart
-    around another. Made for a deterministic step. Restart Sampling, arXiv 2306.14878, algorithm 1.
+    ``low`` and ``high`` are values of r = sigma / alpha. The restart begins at the first grid time
+    with r <= ``low``. It repeats ``times`` times: the forward transition up to ``high`` (at most
+    ``t_max``) with fresh noise, then ``steps`` steps down, equal in r^(1/7). It costs
+    ``times * steps`` more steps. Nest restarts for several intervals. The wrapped step should be
+    deterministic. Restart Sampling, arXiv 2306.14878, algorithm 1.
 
     Args:
-        step: step of the way down.
-        low: noise sigma / alpha below which a sample goes back up.
-        high: noise sigma / alpha that it goes back up to.
-        times: number of times it goes back.
-        steps: steps of each way down.
+        step: step used on the way down.
+        low: sigma / alpha at or below which the restart begins.
+        high: sigma / alpha up to which noise is added.
+        times: number of repetitions.
+        steps: number of steps down in each repetition.
     """
 
     step: Step
@@ -150,6 +150,6 @@ class Restart:
 
 
 def _renoised(x: Tensor, at: Marginal, hat: Marginal, scale: float, z: Tensor) -> Tensor:
-    """x_hat = a x + scale sqrt(v) z: up from ``at`` to the noisier ``hat`` by the transition."""
+    """x_hat = a x + scale sqrt(v) z, the forward transition from ``at`` to the noisier ``hat``."""
     a, v = transition(hat, at)
     return combine((a, x), (scale * math.sqrt(v), z))

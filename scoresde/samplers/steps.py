@@ -1,4 +1,4 @@
-"""Single steps: each is its equation."""
+"""Single steps with one or two denoiser calls, each given by its equation."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from scoresde.samplers.protocols import State
 
 @dataclass(frozen=True)
 class EulerMaruyama:
-    """Euler-Maruyama on the reverse SDE, with the grid's own step length.
+    """Euler-Maruyama on the reverse SDE, with the step length of the grid.
 
         x_s = x - (f x - g^2 score) (t - s) + g sqrt(t - s) z
 
-    Score-Based Generative Modeling through SDEs, arXiv 2011.13456, eq. 6 (published code steps by
+    Score-Based Generative Modeling through SDEs, arXiv 2011.13456, eq. 6 (published code uses
     1 / N instead).
     """
 
@@ -50,12 +50,12 @@ class EulerMaruyama:
 
 @dataclass(frozen=True)
 class ReverseDiffusion:
-    """The reverse SDE discretised as the forward process is, x_t = a x_s + sqrt(v) z.
+    """The reverse SDE, discretised like the forward process x_t = a x_s + sqrt(v) z.
 
         x_s = (2 - a) x + v score + sqrt(v) z
 
-    With the exact transition (a, v) it is the published predictor of VP and VE on their own
-    grids, and defined for every process. arXiv 2011.13456, eq. 46.
+    (a, v) is the exact transition, so the step is defined for every process. For VP and VE on
+    their own grids it is the published predictor. arXiv 2011.13456, eq. 46.
     """
 
     order: ClassVar[int] = 1
@@ -73,17 +73,17 @@ class ReverseDiffusion:
 
 @dataclass(frozen=True)
 class DDIM:
-    """Denoising diffusion implicit step; ``eta`` is 0 for probability flow, 1 for ancestral.
+    """Denoising diffusion implicit step: eta is 0 for the probability flow, 1 for ancestral sampling.
 
         x_s = alpha_s x0 + sqrt(sigma_s^2 - v) eps + sqrt(v) z,
         v = eta^2 sigma_s^2 v_ts / sigma_t^2
 
-    ``large`` draws with the variance of the forward transition, v_ts, instead of v. No noise where
-    s has none. Denoising Diffusion Implicit Models, arXiv 2010.02502, eq. 12. Raises ValueError
+    ``large`` draws with the variance of the forward transition, v_ts, instead of v. A step to
+    sigma_s = 0 adds no noise. Denoising Diffusion Implicit Models, arXiv 2010.02502, eq. 12. Raises ValueError
     unless 0 <= eta <= 1.
 
     Args:
-        eta: noise put back: 0 none, 1 that of the reverse SDE.
+        eta: size of the added noise: 0 for none, 1 for the reverse SDE.
         large: draw with the larger of the two variances of DDPM.
     """
 
@@ -110,29 +110,29 @@ class DDIM:
 def ancestral() -> DDIM:
     """Ancestral sampling: a draw from p(x_s | x_t, x0_hat), the DDIM step with eta = 1.
 
-    On the levels of ``DiscreteVP`` it is the DDPM sampler with its smaller variance. Denoising
+    On the grid of a ``DiscreteVP`` table it is the DDPM sampler with the smaller variance. Denoising
     Diffusion Probabilistic Models, arXiv 2006.11239, eq. 6-7.
     """
     return DDIM(1.0)
 
 
 def euler_a(eta: Probability = 1.0) -> DDIM:
-    """Euler ancestral: an Euler step in sigma / alpha to less noise, then noise: DDIM by ``eta``.
+    """Euler ancestral: an Euler step in sigma / alpha, then fresh noise; the same as ddim with eta.
 
         x_s = (down / sigma) x - alpha_s expm1(-h_down) x0 + up z
 
     k-diffusion's ``euler_a``. arXiv 2010.02502, eq. 12.
 
     Args:
-        eta: noise put back: 0 none, 1 that of the reverse SDE.
+        eta: size of the added noise: 0 for none, 1 for the reverse SDE.
     """
     return DDIM(eta)
 
 
 def ddpm(large: bool = False) -> DDIM:
-    """The DDPM chain on any grid, strided or not: the posterior mean and one of two variances.
+    """The DDPM chain on any grid: the posterior mean and one of two variances.
 
-        small: sigma_s^2 v_ts / sigma_t^2, that of the posterior;  large: v_ts, beta of the chain
+        small: sigma_s^2 v_ts / sigma_t^2, of the posterior;  large: v_ts, beta of the chain
 
     Denoising Diffusion Probabilistic Models, arXiv 2006.11239, section 3.2; strided, Improved
     DDPM, arXiv 2102.09672, section 4.
@@ -150,9 +150,9 @@ class Heun:
         y = x / (alpha + sigma),   c = sigma / (alpha + sigma),   dy/dc = eps - x0
         y' = y + (c_s - c_t) m_t,   y_s = y + (c_s - c_t) (m_t + m_s) / 2,   m = eps - x0
 
-    On the linear flow it is the textbook rule, and in these bounded variables it errs several
-    times less at few steps than ``published``, which is y = x / alpha, c = sigma / alpha, m = eps.
-    EDM, arXiv 2206.00364, algorithm 1 without churn (published), for any process.
+    On the linear flow this is the textbook rule. ``published`` uses y = x / alpha, c = sigma /
+    alpha and m = eps instead; at few steps its error is several times larger than in the bounded
+    variables above. EDM, arXiv 2206.00364, algorithm 1 without churn (published), for any process.
     """
 
     published: bool = False

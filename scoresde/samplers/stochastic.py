@@ -1,7 +1,7 @@
-"""Stochastic single steps: a deterministic step to less noise than asked, and the rest added back.
+"""Stochastic single steps: a deterministic step to below the noise of s, then fresh noise.
 
-All act through lam, alpha and sigma. In y = x / alpha and r = sigma / alpha = exp(-lam), the
-variables of k-diffusion, every process is one; noise added in y maps back to x by alpha.
+The equations use y = x / alpha and r = sigma / alpha = exp(-lam), the variables of k-diffusion, in
+which all processes coincide. Noise added to y is multiplied by alpha to return to x.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from scoresde.sde import SDE
 
 @dataclass(frozen=True)
 class DPM2A:
-    """DPM-Solver-2 ancestral: a midpoint step in sigma / alpha to less noise, then noise.
+    """DPM-Solver-2 ancestral: a midpoint step in sigma / alpha, then fresh noise.
 
         y_s = y + (r_down - r) eps_mid + up z,   r_mid = sqrt(r r_down)
 
@@ -40,7 +40,7 @@ class DPM2A:
     2206.00927, algorithm 1.
 
     Args:
-        eta: noise put back: 0 none, 1 that of the reverse SDE.
+        eta: size of the added noise: 0 for none, 1 for the reverse SDE.
     """
 
     eta: Probability = 1.0
@@ -63,7 +63,7 @@ class DPM2A:
         mid = marginal(denoiser.sde, m)
         guess = flow_step(x, x0, at, mid)
         x0, ratio = denoiser(guess, m), to.alpha / at.alpha
-        # gap eps_mid with eps = (guess - alpha x0) / sigma.
+        # (r_down - r) eps_mid alpha_s, with eps_mid = (guess - alpha_mid x0) / sigma_mid.
         gain = (down.sigma - ratio * at.sigma) / mid.sigma
         x = combine((ratio, x), (gain, guess), (-gain * mid.alpha, x0))
         return noised(x, up, noise, t, s), None
@@ -71,7 +71,7 @@ class DPM2A:
 
 @dataclass(frozen=True)
 class DPMpp2SA:
-    """DPM-Solver++(2S) ancestral: its midpoint step in lam to less noise, then noise.
+    """DPM-Solver++(2S) ancestral: a midpoint step in lam, then fresh noise.
 
         x_s = (down / sigma) x - alpha_s expm1(-h_down) x0_mid + up z
 
@@ -79,7 +79,7 @@ class DPMpp2SA:
     2211.01095, algorithm 1.
 
     Args:
-        eta: noise put back: 0 none, 1 that of the reverse SDE.
+        eta: size of the added noise: 0 for none, 1 for the reverse SDE.
     """
 
     eta: Probability = 1.0
@@ -104,23 +104,24 @@ class DPMpp2SA:
 
 
 def _middle(sde: SDE, at: Marginal, down: Marginal, s: Tensor, eta: float) -> Tensor:
-    """The time halfway in lam from ``at`` to ``down``, which for eta = 1 is s itself."""
+    """The time halfway in lam from ``at`` to ``down``; for eta = 1 it is s."""
     return s if eta == 1 else time_at(sde, (at.lam + down.lam) / 2)
 
 
 @dataclass(frozen=True)
 class DPMppSDE:
-    """DPM-Solver++ SDE: an ancestral step to lam + r h, then one over the whole step.
+    """DPM-Solver++ SDE: an ancestral step to lam + r h, then one over the whole interval.
 
         x_s = (down / sigma) x - alpha_s expm1(-h_down) [(1 - 1/2r) x0 + x0_mid / 2r] + up z
 
-    Both noises are one Brownian path: independent draws for (t, mid) and (mid, s), joined in the
-    clock exp(2 lam), where the reverse diffusion with x0 held is a Brownian motion. Raises
-    ValueError unless 0 <= eta <= 1 and 0 < r < 1. ``dpmpp_sde`` of k-diffusion.
+    Both steps follow the same Brownian path. Its increments over (t, mid) and (mid, s) are drawn
+    independently and added in the time variable exp(2 lam), in which the reverse diffusion at
+    constant x0 is a Brownian motion. Raises ValueError unless 0 <= eta <= 1 and 0 < r < 1.
+    ``dpmpp_sde`` of k-diffusion.
 
     Args:
-        eta: noise put back: 0 none, 1 that of the reverse SDE.
-        r: place of the inner call between the ends of the step in log-SNR.
+        eta: size of the added noise: 0 for none, 1 for the reverse SDE.
+        r: position of the inner call in the step, as a fraction of its log-SNR range.
     """
 
     eta: Probability = 1.0
@@ -150,14 +151,14 @@ class DPMppSDE:
         x0 = torch.lerp(x0, denoiser(guess, m), 1 / (2 * self.r))
         x = flow_step(x, x0, at, down)
         if self.eta:
-            share = _share(at, mid, to)
-            x.add_(first, alpha=up * math.sqrt(share)).add_(
-                second, alpha=up * math.sqrt(1 - share)
+            fraction = _fraction(at, mid, to)
+            x.add_(first, alpha=up * math.sqrt(fraction)).add_(
+                second, alpha=up * math.sqrt(1 - fraction)
             )
         return x, None
 
 
-def _share(at: Marginal, mid: Marginal, to: Marginal) -> float:
-    """The part of the clock exp(2 lam) from ``at`` to ``to`` that has run at ``mid``."""
+def _fraction(at: Marginal, mid: Marginal, to: Marginal) -> float:
+    """Fraction of the range of exp(2 lam) from ``at`` to ``to`` that lies before ``mid``."""
     late = math.exp(2 * (mid.lam - to.lam))
     return late * math.expm1(2 * (at.lam - mid.lam)) / math.expm1(2 * (at.lam - to.lam))

@@ -1,15 +1,16 @@
-"""Stochastic multistep methods: polynomials through readings, in a frame that forgets.
+"""Stochastic exponential multistep methods: noise enters as an extra integrating factor.
 
-With a share eta of the noise of the reverse SDE, and the frame (m, u, theta) of a prediction,
+``eta`` scales the noise: 0 is the probability flow, 1 the reverse SDE. With the variables
+(m, u, theta) of a prediction, of ``integrals``,
 
     dy = -eta (sigma / u)^2 y dlam + (1 + eta) m dtheta + sqrt(2 eta) (sigma / u) dW,    y = x / u
 
-is solved exactly but for m. With e = (alpha / u)^eta, and E = e(t) / e(s) what a step keeps of y,
+is solved exactly except for m. With e = (alpha / u)^eta and E = e(t) / e(s), the factor of y,
 
     x_s = (u_s / u_t) E x + u_s int (1 + eta) (e / e(s)) m dtheta + u_s sqrt(1 - E^2) z
 
-Here u^2 = alpha^2 d^2 + sigma^2 is the variance of the marginals of Gaussian data of deviation d,
-and m the residual of such data; d = 0 gives m = x0: DPM-Solver++ SDE and SA-Solver.
+Here u^2 = alpha^2 d^2 + sigma^2 is the variance of the marginals of Gaussian data of standard
+deviation d, and m is the residual of such data. d = 0 gives m = x0: DPM-Solver++ SDE, SA-Solver.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from scoresde.samplers.protocols import State
 @final
 @dataclass(frozen=True)
 class Forgetting(Prediction):
-    """The frame of x0 (``std`` 0) or of a residual, with noise: u / e, and (1 + eta) e dtheta.
+    """The prediction x0 (``std`` 0) or the residual, with noise: u / e, and (1 + eta) e dtheta.
 
     Raises ValueError unless std >= 0 and eta >= 0.
     """
@@ -59,7 +60,7 @@ class Forgetting(Prediction):
 
     @property
     def frame(self) -> Prediction:
-        """The same without noise."""
+        """The prediction without noise."""
         return Residual(self.std) if self.std else X0
 
     def unit(self, at: Marginal) -> float:
@@ -74,7 +75,7 @@ class Forgetting(Prediction):
         return self.frame.read(x, x0, at)
 
     def deviation(self, at: Marginal, to: Marginal) -> float:
-        """u_s sqrt(1 - E^2), of the noise of a step."""
+        """Standard deviation of the noise of a step, u_s sqrt(1 - E^2)."""
         end = self.frame.unit(to)
         ratio = end / to.alpha * (at.alpha / self.frame.unit(at))  # E = ratio^eta
         return end * math.sqrt(-math.expm1(2 * self.eta * math.log(ratio)))
@@ -88,10 +89,11 @@ class Forgetting(Prediction):
 
 @dataclass(frozen=True)
 class StochasticMultistep:
-    """One call a step, the drift extrapolated through up to ``points`` readings, exact noise.
+    """Extrapolates the drift through up to ``points`` evaluations and draws the exact noise.
 
-    The number of readings climbs from one, which caps the order at 2. At alpha = 0 or sigma = 0 a
-    step is of first order, and history begins anew. ``eta`` = 0 is ``Multistep`` without noise.
+    Each step makes one call. The number of evaluations grows from one, which limits the order to
+    2. A step at alpha = 0 or sigma = 0 is of first order and clears the history. ``eta`` = 0 is
+    ``Multistep`` without noise.
     Raises ValueError unless 1 <= points <= 4, eta >= 0 and std >= 0.
     """
 
@@ -104,11 +106,11 @@ class StochasticMultistep:
 
     def __post_init__(self) -> None:
         _require_points(points=self.points)
-        Forgetting(self.std, self.eta)  # refuses what no frame can do
+        Forgetting(self.std, self.eta)  # checks both
 
     @property
     def prediction(self) -> Forgetting:
-        """The frame of the steps."""
+        """The prediction that the steps extrapolate."""
         return Forgetting(self.std, self.eta)
 
     @property
@@ -134,7 +136,7 @@ class StochasticMultistep:
 
 
 def dpmpp_2m_sde(eta: NonNegative = 1.0, heun: bool = False) -> StochasticMultistep:
-    """DPM-Solver++(2M) SDE: one call a step, x0 extrapolated from this and the last.
+    """DPM-Solver++(2M) SDE: extrapolates x0 through the last two evaluations, one call per step.
 
         x_s = (sigma_s / sigma_t) e^(-eta h) x - alpha_s expm1(-H) x0 + c (x0 - x0_last) / r + ...
 
@@ -143,22 +145,22 @@ def dpmpp_2m_sde(eta: NonNegative = 1.0, heun: bool = False) -> StochasticMultis
     unless eta >= 0. ``dpmpp_2m_sde`` of k-diffusion; arXiv 2211.01095.
 
     Args:
-        eta: noise: 0 none, 1 that of the reverse SDE.
-        heun: take the exact moment instead of that of the midpoint.
+        eta: size of the noise: 0 for none, 1 for the reverse SDE.
+        heun: integrate the extrapolation exactly instead of by the midpoint rule.
     """
     return StochasticMultistep(2, eta, rule=EXACT if heun else PublishedTaylor())
 
 
 def dpmpp_3m_sde(eta: NonNegative = 1.0, published: bool = False) -> StochasticMultistep:
-    """DPM-Solver++(3M) SDE: x0 extrapolated by the parabola through three readings.
+    """DPM-Solver++(3M) SDE: extrapolates x0 by the parabola through three evaluations.
 
-    Exact for a parabola once started. The published 3M multiplies the second difference by phi_3
-    in place of 2 phi_3, and is not exact; ``published`` reproduces it. Raises ValueError unless
-    eta >= 0. ``dpmpp_3m_sde`` of k-diffusion.
+    From the third step on it is exact if x0 is a parabola in lam. The published 3M multiplies the
+    second difference by phi_3 in place of 2 phi_3 and is not exact; ``published`` reproduces it.
+    Raises ValueError unless eta >= 0. ``dpmpp_3m_sde`` of k-diffusion.
 
     Args:
-        eta: noise: 0 none, 1 that of the reverse SDE.
-        published: take the formulas of the released code.
+        eta: size of the noise: 0 for none, 1 for the reverse SDE.
+        published: use the formulas of the released code.
     """
     return StochasticMultistep(
         3, eta, rule=PublishedTaylor(midpoint=False) if published else EXACT
@@ -169,18 +171,18 @@ def dpmpp_3m_sde(eta: NonNegative = 1.0, published: bool = False) -> StochasticM
 class SASolver:
     """SA-Solver: stochastic Adams-Bashforth, corrected by Adams-Moulton with the same noise.
 
-    ``predictor`` and ``corrector`` count the readings in their polynomials, 1 to 4, the
-    corrector's including that at s. The one made at the predicted x_s serves the next step too,
-    so a step costs one call, and the first one more. ``tau`` scales the noise, eta = tau^2, and
-    ``std`` the frame, 0 in the paper. Weights are exact; the published adjustment of the
-    second-order ones is left out. Raises ValueError for other numbers. SA-Solver, arXiv
-    2309.05019, algorithm 1.
+    ``predictor`` and ``corrector`` are the numbers of evaluations in the two polynomials, 1 to 4;
+    the corrector's includes the one at s. The next step reuses the evaluation at the predicted
+    x_s, so a step makes one call, and the first step two. ``tau`` scales the noise, eta = tau^2.
+    ``std`` selects the prediction; it is 0 in the paper. The weights are exact, without the
+    published adjustment of the second-order ones. Raises ValueError for values out of range.
+    SA-Solver, arXiv 2309.05019, algorithm 1.
 
     Args:
-        predictor: network readings that the predictor combines.
-        corrector: network readings that the corrector combines, its own included.
-        tau: size of the noise: 0 none, 1 that of the reverse SDE.
-        std: deviation of the Gaussian data that would cost no error.
+        predictor: number of network evaluations that the predictor combines.
+        corrector: number of network evaluations that the corrector combines, its own included.
+        tau: size of the noise: 0 for none, 1 for the reverse SDE.
+        std: standard deviation of the Gaussian data for which the solver is exact.
     """
 
     predictor: Annotated[int, Range(ge=1, le=4)] = 2
@@ -196,7 +198,7 @@ class SASolver:
 
     @property
     def prediction(self) -> Forgetting:
-        """The frame of the steps."""
+        """The prediction that the steps extrapolate."""
         return Forgetting(self.std, self.tau**2)
 
     @property
@@ -221,7 +223,7 @@ class SASolver:
             return advance(frame, still, to, to, history, weights)
 
         past: History = state or (frame.read(x, denoiser(x, t), at),)
-        # What prediction and correction share: the step where the network says nothing.
+        # The part without evaluations, common to prediction and correction.
         still = noised(x * (frame.unit(to) / frame.unit(at)), frame.deviation(at, to), noise, t, s)
         guess = moved(past[: self.predictor])
         past = (frame.read(guess, denoiser(guess, s), to), *past)
@@ -232,7 +234,7 @@ class SASolver:
 def _unbounded(
     x: Tensor, x0: Tensor, at: Marginal, to: Marginal, eta: float
 ) -> tuple[Tensor, float]:
-    """Mean and deviation of a step from pure noise or to none, over an infinite step of lam."""
+    """Mean and standard deviation of a step from alpha = 0 or to sigma = 0 (infinite in lam)."""
     if not eta:
         return flow_step(x, x0, at, to), 0.0
     return flow_step(x, x0, at, Marginal(to.alpha, 0.0, math.inf)), to.sigma
