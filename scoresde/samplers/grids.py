@@ -56,12 +56,14 @@ class Karras:
 @final
 @dataclass(frozen=True)
 class Polyexponential:
-    """lam falls short of its end by the power rho of equal steps; rho = 1 is ``log_snr``.
+    """Steps of lam whose distance from the end is a power rho of equal steps.
 
-    k-diffusion's polyexponential schedule of sigma, in lam. Raises ValueError unless rho > 0.
+        lam_k = lam_n + (1 - k / n)^rho (lam_0 - lam_n)
+
+    rho = 1 is ``log_snr``. k-diffusion's polyexponential schedule of sigma. Raises ValueError unless rho > 0.
 
     Args:
-        rho: exponent; above 1 more steps are at low noise, 1 is log_snr.
+        rho: exponent; 1 is log_snr, and a larger one puts more steps at low noise.
     """
 
     rho: Positive = 1.0
@@ -74,18 +76,19 @@ class Polyexponential:
         return _pinned(sde, sde.time(lam_eps + (1 - _ramp(n)) ** self.rho * (lam_max - lam_eps)))
 
 
-karras, polyexponential = Karras, Polyexponential  # their names beside those of the functions
+karras, polyexponential = Karras, Polyexponential  # named like the functions above
 
 
-# --- a discrete table: level k = 1..N stands for the time k t_max / N --------------------------
+# --- grids on a discrete table of N times, k t_max / N for k = 1..N -----------------------------
 
 
 @final
 @dataclass(frozen=True)
 class LevelGrid:
-    """The times of the levels that a rule picks, the last replaced by ``t_eps``.
+    """Selects times of a discrete table by a rule, and replaces the last one by ``t_eps``.
 
-    Raises ValueError unless levels >= 2; on use, where the table holds no n + 1 different times.
+    ``levels`` is the length N of the table. Raises ValueError unless levels >= 2, and on use if
+    the rule does not select n + 1 different times.
     Common Diffusion Noise Schedules and Sample Steps are Flawed, arXiv 2305.08891, table 2.
     """
 
@@ -111,44 +114,44 @@ class LevelGrid:
 
 
 def linspace(levels: Annotated[int, Range(ge=2)] = 1000) -> Grid:
-    """n + 1 levels evenly spaced from N to 1, rounded; the last gives way to ``t_eps``.
+    """Entries of a discrete table, n + 1 evenly spaced from N to 1; the last becomes t_eps.
 
     Args:
-        levels: number of levels of the table.
+        levels: number of entries of the table.
     """
     return LevelGrid("linspace", levels)
 
 
 def leading(levels: Annotated[int, Range(ge=2)] = 1000) -> Grid:
-    """Levels k floor(N / (n + 1)) + 1 for k = n..0; the last gives way to ``t_eps``.
+    """Entries k floor(N / (n + 1)) + 1 of a discrete table, k = n..0; the last becomes t_eps.
 
-    It starts below ``t_max``, as published samplers with it do.
+    It starts below ``t_max``, as in published samplers.
 
     Args:
-        levels: number of levels of the table.
+        levels: number of entries of the table.
     """
     return LevelGrid("leading", levels)
 
 
 def trailing(levels: Annotated[int, Range(ge=2)] = 1000) -> Grid:
-    """Levels N - k N / n, rounded, for k = 0..n - 1, then ``t_eps``.
+    """Entries N - k N / n of a discrete table, rounded, k = 0..n - 1, then t_eps.
 
     Args:
-        levels: number of levels of the table.
+        levels: number of entries of the table.
     """
     return LevelGrid("trailing", levels)
 
 
-# --- given times --------------------------------------------------------------------------------
+# --- fixed times --------------------------------------------------------------------------------
 
 
 @final
 @dataclass(frozen=True)
 class Fixed:
-    """The grid of exactly these times, for any process whose range holds them.
+    """A grid of these times, for any process that is defined on them.
 
-    Raises ValueError for times that do not strictly decrease or are not positive and finite; on
-    use, for another number of steps than ``len(times) - 1`` or a time beyond ``t_max``.
+    Raises ValueError unless the times are positive, finite and strictly decreasing, and on use
+    unless the number of steps is ``len(times) - 1`` and the times are within ``t_max``.
     """
 
     times: tuple[float, ...]
@@ -173,7 +176,7 @@ class Fixed:
 
 
 def fixed(times: Sequence[float], name: str = "the fixed grid") -> Grid:
-    """``Fixed`` of any sequence of times."""
+    """``Fixed`` from any sequence of times."""
     return Fixed(tuple(times), name)
 
 
@@ -190,6 +193,6 @@ def _ends(sde: SDE) -> tuple[Tensor, Tensor]:
 
 
 def _pinned(sde: SDE, ts: Tensor) -> Tensor:
-    """The grid with its ends exact, free of the rounding of the change of variable."""
+    """The grid with exact ends: the change of variable rounds them."""
     ts[0], ts[-1] = sde.t_max, sde.t_eps
     return ts

@@ -1,7 +1,8 @@
-"""Deterministic steps as one integral: what is integrated, and the weights that approximate it.
+"""Deterministic steps as one integral: its integrand, and the weights of its quadrature.
 
-In a frame without linear part the probability flow is the integral of one reading m of the
-denoiser, with u a unit of length and theta a function of lam:
+A change of variables removes the linear part of the probability flow. What remains is the integral
+of a prediction m, a linear function of x and x0_hat. u is a unit of length and theta a function of
+lam:
 
     x_s / u_s = x_t / u_t + int_t^s m dtheta,   x_s = (u_s / u_t) x_t + sum_j w_j m_j
 
@@ -10,8 +11,8 @@ denoiser, with u a unit of length and theta a function of lam:
     m = eps - x0:  u = alpha + sigma,   theta = sigma / (alpha + sigma)    (the straight path)
     residual:      u = hypot(alpha d, sigma),   theta = arctan(sigma / (alpha d))
 
-A rule replaces m by a polynomial through readings at chosen lam and returns the weights w_j: host
-floats that depend on the grid alone. With one reading every frame gives the DDIM step.
+A rule replaces m by a polynomial through its values at chosen lam and returns the weights w_j,
+host floats that depend on the grid alone. With one value every prediction gives the DDIM step.
 """
 
 from __future__ import annotations
@@ -35,12 +36,13 @@ from scoresde.sde import SDE
 Array = NDArray[np.float64]
 Weights = tuple[float, ...]
 
-# --- readings of the denoiser ---------------------------------------------------------------
+# --- predictions ------------------------------------------------------------------------------
 
 
 class Point(NamedTuple):
-    """A reading at one level, m = gain * value: the gain waits for the weight, and saves a pass
-    over the tensor.
+    """The value of a prediction at one lam, m = gain * value.
+
+    ``gain`` is folded into the weight later, which saves one pass over memory.
     """
 
     lam: float
@@ -49,7 +51,7 @@ class Point(NamedTuple):
 
 
 class Prediction(ABC):
-    """What is integrated: a reading m of the denoiser, with its unit u and its theta."""
+    """The integrand: a prediction m with its unit u and its variable theta."""
 
     @abstractmethod
     def unit(self, at: Marginal) -> float:
@@ -57,11 +59,11 @@ class Prediction(ABC):
 
     @abstractmethod
     def kernel(self, lam: Array, to: Marginal) -> Array:
-        """u_s dtheta/dlam, with the unit of the end of the step."""
+        """u_s dtheta/dlam at ``lam``, with the unit at the end ``to`` of the step."""
 
     @abstractmethod
     def read(self, x: Tensor, x0: Tensor, at: Marginal) -> Point:
-        """The reading at a level of finite lam."""
+        """The value of m at a marginal of finite lam."""
 
 
 @final
@@ -97,9 +99,7 @@ class Data(Prediction):
 @final
 @dataclass(frozen=True)
 class Velocity(Prediction):
-    """m = eps - x0: the velocity of the process relabelled as the straight path of flow
-    matching.
-    """
+    """m = eps - x0, the velocity of the straight path of flow matching."""
 
     def unit(self, at: Marginal) -> float:
         return at.alpha + at.sigma
@@ -114,12 +114,13 @@ class Velocity(Prediction):
 @final
 @dataclass(frozen=True)
 class Residual(Prediction):
-    """What is left of the flow beside that of Gaussian data of deviation d, which costs no error.
+    """The residual of x0_hat from that of Gaussian data of standard deviation d.
 
         u = sqrt(alpha^2 d^2 + sigma^2),   theta = arctan(sigma / (alpha d)),
         m = (alpha d^2 x - u^2 x0) / (sigma d u)
 
-    -m is what a network in EDM's parameterisation returns, and m for d = 1 the velocity of VP.
+    For such data m = 0 and every step is exact. -m is the output of a network in EDM's
+    parameterisation, and m for d = 1 is the velocity of VP.
     Elucidating the Design Space of Diffusion-Based Generative Models, arXiv 2206.00364, eq. 7.
     """
 
@@ -143,12 +144,12 @@ class Residual(Prediction):
 
 EPS, X0, V = Epsilon(), Data(), Velocity()
 
-# --- one step in terms of readings -----------------------------------------------------------
+# --- one step in terms of points --------------------------------------------------------------
 
 
-def regular(*levels: Marginal) -> bool:
-    """Whether alpha and sigma are positive: otherwise only the first-order step is defined."""
-    return all(math.isfinite(level.lam) for level in levels)
+def regular(*marginals: Marginal) -> bool:
+    """True if alpha and sigma are positive; otherwise only the first-order step is defined."""
+    return all(math.isfinite(marginal.lam) for marginal in marginals)
 
 
 def advance(
@@ -177,33 +178,32 @@ Variable = Callable[[SDE, Array], Array]
 
 
 def log_snr(sde: SDE, lam: Array) -> Array:
-    """lam itself: DPM-Solver, UniPC, DEIS in log rho."""
+    """lam, the variable of DPM-Solver, UniPC and DEIS in log rho."""
     return lam
 
 
 def ratio(sde: SDE, lam: Array) -> Array:
-    """rho = sigma / alpha: Karras' sigma, LMS, rho-DEIS."""
+    """rho = sigma / alpha, the variable of LMS and rho-DEIS and the sigma of Karras et al."""
     return np.exp(-lam)
 
 
 def share(sde: SDE, lam: Array) -> Array:
-    """sigma / (alpha + sigma): the time of the straight path."""
+    """sigma / (alpha + sigma), the time of the straight path."""
     return (1 - np.tanh(lam / 2)) / 2
 
 
 def clock(sde: SDE, lam: Array) -> Array:
-    """The time of the process: t-DEIS."""
+    """The time of the process, the variable of t-DEIS."""
     return sde.time(torch.from_numpy(lam)).numpy()
 
 
-# --- rules: weights from the places of the readings --------------------------------------------
+# --- rules: weights of the points --------------------------------------------------------------
 
 
 class Rule(ABC):
-    """Weights w_j, the integral of the kernel from ``at`` to ``to`` shared out among readings at
-    ``lams``; the reading at ``at`` comes first.
+    """A quadrature rule: the weights w_j of points at ``lams`` for the integral of the kernel.
 
-    ``cap`` is the highest global order that a step with this rule reaches on any smooth grid.
+    The integral runs from ``at`` to ``to``, and the point at ``at`` comes first. ``cap`` is the highest global order that a step with this rule reaches on any smooth grid.
     """
 
     cap: ClassVar[int]
@@ -217,7 +217,7 @@ class Rule(ABC):
 @final
 @dataclass(frozen=True)
 class Interpolation(Rule):
-    """The exact integral of the polynomial through the readings: w_j = u_s int L_j dtheta.
+    """The exact integral of the polynomial through the points, w_j = u_s int L_j dtheta.
 
     Fast Sampling of Diffusion Models with Exponential Integrator (DEIS), arXiv 2204.13902, eq.
     15, in any variable.
@@ -235,7 +235,7 @@ class Interpolation(Rule):
 @final
 @dataclass(frozen=True)
 class FixedAdams(Rule):
-    """The Adams-Bashforth weights of equal steps, whatever the steps are: second order at best.
+    """The Adams-Bashforth weights of equal steps, used for any steps: of second order at most.
 
     Pseudo Numerical Methods for Diffusion Models, arXiv 2202.09778, eq. 12.
     """
@@ -252,12 +252,13 @@ class FixedAdams(Rule):
 @final
 @dataclass(frozen=True)
 class PublishedTaylor(Rule):
-    """The multistep formulas of the DPM-Solver code, which coincide with Interpolation up to
-    O(h^2) for two readings and lack a factor 2 in front of the third.
+    """The multistep formulas of the DPM-Solver code.
+
+    For two points they agree with Interpolation up to O(h^2). For three they lack a factor 2:
 
         D2 = (D1_0 - D1_1) / (r0 + r1)   where the expansion needs   2 (D1_0 - D1_1) / (r0 + r1)
 
-    ``midpoint`` is their form for two readings; k-diffusion's 3M SDE has the exact one there.
+    ``midpoint`` selects their form for two points; k-diffusion's 3M SDE uses the exact one.
     DPM-Solver++, arXiv 2211.01095, algorithm 2 and its code.
     """
 
@@ -279,10 +280,10 @@ class PublishedTaylor(Rule):
 @final
 @dataclass(frozen=True)
 class UnifiedB(Rule):
-    """The weights of UniPC: its linear system has the exact integral for solution whatever B is,
-    but for two readings, where the code takes 1 / 2 instead, times B = h or e^h - 1.
+    """The weights of UniPC.
 
-    UniPC, arXiv 2302.04867, eq. 9 and appendix F.
+    The solution of its linear system is the exact integral for every B, except for two points:
+    there the code uses 1 / 2 instead, times B = h or e^h - 1. UniPC, arXiv 2302.04867, eq. 9 and appendix F.
     """
 
     exponential: bool = True
@@ -328,17 +329,17 @@ def _moment(prediction: Prediction, start: float, to: Marginal, power: int) -> f
 def _interpolated(
     prediction: Prediction, variable: Variable, sde: SDE, start: float, to: Marginal, lams: Weights
 ) -> Weights:
-    """int k L_j dlam, with L_j the Lagrange basis on the readings in the given variable."""
+    """int k L_j dlam, with L_j the Lagrange basis on the points in the given variable."""
     lam, measure = _quadrature(start, to.lam)
     k = prediction.kernel(lam, to) * measure
     u = variable(sde, np.concatenate([lam, lams]))
     u, knots = u[: len(lam)], u[len(lam) :].tolist()
-    shares = [math.prod((u - b for b in _others(knots, j)), start=k) for j in range(len(lams))]
-    return tuple(float(np.sum(part)) / gap for part, gap in zip(shares, _gaps(knots), strict=True))
+    terms = [math.prod((u - b for b in _others(knots, j)), start=k) for j in range(len(lams))]
+    return tuple(float(np.sum(part)) / gap for part, gap in zip(terms, _gaps(knots), strict=True))
 
 
 def _gaps(knots: Sequence[float]) -> list[float]:
-    """prod_{k != j} (u_j - u_k): the denominators of the Lagrange basis."""
+    """The denominators of the Lagrange basis, prod_{k != j} (u_j - u_k)."""
     return [math.prod(a - b for b in _others(knots, j)) for j, a in enumerate(knots)]
 
 
@@ -350,8 +351,9 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(12)
 
 
 def _quadrature(start: float, end: float) -> tuple[Array, Array]:
-    """Gauss-Legendre nodes and signed weights in panels of at most 1: rounding is all the error
-    for kernels whose poles in lam are at i pi / 2 or further.
+    """Gauss-Legendre nodes and signed weights in panels of length at most 1.
+
+    The quadrature is exact up to rounding for kernels with poles in lam no closer than i pi / 2.
     """
     edges = np.linspace(start, end, max(1, math.ceil(abs(end - start))) + 1)
     centres = [((a + b) / 2, (b - a) / 2) for a, b in pairwise(edges.tolist())]

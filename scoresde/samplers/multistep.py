@@ -124,7 +124,7 @@ class UniPC:
 
     @property
     def first_order(self) -> int:
-        """Order of the uncorrected first step, and of a walk that clears its history every step."""
+        """Order of the first step, which is not corrected; see Multistep."""
         return 1 if self.start is None else self.start.order
 
     @property
@@ -216,7 +216,7 @@ def eab(
     Args:
         prediction: quantity that is extrapolated; residual is the output of EDM's network for data
             of standard deviation 0.5.
-        order: order of the method: network evaluations that a step combines.
+        order: order of the method, and number of network evaluations that a step combines.
         variable: variable of the polynomial: log_snr, ratio (sigma / alpha), share (sigma / (alpha
             + sigma)) or clock (t).
         ramp: start at order 1 without extra calls; the method is then of second order at most.
@@ -232,7 +232,7 @@ def lms(order: Annotated[int, Range(ge=1, le=4)] = 4, ramp: bool = False) -> Mul
     default start is that of ``eab``.
 
     Args:
-        order: order of the method: network evaluations that a step combines.
+        order: order of the method, and number of network evaluations that a step combines.
         ramp: start at order 1 without extra calls; the method is then of second order at most.
     """
     return eab(EPS, order, ratio, ramp)
@@ -243,11 +243,11 @@ def deis(
 ) -> Multistep:
     """DEIS: extrapolates the noise as a polynomial in log_snr (log rho), ratio (rho) or clock (t).
 
-    Its arguments and first step are those of ``eab``. Fast Sampling with Exponential Integrator, arXiv 2204.13902,
-    section 3.
+    Its arguments and first step are those of ``eab``. Fast Sampling with Exponential Integrator,
+    arXiv 2204.13902, section 3.
 
     Args:
-        order: order of the method: network evaluations that a step combines.
+        order: order of the method, and number of network evaluations that a step combines.
         variable: variable of the polynomial: log_snr, ratio (sigma / alpha), share (sigma / (alpha
             + sigma)) or clock (t).
         ramp: start at order 1 without extra calls; the method is then of second order at most.
@@ -307,14 +307,14 @@ def unipc(
     exponential: bool = True,
     published: bool = False,
 ) -> UniPC:
-    """UniPC, a multistep predictor-corrector with one call per step, of global order order + 1.
+    """UniPC: a multistep predictor-corrector with one call per step.
 
-    The global order is at most 4. ``exponential`` uses B = e^h - 1 (bh2), else B = h (bh1).
+    Its global order is order + 1, at most 4. ``exponential`` uses B = e^h - 1 (bh2), else B = h (bh1).
     Orders 3 and 4 make 2 extra calls in the first step, unless ``published``, which starts from
     one evaluation. Raises ValueError unless 1 <= order <= 4. UniPC, arXiv 2302.04867, algorithms 5-8.
 
     Args:
-        order: network evaluations that a step combines; the order of the method is one more.
+        order: number of network evaluations that a step combines, one less than its order.
         prediction: quantity that is extrapolated; residual is the output of EDM's network for data
             of standard deviation 0.5.
         exponential: use B = e^h - 1 (bh2) instead of B = h (bh1).
@@ -325,13 +325,14 @@ def unipc(
 
 
 def ipndm(order: Annotated[int, Range(ge=1, le=4)] = 4) -> Multistep:
-    """Improved PNDM: Adams-Bashforth with the weights of equal steps, started at order 1.
+    """Improved PNDM: Adams-Bashforth with the weights of equal steps.
 
-    It is of second order at most, unless the steps are equal in sigma / alpha. Raises ValueError
+    It starts at order 1 and is of second order at most on grids that are not equal in sigma /
+    alpha. Raises ValueError
     unless 1 <= order <= 4. Fast Sampling with Exponential Integrator, arXiv 2204.13902, appendix H.
 
     Args:
-        order: order of the method: network evaluations that a step combines.
+        order: order of the method, and number of network evaluations that a step combines.
     """
     return Multistep(EPS, order, FixedAdams())
 
@@ -340,7 +341,7 @@ def ipndm_v(order: Annotated[int, Range(ge=1, le=4)] = 4, ramp: bool = False) ->
     """Improved PNDM with weights for unequal steps of sigma / alpha; the same method as lms.
 
     Args:
-        order: order of the method: network evaluations that a step combines.
+        order: order of the method, and number of network evaluations that a step combines.
         ramp: start at order 1 without extra calls; the method is then of second order at most.
     """
     return lms(order, ramp)
@@ -353,7 +354,7 @@ def plms(order: Annotated[int, Range(ge=1, le=4)] = 4) -> Multistep:
     2202.09778, algorithm 2 with the start of the latent-diffusion code.
 
     Args:
-        order: order of the method: network evaluations that a step combines.
+        order: order of the method, and number of network evaluations that a step combines.
     """
     return Multistep(EPS, order, FixedAdams(), SingleStep(EPS, TRAPEZOID, Interpolation(ratio)))
 

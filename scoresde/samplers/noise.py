@@ -1,4 +1,4 @@
-"""Injected randomness: where a sampler's normal draws come from."""
+"""Sources of the normal draws of a sampler."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Noise(Protocol):
 
 
 def white_noise(generator: torch.Generator | None = None) -> Noise:
-    """Independent draws from one generator, or from the device's own when none is given."""
+    """Independent draws from a generator, by default the global one of the device."""
 
     def noise(x: Tensor, t: Tensor | None = None, s: Tensor | None = None) -> Tensor:
         if generator is None:
@@ -36,10 +36,10 @@ def white_noise(generator: torch.Generator | None = None) -> Noise:
 
 
 def per_sample_noise(seeds: Sequence[int]) -> Noise:
-    """One stream a sample: sample i is the same alone or in a batch, on any device.
+    """One random stream per sample, so that a sample does not depend on its batch or device.
 
-    The draw of call k is a hash of (seed, k, position), so nothing but the number of calls is
-    remembered. Raises ValueError when the batch is not one sample per seed.
+    The draw of call k is a hash of (seed, k, position), so the number of calls is the only state.
+    Raises ValueError unless the batch has one sample per seed.
     """
     draws, calls = _Draws(seeds), 0
 
@@ -52,17 +52,17 @@ def per_sample_noise(seeds: Sequence[int]) -> Noise:
 
 
 class BrownianPath:
-    """One Brownian path a seed, refined where it is asked: as noise, its increments of unit size.
+    """One Brownian path per seed, refined on demand; the noise is its normalised increments.
 
         noise(x, t, s) = (W(u(s)) - W(u(t))) / sqrt(|u(s) - u(t)|)
 
-    Between points it knows a new one is drawn from the bridge, outside them from the increment, so
-    that a walk of 80 steps follows the path of an earlier walk of 20 with the same object.
-    ``clock`` is u, the identity by default; u = exp(2 lam) makes the noise of exact steps of the
-    reverse SDE additive. Over an empty interval every call is a fresh draw beside the path. None
-    of its draws is one of ``per_sample_noise`` with the same seed, which may have drawn the start.
-    It keeps one tensor like ``x`` a point. Raises ValueError when the batch is not one sample per
-    seed or the interval is missing.
+    A new point between known points is drawn from the Brownian bridge, one outside them from an
+    independent increment. So a walk of 80 steps follows the path of an earlier walk of 20 with the
+    same object. ``clock`` is u, by default the identity; with u = exp(2 lam) the noise of exact
+    steps of the reverse SDE is additive. Over an empty interval every call returns a fresh draw,
+    independent of the path. The draws differ from those of ``per_sample_noise`` with the same
+    seed, which may have drawn the start. The object stores one tensor like ``x`` per point. Raises
+    ValueError if the interval is missing, or unless the batch has one sample per seed.
     """
 
     def __init__(
@@ -79,27 +79,28 @@ class BrownianPath:
             raise ValueError("a Brownian path needs the interval: noise(x, t, s)")
         at, to = float(self._clock(t)), float(self._clock(s))
         if at == to:
-            # Noise at fixed time, of churn or a corrector, is no part of the path.
+            # Noise at fixed time, of churn or of a corrector, is independent of the path.
             self._moments += 1
             return self._draws(x, Purpose.FIXED_TIME, self._moments)
         start, length = self._value(x, at), math.sqrt(abs(to - at))
         if not self._extends(at, to):
             return torch.sub(self._value(x, to), start).mul_(1 / length)
-        # The step of a walk: its increment is the draw itself.
+        # A step beyond the known points: the normalised increment is the draw itself.
         z = self._draws(x, Purpose.PATH, _bits(to))
         self._keep(to, torch.add(start, z, alpha=length))
         return z
 
     def cells(self, x: Tensor, level: Tensor, index: Tensor) -> Tensor:
-        """Increments over cells of a dyadic partition of a unit interval, one cell a sample.
+        """Increments over cells of a dyadic partition of a unit interval, one cell per sample.
 
         Sample i gets the increment over [k, k + 1] / 2^l with l = level[i], k = index[i], both
-        int64 (B,): the two halves of a cell add up to it, whatever was asked before, and nothing
-        is kept. A step that is rejected and halved so meets the noise it has seen.
+        int64 (B,). The increments of the two halves of a cell add up to its own, so a step that is
+        rejected and halved sees the same Brownian path. The values do not depend on earlier calls,
+        and none are stored.
         """
         increment = self._draws(x, Purpose.CELLS, 0)
         for depth in range(1, int(level.max()) + 1):
-            # The cell of this depth that holds the sample's cell, and the half of its parent.
+            # The cell of this depth that contains the cell of the sample, and the side of its parent.
             cell = index >> (level - depth).clamp(min=0)
             z = self._draws(x, Purpose.CELLS, (cell >> 1) + (1 << depth))
             side = match((1 - 2 * (cell & 1)) * 2.0 ** (-(depth + 1) / 2), x)
@@ -109,26 +110,26 @@ class BrownianPath:
         return increment
 
     def _value(self, x: Tensor, u: float) -> Tensor:
-        """W(u), which is drawn and kept if it is not known."""
+        """W(u); draws and stores it if it is not known."""
         i = bisect_left(self._points, u)
         if i < len(self._points) and self._points[i] == u:
             return self._values[i]
         return self._keep(u, self._draw(x, u, i))
 
     def _keep(self, u: float, value: Tensor) -> Tensor:
-        """Make W(u) a point of the path."""
+        """Store W(u) as a point of the path."""
         i = bisect_left(self._points, u)
         self._points.insert(i, u)
         self._values.insert(i, value)
         return value
 
     def _extends(self, at: float, to: float) -> bool:
-        """Whether ``to`` lies beyond the end ``at`` of what is known."""
+        """True if ``at`` is an end of the known points and ``to`` lies beyond it."""
         first, last = self._points[0], self._points[-1]
         return (at == last and to > last) or (at == first and to < first)
 
     def _draw(self, x: Tensor, u: float, i: int) -> Tensor:
-        """W(u) given its neighbours, the points before and from ``i``."""
+        """A draw of W(u), conditional on its neighbours, points ``i - 1`` and ``i``."""
         if not self._points:
             return torch.zeros_like(x)
         z = self._draws(x, Purpose.PATH, _bits(u))
@@ -136,23 +137,23 @@ class BrownianPath:
             end = min(i, len(self._points) - 1)
             return z.mul_(math.sqrt(abs(u - self._points[end]))).add_(self._values[end])
         low, high = self._points[i - 1], self._points[i]
-        share = (u - low) / (high - low)
-        mean = torch.lerp(self._values[i - 1], self._values[i], share)
-        return mean.add_(z, alpha=math.sqrt(share * (high - u)))
+        fraction = (u - low) / (high - low)
+        mean = torch.lerp(self._values[i - 1], self._values[i], fraction)
+        return mean.add_(z, alpha=math.sqrt(fraction * (high - u)))
 
 
 def starting_noise(sde: SDE, like: Tensor, noise: Noise) -> Tensor:
-    """A start at ``t_max`` shaped like ``like`` (B, ...): noise of the deviation of the prior."""
+    """Draws from the prior at ``t_max``, shaped like ``like`` (B, ...)."""
     return noise(like) * float(sde.prior().stddev)
 
 
-# Counter-based normals. Every (seed, purpose, counter) is the state of one SplitMix64 generator,
-# whose output at a position, 64 bits, makes two normals. Steele, Lea, Flood, Fast Splittable
-# Pseudorandom Number Generators, OOPSLA 2014. Integers of 64 bits wrap alike on every device.
+# Counter-based normals. Each (seed, purpose, counter) is the state of a SplitMix64 generator. Its
+# 64-bit output at a position gives two normals. Steele, Lea, Flood, Fast Splittable Pseudorandom
+# Number Generators, OOPSLA 2014. 64-bit integers overflow identically on every device.
 
 
 class Purpose(IntEnum):
-    """What draws are for: two purposes of one seed never share a draw."""
+    """Purposes of draws; draws of one seed for different purposes are independent."""
 
     STREAM = 1
     FIXED_TIME = 2
@@ -161,7 +162,7 @@ class Purpose(IntEnum):
 
 
 def _signed(word: int) -> int:
-    """The two's complement of the last 64 bits."""
+    """The last 64 bits as a signed integer, in two's complement."""
     return ((word + (1 << 63)) & ((1 << 64) - 1)) - (1 << 63)
 
 
@@ -172,25 +173,25 @@ _GOLDEN = _signed(0x9E3779B97F4A7C15)
 def _mix(z: Tensor) -> Tensor:
     """The finaliser of SplitMix64, in place."""
     for by, factor in ((30, _FIRST), (27, _SECOND), (31, 1)):
-        # A logical shift: an arithmetic one, masked.
+        # A logical shift, by masking an arithmetic one.
         z ^= (z >> by).bitwise_and_((1 << (64 - by)) - 1)
         z *= factor
     return z
 
 
 class _Draws:
-    """Normals as a function of (seed, purpose, counter, position), by Box and Muller.
+    """Normals as a function of (seed, purpose, counter, position), by the Box-Muller transform.
 
         z + i z' = sqrt(-2 log u) exp(i phi),   u of 31 bits, phi of 32
 
-    The radius has the exact law up to sqrt(64 log 2) = 6.66 deviations.
+    The radius has the exact distribution up to sqrt(64 log 2) = 6.66.
     """
 
     def __init__(self, seeds: Sequence[int]) -> None:
         self._seeds = torch.tensor([_signed(seed) for seed in seeds], dtype=torch.int64)
 
     def __call__(self, x: Tensor, purpose: Purpose, counter: Tensor | int) -> Tensor:
-        """Draws shaped like ``x``; the counter is one number, or one per sample (B,)."""
+        """Draws shaped like ``x``; the counter is a number, or one per sample (B,)."""
         if len(x) != len(self._seeds):
             raise ValueError(
                 f"{len(self._seeds)} seeds for a batch of {len(x)} samples; give one seed a sample"

@@ -63,10 +63,10 @@ def optimise_grid(
     budget: int = 20_000,
     candidates: Sequence[Grid] = STANDARD,
 ) -> Tensor:
-    """The best grid found for a deterministic step: n + 1 decreasing float64 times from ``t_max``.
+    """The best grid found for a deterministic step, n + 1 decreasing float64 times.
 
-    ``starts`` (B, ...) are states at ``t_max``. The last time is ``t_end``; by default the search
-    chooses it, down to ``t_min``. The search makes about ``budget`` denoiser calls for the whole
+    ``starts`` (B, ...) are states at ``t_max``, the first time. The last time is ``t_end``; by default
+    the search chooses it, down to ``t_min``. The search makes about ``budget`` denoiser calls for the whole
     batch, including those of the reference, and uses no randomness. Raises ValueError for invalid
     arguments, a step that draws noise, or a budget too small for the reference.
     """
@@ -85,7 +85,7 @@ def search_grid(
     budget: int = 20_000,
     candidates: Sequence[Grid] = STANDARD,
 ) -> Optimised:
-    """Like ``optimise_grid``, but also returns the loss before and after and the number of calls."""
+    """Like ``optimise_grid``, but also returns the losses and the number of calls."""
     sde = denoiser.sde
     _check(sde, starts, t_end, candidates)
     calls = _Counted(denoiser.predict)
@@ -150,7 +150,7 @@ class _Problem:
         return lambda move: self.loss(origin + profile @ move)
 
     def loss(self, logs: Array) -> float:
-        """The loss of a grid; infinite if it ends below ``t_min``, is not decreasing, or diverges."""
+        """The loss; infinite if the grid ends below ``t_min``, does not decrease, or diverges."""
         ts = self.times(logs)
         if float(ts[-1]) < min(self.denoiser.sde.t_min, self.t_end or math.inf):
             return math.inf
@@ -214,7 +214,7 @@ def _improved(problem: _Problem, found: Found, profile: Array, budget: int) -> F
 
 
 def _profiles(n: int) -> Iterator[Array]:
-    """Directions of log increments, (n, directions): hat functions on a few knots, then each alone."""
+    """Directions of log increments, (n, directions): hats on a few knots, then unit vectors."""
     if n > _KNOTS:
         places = np.linspace(0, _KNOTS - 1, n)
         yield np.stack([np.interp(places, range(_KNOTS), hat) for hat in np.eye(_KNOTS)], 1)

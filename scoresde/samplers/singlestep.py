@@ -1,7 +1,7 @@
-"""Single steps of higher order: the denoiser is called again inside the step.
+"""Single steps of higher order, with further denoiser calls inside the step.
 
-A scheme places the calls and says which readings each of them uses; with a rule of ``integrals``
-and a choice of what is integrated, it is a Runge-Kutta method, classical or exponential.
+A scheme lists the nodes of the calls and the earlier evaluations that each stage combines. Together
+with a rule and a prediction of ``integrals`` it is a classical or exponential Runge-Kutta method.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ from scoresde.sde import SDE
 
 @dataclass(frozen=True)
 class Scheme:
-    """Inner calls at fractions ``nodes`` of the step in lam; ``uses[i]`` lists the readings that
-    stage i integrates (0 is the start, j the j-th inner call), the last entry those of the end.
+    """The stages of a Runge-Kutta step, with inner calls at fractions ``nodes`` of it in lam.
+
+    ``uses[i]`` lists the evaluations that stage i combines: 0 is the start, j the j-th inner call.
+    The last entry of ``uses`` is for the end of the step.
     """
 
     order: int
@@ -57,9 +59,9 @@ THIRDS = Scheme(3, (1 / 3, 2 / 3), ((0,), (0, 1), (0, 2)))
 
 @dataclass(frozen=True)
 class SingleStep:
-    """A scheme on the probability flow, in the frame of a prediction.
+    """A scheme on the probability flow, in the variables of a prediction.
 
-    A step that starts or ends at alpha = 0 or sigma = 0 is the DDIM step, with one call.
+    A step that starts or ends at alpha = 0 or sigma = 0 is the DDIM step and makes one call.
     """
 
     prediction: Prediction
@@ -87,7 +89,7 @@ class SingleStep:
     def stages(
         self, denoiser: Denoiser, x: Tensor, s: Tensor, at: Marginal, to: Marginal, here: Point
     ) -> tuple[Tensor, list[Point]]:
-        """The end of the step that starts with the reading ``here``, and all its readings."""
+        """The end of the step that starts from ``here``, and all its evaluations."""
         points, nodes = [here], self.scheme.nodes
         for node, used in zip(nodes, self.scheme.uses[:-1], strict=True):
             u, stage = _inner(denoiser.sde, at, to, s, node)
@@ -105,10 +107,10 @@ class SingleStep:
 
 @dataclass(frozen=True)
 class StepSequence:
-    """One step after another, each for its own interval; a longer grid goes on with the last.
+    """A sequence of steps, one per interval of the grid; a longer grid repeats the last step.
 
-    ``order`` is that of the bulk, or one more than that of the weakest of a few others;
-    ``nfe_per_step`` is the bulk's, ``nfe`` what a grid of ``len(steps)`` steps costs.
+    A few steps of lower order may limit ``order`` to one more than their own. ``nfe_per_step`` is
+    the largest of all steps, and ``nfe`` the number of calls on a grid of ``len(steps)`` steps.
     """
 
     steps: tuple[SingleStep, ...]
@@ -146,7 +148,7 @@ def _inner(
 
 
 def dpm_2() -> SingleStep:
-    """k-diffusion's DPM-2: the noise at the middle of the step in lam, for the whole step.
+    """k-diffusion's DPM-2: the midpoint rule in lam on the noise prediction.
 
     EDM, arXiv 2206.00364, algorithm 1 with a midpoint of log sigma; DPM-Solver-2 in noise form.
     """
@@ -154,7 +156,7 @@ def dpm_2() -> SingleStep:
 
 
 def dpmpp_2s() -> SingleStep:
-    """DPM-Solver++(2S): x0_hat at the middle of the step in lam, for the whole step.
+    """DPM-Solver++(2S): the midpoint rule in lam on the data prediction.
 
     DPM-Solver++, arXiv 2211.01095, algorithm 1 with r = 1 / 2.
     """
@@ -164,15 +166,15 @@ def dpmpp_2s() -> SingleStep:
 def dpm_solver_singlestep(
     order: Annotated[int, Range(ge=1, le=3)] = 3, prediction: Prediction = EPS
 ) -> SingleStep:
-    """DPM-Solver-1, 2 and 3: ``EPS`` for the noise form, ``X0`` for DPM-Solver++.
+    """Singlestep DPM-Solver of order 1, 2 or 3, in the noise form (eps) or as DPM-Solver++ (x0).
 
-    ``order`` calls a step. Raises ValueError unless order is 1, 2 or 3. DPM-Solver, arXiv
+    Each step makes ``order`` calls. Raises ValueError unless order is 1, 2 or 3. DPM-Solver, arXiv
     2206.00927, algorithms 1 and 2.
 
     Args:
-        order: order of the method, and calls a step.
+        order: order of the method, and number of calls per step.
         prediction: quantity that is extrapolated; residual is the output of EDM's network for data
-            of deviation 0.5.
+            of standard deviation 0.5.
     """
     if order not in (1, 2, 3):
         raise ValueError(f"singlestep DPM-Solver has orders 1, 2 and 3, got order={order}")
@@ -180,10 +182,9 @@ def dpm_solver_singlestep(
 
 
 def dpm_fast(nfe: int = 30) -> StepSequence:
-    """DPM-Solver-fast: steps of order 3, the last one or two of lower order, so that a grid of
-    nfe // 3 + 1 steps equal in lam costs ``nfe`` calls.
+    """DPM-Solver-fast: steps of order 3, except the last one or two.
 
-    Raises ValueError unless nfe >= 1. DPM-Solver, arXiv 2206.00927, section 3.4.
+    A grid of nfe // 3 + 1 steps, equal in lam, makes ``nfe`` calls. Raises ValueError unless nfe >= 1. DPM-Solver, arXiv 2206.00927, section 3.4.
     """
     if nfe < 1:
         raise ValueError(f"need at least 1 call, got nfe={nfe}")

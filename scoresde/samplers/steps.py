@@ -73,7 +73,7 @@ class ReverseDiffusion:
 
 @dataclass(frozen=True)
 class DDIM:
-    """Denoising diffusion implicit step: eta is 0 for the probability flow, 1 for ancestral sampling.
+    """Denoising diffusion implicit step; eta is 0 for probability flow, 1 for ancestral sampling.
 
         x_s = alpha_s x0 + sqrt(sigma_s^2 - v) eps + sqrt(v) z,
         v = eta^2 sigma_s^2 v_ts / sigma_t^2
@@ -110,14 +110,14 @@ class DDIM:
 def ancestral() -> DDIM:
     """Ancestral sampling: a draw from p(x_s | x_t, x0_hat), the DDIM step with eta = 1.
 
-    On the grid of a ``DiscreteVP`` table it is the DDPM sampler with the smaller variance. Denoising
-    Diffusion Probabilistic Models, arXiv 2006.11239, eq. 6-7.
+    On the grid of a ``DiscreteVP`` table it is the DDPM sampler with the smaller variance.
+    Denoising Diffusion Probabilistic Models, arXiv 2006.11239, eq. 6-7.
     """
     return DDIM(1.0)
 
 
 def euler_a(eta: Probability = 1.0) -> DDIM:
-    """Euler ancestral: an Euler step in sigma / alpha, then fresh noise; the same as ddim with eta.
+    """Euler ancestral: an Euler step in sigma / alpha, then fresh noise; the same as ddim.
 
         x_s = (down / sigma) x - alpha_s expm1(-h_down) x0 + up z
 
