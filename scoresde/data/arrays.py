@@ -321,7 +321,7 @@ def _decoded(
     layout: Layout | None,
     progress: Progress,
 ) -> Iterator[tuple[bool, Split]]:
-    """Yield the examples of each file in turn."""
+    """Yield the examples of each file in turn, each with whether they are for testing."""
     starts = accumulate(map(len, shards), initial=0)
     labels = iter(numbers.labels if numbers else ())
     with progress(len(shards), "reading arrays") as advance:
