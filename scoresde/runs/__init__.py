@@ -1,1 +1,1 @@
-"""The application as a library: train, draw, score, evaluate, edit and compare, without a terminal."""
+"""Trains, draws, scores, evaluates, edits and compares: the application without a terminal."""
