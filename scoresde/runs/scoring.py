@@ -189,7 +189,11 @@ def key(job: Job) -> str:
         parts = ("sde", "parameterization", "network")
         described = {name: plain(getattr(config, name)) for name in parts}
     settings = {k: v for k, v in asdict(job.settings).items() if k != "batch"}
-    named: dict[str, Any] = {"weights": fingerprint({}, state), "data": data.hexdigest(), "seed": job.seed}
+    named: dict[str, Any] = {
+        "weights": fingerprint({}, state),
+        "data": data.hexdigest(),
+        "seed": job.seed,
+    }
     named |= {"beside": job.bound, "conditional": job.conditional}
     named["scaling"] = asdict(job.scaling)
     return json.dumps(named | described | settings, sort_keys=True)
