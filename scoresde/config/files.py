@@ -124,9 +124,7 @@ def _refused(problem: str, node: yaml.Node) -> yaml.constructor.ConstructorError
 def _size(node: yaml.Node, known: dict[int, int]) -> int:
     """Number of values below a node; an alias counts each time it is used."""
     if id(node) not in known:
-        known[id(node)] = (
-            MOST_VALUES + 1
-        )  # until known, so that recursive aliases exceed the limit
+        known[id(node)] = MOST_VALUES + 1  # so that recursive aliases exceed the limit
         pairs = isinstance(node, yaml.MappingNode)
         inner = [part for pair in node.value for part in pair] if pairs else node.value
         parts = [] if isinstance(node, yaml.ScalarNode) else inner

@@ -155,8 +155,8 @@ def _loaded(
     if model is None:
         if config.own:
             raise CheckpointError(
-                f"{path}: holds the weights of a model that a program made, which no configuration "
-                "describes; give the model, such as ss.load(path, model=mine)"
+                f"{path}: holds the weights of a model that a program made, without a "
+                "configuration; give the model, such as ss.load(path, model=mine)"
             )
         model = build_model(config, description)
     elif config.own and not _close(coefficients(model), config.own):

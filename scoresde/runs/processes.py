@@ -63,8 +63,10 @@ def pick_device(name: str) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        # Torch may list all its device types or add advice; the first clause is the reason.
-        reason = re.split(r"[,;:.]\s|\n", str(error).strip(), maxsplit=1)[0].rstrip(".")[:100]
+        # Torch lists all its device types, or adds advice after the first sentence.
+        reason = re.split(r"\.\s|\n", str(error).strip(), maxsplit=1)[0].rstrip(".")[:100]
+        if reason.startswith("Expected one of"):
+            reason = "unknown device type"
         raise ValueError(f"device: {name} is not usable ({reason}); try cpu") from None
 
 

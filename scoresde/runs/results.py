@@ -49,7 +49,7 @@ class ResultFolder:
     def write(
         self, files: Mapping[str, Make], record: Mapping[str, Any], keep: Collection[str] = ()
     ) -> None:
-        """Replace the results in the folder by ``files`` and their record, except those in ``keep``.
+        """Replace the results in the folder by ``files`` and a record, except those in ``keep``.
 
         All new files are written under temporary names before any earlier file is replaced, and
         the record is replaced last. Raises OSError if a write fails, with the earlier results

@@ -124,7 +124,8 @@ def _require_same(run: Run, found: Checkpoint, path: Path) -> list[str]:
         )
     if found.step > run.plan.steps:
         raise ValueError(
-            f"train.steps: {run.plan.steps}, but the run is at step {found.step} already; give more"
+            f"train.steps: {run.plan.steps}, but the run is at step {found.step} already; "
+            "give more"
         )
     kind, expected = (_kind(data) for data in (describe(run.dataset), found.data))
     if kind != expected:
