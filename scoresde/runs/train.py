@@ -95,7 +95,8 @@ def train(
 
     Args:
         model_or_config: a ``ScoreModel``, whose network, process and parameterisation may be a
-            program's own; or a configuration, as an object, a mapping or a YAML file.
+            program's own; or a configuration, as an object, a mapping or a YAML file. Parameters
+            that are frozen stay so, unless all are, as in a loaded model.
         data: a tensor, an array, a pair (x, label), a torch ``Dataset``, a ``Dataset`` of ours or
             a path; by default the data set of the configuration. Real numbers are standardised.
         out: run folder to write, that of ``scoresde train``; without one nothing is written.
@@ -203,6 +204,8 @@ def remarks(run: Run, device: torch.device) -> list[str]:
         found.append(f"the classes are not learned: {why}")
     if (line := caution(model.parameterization, model.sde)) is not None:
         found.append(line)
+    if frozen := sum(p.numel() for p in model.parameters() if not p.requires_grad):
+        found.append(f"{frozen:,} of {parameters(model):,} parameters are frozen")
     if is_slow(plan.precision, device):
         found.append(
             f"train.precision={plan.precision} is slower than float32 on this CPU, which has no "
@@ -217,7 +220,7 @@ def remarks(run: Run, device: torch.device) -> list[str]:
 
 
 def parameters(model: nn.Module) -> int:
-    """The number of trained numbers."""
+    """The number of parameters, frozen ones included."""
     return sum(p.numel() for p in model.parameters())
 
 

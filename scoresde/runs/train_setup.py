@@ -109,7 +109,9 @@ def prepare(
     if task.model is None:
         model = build_model(config, dataset)
     else:
-        model = task.model.requires_grad_(True)
+        model = task.model
+        if not any(p.requires_grad for p in model.parameters()):
+            model.requires_grad_(True)  # of ``load``; a model that is frozen in part stays so
         require_fit(model, dataset, plan)
     if not plan.shard:
         model.to(device)  # what is split never is there as a whole

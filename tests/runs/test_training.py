@@ -51,6 +51,16 @@ def mine(width: int = 16) -> ss.ScoreModel:
     return ss.ScoreModel(Net(width), ss.EDM(), P.edm(1.0))
 
 
+class Said(Quiet):
+    """Keeps the remarks."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
 def weights(model: nn.Module) -> list[torch.Tensor]:
     return [p.detach().clone() for p in model.parameters()]
 
@@ -65,6 +75,22 @@ def test_a_model_of_ones_own_is_trained_in_memory(tmp_path, monkeypatch):
     assert not any(p.requires_grad for p in run.model.parameters())
     # The scale of the data goes with the model.
     assert np.allclose(run.model.data.scaling.shift, X.mean(0).numpy(), rtol=0.05)
+
+
+@pytest.mark.parametrize("out", [None, "run"])
+def test_frozen_parameters_stay_unless_all_are(tmp_path, out):
+    options = {"steps": 6, "batch": 16, "listener": Quiet(), "out": out and tmp_path / out}
+    model = mine()
+    model.net.inner.requires_grad_(False)
+    before = [p.detach().clone() for p in (model.net.inner.weight, model.net.outer.weight)]
+    said = Said()
+    trained = ss.train(model, X, **options | {"listener": said}).model
+    assert any("64 of 98 parameters are frozen" in line for line in said.lines)
+    assert torch.equal(trained.net.inner.weight, before[0])
+    assert not torch.equal(trained.net.outer.weight, before[1])
+
+    again = ss.train(trained, X, **options, overwrite=out is not None).model
+    assert not torch.equal(again.net.inner.weight, before[0])
 
 
 def test_a_run_of_ones_own_model_is_resumed_to_the_bit(tmp_path):
