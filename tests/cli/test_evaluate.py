@@ -140,7 +140,7 @@ class TestStatistics:
         both = ("--samples", plane, "--checkpoint", points)
         flags = (*both, "--metrics", "frechet", "--statistics")
         np.savez(tmp_path / "three.npz", mu=np.zeros(3), sigma=np.eye(3))
-        assert "is of 3 features, but" in refusal(capsys, *flags, tmp_path / "three.npz")
+        assert "has 3 features, but" in refusal(capsys, *flags, tmp_path / "three.npz")
         np.savez(tmp_path / "b.npz", mu=np.zeros(2), sigma=np.eye(2), features=np.array("mine"))
         assert "was made with mine" in refusal(capsys, *flags, tmp_path / "b.npz")
         assert "no such file" in refusal(capsys, *flags, tmp_path / "none.npz")
@@ -254,7 +254,7 @@ class TestSamples:
     def test_the_record_names_the_run(self, capsys, copied):
         record = {"files": [], "checkpoint": "gone.pt"}
         (copied / "sample.json").write_text(json.dumps(record))
-        assert "of which data?" in refusal(capsys, "--samples", copied)
+        assert "no record of the data set" in refusal(capsys, "--samples", copied)
 
 
 class TestRefusals:
@@ -270,7 +270,7 @@ class TestRefusals:
             (("--against", "validation"), "--against"),
             (("--features", "clasifier"), "did you mean 'classifier'?"),
             (("--features", "classifier"), "has no images with classes"),
-            (("--sample.steps", "3"), "--sample.steps: the samples of --samples are drawn"),
+            (("--sample.steps", "3"), "--sample.steps has no effect with --samples"),
             (("--num", "10", "--metrics", "two_sample"), "needs 20 samples"),
             (("--save-statistics", "none/a.npz"), "no such folder"),
             (("--data", "digits"), "the model was trained on"),

@@ -313,7 +313,7 @@ class TestInfo:
         assert {"frechet", "kid", "two_sample", "copies"} <= set(found["metrics"])
         assert all(line for table in found.values() for line in table.values())
         assert found["samplers"]["heun"].endswith("(order 2, 2 calls per step)")
-        assert found["samplers"]["dpmpp_2m_sde"].endswith("(weak order 2, 1 call a step)")
+        assert found["samplers"]["dpmpp_2m_sde"].endswith("(weak order 2, 1 call per step)")
 
     def test_the_page_has_a_line_for_every_name(self, capsys):
         assert main(["info"]) == 0

@@ -183,7 +183,7 @@ class TestWatching:
         common += ["--num", "7", "--class", "1", "--batch", "2", "--sample.steps", "5", "--npz"]
         assert main(["sample", *common]) == 128 + number
         assert (
-            "2 of 7 samples finished, 2 more written as denoised so far" in capsys.readouterr().err
+            "2 of 7 samples finished; the last 2 written are unfinished" in capsys.readouterr().err
         )
         found = record(tmp_path / "out")
         assert (found["stopped"], found["unfinished"]) == (number.name, 2)

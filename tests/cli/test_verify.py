@@ -85,7 +85,7 @@ class TestOrders:
     [
         (["--samplers", "hein"], "--samplers: unknown name 'hein'; did you mean 'heun'?"),
         (["--samplers", ","], "--samplers: names nothing"),
-        (["--samplers", "dpm_adaptive"], "dpm_adaptive: its steps are its own"),
+        (["--samplers", "dpm_adaptive"], "dpm_adaptive: chooses its own steps"),
         (["--sde", "vpp"], "--sde: unknown name 'vpp'; did you mean 'vp'?"),
     ],
 )
