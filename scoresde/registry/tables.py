@@ -131,7 +131,7 @@ def discrete_vp(
     """The linear variance table of DDPM in continuous time; log alpha is interpolated linearly.
 
     Args:
-        levels: number of entries of the variance table.
+        levels: length of the table of variances.
         beta_start: first entry of the variance table.
         beta_end: last entry of the variance table.
     """
