@@ -27,9 +27,9 @@ from torch import Tensor
 import scoresde as ss
 from scoresde.data import Dataset, Split, digits
 from scoresde.evaluation import Classifier, copy_rate, fit_classifier, sample_grid, save_png
+from scoresde.progress import bar
 from scoresde.runs.folder import RunFolder
 from scoresde.runs.pictures import Recorder, pixels
-from scoresde.runs.progress import bar
 from scoresde.training import describe
 
 RESULTS = Path(__file__).parent / "results"

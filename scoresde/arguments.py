@@ -165,7 +165,7 @@ def unwrapped(annotation: Any) -> tuple[Any, tuple[Range, ...]]:
             annotation = others[0]
         elif get_origin(annotation) is tuple and get_args(annotation)[1:] == (...,):
             element, inner = unwrapped(get_args(annotation)[0])
-            return tuple[element, ...], (*limits, *inner)  # type: ignore[valid-type]
+            return types.GenericAlias(tuple, (element, ...)), (*limits, *inner)
         else:
             return annotation, tuple(limits)
 

@@ -168,7 +168,7 @@ class TestModels:
         # Untrained and in pure noise, every level is as likely as another.
         assert torch.allclose(model.denoiser()(x, t), middles.mean(), atol=0.05)
         points = build_dataset(small().data)
-        with pytest.raises(ConfigError, match=r"head=levels needs data of levels.*moons"):
+        with pytest.raises(ConfigError, match=r"head=levels needs pixel levels.*moons"):
             build_model(config, points)
 
     @pytest.mark.parametrize("kind", sorted(registry.NETWORKS.keys() - {"mlp"}))

@@ -8,7 +8,7 @@ from scoresde.arguments import nearest
 
 
 def names(flag: str, text: str, known: Iterable[str]) -> list[str]:
-    """The names between the commas, each once. Raises ValueError with the nearest known one."""
+    """Split at commas and drop duplicates. Raises ValueError for an unknown name."""
     choices = list(known)
     found = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     if not found:
@@ -20,17 +20,19 @@ def names(flag: str, text: str, known: Iterable[str]) -> list[str]:
 
 
 def counts(flag: str, text: str) -> list[int]:
-    """The whole numbers between the commas, each once, in order. Raises ValueError below 1."""
+    """Split at commas, drop duplicates and sort. Raises ValueError unless all are at least 1."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and int(part) >= 1 for part in parts):
-        raise ValueError(f"{flag}: cannot read {text!r}; write such as 5,10,20")
+        raise ValueError(
+            f"{flag}: cannot read {text!r}; write numbers separated by commas, such as 5,10,20"
+        )
     return sorted({int(part) for part in parts})
 
 
 def labels(text: str, classes: Sequence[str]) -> str | list[str] | list[int]:
-    """Labels as ``draw`` takes them: a class name or "all", else the words between the commas.
+    """Parse labels for ``draw``: a class name, "all", or a list separated by commas.
 
-    They are numbers if all of them are, else names.
+    The list holds numbers if every item is a number, otherwise names.
     """
     if text in classes or text == "all":
         return text

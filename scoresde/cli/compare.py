@@ -1,4 +1,4 @@
-"""``scoresde compare``: samplers against the exact paths of a trained model."""
+"""``scoresde compare``: compares samplers with the exact paths of a trained model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CHOICES = tuple(name for name in GRIDS if name != "file")
 
 
 def run(options: CompareOptions, overrides: Mapping[str, Any]) -> int:
-    """Solve, compare, print and write."""
+    """Compare the samplers, print a table and write the report."""
     samplers = names("--samplers", options.samplers, STEPS)
     steps = counts("--steps", options.steps)
     grids = None if options.grid is None else names("--grid", options.grid, CHOICES)
@@ -64,7 +64,7 @@ def run(options: CompareOptions, overrides: Mapping[str, Any]) -> int:
 
 
 def _show(found: Comparison, options: CompareOptions, end: float) -> None:
-    """A line a trial, and what they are compared with."""
+    """Print one row per trial, then how the reference was computed."""
     from rich.console import Console
     from rich.table import Table
 
@@ -78,7 +78,7 @@ def _show(found: Comparison, options: CompareOptions, end: float) -> None:
     console = Console(highlight=False)
     console.print(table)
     console.print(
-        f"Distance from the paths of {options.num} starts to t={end:g}, solved within "
-        f"{options.tolerance:g} in {found.nfe} calls. All end with the denoised state; a grid "
-        "with another end than t never comes nearer than the two ends are apart."
+        f"Distance from the paths of {options.num} starts to t={end:g}, solved to tolerance "
+        f"{options.tolerance:g} in {found.nfe} calls. Every path ends with the denoised state. "
+        "The error of a grid that ends at another time does not converge to 0."
     )

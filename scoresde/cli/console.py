@@ -1,4 +1,4 @@
-"""What commands share on the terminal."""
+"""Terminal output shared by the commands."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from scoresde.progress import Advance, bar
 from scoresde.runs.processes import pick_device
-from scoresde.runs.progress import Advance, bar
 
 __all__ = ["Advance", "pick_device", "progress"]
 
 
 @contextmanager
 def progress(total: int, what: str) -> Iterator[Advance]:
-    """Progress on standard error: a bar on a terminal, plain lines where it is piped."""
+    """Show progress on standard error: a bar on a terminal, plain lines in a pipe."""
     if not sys.stderr.isatty():
         with bar(total, what) as advance:
             yield advance

@@ -1,4 +1,4 @@
-"""``scoresde edit``: latent codes of images, what they decode to, and the paths between them."""
+"""``scoresde edit``: encodes examples to latent codes, decodes and interpolates codes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DEFAULT_NUM = 16
 
 @dataclass(frozen=True)
 class Job:
-    """The options, and the model with its settings."""
+    """Options of one call, with the loaded model, its configuration and its editor."""
 
     options: EditOptions
     loaded: LoadedRun
@@ -39,22 +39,24 @@ class Job:
 
     @property
     def classes(self) -> Sequence[str] | None:
-        """The names of the classes of a model that knows some."""
+        """Class names of a conditional model; None for an unconditional one."""
         return self.loaded.data.classes if self.config.conditional else None
 
     def names(self, places: Tensor | None) -> Any:
-        """The class of --class, else those stored; None for a model without classes."""
+        """Labels from --class, else the stored classes; None for a model without classes."""
         if self.options.label is not None:
             return labels(self.options.label, self.classes or ())
         if self.classes is None:
             return None
         if places is None:
-            raise ValueError("label is missing: this model has classes, and these have none")
+            raise ValueError(
+                "label is missing: this model needs classes, and these examples have none"
+            )
         return [self.classes[k] for k in places.tolist()]
 
 
 class Edited(NamedTuple):
-    """Codes, samples, rows of them to show, and what the record and the last line say."""
+    """Result of an operation: codes, samples, rows of the picture, report and summary line."""
 
     z: Tensor | None
     x: Tensor | None
@@ -65,7 +67,7 @@ class Edited(NamedTuple):
 
 
 def run(options: EditOptions, overrides: Mapping[str, Any]) -> int:
-    """Encode, decode, interpolate or reconstruct; write and report."""
+    """Run one operation, write its files and print a summary."""
     job = _prepared(options, overrides)
     started = time.perf_counter()
     edited = OPERATIONS[options.operation](job)
@@ -96,7 +98,7 @@ def run(options: EditOptions, overrides: Mapping[str, Any]) -> int:
 
 
 def encoded(job: Job) -> Edited:
-    """The codes of examples."""
+    """Encode examples."""
     split = _examples(job)
     names = job.names(split.label)
     z = job.editor.encode(split.x, names)
@@ -107,7 +109,7 @@ def encoded(job: Job) -> Edited:
 
 
 def decoded(job: Job) -> Edited:
-    """The samples of codes in a file."""
+    """Decode the codes in a file."""
     assert job.options.codes is not None
     z, stored = read_codes(job.options.codes, job.loaded.model)
     x = job.editor.decode(z, job.names(stored))
@@ -115,7 +117,7 @@ def decoded(job: Job) -> Edited:
 
 
 def interpolated(job: Job) -> Edited:
-    """Paths between the first and the second of every pair of examples, a row each."""
+    """Interpolate between the examples of each pair; each pair is one row."""
     split, n = _examples(job), job.options.columns
     names = job.names(split.label)
     found = job.editor.interpolate(split.x, names, n)
@@ -129,13 +131,13 @@ def interpolated(job: Job) -> Edited:
 
 
 def reconstructed(job: Job) -> Edited:
-    """Examples above what their codes decode to, and how far the two are apart."""
+    """Encode and decode examples, and measure the reconstruction error."""
     split = _examples(job)
     found = job.editor.reconstruct(split.x, job.names(split.label))
     rms, worst = float(found.errors.square().mean().sqrt()), float(found.errors.max())
     report: dict[str, Any] = {"num": len(found.x), "error_rms": rms, "error_max": worst}
     report["errors"] = found.errors.tolist()
-    line = f"{len(found.x)} samples there and back, rms error {rms:.2g}, worst {worst:.2g}"
+    line = f"{len(found.x)} reconstructed samples, rms error {rms:.2g}, worst {worst:.2g}"
     if found.changed is not None:
         report["levels_changed"] = found.changed
         line += f", {100 * found.changed:.2g} % of levels changed"
@@ -152,7 +154,7 @@ OPERATIONS = {
 
 
 def _rows(sets: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
-    """Sets of samples in rows one above the other; points stay whole."""
+    """Split sets of images into rows that alternate between the sets; other data stay whole."""
     if next(iter(sets.values())).ndim != 4:
         return list(sets.items())
     parts = [x.split(COLUMNS) for x in sets.values()]
@@ -160,7 +162,7 @@ def _rows(sets: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
 
 
 def _prepared(options: EditOptions, overrides: Mapping[str, Any]) -> Job:
-    """Everything checked that can be before the model is called."""
+    """Check the options, load the model and make the output folder."""
     if (options.codes is None) == (options.operation == "decode"):
         verb = "needs" if options.codes is None else "is for"
         raise ValueError(f"--operation decode {verb} --codes, a file that encode has written")
@@ -177,7 +179,7 @@ def _prepared(options: EditOptions, overrides: Mapping[str, Any]) -> Job:
 
 
 def _examples(job: Job) -> Split:
-    """The first test examples, of the data in training or of another set of their kind."""
+    """The first test examples of the configured data set, which must fit the model."""
     dataset = build_dataset(job.config.data)
     require_same_data(dataset, job.loaded.data)
     num = job.options.num or min(DEFAULT_NUM, len(dataset.test) // 2 * 2 or 1)

@@ -1,4 +1,4 @@
-"""``scoresde evaluate``: samples against real data, with errors and the values of real data."""
+"""``scoresde evaluate``: compares samples with real data by metrics with error estimates."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from scoresde.config import Config, build_dataset, load_config, override
 from scoresde.data.foreign import sample_record
 from scoresde.evaluation import moments, save_moments
 from scoresde.evaluation.metrics import require_enough
+from scoresde.progress import silent
 from scoresde.runs.compatibility import require_same_data, require_same_split
 from scoresde.runs.draw import MOST
 from scoresde.runs.evaluate import (
@@ -33,16 +34,15 @@ from scoresde.runs.evaluate import (
 from scoresde.runs.evaluate_report import page, picture, require_free, write
 from scoresde.runs.load import LoadedRun
 from scoresde.runs.processes import World, own_device, together
-from scoresde.runs.progress import silent
 from scoresde.runs.samples import Samples, draw_samples, read_samples
 
 DEFAULT_NUM = 1000
 
 
 def run(options: EvaluateOptions, overrides: Mapping[str, Any]) -> int:
-    """Measure everything, then print and write it: there is no half of a report.
+    """Compute every metric, then print and write the report.
 
-    Of several processes all draw, and the first measures.
+    With several processes, all draw samples and the first one evaluates them.
     """
     _check(options, overrides)
     started, world = time.perf_counter(), World.found()
@@ -70,7 +70,7 @@ def _conclude(
     metrics: list[str],
     started: float,
 ) -> None:
-    """Measure, print, then write: a full disk cannot take away the first."""
+    """Evaluate and print before writing, so that a full disk does not lose the result."""
     for note in samples.notes:
         print(note, file=sys.stderr)
     x = samples.x[shuffled(len(samples.x), options.seed)][: options.num or len(samples.x)]
@@ -98,15 +98,15 @@ def _conclude(
 def _loaded(
     options: EvaluateOptions, overrides: Mapping[str, Any], world: World
 ) -> tuple[LoadedRun | None, Config]:
-    """The run whose data are the reference, if one is named, and the configuration."""
+    """The run whose data set is the reference (None without one), and the configuration."""
     source = options.checkpoint
     if source is None and not any(key.startswith("data.") for key in overrides):
         assert options.samples is not None
         noted = sample_record(options.samples).get("checkpoint")
         if not isinstance(noted, str) or not Path(noted).exists():
             raise ValueError(
-                f"--samples {options.samples}: of which data? give --checkpoint, or --data and "
-                "--data.path"
+                f"--samples {options.samples}: no record of the data set; give "
+                "--checkpoint, or --data and --data.path"
             )
         source = Path(noted)
     if source is None:
@@ -127,9 +127,9 @@ def _samples(
     metrics: list[str],
     world: World,
 ) -> Samples:
-    """The samples in the folder, or those that the run draws now.
+    """Read the samples of --samples, or draw them from the model.
 
-    A model with classes draws those of the references.
+    A conditional model draws with the classes of the reference examples.
     """
     if options.samples is not None:
         found = read_samples(options.samples, reference.dataset)
@@ -160,12 +160,14 @@ def _samples(
 
 
 def _check(options: EvaluateOptions, overrides: Mapping[str, Any]) -> None:
-    """Raise ValueError for options that cannot be used, and for files in use."""
+    """Raise ValueError for inconsistent options and for files that exist already."""
     if options.samples is None and options.checkpoint is None:
         raise ValueError("give --samples FOLDER, or --checkpoint RUN to draw them now")
     how = [f"--{key}" for key in overrides if key.startswith("sample.")] + chosen_flags(options)
     if options.samples is not None and how:
-        raise ValueError(f"{how[0]}: the samples of --samples are drawn; leave it out")
+        raise ValueError(
+            f"{how[0]} has no effect with --samples, which are drawn already; leave it out"
+        )
     if options.num is not None and not 1 <= options.num <= MOST:
         raise ValueError(f"--num: need 1 to {MOST:,}, got {options.num}")
     if options.resamples == 1:
@@ -176,13 +178,15 @@ def _check(options: EvaluateOptions, overrides: Mapping[str, Any]) -> None:
     if file is not None and not file.parent.is_dir():
         raise ValueError(f"--save-statistics {file}: no such folder; make it first")
     if file is not None and file.exists() and not options.overwrite:
-        raise ValueError(f"--save-statistics {file}: exists; give another, or --overwrite")
+        raise ValueError(
+            f"--save-statistics {file}: exists already; give another file, or --overwrite"
+        )
 
 
 def _report(
     options: EvaluateOptions, samples: Samples, n: int, reference: Reference, found: Judgement
 ) -> dict[str, Any]:
-    """Everything but the time it took: a function of the options and the files."""
+    """Contents of evaluate.json: a function of the options and the files alone."""
     return {
         "data": reference.dataset.name,
         "against": options.against,

@@ -1,7 +1,7 @@
-"""Command-line flags: the options of a command, and keys of the configuration as overrides.
+"""Command-line flags: options of a command, and overrides of configuration keys.
 
-Both are arguments of constructors (``scoresde.arguments``), so that one reader checks their values
-and one page describes them.
+Both are arguments of constructors (``scoresde.arguments``), so one parser checks their values and
+one help page describes them.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ WIDTH, COLUMN = 80, 30
 
 
 class UsageError(ValueError):
-    """A command line that cannot be used; one line that names the flag and the remedy."""
+    """Invalid command line; the message is one line with the flag and the remedy."""
 
 
 class Flag(NamedTuple):
-    """What a flag sets: an option of the command, or a key of the configuration."""
+    """Target of a flag: an option of the command, or a key of the configuration."""
 
     argument: Argument
     key: str
@@ -38,9 +38,9 @@ class Flag(NamedTuple):
 def parse(
     command: type[Options], argv: Sequence[str], prog: str, sections: Sequence[str] = ()
 ) -> tuple[Options, dict[str, Any]]:
-    """The options of a command, and the overrides of the configuration's ``sections``.
+    """Parse the options of a command and the overrides of the configuration's ``sections``.
 
-    Prints help and raises SystemExit(0) for --help. Raises UsageError for anything unknown.
+    Prints help and raises SystemExit(0) for --help. Raises UsageError for bad flags.
     """
     flags = _flags(command, sections)
     found: dict[str, Any] = {}
@@ -64,7 +64,7 @@ def parse(
 
 
 def spelling(command: type, sections: Sequence[str], name: str) -> str | None:
-    """The flag that sets an option or a key of this name, if the command has one."""
+    """The flag that sets this option or configuration key; None if the command has none."""
     for plain, flag in _flags(command, sections).items():
         if flag.key == name:
             return f"--{_dashes(plain)}"
@@ -83,7 +83,7 @@ def _flags(command: type, sections: Sequence[str]) -> dict[str, Flag]:
 
 
 def _groups(argv: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """Every flag with the values that follow it; --flag=value is --flag value."""
+    """Yield each flag with the values that follow it; --flag=value means --flag value."""
     flag, values = "", list[str]()
     for token in argv:
         if re.match(r"--?[a-zA-Z]", token):
@@ -96,7 +96,7 @@ def _groups(argv: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
 
 
 def _find(name: str, flags: Mapping[str, Flag], prog: str) -> tuple[Flag, bool]:
-    """What a flag sets, and whether to true; --a.no-b sets a truth value to false."""
+    """Look up a flag; the second result is False for --a.no-b, which sets a boolean to false."""
     plain = name.removeprefix("--").replace("-", "_")
     if name.startswith("--") and plain in flags:
         return flags[plain], True
@@ -112,7 +112,7 @@ def _find(name: str, flags: Mapping[str, Flag], prog: str) -> tuple[Flag, bool]:
 
 
 def _value(name: str, values: list[str], flag: Flag, positive: bool) -> tuple[Any, list[str]]:
-    """The value of a flag, and words that follow it and are not its own."""
+    """The value of a flag, and the remaining words, which do not belong to it."""
     kind = _kind(flag.argument)
     if "" in values and not is_sequence(kind):
         raise UsageError(f"{name}: empty; give a value, or leave it out")
@@ -134,7 +134,7 @@ def _value(name: str, values: list[str], flag: Flag, positive: bool) -> tuple[An
 def _made(
     command: type[Options], found: Mapping[str, Any], words: list[str], prog: str
 ) -> Options:
-    """The options object. Raises UsageError for a value, a missing option or a stray word."""
+    """Build the options. Raises UsageError for bad values, missing options and stray words."""
     values: dict[str, Any] = {}
     for name, argument in _own(command).items():
         if _positional(argument) and words:
@@ -152,7 +152,7 @@ def _made(
         if is_path(_kind(argument)):
             values[name] = Path(values[name])
     if words:
-        raise UsageError(f"{words[0]}: a word that no option takes; see {prog} --help")
+        raise UsageError(f"{words[0]}: unexpected argument; see {prog} --help")
     return command(**values)
 
 
@@ -160,7 +160,7 @@ def _made(
 
 
 def _page(command: type, prog: str, config: Config, sections: Sequence[str]) -> str:
-    """The help of a command, its defaults those of the file given with --config and the flags."""
+    """Help page of a command; its values come from the --config file and the other flags."""
     own = _own(command).values()
     about = " ".join((command.__doc__ or "").split("Args:")[0].split())
     place = "".join(f" [{a.name.upper()}]" for a in own if _positional(a))
@@ -201,7 +201,7 @@ def _section_lines(name: str, argument: Argument, value: Any) -> Iterator[str]:
 
 
 def _entry(name: str, argument: Argument, value: Any, *, required: bool = False) -> Iterator[str]:
-    """The lines of one option: its flag, what it does, its range or choices, its value now."""
+    """Lines of one option: flag, description, range or choices, and current value."""
     kind, limits = unwrapped(argument.type)
     source = contents(argument)
     if kind is bool:
@@ -245,7 +245,7 @@ def _metavar(kind: Any, choices: Sequence[Any]) -> str:
 
 
 def _now(argument: Argument, value: Any) -> str:
-    """The value of an option, as its default or as what a file or a flag makes of it."""
+    """Current value of an option, marked "default", or "now" if a file or flag changed it."""
     return f"{'default' if value == default(argument) else 'now'}: {_shown(value)}"
 
 
@@ -259,7 +259,7 @@ def _shown(value: Any) -> str:
 
 
 def _own(command: type) -> Mapping[str, Argument]:
-    """The options of a command: the required ones, its own, and those that it shares."""
+    """Options of a command: required ones first, then its own, then the shared ones."""
     shared = {
         name for base in command.__mro__[1:] for name in vars(base).get("__annotations__", ())
     }
@@ -282,7 +282,7 @@ def _positional(argument: Argument) -> bool:
 
 
 def _spelling(argument: Argument) -> str:
-    """The name of the flag: that of the argument, but where it is a word of Python's."""
+    """Name of the flag: the argument's name, or its note where that is a Python keyword."""
     return next((n for n in _notes(argument) if isinstance(n, str)), argument.name)
 
 

@@ -1,4 +1,4 @@
-"""``scoresde info``: every name that can be chosen, with a line about it, or a run's contents."""
+"""``scoresde info``: lists every available name with a description, or describes a run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scoresde.runs.stored import page, stored
 
 
 class Listing(NamedTuple):
-    """The key of a configuration that the names are for, and what they stand for."""
+    """A configuration key, and the table of names that it accepts."""
 
     key: str
     table: Mapping[str, Any]
@@ -40,7 +40,7 @@ LISTINGS = {
 
 
 def run(options: InfoOptions, overrides: Mapping[str, Any]) -> int:
-    """Print every listing, with --json as {listing: {name: line}}; or what is at a path."""
+    """Print every listing (with --json as {listing: {name: line}}), or describe a path."""
     if options.path is not None:
         found = stored(options.path)
         print(json.dumps(found, indent=2) if options.json else page(found))
@@ -57,7 +57,7 @@ def run(options: InfoOptions, overrides: Mapping[str, Any]) -> int:
 
 
 def _line(table: Mapping[str, Callable[..., Any]], name: str) -> str:
-    """The first sentence about a name, and of a step its order and calls."""
+    """First sentence of the documentation of a name; a step also has its order and calls."""
     line = registry.summary(table[name])
     if table is not registry.SAMPLERS or name not in registry.STEPS:
         return line
@@ -65,7 +65,7 @@ def _line(table: Mapping[str, Callable[..., Any]], name: str) -> str:
     order = f"{'weak ' if draws_noise(step) else ''}order {step.order}"
     if name in registry.SELF_PACED:
         return f"{line} ({order}, at least {step.nfe_per_step} calls)"
-    return f"{line} ({order}, {step.nfe_per_step} call{'s' * (step.nfe_per_step > 1)} a step)"
+    return f"{line} ({order}, {step.nfe_per_step} call{'s' * (step.nfe_per_step > 1)} per step)"
 
 
 def _page(title: str, lines: Mapping[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""``scoresde likelihood``: log p of every example, and how sure its mean is."""
+"""``scoresde likelihood``: computes log p of every example, and its mean with errors."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from scoresde.cli.console import pick_device, progress
 from scoresde.cli.options import LikelihoodOptions
 from scoresde.cli.weights import load_chosen
 from scoresde.config import build, build_dataset, override
+from scoresde.progress import silent
 from scoresde.runs import score
 from scoresde.runs.compatibility import require_same_split
 from scoresde.runs.load import LoadedRun
 from scoresde.runs.processes import World, own_device, together
-from scoresde.runs.progress import silent
 from scoresde.runs.score import Scores, Stopped
 from scoresde.runs.score_report import (
     csv_text,
@@ -32,10 +32,10 @@ from scoresde.runs.stopping import Stopping
 
 
 def run(options: LikelihoodOptions, overrides: Mapping[str, Any]) -> int:
-    """Score and report.
+    """Score the examples, print the report and write it.
 
-    After SIGINT or SIGTERM the values so far are kept in the folder of the report, and SystemExit
-    with 130 or 143 raised. Of several processes the first reports.
+    On SIGINT or SIGTERM, writes the values so far to the folder of the report and raises
+    SystemExit with code 130 or 143. With several processes, the first one reports.
     """
     world = World.found()
     _check(options, overrides, world)
@@ -64,7 +64,7 @@ def run(options: LikelihoodOptions, overrides: Mapping[str, Any]) -> int:
 def _jobs(
     options: LikelihoodOptions, overrides: Mapping[str, Any], loaded: LoadedRun
 ) -> tuple[Job, Job | None]:
-    """The examples to score, and those of --against."""
+    """Jobs for the examples to score and for those of --against."""
     config = override(loaded.config, overrides)
     require_same_split(config, loaded.config)
     settings = build(config.likelihood)
@@ -88,7 +88,7 @@ def _jobs(
 
 
 def _scored(job: Job, part: Partial | None, world: World, barrier: Any) -> Scores:
-    """The scores of a job. Raises SystemExit when it is stopped by a signal."""
+    """Score the examples of a job. Raises SystemExit when a signal stops it."""
     shown = progress if world.rank == 0 else silent
     with Stopping() as stop:
         try:
@@ -104,7 +104,7 @@ def _scored(job: Job, part: Partial | None, world: World, barrier: Any) -> Score
 
 
 def _other(job: Job, part: Partial | None) -> Scores:
-    """The scores of --against, of which an interruption keeps nothing."""
+    """Score --against; an interruption loses these values, but not those of the data."""
     try:
         return _scored(job, None, World(), lambda: None)
     except SystemExit:
@@ -115,12 +115,12 @@ def _other(job: Job, part: Partial | None) -> Scores:
 
 
 def _conclude(options: LikelihoodOptions, found: Scores, other: Scores | None) -> None:
-    """Print the report, then write it: a full disk cannot take away the first."""
+    """Print the report before writing it, so that a full disk does not lose the result."""
     report = report_of(found, other)
     print(json.dumps(report, indent=2) if options.json else page(report), flush=True)
     if options.csv is not None:
         if options.csv.exists() and os.path.samestat(options.csv.stat(), os.fstat(1)):
-            # Opened anew, standard output that goes to a file would lose what it holds.
+            # Opening the file of standard output again would delete its contents.
             print(csv_text(found), end="", flush=True)
         else:
             write_csv(options.csv, found)
@@ -129,7 +129,7 @@ def _conclude(options: LikelihoodOptions, found: Scores, other: Scores | None) -
 
 
 def _check(options: LikelihoodOptions, overrides: Mapping[str, Any], world: World) -> None:
-    """Raise ValueError or OSError for options that exclude each other and files in use."""
+    """Raise ValueError or OSError for inconsistent options and for files that exist already."""
     if options.images is not None:
         asked = ["--split train"] if options.split == "train" else []
         asked += [f"--{key}" for key in overrides if key.startswith("data.")]
@@ -142,4 +142,4 @@ def _check(options: LikelihoodOptions, overrides: Mapping[str, Any], world: Worl
     elif options.resume:
         raise ValueError("--resume: give the --out folder of the run that was interrupted")
     elif world.size > 1:
-        raise ValueError("--out is missing: several processes meet in its folder")
+        raise ValueError("--out is missing: several processes exchange their values in its folder")

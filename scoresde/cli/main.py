@@ -1,7 +1,7 @@
-"""The command ``scoresde``: finds the command, reads its flags, and turns errors into exit codes.
+"""Entry point of ``scoresde``: selects a command, parses its flags, maps errors to exit codes.
 
-0 done, 1 failed while running, 2 bad input, 130 interrupted. Torch is imported once the flags are
-known to be good.
+Exit codes: 0 success, 1 failure while running, 2 bad input, 130 interrupted. Torch is
+imported only after the flags have been checked.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ MISSING_FILES = (FileNotFoundError, NotADirectoryError, IsADirectoryError, Permi
 
 
 class Command(NamedTuple):
-    """A module with ``run(options, overrides)``, its options and configuration sections."""
+    """A command: its summary, options class and configuration sections.
+
+    The module ``scoresde.cli.<name>`` defines its ``run(options, overrides)``.
+    """
 
     summary: str
     options: str
@@ -55,16 +58,16 @@ COMMANDS = {
     ),
     "compare": Command("compare samplers on a trained model: error and calls", "CompareOptions"),
     "verify": Command("measure the order of every sampler", "VerifyOptions"),
-    "info": Command("list what can be chosen, or what a run holds", "InfoOptions"),
+    "info": Command("list the available names, or describe a run", "InfoOptions"),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line (``sys.argv`` by default) and return its exit code."""
+    """Run a command line (by default ``sys.argv``) and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
-    # Read when torch is loaded. By default an OpenMP thread that waits for the others spins, which
-    # takes the core from a thread that has work wherever another program is running.
+    # Torch reads this when it is imported. By default a waiting OpenMP thread spins, and so takes
+    # the core from a thread with work whenever another program is running.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     warnings.formatwarning = _one_line
     try:
@@ -103,7 +106,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _flagged(text: str, name: str) -> str:
-    """A message of the library with arguments as flags: the one it begins with, and ``x=True``."""
+    """Replace argument names in a library message by flags: the leading name, and ``x=True``."""
     if name not in COMMANDS:
         return text
     flags, options = import_module("scoresde.cli.flags"), import_module("scoresde.cli.options")
@@ -127,7 +130,7 @@ def _usage() -> str:
 
 
 def _verdict(error: Exception) -> tuple[str, int]:
-    """One line and the exit code of an error."""
+    """One-line message and exit code of an error."""
     text = " ".join(str(error).split())
     match error:
         case OSError():
@@ -148,7 +151,7 @@ def _one_line(
     lineno: int,
     line: str | None = None,
 ) -> str:
-    """A warning without its place in the code."""
+    """Format a warning without its location in the code."""
     return f"scoresde: warning: {message}\n"
 
 

@@ -1,10 +1,9 @@
-# ruff: noqa: RUF009  (the defaults of ``default`` are numbers and words)
-"""The options of every command besides those of the configuration.
+"""Options of every command, apart from the keys of the configuration.
 
-Defaults are those of the function of the library that a command calls.
+Defaults come from the library function that the command calls.
 
-A note in an annotation changes the flag: "positional" makes it a word without one, another word is
-its name.
+A note in an annotation changes the flag: "positional" makes it a positional argument, any other
+word renames it.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from scoresde.runs.evaluate import evaluate
 
 
 def default(function: Callable[..., Any], name: str) -> Any:
-    """The default of an argument; of several values the words between commas."""
+    """Default of a function's argument; a tuple becomes words separated by commas."""
     found = arguments(function)[name].default
     return ",".join(map(str, found)) if isinstance(found, tuple) else found
 
@@ -42,7 +41,7 @@ class Common:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightOptions(Common):
-    """Options of every command that may use a trained model: which of its weights.
+    """Options that choose the weights of a trained model.
 
     Args:
         no_ema: use the raw weights instead of their moving average.
@@ -123,14 +122,14 @@ class SampleOptions(ModelOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class LikelihoodOptions(ModelOptions):
-    """Score data in bits per dimension, and say how sure that is.
+    """Score data in bits per dimension, with errors.
 
     Args:
-        out: folder for the report, the value of every example and a histogram; an interrupted
-            evaluation is kept there.
+        out: folder for the report, the value of every example and a histogram; it also keeps the
+            values of an interrupted evaluation.
         split: part of the data set that is scored.
         images: pictures to score instead, a folder or an .npz.
-        against: further pictures to score, whose histogram is drawn beside the first.
+        against: further pictures to score; their histogram is drawn beside the first.
         num: number of examples scored, from the first on; all by default.
         conditional: score log p(x | y) with the true classes instead of log p(x).
         bound: also print the variational lower bound.
@@ -157,7 +156,7 @@ class LikelihoodOptions(ModelOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class EditOptions(ModelOptions):
-    """Latent codes of test examples: encode, decode, interpolate, or go there and back.
+    """Latent codes of test examples: encode, decode, interpolate or reconstruct.
 
     Args:
         out: folder to write codes.npz, edited.npz, edit.png and edit.json to.
@@ -169,7 +168,7 @@ class EditOptions(ModelOptions):
         columns: samples on a path of interpolate, both ends included.
         label: class given to every example, by name or number; its own by default.
         tolerance: relative and absolute tolerance of the probability flow.
-        batch: samples carried at a time.
+        batch: samples solved at a time.
         overwrite: replace the results in the folder.
     """
 
@@ -189,14 +188,15 @@ class CompareOptions(ModelOptions):
     """Compare samplers with the exact path of a trained model: error, network calls, seconds.
 
     Args:
-        samplers: samplers to compare, with commas between them.
-        steps: numbers of steps to compare them at.
-        grid: grids to compare them on, such as karras,optimised; by default that of the run.
+        samplers: samplers to compare, separated by commas.
+        steps: numbers of steps to compare the samplers at, separated by commas.
+        grid: grids to compare the samplers on, such as karras,optimised; by default the grid of
+            the run.
         num: number of starting points.
         seed: seed of the first starting point; the others follow.
         tolerance: relative and absolute tolerance of the exact path.
         out: folder to write compare.json and compare.png to.
-        overwrite: replace those in the folder.
+        overwrite: replace the results in the folder.
         json: print JSON.
     """
 
@@ -218,20 +218,20 @@ class EvaluateOptions(WeightOptions):
     Args:
         samples: samples to judge: a folder of scoresde sample or of pictures, or an .npz; without
             it they are drawn from --checkpoint.
-        checkpoint: run folder, checkpoint (.pt) or exported weights (.safetensors) whose data set
-            is the reference, and which draws the samples.
-        against: part of the data set that they are compared with.
-        features: what pictures are compared by: classifier (where images have classes), pixels,
-            or a TorchScript file, which is run.
-        statistics: .npz of mu and sigma that stands for the split in the Frechet distance.
+        checkpoint: run folder, checkpoint (.pt) or exported weights (.safetensors); its data set
+            is the reference, and its model draws the samples.
+        against: part of the data set that the samples are compared with.
+        features: features that pictures are compared in: classifier (for images with classes),
+            pixels, or a TorchScript file, which is run.
+        statistics: .npz of mu and sigma that replaces the split in the Frechet distance.
         save_statistics: .npz to write mu and sigma of the split to.
         metrics: metrics to compute, such as frechet,kid,precision; scoresde info lists them.
-        num: number of samples; 1000 are drawn by default, or all there are are judged.
-        seed: seed of the first sample drawn, from which the others follow, and of the errors.
+        num: number of samples; by default 1000 are drawn, or all samples of --samples are used.
+        seed: seed of the first sample, which the other seeds follow, and of the error estimates.
         batch: samples drawn at a time; it does not change them.
-        resamples: random halves that an error is found from; 0 finds no errors.
+        resamples: number of random halves that each error is estimated from; 0 for no errors.
         out: folder to write evaluate.json, evaluate.txt and a picture to.
-        overwrite: replace those in the folder, and the file of --save-statistics.
+        overwrite: replace the results in the folder and the file of --save-statistics.
         json: print JSON.
     """
 
@@ -253,7 +253,7 @@ class EvaluateOptions(WeightOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class InfoOptions:
-    """List every name that can be chosen, or what a trained model is and was trained on.
+    """List every available name, or describe a trained model and its data.
 
     Args:
         path: run folder, checkpoint (.pt) or exported weights (.safetensors) to describe.
@@ -268,12 +268,12 @@ class InfoOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyOptions:
-    """Measure the order of every sampler on problems with exact answers; exit 1 if one is off.
+    """Measure the order of every sampler on exactly solvable problems; exit 1 if one is wrong.
 
     Args:
         samplers: samplers to measure, such as heun,dpmpp_2m; all by default.
-        sde: processes to measure them on.
-        json: print JSON, errors included.
+        sde: processes to measure the samplers on.
+        json: print JSON, including the error at each number of steps.
         debug: print the traceback of an error.
     """
 

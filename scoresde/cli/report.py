@@ -1,4 +1,4 @@
-"""A training run on the terminal: a progress bar, or plain lines where output is piped."""
+"""Terminal output of a training run: a progress bar, or plain lines in a pipe."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from scoresde.progress import PLAIN_SECONDS, duration
 from scoresde.runs.log import losses
-from scoresde.runs.progress import PLAIN_SECONDS, duration
 
 
 class Output(Console):
-    """Standard output; when its reader goes away, as ``head`` does, it falls silent."""
+    """Standard output that stops printing once its reader, such as ``head``, has exited."""
 
     def on_broken_pipe(self) -> None:
-        """Go on without a reader: the log has every line."""
+        """Continue without output; the log file has every line."""
         self.quiet = True
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 class Report:
-    """The listener of ``scoresde train``.
+    """Listener of ``scoresde train``.
 
-    On a terminal a bar shows step, time left and the losses of the last record. Piped, it prints a
-    line for each record, and one at least every ten seconds.
+    On a terminal, a bar shows the step, the time left and the latest losses. In a pipe, it prints
+    one line per record, and at least one line every ten seconds.
     """
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class Report:
         self._console.print(text, markup=False)
 
     def record(self, record: Mapping[str, Any], line: str) -> None:
-        """On a terminal a record moves into the bar."""
+        """Show the losses of a record in the bar, or print its line in a pipe."""
         if self._console.is_terminal:
             self._bar.update(self._task, losses=losses(record))
         else:
@@ -73,5 +73,5 @@ class Report:
         self._console.print(f"step {step}/{self._steps}  {left} left", markup=False)
 
     def end(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self._bar.stop()

@@ -1,4 +1,4 @@
-"""``scoresde sample``: draws from a trained model, each a function of its own seed."""
+"""``scoresde sample``: draws samples from a trained model, one per seed."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ from scoresde.cli.options import SampleOptions
 from scoresde.cli.weights import described_choice, load_chosen
 from scoresde.config import override
 from scoresde.data.foreign import RECORD
+from scoresde.progress import silent
 from scoresde.runs.draw import DEFAULT_NUM, LARGEST_SEED, MOST, Drawn, draw, places_of
 from scoresde.runs.load import LoadedRun
 from scoresde.runs.optimised import configured_search
 from scoresde.runs.pictures import Recorder, sample_folder, write_samples
 from scoresde.runs.processes import World, own_device, together
-from scoresde.runs.progress import silent
 from scoresde.runs.results import require_writable
 from scoresde.runs.samples import configured_sampler, sampling_settings
 from scoresde.runs.stopping import Stopping
 
 
 def run(options: SampleOptions, overrides: Mapping[str, Any]) -> int:
-    """Draw, write and report; of several processes the first writes what all have drawn.
+    """Draw samples, write them and print a summary.
 
-    After SIGINT or SIGTERM what there is is written, and SystemExit with 130 or 143 raised.
+    With several processes, the first one writes the samples of all. On SIGINT or SIGTERM, writes
+    the samples so far and raises SystemExit with code 130 or 143.
     """
     world = World.found()
     seeds = chosen_seeds(options.num, options.seeds)
@@ -43,7 +44,7 @@ def run(options: SampleOptions, overrides: Mapping[str, Any]) -> int:
         say(note)
     sample = override(loaded.config, _with_grid(options.grid, overrides)).sample
     label, places = chosen_labels(options, loaded, len(seeds))
-    configured_search(sample)  # refuses what has no grid to optimise
+    configured_search(sample)  # raises early if the sampler has no grid to optimise
     loaded.model.to(own_device(pick_device(options.device), world))
     require_writable(options.out)
     every, keep = options.preview_every, options.trajectory
@@ -83,7 +84,7 @@ def run(options: SampleOptions, overrides: Mapping[str, Any]) -> int:
                 options.out, drawn, loaded.data, settings, title=title, npz=npz, extra=extra
             )
         if stopped is None:
-            rate = f"{len(drawn) / seconds:.3g} a second"
+            rate = f"{len(drawn) / seconds:.3g} per second"
             line = f"{len(drawn)} samples in {seconds:.1f} s ({rate}), NFE {drawn.nfe:g}"
             print(f"{line}: {options.out}")
         else:
@@ -94,27 +95,27 @@ def run(options: SampleOptions, overrides: Mapping[str, Any]) -> int:
 
 
 def _kept(stopped: signal.Signals, drawn: Drawn, n: int) -> str:
-    """What an interruption leaves."""
+    """One line that says which samples an interrupted call wrote."""
     if not len(drawn):
         return f"{stopped.name} before the first network call: nothing written"
     finished = len(drawn) - drawn.unfinished
     if finished == n:
         return f"{stopped.name} after the last network call: all {n} samples written"
     return (
-        f"{stopped.name}: {finished} of {n} samples finished, {drawn.unfinished} more written as "
-        f"denoised so far (the last ones; {RECORD} says so)"
+        f"{stopped.name}: {finished} of {n} samples finished; the last {drawn.unfinished} written "
+        f"are unfinished denoised estimates, as {RECORD} records"
     )
 
 
 def chosen_seeds(num: int | None, text: str | None) -> Sequence[int]:
-    """Seeds such as "0-63" or "1,5,9"; 0 to num-1 without any. Raises ValueError."""
+    """Parse seeds such as "0-63" or "1,5,9"; by default 0 to num - 1. Raises ValueError."""
     if num is not None and not 1 <= num <= MOST:
         raise ValueError(f"num: need 1 to {MOST:,}, got {num}")
     if text is None:
         return range(num or DEFAULT_NUM)
     seeds = [seed for part in text.split(",") for seed in _range(part.strip())]
     if len(seeds) > MOST:
-        raise ValueError(f"seeds: {len(seeds):,} of them; give at most {MOST:,}")
+        raise ValueError(f"seeds: need at most {MOST:,}, got {len(seeds):,}")
     if num is not None and num != len(seeds):
         raise ValueError(f"num: {num} samples but {len(seeds)} seeds; leave one of them out")
     return seeds
@@ -123,7 +124,7 @@ def chosen_seeds(num: int | None, text: str | None) -> Sequence[int]:
 def _range(part: str) -> range:
     found = re.fullmatch(r"([0-9]{1,20})(?:-([0-9]{1,20}))?", part)
     if found is None:
-        raise ValueError(f"seeds: cannot read {part!r}; write such as 0-63 or 1,5,9")
+        raise ValueError(f"seeds: cannot read {part!r}; write seeds such as 0-63 or 1,5,9")
     first, last = int(found[1]), int(found[2] or found[1])
     if last < first:
         raise ValueError(f"seeds: {part} runs backwards; write {last}-{first}")
@@ -135,7 +136,7 @@ def _range(part: str) -> range:
 
 
 def chosen_labels(options: SampleOptions, loaded: LoadedRun, n: int) -> tuple[Any, Tensor | None]:
-    """The labels of --class or --classes as ``draw`` takes them, and the place of every sample's.
+    """Labels of --class or --classes for ``draw``, and the class index of every sample.
 
     Raises ValueError as ``places_of`` does.
     """
@@ -152,7 +153,7 @@ def chosen_labels(options: SampleOptions, loaded: LoadedRun, n: int) -> tuple[An
 
 
 def _with_grid(grid: str | None, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The overrides with ``--grid`` among them."""
+    """Add ``--grid`` to the overrides."""
     if grid is None:
         return dict(overrides)
     if given := [key for key in overrides if key in ("sample.grid", "sample.grid.kind")]:

@@ -1,4 +1,4 @@
-"""``scoresde train``: a run in its folder, from the configuration to exported weights."""
+"""``scoresde train``: trains a model in a run folder and exports its weights."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from scoresde.training.distributed import Rank
 
 
 def run(options: TrainOptions, overrides: Mapping[str, Any]) -> int:
-    """Train, resume, or with --dry-run only say what would be trained.
+    """Train or resume a run; with --dry-run, only print a summary.
 
-    After SIGINT or SIGTERM a checkpoint is saved, and SystemExit with 130 or 143 raised.
+    On SIGINT or SIGTERM, saves a checkpoint and raises SystemExit with code 130 or 143.
     """
     world = World.found()
     if options.dry_run:
@@ -56,7 +56,7 @@ def run(options: TrainOptions, overrides: Mapping[str, Any]) -> int:
 
 
 def summary(config: Config, rank: Rank) -> str:
-    """What --dry-run prints: configuration, number of parameters, how the batch is split."""
+    """Output of --dry-run: configuration, number of parameters, operations and batch split."""
     dataset = build_dataset(config.data, progress)
     plan = build_plan(config, dataset, rank)
     model = build_model(config, dataset)
@@ -66,14 +66,14 @@ def summary(config: Config, rank: Rank) -> str:
     return (
         f"{to_yaml(config)}# {parameters(model):,} parameters; data {dataset.name} "
         f"{tuple(dataset.shape)}\n"
-        f"# {short(cost)}FLOP an example, forward and backward; {short(cost * plan.batch)}FLOP a "
-        f"step, {short(cost * plan.batch * plan.steps)}FLOP in all\n"
+        f"# {short(cost)}FLOP per example, forward and backward; {short(cost * plan.batch)}FLOP "
+        f"per step, {short(cost * plan.batch * plan.steps)}FLOP in all\n"
         f"# batch {plan.batch}: {plan.accumulate} x {part} on each of {processes}"
     )
 
 
 def _config(options: TrainOptions, overrides: Mapping[str, Any]) -> Config:
-    """That of the file given, or the one the run to resume has stored, changed by the flags."""
+    """Configuration of --config, or of the run to resume, with the overrides applied."""
     if options.config is None and options.resume and options.out is not None:
         return override(stored_config(options.out), overrides)
     return load_config(options.config, overrides)

@@ -1,4 +1,4 @@
-"""``scoresde verify``: the order of every step, measured on problems with exact answers."""
+"""``scoresde verify``: measures the order of every step on problems with exact solutions."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from scoresde.runs.orders import FOURTH, TOLERANCE, Finding, cases, measure
 
 
 def run(options: VerifyOptions, overrides: Mapping[str, Any]) -> int:
-    """Measure, print, and return 1 if an order is not the declared one."""
+    """Measure and print the orders; return 1 if any differs from the declared one."""
     kinds = None if options.samplers is None else names("--samplers", options.samplers, STEPS)
     if paced := SELF_PACED.intersection(kinds or ()):
         raise ValueError(
-            f"--samplers: {', '.join(paced)}: its steps are its own, so that there is no order to "
+            f"--samplers: {', '.join(paced)}: chooses its own steps, so it has no order to "
             "measure; leave it out"
         )
     findings = list(measure(cases(kinds), names("--sde", options.sde, SDES), progress))
@@ -30,7 +30,7 @@ def run(options: VerifyOptions, overrides: Mapping[str, Any]) -> int:
 
 
 def plain(finding: Finding) -> dict[str, Any]:
-    """The finding as JSON has it."""
+    """A finding as JSON values."""
     found = finding.convergence
     return {
         "sampler": finding.sampler,
@@ -46,7 +46,7 @@ def plain(finding: Finding) -> dict[str, Any]:
 
 
 def show(findings: Sequence[Finding]) -> None:
-    """A table, a sampler a line and a process a column, and how many orders are right."""
+    """Print a table with one row per sampler and one column per process, and a summary."""
     from rich.console import Console
     from rich.table import Table
 

@@ -1,4 +1,4 @@
-"""Which weights of a trained model a command uses: raw, of a decay, or of a width."""
+"""Choice of weights: the raw ones, or the average of a decay or a width."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ FLAGS = {"no_ema": "--no-ema", "ema_decay": "--ema-decay", "ema_width": "--ema-w
 
 
 def load_chosen(source: Path, options: WeightOptions) -> LoadedRun:
-    """The model in a run folder or file with the weights the options ask for.
+    """Load a model from a run folder or file, with the weights that the options select.
 
-    Raises ValueError for two choices, and as ``load_run`` and ``load_width`` do.
+    Raises ValueError for more than one choice, and the errors of ``load_run`` and ``load_width``.
     """
     if len(given := chosen_flags(options)) > 1:
         raise ValueError(f"{given[0]} and {given[1]} exclude each other; give one of them")
@@ -24,12 +24,12 @@ def load_chosen(source: Path, options: WeightOptions) -> LoadedRun:
 
 
 def chosen_flags(options: WeightOptions) -> list[str]:
-    """The flags among the options that choose weights."""
+    """The flags given that choose weights."""
     return [flag for name, flag in FLAGS.items() if getattr(options, name) not in (None, False)]
 
 
 def described_choice(options: WeightOptions) -> dict[str, Any]:
-    """What a report says of the weights."""
+    """Entries of a report that describe the chosen weights."""
     found: dict[str, Any] = {"weights": "raw" if options.no_ema else "ema"}
     if options.ema_decay is not None:
         found["ema_decay"] = options.ema_decay

@@ -1,4 +1,4 @@
-"""A run as checked values (``schema``), as a YAML file (``files``), and as objects (``build``)."""
+"""Configuration of a run: checked values, YAML files, and the objects built from them."""
 
 from scoresde.config.build import (
     Described,

@@ -1,4 +1,4 @@
-"""The objects that the sections of a configuration describe."""
+"""Builds objects from the sections of a configuration."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from scoresde.arguments import EMPTY, arguments
 from scoresde.config.schema import Config, ConfigError
 from scoresde.config.sections import Section, build
 from scoresde.data import Dataset, Scaling, dataset_of
-from scoresde.data.cache import Progress, silent
 from scoresde.nn import LevelMean
 from scoresde.parameterization import ScoreModel
+from scoresde.progress import Progress, silent
 from scoresde.registry import (
     NETWORKS,
     STEPS,
@@ -31,7 +31,7 @@ from scoresde.training.distributed import Rank
 
 
 class Described(Protocol):
-    """What a model must know of its data; a ``Dataset`` or the description in a checkpoint."""
+    """Properties of the data that a model needs: a ``Dataset`` or a ``DataDescription``."""
 
     @property
     def name(self) -> str: ...
@@ -44,13 +44,13 @@ class Described(Protocol):
 
 
 def build_sde(section: Section) -> SDE:
-    """The process of ``config.sde``. Raises ValueError for inconsistent values."""
+    """Build the process of ``config.sde``. Raises ValueError for inconsistent values."""
     sde: SDE = build(section)
     return sde
 
 
 def build_dataset(section: Section, progress: Progress = silent) -> Dataset:
-    """The data of ``config.data``, read or drawn; ``progress`` shows how far files are read.
+    """Build the data set of ``config.data``; ``progress`` shows how many files have been read.
 
     Raises ValueError when the path is missing from the configuration, DataError for bad data.
     """
@@ -62,7 +62,7 @@ def build_dataset(section: Section, progress: Progress = silent) -> Dataset:
 
 
 def build_network(config: Config, described: Described) -> nn.Module:
-    """The network for data of this shape and these classes, initialised from ``config.seed``.
+    """Build the network for these data, initialised from ``config.seed``.
 
     Raises ConfigError when network and data do not fit.
     """
@@ -82,14 +82,14 @@ def build_network(config: Config, described: Described) -> nn.Module:
     augment = build(config.train.augment)
     if augment is not None and augment.labels is not None:
         given["augments"] = augment.labels
-    with torch.random.fork_rng(devices=[]):  # layers draw their weights from the global generator
+    with torch.random.fork_rng(devices=[]):  # layers initialise from the global generator
         torch.manual_seed(config.seed)
         network = make(inputs, **given)
     return network if middles is None else LevelMean(network, middles)
 
 
 def build_model(config: Config, described: Described) -> ScoreModel:
-    """A fresh model for a data set (or its description).
+    """Build an untrained model for a data set or its description.
 
     Raises ConfigError when they do not fit.
     """
@@ -99,9 +99,9 @@ def build_model(config: Config, described: Described) -> ScoreModel:
 
 
 def build_plan(config: Config, described: Described, rank: Rank | None = None) -> Plan:
-    """How the model is trained, for data of this description.
+    """Build the training plan for these data.
 
-    Raises ValueError where they, or the number of processes, do not fit.
+    Raises ValueError if the data or the number of processes do not fit.
     """
     classes, rank = _classes(config, described), rank or Rank()
     if config.train.shard and rank.size == 1:
@@ -114,13 +114,13 @@ def build_plan(config: Config, described: Described, rank: Rank | None = None) -
 
 
 def build_reporting(config: Config) -> Reporting:
-    """What the run records while it trains."""
+    """Build the reporting settings of ``config.train``."""
     reporting: Reporting = build(config.train, Reporting)
     return reporting
 
 
 def build_sampler(sample: Section, grid: Grid | None = None) -> Sampler:
-    """The sampler of ``config.sample``, on ``grid`` in place of the one it names."""
+    """Build the sampler of ``config.sample``; ``grid`` replaces its grid if given."""
     kind = sample.sampler.kind
     if kind in STEPS:
         step = build_step(kind, sample.sampler.values, sample.steps)
@@ -131,7 +131,7 @@ def build_sampler(sample: Section, grid: Grid | None = None) -> Sampler:
 
 
 def build_grid(section: Section) -> Grid:
-    """The grid of ``config.sample.grid``. Raises ConfigError without a file that it needs."""
+    """Build the grid of ``config.sample.grid``. Raises ConfigError for a missing path."""
     if section.values.get("path", "") is None:
         raise ConfigError("sample.grid.path is not given for sample.grid.kind=file")
     grid: Grid = build(section)
@@ -139,10 +139,10 @@ def build_grid(section: Section) -> Grid:
 
 
 def _inputs(config: Config, argument: str, described: Described) -> int:
-    """The size a network is built for, by the name of its first argument.
+    """Input size of a network, according to the name of its first argument.
 
-    ``dim`` is all numbers of an example, ``channels`` those of an image, another name the length
-    of the first axis of an example.
+    ``dim`` is the number of values of an example, ``channels`` the channels of an image, and any
+    other name the length of the first axis of an example.
     """
     shape = tuple(described.shape)
     if argument == "dim":
@@ -156,10 +156,10 @@ def _inputs(config: Config, argument: str, described: Described) -> int:
 
 
 def _middles(described: Described) -> Tensor:
-    """The middles of the levels, in model units."""
+    """Middles of the pixel levels, in model units."""
     if described.scaling.levels is None:
         raise ConfigError(
-            f"network.head=levels needs data of levels, but data {described.name} is continuous; "
+            f"network.head=levels needs pixel levels, but data {described.name} has real numbers; "
             "set network.head to value"
         )
     return described.scaling.encode(torch.arange(described.scaling.levels))

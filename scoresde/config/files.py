@@ -1,7 +1,7 @@
-"""Configurations from YAML files and command-line values, with errors a person can act on.
+"""Reads configurations from YAML files and command-line values.
 
-Precedence: defaults < file < overrides. A section that names another ``kind`` than the one below
-it starts from the defaults of that kind.
+Precedence: defaults < file < overrides. A section that changes the ``kind`` of the source with
+lower precedence starts from the defaults of the new kind.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ Overrides = Mapping[str, Any]
 """Dotted path to value, such as ``{"train.lr": "1e-4"}``; text is read as the type of the key."""
 
 
-# Far beyond any configuration, and read in a moment.
+# No real configuration comes near these limits, and files within them are read fast.
 MOST_BYTES = 1_000_000
 MOST_VALUES = 10_000
 MOST_PROBLEMS = 50
 
 
 def load_config(path: str | Path | None = None, overrides: Overrides | None = None) -> Config:
-    """The defaults, changed by a YAML file, changed by the overrides.
+    """Apply a YAML file and then overrides to the defaults.
 
     Raises ConfigError, listing every problem at once, for a file that is missing or not a
     mapping in YAML, unknown keys, and values of the wrong type or out of range.
@@ -37,27 +37,27 @@ def load_config(path: str | Path | None = None, overrides: Overrides | None = No
 
 
 def config_from(found: Mapping[str, Any], source: str | Path) -> Config:
-    """The configuration stored in a checkpoint. Raises ConfigError, naming the source."""
+    """Read the configuration stored in a checkpoint. Raises ConfigError, naming the source."""
     return _validated(_merge(to_plain(Config()), dict(found)), {}, source)
 
 
 def to_plain(config: Config) -> dict[str, Any]:
-    """Every value as JSON has them, for ``config_from``."""
+    """Convert to JSON values, which ``config_from`` reads back."""
     return {name: plain(getattr(config, name)) for name in config.__dataclass_fields__}
 
 
 def override(config: Config, overrides: Overrides) -> Config:
-    """The configuration with some values changed. Raises ConfigError as ``load_config``."""
+    """Return the configuration with some values changed. Raises ConfigError."""
     return _validated(to_plain(config), overrides, None)
 
 
 def to_yaml(config: Config) -> str:
-    """Every value, so that reading it back gives an equal configuration."""
+    """Format as YAML; reading it back gives an equal configuration."""
     return yaml.safe_dump(to_plain(config), sort_keys=False, default_flow_style=None)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file, empty for an empty file. Raises ConfigError."""
+    """Read the mapping in a YAML file; an empty file gives {}. Raises ConfigError."""
     try:
         found = yaml.load(_text(path), _Loader)
     except FileNotFoundError:
@@ -90,8 +90,8 @@ def _text(path: Path) -> str:
 class _Loader(yaml.SafeLoader):
     """Safe YAML that refuses duplicate keys and reads 2e-4 as a number.
 
-    So does it refuse what aliases make endless or very large, and says where a value is none of
-    its tag, for which SafeLoader raises whatever Python does.
+    It also refuses aliases that are recursive or expand to very many values. Values that do not
+    fit their tag raise a YAML error with their line, instead of SafeLoader's Python errors.
     """
 
     def get_single_node(self) -> yaml.Node | None:
@@ -122,9 +122,9 @@ def _refused(problem: str, node: yaml.Node) -> yaml.constructor.ConstructorError
 
 
 def _size(node: yaml.Node, known: dict[int, int]) -> int:
-    """The values below a node, those of an alias counted wherever it stands."""
+    """Number of values below a node; an alias counts each time it is used."""
     if id(node) not in known:
-        known[id(node)] = MOST_VALUES + 1  # until it is known: what holds itself has no end
+        known[id(node)] = MOST_VALUES + 1  # so that recursive aliases exceed the limit
         pairs = isinstance(node, yaml.MappingNode)
         inner = [part for pair in node.value for part in pair] if pairs else node.value
         parts = [] if isinstance(node, yaml.ScalarNode) else inner
@@ -132,8 +132,8 @@ def _size(node: yaml.Node, known: dict[int, int]) -> int:
     return known[id(node)]
 
 
-# YAML 1.1, which PyYAML implements, asks for a point and a signed exponent in a float, and reads
-# 016 in base 8 and 1:30 in base 60: such are left as text, which no number is read from.
+# PyYAML implements YAML 1.1: a float needs a point and a signed exponent, 016 is octal, and 1:30
+# is in base 60. This loader reads 2e-4 as a float, and leaves 016 and 1:30 as text.
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in found if tag != "tag:yaml.org,2002:int"]
     for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -151,7 +151,7 @@ _Loader.add_implicit_resolver(
 
 
 def _where(error: yaml.YAMLError) -> str:
-    """', line 3: what is wrong' of a YAML error."""
+    """Format a YAML error as ', line 3: problem'."""
     mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
     line = "" if mark is None else f", line {mark.line + 1}"
     return f"{line}: {' '.join((problem or str(error)).split())}"
@@ -172,10 +172,10 @@ def _validated(base: Any, overrides: Overrides, path: str | Path | None) -> Conf
 
 
 def _line(problem: Problem, overrides: Overrides, file: str | Path | None) -> str:
-    """'file.yaml: train.lr: must be greater than 0, got -1'; of an override without the file."""
+    """Format 'file.yaml: train.lr: must be ...'; the line of an override names no file."""
     name, text = ".".join(_printable(str(part))[:60] for part in problem.place), problem.text
     if problem.unknown and "did you mean" not in text:
-        # The same name in another section.
+        # Suggest the same name in another section.
         elsewhere = [
             path for path, _ in options(ROOT) if path.split(".")[-1] == name.split(".")[-1]
         ]
@@ -187,7 +187,7 @@ def _line(problem: Problem, overrides: Overrides, file: str | Path | None) -> st
 
 
 def _printable(text: str) -> str:
-    """In one line, whatever a key is made of."""
+    """Escape text that contains unprintable characters, such as line breaks."""
     return text if text.isprintable() else ascii(text)
 
 
@@ -195,7 +195,7 @@ def _printable(text: str) -> str:
 
 
 def _merge(base: Any, change: Any) -> Any:
-    """``change`` over ``base``, section by section; a name stands for {kind: name}."""
+    """Merge ``change`` into ``base`` section by section; a plain name means {kind: name}."""
     if not isinstance(base, dict):
         return change
     if change is None:  # a section whose lines are all commented out
@@ -210,7 +210,7 @@ def _merge(base: Any, change: Any) -> Any:
 
 
 def _nested(overrides: Overrides) -> dict[str, Any]:
-    """{"a.b": 1, "a.c": 2} as {"a": {"b": 1, "c": 2}}; beside keys a name is {kind: name}."""
+    """Nest {"a.b": 1, "a.c": 2} as {"a": {"b": 1, "c": 2}}; a name means {kind: name}."""
     tree: dict[str, Any] = {}
     for path, value in overrides.items():
         *parents, name = path.split(".")

@@ -1,7 +1,6 @@
-"""A whole run as plain checked values.
+"""Schema of the configuration: its sections, and rules that relate two sections.
 
-Its sections hold the arguments of constructors (``scoresde.config.sections``); here are the
-sections themselves, and the rules that need two of them.
+A section holds the arguments of constructors (``scoresde.config.sections``).
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ TRAIN = Group((Plan, Reporting), frozenset(Plan.OUTSIDE))
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be used; the message is one line with file, key and remedy."""
+    """Invalid configuration; the message is one line with file, key and remedy."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Sampling:
 
     Args:
         sampler: method that takes the steps, or solver.
-        grid: times between which a method steps.
+        grid: times of the steps.
         steps: steps of the grid; the solver ode uses it for its fixed-step methods only, the
             solver sde for equal steps of log-SNR.
         denoise: end with the denoised state.
@@ -42,20 +41,20 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A whole run. Raises ConfigError for values that cannot be used.
+    """Configuration of a whole run. Raises ConfigError for invalid values.
 
     Args:
-        seed: seed of the weights, the order of the data and every draw of the training.
+        seed: seed of the initial weights, the order of the data and all random draws in training.
         data: data set.
         sde: forward process.
-        parameterization: what the output of the network means.
+        parameterization: meaning of the output of the network.
         network: network.
         conditional: give the network the classes of the data set.
         train: how the model is trained.
         sample: how samples are drawn.
         likelihood: how data are scored.
-        own: coefficients of the process and the parameterization of a model that a program made;
-            empty where this configuration describes the model.
+        own: coefficients of the process and the parameterization of a model built by a program;
+            empty if this configuration describes the model.
     """
 
     seed: Natural = 0
@@ -114,7 +113,7 @@ def _head_fits(config: Config) -> None:
         )
     if config.train.dither:
         raise ConfigError(
-            "network.head=levels knows the middles of the levels only; set train.dither: false"
+            "network.head=levels needs undithered pixel levels; set train.dither: false"
         )
 
 
@@ -124,7 +123,7 @@ def _augmentation_fits(config: Config) -> None:
         raise ConfigError(
             f"train.augment={kind} is for images, got network.kind=mlp; leave it out"
         )
-    # network.head=levels asks for the middles of the levels, so this refuses it as well.
+    # network.head=levels requires train.dither=false, so this excludes it as well.
     if kind == "edm" and not config.train.dither:
         raise ConfigError(
             "train.augment=edm interpolates, which leaves the middles of the levels that "

@@ -1,11 +1,11 @@
 """Sections of a configuration: the arguments of a constructor as plain values.
 
-The constructor is the schema: its signature and docstring say which keys there are, with their
-types, ranges, defaults and descriptions (``scoresde.arguments``). A key is one of
+The constructor is the schema: its signature and docstring define the keys, with their types,
+ranges, defaults and descriptions (``scoresde.arguments``). A key holds one of
 
-- a plain value: a number, a word, a path, a list of them;
+- a plain value: a number, a word, a path, or a list of these;
 - a name in a table of objects (``draw: stratified``);
-- a section, with a ``kind`` where it is a choice from a table of constructors.
+- a section, with a ``kind`` if it is a choice from a table of constructors.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ Place = tuple[str | int, ...]
 
 @final
 class Section:
-    """Checked values of a constructor's arguments, read as attributes.
+    """Checked arguments of a constructor, available as attributes.
 
-    ``kind`` is the name of the constructor where the section is a choice from a table, else None.
+    ``kind`` is the name of the constructor if the section is a choice from a table, else None.
     """
 
     __slots__ = ("kind", "makers", "values")
@@ -45,7 +45,7 @@ class Section:
             object.__setattr__(self, name, value)
 
     def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError(f"{name}: a section is not changed; see scoresde.config.override")
+        raise AttributeError(f"{name}: a section cannot be changed; see scoresde.config.override")
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name in Section.__slots__ or name not in self.values:
@@ -71,14 +71,14 @@ class Section:
 
 
 class Group(NamedTuple):
-    """A section without a choice: the arguments of one or more constructors, but for some."""
+    """A section without a kind: arguments of constructors, except the ``supplied`` ones."""
 
     makers: tuple[Maker, ...]
     supplied: frozenset[str] = frozenset()
 
 
 class Problem(NamedTuple):
-    """What is wrong, and at which key; ``unknown`` where there is no such key."""
+    """A problem and the key it concerns; ``unknown`` if there is no such key."""
 
     place: Place
     text: str
@@ -89,9 +89,9 @@ class Problem(NamedTuple):
 
 
 def contents(argument: Argument) -> Table[Any] | Group | None:
-    """The table or the group that an argument's section comes from; None for a plain value.
+    """The table or group of an argument's section; None for a plain value.
 
-    They are those in its annotation, or the table of the argument's name.
+    It comes from the annotation, or is the table with the name of the argument.
     """
     notes = getattr(argument.type, "__metadata__", ())
     found = next((note for note in notes if isinstance(note, Table | Group)), None)
@@ -110,7 +110,7 @@ def keys(source: Group | Table[Any], kind: str | None = None) -> dict[str, Argum
 
 
 def default(argument: Argument) -> Any:
-    """The default of a key, as ``read`` takes it."""
+    """Default of a key, in the form that ``read`` takes."""
     source, value = contents(argument), argument.default
     if isinstance(source, Group):
         return {}
@@ -120,7 +120,7 @@ def default(argument: Argument) -> Any:
 
 
 def options(group: Group, prefix: str = "") -> Iterator[tuple[str, Argument]]:
-    """Every dotted path of a value, over all kinds of all sections; those of a kind end in it."""
+    """Yield the dotted path of every key, for all kinds of all sections."""
     for key, argument in keys(group).items():
         yield from _below(argument, f"{prefix}{key}")
 
@@ -142,7 +142,7 @@ def _below(argument: Argument, path: str) -> Iterator[tuple[str, Argument]]:
 
 
 def read(argument: Argument, plain: Any, place: Place, problems: list[Problem]) -> Any:
-    """The value of a key: a ``Section``, a name, or a plain value; problems go to the list."""
+    """Read a key as a ``Section``, a name or a plain value; appends to ``problems``."""
     source = contents(argument)
     if isinstance(plain, Section):
         return plain
@@ -173,7 +173,7 @@ def read_keys(
     source: Group | Table[Any], kind: str | None, plain: Mapping[Any, Any], place: Place,
     problems: list[Problem],
 ) -> dict[str, Any]:  # fmt: skip
-    """The values of all keys of a section, those that are missing by default."""
+    """Read all keys of a section; missing keys take their defaults."""
     known = keys(source, kind)
     for key in (key for key in plain if key not in known):
         problems.append(Problem((*place, key), _unknown(str(key), source, kind, place), True))
@@ -205,7 +205,7 @@ def _name(plain: Any, source: Table[Any]) -> str:
 
 
 def _unknown(key: str, source: Group | Table[Any], kind: str | None, place: Place) -> str:
-    """That there is no such key, and the other kinds that have it, or the nearest."""
+    """Message for an unknown key: other kinds that have it, or the nearest key."""
     if isinstance(source, Table) and (having := [k for k in source if key in keys(source, k)]):
         path = ".".join(map(str, place))
         kinds = ", ".join(having)
@@ -218,10 +218,10 @@ def _unknown(key: str, source: Group | Table[Any], kind: str | None, place: Plac
 
 
 def build(section: Section, maker: Maker | None = None, **supplied: Any) -> Any:
-    """Call the constructor of a section, or one of several, with its values as objects.
+    """Call the constructor of a section, or ``maker``, with the values converted to objects.
 
-    ``supplied`` are arguments that no configuration holds, or that replace those it does. Raises
-    ValueError for a value that is not given.
+    ``supplied`` arguments are not in the configuration, or replace those that are. Raises
+    ValueError for a missing value.
     """
     make = section.makers[0] if maker is None else maker
     found: dict[str, Any] = {}
@@ -236,7 +236,7 @@ def build(section: Section, maker: Maker | None = None, **supplied: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """A section as JSON has it; ``read`` gives it back."""
+    """Convert a section to JSON values, which ``read`` reads back."""
     if isinstance(value, Section):
         head = {} if value.kind is None else {"kind": value.kind}
         return head | {key: plain(inner) for key, inner in value.values.items()}
@@ -254,9 +254,9 @@ def _object(argument: Argument, value: Any) -> Any:
 
 
 def _tried(section: Section, source: Group | Table[Any]) -> None:
-    """Construct what a section describes, for the ValueError of values that do not go together.
+    """Construct the object of a section, to raise ValueError for inconsistent values.
 
-    Not what reads files; networks for a small picture, without memory.
+    Skips constructors that read files. Networks are built on the meta device, without memory.
     """
     if isinstance(source, Group):
         reading = {
@@ -287,7 +287,7 @@ def _tried_network(section: Section) -> None:
 
 
 def head_of(head: Literal["value", "levels"] = "value") -> None:
-    """What a network for images returns.
+    """Output of a network for images.
 
     Args:
         head: value for numbers; levels for the logits of the pixel levels, whose mean given the
@@ -296,7 +296,7 @@ def head_of(head: Literal["value", "levels"] = "value") -> None:
 
 
 def _beside(source: Table[Any], kind: str) -> Mapping[str, Argument]:
-    """The keys beside the constructor's: ``head`` of the networks whose outputs can be chosen."""
+    """Keys besides the constructor's arguments: ``head``, for networks that take ``outputs``."""
     if source is registry.NETWORKS and "outputs" in arguments(source[kind]):
         return arguments(head_of)
     return {}

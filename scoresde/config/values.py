@@ -1,4 +1,4 @@
-"""One value of a configuration, as YAML or a flag has it, read as the type of an argument."""
+"""Reads a single value from YAML or a flag as the type of an argument."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from scoresde.arguments import EMPTY, Argument, Range, unwrapped
 
-MOST = 2**53  # as in JSON: what lies beyond overflows somewhere, with words that name no key
+MOST = 2**53  # the limit of JSON; larger values overflow later, in errors without the key
 YES, NO = ("true", "yes", "on"), ("false", "no", "off")
 
 
 class Unreadable(ValueError):
-    """A value that does not fit; ``place`` is where in it, such as (1,) for its second item."""
+    """Invalid value; ``place`` is the index of a bad item, such as (1,) for the second."""
 
     def __init__(self, problem: str, value: object, place: tuple[int, ...] = ()) -> None:
         shown = repr(value)
@@ -27,9 +27,9 @@ class Unreadable(ValueError):
 
 
 def read_value(argument: Argument, value: Any) -> Any:
-    """The value as the argument's type, within its ranges. Raises Unreadable.
+    """Convert a value to the argument's type and check its ranges. Raises Unreadable.
 
-    Text is read as whatever the type is. None stands for what the constructor itself would take.
+    Text is parsed as the type requires. None means that the argument keeps its own default.
     """
     kind, limits = unwrapped(argument.type)
     if value is None:
@@ -55,13 +55,13 @@ def read_value(argument: Argument, value: Any) -> Any:
 
 
 def optional(argument: Argument) -> bool:
-    """Whether null may stand for the value: none, none yet, or no bound."""
+    """True if null is allowed: for None, for a value still missing, or for no bound."""
     infinite = isinstance(argument.default, float) and math.isinf(argument.default)
     return argument.default is EMPTY or infinite or accepts_none(argument)
 
 
 def accepts_none(argument: Argument) -> bool:
-    """Whether the constructor takes None."""
+    """True if the constructor accepts None."""
     kind = argument.type
     while hasattr(kind, "__metadata__"):
         kind = kind.__origin__
@@ -69,7 +69,7 @@ def accepts_none(argument: Argument) -> bool:
 
 
 def is_plain(annotation: Any) -> bool:
-    """Whether values of the type are numbers, words, paths, or lists of them."""
+    """True if the type is a number, a word, a path, or a list of these."""
     kind, _ = unwrapped(annotation)
     if is_sequence(kind):
         return all(is_plain(inner) for inner in get_args(kind) if inner is not ...)
@@ -77,12 +77,12 @@ def is_plain(annotation: Any) -> bool:
 
 
 def is_sequence(kind: Any) -> bool:
-    """Whether a type, without its ranges, is a list of values."""
+    """True if a type, without its ranges, is a list of values."""
     return get_origin(kind) in (tuple, list, collections.abc.Sequence)
 
 
 def is_path(kind: Any) -> bool:
-    """Whether a type, without its ranges, is that of a place in the file system."""
+    """True if a type, without its ranges, is a file system path."""
     members = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
     members = tuple(m for m in members if m is not type(None))
     paths = [m for m in members if (get_origin(m) or m) in (Path, PathLike)]
@@ -139,7 +139,7 @@ def _whole(value: Any) -> int | None:
 
 
 def _real(value: Any) -> float | None:
-    """YAML reads yes, no, on and off as truth values, and 016 as an octal number."""
+    """Read a number; refuses what YAML reads as a boolean (yes, off) or as octal (016)."""
     if isinstance(value, bool):
         raise Unreadable(
             "must be a number (YAML reads yes, no, on and off as true or false)", value
@@ -170,7 +170,7 @@ _NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: 
 
 
 def _words(kind: Any) -> str:
-    """What a value of a type is, such as "a whole number"."""
+    """Describe a type in words, such as "a whole number"."""
     if get_origin(kind) is Literal:
         *others, last = (f"{choice!r}" for choice in get_args(kind))
         return f"{', '.join(others)} or {last}" if others else last
@@ -180,7 +180,7 @@ def _words(kind: Any) -> str:
 
 
 def _bound(limit: Range, value: float) -> str:
-    """The bound that a value breaks, in words."""
+    """Describe the bound that a value violates."""
     if limit.gt is not None and not value > limit.gt:
         return f"greater than {limit.gt}"
     if limit.ge is not None and not value >= limit.ge:

@@ -19,7 +19,7 @@ from numpy.lib.format import read_array_header_1_0, read_array_header_2_0, read_
 from torch import Tensor
 
 from scoresde.arguments import Natural, Positive, Range, check
-from scoresde.data.cache import Progress, Source, gathered, silent, stored
+from scoresde.data.cache import Source, gathered, stored
 from scoresde.data.convert import KNOWN_LEVELS, Layout, examples_of, fitted, known_levels
 from scoresde.data.dataset import (
     DataError,
@@ -33,6 +33,7 @@ from scoresde.data.file_kinds import kind_of
 from scoresde.data.labels import Numbered, label_values, listing, numbered
 from scoresde.data.table import SUFFIXES as TABLES
 from scoresde.data.table import read_table
+from scoresde.progress import Progress, silent
 
 # Names of an array in an .npz, in order of preference: ours, numpy's, those of Keras, of MedMNIST.
 KEYS = {
@@ -320,7 +321,7 @@ def _decoded(
     layout: Layout | None,
     progress: Progress,
 ) -> Iterator[tuple[bool, Split]]:
-    """Yield the examples of each file in turn."""
+    """Yield the examples of each file in turn, each with whether they are for testing."""
     starts = accumulate(map(len, shards), initial=0)
     labels = iter(numbers.labels if numbers else ())
     with progress(len(shards), "reading arrays") as advance:

@@ -12,7 +12,7 @@ import shutil
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -29,18 +29,9 @@ FORMAT = 3
 MANIFEST, LOCK, FOLDER = "manifest.json", ".lock", "arrays-"
 PARTS = ("train", "test")
 
-Progress = Callable[[int, str], AbstractContextManager[Callable[[int], object]]]
-"""Called with a total and a label, it returns ``advance(n)``, which counts n more items."""
-
 Decode = Callable[[list[str]], Iterator[tuple[bool, Split]]]
 """Yields pieces of a data set, each with True if it is for testing, and appends the names of
 skipped files to the list."""
-
-
-@contextmanager
-def silent(total: int, what: str) -> Iterator[Callable[[int], object]]:
-    """A ``Progress`` that shows nothing."""
-    yield lambda n: None
 
 
 @dataclass(frozen=True)

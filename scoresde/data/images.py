@@ -20,7 +20,7 @@ import torch
 
 from scoresde.arguments import Count, Natural, Positive, check
 from scoresde.data.arrays import read_arrays
-from scoresde.data.cache import Parts, Progress, Source, gathered, silent, stored
+from scoresde.data.cache import Parts, Source, gathered, stored
 from scoresde.data.dataset import (
     DataError,
     Dataset,
@@ -34,6 +34,7 @@ from scoresde.data.labels import label_values
 from scoresde.data.picture_layout import PictureLayout, layout_of
 from scoresde.data.picture_sources import Album, DamagedPicture, FolderAlbum, album, shown
 from scoresde.data.scaling import Scaling
+from scoresde.progress import Progress, silent
 
 if TYPE_CHECKING:
     from PIL import Image, ImageFile

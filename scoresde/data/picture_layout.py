@@ -127,7 +127,8 @@ def _group(outer: str, folder: str, names: Sequence[str]) -> Group:
     ]
     loose = sum(not group for group, _ in found)
     if 0 < loose < len(found):
-        raise DataError(f"{root}{loose} pictures beside the class folders; move them into one")
+        said = f"{loose} picture{'s' * (loose > 1)} beside the class folders"
+        raise DataError(f"{said}{root and f' of {root}'}; move them into one of these")
     return found
 
 
@@ -158,6 +159,8 @@ def _indexed(album: Album, outer: str) -> PictureLayout:
     said = f"labels from {index}" if by_name is not None else f"no labels in {index}"
     if by_name is None:
         return PictureLayout([("", name) for name in album.names], None, (), (said,), index)
+    if len(by_name) < len(labels):
+        raise DataError(f"{index} has {len(labels)} labels for {len(by_name)} pictures; repair it")
     missing = [name for name in album.names if name.removeprefix(outer) not in by_name]
     if missing:
         raise DataError(f"{index} has no label for {missing[0]} ({len(missing)} such); repair it")

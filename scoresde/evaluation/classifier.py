@@ -109,7 +109,8 @@ def _network(channels: int, side: int, classes: int, generator: torch.Generator)
     for layer in net.to_empty(device="cpu").modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
         elif isinstance(layer, nn.GroupNorm):
             layer.reset_parameters()
     return net

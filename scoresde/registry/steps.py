@@ -27,6 +27,7 @@ from scoresde.registry.tables import Table, constructor, summary
 from scoresde.samplers import EPS, X0, Noise, Prediction, Residual, State, Step, V, solve_adaptive
 from scoresde.samplers.adaptive import DORMAND_PRINCE, EXPONENTIAL, Pair
 from scoresde.samplers.integrals import Variable, clock, log_snr, ratio, share
+from scoresde.samplers.kernels import held_flow
 from scoresde.sde import match
 
 
@@ -171,9 +172,9 @@ class DPMAdaptive:
 
 def _last_step(denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
     """The DDIM step to ``s`` from a time per sample (B,); it leaves samples at ``s`` unchanged."""
-    sde = denoiser.sde
-    scale = sde.sigma(s) / sde.sigma(t)
-    return match(scale, x) * x + match(sde.alpha(s) - scale * sde.alpha(t), x) * denoiser(x, t)
+    sde, lam = denoiser.sde, denoiser.sde.lam(t)
+    w = held_flow(x / match(sde.norm(t), x), denoiser(x, t), lam, sde.lam(s) - lam)
+    return match(sde.norm(s), x) * w
 
 
 def eab_sde(

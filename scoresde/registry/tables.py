@@ -80,7 +80,8 @@ class Table(Mapping[str, Entry]):
         """The first name whose object equals the value, built with default arguments."""
         for name, entry in self.items():
             needs = any(a.default is EMPTY for a in self.arguments(name).values())
-            if not needs and (entry() if self.constructs else entry) == value:  # type: ignore[operator]
+            make: Any = entry
+            if not needs and (make() if self.constructs else make) == value:
                 return name
         raise UnknownName(f"no name stands for {value!r}")
 

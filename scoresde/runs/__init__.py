@@ -1,1 +1,1 @@
-"""The application as a library: train, draw, score, evaluate, edit and compare, without a terminal."""
+"""The application as a library: train, draw, score, evaluate, edit and compare."""

@@ -1,4 +1,4 @@
-"""Samplers against the exact paths of a trained model: error, network calls and seconds."""
+"""Compares samplers with the exact paths of a model: error, network calls and seconds."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from scoresde.config import build_grid
 from scoresde.convergence import draws_noise, gap
 from scoresde.denoiser import Denoiser
 from scoresde.parameterization import ScoreModel
+from scoresde.progress import Advance, Progress, silent
 from scoresde.registry import GRIDS, SELF_PACED, GridSampler, build_step, constructor
 from scoresde.runs.instrument import Instrument
 from scoresde.runs.optimised import GridSearch, optimised_grid, without_class
-from scoresde.runs.progress import Advance, Progress, silent
 from scoresde.runs.results import ResultFolder
 from scoresde.samplers import ArctanGrid, Grid, per_sample_noise, solve_adaptive, starting_noise
 
@@ -31,9 +31,10 @@ STEPS_TAKEN = (5, 10, 20, 50)
 
 @dataclass(frozen=True)
 class Trial:
-    """What a sampler reached: its distance from the reference, network calls and seconds.
+    """Result of one sampler: its distance from the reference, network calls and seconds.
 
-    ``relative`` is in L2 over all samples, ``median`` over them; None where not finite.
+    ``relative`` is the relative L2 error over all samples, ``median`` the median of the relative
+    errors of single samples. Both are None if not finite.
     """
 
     sampler: str
@@ -47,7 +48,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The trials, the calls and seeds of the exact paths, and a line for each sampler left out."""
+    """All trials, with the network calls and seeds of the exact paths and lines for the user."""
 
     trials: tuple[Trial, ...]
     nfe: int
@@ -58,7 +59,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class _Contender:
-    """A sampler by its names."""
+    """A sampler to measure, with the names of its step and its grid."""
 
     name: str
     grid: str
@@ -78,25 +79,25 @@ def compare(
     folder: Path | None = None,
     progress: Progress = silent,
 ) -> Comparison:
-    """Measure how far samplers end from the probability flow's own paths, from the same starts.
+    """Measure the distance between samplers and exact probability-flow paths from the same starts.
 
-    All end with the denoised state. Samplers that draw noise have no path to compare with and are
-    left out; one that diverges has no errors.
+    Every path ends with the denoised state. Samplers that draw noise have no exact path and are
+    left out. The errors of a sampler that diverges are None.
 
     Args:
         model: trained model.
         samplers: names in ``registry.STEPS``.
         steps: numbers of steps; a sampler that paces itself runs once.
-        grids: names in ``registry.GRIDS``; None is the grid of the model's configuration.
+        grids: names in ``registry.GRIDS``; by default the grid of the model's configuration.
         num: number of starting points.
         seed: seed of the first starting point; the others follow.
         tolerance: relative and absolute tolerance of the exact path.
         shape: shape of one sample, for a model without a description of its data.
-        folder: where optimised grids are kept.
+        folder: folder that stores optimised grids.
         progress: shows how many samplers are done.
 
-    Raises ValueError for arguments that do not fit, RuntimeError where the exact path cannot be
-    found.
+    Raises ValueError for bad arguments, RuntimeError if the exact path takes too many network
+    calls.
     """
     for name, value in (("num", num), *(("steps", n) for n in steps)):
         if value < 1:
@@ -132,7 +133,7 @@ def compare(
 
 
 def compare_folder(folder: Path) -> ResultFolder:
-    """The results of a comparison in a folder, which ``compare.json`` lists."""
+    """The folder of a comparison, whose files ``compare.json`` lists."""
     return ResultFolder(folder, "compare.json", re.compile(r"compare\.png"))
 
 
@@ -143,7 +144,7 @@ def _contenders(
     grids: Sequence[str] | None,
     optimised: Callable[[GridSearch], Grid],
 ) -> Iterator[_Contender]:
-    """Every sampler on every grid with every number of steps; once, if it paces itself."""
+    """Yield each sampler on each grid with each number of steps; a self-paced one only once."""
     own = None if model.config is None or grids is not None else model.config.sample.grid
     for name in names:
         if name in SELF_PACED:
@@ -163,7 +164,7 @@ def _contenders(
 
 
 def _reference(denoiser: Denoiser, x: Tensor, tolerance: float) -> tuple[Tensor, int]:
-    """The denoised ends of the paths, and the network calls they took."""
+    """Denoised end points of the exact paths, and the network calls that they took."""
     sde = denoiser.sde
     end = solve_adaptive(denoiser, x, sde.t_max, sde.t_eps, tolerance, tolerance, MOST_CALLS)
     if not bool(end.finished.all()):
@@ -183,7 +184,7 @@ def _trial(
     seeds: Sequence[int],
     advance: Advance,
 ) -> Trial:
-    """Let a sampler run from the starts; one that diverges has no errors."""
+    """Run a sampler from the starts; its errors are None if it diverges."""
     instrument, noise = Instrument(strict=False), per_sample_noise(seeds)
     sampler, started = contender.sampler, time.perf_counter()
     end = sampler(instrument.on(denoiser), x, noise).cpu()

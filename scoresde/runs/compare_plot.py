@@ -1,4 +1,4 @@
-"""The picture of ``scoresde compare``: error against network calls."""
+"""Plot of ``scoresde compare``: error against network calls."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PANELS = (
 
 
 def save_plot(path: Path | str, trials: Sequence[Trial]) -> None:
-    """Draw both errors against the calls, a colour a sampler and a dash a grid, as a PNG."""
+    """Plot both errors as a PNG, with one colour per sampler and one line style per grid."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.6), dpi=130, layout="constrained")

@@ -1,4 +1,4 @@
-"""Whether data are those a model was trained for, and none that it was trained on."""
+"""Checks that a data set fits a model and holds none of its training examples."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from scoresde.training.checkpoint import DataDescription
 
 
 def require_same_data(dataset: Dataset, trained: DataDescription) -> None:
-    """Raise ConfigError for another shape or scaling than the model's."""
+    """Raise ConfigError unless the data have the shape and the scaling of the training data."""
     found, expected = ((tuple(d.shape), *_interval(d.scaling)) for d in (dataset, trained))
     if found != expected:
         raise ConfigError(
@@ -20,13 +20,13 @@ def require_same_data(dataset: Dataset, trained: DataDescription) -> None:
 
 
 def _interval(scaling: Scaling) -> tuple[int | None, float, float]:
-    # Every set of real numbers has a range of its own; a model applies the scaling it carries.
+    # Sets of real numbers differ in range; the model applies its own stored scaling to them.
     real = scaling.levels is None
     return scaling.levels, 0.0 if real else scaling.low, 1.0 if real else scaling.high
 
 
 def require_same_split(config: Config, trained: Config) -> None:
-    """Raise ValueError for another split of the same files: its tests were trained on."""
+    """Raise ValueError for another split of the same files: it would test on training examples."""
     asked, known = plain(config.data), plain(trained.data)
     if asked["kind"] != known["kind"] or not _same_path(asked.get("path"), known.get("path")):
         return

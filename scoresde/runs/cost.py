@@ -1,4 +1,4 @@
-"""What a training costs: operations, memory, and the share of what the device can do."""
+"""Cost of training: operations, memory, and peak throughput of the device."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scoresde.parameterization import ScoreModel
 from scoresde.training import dsm_loss
 from scoresde.training.held_out import evaluating
 
-# Dense bf16 operations a second, as NVIDIA's data sheets give them; the first name that fits.
+# Dense bf16 operations per second from NVIDIA's data sheets; the first matching name counts.
 PEAKS = {
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,
@@ -25,10 +25,9 @@ PEAKS = {
 
 
 def flops(model: ScoreModel, shape: tuple[int, ...], classes: int | None) -> int:
-    """Operations of the forward and the backward pass of one example, two a multiply-add.
+    """Operations of the forward and backward pass of one example; a multiply-add counts as two.
 
-    Convolutions, matrix products and attention; what is computed again in the backward pass does
-    not count.
+    Counts convolutions, matrix products and attention, without recomputation in the backward pass.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -44,7 +43,7 @@ def flops(model: ScoreModel, shape: tuple[int, ...], classes: int | None) -> int
 
 
 def peak(device: torch.device) -> float | None:
-    """The bf16 operations a second that a device can do, None where it is not known."""
+    """Peak bf16 operations per second of a device; None if unknown."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -52,7 +51,7 @@ def peak(device: torch.device) -> float | None:
 
 
 def memory(device: torch.device) -> int:
-    """The most bytes taken so far, by tensors on a GPU, else by the process."""
+    """Peak memory in bytes: of tensors on a GPU, else of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
@@ -64,7 +63,7 @@ def memory(device: torch.device) -> int:
 
 
 def short(number: float) -> str:
-    """Three digits and a prefix, such as 1.23 G."""
+    """Format a number with three digits and an SI prefix, such as 1.23 G."""
     for prefix, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= size:
             return f"{number / size:.3g} {prefix}"

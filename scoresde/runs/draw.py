@@ -17,6 +17,7 @@ from scoresde.data.dataset import reading
 from scoresde.data.labels import is_number, label_values, listing
 from scoresde.denoiser import Denoiser
 from scoresde.parameterization import ScoreModel
+from scoresde.progress import Progress, silent
 from scoresde.registry import (
     GRIDS,
     NEEDY_GRIDS,
@@ -28,27 +29,20 @@ from scoresde.registry import (
     build_step,
     constructor,
 )
-from scoresde.runs.instrument import (
-    Instrument,
-    NetworkCall,
-    Stopped,
-    evaluating,
-    require_finite,
-)
+from scoresde.runs.instrument import Instrument, NetworkCall, Stopped, require_finite
 from scoresde.runs.optimised import GridSearch, configured_search, optimised_grid
 from scoresde.runs.processes import World, jointly
-from scoresde.runs.progress import Progress, silent
 from scoresde.runs.train_setup import takes_labels
 from scoresde.samplers import (
     ArctanGrid,
     Grid,
-    Noise,
     Step,
     per_sample_noise,
     recommended,
     starting_noise,
 )
 from scoresde.sde import SDE
+from scoresde.training.held_out import evaluating
 
 DEFAULT_NUM, DEFAULT_NFE = 64, 19
 MOST = 10_000_000
@@ -128,7 +122,10 @@ def draw(
     label, seeds = _labels_and_seeds(label, seeds, num, model)
     if model.data is None and shape is None:
         raise ValueError("shape is missing: the model does not say what it was trained on")
-    shape = tuple(shape or model.data.shape)
+    known = None if model.data is None else tuple(model.data.shape)
+    shape = tuple(shape or known or ())
+    if known is not None and shape != known:
+        raise ValueError(f"shape: the model was trained on examples of {known}, got {shape}")
     for argument, value in {"step": step, "grid": grid, "sampler": sampler}.items():
         if isinstance(value, type) or not (
             value is None or callable(value) or (isinstance(value, str) and argument != "sampler")

@@ -1,6 +1,6 @@
-"""Latent codes of examples: encode, decode, the paths between two, and there and back.
+"""Latent codes of examples: encode, decode, interpolate, reconstruct.
 
-Examples and samples are in units of the data, codes in those of the prior, of unit variance.
+Examples and samples are in the units of the data; codes have unit variance under the prior.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from scoresde.data.file_kinds import kind_of
 from scoresde.denoiser import Denoiser
 from scoresde.evaluation import captioned, image_grid, save_png, scatter
 from scoresde.parameterization import ScoreModel
+from scoresde.progress import Advance, Progress, silent
 from scoresde.runs.draw import places_of
 from scoresde.runs.instrument import require_finite
 from scoresde.runs.pictures import is_image, pixels
-from scoresde.runs.progress import Advance, Progress, silent
 from scoresde.runs.results import Make, ResultFolder
 from scoresde.sde import match
 
@@ -43,10 +43,10 @@ class Interpolated(NamedTuple):
 
 
 class Reconstructed(NamedTuple):
-    """What the codes ``z`` of examples decode to, and the root mean square error of each, (N,).
+    """Reconstructions ``x`` from the codes ``z``, and the RMS error of each example, (N,).
 
-    The errors are in model units; ``changed`` is the share of pixel levels that differ, None for
-    real numbers.
+    The errors are in model units. ``changed`` is the fraction of pixel levels that differ, None
+    for real numbers.
     """
 
     x: Tensor
@@ -57,16 +57,16 @@ class Reconstructed(NamedTuple):
 
 @dataclass(frozen=True)
 class Editor:
-    """A model with the flow that makes codes of examples, followed to a tolerance.
+    """Maps between examples and latent codes by the probability flow of a model.
 
     Args:
         model: trained model.
         tolerance: relative and absolute tolerance of the probability flow.
-        batch: samples carried at a time.
+        batch: samples solved at a time.
         progress: shows how many samples are done.
 
-    Labels are those of ``draw``; None is no class. Raises ValueError for labels that do not fit,
-    RuntimeError where the flow cannot be followed.
+    Methods take labels as ``draw`` does; None means no class. They raise ValueError for bad
+    labels, RuntimeError if the solver fails.
     """
 
     model: ScoreModel
@@ -78,22 +78,22 @@ class Editor:
         check_fields(self)
 
     def encode(self, x: Tensor, label: Any = None) -> Tensor:
-        """The codes (N, ...) of examples, in float64."""
+        """Encode examples to codes (N, ...) in float64."""
         places = places_of(label, self.model, len(x))
         with self.progress(len(x), "encoded") as advance:
             return self._carried(codes.encode, self._units(x), self._given(places), advance)
 
     def decode(self, z: Tensor, label: Any = None) -> Tensor:
-        """The samples (N, ...) of codes."""
+        """Decode codes to samples (N, ...)."""
         places = places_of(label, self.model, len(z))
         with self.progress(len(z), "decoded") as advance:
             return self._data(self._carried(codes.decode, z, self._given(places), advance))
 
     def interpolate(self, x: Tensor, label: Any = None, n: int = 9) -> Interpolated:
-        """n samples from the first to the second of every pair of examples, along great circles.
+        """Interpolate along great circles between the codes of each pair, with n samples per path.
 
-        Between two classes the denoiser goes over from the one to the other as the code does, so
-        that the path is continuous and its ends are the examples.
+        Between two classes, the denoisers are interpolated linearly as well. The path is therefore
+        continuous, and it ends at the examples.
         """
         if len(x) % 2:
             raise ValueError(f"num: pairs need an even number of examples, got {len(x)}")
@@ -110,7 +110,7 @@ class Editor:
         return Interpolated(self._data(found).unflatten(0, (pairs, n)), path)
 
     def reconstruct(self, x: Tensor, label: Any = None) -> Reconstructed:
-        """Examples encoded and decoded again."""
+        """Encode and decode examples."""
         given = self._given(places_of(label, self.model, len(x)))
         clean = self._units(x)
         with self.progress(2 * len(x), "carried") as advance:
@@ -130,7 +130,7 @@ class Editor:
         denoiser: Callable[[Tensor], Denoiser],
         advance: Advance,
     ) -> Tensor:
-        """``codes.encode`` or ``codes.decode`` of every sample, a batch at a time."""
+        """Apply ``codes.encode`` or ``codes.decode`` to all samples, batch by batch."""
         flow, device, parts = codes.Solved(self.tolerance), self.model.device, []
         for rows in torch.arange(len(x)).split(self.batch):
             part = carry(denoiser(rows), x[rows].to(device), flow).cpu()
@@ -140,13 +140,13 @@ class Editor:
         return torch.cat(parts)
 
     def _given(self, places: Tensor | None) -> Callable[[Tensor], Denoiser]:
-        """The denoiser of some rows, given their classes."""
+        """A function from rows to their denoiser, conditional on their classes."""
         if places is None:
             return lambda rows: self.model.denoiser()
         return lambda rows: self.model.denoiser(label=places[rows].to(self.model.device))
 
     def _between(self, share: Tensor, first: Tensor, second: Tensor, rows: Tensor) -> Denoiser:
-        """The denoiser of some rows, each between those of two classes."""
+        """The denoiser of some rows, interpolated between the denoisers of two classes."""
         a, b = self._given(first)(rows), self._given(second)(rows)
         if torch.equal(first[rows], second[rows]):
             return a
@@ -158,23 +158,23 @@ class Editor:
         )
 
     def _units(self, x: Tensor) -> Tensor:
-        """Model units, of levels their middles."""
+        """Convert to model units; pixel levels become the middles of their bins."""
         data = self.model.data
         return x.double() if data is None else data.scaling.encode(x, dtype=torch.float64)
 
     def _data(self, x: Tensor) -> Tensor:
-        """Units of the data."""
+        """Convert to the units of the data."""
         data = self.model.data
         return x.float() if data is None else data.scaling.decode(x.float())
 
 
 def read_codes(path: Path, model: ScoreModel) -> tuple[Tensor, Tensor | None]:
-    """Codes z (N, ...) for a model, and labels (N,) if there are any, of a .npz.
+    """Read codes z (N, ...) and optional labels (N,) from a .npz.
 
-    Raises ValueError for anything else, OSError where there is no such file.
+    Raises ValueError for a file without codes for this model, OSError for a missing file.
     """
     try:
-        # Opened here: numpy leaves the file open when it is a damaged archive.
+        # Opened here, because numpy does not close a damaged archive.
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             found = {name: torch.from_numpy(file[name]) for name in file.files}
     except (ValueError, OSError, TypeError, EOFError, zipfile.BadZipFile) as error:
@@ -192,14 +192,14 @@ def read_codes(path: Path, model: ScoreModel) -> tuple[Tensor, Tensor | None]:
 
 
 def edit_folder(folder: Path) -> ResultFolder:
-    """The results of editing in a folder, which ``edit.json`` lists."""
+    """The folder of an edit, whose files ``edit.json`` lists."""
     return ResultFolder(folder, RECORD, NAMES)
 
 
 def picture_of(
     model: ScoreModel, rows: Sequence[tuple[str, Tensor]], title: str
 ) -> dict[str, Make]:
-    """A picture of named rows of samples, or of named sets of points; none for other shapes."""
+    """Picture of named rows of images or named sets of points; empty for other shapes."""
     x = rows[0][1]
     if is_image(x):
         images = [pixels(row, model.data.scaling) for _, row in rows]

@@ -1,4 +1,4 @@
-"""Judging samples against real data, by metrics with errors."""
+"""Compares samples with real data by metrics with error estimates."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from scoresde.evaluation.metrics import (
     require_packages,
     rows,
 )
+from scoresde.progress import Progress, silent
 from scoresde.runs.features import chosen_features, features_of, require_matching, titles
-from scoresde.runs.progress import Progress, silent
 
 CPU = torch.device("cpu")
 
@@ -34,8 +34,8 @@ CPU = torch.device("cpu")
 class Reference:
     """Real data to compare samples with.
 
-    ``split`` holds the references; ``other``, where there is one, real data that take the place
-    of the samples, to show the values that a perfect model would have.
+    ``split`` holds the references. ``other`` holds further real data or None; the metrics of
+    ``other`` in place of the samples are the values of a perfect model.
     """
 
     dataset: Dataset
@@ -44,14 +44,14 @@ class Reference:
 
     @staticmethod
     def of(dataset: Dataset, against: str = "test") -> Reference:
-        """One split of a data set, the other one in place of the samples."""
+        """Take one split of a data set as references and the other split as ``other``."""
         train, test = dataset.train, dataset.test
         return Reference(dataset, *((test, train) if against == "test" else (train, test)))
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """The rows of the metrics, and facts about the features they were found in."""
+    """Metrics of a set of samples, and the features that they were computed in."""
 
     rows: Mapping[str, Row]
     features: Mapping[str, Any]
@@ -77,18 +77,18 @@ def evaluate(
     Args:
         samples: samples in units of the data: a tensor, a Split, a path, or what ``draw`` returns.
         reference: real data: a Dataset, a tensor, a pair (x, label) of images and classes, a
-            Split, or a path; of all but a Dataset every example is taken.
-        metrics: names in ``evaluation.metrics.METRICS``, also between commas; by default those
-            for images or points.
-        against: part of a Dataset that is compared with.
-        features: what images are compared by: classifier, pixels, or a TorchScript file.
+            Split, or a path; every example is used, except of a Dataset.
+        metrics: names in ``evaluation.metrics.METRICS``, as a list or separated by commas; the
+            default depends on whether the data are images.
+        against: part of a Dataset that the samples are compared with.
+        features: features that images are compared in: classifier, pixels, or a TorchScript file.
         statistics: .npz of mu and sigma that replaces the reference in the Frechet distance.
-        resamples: random halves that an error is found from; 0 finds no errors.
+        resamples: number of random halves that each error is estimated from; 0 for no errors.
         seed: seed of the random draws.
-        device: where features are computed.
+        device: device that computes the features.
         progress: shows how many metrics are done.
 
-    Raises ValueError for samples and references that do not fit, or are not finite.
+    Raises ValueError for samples or references of the wrong shape, or with NaN or infinity.
     """
     check(evaluate, locals())
     real = _reference(reference, against)
@@ -124,9 +124,9 @@ def judged(
     device: torch.device = CPU,
     progress: Progress = silent,
 ) -> Judgement:
-    """Every metric of shuffled samples ``x``; the real data are shuffled alike.
+    """Compute every metric of shuffled samples ``x``; shuffles the real data itself.
 
-    Arguments as of ``evaluate``. Raises ValueError as it does.
+    Takes the arguments of ``evaluate``, and raises ValueError in the same cases.
     """
     names, dataset = list(metrics), reference.dataset
     if resamples < 0 or resamples == 1:
@@ -161,14 +161,14 @@ def judged(
 
 
 def shuffled(n: int, seed: int) -> Tensor:
-    """An order independent of the classes: data and samples may come class by class."""
+    """A random permutation of n; data and samples may be sorted by class."""
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
 
 
 def chosen_metrics(
     metrics: str | Iterable[str] | None, dataset: Dataset, copied: bool = True
 ) -> list[str]:
-    """The names of metrics, or the default ones for such data. Raises ValueError for others."""
+    """Names of metrics, by default those for the data. Raises ValueError for unknown names."""
     if metrics is None:
         names = defaults(images=len(dataset.shape) == 3)
         return [name for name in names if copied or name != COPIES]
@@ -176,7 +176,7 @@ def chosen_metrics(
 
 
 def named_metrics(metrics: str | Iterable[str]) -> list[str]:
-    """Names of metrics, each once, that can be computed here. Raises ValueError for others."""
+    """Names of metrics without duplicates. Raises ValueError for unknown or missing ones."""
     parts = metrics.split(",") if isinstance(metrics, str) else metrics
     names = list(dict.fromkeys(part.strip() for part in parts if part.strip()))
     if not names:
@@ -190,7 +190,7 @@ def named_metrics(metrics: str | Iterable[str]) -> list[str]:
 
 
 def chosen_moments(statistics: Path | None, metrics: Iterable[str]) -> Moments | None:
-    """The moments in a file. Raises ValueError where no metric uses them."""
+    """Load moments from a file. Raises ValueError if no metric uses them."""
     if statistics is None:
         return None
     if "frechet" not in metrics:
@@ -199,7 +199,7 @@ def chosen_moments(statistics: Path | None, metrics: Iterable[str]) -> Moments |
 
 
 def _reference(source: Any, against: str) -> Reference:
-    """The references of a source; of anything but a Dataset, all examples."""
+    """Build the references; all examples are used, except of a Dataset."""
     if isinstance(source, Dataset):
         return Reference.of(source, against)
     if isinstance(source, Split):

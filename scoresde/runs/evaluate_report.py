@@ -1,4 +1,4 @@
-"""The report of an evaluation: a page with the table, its numbers as JSON, a picture."""
+"""Report of an evaluation: a page with a table, the numbers as JSON, and a picture."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WIDTH = 79
 
 
 def require_free(folder: Path, overwrite: bool) -> None:
-    """Raise ValueError unless a report may go into the folder."""
+    """Raise ValueError if the folder holds a report already, unless ``overwrite``."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"out: {folder} is a file; give a folder")
     held = [name for name in FILES if (folder / name).exists()]
@@ -32,7 +32,7 @@ def require_free(folder: Path, overwrite: bool) -> None:
 
 
 def page(report: Mapping[str, Any], seconds: float) -> str:
-    """The table, then an explanation of its columns, at most 79 columns wide."""
+    """Format the table and an explanation of its columns, at most 79 characters wide."""
     head = ("", "samples", "real", "halves", "better")
     table = [head, *(_cells(row) for row in report["metrics"].values())]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
@@ -52,7 +52,7 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
 def _lines(report: Mapping[str, Any], seconds: float) -> list[str]:
     other = "training" if report["against"] == "test" else "test"
     accuracy = report["features"].get("test_accuracy")
-    judged = f" (right about {accuracy:.1%} of the test split)" if accuracy is not None else ""
+    judged = f" (accuracy {accuracy:.1%} on the test split)" if accuracy is not None else ""
     lines = [
         "",
         f"{report['samples']} samples against the {report['references']} examples of the "
@@ -74,7 +74,7 @@ def _lines(report: Mapping[str, Any], seconds: float) -> list[str]:
 
 
 def _with_error(value: float, error: float | None) -> str:
-    """The value to two digits of its error."""
+    """Format a value with two digits of its error."""
     if error is None or not error > 0:
         return f"{value:.4g}"
     digits = max(0, 1 - math.floor(math.log10(error)))
@@ -86,9 +86,9 @@ def _cell(value: float | None) -> str:
 
 
 def picture(dataset: Dataset, reference: Tensor, x: Tensor) -> dict[str, Make]:
-    """The samples nearest to training images beside those; of points in the plane a scatter plot.
+    """Picture of the samples closest to training images beside these, or a scatter plot.
 
-    Nothing for data of other shapes.
+    Two-dimensional points get the scatter plot. Data of other shapes have no picture.
     """
     train, scaling = dataset.train.x, dataset.scaling
     if x.ndim == 2 and x.shape[1] == 2:
@@ -104,7 +104,7 @@ def picture(dataset: Dataset, reference: Tensor, x: Tensor) -> dict[str, Make]:
 def write(
     folder: Path, report: Mapping[str, Any], text: str, pictures: Mapping[str, Make]
 ) -> None:
-    """Replace the report in the folder; while ``evaluate.json`` is there, all belongs to it."""
+    """Replace the report in the folder; ``evaluate.json`` exists only when all files do."""
     files = dict(pictures)
     for name, content in ((PAGE, text), (REPORT, json.dumps(report, indent=2))):
         files[name] = partial(Path.write_text, data=content + "\n")

@@ -1,4 +1,4 @@
-"""Features in which samples are compared with data, and statistics made with them."""
+"""Feature extractors that samples and data are compared in."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from scoresde.evaluation import (
     raw_features,
     torchscript_features,
 )
-from scoresde.runs.progress import Progress, silent
+from scoresde.progress import Progress, silent
 
 FIT_STEPS = 400
 CHOICES = ("classifier", "pixels")
@@ -30,10 +30,10 @@ TITLES = {"frechet": "FID", "kid": "KID"}
 def chosen_features(
     choice: str | None, dataset: Dataset, device: torch.device, progress: Progress = silent
 ) -> tuple[Extractor, dict[str, Any]]:
-    """The features of a name or a file, and facts about them for a report.
+    """The extractor of a name or a file, and a description of it for the report.
 
-    By default those of a classifier, where there are images with classes, or else the numbers
-    themselves. Raises ValueError for features that the data do not have.
+    The default is a classifier for images with classes, and otherwise the raw values. Raises
+    ValueError for features that do not apply to the data.
     """
     train = dataset.train
     labelled = len(dataset.shape) == 3 and train.label is not None
@@ -64,11 +64,11 @@ def chosen_features(
 
 
 def require_matching(path: Path, found: Moments, reference: Tensor, extractor: Extractor) -> None:
-    """Raise ValueError for statistics in ``path`` of other features than the extractor's."""
+    """Raise ValueError if the statistics in ``path`` belong to other features."""
     dimensions = reference.shape[1]
     if len(found.mean) != dimensions:
         raise ValueError(
-            f"statistics: {path} is of {len(found.mean)} features, but the {extractor.name} are "
+            f"statistics: {path} has {len(found.mean)} features, but {extractor.name} has "
             f"{dimensions}; give the features that they were made with"
         )
     if found.features not in (None, extractor.name):
@@ -79,11 +79,11 @@ def require_matching(path: Path, found: Moments, reference: Tensor, extractor: E
 
 
 def features_of(extractor: Extractor, dataset: Dataset, x: Tensor) -> Tensor:
-    """Features (N, D) of examples, given as levels or numbers, or as pictures."""
+    """Compute features (N, D) of examples in the units of the data."""
     scaling = dataset.scaling
     return extractor.of(scaling.to_uint8(scaling.encode(x)) if extractor.pictures else x)
 
 
 def titles(extractor: Extractor, dimensions: int) -> dict[str, str]:
-    """FID and KID are distances in the 2048 features of the network that gave them their names."""
+    """Titles of metrics; the names FID and KID are reserved for 2048 Inception features."""
     return TITLES if extractor.inception and dimensions == INCEPTION else {}

@@ -1,4 +1,4 @@
-"""The folder of a training run: its files, who may write there, and its records."""
+"""Folder of a training run: its files, its lock and its records."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ OWN = (
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run's files by name.
+    """Paths of the files of a run.
 
-    A folder is a run when its ``env.json`` says so; that file is written first.
+    ``env.json`` marks a folder as a run; it is written first.
     """
 
     path: Path
@@ -74,7 +74,7 @@ class RunFolder:
         return self.path / "weights-ema.safetensors"
 
     def weights_of(self, decay: str) -> Path:
-        """The exported average of a further decay."""
+        """Path of the exported average of a further decay."""
         return self.path / f"weights-ema-{decay}.safetensors"
 
     @property
@@ -102,11 +102,11 @@ class RunFolder:
         return self.path / "tensorboard"
 
     def sample(self, step: int) -> Path:
-        """The sample picture of a step."""
+        """Path of the sample picture of a step."""
         return self.samples / f"step-{step:08d}.png"
 
     def is_run(self) -> bool:
-        """Whether a run has started here."""
+        """True if a run has started in the folder."""
         try:
             found = json.loads(self.env.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
@@ -115,14 +115,14 @@ class RunFolder:
 
 
 def claim(path: str | Path, *, resume: bool = False, overwrite: bool = False) -> RunFolder:
-    """The folder of a run that may go there; nothing is written or removed yet.
+    """Check that a run may use the folder; nothing is written or removed.
 
-    Raises ValueError, naming the remedy, for a folder that holds a run (without ``resume`` or
-    ``overwrite``), for one to resume that does not, and for files of the same names that no run
-    wrote.
+    Raises ValueError, naming the remedy, if the folder holds a run (without ``resume`` or
+    ``overwrite``), if there is no run to resume, or if it holds files with the names of a run's
+    files that no run wrote.
     """
     folder = RunFolder(Path(path))
-    half = folder.env.with_name(f"{folder.env.name}.tmp")  # of a run killed as it began
+    half = folder.env.with_name(f"{folder.env.name}.tmp")  # left by a run killed at its start
     if resume and overwrite:
         raise ValueError("resume=True and overwrite=True exclude each other; give one of them")
     if folder.path.exists() and not folder.path.is_dir():
@@ -146,10 +146,10 @@ def claim(path: str | Path, *, resume: bool = False, overwrite: bool = False) ->
 
 @contextmanager
 def locked(folder: RunFolder) -> Iterator[None]:
-    """Make the folder, and keep every other training out of it while inside.
+    """Make the folder, and hold an exclusive lock on it.
 
-    The system lets go of the lock when a process ends, however it ends. Raises ValueError while
-    another one trains there, OSError as the disk does.
+    The operating system releases the lock when the process ends, for whatever reason. Raises
+    ValueError if another process holds the lock, OSError if the folder cannot be written.
     """
     with writing(folder.path):
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -177,14 +177,14 @@ def _lock(handle: int, path: Path) -> None:
 
 
 def clear(folder: RunFolder) -> None:
-    """Remove the files that a run writes, and nothing else."""
+    """Remove the files that a run writes; other files stay."""
     for file in own_files(folder):
         file.unlink(missing_ok=True)
 
 
 def own_files(folder: RunFolder) -> Iterator[Path]:
-    """The files in the folder that carry a name only a run gives."""
-    # env.json last: while it is there the folder is still known to be a run.
+    """Yield the files in the folder that have the names of a run's files."""
+    # env.json comes last, so that a partly cleared folder is still recognised as a run.
     yield from (folder.path / name for name in OWN if name != folder.env.name)
     yield from (p for p in folder.path.glob("*.safetensors") if EXPORT.fullmatch(p.name))
     yield from step_files(folder.checkpoints)
@@ -199,7 +199,7 @@ def own_files(folder: RunFolder) -> Iterator[Path]:
 
 
 def temporaries(folder: RunFolder) -> Iterator[Path]:
-    """What writes that were killed left behind."""
+    """Yield temporary files that interrupted writes left."""
     pattern = re.compile(r"(step-\d{8,}\.pt|best\.pt|latest\.json)\.tmp")
     yield from (p for p in folder.checkpoints.glob("*.tmp") if pattern.fullmatch(p.name))
     yield from (folder.path / f"{name}.tmp" for name in OWN)
@@ -208,8 +208,8 @@ def temporaries(folder: RunFolder) -> Iterator[Path]:
 
 
 def write_start(folder: RunFolder, config_yaml: str, found: Mapping[str, Any] | None) -> None:
-    """Make the folder a run: ``env.json`` (None: as it is), then the resolved ``config.yaml``."""
-    # Empty, it tells a run that has just begun from a folder without one.
+    """Write ``env.json`` (unless ``found`` is None), then the resolved ``config.yaml``."""
+    # The empty folder distinguishes a run that has just started from a folder without a run.
     folder.checkpoints.mkdir(parents=True, exist_ok=True)
     if found is not None:
         write_text(folder.env, json.dumps(found, indent=2) + "\n")
@@ -217,7 +217,7 @@ def write_start(folder: RunFolder, config_yaml: str, found: Mapping[str, Any] | 
 
 
 def environment(device: str) -> dict[str, Any]:
-    """What a run can be repeated with: versions, git commit if any, command, device and time."""
+    """Record for reproducing a run: versions, git commit, command, device and time."""
     return {
         "scoresde": scoresde.__version__,
         # torch.__version__ names the build too, such as 2.13.0+cpu; the metadata may not.
@@ -232,7 +232,7 @@ def environment(device: str) -> dict[str, Any]:
 
 
 def git_commit(source: Path) -> str | None:
-    """The commit of the checkout that tracks this source folder; None outside one."""
+    """Commit of the git checkout that tracks this source folder; None if there is none."""
     try:
         tracked = _git(source, "ls-files", "--error-unmatch", "folder.py")
         return _git(source, "rev-parse", "HEAD") if tracked else None
@@ -241,7 +241,7 @@ def git_commit(source: Path) -> str | None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
+    """Write a text file atomically."""
     atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
@@ -252,7 +252,7 @@ def append(folder: RunFolder, record: Mapping[str, Any]) -> None:
 
 
 def records(folder: RunFolder) -> list[dict[str, Any]]:
-    """The lines of ``metrics.jsonl``; one cut off by a kill is passed over."""
+    """Read the records of ``metrics.jsonl``, skipping incomplete lines."""
     try:
         lines = folder.metrics.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
@@ -261,7 +261,7 @@ def records(folder: RunFolder) -> list[dict[str, Any]]:
 
 
 def rewind(folder: RunFolder, step: int) -> None:
-    """Forget records and averages after ``step``, which a resumed run makes again; half files."""
+    """Delete temporary files, and records and averages after ``step``."""
     for stray in temporaries(folder):
         stray.unlink(missing_ok=True)
     for snapshot in snapshots(folder.averages):

@@ -1,4 +1,4 @@
-"""The loss at each noise level, at a few times of a training run."""
+"""Plot of the loss by noise level at several steps of a training run."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ MOST = 5
 
 
 def levels_plot(path: Path | str, records: Sequence[Mapping[str, Any]]) -> None:
-    """Draw the loss against lam, a curve for each of up to five records, as a PNG.
+    """Plot the loss against lam as a PNG, with one curve for each of up to five records.
 
-    ``records`` are the lines of ``metrics.jsonl``; the key is ``loss_by_lam``. Raises ValueError
-    where none has it.
+    ``records`` are the lines of ``metrics.jsonl``. Raises ValueError if none has the key
+    ``loss_by_lam``.
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
@@ -35,7 +35,7 @@ def levels_plot(path: Path | str, records: Sequence[Mapping[str, Any]]) -> None:
         yscale="log",
     )
     figure.suptitle("Training loss by noise level", fontsize="large")
-    # Above the curves, which may be anywhere; the best place takes long to find.
+    # Above the axes, because finding a free place among the curves is slow.
     axes.legend(
         frameon=False,
         loc="lower center",

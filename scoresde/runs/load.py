@@ -1,4 +1,4 @@
-"""Trained models, from run folders, checkpoints and exported weights."""
+"""Loads trained models from run folders, checkpoints and exported weights."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from scoresde.training.snapshots import AVERAGES, snapshots, synthesised
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A trained model with everything its file says about it.
+    """A trained model with the contents of its file.
 
-    ``notes`` are lines for the user, such as a damaged newer checkpoint that was passed over.
+    ``notes`` are lines for the user, for example about a damaged checkpoint that was skipped.
     """
 
     model: ScoreModel
@@ -44,12 +44,13 @@ class LoadedRun:
 
 
 def load(path: str | PathLike[str], model: ScoreModel | None = None) -> ScoreModel:
-    """The trained model of a run folder, a checkpoint or an export, with its averaged weights.
+    """Load a trained model with averaged weights from a run folder, a checkpoint or an export.
 
-    ``model`` is filled and returned; without one it is built from the configuration in the file.
-    Its ``data`` describes what it was trained on. Evaluation mode, no gradients to the weights.
-    Raises ValueError naming the file when it is missing, damaged or not a scoresde file, or does
-    not fit ``model``. Nothing is unpickled.
+    The weights are copied into ``model``, which is returned. Without ``model``, one is built from
+    the configuration in the file. The attribute ``data`` of the model describes its training data.
+    The model is in evaluation mode, and its weights have no gradients. Nothing is unpickled.
+    Raises ValueError, naming the file, if it is missing, damaged, not a scoresde file, or does not
+    fit ``model``.
     """
     if model is not None and not isinstance(model, ScoreModel):
         raise ValueError(f"model: need a ScoreModel, got {type(model).__name__}")
@@ -57,10 +58,10 @@ def load(path: str | PathLike[str], model: ScoreModel | None = None) -> ScoreMod
 
 
 def load_width(run_folder: str | PathLike[str], sigma_rel: float) -> LoadedRun:
-    """The model of a run folder with the average of a width, made of the snapshots stored there.
+    """Load the model of a run folder with an average of any width, synthesised from snapshots.
 
-    It is that of the last snapshot's step; ``notes`` say how near its profile is. Raises
-    ValueError for a width out of range, CheckpointError for no snapshots or damaged ones.
+    The average is taken at the step of the last snapshot; ``notes`` give the error of its profile.
+    Raises ValueError for a width out of range, CheckpointError for missing or damaged snapshots.
     """
     run = Path(run_folder).expanduser()
     if run.exists() and not run.is_dir():
@@ -87,13 +88,13 @@ def load_run(
     decay: float | None = None,
     model: ScoreModel | None = None,
 ) -> LoadedRun:
-    """The model of a run folder, a checkpoint (.pt) or exported weights (.safetensors).
+    """Load a run folder, a checkpoint (.pt) or exported weights (.safetensors).
 
-    Of a run folder it is the best checkpoint on held-out data where one was kept, else the newest
-    that is intact. ``decay`` chooses among the exponential averages, the first by default, and
-    ``ema=False`` the raw weights. Evaluation mode, no gradients to the weights. Raises
-    CheckpointError for missing or damaged files, a decay that is not stored, and either choice of
-    an export, which holds one average.
+    A run folder provides its best checkpoint on held-out data, or without one its newest intact
+    checkpoint. ``decay`` selects an exponential average, by default the first one; ``ema=False``
+    selects the raw weights. The model is in evaluation mode, and its weights have no gradients.
+    Raises CheckpointError for missing or damaged files, for a decay that is not stored, and for
+    ``decay`` or ``ema=False`` with an export, which holds a single average.
     """
     path = Path(run_or_file).expanduser()
     if path.suffix == ".safetensors" and not path.is_dir():
@@ -112,7 +113,7 @@ def load_run(
 
 
 def stored_decays(checkpoint: Checkpoint, source: Path) -> tuple[float, ...]:
-    """The decays of the exponential averages in a checkpoint, the one that is used first."""
+    """Decays of the exponential averages in a checkpoint; the first is the default."""
     first, *_ = config_from(checkpoint.config, source).train.ema
     return first, *map(float, checkpoint.decays)
 
@@ -128,7 +129,7 @@ def _average(checkpoint: Checkpoint, decay: float, path: Path) -> Mapping[str, T
 
 
 def load_checkpoint(path: Path) -> tuple[Path, Checkpoint, list[str]]:
-    """The checkpoint that ``load_run`` reads, its file, and why others were passed over."""
+    """Find the checkpoint for ``load_run``: its file, contents, and notes on skipped files."""
     if not path.is_dir():
         return path, checkpoints.load(path), []
     folder = path if step_files(path) or (path / BEST).exists() else path / "checkpoints"
@@ -154,14 +155,14 @@ def _loaded(
     if model is None:
         if config.own:
             raise CheckpointError(
-                f"{path}: holds the weights of a model that a program made, which no configuration "
-                "describes; give the model, such as ss.load(path, model=mine)"
+                f"{path}: holds the weights of a model that a program made, which no "
+                "configuration describes; give the model, such as ss.load(path, model=mine)"
             )
         model = build_model(config, description)
     elif config.own and not _close(coefficients(model), config.own):
         raise CheckpointError(
-            f"{path}: trained with another process or parameterisation than that of the model "
-            "given; give it the same ones"
+            f"{path}: trained with another process or parameterisation than the given model "
+            "has; give the model it was trained with"
         )
     load_tensors(model, weights, path)
     model.eval().requires_grad_(False)
@@ -170,7 +171,7 @@ def _loaded(
 
 
 def coefficients(model: ScoreModel) -> tuple[float, ...]:
-    """The process and the parameterisation of a model as numbers, at three times."""
+    """Coefficients of the process and the parameterisation of a model at three times."""
     sde = model.sde
     middle = (sde.t_min * sde.t_max) ** 0.5
     t = torch.tensor([sde.t_min, middle, sde.t_max], dtype=torch.float64)

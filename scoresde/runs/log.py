@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -13,14 +14,13 @@ from typing import Any, Protocol, Self, TextIO
 from torch import Tensor
 
 from scoresde.atomic import writing
-from scoresde.runs.progress import Advance, Progress, duration
+from scoresde.progress import Advance, Progress, duration
 from scoresde.training import Metrics, Plan
 from scoresde.training.loss_by_noise import LossByNoise
 
 LEGEND = (
-    "loss: mean over the batches since the line before, of the weights in training; held-out: of "
-    "the averaged weights, on examples not trained on, with weight sigma^2 at uniform log-SNR. "
-    "They are different measures: compare each with itself"
+    "loss: mean over the latest batches; held-out: of the averaged weights on other examples, in "
+    "another weighting, not to be compared with loss"
 )
 
 
@@ -63,7 +63,7 @@ class Quiet:
 
 
 class Shown(Quiet):
-    """A listener that moves a progress bar, with the last loss beside it."""
+    """A listener that prints remarks on standard error, and the losses beside the progress."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress, self._note, self._step = progress, "", 0
@@ -72,6 +72,9 @@ class Shown(Quiet):
     def begin(self, step: int, steps: int) -> None:
         self._step, self._context = step, self._progress(steps - step, "training steps")
         self._advance = self._context.__enter__()
+
+    def say(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
 
     def record(self, record: Mapping[str, Any], line: str) -> None:
         self._note = losses(record)
@@ -89,8 +92,8 @@ class Shown(Quiet):
 class Log:
     """Passes what a run reports to a listener, and writes its lines into ``log.txt``.
 
-    An error that ends the run is the last line. Without a path nothing is written; a ``quiet`` one,
-    of a process that does not lead, reports nothing.
+    An error that ends the run is the last line. Without a path nothing is written. A ``quiet``
+    log, that of a process that does not lead, reports nothing.
     """
 
     def __init__(self, path: Path | None, listener: Listener, plan: Plan, *, quiet: bool) -> None:

@@ -1,4 +1,4 @@
-"""Grids optimised for a trained model, kept beside its checkpoint."""
+"""Grids optimised for a trained model, stored beside its checkpoint."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from scoresde.config import Section
 from scoresde.convergence import draws_noise
 from scoresde.denoiser import Denoiser
 from scoresde.parameterization import ScoreModel
+from scoresde.progress import Advance, Progress, silent
 from scoresde.registry import GRIDS, SELF_PACED, STEPS, build_step
-from scoresde.runs.progress import Advance, Progress, silent
-from scoresde.samplers import Grid, Step, per_sample_noise
 from scoresde.registry.grid_files import StoredGrid, described, load_grid, save_grid
+from scoresde.samplers import Grid, Step, per_sample_noise
 from scoresde.samplers.optimise import search_grid
 from scoresde.training.checkpoint import fingerprint
 from scoresde.training.snapshots import AVERAGES
@@ -27,10 +27,10 @@ DEFAULTS = {name: a.default for name, a in arguments(GRIDS["optimised"]).items()
 
 @dataclass(frozen=True)
 class GridSearch:
-    """A grid to find: for a step of this name, in so many steps, with so much effort.
+    """Settings of a grid optimisation: the step and its name, the number of steps, the effort.
 
-    ``budget`` network calls are spent on the paths from ``starts`` starts. Raises ValueError for a
-    step that draws noise.
+    The search spends ``budget`` network calls on paths from ``starts`` starting points. Raises
+    ValueError for a step that draws noise.
     """
 
     name: str
@@ -48,9 +48,9 @@ class GridSearch:
 
 
 def configured_search(sample: Section) -> GridSearch | None:
-    """The search that ``config.sample`` asks for, None where it names another grid.
+    """The search that ``config.sample`` describes; None if its grid is not optimised.
 
-    Raises ValueError for a sampler that has no grid, or draws noise.
+    Raises ValueError for a sampler that has no grid or draws noise.
     """
     if sample.grid.kind != "optimised":
         return None
@@ -62,7 +62,7 @@ def configured_search(sample: Section) -> GridSearch | None:
 
 
 def grid_folder(source: Path) -> Path:
-    """Where grids are kept: in ``grids`` of the run folder, or beside a lone checkpoint."""
+    """Folder of stored grids: ``grids`` in the run folder, or beside a single checkpoint."""
     folder = source.parent
     return (folder.parent if folder.name in ("checkpoints", AVERAGES) else folder) / "grids"
 
@@ -74,15 +74,15 @@ def optimised_grid(
     folder: Path | None = None,
     progress: Progress = silent,
 ) -> tuple[Grid, str]:
-    """The grid kept in the folder, or one found now and kept there, with a line about it.
+    """Load the grid from the folder, or optimise and store it; also returns a line about it.
 
-    Its starts are those of negative seeds, which no sample has.
+    The starting points use negative seeds, which no sample has.
     """
     path = None if folder is None else folder / _name(model, search)
     if path is not None:
         try:
             return load_grid(path), f"grid: {path}"
-        except ValueError:  # none yet, or a damaged one
+        except ValueError:  # missing or damaged
             pass
     noise = per_sample_noise([-1 - i for i in range(search.starts)])
     x = noise(torch.empty(search.starts, *shape, device=model.device))
@@ -113,7 +113,7 @@ def optimised_grid(
 
 
 def without_class(model: ScoreModel, n: int) -> Denoiser:
-    """The denoiser of n states without a class, or with all in turn where it needs one."""
+    """Unconditional denoiser of n states; a model that needs classes gets all of them in turn."""
     config, data = model.config, model.data
     if config is None or not config.conditional or config.train.label_dropout:
         return model.denoiser()
@@ -121,7 +121,7 @@ def without_class(model: ScoreModel, n: int) -> Denoiser:
 
 
 def _name(model: ScoreModel, search: GridSearch) -> str:
-    """A file name with a digest of all that a grid depends on: weights, process, step, effort."""
+    """File name with a digest of everything the grid depends on."""
     about = {
         "process": described(model.sde),
         "step": described(search.step),

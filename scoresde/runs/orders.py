@@ -1,4 +1,4 @@
-"""The order of every step, measured on problems with exact answers, for ``scoresde verify``."""
+"""Measures the order of steps on problems with exact solutions, for ``scoresde verify``."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from scoresde.convergence import (
     path_order,
     weak_order,
 )
+from scoresde.progress import Progress, silent
 from scoresde.registry import SDES, SELF_PACED, STEPS, Table, build_step
-from scoresde.runs.progress import Progress, silent
 from scoresde.samplers import Step
 from scoresde.sde import SDE
 
@@ -31,43 +31,43 @@ FURTHER: Mapping[str, Sequence[Mapping[str, Any]]] = {
     "sa_solver": [{"tau": 0.5}, {"predictor": 3, "corrector": 3}],
     "eab_sde": [{"std": 0.5}],
 }
-"""Settings that a sampler is measured with besides its defaults and ``variants``."""
+"""Additional settings to measure, besides the defaults and ``variants``."""
 INSTEAD: Mapping[str, Sequence[Mapping[str, Any]]] = {
     "recommended": [],  # without noise: eab, from where its ramp does no harm
     "restart": [{"low": 0.4, "high": 1.5}],  # inside the range measured
 }
-"""Settings in place of the defaults."""
+"""Settings to measure instead of the defaults and ``variants``."""
 SUPERCONVERGENT = {"published", "ramp"}
 """Settings of lower order whose errors fall as fast as without them, but for the first steps."""
 LANGEVIN = {"pc": 1.0, "annealed_langevin": 1.2}
-"""Correctors, with n snr^2: their defaults in 40 steps."""
+"""Langevin correctors and the value of n snr^2, which is that of their defaults at n = 40."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A sampler with some of its settings."""
+    """A sampler with settings that differ from its defaults."""
 
     kind: str
     settings: Mapping[str, Any]
 
     @property
     def name(self) -> str:
-        """Such as "lms order=3"."""
+        """Name with settings, such as "lms order=3"."""
         return " ".join([self.kind, *(f"{k}={v}" for k, v in self.settings.items())])
 
     def step(self, n: int) -> Step:
-        """The step for a grid of n steps, finer as n grows in all it does."""
+        """The step for a grid of n steps; its inner steps are refined with n as well."""
         finer: dict[str, Any] = {}
         if self.kind == "restart":
             finer = {"inner_steps": n // 5}
-        elif self.kind in LANGEVIN:  # a snr that stays leaves a bias of its square
+        elif self.kind in LANGEVIN:  # a constant snr leaves a bias of order snr^2
             finer = {"snr": math.sqrt(LANGEVIN[self.kind] / n)}
         return build_step(self.kind, {**self.settings, **finer}, n)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """The order of a sampler on one process: of its paths, or weak, of its moments."""
+    """Measured order of a sampler on one process: of its paths, or of its moments if weak."""
 
     sampler: str
     process: str
@@ -78,7 +78,7 @@ class Finding:
 
     @property
     def ok(self) -> bool:
-        """Within the tolerance; more than declared is no fault at order 4."""
+        """True within the tolerance; order 4 may exceed the declared order."""
         measured = self.convergence.order
         below = FOURTH if self.declared >= 4 else TOLERANCE
         above = math.inf if self.declared >= 4 else TOLERANCE
@@ -86,7 +86,7 @@ class Finding:
 
 
 def cases(kinds: Sequence[str] | None = None) -> list[Case]:
-    """The cases of some samplers, or of all that have an order."""
+    """Cases of the given samplers, by default of all that have an order."""
     kinds = [kind for kind in STEPS if kind not in SELF_PACED] if kinds is None else kinds
     return [
         Case(kind, settings)
@@ -99,7 +99,7 @@ def cases(kinds: Sequence[str] | None = None) -> list[Case]:
 
 
 def variants(kind: str) -> Iterator[Mapping[str, Any]]:
-    """Each setting of a sampler that has a few values, at each that is not its default."""
+    """Yield every non-default value of each setting that has few values."""
     for name, argument in STEPS.arguments(kind).items():
         plain, limits = unwrapped(argument.type)
         table = contents(argument)
@@ -118,7 +118,7 @@ def variants(kind: str) -> Iterator[Mapping[str, Any]]:
 def measure(
     cases: Sequence[Case], processes: Sequence[str], progress: Progress = silent
 ) -> Iterator[Finding]:
-    """The order of every case on every process."""
+    """Measure the order of every case on every process."""
     with progress(len(cases) * len(processes), "orders") as advance:
         for process in processes:
             sde = SDES[process]()
@@ -129,7 +129,7 @@ def measure(
 
 
 def finding(case: Case, process: str, sde: SDE, paths: Paths) -> Finding:
-    """The order of paths, or where the step draws noise, of moments."""
+    """Measure the order of moments if the step draws noise, else the order of paths."""
     step = case.step(40)
     weak = draws_noise(step)
     found = weak_order(case.step, sde) if weak else path_order(case.step, paths)

@@ -1,4 +1,4 @@
-"""The folder that ``scoresde sample`` writes: pictures, arrays, and a record of their settings."""
+"""Writes the folder of ``scoresde sample``: pictures, arrays and a record of settings."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PREVIEWS = "previews"
 
 
 def sample_folder(folder: Path) -> ResultFolder:
-    """The samples in a folder, which ``sample.json`` lists."""
+    """The folder of samples, whose files ``sample.json`` lists."""
     return ResultFolder(folder, RECORD, NAMES)
 
 
@@ -46,7 +46,7 @@ def write_samples(
     """Replace the samples in the folder: images (N, C, H, W) as pictures, others as arrays.
 
     ``settings`` are recorded in ``sample.json`` and in every picture; ``extra`` are further files.
-    Raises OSError as ``ResultFolder.write``.
+    Raises OSError if a write fails.
     """
     labels = None if drawn.label is None else drawn.label.tolist()
     files: dict[str, Make] = {}
@@ -76,12 +76,12 @@ def write_samples(
 
 
 def is_image(x: Tensor) -> bool:
-    """Whether examples (N, ...) are grey or colour images."""
+    """True if examples (N, ...) are grey or colour images."""
     return x.ndim == 4 and x.shape[1] in (1, 3)
 
 
 def pixels(x: Tensor, scaling: Scaling) -> Tensor:
-    """Images in units of the data as uint8."""
+    """Convert images in units of the data to uint8."""
     return scaling.to_uint8(scaling.encode(x))
 
 
@@ -97,14 +97,14 @@ def save_picture(path: Path, pixels: np.ndarray, settings: Mapping[str, Any]) ->
 
 @dataclass
 class Recorder:
-    """A ``look`` of ``draw`` that keeps the network calls of the first batch and previews it.
+    """Callback ``look`` of ``draw`` that records and previews the calls of the first batch.
 
     Args:
-        data: what decodes and names the samples.
+        data: description of the data, with their scaling and classes.
         label: class of every sample.
-        folder: where previews go.
+        folder: folder for previews.
         preview_every: network calls between two previews; None draws none.
-        keep: keep the calls, for the film and the arrays.
+        keep: store the calls for the film and the arrays.
     """
 
     data: DataDescription
@@ -115,7 +115,7 @@ class Recorder:
     calls: list[NetworkCall] = field(default_factory=list)
 
     def __call__(self, first: int, call: NetworkCall) -> None:
-        """Draw and keep what is asked for of a call."""
+        """Preview and store a network call."""
         if first:
             return
         every = self.preview_every
@@ -126,7 +126,7 @@ class Recorder:
             self.calls.append(NetworkCall(call.number, t, call.x.cpu(), call.x0.cpu()))
 
     def files(self) -> dict[str, Make]:
-        """The arrays of every call, t (N,), x and x0 (N, B, ...), and of images a film of x0."""
+        """Arrays of all calls, t (N,), x and x0 (N, B, ...); for images also a film of x0."""
         if not self.calls:
             return {}
         t = torch.stack([call.t.flatten()[0] for call in self.calls]).numpy()
@@ -138,7 +138,7 @@ class Recorder:
         return files
 
     def save_film(self, path: Path | str) -> None:
-        """Write a film of the denoised estimates of the calls kept, which are images."""
+        """Write a film of the denoised images of the stored calls."""
         estimates = [self.data.scaling.to_uint8(call.x0) for call in self.calls]
         save_film(path, estimates, self._label(self.calls[0].x0), self.data.classes)
 
@@ -146,7 +146,7 @@ class Recorder:
         return None if self.label is None else self.label[: len(x)]
 
     def _save_preview(self, target: Path, call: NetworkCall) -> None:
-        """Write the denoised estimate of a call as a picture, whole or not at all."""
+        """Write the denoised estimate of a call as a picture, atomically."""
         x0, title = call.x0.cpu(), f"denoised estimate, network call {call.number}"
         make: Make
         if is_image(x0):

@@ -1,4 +1,4 @@
-"""Pictures of a model while it trains: the same noise at every step, through a cheap sampler."""
+"""Pictures of a model during training, drawn by a cheap sampler from fixed noise."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ ROWS, COLUMNS, POINTS = 8, 8, 1000
 def save_preview(
     path: Path | None, model: ScoreModel, dataset: Dataset, classes: int | None
 ) -> bool:
-    """Write samples of a model as a picture: a grid, a class a row, or points in the plane.
+    """Write samples of a model as a picture: a grid with one row per class, or a scatter plot.
 
-    Returns whether there was anything to draw: data of other shapes have no picture. Without a
-    path they are drawn only, for a model that is split between processes.
+    Returns False for data of other shapes, which have no picture. Without a path, samples are
+    drawn but not written; a sharded model needs all processes to draw.
     """
     shape = tuple(dataset.shape)
     if shape == (2,):
@@ -45,7 +45,7 @@ def save_preview(
 
 
 def draw(model: ScoreModel, n: int, shape: tuple[int, ...], label: Tensor | None) -> Tensor:
-    """n samples (n, *shape), on the host; each is a function of its place and label alone."""
+    """Draw samples (n, *shape) on the host; each depends on its index and label alone."""
     device = model.device
     noise = per_sample_noise(range(n))
     x = starting_noise(model.sde, torch.empty(n, *shape, device=device), noise)

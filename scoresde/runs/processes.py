@@ -1,8 +1,9 @@
-"""Several processes that do one job: what fails in one ends all, and is said once."""
+"""Cooperating processes: a failure in one ends all of them and is reported once."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class World:
-    """This process among those that torchrun started."""
+    """Rank of this process and number of processes, as torchrun sets them."""
 
     rank: int = 0
     size: int = 1
@@ -27,7 +28,7 @@ class World:
 
     @staticmethod
     def found() -> World:
-        """From the environment that torchrun sets."""
+        """Read the environment variables of torchrun."""
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
         rank, size, local = (
             int(os.environ.get(name, default)) for name, default in zip(names, "010", strict=True)
@@ -35,19 +36,19 @@ class World:
         return World(rank, size, local)
 
     def share(self, rows: Tensor) -> Tensor:
-        """The rows of this process."""
+        """Select the rows that this process handles."""
         return rows[self.rank :: self.size]
 
 
 @contextmanager
 def together(world: World, backend: str = "gloo") -> Iterator[Callable[[], None]]:
-    """A function that waits for all processes; alone it returns at once."""
+    """Yield a barrier for all processes; it does nothing in a single process."""
     if world.size == 1:
         yield lambda: None
         return
     from torch import distributed
 
-    # One may have another set to score while the others wait; torchrun ends all if one dies.
+    # The others may wait while one scores another set; torchrun ends all if one dies.
     distributed.init_process_group(backend, timeout=timedelta(days=1))
     try:
         yield distributed.barrier
@@ -56,28 +57,31 @@ def together(world: World, backend: str = "gloo") -> Iterator[Callable[[], None]
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of this name; auto is a GPU if there is one. Raises ValueError if absent."""
+    """Device by name; auto is a GPU if there is one. Raises ValueError if not usable."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        reason = " ".join(str(error).split())[:100]
+        # Torch lists all its device types, or adds advice after the first sentence.
+        reason = re.split(r"\.\s|\n", str(error).strip(), maxsplit=1)[0].rstrip(".")[:100]
+        if reason.startswith("Expected one of"):
+            reason = "unknown device type"
         raise ValueError(f"device: {name} is not usable ({reason}); try cpu") from None
 
 
 def rank_of(world: World) -> Rank:
-    """The place of this process in a batch."""
+    """Rank of this process for training."""
     return Rank(world.rank, world.size)
 
 
 def backend_of(device: str) -> str:
-    """What carries the sums: gloo, and NCCL between GPUs where they are used."""
+    """Communication backend: gloo, together with NCCL for GPUs."""
     return "gloo" if pick_device(device).type == "cpu" else "cpu:gloo,cuda:nccl"
 
 
 def own_device(device: torch.device, world: World) -> torch.device:
-    """The GPU of this process among those of its machine; other devices as they are."""
+    """The GPU of this process on its machine; other devices are returned unchanged."""
     if device.type != "cuda" or world.size == 1 or device.index is not None:
         return device
     torch.cuda.set_device(world.local)
@@ -85,9 +89,9 @@ def own_device(device: torch.device, world: World) -> torch.device:
 
 
 def jointly(world: World, action: Callable[[], Result]) -> Result:
-    """What an action gives, in every process; where it fails in some, the first of them raises.
+    """Run an action in every process; if it fails in some, the first of these raises its error.
 
-    The others raise SystemExit, so that one error is one line.
+    All others raise SystemExit, so that a single line reports the error.
     """
     error: Exception | None = None
     try:

@@ -1,4 +1,4 @@
-"""Folders of results: a record that lists the other files, all of them written or none."""
+"""Folders of results, written atomically, with a record that lists the other files."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ import numpy as np
 from scoresde.atomic import atomic_write, writing
 
 Make = Callable[[Path], object]
-"""Writes a file."""
+"""Function that writes a file to the given path."""
 
 
 @dataclass(frozen=True)
 class ResultFolder:
     """A folder with a record, such as ``sample.json``, which lists the other files written.
 
-    Files with one of the ``names`` that no record there lists are somebody else's: they are never
-    replaced or removed.
+    Files whose names match ``names`` but are not in the record belong to somebody else; they are
+    never replaced or removed.
     """
 
     folder: Path
@@ -32,7 +32,7 @@ class ResultFolder:
     names: re.Pattern[str]
 
     def require_free(self, overwrite: bool) -> None:
-        """Raise ValueError unless results may be written there."""
+        """Raise ValueError unless results may be written to the folder."""
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"out: {self.folder} is a file; give a folder")
         taken = {path.name for path in self.folder.glob("*") if self._ours(path.name)}
@@ -49,17 +49,18 @@ class ResultFolder:
     def write(
         self, files: Mapping[str, Make], record: Mapping[str, Any], keep: Collection[str] = ()
     ) -> None:
-        """Replace the results in the folder by ``files`` and their record, but those to ``keep``.
+        """Replace the results in the folder by ``files`` and a record, except those in ``keep``.
 
-        Everything is written beside the earlier files before any of them is replaced, and the
-        record comes last. Raises OSError as the disk does; the earlier results are then untouched.
+        All new files are written under temporary names before any earlier file is replaced, and
+        the record is replaced last. Raises OSError if a write fails, with the earlier results
+        unchanged.
         """
         earlier = self._earlier()
         listed = [*files, *sorted(earlier & set(keep) - {*files, self.record})]
         text = json.dumps(dict(record) | {"files": listed}, indent=2) + "\n"
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            # The record comes first among the new files, so that none is ever without one.
+            # The temporary record comes first, so that every new file is always in some record.
             self._write_beside({self.record: lambda file: file.write_text(text), **files})
             for name in files:
                 os.replace(self._beside(name), self.folder / name)
@@ -68,7 +69,7 @@ class ResultFolder:
             os.replace(self._beside(self.record), self.folder / self.record)
 
     def _write_beside(self, files: Mapping[str, Make]) -> None:
-        """Write every file under its temporary name, all of them or none."""
+        """Write all files under temporary names; delete them all if one fails."""
         try:
             for name, make in files.items():
                 make(self._beside(name))
@@ -85,12 +86,12 @@ class ResultFolder:
         return found == self.record or self.names.fullmatch(found) is not None
 
     def _earlier(self) -> set[str]:
-        """The names that ``write`` has used there, those of an interrupted one included."""
+        """Names that ``write`` has used in the folder, including interrupted calls."""
         names = self._listed(self.folder / self.record) | self._listed(self._beside(self.record))
         return names | {f"{name}.tmp" for name in names}
 
     def _listed(self, record: Path) -> set[str]:
-        """The names in a record, its own included; none if it is not one of ours."""
+        """Names in a record and its own name; empty if ``write`` did not make the record."""
         try:
             names = json.loads(record.read_text(encoding="utf-8"))["files"]
             ours = all(self._ours(name) for name in names)
@@ -100,22 +101,23 @@ class ResultFolder:
 
 
 def require_writable(folder: Path) -> None:
-    """Make the folder. Raises OSError, before anything is computed, unless it can be written."""
+    """Make the folder. Raises OSError if it cannot be written, before any computation."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
 
 
 def save_arrays(path: Path, *arrays: np.ndarray, **named: np.ndarray) -> None:
-    """Write a .npz, of whatever name: numpy adds the suffix to a path that lacks it."""
+    """Write a .npz without the suffix that numpy would add to the name."""
     with path.open("wb") as file:
         np.savez(file, *arrays, allow_pickle=False, **named)
 
 
 def replace_all(folder: Path, files: Mapping[str, Make], earlier: Iterable[str]) -> None:
-    """Write ``files`` in place of the ``earlier`` ones; the last, a record, vouches for all.
+    """Replace the ``earlier`` files by ``files``; the last is a record that the set is complete.
 
-    Everything is written beside the earlier files before any is touched. Raises OSError.
+    All new files are written under temporary names before any earlier file changes. Raises
+    OSError.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Samples to evaluate: those of a folder or file, or drawn now from a trained model."""
+"""Samples to evaluate, read from files or drawn from a trained model."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from torch import Tensor
 from scoresde.config import Config, Section, build_sampler, plain
 from scoresde.data import Dataset, examples
 from scoresde.data.foreign import unfinished
+from scoresde.progress import Progress, silent
 from scoresde.registry import STEPS, Sampler
 from scoresde.runs.draw import ALONE, MOST, draw
 from scoresde.runs.load import LoadedRun
 from scoresde.runs.optimised import configured_search, grid_folder, optimised_grid
 from scoresde.runs.processes import World
-from scoresde.runs.progress import Progress, silent
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Samples (N, ...) as the data set has its examples, and where they come from."""
+    """Samples (N, ...) in the units of the data, and a record of their origin."""
 
     x: Tensor
     settings: Mapping[str, Any]
@@ -31,7 +31,7 @@ class Samples:
 
 
 def read_samples(path: Path, dataset: Dataset) -> Samples:
-    """The samples at a path, as ``data.examples`` reads them; unfinished ones are noted."""
+    """Read samples by ``data.examples``; a note reports unfinished ones."""
     x = examples(path, tuple(dataset.shape), dataset.scaling).x
     left = unfinished(path, MOST)
     notes = (f"{path}: {left} unfinished samples left out",) if left else ()
@@ -49,10 +49,10 @@ def draw_samples(
     world: World = ALONE,
     progress: Progress = silent,
 ) -> Samples:
-    """Samples of a model by the sampler of a configuration, from seeds ``seed``, ``seed + 1``...
+    """Draw samples by the configured sampler, from seeds ``seed``, ``seed + 1``, ...
 
-    ``labels`` (M,) are those that a model with classes is given, in turn. Of several processes the
-    first gets all samples. Raises as ``draw`` does.
+    A conditional model takes the ``labels`` (M,) cyclically. With several processes, the first one
+    returns all samples. Raises the errors of ``draw``.
     """
     sampler, note = configured_sampler(loaded, config.sample, world, progress)
     names = loaded.data.classes or ()
@@ -74,9 +74,9 @@ def draw_samples(
 def configured_sampler(
     loaded: LoadedRun, sample: Section, world: World = ALONE, progress: Progress = silent
 ) -> tuple[Sampler, str]:
-    """The sampler of ``config.sample``, and a line about a grid that is optimised.
+    """Build the sampler of ``config.sample``, with a line about its grid if it is optimised.
 
-    Of several processes the first finds that grid; the others read it then.
+    With several processes, the first one optimises the grid and the others read it from the file.
     """
     if (search := configured_search(sample)) is None:
         return build_sampler(sample), ""
@@ -97,7 +97,7 @@ def configured_sampler(
 
 
 def sampling_settings(loaded: LoadedRun, sample: Section) -> dict[str, Any]:
-    """The checkpoint and the sampler, for a record."""
+    """Record of the checkpoint and the sampler settings."""
     chosen = plain(sample)
     if sample.sampler.kind not in STEPS:
         del chosen["grid"]  # black-box solvers have none

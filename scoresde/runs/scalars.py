@@ -1,4 +1,4 @@
-"""The records of a training run as TensorBoard scalars, an extra that may not be installed."""
+"""Writes records of a training run as TensorBoard scalars; TensorBoard is optional."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 Add = Callable[[Mapping[str, Any]], None]
-"""Takes a record of ``metrics.jsonl``."""
+"""Function that writes one record of ``metrics.jsonl``."""
 
 
 def require_tensorboard() -> None:
-    """Raise ValueError, naming the extra, where TensorBoard is not installed."""
+    """Raise ValueError, naming the extra, if TensorBoard is not installed."""
     try:
         import_module("torch.utils.tensorboard")
     except ImportError:
@@ -25,10 +25,9 @@ def require_tensorboard() -> None:
 
 @contextmanager
 def writing_scalars(folder: Path | None, step: int) -> Iterator[Add]:
-    """What writes a record into a folder, at once; without a folder it does nothing.
+    """Yield a function that writes a record to a folder; without a folder it does nothing.
 
-    What was written there of steps after ``step`` no longer counts: a run that goes on from there
-    makes it again.
+    Scalars after ``step`` in the folder are purged, because a resumed run writes them again.
     """
     if folder is None:
         yield lambda record: None
@@ -49,7 +48,7 @@ def writing_scalars(folder: Path | None, step: int) -> Iterator[Add]:
 
 
 def scalars(record: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a record by their tags; those of a noise level have its lam in theirs."""
+    """Numbers of a record by tag; the tag of a loss by noise level contains its lam."""
     found = {k: float(v) for k, v in record.items() if isinstance(v, int | float) and k != "step"}
     levels = {f"loss_by_lam/{lam:+.2f}": loss for lam, loss in record.get("loss_by_lam", [])}
     return found | levels

@@ -1,4 +1,4 @@
-"""Scoring data: log p of every example, and how sure its mean is."""
+"""Computes log p of every example, and its mean with a standard error."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from scoresde.config import build
 from scoresde.data import Dataset, Scaling, Split, examples
 from scoresde.likelihood.confidence import mean
 from scoresde.parameterization import ScoreModel
+from scoresde.progress import Progress, silent
 from scoresde.registry import Scoring
 from scoresde.runs import scoring
 from scoresde.runs.compatibility import require_same_data
 from scoresde.runs.draw import Drawn
-from scoresde.runs.instrument import evaluating
 from scoresde.runs.processes import World
-from scoresde.runs.progress import Progress, silent
 from scoresde.runs.results import require_writable
 from scoresde.runs.scoring import Job, Partial, Values
 from scoresde.runs.train_setup import takes_labels
 from scoresde.sde import SDE
+from scoresde.training.held_out import evaluating
 
 FILES = ("likelihood.json", "values.csv", "values.npz", "histogram.png")
 KEEP_SECONDS = 5.0
@@ -34,12 +34,12 @@ ALONE = World()
 
 
 class Stopped(RuntimeError):
-    """Scoring was stopped before every example had a value."""
+    """Raised when scoring stops before every example has a value."""
 
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """log p of every example, in nats and in bits, with the error of its mean."""
+    """log p of every example, in nats and in bits, with the standard error of the mean."""
 
     job: Job
     values: Values
@@ -47,7 +47,7 @@ class Scores:
 
     @property
     def log_prob(self) -> Tensor:
-        """log p (N,) in nats: of pixel levels, or a density in the units of the data."""
+        """log p (N,) in nats: a probability of pixel levels, or a density in units of the data."""
         return self.values.columns["nats"]
 
     @property
@@ -57,7 +57,7 @@ class Scores:
 
     @property
     def bits_per_dim(self) -> float:
-        """The mean over the examples."""
+        """Mean of ``bits`` over the examples."""
         return mean(self.bits).value
 
     @property
@@ -67,12 +67,12 @@ class Scores:
 
     @property
     def bound(self) -> Tensor | None:
-        """The lower bound of log p (N,) in nats, where it was asked for."""
+        """Lower bound of log p (N,) in nats; None if not requested."""
         return self.values.columns["bound"] if self.job.bound else None
 
     @property
     def nfe(self) -> float:
-        """Network calls for each draw, in the mean over the examples."""
+        """Network calls per draw, averaged over the examples."""
         return float(self.values.columns["nfe"].mean())
 
 
@@ -94,7 +94,7 @@ def score(
     stopping: Callable[[], bool] = lambda: False,
     **changes: Any,
 ) -> Scores:
-    """Score examples: log p of each, in the units of the data.
+    """Compute log p of each example, in the units of the data.
 
     The value of an example is a function of the seed and its row alone. Further keyword arguments
     are fields of ``registry.Scoring``, such as ``method="adaptive"`` or ``trace="exact"``.
@@ -103,27 +103,27 @@ def score(
         model: trained model, such as ``load`` returns; it is scored in evaluation mode.
         data: examples: a tensor, a pair (x, label), a Split, a Dataset, a path, or what ``draw``
             returns.
-        label: class of every example of a tensor, or one for all.
-        split: the part of a Dataset.
+        label: class of every example of a tensor, or a single class for all.
+        split: part of a Dataset to score.
         num: number of examples, from the first on; all by default.
-        conditional: score log p(x | y) instead of log p(x); by default where labels are given
-            beside a tensor and the model takes them.
-        bound: also find the variational lower bound.
+        conditional: score log p(x | y) instead of log p(x); by default if a tensor comes with
+            labels and the model takes them.
+        bound: also compute the variational lower bound.
         seed: seed of all random draws.
-        settings: how log p is found; by default as the configuration of the model says.
-        out: folder that keeps the values so far, for ``resume``.
+        settings: estimator of log p; by default that of the configuration of the model.
+        out: folder that stores the values so far, for ``resume``.
         resume: continue with the values that an interrupted call left in ``out``.
         overwrite: replace what ``out`` holds.
         progress: shows how many examples are scored.
-        stopping: asked after every batch; True stops there.
+        stopping: called after every batch; True stops the scoring.
 
-    Raises ValueError for arguments that do not fit, RuntimeError for values that are not finite,
-    Stopped when ``stopping`` was true, and SolverError as the solvers do.
+    Raises ValueError for bad arguments, RuntimeError for values that are not finite, Stopped when
+    ``stopping`` returns True, and SolverError if a solver fails.
     """
     if out is None and (resume or overwrite):
         raise ValueError("resume and overwrite need out, the folder that keeps the values")
     if settings is None:
-        changes = {"check": 0, **changes}  # these values are for a report
+        changes = {"check": 0, **changes}  # the check is needed for a report only
     chosen = chosen_settings(model, settings, changes)
     job = prepared(
         model,
@@ -147,7 +147,7 @@ def score(
 def chosen_settings(
     model: ScoreModel, settings: Scoring | None, changes: dict[str, Any]
 ) -> Scoring:
-    """The settings to score by. Raises ValueError for a name that is no setting."""
+    """Apply ``changes`` to the settings. Raises ValueError for an unknown setting."""
     if not isinstance(model, ScoreModel):
         raise ValueError(f"model: {type(model).__name__} is none; give a ScoreModel")
     known = [field.name for field in fields(Scoring)]
@@ -171,7 +171,7 @@ def prepared(
     bound: bool = False,
     seed: Natural = 0,
 ) -> Job:
-    """The job that ``score`` does with these arguments, checked before anything is computed."""
+    """Check the arguments of ``score`` and return its job, before any computation."""
     check(prepared, locals())
     t0, sde, notes = settings.t0, model.sde, list[str]()
     _require_start(t0, sde)
@@ -201,18 +201,18 @@ def scored(
     progress: Progress = silent,
     stopping: Callable[[], bool] = lambda: False,
 ) -> Scores:
-    """Do a job. ``part`` keeps the values so far; the processes of a world share the rows.
+    """Run a job; ``part`` stores the values so far.
 
-    Of several processes, which need a ``part``, the first has all values. Raises Stopped with the
-    values kept when ``stopping`` was true before all were there.
+    Several processes divide the rows among them and need a ``part``; the first one returns all
+    values. Raises Stopped when ``stopping`` returns True before every example has a value.
     """
     started, n = time.perf_counter(), len(job.split)
-    barrier()  # what overwrite deletes is gone
+    barrier()  # until overwrite has deleted the earlier files
     values = Values.empty(n) if part is None else part.read(n)
     before = values.done
-    barrier()  # all have read before any writes
+    barrier()  # until all have read the files, before any writes
     if part is not None and world.rank == 0 and len(before):
-        # Of another number of processes: the files of the others are about to be replaced.
+        # An earlier run may have had other processes, whose files are about to be replaced.
         part.write(values, before)
     barrier()
     everything = torch.arange(n)
@@ -245,7 +245,7 @@ def scored(
 
 
 def with_error(value: float, error: float | None) -> str:
-    """A number with its error, where that is known."""
+    """Format a number with its error, if known."""
     known = error is not None and error == error
     return f"{value:.4f} +- {error:.4f}" if known else f"{value:.4f}"
 
@@ -253,9 +253,9 @@ def with_error(value: float, error: float | None) -> str:
 def kept(
     job: Job, out: Path, rank: int = 0, *, resume: bool = False, overwrite: bool = False
 ) -> Partial:
-    """The values so far of a job in a folder, in which nothing of another job may be.
+    """Prepare the folder that stores the values so far of a job.
 
-    Raises ValueError for a folder in use, OSError for one that cannot be written.
+    Raises ValueError for a folder with other results, OSError if it cannot be written.
     """
     require_room(out, resume=resume, overwrite=overwrite)
     require_writable(out)
@@ -266,7 +266,7 @@ def kept(
 
 
 def require_room(out: Path, *, resume: bool = False, overwrite: bool = False) -> None:
-    """Raise ValueError unless the values and the report of a job may go into a folder."""
+    """Raise ValueError unless a job may write its values and its report to the folder."""
     if resume and overwrite:
         raise ValueError("resume=True and overwrite=True exclude each other; give one of them")
     if out.exists() and not out.is_dir():
@@ -291,7 +291,7 @@ def require_room(out: Path, *, resume: bool = False, overwrite: bool = False) ->
 def _examples(
     model: ScoreModel, data: Any, label: Any, split: str
 ) -> tuple[Split, str, tuple[str, ...] | None]:
-    """The examples to score, their name, and the names of their classes."""
+    """Read the examples to score, with their name and the names of their classes."""
     known = model.data
     if isinstance(data, Drawn):
         data = Split(data.x, data.label)
@@ -318,7 +318,7 @@ def _examples(
 
 
 def _has_classes(model: ScoreModel) -> bool:
-    """Whether a model was trained with classes; of one that does not say, if it takes labels."""
+    """True if a model was trained with classes, or, if unknown, if its network takes labels."""
     if model.config is not None:
         return bool(model.config.conditional)
     if model.data is None:
@@ -327,7 +327,7 @@ def _has_classes(model: ScoreModel) -> bool:
 
 
 def _require_start(t0: float | None, sde: SDE) -> None:
-    """Raise ValueError for a time that the model was not trained at."""
+    """Raise ValueError for a time outside the range of training."""
     if t0 is not None and not sde.t_min <= t0 < sde.t_max:
         raise ValueError(
             f"likelihood.t0: need {sde.t_min:g} to below {sde.t_max:g}, where the model was "
@@ -342,7 +342,7 @@ def _require_classes(
     classes: tuple[str, ...] | None,
     name: str,
 ) -> None:
-    """Raise ValueError where a model needs labels or cannot take them."""
+    """Raise ValueError if the model needs labels but has none, or cannot take those given."""
     config, known = model.config, model.data
     if not conditional:
         if config is not None and config.conditional and config.train.label_dropout == 0:
@@ -354,7 +354,9 @@ def _require_classes(
     if config is not None and not config.conditional:
         raise ValueError("conditional: this model was trained without classes; leave it out")
     if split.label is None:
-        kind = "labels" if known is not None else "numbers as labels, and the model names no classes"
+        kind = "labels"
+        if known is None:
+            kind = "numbers as labels, and the model names no classes"
         raise ValueError(f"conditional: {name} has no {kind}; give label, or leave it out")
     if known is not None and classes != known.classes:
         raise ValueError(f"conditional: {name} has not the classes of {known.name}; leave it out")

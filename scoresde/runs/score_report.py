@@ -1,4 +1,4 @@
-"""The report of scored data: the mean and its errors, a table, a histogram."""
+"""Report of scored data: the mean with its errors, a table and a histogram."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ WIDTH = 79
 
 
 def report_of(scores: Scores, other: Scores | None = None) -> dict[str, Any]:
-    """Everything that is known of the mean, as JSON has it; ``other`` is a set to tell apart."""
+    """Summary as JSON values; ``other`` is a set to distinguish from the scored data."""
     job, bits, settings = scores.job, scores.bits, scores.job.settings
     values, scaling = scores.values, job.scaling
     in_nats, again, coarse = mean(scores.log_prob), values.known("again"), values.known("coarse")
@@ -39,7 +39,7 @@ def report_of(scores: Scores, other: Scores | None = None) -> dict[str, Any]:
     def column(name: str, rows: torch.Tensor) -> torch.Tensor:
         return job.bits(values.columns[name][rows])
 
-    # A value is a mean of all draws already, and so is the one scored again.
+    # Both the value and its repetition are means over all draws.
     draws = draw_error(column("nats", again), column("again", again), len(bits))
     solver = None
     if len(coarse):
@@ -75,9 +75,10 @@ def report_of(scores: Scores, other: Scores | None = None) -> dict[str, Any]:
 
 
 def prior_gap(job: Job) -> float:
-    """A bound on the cost of the prior in place of the law at t_max, in bits per dimension.
+    """Upper bound on the cost of replacing the law at t_max by the prior, in bits per dimension.
 
-    KL(q(x_T | x) | prior), averaged over the data, levels at the end that is further from 0.
+    It is KL(q(x_T | x) | prior) averaged over the data. Pixel levels take the end of their bin
+    that is further from 0.
     """
     sde, scaling = job.model.sde, job.scaling
     x = middles(job.split.x, scaling)
@@ -88,7 +89,7 @@ def prior_gap(job: Job) -> float:
 
 
 def _warnings(job: Job) -> list[str]:
-    """Facts without which the number would mislead."""
+    """Remarks without which the result would be misleading."""
     settings, config, found = job.settings, job.model.config, list[str]()
     if job.scaling.levels is not None and config is not None:
         uniform, dithered = settings.law == "uniform", config.train.dither
@@ -115,7 +116,7 @@ def _warnings(job: Job) -> list[str]:
 
 
 def _against(scores: Scores, other: Scores) -> dict[str, Any]:
-    """The mean of the other set, and how well the bits tell the two apart."""
+    """Mean of the other set, and the AUROC of distinguishing the sets by their bits."""
     bits, theirs = scores.bits, other.bits
     order = torch.cat([bits, theirs]).argsort().argsort().double() + 1
     n, m = len(bits), len(theirs)
@@ -135,11 +136,11 @@ def _number(value: float) -> float | None:
 
 
 def page(report: Mapping[str, Any]) -> str:
-    """The report for a person, at most 79 columns wide."""
+    """Format the report as text, at most 79 characters wide."""
     law = "log p(x | y) with the true classes" if report["conditional"] else "log p(x)"
     lines = [
         f"{report['data']}: {examples(report['examples'])}, {law}",
-        f"method: {_effort(report)}; {report['nfe']:.4g} network calls a draw, "
+        f"method: {_effort(report)}; {report['nfe']:.4g} network calls per draw, "
         f"{report['seconds']:.1f} s",
         *(f"warning: {warning}" for warning in report["warnings"]),
         *_headline(report),
@@ -164,7 +165,7 @@ def page(report: Mapping[str, Any]) -> str:
 
 
 def examples(n: int) -> str:
-    """A number of examples in words."""
+    """Format a number of examples, such as "2 examples"."""
     return "1 example" if n == 1 else f"{n} examples"
 
 
@@ -187,7 +188,7 @@ def _effort(report: Mapping[str, Any]) -> str:
 
 
 def _headline(report: Mapping[str, Any]) -> list[str]:
-    """The value with its interval, and the quantity that it estimates."""
+    """Lines with the value, its interval, and the quantity that it estimates."""
     value = f"{_bits(report)} bits/dim"
     if report["interval"] is not None:
         low, high = report["interval"]
@@ -195,11 +196,11 @@ def _headline(report: Mapping[str, Any]) -> list[str]:
     if report["levels"] is None:
         nats = with_error(-report["nats"], report["nats_se"])
         return [
-            f"{nats} nats a sample (negative log-density)",
+            f"{nats} nats per sample (negative log-density)",
             f"{value}",
             f"  {report['is']}, in the units of the data",
         ]
-    draws = f"{report['repeats']} draw{'s' * (report['repeats'] > 1)} an image"
+    draws = f"{report['repeats']} draw{'s' * (report['repeats'] > 1)} per image"
     draws += ", importance-weighted" if report["importance"] else ""
     return [
         value,
@@ -220,7 +221,7 @@ def _bits(found: Mapping[str, Any]) -> str:
 def write_report(
     out: Path, scores: Scores, report: Mapping[str, Any], other: Scores | None = None
 ) -> None:
-    """Write the report, the value of every example and a histogram, all of them or none."""
+    """Write the report, the value of every example and a histogram atomically."""
     shown = {part.job.name: part.bits for part in (scores, other) if part is not None}
     table, text = _table(scores), json.dumps(report, indent=2) + "\n"
     arrays = {k: np.array(v) for k, v in table.items() if k != "label" or v[0] != ""}
@@ -234,26 +235,26 @@ def write_report(
 
 
 def csv_text(scores: Scores) -> str:
-    """The value of every example, as a table in CSV."""
+    """Format the value of every example as CSV."""
     return _as_csv(_table(scores))
 
 
 def write_csv(path: Path, scores: Scores) -> None:
-    """Write the value of every example, to a file or a pipe."""
+    """Write the value of every example as CSV to a file or a pipe."""
 
     def write(target: Path) -> None:
         with target.open("w", newline="") as file:
             file.write(csv_text(scores))
 
     if path.is_symlink() or (path.exists() and not path.is_file()):
-        with writing(path):  # such as a pipe, which no new file may replace
+        with writing(path):  # such as a pipe, which must not be replaced by a file
             write(path)
     else:
         atomic_write(path, write)
 
 
 def require_csv(path: Path) -> None:
-    """Raise ValueError or OSError, before anything is computed, unless a table can be written."""
+    """Raise ValueError or OSError if the table cannot be written, before any computation."""
     if not path.parent.is_dir():
         raise ValueError(f"csv: {path}: no such folder; make it first")
     new = not path.exists()
@@ -264,7 +265,7 @@ def require_csv(path: Path) -> None:
 
 
 def _table(scores: Scores) -> dict[str, list[Any]]:
-    """A row for every example, by column."""
+    """Columns of the table, with one row per example."""
     label = scores.job.split.label
     found = {
         "index": list(range(len(scores.bits))),

@@ -1,7 +1,7 @@
-"""Scoring every example of a split: batch by batch, resumable, and shared between processes.
+"""Scores the examples of a split in batches, resumable and distributed over processes.
 
-The value of an example is a function of (seed, its row, the draw), so neither batches, nor
-interruptions, nor the number of processes change it.
+The value of an example is a function of (seed, row, draw) alone. It does not depend on batches,
+interruptions or the number of processes.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ from scoresde.training.batches import derived_seed
 from scoresde.training.checkpoint import fingerprint
 
 COLUMNS = ("nats", "nfe", "bound", "again", "coarse")
-"""log p in nats and its network calls, the lower bound, log p by other draws and by a coarser
-solver; NaN where it was not computed."""
+"""log p in nats, its network calls, the lower bound, log p with other random draws, and log p with
+a coarser solver; NaN where not computed."""
 
 DAMAGE = (OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True)
 class Job:
-    """The examples to score, and how.
+    """Examples to score, and the settings of the estimator.
 
     Args:
         model: the model, in evaluation mode.
         split: the examples.
         scaling: their scaling to model units.
-        settings: how log p is found.
-        name: what a report calls the examples.
+        settings: estimator of log p.
+        name: name of the examples in a report.
         bound: also find the variational lower bound.
         conditional: score log p(x | y) with the labels of the split.
         seed: seed of all random draws.
-        notes: what a reader of the result must know of the examples.
+        notes: remarks on the examples for the report.
     """
 
     model: ScoreModel
@@ -73,65 +73,65 @@ class Job:
 
     @property
     def beside(self) -> Estimator | None:
-        """The estimator of the bound, where it is asked for."""
+        """The estimator of the bound; None if not requested."""
         return self.settings.bound(self.scaling) if self.bound else None
 
     def checked(self) -> Tensor:
-        """The rows scored again, (check,), as many as there are at most."""
+        """Rows to score again for the error estimates, at most ``settings.check`` of them."""
         count = min(self.settings.check, len(self.split))
         rows: Tensor = torch.linspace(0, len(self.split) - 1, count).round().long().unique()
         return rows
 
     def bits(self, nats: Tensor) -> Tensor:
-        """Bits per dimension, of levels or of real numbers in the units of the data."""
+        """Convert nats to bits per dimension, in the units of the data."""
         return bits_per_dim(nats, self.split.x.shape[1:], 1.0)
 
 
 @dataclass
 class Values:
-    """A column (N,) for each of ``COLUMNS``, NaN where it is not known yet."""
+    """One column (N,) for each of ``COLUMNS``; NaN marks values not yet computed."""
 
     columns: dict[str, Tensor]
 
     @staticmethod
     def empty(n: int) -> Values:
-        """No value of n examples."""
+        """Columns of n examples without values."""
         nan = {name: torch.full((n,), math.nan, dtype=torch.float64) for name in COLUMNS}
         return Values(nan)
 
     @property
     def done(self) -> Tensor:
-        """The rows scored."""
+        """Rows that have a value."""
         return torch.nonzero(self.columns["nats"].isfinite()).flatten()
 
     def put(self, rows: Tensor, found: Mapping[str, Tensor]) -> None:
-        """Fill in rows."""
+        """Store the values of some rows."""
         for name, column in found.items():
             self.columns[name][rows] = column.double().cpu()
 
     def joined(self, other: Values) -> Values:
-        """The values that either of the two has."""
+        """Merge two sets of values."""
         pairs = {name: (self.columns[name], other.columns[name]) for name in COLUMNS}
         return Values({name: torch.where(a.isnan(), b, a) for name, (a, b) in pairs.items()})
 
     def known(self, name: str) -> Tensor:
-        """Rows where a column is known."""
+        """Rows where a column has a value."""
         return torch.nonzero(self.columns[name].isfinite()).flatten()
 
 
 def batches(job: Job, rows: Tensor) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-    """Score rows batch by batch: the rows (B,) and their columns.
+    """Score rows batch by batch, yielding the rows (B,) and their columns.
 
-    Raises RuntimeError where a value is not finite, and SolverError as the solvers do.
+    Raises RuntimeError for values that are not finite, and SolverError if a solver fails.
     """
     checked, estimator, settings = job.checked(), job.estimator, job.settings
     coarser, beside = estimator.coarser(), job.beside
-    # Of no rows, split makes one empty part.
+    # ``split`` of an empty tensor returns one empty part.
     for some in rows.split(settings.batch) if len(rows) else ():
         nats, nfe = _scored(job, estimator, some, "likelihood", settings.importance)
         columns = {"nats": nats, "nfe": torch.full((len(some),), nfe)}
         if beside is not None:
-            # Joined in the exponent, the scatter of its draws would lift it above the truth.
+            # An importance-weighted mean of noisy draws may exceed log p, so take the plain mean.
             columns["bound"], _ = _scored(job, beside, some, "bound", importance=False)
         _require_finite(columns, some)
         if len(twice := torch.nonzero(torch.isin(some, checked)).flatten()):
@@ -148,7 +148,7 @@ def batches(job: Job, rows: Tensor) -> Iterator[tuple[Tensor, dict[str, Tensor]]
 def _scored(
     job: Job, estimator: Estimator, rows: Tensor, purpose: str, importance: bool
 ) -> tuple[Tensor, float]:
-    """The value (B,) over the repeated draws, and the network calls of one draw."""
+    """Values (B,) over the repeated draws, and the network calls per draw."""
     device, repeats = job.model.device, job.settings.repeats
     part = job.split.take(rows)
     condition = {}
@@ -178,7 +178,7 @@ def _require_finite(columns: Mapping[str, Tensor], rows: Tensor) -> None:
 
 
 def key(job: Job) -> str:
-    """A text that differs between jobs: weights, data, settings and seed, but not batches."""
+    """Identify a job by its weights, data, settings and seed, but not its batch size."""
     data = hashlib.sha256(job.split.x.contiguous().numpy().tobytes())
     if job.conditional and job.split.label is not None:
         data.update(job.split.label.numpy().tobytes())
@@ -189,7 +189,11 @@ def key(job: Job) -> str:
         parts = ("sde", "parameterization", "network")
         described = {name: plain(getattr(config, name)) for name in parts}
     settings = {k: v for k, v in asdict(job.settings).items() if k != "batch"}
-    named: dict[str, Any] = {"weights": fingerprint({}, state), "data": data.hexdigest(), "seed": job.seed}
+    named: dict[str, Any] = {
+        "weights": fingerprint({}, state),
+        "data": data.hexdigest(),
+        "seed": job.seed,
+    }
     named |= {"beside": job.bound, "conditional": job.conditional}
     named["scaling"] = asdict(job.scaling)
     return json.dumps(named | described | settings, sort_keys=True)
@@ -197,7 +201,7 @@ def key(job: Job) -> str:
 
 @dataclass(frozen=True)
 class Partial:
-    """The values so far of a job: one file for each process, in the folder of the report."""
+    """Values of an unfinished job: one file per process, in the folder of the report."""
 
     folder: Path
     key: str
@@ -205,15 +209,15 @@ class Partial:
 
     @property
     def files(self) -> list[Path]:
-        """The files of every process, of this run and of earlier ones."""
+        """Files of all processes, from this run and earlier ones."""
         return sorted(self.folder.glob("partial-*.npz"))
 
     def read(self, n: int) -> Values:
-        """The values in all files. Raises ValueError for a file of another job."""
+        """Read the values in all files. Raises ValueError for a file of another job."""
         values = Values.empty(n)
         for path in self.files:
             try:
-                # Opened here: numpy leaves the file open when it is a damaged archive.
+                # Opened here, because numpy does not close a damaged archive.
                 with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
                     same = str(found["key"]) == self.key
                     rows = torch.from_numpy(found["rows"])
@@ -231,7 +235,7 @@ class Partial:
         return values
 
     def write(self, values: Values, rows: Tensor) -> None:
-        """Write the values that are known of these rows."""
+        """Write the values of those of these rows that have one."""
         known = rows[torch.isin(rows, values.done)]
         arrays: dict[str, Any] = {name: values.columns[name][known].numpy() for name in COLUMNS}
         buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Stopping long work on a signal, at a place where what there is can be kept."""
+"""Stops long computations on a signal at a point where their results can be saved."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any, Self
 
 
 class Stopping:
-    """Inside, SIGINT and SIGTERM only set ``signal``, for the loop to stop at the end of a step.
+    """Context in which SIGINT and SIGTERM only set ``signal``, which a loop checks at each step.
 
-    A second signal acts as usual. Off the main thread, where Python allows no handlers, nothing
-    changes.
+    A second signal acts as usual. Outside the main thread, where Python allows no handlers, the
+    context has no effect.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""The contents of a run folder, a checkpoint or exported weights, for ``scoresde info PATH``."""
+"""Describes a run folder, a checkpoint or exported weights for ``scoresde info PATH``."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from scoresde.training.snapshots import AVERAGES, WITHIN, reachable, snapshots
 
 
 def stored(path: Path) -> dict[str, Any]:
-    """Model, data, losses and averages, as JSON has them.
+    """Description of model, data, losses and averages as JSON values.
 
-    Raises CheckpointError as ``load_run`` does.
+    Raises CheckpointError in the same cases as ``load_run``.
     """
     path = path.expanduser()
     if path.suffix == ".safetensors" and not path.is_dir():
@@ -42,7 +42,7 @@ def stored(path: Path) -> dict[str, Any]:
 
 
 def page(found: Mapping[str, Any]) -> str:
-    """The same in lines of "what: value", with the options that choose among the averages."""
+    """Format the description as lines, with the flags that select an average."""
     rows = list(_rows(found))
     width = max(len(name) for name, _ in rows) + 2
     lines = [
@@ -81,7 +81,7 @@ def _about(
 def _parameters(
     described: Config | None, data: DataDescription, weights: Mapping[str, Tensor]
 ) -> int:
-    """Trained numbers; of a model that no configuration describes, all numbers stored."""
+    """Number of parameters; without a configuration, the number of all stored values."""
     if described is None or described.own:
         return sum(tensor.numel() for tensor in weights.values())
     with torch.device("meta"):
@@ -89,10 +89,10 @@ def _parameters(
 
 
 def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    shape = " x ".join(map(str, found["shape"]))
+    shape = tuple(found["shape"])
     levels = "real numbers" if found["levels"] is None else f"{found['levels']} pixel levels"
     yield "step", str(found["step"])
-    yield "data", f"{found['data']}: {shape}, {levels}"
+    yield "data", f"{found['data']}: {levels} of shape {shape}"
     if found["classes"] is not None:
         use = "used by the model" if found["conditional"] else "not used by the model"
         names = list(found["classes"])
@@ -106,9 +106,9 @@ def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "training loss", f"{found['loss']:.4g} (mean over the last steps logged)"
     if found.get("held_out") is not None:
         best = found["held_out"]
-        yield "held-out loss", f"{best['loss']:.4g}, the least, at step {best['step']}"
+        yield "held-out loss", f"{best['loss']:.4g}, the lowest, at step {best['step']}"
     if found["decays"] is None:
-        yield "weights", "one average of the weights"
+        yield "weights", "a single average"
         return
     first, *others = (f"{decay:g}" for decay in found["decays"])
     listed = ", ".join([f"{first} (by default)", *others])
@@ -119,7 +119,7 @@ def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _keys(section: Mapping[str, Any] | None) -> str:
     if section is None:
-        return "that of a program, which no configuration describes"
+        return "defined by a program, not by a configuration"
     keys = [f"{key}={value}" for key, value in section.items() if key != "kind"]
     return f"{section['kind']}{': ' * bool(keys)}{', '.join(keys)}"
 
@@ -127,11 +127,12 @@ def _keys(section: Mapping[str, Any] | None) -> str:
 def _widths(found: Mapping[str, Any]) -> str:
     kept = found["snapshots"]
     if not kept:
-        return "power-function averages, --ema-width: none (train.posthoc keeps them)"
+        return "power-function averages, --ema-width: none (train.posthoc stores them)"
     steps, widths = sorted({s["step"] for s in kept}), sorted({s["width"] for s in kept})
     ranges = ", ".join(f"{low:g} to {high:g}" for low, high in found["widths"])
     return (
-        f"power-function averages at step {steps[-1]}, --ema-width: {ranges} ({WITHIN:.0%} off or "
-        f"less), from {len(kept)} snapshots of widths {', '.join(f'{w:g}' for w in widths)} at "
+        f"power-function averages at step {steps[-1]}, --ema-width: {ranges} (error at most "
+        f"{WITHIN:.0%}), from {len(kept)} snapshots of widths "
+        f"{', '.join(f'{w:g}' for w in widths)} at "
         f"{len(steps)} steps from {steps[0]} to {steps[-1]}"
     )

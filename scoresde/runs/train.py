@@ -28,6 +28,7 @@ from scoresde.config import (
 )
 from scoresde.data import Dataset, dataset_of, kind_at
 from scoresde.parameterization import ScoreModel, caution
+from scoresde.progress import Progress, bar, silent
 from scoresde.runs import folder as folders
 from scoresde.runs.folder import RunFolder, environment
 from scoresde.runs.load import coefficients, load
@@ -42,7 +43,6 @@ from scoresde.runs.processes import (
     require_same,
     together,
 )
-from scoresde.runs.progress import Progress, bar, silent
 from scoresde.runs.stopping import Stopping
 from scoresde.runs.train_loop import Stop, due, timed_steps, to_the_end
 from scoresde.runs.train_resume import flat, restore, stored_config
@@ -107,15 +107,17 @@ def train(
             not given is as it was.
         overwrite: start anew in a folder that holds a run.
         device: cpu, cuda, ...; auto takes a GPU if there is one.
-        listener: receives what the run reports; by default ``progress`` shows steps and loss.
-        progress: shows a count of items, such as ``scoresde.runs.progress.silent``.
+        listener: receives what the run reports; by default its remarks are printed on standard
+            error, and ``progress`` shows steps and loss.
+        progress: shows a count of items, such as ``scoresde.progress.silent``.
         settings: further settings of training, those of ``Plan`` and ``Reporting``.
     """
     given = {"steps": steps, "batch": batch, "lr": lr, **settings}
     before = stored_config(out) if resume and out is not None else Config()
     settings = {k: v for k, v in given.items() if v is not None}
     task = _task(model_or_config, data, seed, settings, before, progress)
-    listener = Shown(progress) if listener is None else listener
+    if listener is None:
+        listener = Quiet() if progress is silent else Shown(progress)
     world = World.found()
     with together(world, backend_of(device)), Stopping() as stopping:
         stop = partial(_signal, stopping)
@@ -193,7 +195,7 @@ def introduction(run: Run, device: torch.device) -> str:
 
 
 def remarks(run: Run, device: torch.device) -> list[str]:
-    """What was understood of the data, and what does not help as it was meant to."""
+    """Remarks on the data as they were read, and on settings that have another effect."""
     plan, model = run.plan, run.state.model
     found = [*run.dataset.notes, *described(run.dataset.counts)]
     if run.dataset.classes is not None and plan.classes is None:
@@ -227,26 +229,15 @@ def _task(
     before: Config,
     progress: Progress,
 ) -> Task:
-    """What is to be trained on what; a model without a configuration goes on with that before.
+    """The task of a call of ``train``; a model without a configuration continues ``before``.
 
     Raises ValueError for settings that do not exist.
     """
-    model: ScoreModel | None = None
-    match model_or_config:
-        case ScoreModel():
-            model, config = model_or_config, before
-        case Config():
-            config = model_or_config
-        case str() | Path():
-            config = load_config(model_or_config)
-        case Mapping():
-            config = config_from(model_or_config, "configuration")
-        case _:
-            raise ValueError(
-                f"need a ScoreModel or a configuration, got {type(model_or_config).__name__}; a "
-                "network becomes a model by ScoreModel(network, process, parameterization)"
-            )
+    model = model_or_config if isinstance(model_or_config, ScoreModel) else None
+    config = before if model is not None else _config_of(model_or_config)
     changes: dict[str, Any] = {} if seed is None else {"seed": seed}
+    if settings.get("holdout") == 0:
+        settings = {"keep_best": False, **settings}  # nothing to choose the best step by
     for name, value in settings.items():
         if name not in config.train.values:
             raise ValueError(
@@ -266,16 +257,38 @@ def _task(
     if model is not None:
         if dataset is None:
             raise ValueError("a model of your own needs data: give a tensor, a Dataset or a path")
-        if conditional := dataset.classes is not None and takes_labels(model.net):
-            changes["conditional"] = conditional
-            # Only networks that say so take the number of classes for "no class".
-            if getattr(model.net, "classes", None) is None:
-                changes.setdefault("train.label_dropout", 0.0)
-        changes["own"] = coefficients(model)
+        changes = {**_of_own_model(model, dataset), **changes}
     try:
         return Task(override(config, changes), model, dataset)
     except ConfigError as error:  # settings are arguments here, and keys below "train" there
         raise ConfigError(re.sub(r"(?:^|(?<=; ))train\.(?=\w)", "", str(error))) from None
+
+
+def _config_of(source: Any) -> Config:
+    """A configuration from an object, a YAML file or a mapping. Raises ValueError for others."""
+    match source:
+        case Config():
+            return source
+        case str() | Path():
+            return load_config(source)
+        case Mapping():
+            return config_from(source, "configuration")
+        case _:
+            raise ValueError(
+                f"need a ScoreModel or a configuration, got {type(source).__name__}; a network "
+                "becomes a model by ScoreModel(network, process, parameterization)"
+            )
+
+
+def _of_own_model(model: ScoreModel, dataset: Dataset) -> dict[str, Any]:
+    """The keys of a configuration that a program's own model decides."""
+    changes: dict[str, Any] = {"own": coefficients(model)}
+    if dataset.classes is not None and takes_labels(model.net):
+        changes["conditional"] = True
+        # Only networks that say so take the number of classes for "no class".
+        if getattr(model.net, "classes", None) is None:
+            changes["train.label_dropout"] = 0.0
+    return changes
 
 
 def _plain(name: str, value: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The steps of a training run, and what happens at intervals: records, pictures, checkpoints."""
+"""Loop of a training run, with its periodic records, pictures and checkpoints."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -35,17 +34,17 @@ from scoresde.training.loss_by_noise import LossByNoise
 from scoresde.training.snapshots import save_snapshots
 
 COMPILERS = ("torch._dynamo", "torch._inductor")
-"""Where the errors of compiling come from; named, as importing them takes seconds."""
+"""Modules whose errors come from compilation; given by name, as importing them is slow."""
 NO_MEMORY = ("not enough memory", "can't allocate memory", "out of memory")
 
 Stop = Callable[[], int]
-"""Asked after every step: the number of the signal to stop on, or 0."""
+"""Function called after every step; returns the number of the signal to stop on, or 0."""
 
 
 def to_the_end(run: Run, log: Log, stop: Stop) -> int:
-    """Train and export; the signal that stopped it, or 0.
+    """Train and export the weights; returns the signal that stopped the run, or 0.
 
-    A disk that fails on the way leaves the last checkpoint.
+    Raises TrainingError if a write fails; the last checkpoint remains.
     """
     try:
         scalars = run.folder.tensorboard if run.leads and run.reporting.tensorboard else None
@@ -57,7 +56,7 @@ def to_the_end(run: Run, log: Log, stop: Stop) -> int:
     except TrainingError:
         if run.leads:
             raise
-        raise SystemExit(1) from None  # it is that of all processes, and said by the first
+        raise SystemExit(1) from None  # the same error in all processes; the first reports it
     except OSError as error:
         raise TrainingError(f"{_reason(error)}; {_what_is_left(run)}") from error
     return stopped
@@ -80,12 +79,12 @@ def _train(run: Run, log: Log, stop: Stop, add: Add) -> int:
             log.record(record)
         log.advance(metrics.step)
         if due(run, every.sample_every) and (run.leads or run.plan.shard):
-            # Where the average is split it takes all processes to draw.
+            # If the average is sharded, all processes have to draw.
             path = run.folder.sample(run.state.step) if run.leads else None
             save_preview(path, run.state.ema, run.dataset, run.plan.classes)
         if run.plan.posthoc and due(run, every.posthoc_every):
             _save(run, log, partial(save_snapshots, run.folder.averages))
-        # Signals reach the processes at different steps; all of them stop at one.
+        # Signals reach the processes at different steps; all of them stop at the same step.
         stopped = run.plan.rank.largest(stop())
         if stopped or due(run, every.checkpoint_every):
             write = partial(checkpoints.save_step, run.folder.checkpoints, keep=every.keep)
@@ -98,7 +97,7 @@ def _train(run: Run, log: Log, stop: Stop, add: Add) -> int:
 
 
 def _costs(run: Run, images_per_second: float) -> dict[str, float]:
-    """The operations a second of the model, their share of the device's peak, and the memory."""
+    """Operations per second, their fraction of the device's peak, and peak memory."""
     device = run.state.model.device
     rate, most = images_per_second * run.flops, peak(device)
     found = {"flops_per_second": rate, "memory": memory(device)}
@@ -106,7 +105,7 @@ def _costs(run: Run, images_per_second: float) -> dict[str, float]:
 
 
 def timed_steps(run: Run) -> Iterator[tuple[Metrics, float]]:
-    """Updates with the seconds each took; a failure names its remedy."""
+    """Yield each update with its duration in seconds; errors name a remedy."""
     begin = time.perf_counter()
     try:
         for metrics in fit(run.state, run.plan, run.split, run.dataset.scaling):
@@ -123,7 +122,7 @@ def timed_steps(run: Run) -> Iterator[tuple[Metrics, float]]:
         if not type(error).__module__.startswith(COMPILERS):
             raise
         reason = " ".join(str(error).partition("Set TORCHDYNAMO")[0].split())
-        # Perhaps of this process alone: no TrainingError, which the first would say for all.
+        # Only this process may fail, so raise no TrainingError, which only the first reports.
         raise RuntimeError(
             f"train.compile failed ({reason}); set train.compile to false, or give the compiler "
             "it asks for"
@@ -131,7 +130,7 @@ def timed_steps(run: Run) -> Iterator[tuple[Metrics, float]]:
 
 
 def _steps(run: Run) -> Iterator[tuple[Metrics, float]]:
-    """``timed_steps``, whose failures name the checkpoint that is left too."""
+    """Run ``timed_steps``; its errors also name the last checkpoint."""
     try:
         yield from timed_steps(run)
     except TrainingError as error:
@@ -144,7 +143,7 @@ def _is_memory(error: BaseException) -> bool:
 
 
 def _validate(run: Run, log: Log) -> float | None:
-    """The held-out loss of the average; the least so far is kept as a checkpoint of its own."""
+    """Held-out loss of the average; the best step so far is saved as a separate checkpoint."""
     loss = run.held_out_loss()
     if loss is None:
         return None
@@ -159,7 +158,7 @@ def _validate(run: Run, log: Log) -> float | None:
 
 
 def finish(run: Run) -> str:
-    """Export the weights, the best on held-out data where kept, draw the loss, and say so."""
+    """Export the best or latest weights, plot the loss, and return a line for the user."""
     keep_best = run.reporting.keep_best and run.best is not None
     last = None if keep_best else snapshot(run)
     if not run.leads:
@@ -173,7 +172,7 @@ def finish(run: Run) -> str:
     if lines:
         loss_curve(run.folder.loss, lines)
         levels_plot(run.folder.levels, lines)
-    why = f" (held-out loss {run.best.loss:.4f}, the least)" if keep_best and run.best else ""
+    why = f" (held-out loss {run.best.loss:.4f}, the lowest)" if keep_best and run.best else ""
     return f"{run.folder.weights}: EMA weights of step {chosen.step}{why}"
 
 
@@ -184,10 +183,10 @@ def due(run: Run, every: int) -> bool:
 def _save(
     run: Run, log: Log, write: Callable[[Checkpoint], object], *, must: bool = False
 ) -> bool:
-    """Write the run as it stands, in the process that writes; whether it was written.
+    """Write a snapshot of the run in the leading process; returns True on success.
 
-    The last step must be, as where ``must`` says so. Another that cannot be written ends the run
-    with a TrainingError, or is said, by ``on_failed_save``.
+    A failure raises TrainingError at the last step, with ``must``, or if ``on_failed_save`` is
+    "stop". Otherwise it is only reported.
     """
     found, failed = snapshot(run), False
     stops = must or run.reporting.on_failed_save == "stop" or run.state.step == run.plan.steps
@@ -206,7 +205,7 @@ def _save(
 
 @contextmanager
 def _saving(run: Run) -> Iterator[None]:
-    """Turn what goes wrong while saving into a TrainingError that names what is left."""
+    """Convert errors while saving to a TrainingError that names the last checkpoint."""
     try:
         run.folder.checkpoints.mkdir(parents=True, exist_ok=True)
         yield
@@ -220,7 +219,7 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
     reason = " ".join(str(error).split())
-    # PyTorch's archive writer does not pass on what the system said.
+    # PyTorch's archive writer does not pass on the error of the system.
     written = any(
         name in reason for name in ("PytorchStreamWriter", "inline_container", "iostream")
     )

@@ -1,9 +1,8 @@
-"""Taking a training run back to its newest good checkpoint, if it is one of this run."""
+"""Restores a training run from its newest intact checkpoint."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from scoresde.training import (
 from scoresde.training import checkpoint as checkpoints
 from scoresde.training.fsdp import scattered_optimizer
 
-# What may change when a run goes on: how long, how often it reports, what training ignores.
+# Keys that may change on resuming: duration, reporting, and keys that training ignores.
 FREE = (
     *(f"train.{name}" for name in sorted(Plan.FREE | Reporting.FREE)),
     *("data.path", "data.cache", "sample", "likelihood"),
@@ -31,9 +30,9 @@ FREE = (
 
 
 def stored_config(out: str | Path) -> Config:
-    """The configuration of the run in a folder, the default one where there is none.
+    """Read the configuration of the run in a folder; the default one if there is no run.
 
-    Raises ValueError where it is lost.
+    Raises ValueError if the configuration is lost.
     """
     folder = RunFolder(Path(out))
     if folder.config.exists() or not folder.is_run():
@@ -45,10 +44,10 @@ def stored_config(out: str | Path) -> Config:
 
 
 def restore(run: Run) -> list[str]:
-    """Take the run back to its newest good checkpoint, and return what to tell the user.
+    """Restore the run from its newest intact checkpoint, and return lines for the user.
 
-    A run stopped before its first one starts anew. Raises ValueError if none is good, or it is of
-    another configuration, other data, or a later step than the run is to end at.
+    A run without a checkpoint starts at step 0. Raises ValueError if no checkpoint is intact, or
+    if it has another configuration, other data, or a step beyond the last step of the run.
     """
     if not checkpoints.step_files(run.folder.checkpoints):
         return [_nothing_to_restore(run)]
@@ -64,7 +63,7 @@ def restore(run: Run) -> list[str]:
 
 
 def _take_over(state: TrainState, found: Checkpoint, path: Path) -> None:
-    """Make the state that of the checkpoint; raises CheckpointError where it is of another."""
+    """Copy the checkpoint into the state. Raises CheckpointError if its tensors do not fit."""
     checkpoints.load_tensors(state.model, found.model, path)
     checkpoints.load_tensors(state.ema, found.ema, path)
     for decay, average in state.decays.items():
@@ -89,7 +88,7 @@ def _nothing_to_restore(run: Run) -> str:
 
 
 def _check_best(run: Run) -> list[str]:
-    """Forget a best checkpoint that cannot be read, so that the next one takes its place."""
+    """Discard a best checkpoint that cannot be read, so that the next one replaces it."""
     if run.best is None or not run.reporting.keep_best:
         return []
     try:
@@ -101,11 +100,11 @@ def _check_best(run: Run) -> list[str]:
 
 
 def _require_same(run: Run, found: Checkpoint, path: Path) -> list[str]:
-    """What has changed among what may, a phrase each.
+    """List the changed keys among those that may change, one phrase per key.
 
-    Raises ValueError unless a run of this configuration and data can go on from there.
+    Raises ValueError if another key, the data or the number of steps prevents resuming.
     """
-    # Read as a configuration, for what an older version has not written has its default.
+    # Reading it as a configuration adds defaults for keys that an older version lacks.
     stored = config_from(found.config, path)
     ours, theirs = flat(to_plain(run.config)), flat(to_plain(stored))
     if ours.pop("own") != theirs.pop("own"):
@@ -125,7 +124,8 @@ def _require_same(run: Run, found: Checkpoint, path: Path) -> list[str]:
         )
     if found.step > run.plan.steps:
         raise ValueError(
-            f"train.steps: {run.plan.steps}, but the run is at step {found.step} already; give more"
+            f"train.steps: {run.plan.steps}, but the run is at step {found.step} already; "
+            "give more"
         )
     kind, expected = (_kind(data) for data in (describe(run.dataset), found.data))
     if kind != expected:
@@ -138,12 +138,12 @@ def _require_same(run: Run, found: Checkpoint, path: Path) -> list[str]:
 
 
 def _kind(data: DataDescription) -> tuple[Any, ...]:
-    """What two descriptions share if they may be of the same examples, whatever their names."""
+    """Properties of the data that must agree, apart from the name."""
     return data.shape, data.scaling.levels, data.classes
 
 
 def _require_same_examples(run: Run, found: Checkpoint, path: Path) -> None:
-    """Raise ValueError where the data have the shape they had, but not the values."""
+    """Raise ValueError if the values of the data have changed since training."""
     if found.contents and found.contents != run.contents:
         place = getattr(run.config.data, "path", None)
         name = run.dataset.name if place is None else f"{run.dataset.name} in {place}"
@@ -158,7 +158,7 @@ def _free(key: str) -> bool:
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} as {"a.b": 1}."""
+    """Flatten nested keys: {"a": {"b": 1}} becomes {"a.b": 1}."""
     found: dict[str, Any] = {}
     for key, value in tree.items():
         inner = isinstance(value, Mapping)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,9 @@ from scoresde.data import Dataset, Examples, Split, views
 from scoresde.data.dataset import reading, spread
 from scoresde.data.digest import digest
 from scoresde.parameterization import OutputError, ScoreModel
+from scoresde.progress import Progress
 from scoresde.runs.cost import flops
 from scoresde.runs.folder import RunFolder
-from scoresde.runs.progress import Progress
 from scoresde.runs.scalars import require_tensorboard
 from scoresde.training import (
     Best,
@@ -39,6 +39,7 @@ from scoresde.training import (
     held_out_loss,
 )
 from scoresde.training.distributed import Rank
+from scoresde.training.held_out import evaluating
 
 # Enough for a held-out loss that ranks checkpoints: its numbers are the same at every step.
 HELD_OUT_EVALUATIONS = 2048
@@ -141,20 +142,17 @@ def require_fit(model: ScoreModel, dataset: Dataset, plan: Plan) -> None:
     label = {name: value.to(model.device) for name, value in label.items()}
     if not any(p.numel() for p in model.parameters()):
         raise ValueError("model: its network has no parameters to train")
-    training = model.training
     try:
-        with torch.no_grad():
-            model.eval()(x, t, **label)
+        with evaluating(model), torch.no_grad():
+            model(x, t, **label)
     except OutputError:
         raise
     except Exception as error:  # a network raises whatever it stumbles over
-        told = "".join(f" and {name}" for name in label)
+        also = "".join(f" and {name}" for name in label)
         raise ValueError(
-            f"model: its network fails for x of shape {tuple(x.shape)}, noise of shape (2,){told}: "
-            f"{type(error).__name__}: {error}"
+            f"model: its network fails for x of shape {tuple(x.shape)}, noise of shape "
+            f"(2,){also}: {type(error).__name__}: {error}"
         ) from error
-    finally:
-        model.train(training)
 
 
 def takes_labels(net: nn.Module) -> bool:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser
-from scoresde.samplers.kernels import combine
+from scoresde.samplers.kernels import combine, held_flow
 from scoresde.samplers.noise import BrownianPath
 from scoresde.sde import SDE, floating, match, unit_alpha
 
@@ -195,18 +195,12 @@ def _exponential_stages(
     DPM-Solver++, arXiv 2211.01095, appendix, with r = 1/3 and 2/3. DPM-Solver, arXiv
     2206.00927, algorithm 4, has the same pair.
     """
-    first = problem.x0(lam + h / 3, _held(w, k, lam, h / 3)) - k
-    state = _held(w, k, lam, 2 * h / 3) + 2 * match(_slope(lam, 2 * h / 3), w) * first
+    first = problem.x0(lam + h / 3, held_flow(w, k, lam, h / 3)) - k
+    state = held_flow(w, k, lam, 2 * h / 3) + 2 * match(_slope(lam, 2 * h / 3), w) * first
     second = problem.x0(lam + 2 * h / 3, state) - k
     gain = match(_slope(lam, h), w)
-    new = _held(w, k, lam, h) + gain * 1.5 * second
+    new = held_flow(w, k, lam, h) + gain * 1.5 * second
     return new, problem.x0(lam + h, new), gain * (1.5 * second - 3 * first)
-
-
-def _held(w: Tensor, x0: Tensor, lam: Tensor, h: Tensor) -> Tensor:
-    """w after h at constant x0: (b_s / b_t) w - a_s expm1(-h) x0, a^2 + b^2 = 1."""
-    scale = unit_alpha(-lam - h) / unit_alpha(-lam)
-    return match(scale, w) * w - match(unit_alpha(lam + h) * torch.expm1(-h), w) * x0
 
 
 def _slope(lam: Tensor, h: Tensor) -> Tensor:

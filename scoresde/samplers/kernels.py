@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from scoresde.samplers.noise import Noise
-from scoresde.sde import SDE
+from scoresde.sde import SDE, match, unit_alpha
 
 
 class Marginal(NamedTuple):
@@ -127,3 +127,12 @@ def flow_step(x: Tensor, x0: Tensor, at: Marginal, to: Marginal) -> Tensor:
     else:
         gain = -to.alpha * math.expm1(at.lam - to.lam)
     return combine((scale, x), (gain, x0))
+
+
+def held_flow(w: Tensor, x0: Tensor, lam: Tensor, h: Tensor) -> Tensor:
+    """``flow_step`` of every sample by its own step h (B,) in lam; w is the twin with a^2 + b^2 = 1.
+
+    w_s = (b_s / b_t) w - a_s expm1(-h) x0,   a = a(lam) and b = a(-lam) of (8)
+    """
+    scale = unit_alpha(-lam - h) / unit_alpha(-lam)
+    return match(scale, w) * w - match(unit_alpha(lam + h) * torch.expm1(-h), w) * x0

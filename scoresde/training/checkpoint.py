@@ -190,7 +190,8 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str |
     ]
     if problems:
         raise CheckpointError(
-            f"{source}: weights of another network ({'; '.join(problems)}); use its own config"
+            f"{source}: weights of another network ({'; '.join(problems)}); "
+            "give the model it was trained with"
         )
     module.load_state_dict(scattered(tensors, own))
 

@@ -64,10 +64,11 @@ def held_out_loss(
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put the model in evaluation mode, and restore its mode at the end."""
-    training = model.training
+    """Put the model in evaluation mode, and restore the mode of every module at the end."""
+    training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        for module in training:
+            module.training = True

@@ -159,6 +159,8 @@ def _is_finite(state: TrainState, plan: Plan, loss: Tensor, norm: Tensor, rate: 
     # The only synchronisation with the device per step; a bad update must not be made.
     finite = bool(torch.isfinite(loss + norm))
     remedy = f"lower lr={plan.lr:g}, clip gradients, or look at the data"
+    if state.step == 0:  # before the first update the rate has done nothing yet
+        remedy = "look at the data, the network and the process"
     if plan.precision == "fp16":
         state.scale = state.scale.after(finite)
         if not finite and bool(torch.isfinite(loss)) and state.scale.in_a_row < MOST_SKIPPED:

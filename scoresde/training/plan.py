@@ -95,7 +95,7 @@ class Plan:
     posthoc: tuple[Width, ...] = ()
     weighting: Weight | None = None
     learned_weight: bool = False
-    times: Times = Uniform()  # noqa: RUF009 - it is frozen
+    times: Times = Uniform()
     draw: Draw = stratified
     dither: bool = True
     augment: Augmentation | None = None

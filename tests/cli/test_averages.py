@@ -188,7 +188,7 @@ def test_info_says_what_is_stored(with_decays, with_averages, tmp_path, capsys):
             note = load_width(with_averages.path, width).notes[-1]
             assert float(note.split()[-5].rstrip("%")) <= 2, note
     assert main(["info", str(with_decays.weights)]) == 0
-    assert "one average of the weights" in capsys.readouterr().out
+    assert "a single average" in capsys.readouterr().out
     assert main(["info", str(tmp_path / "nothing")]) == 2
     assert "no such file" in error_line(capsys)
 

@@ -121,7 +121,7 @@ class TestReconstruction:
         assert record["error_rms"] < 0.01
         assert len(record["errors"]) == 3
         assert record["levels_changed"] == 0
-        assert "3 samples there and back" in capsys.readouterr().out
+        assert "3 reconstructed samples" in capsys.readouterr().out
         assert (tmp_path / "edit.png").exists()
 
     def test_points(self, points, tmp_path):

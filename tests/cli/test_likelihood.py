@@ -159,7 +159,7 @@ class TestCommand:
     def test_continuous_data_say_so(self, points, capsys):
         assert main(["likelihood", "--checkpoint", str(points), "--num", "3"]) == 0
         page = capsys.readouterr().out
-        assert "nats a sample" in page
+        assert "nats per sample" in page
         assert "units of the data" in page
 
     def test_pixels_say_their_dequantisation(self, images, capsys):

@@ -161,10 +161,10 @@ class TestFlags:
             (["--train.lr"], "--train.lr: takes one value"),
             (["--train.lr", "1", "2"], "--train.lr: takes one value, got 1 2"),
             (["--train.no-keep-best", "3"], "--train.no-keep-best: takes no value"),
-            (["stray"], "stray: a word that no option takes"),
+            (["stray"], "stray: unexpected argument"),
             (["--train.no-steps"], "--train.no-steps: unknown option"),
             (["--train.keep-best", "3"], "--train.keep-best: takes true or false, got 3"),
-            (["--resume", "x"], "x: a word that no option takes"),
+            (["--resume", "x"], "x: unexpected argument"),
             (["--out"], "--out: takes one value, got none"),
             (["--out", "-x"], "begins with a dash is written --out=-x"),
             (["--out="], "--out: empty"),
@@ -312,7 +312,7 @@ class TestInfo:
         assert set(found["data"]) == set(registry.DATASETS)
         assert {"frechet", "kid", "two_sample", "copies"} <= set(found["metrics"])
         assert all(line for table in found.values() for line in table.values())
-        assert found["samplers"]["heun"].endswith("(order 2, 2 calls a step)")
+        assert found["samplers"]["heun"].endswith("(order 2, 2 calls per step)")
         assert found["samplers"]["dpmpp_2m_sde"].endswith("(weak order 2, 1 call a step)")
 
     def test_the_page_has_a_line_for_every_name(self, capsys):

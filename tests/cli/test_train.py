@@ -612,7 +612,7 @@ def test_dry_run_writes_nothing(tmp_path, capsys):
     count = sum(p.numel() for p in model.parameters())
     assert f"# {count:,} parameters" in printed
     assert "# batch 16: 1 x 16 on each of 1 process" in printed
-    assert re.search(r"# [\d.]+ kFLOP an example, forward and backward", printed)
+    assert re.search(r"# [\d.]+ kFLOP per example, forward and backward", printed)
     assert not (tmp_path / "run").exists()
 
 

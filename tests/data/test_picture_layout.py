@@ -114,8 +114,8 @@ def test_folders_of_numbers_are_in_their_order(laid):
         (("val/cat", "test/cat"), "test/, val/ but no train/"),
         (("train/cat", "val/images"), "for testing are of images, those for training of cat"),
         (("train/cat", "test"), "only one of train/ and test/ has class folders"),
-        (("train/cat", "train", "test/cat"), "train/4 pictures beside the class folders"),
-        (("cat", ""), "4 pictures beside the class folders"),
+        (("train/cat", "train", "test/cat"), "4 pictures beside the class folders of train/"),
+        (("cat", ""), "4 pictures beside the class folders; move"),
     ],
     ids=str,
 )
@@ -166,6 +166,10 @@ def test_without_labels_dataset_json_leaves_no_classes(laid):
         (
             b'{"labels": [["00000/img00000000.png", 1]]}',
             r"no label for 00000/img00000001\.png \(11",
+        ),
+        (
+            b'{"labels": [["00000/img00000000.png", 1], ["00000\\\\img00000000.png", 2]]}',
+            "dataset.json has 2 labels for 1 pictures",
         ),
         (
             json.dumps({"labels": [[f"{k // 4:05d}/img{k:08d}.png", [k, 3]] for k in range(12)]}),

@@ -17,12 +17,12 @@ import pytest
 import torch
 from PIL import Image
 
+from scoresde import progress
 from scoresde.cli.main import main
 from scoresde.data import DataError, arrays, image_folder
 from scoresde.data import picture_sources as albums
 from scoresde.data.images import picture_levels
 from scoresde.evaluation import load_moments
-from scoresde.runs import progress
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (30, 30, 3), np.uint8)

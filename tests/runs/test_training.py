@@ -286,7 +286,7 @@ def test_a_folder_says_what_its_model_is(tmp_path):
     run = ss.train(mine(), X, out=tmp_path / "own", steps=2, batch=16, listener=Quiet())
     found = stored(run.folder)
     assert (found["sde"], found["parameterization"], found["network"]) == (None, None, None)
-    assert "network           that of a program" in page(found)
+    assert "network           defined by a program" in page(found)
     for head in ("value", "levels"):
         network = {"kind": "unet", "width": 8, "multipliers": [1], "blocks": 1, "head": head}
         network["attention"] = []
