@@ -307,7 +307,7 @@ def unipc(
     exponential: bool = True,
     published: bool = False,
 ) -> UniPC:
-    """UniPC: a multistep predictor-corrector with one call per step.
+    """UniPC: a multistep predictor-corrector that reuses the evaluation of the corrector.
 
     Its global order is order + 1, at most 4. ``exponential`` uses B = e^h - 1 (bh2), else B = h
     (bh1). Orders 3 and 4 make 2 extra calls in the first step, unless ``published``, which starts
