@@ -132,7 +132,7 @@ def flow_step(x: Tensor, x0: Tensor, at: Marginal, to: Marginal) -> Tensor:
 def held_flow(w: Tensor, x0: Tensor, lam: Tensor, h: Tensor) -> Tensor:
     """``flow_step`` with a step h in lam per sample (B,), for w = x / sqrt(alpha^2 + sigma^2).
 
-        w_s = (b_s / b_t) w - a_s expm1(-h) x0,   a = a(lam) and b = a(-lam) of (8)
+    w_s = (b_s / b_t) w - a_s expm1(-h) x0,   a = a(lam) and b = a(-lam) of (8)
     """
     scale = unit_alpha(-lam - h) / unit_alpha(-lam)
     return match(scale, w) * w - match(unit_alpha(lam + h) * torch.expm1(-h), w) * x0
