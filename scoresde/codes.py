@@ -1,9 +1,9 @@
-"""Latent codes: samples mapped along the probability flow to ``t_max`` and back.
+"""Latent codes: the probability flow maps samples to ``t_max`` and back.
 
     z = x(t_max) / std of the prior,      dx/dt by (6) from x(t_min) = x
 
-Codes have about unit variance for every process. The flow is solved at a tolerance, or by a
-deterministic step along a grid.
+Codes have about unit variance for every process. An ODE solver follows the flow at a tolerance, or
+a deterministic step follows it along a grid.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Flow(Protocol):
 
 @dataclass(frozen=True)
 class Solved:
-    """The flow by ``solve_ode``, with one relative and absolute ``tolerance`` in units of w.
+    """The flow by ``solve_ode``, with the same relative and absolute ``tolerance``, in units of w.
 
     ``t0`` is the time of clean data, by default ``t_min``.
     """
@@ -49,7 +49,7 @@ class Solved:
 
 @dataclass(frozen=True)
 class Walked:
-    """The flow by a deterministic ``step`` along the times ``ts``, reversed to encode.
+    """The flow by a deterministic ``step`` along the times ``ts``, which encoding reverses.
 
     An example is ``Walked(karras(sde, 18), Heun())``.
     """
@@ -94,9 +94,9 @@ def interpolate(z0: Tensor, z1: Tensor, n: int) -> Tensor:
 
         z(u) = [sin((1 - u) w) z0 + sin(u w) z1] / sin w,    cos w = z0 . z1 / |z0| |z1|
 
-    Unlike a straight line, the circle through two normal codes has codes of typical norm. Parallel
-    and opposite codes are interpolated linearly. Raises ValueError unless n >= 2 and the shapes
-    agree. DDIM, arXiv 2010.02502, appendix D.5.
+    Points on a great circle between two normal codes have a typical norm, unlike those on a
+    straight line. Parallel and opposite codes are interpolated linearly. Raises ValueError unless
+    n >= 2 and the shapes agree. DDIM, arXiv 2010.02502, appendix D.5.
     """
     if n < 2 or z0.shape != z1.shape:
         raise ValueError(

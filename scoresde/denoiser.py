@@ -1,4 +1,4 @@
-"""What every algorithm consumes: a denoiser E[x_0 | x_t], bound to its process."""
+"""The denoiser E[x_0 | x_t] with its process, the input of every algorithm."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from scoresde.sde import SDE, derivative, floating, match
 
 @dataclass(frozen=True)
 class Denoiser:
-    """The posterior mean x0_hat = E[x_0 | x_t] of a process, and what can be read off it.
+    """The posterior mean x0_hat = E[x_0 | x_t] of a process; gives noise, score and velocity.
 
     ``predict(x, t)`` maps a state (B, ...) at time ``t`` (0-dim or (B,)) to x0_hat (B, ...).
-    Noise, score and velocity are never stored: each is one line of x0_hat, (4)-(6) of
-    docs/theory.md. Conditions and guidance are bound inside ``predict``; a guide maps one
-    denoiser to another. A model with a learned reverse variance has ``variance_mix(x, t)`` too,
-    v in [0, 1] shaped like ``x``: the logarithm of the variance lies at v between that of the
-    posterior and that of the forward transition, Improved DDPM, arXiv 2102.09672, eq. 15.
-    A guide that leaves the score of no law, as guidance and clipping do, says so by
-    ``normalised=False``; likelihoods refuse it.
+    Noise, score and velocity are linear functions of x and x0_hat, (4)-(6) of docs/theory.md.
+    ``predict`` includes conditions and guidance; a guide maps one denoiser to another. A model
+    with a learned reverse variance also has ``variance_mix(x, t)``, v in [0, 1] shaped like ``x``.
+    It interpolates the log variance from that of the posterior (v = 0) to that of the forward
+    transition (v = 1), Improved DDPM, arXiv 2102.09672, eq. 15. Guidance and clipping set
+    ``normalised=False``, because their result is not the score of a density; likelihoods raise
+    ValueError for it.
     """
 
     sde: SDE
@@ -30,7 +30,7 @@ class Denoiser:
     normalised: bool = True
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        """x0_hat = E[x_0 | x_t]; a state of integers is taken as floats, here and below."""
+        """x0_hat = E[x_0 | x_t]; integer states are converted to floats, here and below."""
         return self.predict(floating(x), t)
 
     def eps(self, x: Tensor, t: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ class Denoiser:
     def velocity(self, x: Tensor, t: Tensor) -> Tensor:
         """Probability-flow velocity dx/dt = (log sigma)' x + alpha lam' x0_hat, (6).
 
-        Equal to f x - g^2 score / 2, without its cancellation as alpha vanishes.
+        It equals f x - g^2 score / 2, without the cancellation of that form for small alpha.
         """
         sde, x = self.sde, floating(x)
         rate = match(derivative(sde.log_sigma, t).to(t), x)

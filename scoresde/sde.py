@@ -1,4 +1,4 @@
-"""Forward processes: everything follows from two functions of time, log alpha and log sigma.
+"""Forward processes, each defined by two functions of time, log alpha and log sigma.
 
     dx = f(t) x dt + g(t) dw,        p(x_t | x_0) = N(alpha(t) x_0, sigma(t)^2 I)            (1)
     lam = log alpha - log sigma      the half log-SNR, strictly decreasing in t              (2)
@@ -38,7 +38,7 @@ def match(coef: Tensor, x: Tensor) -> Tensor:
 
 
 def floating(x: Tensor) -> Tensor:
-    """A state as it is, or integers in the default float dtype."""
+    """The state, with integers converted to the default float dtype."""
     return x if x.is_floating_point() else x.to(torch.get_default_dtype())
 
 
@@ -46,7 +46,7 @@ Number = TypeVar("Number", float, Tensor)
 
 
 def unit_alpha(lam: Number) -> Number:
-    """a(lam) = (1 + exp(-2 lam))^(-1/2) of (8), and b = a(-lam): the unit-variance twin."""
+    """a(lam) = (1 + exp(-2 lam))^(-1/2) of (8): alpha at unit variance, where sigma is a(-lam)."""
     if isinstance(lam, Tensor):
         return torch.sigmoid(2 * lam).sqrt()
     return math.sqrt(math.exp(min(2 * lam, 0.0)) / (1 + math.exp(-2 * abs(lam))))
@@ -62,7 +62,7 @@ def derivative(schedule: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
 
 
 def _like(value: Tensor, t: Tensor) -> Tensor:
-    """In the dtype of ``t``; of an integer time, in float64."""
+    """The value in the dtype of ``t``, or unchanged (float64) for an integer time."""
     return value.to(t) if t.is_floating_point() else value
 
 
@@ -72,11 +72,11 @@ def log1mexp(a: Tensor) -> Tensor:
 
 
 class SDE(ABC):
-    """A linear diffusion (1): two schedules, and what follows from them.
+    """A linear diffusion (1), defined by two schedules.
 
     Times run over ``(0, t_max]``. Training and likelihoods stop at ``t_min``, samplers at
-    ``t_eps`` (then one denoising step). Times are tensors, 0-dim or (B,), of any float dtype;
-    what follows from the schedules is evaluated in float64 and returned in the dtype of ``t``.
+    ``t_eps`` (then one denoising step). Times are tensors, 0-dim or (B,), of any float dtype.
+    Derived quantities are evaluated in float64 and returned in the dtype of ``t``.
     """
 
     t_min: float
@@ -113,7 +113,7 @@ class SDE(ABC):
         return _like(-2 * sigma**2 * derivative(self._lam, t), t)
 
     def norm(self, t: Tensor) -> Tensor:
-        """sqrt(alpha^2 + sigma^2): the size of x for data of unit size, and of its twin w, 1."""
+        """sqrt(alpha^2 + sigma^2), the standard deviation of x for data of unit variance."""
         t64 = t.double()
         return _like(torch.hypot(self.log_alpha(t64).exp(), self.log_sigma(t64).exp()), t)
 
@@ -137,8 +137,8 @@ class SDE(ABC):
     def time(self, lam: Tensor) -> Tensor:
         """Inverse of ``lam`` on (0, t_max], clamped to ``t_max`` below lam(t_max).
 
-        Bracketed in a table, then refined in log t by regula falsi with the Illinois rule and,
-        where a schedule bends sharply, a bisection every fourth time.
+        A table brackets the root. Regula falsi in log t with the Illinois rule refines it; every
+        fourth iteration is a bisection, for schedules that bend sharply.
         """
         log_t, values = (knots.to(lam.device) for knots in self._knots)
         target = lam.double().clamp(values[-1], values[0])
@@ -159,7 +159,7 @@ class SDE(ABC):
         return b.exp().clamp(max=self.t_max).to(lam)
 
     def prior(self) -> Normal:
-        """The law that stands in for p(x_{t_max}), elementwise N(0, sigma(t_max)^2)."""
+        """The approximation N(0, sigma(t_max)^2) of p(x_{t_max}), elementwise."""
         return Normal(0.0, float(self.sigma(torch.tensor(self.t_max, dtype=torch.float64))))
 
     def _lam(self, t: Tensor) -> Tensor:
@@ -167,9 +167,9 @@ class SDE(ABC):
 
     @cached_property
     def _knots(self) -> tuple[Tensor, Tensor]:
-        """log t and lam there: the table that ``time`` starts from.
+        """A table of log t and lam, which brackets the roots of ``time``.
 
-        Dense towards t = 0 and towards t_max, beyond which alpha may vanish.
+        It is dense near t = 0 and near t_max, because alpha may vanish just beyond.
         """
         with torch.inference_mode(False), torch.no_grad():
             low = torch.linspace(-60, 0, 4096, dtype=torch.float64) * math.log(2)
@@ -179,7 +179,7 @@ class SDE(ABC):
 
 
 def _ordered(**values: float) -> None:
-    """Raise ValueError unless 0 < the values, strictly increasing in the order given."""
+    """Raise ValueError unless the values are positive and strictly increasing, in this order."""
     names, numbers = list(values), list(values.values())
     if not all(a < b for a, b in pairwise([0.0, *numbers, math.inf])):
         found = ", ".join(f"{k}={v:g}" for k, v in values.items())
@@ -187,7 +187,7 @@ def _ordered(**values: float) -> None:
 
 
 def _cutoffs(sde: SDE) -> None:
-    """Raise ValueError unless the cut-offs are in order and some signal is left at t_max."""
+    """Raise ValueError unless the cut-offs are ordered and x at t_max contains signal."""
     if not 0 < sde.t_min <= sde.t_eps < sde.t_max < math.inf:
         found = f"t_min={sde.t_min:g}, t_eps={sde.t_eps:g}, t_max={sde.t_max:g}"
         raise ValueError(f"need 0 < t_min <= t_eps < t_max < inf, got {found}")
@@ -195,7 +195,7 @@ def _cutoffs(sde: SDE) -> None:
 
 
 def _signal(sde: SDE) -> None:
-    """Raise ValueError unless alpha / sigma at t_max and its inverse are numbers of float32."""
+    """Raise ValueError unless alpha / sigma at t_max and its inverse fit in float32."""
     end = sde.lam(torch.tensor(sde.t_max, dtype=torch.float64))
     if not end > math.log(1e-30):
         raise ValueError(
@@ -205,7 +205,7 @@ def _signal(sde: SDE) -> None:
 
 
 def linear_beta_log_alpha(t: Tensor, beta_min: float, beta_max: float) -> Tensor:
-    """-1/2 of the integral of beta(t) = beta_min + t (beta_max - beta_min) from 0."""
+    """-1/2 of the integral from 0 to t of beta = beta_min + t (beta_max - beta_min)."""
     return -t * (t * (beta_max - beta_min) / 4 + beta_min / 2)
 
 
@@ -218,11 +218,11 @@ class VP(SDE):
     Score-Based Generative Modeling through SDEs, arXiv 2011.13456, eq. 32-33.
 
     Args:
-        beta_min: rate of noise at time 0.
-        beta_max: rate of noise at time 1.
-        t_min: time where training and likelihoods stop.
-        t_eps: time where samplers stop.
-        t_max: time where the prior is reached.
+        beta_min: noise rate beta at time 0.
+        beta_max: noise rate beta at time 1.
+        t_min: smallest time of training and likelihoods.
+        t_eps: time at which samplers stop.
+        t_max: largest time, at which sampling starts.
     """
 
     beta_min: Positive = 0.1
@@ -244,16 +244,16 @@ class VP(SDE):
 
 @dataclass(frozen=True)
 class SubVP(SDE):
-    """Sub-variance-preserving process: the alpha of VP, with sigma = 1 - alpha^2 (not its root).
+    """Sub-variance-preserving process: alpha as in VP, and sigma = 1 - alpha^2 (not its root).
 
     Score-Based Generative Modeling through SDEs, arXiv 2011.13456, eq. 28-29.
 
     Args:
-        beta_min: rate of noise at time 0.
-        beta_max: rate of noise at time 1.
-        t_min: time where training and likelihoods stop.
-        t_eps: time where samplers stop.
-        t_max: time where the prior is reached.
+        beta_min: noise rate beta at time 0.
+        beta_max: noise rate beta at time 1.
+        t_min: smallest time of training and likelihoods.
+        t_eps: time at which samplers stop.
+        t_max: largest time, at which sampling starts.
     """
 
     beta_min: Positive = 0.1
@@ -280,11 +280,11 @@ class VE(SDE):
     Score-Based Generative Modeling through SDEs, arXiv 2011.13456, eq. 30-31.
 
     Args:
-        sigma_min: noise at time 0.
-        sigma_max: noise at time 1.
-        t_min: time where training and likelihoods stop.
-        t_eps: time where samplers stop.
-        t_max: time where the prior is reached.
+        sigma_min: standard deviation of the noise at time 0.
+        sigma_max: standard deviation of the noise at time 1.
+        t_min: smallest time of training and likelihoods.
+        t_eps: time at which samplers stop.
+        t_max: largest time, at which sampling starts.
     """
 
     sigma_min: Positive = 0.01
@@ -306,14 +306,14 @@ class VE(SDE):
 
 @dataclass(frozen=True)
 class EDM(SDE):
-    """The process of EDM: alpha = 1, and time is the noise level itself, sigma = t.
+    """The process of EDM: alpha = 1 and sigma = t.
 
     Elucidating the Design Space of Diffusion-Based Generative Models, arXiv 2206.00364, table 1.
 
     Args:
-        t_min: time where training and likelihoods stop.
-        t_eps: time where samplers stop.
-        t_max: time where the prior is reached.
+        t_min: smallest time of training and likelihoods.
+        t_eps: time at which samplers stop.
+        t_max: largest time, at which sampling starts.
     """
 
     t_min: Positive = 0.002
@@ -342,9 +342,9 @@ class Cosine(SDE):
 
     Args:
         s: offset of the schedule.
-        t_min: time where training and likelihoods stop.
-        t_eps: time where samplers stop.
-        t_max: time where the prior is reached; alpha vanishes at 1.
+        t_min: smallest time of training and likelihoods.
+        t_eps: time at which samplers stop.
+        t_max: largest time, at which sampling starts; alpha vanishes at 1.
     """
 
     s: Positive = 0.008
@@ -380,9 +380,9 @@ class LinearFlow(SDE):
     Flow Matching for Generative Modeling, arXiv 2210.02747, eq. 20-21 (with time reversed).
 
     Args:
-        t_min: time where training and likelihoods stop.
-        t_eps: time where samplers stop.
-        t_max: time where the prior is reached; alpha vanishes at 1.
+        t_min: smallest time of training and likelihoods.
+        t_eps: time at which samplers stop.
+        t_max: largest time, at which sampling starts; alpha vanishes at 1.
     """
 
     t_min: Positive = 1e-3
@@ -408,12 +408,12 @@ def linear_betas(n: int = 1000, start: float = 1e-4, end: float = 0.02) -> tuple
 
 @dataclass(frozen=True)
 class DiscreteVP(SDE):
-    """A discrete DDPM table in continuous time: log alpha is linear between its levels.
+    """A discrete DDPM table in continuous time: log alpha is linear between its entries.
 
         log alpha((i + 1) / N) = sum_{j <= i} log(1 - beta_j) / 2,   sigma^2 = 1 - alpha^2
 
-    Level i of the table is time (i + 1) / N, so the grid of multiples of 1 / N is the original
-    chain. Denoising Diffusion Probabilistic Models, arXiv 2006.11239, eq. 4.
+    Entry i of the table has time (i + 1) / N, so the multiples of 1 / N are the original chain.
+    Denoising Diffusion Probabilistic Models, arXiv 2006.11239, eq. 4.
     """
 
     betas: tuple[float, ...] = linear_betas()
@@ -449,7 +449,7 @@ class DiscreteVP(SDE):
         return log1mexp(2 * self.log_alpha(t)) / 2
 
     def f(self, t: Tensor) -> Tensor:
-        # A level that t names to the precision of its dtype has its own beta.
+        # A time equal to that of an entry, to the precision of its dtype, has the entry's beta.
         eps = torch.finfo(t.dtype).eps if t.is_floating_point() else 0.0
         i = self._interval(t.double(), 2 * max(eps, 2**-46))
         table = self._table.to(t.device)
@@ -459,6 +459,6 @@ class DiscreteVP(SDE):
         return -2 * self.f(t)
 
     def _interval(self, t: Tensor, rounding: float) -> Tensor:
-        """The interval of the table that holds t; a level belongs to the one below it."""
+        """The interval of the table that contains t; an entry belongs to the interval below it."""
         n = len(self.betas)
         return (t.detach() * n * (1 - rounding)).ceil().long().clamp(1, n) - 1

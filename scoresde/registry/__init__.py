@@ -1,8 +1,8 @@
-"""Names and what they stand for: the one place where strings become objects.
+"""Tables of names: the only place where strings become objects.
 
 A table maps names to constructors, or to objects (``DRAWS OPTIMIZERS PREDICTIONS VARIABLES``).
-``register`` adds a name of a program's own, which then works wherever the names of the table do:
-in configurations, on the command line, in ``scoresde info``.
+``register`` lets a program add a name. The name then works in configurations, on the command line
+and in ``scoresde info``.
 """
 
 from collections.abc import Callable
@@ -103,16 +103,16 @@ TABLES: dict[str, Table[Any]] = {
     "dequantisation": DEQUANTISATIONS,
     "trace": TRACES,
 }
-"""The tables by the name of the argument, or the key of a configuration, that they serve."""
+"""The tables by the argument or configuration key whose values they list."""
 
 
 def register(table: Table[Any] | str, name: str, constructor: Callable[..., Any]) -> None:
     """Add a name to a table, such as ``register(NETWORKS, "mine", MyNetwork)``.
 
-    The table may be named: "network" or "NETWORKS". In a configuration, the keys of the new name
-    are the arguments of the constructor, with the ranges of their types, their defaults and the
-    descriptions in its docstring (``scoresde.arguments``). Raises UnknownName for a table that
-    does not exist, ValueError for a name that is taken.
+    ``table`` may be a name, "network" or "NETWORKS". The arguments of the constructor become keys
+    of the configuration, with the ranges of their types, their defaults and their descriptions in
+    the docstring (``scoresde.arguments``). Raises UnknownName for a table that does not exist,
+    ValueError for a name that is already in the table.
     """
     if isinstance(table, str):
         found = TABLES.get(table, globals().get(table))
@@ -123,5 +123,5 @@ def register(table: Table[Any] | str, name: str, constructor: Callable[..., Any]
 
 
 def table_of(argument: str) -> Table[Any] | None:
-    """The table that the values of an argument of this name come from, if there is one."""
+    """The table that lists the values of this argument, or None."""
     return TABLES.get(argument)

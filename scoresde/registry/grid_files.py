@@ -1,4 +1,4 @@
-"""Grids in JSON files: times alone, or with the process and the step they were found for."""
+"""Grids in JSON files: times alone, or with the process and the step that they belong to."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from scoresde.sde import SDE
 def from_file(path: str | PathLike[str]) -> Grid:
     """The grid in a JSON file: a list of decreasing times, or an object with the list "times".
 
-    Raises ValueError, with the name of the file, for anything else and as ``grids.fixed`` does.
+    Raises ValueError, naming the file, for other content and as ``grids.fixed`` does.
 
     Args:
         path: JSON file with a list of decreasing times, or an object with the list "times".
@@ -30,7 +30,7 @@ def from_file(path: str | PathLike[str]) -> Grid:
 
 
 def read_json(path: str | PathLike[str]) -> object:
-    """What a JSON file holds; ValueError, naming the file, where it cannot be read."""
+    """The content of a JSON file. Raises ValueError, naming the file, if it cannot be read."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -40,7 +40,7 @@ def read_json(path: str | PathLike[str]) -> object:
 
 
 def numbers(content: object, key: str, path: str | PathLike[str]) -> list[float]:
-    """The list of numbers under a key of a JSON object; ValueError where there is none."""
+    """The list of numbers under a key of a JSON object. Raises ValueError if there is none."""
     values = content.get(key) if isinstance(content, dict) else None
     if not isinstance(values, list) or not all(type(v) in (int, float) for v in values):
         raise ValueError(f'{path} needs a list of numbers under "{key}"')
@@ -49,10 +49,10 @@ def numbers(content: object, key: str, path: str | PathLike[str]) -> list[float]
 
 @dataclass(frozen=True)
 class StoredGrid:
-    """A grid that knows the process and the step it was found for; it is a Grid.
+    """A grid with the process and the step that it was optimised for.
 
-    Used on a process whose lam differs at its times, or for another number of steps, it raises
-    ValueError.
+    A call raises ValueError for another number of steps, or for a process with another lam at the
+    times of the grid.
     """
 
     times: tuple[float, ...]
@@ -75,9 +75,9 @@ def save_grid(
     step: Step,
     notes: Mapping[str, object] | None = None,
 ) -> None:
-    """Write a grid as JSON, with the process and the step it is for, for people and load_grid.
+    """Write a grid as JSON, together with its process and its step.
 
-    ``notes`` are further entries, such as how it was found.
+    ``notes`` are further entries, such as the settings of the search.
     """
     ts = ts.detach().double().cpu()
     content = {
@@ -94,7 +94,7 @@ def save_grid(
 
 
 def load_grid(path: str | PathLike[str]) -> StoredGrid:
-    """The grid that ``save_grid`` wrote; ValueError, naming the file, for anything else."""
+    """Read a grid of ``save_grid``. Raises ValueError, naming the file, for other files."""
     content = read_json(path)
     times, lams = numbers(content, "times", path), numbers(content, "lams", path)
     name = f"the grid in {path}"
@@ -110,6 +110,6 @@ def _labels(content: object) -> tuple[str, str]:
 
 
 def described(value: object) -> str:
-    """The repr of a dataclass, without addresses and of bounded length."""
+    """The repr of a dataclass, without memory addresses and at most 300 characters long."""
     text = re.sub(r"<function (\w+) at 0x[0-9a-f]+>", r"\1", repr(value))
     return text if len(text) <= 300 else text[:297] + "..."

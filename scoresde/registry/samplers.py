@@ -1,4 +1,4 @@
-"""Samplers: a grid and a step, or a black-box solver."""
+"""Samplers: a grid with a step, or a black-box solver."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ else:
 
 
 class Sampler(Protocol):
-    """A whole sampler: from a state at ``t_max`` (B, ...) to a sample, shaped alike.
+    """A sampler maps states at ``t_max`` (B, ...) to samples of the same shape.
 
-    ``noise`` serves the steps of a grid; ``seed`` the Brownian path of a black-box SDE solver.
+    ``noise`` is the noise of grid steps, ``seed`` that of a black-box SDE solver.
     """
 
     def __call__(self, denoiser: Denoiser, x: Tensor, noise: Noise, seed: int = 0) -> Tensor: ...
@@ -36,13 +36,13 @@ class Sampler(Protocol):
 @final
 @dataclass(frozen=True)
 class GridSampler:
-    """A step that is taken down a grid.
+    """A step applied along a time grid.
 
     Args:
-        grid: times between which the steps are taken.
-        step: method that takes the steps.
+        grid: time grid of the steps.
+        step: method of each step.
         steps: number of steps.
-        denoise: end with the denoised state.
+        denoise: denoise the final state, with one more network call.
     """
 
     grid: Grid
@@ -61,17 +61,17 @@ class GridSampler:
 @final
 @dataclass(frozen=True)
 class ODESampler:
-    """The probability flow, solved by torchdiffeq from ``t_max`` to ``t_eps``.
+    """The probability flow ODE from t_max to t_eps, solved by torchdiffeq.
 
-    Adaptive methods share their step size over a batch, so samples agree between batches only
-    within the tolerances.
+    Adaptive methods use one step size for the whole batch, so a sample depends on its batch within
+    the tolerances.
 
     Args:
         method: solver of torchdiffeq.
         rtol: relative tolerance of adaptive methods.
         atol: absolute tolerance of adaptive methods.
-        steps: steps of the methods with a fixed step size.
-        denoise: end with the denoised state.
+        steps: number of steps of the methods with a fixed step size.
+        denoise: denoise the final state, with one more network call.
     """
 
     method: ODEMethod = "dopri5"
@@ -101,15 +101,15 @@ class ODESampler:
 @final
 @dataclass(frozen=True)
 class SDESampler:
-    """The reverse SDE, solved by torchsde from ``t_max`` to ``t_eps``.
+    """The reverse SDE from t_max to t_eps, solved by torchsde.
 
-    The Brownian path is that of a whole batch, so samples depend on their batch.
+    The whole batch has one Brownian path, so a sample depends on its batch.
 
     Args:
         method: solver of torchsde.
-        eta: share of the noise: 1 is the reverse SDE, 0 the probability flow.
-        steps: equal steps of log-SNR.
-        denoise: end with the denoised state.
+        eta: size of the noise: 1 for the reverse SDE, 0 for the probability flow.
+        steps: number of equal steps of log-SNR.
+        denoise: denoise the final state, with one more network call.
     """
 
     method: SDEMethod = "euler"
@@ -135,7 +135,7 @@ class SDESampler:
         return _denoised(denoiser, end) if self.denoise else end
 
 
-# What a configuration may name: a step, which takes a grid, or a black-box solver.
+# The samplers of a configuration: black-box solvers, and steps, which need a grid.
 SAMPLERS: Table[Callable[..., Any]] = Table(
     {"ode": ODESampler, "sde": SDESampler}, also=STEPS, supplied=("steps", "denoise")
 )

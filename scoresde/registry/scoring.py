@@ -1,4 +1,4 @@
-"""The settings of scoring: the estimator of a likelihood that they name."""
+"""The settings of scoring, and the likelihood estimator that they select."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from scoresde.solvers import ODE_METHODS
 
 
 def exact() -> Trace:
-    """The trace of the Jacobian, direction by direction."""
+    """The exact trace of the Jacobian, one vector product per dimension."""
     return EXACT
 
 
@@ -75,30 +75,30 @@ else:
 
 @dataclass(frozen=True, kw_only=True)
 class Scoring:
-    """How data are scored: by the probability flow, or by a variational bound.
+    """Settings of likelihoods: by the probability flow, or by a variational bound.
 
     Args:
-        method: how log p is found: path solves the flow at equal steps of log-SNR, adaptive with
-            own steps for each example, the methods of torchdiffeq with shared ones; elbo and
-            discrete give a lower bound, in continuous time or of a chain of times.
-        dequantisation: how pixel levels become real numbers; truncated_normal and decoder suit a
+        method: method for log p: path solves the flow with equal steps of log-SNR, adaptive with
+            step sizes per example, a torchdiffeq method with step sizes per batch; elbo and
+            discrete give a lower bound, in continuous time or for a chain of times.
+        dequantisation: map from pixel levels to real numbers; truncated_normal and decoder suit a
             model trained with train.dither false.
-        t0: time at which the model takes over; by default t_min, or with truncated_normal and
-            decoder the time at which a level is 16 deviations wide.
-        steps: steps of path, of discrete and of the torchdiffeq methods with fixed steps.
-        between: solver steps of path between two evaluations of the divergence.
+        t0: time at which the model starts; by default t_min, or with truncated_normal and decoder
+            the time at which a pixel level is 16 standard deviations wide.
+        steps: number of steps of path, discrete and the torchdiffeq methods with fixed steps.
+        between: number of solver steps of path between two evaluations of the divergence.
         rtol: relative tolerance of the adaptive methods.
         atol: absolute tolerance of the adaptive methods.
-        trace: how the divergence is found, by random probes or exactly.
-        probes: random probes for each example, with hutchinson and hutch++.
-        times: noise levels drawn for each example by elbo, or transitions by discrete.
-        chain: variable in which the steps of discrete are equal, t (uniform) or log-SNR.
+        trace: estimator of the divergence: random probes or exact.
+        probes: number of random probes per example, for hutchinson and hutch++.
+        times: number of times drawn per example by elbo, or of transitions by discrete.
+        chain: variable in which the steps of discrete are equal: t (uniform) or log_snr.
         variance: variance of the reverse steps of discrete.
-        repeats: independent draws for each example.
+        repeats: number of independent draws per example.
         importance: combine the repeats into the importance-weighted bound instead of their mean.
         check: number of examples scored twice more, with other random draws and with a coarser
             solver, to measure these two errors.
-        batch: examples scored at a time; it does not change the values.
+        batch: number of examples scored at a time; it does not change the values.
 
     Raises ValueError for settings that exclude each other.
     """
@@ -138,7 +138,7 @@ class Scoring:
             raise ValueError("importance=true combines repeats >= 2, got repeats=1; raise repeats")
 
     def _check_bound(self) -> None:
-        """Raise ValueError for settings that a variational bound cannot have."""
+        """Raise ValueError for settings that do not apply to a variational bound."""
         method, truncated = self.method, self.dequantisation == "truncated_normal"
         if method == "elbo" and truncated:
             raise ValueError(
@@ -161,11 +161,11 @@ class Scoring:
 
     @property
     def law(self) -> str:
-        """The name of the dequantisation that is used; a chain decodes."""
+        """The name of the dequantisation in use; the discrete method always decodes."""
         return "decoder" if self.method == "discrete" else self.dequantisation
 
     def estimator(self, scaling: Quantisation) -> Estimator:
-        """The estimator for data of this scaling."""
+        """The estimator for data with this scaling."""
         if self.method == "elbo":
             return self.bound(scaling)
         if self.method == "discrete":
@@ -175,7 +175,7 @@ class Scoring:
         return FlowEstimator(self._solver(), self._dequantisation(scaling), self.t0)
 
     def bound(self, scaling: Quantisation) -> Estimator:
-        """The variational bound that goes with the dequantisation."""
+        """The variational bound for the dequantisation."""
         std = _deviation(scaling)
         if scaling.levels is None or self.dequantisation == "uniform":
             return Variational(self.times, std, self._dequantisation(scaling), self.t0)
@@ -198,8 +198,8 @@ class Scoring:
 
 
 def _deviation(scaling: Quantisation) -> float:
-    """The deviation of data in model units, which places the times of a bound.
+    """Standard deviation of the data in model units, used to choose the times of a bound.
 
-    Real numbers are standardised.
+    Data without pixel levels are standardised.
     """
     return 1.0 if scaling.levels is None else Variational.std

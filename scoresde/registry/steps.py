@@ -1,4 +1,4 @@
-"""The steps by name, and how a configuration's section becomes one."""
+"""The table of steps, and their construction from a section of a configuration."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from scoresde.sde import match
 
 
 def churnable(make: Callable[[], Step]) -> Callable[..., Step]:
-    """The constructor of a step that may climb to more noise on the way: EDM's stochastic sampler.
+    """A constructor that adds the churn of EDM's stochastic sampler to a step.
 
-    Without ``s_churn`` it is the step itself. EDM, arXiv 2206.00364, algorithm 2.
+    With ``s_churn`` 0 it returns the step alone. EDM, arXiv 2206.00364, algorithm 2.
     """
 
     def build(
@@ -54,27 +54,27 @@ def churnable(make: Callable[[], Step]) -> Callable[..., Step]:
 
 
 def euler() -> Step:
-    """Euler's step in sigma / alpha on the probability flow: DDIM without noise."""
+    """Euler's method in sigma / alpha on the probability flow, which is DDIM without noise."""
     return samplers.DDIM()
 
 
 def predictor_corrector(snr: Open = 0.16, corrector_steps: Count = 1) -> Step:
-    """Predictor-corrector: a reverse-diffusion step after Langevin steps at the same time.
+    """Predictor-corrector: Langevin steps at fixed time, then a reverse-diffusion step.
 
     Args:
-        snr: size of a corrector step, as a ratio of signal to noise.
-        corrector_steps: corrector steps at each time.
+        snr: size of a corrector step, as a signal-to-noise ratio.
+        corrector_steps: number of corrector steps at each time.
     """
     kernel = samplers.Langevin(snr, corrector_steps)
     return samplers.Corrected(samplers.ReverseDiffusion(), kernel)
 
 
 def annealed_langevin(snr: Open = 0.176, corrector_steps: Count = 5) -> Step:
-    """Predictor-corrector with the Langevin settings of NCSNv2: several smaller steps a level.
+    """Predictor-corrector with the Langevin settings of NCSNv2, several small steps per time.
 
     Args:
-        snr: size of a corrector step, as a ratio of signal to noise.
-        corrector_steps: corrector steps at each time.
+        snr: size of a corrector step, as a signal-to-noise ratio.
+        corrector_steps: number of corrector steps at each time.
     """
     kernel = samplers.annealed_langevin(snr, corrector_steps)
     return samplers.Corrected(samplers.ReverseDiffusion(), kernel)
@@ -83,32 +83,32 @@ def annealed_langevin(snr: Open = 0.176, corrector_steps: Count = 5) -> Step:
 def restart(
     low: Positive = 0.05, high: Positive = 0.3, times: Count = 1, inner_steps: Count = 3
 ) -> Step:
-    """Heun's step, and once below ``low`` back up to ``high``: Restart, in sigma / alpha.
+    """Restart sampling: Heun's method, with noise added from low up to high (sigma / alpha).
 
     Args:
-        low: noise sigma / alpha below which a sample goes back up.
-        high: noise sigma / alpha that it goes back up to.
-        times: number of times it goes back.
-        inner_steps: steps of each way down.
+        low: sigma / alpha at or below which the restart begins.
+        high: sigma / alpha up to which noise is added.
+        times: number of repetitions.
+        inner_steps: number of steps down in each repetition.
     """
     return samplers.Restart(samplers.Heun(), low, high, times, inner_steps)
 
 
 def recommended(eta: NonNegative = 0.0, steps: Count = 18) -> Step:
-    """The default: exponential Adams-Bashforth on what Gaussian data would leave over.
+    """Exponential Adams-Bashforth multistep on the residual of Gaussian data; the default.
 
     Args:
-        eta: noise: 0 none, 1 that of the reverse SDE; 0.25 is enough to forget errors.
-        steps: steps of the grid, one network call each.
+        eta: size of the noise: 0 for none, 1 for the reverse SDE; 0.25 suffices to damp errors.
+        steps: number of grid steps, one network call each.
     """
     return samplers.recommended(steps + 1, eta)[0]
 
 
 def dpm_fast(steps: Count = 10) -> Step:
-    """DPM-Solver-fast: steps of order 3, the last two of orders 2 and 1; 3 (steps - 1) calls.
+    """DPM-Solver-fast: steps of order 3, then orders 2 and 1, in 3 (steps - 1) network calls.
 
     Args:
-        steps: steps of the grid.
+        steps: number of grid steps.
     """
     check(dpm_fast, locals())
     return samplers.dpm_fast(max(3 * (steps - 1), 1))
@@ -116,18 +116,18 @@ def dpm_fast(steps: Count = 10) -> Step:
 
 @dataclass(frozen=True)
 class DPMAdaptive:
-    """The probability flow at a tolerance, every sample by steps of its own: ``solve_adaptive``.
+    """The probability flow at a tolerance, with an adaptive step size per sample.
 
-    By the 5(4) pair, or ``exponential`` the 3(2) pair of the DPM-Solver paper. It takes its own
-    steps inside those of a grid, which had better be one: ``nfe_per_step`` is the least it costs.
-    Samples that ``max_nfe`` calls do not bring to the end of a step take a DDIM step from where
-    they are, with a RuntimeWarning.
+    ``solve_adaptive`` runs inside each interval of the grid, which should have only one. It uses
+    the 5(4) pair, or with ``exponential`` the 3(2) pair of the DPM-Solver paper. ``nfe_per_step``
+    is its smallest cost. Samples that do not reach the end within ``max_nfe`` calls take a DDIM
+    step from where they are, with a RuntimeWarning.
 
     Args:
-        rtol: relative tolerance of each sample.
-        atol: absolute tolerance of each sample.
-        max_nfe: most network calls.
-        exponential: take the 3(2) pair of DPM-Solver instead of the 5(4) pair.
+        rtol: relative tolerance per sample.
+        atol: absolute tolerance per sample.
+        max_nfe: maximum number of network calls.
+        exponential: use the 3(2) pair of DPM-Solver instead of the Dormand-Prince 5(4) pair.
     """
 
     rtol: Positive = 1e-3
@@ -171,7 +171,7 @@ class DPMAdaptive:
 
 
 def _last_step(denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-    """The DDIM step from a time of each sample's own (B,) to ``s``; none from there."""
+    """The DDIM step to ``s`` from a time per sample (B,); it leaves samples at ``s`` unchanged."""
     sde, lam = denoiser.sde, denoiser.sde.lam(t)
     w = held_flow(x / match(sde.norm(t), x), denoiser(x, t), lam, sde.lam(s) - lam)
     return match(sde.norm(s), x) * w
@@ -180,12 +180,12 @@ def _last_step(denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
 def eab_sde(
     points: Annotated[int, Range(ge=1, le=4)] = 2, eta: NonNegative = 1.0, std: NonNegative = 0.0
 ) -> Step:
-    """Exponential Adams-Bashforth with noise, on what Gaussian data of a deviation leave over.
+    """Stochastic exponential Adams-Bashforth on the residual of Gaussian data.
 
     Args:
-        points: network readings that a step combines.
-        eta: noise: 0 none, 1 that of the reverse SDE.
-        std: deviation of the Gaussian data that would cost no error.
+        points: number of network evaluations that a step combines.
+        eta: size of the noise: 0 for none, 1 for the reverse SDE.
+        std: standard deviation of the Gaussian data for which the solver is exact.
     """
     return samplers.StochasticMultistep(points, eta, std)
 
@@ -229,7 +229,7 @@ STEPS: Table[Callable[..., Step]] = Table(
     },
     supplied=("steps",),
 )
-# Those whose steps are their own, of a number that no grid fixes.
+# Steps that choose their own step sizes inside an interval of the grid.
 SELF_PACED = frozenset(name for name, make in STEPS.items() if hasattr(make, "self_paced"))
 PREDICTIONS: Table[Prediction] = Table(
     {"eps": EPS, "x0": X0, "v": V, "residual": Residual()}, constructs=False
@@ -241,21 +241,21 @@ OBJECTS: Mapping[str, Table[Any]] = {"prediction": PREDICTIONS, "variable": VARI
 
 
 def build_step(kind: str, options: Mapping[str, Any], steps: int) -> Step:
-    """The step of a configuration, for a grid of ``steps`` steps, which few need to know.
+    """Build the step of a configuration, for a grid of ``steps`` steps.
 
-    An option that is None is left to the constructor. Raises UnknownName for an unknown kind,
-    ValueError for options that do not fit.
+    An option that is None has the default of the constructor. Raises UnknownName for an unknown
+    kind, ValueError for invalid options.
     """
     make = constructor(STEPS, kind)
-    given = {name: _meant(name, value) for name, value in options.items() if value is not None}
+    given = {name: _resolved(name, value) for name, value in options.items() if value is not None}
     return make(**given, **({"steps": steps} if "steps" in arguments(make) else {}))
 
 
 def grid_steps(step: Step, steps: int) -> int:
-    """The steps of the grid of a step that is asked for ``steps``: one if it paces itself."""
+    """Number of grid steps for a step: 1 if it chooses its own step sizes, else ``steps``."""
     return 1 if hasattr(step, "self_paced") else steps
 
 
-def _meant(option: str, value: Any) -> Any:
-    """The object that the value of an option names, if it is a name."""
+def _resolved(option: str, value: Any) -> Any:
+    """The object that an option names, or its value if it takes no name."""
     return constructor(OBJECTS[option], value) if option in OBJECTS else value

@@ -1,4 +1,4 @@
-"""What the names in a configuration stand for: constructors, by the kind of a section."""
+"""Tables of constructors, which resolve the names in a configuration."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ Entry = TypeVar("Entry")
 
 
 class UnknownName(ValueError):
-    """A name that is in no table."""
+    """Raised for a name that is not in a table."""
 
 
 @final
 class Table(Mapping[str, Entry]):
-    """Names and what they stand for; ``register`` adds to it.
+    """A mapping from names to constructors or objects, to which ``register`` adds.
 
     Args:
-        entries: the names, each with a constructor, or with an object if not ``constructs``.
-        also: a table whose names belong to this one too.
-        supplied: arguments that whoever calls an entry supplies, so that no configuration has
-            them; 1 stands for the first of all.
-        constructs: entries are called to get what their name stands for.
+        entries: names with their constructors, or with objects if not ``constructs``.
+        also: another table, whose names this table includes.
+        supplied: arguments that the caller of an entry supplies, by name or by position from 1;
+            a configuration cannot set them.
+        constructs: entries are constructors, which are called to get the object.
     """
 
     def __init__(
@@ -70,14 +70,14 @@ class Table(Mapping[str, Entry]):
         return len(list(iter(self)))
 
     def arguments(self, name: str) -> dict[str, Argument]:
-        """The arguments of an entry that a configuration may give."""
+        """The arguments of an entry that a configuration may set."""
         found = arguments(constructor(self, name)) if self.constructs else {}
         owner = self if name in self._entries or self._also is None else self._also
         left_out = {list(found)[n - 1] if isinstance(n, int) else n for n in owner.supplied}
         return {key: argument for key, argument in found.items() if key not in left_out}
 
     def name_of(self, value: object) -> str:
-        """The first name whose object, with the defaults of its constructor, equals the value."""
+        """The first name whose object equals the value, built with default arguments."""
         for name, entry in self.items():
             needs = any(a.default is EMPTY for a in self.arguments(name).values())
             make: Any = entry
@@ -86,7 +86,7 @@ class Table(Mapping[str, Entry]):
         raise UnknownName(f"no name stands for {value!r}")
 
     def add(self, name: str, entry: Entry) -> None:
-        """Add a name. Raises ValueError for one that is there, or for no constructor."""
+        """Add a name. Raises ValueError if the name is taken or the entry is not callable."""
         if self.constructs and not callable(entry):
             raise ValueError(f"{name}: need a constructor, got {entry!r}")
         if name in self:
@@ -97,7 +97,7 @@ class Table(Mapping[str, Entry]):
 
 
 def constructor(table: Mapping[str, Value], name: str) -> Value:
-    """The entry of a table. Raises UnknownName with the nearest name, or all of them."""
+    """The entry of a table. Raises UnknownName, whose message suggests names."""
     if name not in table:
         raise UnknownName(f"unknown name {name!r}; {nearest(name, table)}")
     return table[name]
@@ -112,7 +112,7 @@ def summary(entry: Callable[..., Any]) -> str:
 
 @dataclass(frozen=True)
 class Given(Generic[Value]):
-    """A constructor without arguments for an object that needs no construction."""
+    """A constructor without arguments that returns an existing object."""
 
     value: Value
 
@@ -129,12 +129,12 @@ def discrete_vp(
     beta_start: Open = 1e-4,
     beta_end: Open = 0.02,
 ) -> DiscreteVP:
-    """The linear table of DDPM lifted to continuous time: log alpha linear between its levels.
+    """The linear variance table of DDPM in continuous time; log alpha is interpolated linearly.
 
     Args:
         levels: length of the table of variances.
-        beta_start: variance added by its first level.
-        beta_end: variance added by its last level.
+        beta_start: first entry of the variance table.
+        beta_end: last entry of the variance table.
     """
     check(discrete_vp, locals())
     if beta_start > beta_end:
@@ -145,11 +145,11 @@ def discrete_vp(
 
 
 def optimised(budget: Annotated[int, Range(ge=500)] = 2000, starts: Count = 32) -> Grid:
-    """Found for the model, the sampler and the steps at first use; kept beside the checkpoint.
+    """Grid optimised for the model, the sampler and the steps; stored next to the checkpoint.
 
     Args:
-        budget: network calls spent to find it.
-        starts: trajectories it is found on, which are never those of the samples.
+        budget: number of network calls of the search.
+        starts: number of trajectories of the search; their noise is never used for samples.
     """
     check(optimised, locals())
     return _needs_a_model
@@ -164,7 +164,7 @@ def unit() -> None:
 
 
 def none() -> None:
-    """Images as they are."""
+    """No augmentation of the images."""
 
 
 SDES: Table[Callable[..., SDE]] = Table(
@@ -203,11 +203,11 @@ GRIDS: Table[Callable[..., Grid]] = Table(
         "optimised": optimised,
     }
 )
-# Those that need a file or a model.
+# Grids that need a file or a model.
 NEEDY_GRIDS = frozenset({"file", "optimised"})
-# A network is called with the channels (of vectors: the length) of its input, and by name with the
-# number of classes or None; where it takes them, with ``augments``, the length of a vector that
-# describes an augmentation, and ``outputs``, the channels of its output.
+# The first argument of a network is the number of input channels (for vectors: their length), and
+# ``classes`` is the number of classes or None. ``augments``, the length of a vector that describes
+# an augmentation, and ``outputs``, the number of output channels, are passed if it accepts them.
 NETWORKS: Table[Callable[..., nn.Module]] = Table(
     {
         "mlp": MLP,

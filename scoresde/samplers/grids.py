@@ -60,7 +60,8 @@ class Polyexponential:
 
         lam_k = lam_n + (1 - k / n)^rho (lam_0 - lam_n)
 
-    rho = 1 is ``log_snr``. k-diffusion's polyexponential schedule of sigma. Raises ValueError unless rho > 0.
+    rho = 1 is ``log_snr``. k-diffusion's polyexponential schedule of sigma. Raises ValueError
+    unless rho > 0.
 
     Args:
         rho: exponent; 1 is log_snr, and a larger one puts more steps at low noise.

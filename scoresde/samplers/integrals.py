@@ -203,7 +203,8 @@ def clock(sde: SDE, lam: Array) -> Array:
 class Rule(ABC):
     """A quadrature rule: the weights w_j of points at ``lams`` for the integral of the kernel.
 
-    The integral runs from ``at`` to ``to``, and the point at ``at`` comes first. ``cap`` is the highest global order that a step with this rule reaches on any smooth grid.
+    The integral runs from ``at`` to ``to``, and the point at ``at`` comes first. ``cap`` is the
+    highest global order that a step with this rule reaches on any smooth grid.
     """
 
     cap: ClassVar[int]
@@ -283,7 +284,8 @@ class UnifiedB(Rule):
     """The weights of UniPC.
 
     The solution of its linear system is the exact integral for every B, except for two points:
-    there the code uses 1 / 2 instead, times B = h or e^h - 1. UniPC, arXiv 2302.04867, eq. 9 and appendix F.
+    there the code uses 1 / 2 instead, times B = h or e^h - 1. UniPC, arXiv 2302.04867, eq. 9 and
+    appendix F.
     """
 
     exponential: bool = True

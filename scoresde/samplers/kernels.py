@@ -130,7 +130,7 @@ def flow_step(x: Tensor, x0: Tensor, at: Marginal, to: Marginal) -> Tensor:
 
 
 def held_flow(w: Tensor, x0: Tensor, lam: Tensor, h: Tensor) -> Tensor:
-    """``flow_step`` of every sample by its own step h (B,) in lam; w is the twin with a^2 + b^2 = 1.
+    """``flow_step`` with a step h in lam per sample (B,), for w = x / sqrt(alpha^2 + sigma^2).
 
     w_s = (b_s / b_t) w - a_s expm1(-h) x0,   a = a(lam) and b = a(-lam) of (8)
     """

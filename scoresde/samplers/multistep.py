@@ -307,11 +307,12 @@ def unipc(
     exponential: bool = True,
     published: bool = False,
 ) -> UniPC:
-    """UniPC: a multistep predictor-corrector with one call per step.
+    """UniPC: a multistep predictor-corrector that reuses the evaluation of the corrector.
 
-    Its global order is order + 1, at most 4. ``exponential`` uses B = e^h - 1 (bh2), else B = h (bh1).
-    Orders 3 and 4 make 2 extra calls in the first step, unless ``published``, which starts from
-    one evaluation. Raises ValueError unless 1 <= order <= 4. UniPC, arXiv 2302.04867, algorithms 5-8.
+    Its global order is order + 1, at most 4. ``exponential`` uses B = e^h - 1 (bh2), else B = h
+    (bh1). Orders 3 and 4 make 2 extra calls in the first step, unless ``published``, which starts
+    from one evaluation. Raises ValueError unless 1 <= order <= 4. UniPC, arXiv 2302.04867,
+    algorithms 5-8.
 
     Args:
         order: number of network evaluations that a step combines, one less than its order.
@@ -328,8 +329,8 @@ def ipndm(order: Annotated[int, Range(ge=1, le=4)] = 4) -> Multistep:
     """Improved PNDM: Adams-Bashforth with the weights of equal steps.
 
     It starts at order 1 and is of second order at most on grids that are not equal in sigma /
-    alpha. Raises ValueError
-    unless 1 <= order <= 4. Fast Sampling with Exponential Integrator, arXiv 2204.13902, appendix H.
+    alpha. Raises ValueError unless 1 <= order <= 4. Fast Sampling with Exponential Integrator,
+    arXiv 2204.13902, appendix H.
 
     Args:
         order: order of the method, and number of network evaluations that a step combines.

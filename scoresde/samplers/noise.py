@@ -100,7 +100,7 @@ class BrownianPath:
         """
         increment = self._draws(x, Purpose.CELLS, 0)
         for depth in range(1, int(level.max()) + 1):
-            # The cell of this depth that contains the cell of the sample, and the side of its parent.
+            # The cell of this depth that contains the sample's cell, and its side of the parent.
             cell = index >> (level - depth).clamp(min=0)
             z = self._draws(x, Purpose.CELLS, (cell >> 1) + (1 << depth))
             side = match((1 - 2 * (cell & 1)) * 2.0 ** (-(depth + 1) / 2), x)

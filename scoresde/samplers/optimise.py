@@ -65,10 +65,11 @@ def optimise_grid(
 ) -> Tensor:
     """The best grid found for a deterministic step, n + 1 decreasing float64 times.
 
-    ``starts`` (B, ...) are states at ``t_max``, the first time. The last time is ``t_end``; by default
-    the search chooses it, down to ``t_min``. The search makes about ``budget`` denoiser calls for the whole
-    batch, including those of the reference, and uses no randomness. Raises ValueError for invalid
-    arguments, a step that draws noise, or a budget too small for the reference.
+    ``starts`` (B, ...) are states at ``t_max``, the first time. The last time is ``t_end``; by
+    default the search chooses it, down to ``t_min``. The search makes about ``budget`` denoiser
+    calls for the whole batch, including those of the reference, and uses no randomness. Raises
+    ValueError for invalid arguments, a step that draws noise, or a budget too small for the
+    reference.
     """
     return search_grid(
         denoiser, step, n, starts, t_end=t_end, budget=budget, candidates=candidates
@@ -225,8 +226,8 @@ def _profiles(n: int) -> Iterator[Array]:
 def _descend(loss: Loss, dim: int, value: float) -> Iterator[tuple[Array, float]]:
     """Coordinate search from zero, where the loss is ``value``, after Hooke and Jeeves.
 
-    It stores the sign and size of the last move per coordinate. Yields the best point and its loss after every
-    coordinate; ends when all moves are small.
+    It stores the sign and size of the last move per coordinate. Yields the best point and its loss
+    after every coordinate; ends when all moves are small.
     """
     x, moves = np.zeros(dim), np.full(dim, 0.15)
     while np.abs(moves).max() > 2e-3:

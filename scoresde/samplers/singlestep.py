@@ -1,7 +1,8 @@
 """Single steps of higher order, with further denoiser calls inside the step.
 
-A scheme lists the nodes of the calls and the earlier evaluations that each stage combines. Together
-with a rule and a prediction of ``integrals`` it is a classical or exponential Runge-Kutta method.
+A scheme lists the nodes of the calls and the earlier evaluations that each stage combines.
+Together with a rule and a prediction of ``integrals`` it is a classical or exponential Runge-Kutta
+method.
 """
 
 from __future__ import annotations
@@ -184,7 +185,8 @@ def dpm_solver_singlestep(
 def dpm_fast(nfe: int = 30) -> StepSequence:
     """DPM-Solver-fast: steps of order 3, except the last one or two.
 
-    A grid of nfe // 3 + 1 steps, equal in lam, makes ``nfe`` calls. Raises ValueError unless nfe >= 1. DPM-Solver, arXiv 2206.00927, section 3.4.
+    A grid of nfe // 3 + 1 steps, equal in lam, makes ``nfe`` calls. Raises ValueError unless nfe
+    >= 1. DPM-Solver, arXiv 2206.00927, section 3.4.
     """
     if nfe < 1:
         raise ValueError(f"need at least 1 call, got nfe={nfe}")

@@ -79,8 +79,8 @@ class DDIM:
         v = eta^2 sigma_s^2 v_ts / sigma_t^2
 
     ``large`` draws with the variance of the forward transition, v_ts, instead of v. A step to
-    sigma_s = 0 adds no noise. Denoising Diffusion Implicit Models, arXiv 2010.02502, eq. 12. Raises ValueError
-    unless 0 <= eta <= 1.
+    sigma_s = 0 adds no noise. Denoising Diffusion Implicit Models, arXiv 2010.02502, eq. 12.
+    Raises ValueError unless 0 <= eta <= 1.
 
     Args:
         eta: size of the added noise: 0 for none, 1 for the reverse SDE.

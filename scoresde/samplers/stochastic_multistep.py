@@ -136,7 +136,7 @@ class StochasticMultistep:
 
 
 def dpmpp_2m_sde(eta: NonNegative = 1.0, heun: bool = False) -> StochasticMultistep:
-    """DPM-Solver++(2M) SDE: extrapolates x0 through the last two evaluations, one call per step.
+    """DPM-Solver++(2M) SDE: extrapolates x0 through the last two evaluations.
 
         x_s = (sigma_s / sigma_t) e^(-eta h) x - alpha_s expm1(-H) x0 + c (x0 - x0_last) / r + ...
 
