@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from scoresde.arguments import Positive, check_fields
 from scoresde.denoiser import Denoiser
-from scoresde.sde import SDE, match
+from scoresde.sde import SDE, match, sent
 
 
 class Coeffs(NamedTuple):
@@ -174,6 +174,8 @@ class ScoreModel(nn.Module):
         numbers than integers.
         """
         places = None if label is None else _places(label, getattr(self.net, "classes", None))
+        if places is not None:  # read while they are on the host, then sent once
+            places = sent(places, self.device)
 
         def predict(x: Tensor, t: Tensor) -> Tensor:
             c = self.parameterization(self.sde, t)
@@ -219,11 +221,10 @@ def _spread(places: Tensor, x: Tensor) -> Tensor:
     """One place for each sample of ``x``, on its device."""
     if places.ndim == 1 and len(places) != len(x):
         raise ValueError(f"label: {len(places)} labels for a batch of {len(x)} samples")
-    return places.to(x.device).expand(len(x))
+    return sent(places, x.device).expand(len(x))
 
 
 def _per_sample(value: Tensor, x: Tensor) -> Tensor:
-    """One value per sample of ``x``; a host scalar is filled in without a synchronisation."""
-    if value.ndim == 0:
-        return torch.full((len(x),), float(value), dtype=value.dtype, device=x.device)
-    return value.to(x.device)
+    """One value per sample of ``x``, on its device."""
+    value = sent(value, x.device)
+    return value.repeat(len(x)) if value.ndim == 0 else value

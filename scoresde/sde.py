@@ -33,8 +33,15 @@ def match(coef: Tensor, x: Tensor) -> Tensor:
     """
     if coef.ndim == 0:
         return coef
-    coef = coef.to(x if x.is_floating_point() else x.device)
+    coef = sent(coef, x.device, x.dtype if x.is_floating_point() else coef.dtype)
     return coef.reshape(-1, *[1] * (x.ndim - 1))
+
+
+def sent(value: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """The value on a device. The host does not wait for what it sends there."""
+    # A copy to the host has no values before it is waited for, and one to MPS reads them later.
+    wait = value.device.type != "cpu" or device.type == "mps"
+    return value.to(device, dtype or value.dtype, non_blocking=not wait)
 
 
 def floating(x: Tensor) -> Tensor:
@@ -138,9 +145,12 @@ class SDE(ABC):
         """Inverse of ``lam`` on (0, t_max], clamped to ``t_max`` below lam(t_max).
 
         A table brackets the root. Regula falsi in log t with the Illinois rule refines it; every
-        fourth iteration is a bisection, for schedules that bend sharply.
+        fourth iteration is a bisection, for schedules that bend sharply. All of it is on the host,
+        which waits once for a ``lam`` of another device.
         """
-        log_t, values = (knots.to(lam.device) for knots in self._knots)
+        if lam.device.type != "cpu":
+            return sent(self.time(lam.cpu()), lam.device)
+        log_t, values = self._knots
         target = lam.double().clamp(values[-1], values[0])
         i = torch.searchsorted(-values, -target).clamp(1, len(values) - 1)
         a, b, fa, fb = log_t[i - 1], log_t[i], values[i - 1] - target, values[i] - target
@@ -160,7 +170,8 @@ class SDE(ABC):
 
     def prior(self) -> Normal:
         """The approximation N(0, sigma(t_max)^2) of p(x_{t_max}), elementwise."""
-        return Normal(0.0, float(self.sigma(torch.tensor(self.t_max, dtype=torch.float64))))
+        std = float(self.sigma(torch.tensor(self.t_max, dtype=torch.float64)))
+        return Normal(0.0, std, validate_args=False)  # to validate is to wait for the device
 
     def _lam(self, t: Tensor) -> Tensor:
         return self.log_alpha(t) - self.log_sigma(t)
@@ -442,7 +453,7 @@ class DiscreteVP(SDE):
             return torch.nn.functional.pad(torch.log1p(-betas).cumsum(0) / 2, (1, 0))
 
     def log_alpha(self, t: Tensor) -> Tensor:
-        table, i = self._table.to(t), self._interval(t, 2**-46)
+        table, i = sent(self._table, t.device, t.dtype), self._interval(t, 2**-46)
         return torch.lerp(table[i], table[i + 1], t * len(self.betas) - i)
 
     def log_sigma(self, t: Tensor) -> Tensor:
@@ -452,7 +463,7 @@ class DiscreteVP(SDE):
         # A time equal to that of an entry, to the precision of its dtype, has the entry's beta.
         eps = torch.finfo(t.dtype).eps if t.is_floating_point() else 0.0
         i = self._interval(t.double(), 2 * max(eps, 2**-46))
-        table = self._table.to(t.device)
+        table = sent(self._table, t.device)
         return _like((table[i + 1] - table[i]) * len(self.betas), t)
 
     def g2(self, t: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.denoiser import Denoiser
-from scoresde.sde import SDE, floating, unit_alpha
+from scoresde.sde import SDE, floating, sent, unit_alpha
 
 ADAPTIVE_METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun", "scipy_solver")
 FIXED_STEP_METHODS = (
@@ -196,6 +196,8 @@ def integrate(
 
     guard = _Guard(rate, tolerance, min(lam0, lam1), max(lam0, lam1))
     span = torch.tensor([lam0, lam1], dtype=torch.float64)
+    # torchdiffeq keeps its times beside the state, so that it waits for the device at every call.
+    span = sent(span, (start[0] if isinstance(start, tuple) else start).device)
     try:
         with torch.no_grad(), warnings.catch_warnings():
             # torchdiffeq passes scipy an unknown option.
@@ -232,10 +234,11 @@ class _Guard:
     last: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     def __call__(self, lam: Tensor, state: Any) -> Any:
-        if math.isnan(float(lam)):  # the step follows a rate that is not finite
+        at = float(lam)
+        if math.isnan(at):  # the step follows a rate that is not finite
             require_finite(self.last, f"torchdiffeq {self.where()}", "check the model")
         # The search for a first step may look far beyond the end.
-        self.lam, self.calls = min(max(float(lam), self.low), self.high), self.calls + 1
+        self.lam, self.calls = min(max(at, self.low), self.high), self.calls + 1
         if self.calls > self.tolerance.max_nfe:
             raise SolverError(
                 f"torchdiffeq {self.where()}: {self.tolerance.max_nfe} network calls without "

@@ -53,6 +53,7 @@ def sliced_wasserstein(x: Tensor, y: Tensor, lines: Tensor) -> float:
         shapes = ", ".join(str(tuple(part.shape)) for part in (x, y, lines))
         raise ValueError(f"points and lines are {shapes}; expected (N, D), (M, D), (L, D)")
     require_finite(x, y)
+    lines = lines.to(x.device)
     squares = squared_on_a_line(x.double() @ lines.T, y.double() @ lines.T)
     return math.sqrt(float(squares.mean()))
 

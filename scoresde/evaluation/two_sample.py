@@ -38,16 +38,17 @@ def two_sample_test(x: Tensor, y: Tensor, generator: torch.Generator) -> Estimat
     scale = torch.where(std > 0, std, 1)
     # Clamp distant outliers, which would dominate the training.
     seen, fresh = (((part - mean) / scale).clamp(-FAR, FAR) for part in (seen, fresh))
-    logit = _fitted(seen, _truth(n // 2), generator)
-    return share((logit(fresh) > 0) == _truth(n - n // 2))
+    logit = _fitted(seen, _truth(n // 2, x.device), generator)
+    return share((logit(fresh) > 0) == _truth(n - n // 2, x.device))
 
 
 class _Network:
     """One hidden layer of rectified linear units; a positive logit means the first set."""
 
-    def __init__(self, inputs: int, generator: torch.Generator) -> None:
+    def __init__(self, inputs: int, generator: torch.Generator, device: torch.device) -> None:
         first = torch.randn(inputs, HIDDEN, generator=generator) * (2 / inputs) ** 0.5
-        self.weights = [first, torch.zeros(HIDDEN), torch.zeros(HIDDEN), torch.zeros(1)]
+        weights = [first, torch.zeros(HIDDEN), torch.zeros(HIDDEN), torch.zeros(1)]
+        self.weights = [weight.to(device) for weight in weights]
 
     def __call__(self, x: Tensor) -> Tensor:
         first, shift, second, bias = self.weights
@@ -57,7 +58,7 @@ class _Network:
 
 def _fitted(x: Tensor, truth: Tensor, generator: torch.Generator) -> _Network:
     """Minimise the cross-entropy over all of ``x`` by AdamW for a fixed number of steps."""
-    net = _Network(x.shape[1], generator)
+    net = _Network(x.shape[1], generator, x.device)
     for weight in net.weights:
         weight.requires_grad_()
     optimizer = torch.optim.AdamW(net.weights, lr=1e-2, weight_decay=0.1)
@@ -70,6 +71,6 @@ def _fitted(x: Tensor, truth: Tensor, generator: torch.Generator) -> _Network:
     return net
 
 
-def _truth(n: int) -> Tensor:
+def _truth(n: int, device: torch.device) -> Tensor:
     """Labels of n items of the first set, then n of the second."""
-    return torch.arange(2 * n) < n
+    return torch.arange(2 * n, device=device) < n

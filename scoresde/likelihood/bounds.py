@@ -13,7 +13,7 @@ from scoresde.denoiser import Denoiser
 from scoresde.likelihood.divergence import sum_from
 from scoresde.likelihood.flow import require_law
 from scoresde.samplers.noise import Noise, white_noise
-from scoresde.sde import SDE, match
+from scoresde.sde import SDE, match, sent
 from scoresde.solvers import require_samples, time_of
 
 Reconstruction = Callable[[Tensor], Tensor]
@@ -71,17 +71,20 @@ def elbo(
     gaussian = clean.new_full((len(x),), x[0].numel() * each)
     rest = reconstruction or (lambda z: gaussian)
     parts = []
-    for u in strata(clean, times, noise):
+    for lam in draw.quantile(strata(clean, times, noise)):
         z = sde.perturb(clean, first, noise(clean))
-        parts.append(rest(z) - _term(denoiser, clean, draw, u, noise))
+        parts.append(rest(z) - _term(denoiser, clean, draw, lam, noise))
     value, error = stratified_mean(torch.stack(parts))
     return Bound(value - terminal_gap(sde, clean, last), error, times)
 
 
 def strata(x: Tensor, n: int, noise: Noise) -> Tensor:
-    """Equally spaced numbers in (0, 1) with a random offset per sample, in order: (n, B)."""
-    offset = torch.special.ndtr(noise(x.new_empty(len(x), 1, dtype=torch.float64)))[:, 0]
-    u: Tensor = (offset + torch.arange(n).to(offset).unsqueeze(1)) / n
+    """Equally spaced numbers in (0, 1) with a random offset per sample, in order: (n, B).
+
+    They are on the host, where times are, which waits once for the draw.
+    """
+    offset = torch.special.ndtr(noise(x.new_empty(len(x), 1, dtype=torch.float64)))[:, 0].cpu()
+    u: Tensor = (offset + torch.arange(n).unsqueeze(1)) / n
     return u
 
 
@@ -105,15 +108,14 @@ def terminal_gap(sde: SDE, x: Tensor, t: Tensor) -> Tensor:
     return (alpha**2 * sum_from(1, x.square()) + constant) / 2
 
 
-def _term(denoiser: Denoiser, x: Tensor, draw: _Proposal, u: Tensor, noise: Noise) -> Tensor:
+def _term(denoiser: Denoiser, x: Tensor, draw: _Proposal, lam: Tensor, noise: Noise) -> Tensor:
     """|eps - eps_hat|^2 over the density of lam, minus its known dependence on |eps|^2."""
     sde = denoiser.sde
-    lam = draw.quantile(u)
     t, eps = sde.time(lam), noise(x)
     with torch.no_grad():
         x0 = denoiser(sde.perturb(x, t, eps), t)
     error = sum_from(1, match((2 * lam).exp(), x) * (x - x0).square())
-    unit = draw.unit(lam)
+    unit = sent(draw.unit(lam), x.device)
     return draw.total * (error / unit - unit * excess(eps))
 
 

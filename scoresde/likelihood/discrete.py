@@ -25,7 +25,7 @@ from scoresde.likelihood.dequantise import Quantisation
 from scoresde.likelihood.divergence import sum_from
 from scoresde.likelihood.flow import require_law
 from scoresde.samplers.noise import Noise, white_noise
-from scoresde.sde import SDE, log1mexp, match
+from scoresde.sde import SDE, log1mexp, match, sent
 from scoresde.solvers import require_samples, time_of
 
 SMALL, LARGE, LEARNED = 0.0, 1.0, None
@@ -104,7 +104,7 @@ class _Model(NamedTuple):
         with torch.no_grad():
             x0 = self.denoiser(z, t)
             if self.mix is not None or self.denoiser.variance_mix is None:
-                return x0, z.new_tensor(self.mix)
+                return x0, torch.tensor(self.mix, dtype=torch.float64)
             return x0, self.denoiser.variance_mix(z, t).to(z)
 
 
@@ -126,7 +126,7 @@ def _every_term(model: _Model, x: Tensor, chain: _Chain, noise: Noise) -> tuple[
     """The sum of all terms, and its standard error from differences between neighbours."""
     index = torch.arange(len(chain.weight)).unsqueeze(1).expand(-1, len(x))
     ratios = torch.stack([_ratio(model, x, chain, i, noise) for i in index])
-    weight = chain.weight.to(x).unsqueeze(1)
+    weight = sent(chain.weight, x.device).unsqueeze(1)
     steps = ratios.diff(dim=0).square() / 2
     # An inner transition averages the differences to its two neighbours.
     variance = torch.cat([steps[:1], (steps[1:] + steps[:-1]) / 2, steps[-1:]])
@@ -137,9 +137,9 @@ def _some_terms(
     model: _Model, x: Tensor, chain: _Chain, times: int, noise: Noise
 ) -> tuple[Tensor, Tensor]:
     """An estimate of the sum from ``times`` transitions, stratified by their weights."""
-    edges = chain.weight.cumsum(0)[:-1].to(x)
+    edges = chain.weight.cumsum(0)[:-1]
     ratios = [
-        _ratio(model, x, chain, torch.searchsorted(edges, u, right=True).cpu(), noise)
+        _ratio(model, x, chain, torch.searchsorted(edges, u, right=True), noise)
         for u in strata(x, times, noise)
     ]
     return stratified_mean(torch.stack(ratios))
@@ -147,13 +147,13 @@ def _some_terms(
 
 def _ratio(model: _Model, x: Tensor, chain: _Chain, i: Tensor, noise: Noise) -> Tensor:
     """KL(q | p) of transition i (B,) over its weight, minus its known dependence on |eps|^2."""
-    eps, t = noise(x), chain.t[i].to(x.device)
+    eps, t = noise(x), chain.t[i]
     x0, mix = model(model.denoiser.sde.perturb(x, t, eps), t)
     small, large, gain, slope, usual = (match(part[i], x) for part in chain[1:6])
     variance = _between(small, large, mix)
     kl = _gap(small, variance) + (gain * (x - x0)).square() / (2 * variance)
     known = ((gain * slope).square() / (2 * usual)).flatten() * excess(eps)
-    return (sum_from(1, kl) - known) / chain.weight[i].to(x)
+    return (sum_from(1, kl) - known) / sent(chain.weight[i], x.device)
 
 
 def _decoded(
@@ -163,9 +163,9 @@ def _decoded(
     sde, t = model.denoiser.sde, chain.t[-1]
     x0, mix = model(sde.perturb(x, t, noise(x)), t)
     if model.mix is not None:
-        mix = x.new_tensor(LARGE if levels is None else SMALL)
-    large = (-2 * sde.lam(t)).exp().to(x)
-    variance = _between(torch.minimum(chain.small[-1].to(x), large), large, mix)
+        mix = torch.tensor(LARGE if levels is None else SMALL, dtype=torch.float64)
+    large = (-2 * sde.lam(t)).exp()
+    variance = _between(torch.minimum(chain.small[-1], large), large, mix)
     if levels is not None:
         return discretised_gaussian(x, x0, variance, levels)
     density = (x - x0).square() / variance + variance.log() + math.log(2 * math.pi)

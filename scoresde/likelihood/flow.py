@@ -152,11 +152,11 @@ class _Joint:
     def __call__(self, y: Tensor, t: Tensor) -> Tensor:
         sde, dim = self.denoiser.sde, math.prod(self.shape)
         alpha, sigma = sde.alpha(t.double()), sde.sigma(t.double())
-        n = torch.hypot(alpha, sigma).to(y)
-        a = (alpha.to(y) / n).unsqueeze(1)
-        w, gain = (y / n.unsqueeze(1)).split([dim, y.shape[1] - dim], 1)
+        n = match(torch.hypot(alpha, sigma), y)
+        a = match(alpha, y) / n
+        w, gain = (y / n).split([dim, y.shape[1] - dim], 1)
         w = w.reshape(-1, *self.shape)
-        x0, div = self.divergence(lambda w: self.denoiser(w * match(n, w), t), w)
+        x0, div = self.divergence(lambda w: self.denoiser(w * match(n.flatten(), w), t), w)
         return torch.cat([x0.reshape(len(y), dim), div.T - a * dim + a * gain], 1)
 
 

@@ -181,7 +181,7 @@ class _Job:
     def part(self, first: int, batch: int, show: Callable[[NetworkCall], None]) -> _Part | None:
         """Draw a batch; None if it was stopped before its first network call."""
         seeds, device = self.seeds[first : first + batch], self.model.device
-        label = None if self.label is None else self.label[first : first + batch].to(device)
+        label = None if self.label is None else self.label[first : first + batch]
         instrument, noise = Instrument(self.name, show, self.stopping), per_sample_noise(seeds)
         like = torch.empty(len(seeds), *self.shape, device=device)
         x = starting_noise(self.model.sde, like, noise)

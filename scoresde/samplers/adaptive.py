@@ -1,7 +1,8 @@
 """Adaptive solvers with a step size per sample, so that a result does not depend on its batch.
 
 Both solvers integrate (8) and (9) of docs/theory.md, which hold for every process, in lam and
-w = x / sqrt(alpha^2 + sigma^2). Tolerances are in units of w.
+w = x / sqrt(alpha^2 + sigma^2). Tolerances are in units of w. Positions and steps are on the host,
+which waits once a step for the errors of the samples.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ class Adaptive(NamedTuple):
     """The result of an adaptive solve.
 
     ``x`` (B, ...) are the states at the times ``t`` (B,) reached. ``finished`` (B,) marks the
-    samples that reached the end. ``nfe`` counts denoiser calls, each for the whole batch.
+    samples that reached the end. Both are on the host. ``nfe`` counts denoiser calls, each for the
+    whole batch.
     """
 
     x: Tensor
@@ -115,7 +117,7 @@ class _Problem:
     def ratio(self, error: Tensor, w: Tensor, new: Tensor, lam: Tensor) -> Tensor:
         """Root-mean-square ratio of error to tolerance per sample (B,)."""
         allowed = self.atol + self.rtol * torch.maximum(w.abs(), new.abs())
-        ratio = (error / allowed).flatten(1).square().mean(1).sqrt().double()
+        ratio = (error / allowed).flatten(1).square().mean(1).sqrt().double().cpu()
         if bad := int((~ratio.isfinite()).sum()):
             t = float(self.denoiser.sde.time(lam[~ratio.isfinite()][0]))
             raise RuntimeError(
@@ -159,7 +161,7 @@ class Pair:
 def _embedded(problem: _Problem, max_nfe: int, pair: Pair) -> tuple[Tensor, Tensor]:
     """w and lam (B,) at the end, or after the last step within ``max_nfe``."""
     w, end = problem.start(), problem.lam1
-    lam = torch.full((len(w),), problem.lam0, dtype=torch.float64, device=w.device)
+    lam = torch.full((len(w),), problem.lam0, dtype=torch.float64)
     h = torch.full_like(lam, 0.05 * (end - problem.lam0))
     k = pair.read(problem, lam, w)
     while problem.nfe + pair.calls <= max_nfe and bool((lam != end).any()):
@@ -228,7 +230,7 @@ def _stochastic_heun(problem: _Problem, max_nfe: int, path: BrownianPath) -> tup
     its difference from Euler's.
     """
     w, lam0, span = problem.start(), problem.lam0, problem.lam1 - problem.lam0
-    level = torch.full((len(w),), 3, device=w.device)
+    level = torch.full((len(w),), 3)
     place = torch.zeros_like(level)  # in units of the smallest cell
     while problem.nfe + 2 <= max_nfe and bool((place < 2**_DEPTH).any()):
         active = place < 2**_DEPTH

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from scoresde.sde import SDE, match
+from scoresde.sde import SDE, match, sent
 
 
 class Noise(Protocol):
@@ -196,7 +196,8 @@ class _Draws:
             raise ValueError(
                 f"{len(self._seeds)} seeds for a batch of {len(x)} samples; give one seed a sample"
             )
-        self._seeds = self._seeds.to(x.device)
+        self._seeds = sent(self._seeds, x.device)
+        counter = sent(counter, x.device) if isinstance(counter, Tensor) else counter
         state = _mix(_mix(_mix(self._seeds * _GOLDEN) ^ int(purpose)) ^ counter)
         size, dtype = math.prod(x.shape[1:]), torch.promote_types(x.dtype, torch.float32)
         places = torch.arange(1, -(-size // 2) + 1, device=x.device) * _GOLDEN

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from scoresde.data import Examples, Scaling, batch_indices
-from scoresde.sde import SDE
+from scoresde.sde import SDE, sent
 from scoresde.training.plan import Plan
 
 Value = TypeVar("Value")
@@ -49,10 +49,8 @@ class Batch(NamedTuple):
 
     def on(self, device: torch.device) -> Batch:
         """The batch on a device. Its times stay on the host, where schedules are evaluated."""
-        # The copy is asynchronous only from pinned memory.
-        x0, eps = (p.to(device, non_blocking=device.type == "cuda") for p in (self.x0, self.eps))
-        label, augment = (None if p is None else p.to(device) for p in (self.label, self.augment))
-        return Batch(x0, self.t, eps, label, augment)
+        label, augment = (None if p is None else sent(p, device) for p in self[3:])
+        return Batch(sent(self.x0, device), self.t, sent(self.eps, device), label, augment)
 
     @property
     def cond(self) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from scoresde.nn import sinusoidal
 from scoresde.nn.blocks import zeroed
+from scoresde.sde import sent
 
 # Losses vary slowly with the noise coordinate: periods range from all of it down to 0.4.
 WIDTH, LOW, HIGH = 32, 0.25, 16.0
@@ -45,7 +46,7 @@ class LearnedWeight:
 
     def __call__(self, loss: Tensor, noise: Tensor) -> Tensor:
         """exp(-u) loss + u for losses (B,) at noise coordinates (B,) on any device."""
-        u = self.u(noise.to(loss))
+        u = self.u(sent(noise, loss.device, loss.dtype))
         weighed: Tensor = torch.exp(-u) * loss + u
         return weighed
 

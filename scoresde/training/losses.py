@@ -9,7 +9,7 @@ from torch import Tensor
 
 from scoresde.arguments import Positive, check
 from scoresde.parameterization import Coeffs, ScoreModel
-from scoresde.sde import SDE, match
+from scoresde.sde import SDE, match, sent
 
 Weight = Callable[[SDE, Tensor], Tensor]
 """A weight on the squared error of x0_hat, shaped like ``t``."""
@@ -36,7 +36,9 @@ def dsm_loss(
     c = model.parameterization(sde, t)
     error: Tensor = model(sde.perturb(x0, t, eps), t, **cond) - network_target(sde, c, x0, t, eps)
     loss = error.square().flatten(1).mean(1)
-    return loss if weight is None else (weight(sde, t.double()) * c.out**2).to(loss) * loss
+    if weight is None:
+        return loss
+    return sent(weight(sde, t.double()) * c.out**2, loss.device, loss.dtype) * loss
 
 
 def network_target(sde: SDE, c: Coeffs, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:

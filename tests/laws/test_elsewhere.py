@@ -1,0 +1,334 @@
+"""Everything runs with the state and the network on another device, and hardly waits for it.
+
+The device is that of ``tests/elsewhere.py``. Its values are those of the host, so a result has to
+be that of the host as well.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torchsde
+from torch import Tensor
+
+from scoresde import VP, DiscreteVP, ScoreModel, sample
+from scoresde import parameterization as parameterizations
+from scoresde.data import Scaling, Split
+from scoresde.evaluation.metrics import METRICS
+from scoresde.likelihood import (
+    Exact,
+    Hutchinson,
+    adaptive_log_likelihood,
+    discrete_elbo,
+    elbo,
+    log_likelihood,
+    path_log_likelihood,
+)
+from scoresde.likelihood.dequantise import Decoder, TruncatedNormal, Uniform
+from scoresde.likelihood.path import Orthogonal
+from scoresde.nn import MLP
+from scoresde.registry import SELF_PACED, STEPS, build_step
+from scoresde.samplers import BrownianPath, grids, per_sample_noise, solve_adaptive
+from scoresde.samplers.adaptive import DORMAND_PRINCE, EXPONENTIAL
+from scoresde.solvers import FIXED_STEP_METHODS, SDE_METHODS, solve_ode, solve_sde
+from scoresde.training import Plan, TrainState, fit, loop, losses
+from scoresde.training.loss_by_noise import LossByNoise
+from scoresde.training.times import LogSNR
+from tests.elsewhere import Elsewhere, Mixed, host
+
+B, D = 3, 2
+GRAY, LABELS = Scaling(8), torch.arange(12) % 3
+ALONG = [name for name in STEPS if name not in SELF_PACED]
+
+
+def made(sde=None, seed: int = 0) -> ScoreModel:
+    """A small network with random weights, also in its last layer."""
+    torch.manual_seed(seed)
+    net = MLP(D, width=8, depth=1, embedding=4, classes=3)
+    torch.nn.init.normal_(net.head.weight, std=0.3)
+    return ScoreModel(net, sde or VP(), parameterizations.edm(0.5)).eval()
+
+
+def states(n: int = B) -> Tensor:
+    return torch.randn(n, D, generator=torch.Generator().manual_seed(1))
+
+
+def both(run, *tensors: Tensor, sde=None, close: float = 1e-6):
+    """``run(model, *tensors)`` on the host and on the device: the waits, and equal results."""
+    want = run(made(sde), *tensors)
+    with Elsewhere() as device:
+        got = run(device.put(made(sde)), *(device.put(x) for x in tensors))
+        waits = device.waits.copy()
+        got = host(got)
+    torch.testing.assert_close(got, want, rtol=close, atol=close)
+    return waits
+
+
+# The stand-in itself -----------------------------------------------------------------------------
+
+
+def test_the_stand_in_raises_and_counts_as_a_gpu_does():
+    x, y = states(), states()
+    with Elsewhere() as device:
+        away = device.put(x)
+        assert away.device.type != "cpu"
+        assert torch.equal(host(away * torch.tensor(2.0) + 1), x * 2 + 1)  # a scalar of the host
+        assert torch.equal(host(away[torch.tensor(1)]), x[1])
+        with pytest.raises(Mixed):
+            away + y
+        with pytest.raises(Mixed):
+            torch.tensor([1.0, 2.0], device=away.device) + 1
+        with pytest.raises(Mixed):
+            torch.randn(3, device=away.device, generator=torch.Generator())
+        with pytest.raises(Mixed):
+            away.to("cpu", non_blocking=True)
+        device.waits.clear()
+        y.to(away.device, non_blocking=True)
+        torch.zeros(3, device=away.device).add_(away[:, 0])
+        assert device.waits == []
+        for count, wait in enumerate(
+            [
+                lambda: float(away.sum()),
+                lambda: bool((away > 0).all()),
+                lambda: away.cpu(),
+                lambda: y.to(away.device),
+                lambda: away[away > 0],
+                lambda: away.nonzero(),
+                lambda: torch.equal(away, away),
+                lambda: int(away[0, 0]),
+                lambda: away.unique(),
+            ],
+            1,
+        ):
+            wait()
+            assert len(device.waits) >= count
+
+
+# Samplers ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ALONG)
+def test_no_step_waits(name):
+    def run(model, x):
+        step = build_step(name, {}, 4)
+        ts = grids.log_snr(model.sde, 4)
+        return sample(model.denoiser(label=1), x, ts, step, per_sample_noise(range(B)))
+
+    assert both(run, states()) == []
+
+
+def test_no_step_waits_under_a_table_with_labels_and_one_path():
+    def run(model, x):
+        ts = grids.log_snr(model.sde, 4)
+        denoiser = model.denoiser(label=torch.tensor([0, 1, 2]))
+        return sample(denoiser, x, ts, build_step("dpmpp_sde", {}, 4), BrownianPath(range(B)))
+
+    assert both(run, states(), sde=DiscreteVP()) == []
+
+
+@pytest.mark.parametrize("pair", [DORMAND_PRINCE, EXPONENTIAL, None])
+def test_an_adaptive_solver_waits_once_a_step(pair):
+    calls = []
+
+    def run(model, x):
+        noise = BrownianPath(range(B)) if pair is None else None
+        tol = 0.2 if pair is None else 1e-2
+        end = solve_adaptive(
+            model.denoiser(), x, 1.0, 0.1, tol, tol, noise=noise, pair=pair or DORMAND_PRINCE
+        )
+        assert end.finished.all()
+        calls.append(end.nfe)
+        return end.x
+
+    waits = both(run, states())
+    each = 2 if pair is None else pair.calls
+    assert len(waits) == calls[-1] // each > 2
+
+
+def test_dpm_adaptive_waits_once_a_step():
+    calls = []
+
+    def run(model, x):
+        denoiser, made_calls = model.denoiser(), SimpleNamespace(n=0)
+
+        def predict(x, t):
+            made_calls.n += 1
+            return denoiser(x, t)
+
+        counted = replace(denoiser, predict=predict)
+        end = sample(counted, x, grids.log_snr(model.sde, 1), build_step("dpm_adaptive", {}, 1))
+        calls.append(made_calls.n)
+        return end
+
+    assert len(both(run, states())) == (calls[-1] - 2) // 6
+
+
+@pytest.mark.parametrize("method", [m for m in FIXED_STEP_METHODS if "adams" not in m])
+def test_a_fixed_step_of_torchdiffeq_waits_a_few_times_a_call(method):
+    """It keeps its times beside the state, so ``float(lam)`` waits. Its Adams and adaptive methods
+    make constants by ``torch.tensor(..., device=...)``, which waits and which is refused here.
+    """
+    calls = []
+
+    def run(model, x):
+        found = solve_ode(model.denoiser(), x, 1.0, 0.1, method=method, steps=5)
+        calls.append(found.nfe)
+        return found.x
+
+    waits = both(run, states(), close=1e-5)
+    assert len(waits) <= 3 * calls[-1] + 10
+
+
+@pytest.mark.parametrize("method", SDE_METHODS)
+def test_a_step_of_torchsde_does_not_wait(method, monkeypatch):
+    def draw(size, dtype, device, seed):  # its own makes a generator of the device
+        generator = torch.Generator().manual_seed(int(seed))
+        return torch.randn(size, dtype=dtype, generator=generator).to(device, non_blocking=True)
+
+    monkeypatch.setattr(torchsde._brownian.brownian_interval, "_randn", draw)
+
+    def run(model, x):
+        return solve_sde(model.denoiser(), x, 1.0, 0.1, 5, method=method, seed=1)
+
+    waits = both(run, states())
+    assert len(waits) == 1  # the check of the end
+
+
+# Likelihoods -------------------------------------------------------------------------------------
+
+NODES = {"nodes": 12}
+
+
+@pytest.mark.xfail(reason="likelihood/path.py checks and sends at every node", strict=False)
+@pytest.mark.parametrize("probing", ["exact", "orthogonal"])
+def test_a_path_likelihood_waits_once(probing):
+    def run(model, x):
+        signs = torch.sign(per_sample_noise(range(B))(x.double()))
+        probes = Exact() if probing == "exact" else Orthogonal(signs.unsqueeze(0))
+        found = path_log_likelihood(model.denoiser(), x, probes, nodes=12, between=2)
+        return found.log_prob
+
+    assert len(both(run, states())) <= 1
+
+
+@pytest.mark.parametrize("probing", ["exact", "hutchinson"])
+def test_an_adaptive_likelihood_waits_once_a_step(probing):
+    calls = []
+
+    def run(model, x):
+        signs = torch.sign(per_sample_noise(range(B))(x.double()))
+        divergence = Exact() if probing == "exact" else Hutchinson(signs.unsqueeze(0))
+        found = adaptive_log_likelihood(model.denoiser(), x, divergence, rtol=1e-2, atol=1e-2)
+        calls.append(found.nfe)
+        return found.log_prob
+
+    assert len(both(run, states())) == calls[-1] // 6
+
+
+def test_a_likelihood_by_torchdiffeq_runs_elsewhere():
+    def run(model, x):
+        return log_likelihood(model.denoiser(), x, method="rk4", steps=4).log_prob
+
+    both(run, states(), close=1e-5)
+
+
+@pytest.mark.parametrize("sde", [VP(), DiscreteVP()], ids=["VP", "DiscreteVP"])
+def test_a_bound_waits_once(sde):
+    def run(model, x):
+        noise = per_sample_noise(range(B))
+        return torch.stack(elbo(model.denoiser(), x, times=4, noise=noise)[:2])
+
+    assert len(both(run, states(), sde=sde)) == 1
+
+
+@pytest.mark.parametrize("times", [None, 3])
+@pytest.mark.parametrize("levels", [None, Scaling(8)], ids=["continuous", "levels"])
+def test_a_discrete_bound_waits_once(times, levels):
+    def run(model, x):
+        ts = torch.linspace(1, 0.2, 5, dtype=torch.float64)
+        noise = per_sample_noise(range(B))
+        found = discrete_elbo(
+            model.denoiser(), x, ts, levels=levels, times=times, decodes=2, noise=noise
+        )
+        return torch.stack(found[:2])
+
+    x = states() if levels is None else Scaling(8).encode(torch.arange(B * D).reshape(B, D))
+    assert len(both(run, x)) == (0 if times is None else 1)
+
+
+@pytest.mark.parametrize("law", [Uniform(), TruncatedNormal(), Decoder()])
+def test_no_dequantisation_waits(law):
+    def run(model, k):
+        u = torch.special.ndtr(per_sample_noise(range(B))(k.double()))
+        drawn = law.draw(k, u, Scaling(8), model.sde, 0.01)
+        return torch.cat([drawn.x, drawn.weight.unsqueeze(1)], 1)
+
+    assert both(run, torch.arange(B * D).reshape(B, D)) == []
+
+
+# Training ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weight", [None, losses.likelihood, losses.min_snr(), losses.edm()])
+def test_no_loss_waits(weight):
+    def run(model, x0, eps):
+        t = torch.linspace(0.1, 0.9, B, dtype=torch.float64)
+        loss = losses.dsm_loss(model, x0, t, eps, weight)
+        gradients = torch.autograd.grad(loss.sum(), list(model.parameters()), allow_unused=True)
+        return torch.cat([loss.detach(), *(g.flatten() for g in gradients if g is not None)])
+
+    assert both(run, states(), states() ** 2) == []
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_training_step_waits_once(monkeypatch, accumulate):
+    monkeypatch.setattr(loop, "_dropout_from", lambda seed, device: nullcontext())
+
+    def adam(parameters, lr, weight_decay, fused):  # a stand-in has no fused kernels
+        return torch.optim.Adam(parameters, lr=lr, foreach=False)
+
+    plan = Plan(
+        steps=3,
+        batch=8,
+        accumulate=accumulate,
+        optimizer=adam,
+        ema=(0.9, 0.99),
+        posthoc=(0.1,),
+        weighting=losses.sigma2,
+        learned_weight=True,
+        classes=3,
+        times=LogSNR(),
+    )
+
+    def run(model):
+        state = TrainState.of(model, plan)
+        losses_seen = LossByNoise(model.sde)
+        for metrics in fit(state, plan, Split(torch.arange(12 * D).reshape(12, D), LABELS), GRAY):
+            losses_seen.add(metrics.t, metrics.losses)
+        found = [p for each in state.models for p in each.parameters()]
+        return torch.cat([p.detach().flatten() for p in found])
+
+    waits = [wait for wait in both(run) if "training/loop.py" in wait]
+    assert len(waits) == plan.steps
+
+
+# Evaluation --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_metrics_take_samples_of_any_device(name):
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 60, D, generator=generator)
+
+    def value(x, y):
+        compare = METRICS[name].compare
+        found = compare(x, y + 0.3, 2, torch.Generator().manual_seed(1), lambda: None)
+        return found.value
+
+    want = value(x, y)
+    with Elsewhere() as device:
+        assert value(device.put(x), device.put(y)) == pytest.approx(want, rel=1e-6)
