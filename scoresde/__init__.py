@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scoresde import samplers
-    from scoresde.denoiser import Denoiser, Guide
+    from scoresde.denoiser import Denoiser, Guide, compiled
     from scoresde.likelihood import LogLikelihood, bits_per_dim, log_likelihood
     from scoresde.parameterization import Coeffs, Parameterization, ScoreModel
     from scoresde.runs.draw import draw
@@ -45,6 +45,7 @@ __all__ = [
     "SolverError",
     "SubVP",
     "bits_per_dim",
+    "compiled",
     "draw",
     "evaluate",
     "load",
@@ -59,7 +60,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "denoiser": ("Denoiser", "Guide"),
+    "denoiser": ("Denoiser", "Guide", "compiled"),
     "likelihood": ("LogLikelihood", "bits_per_dim", "log_likelihood"),
     "parameterization": ("Coeffs", "Parameterization", "ScoreModel"),
     "runs.draw": ("draw",),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
-from scoresde.sde import SDE, derivative, floating, match
+from scoresde.sde import SDE, derivative, floating, match, sent
 
 
 @dataclass(frozen=True)
@@ -57,3 +58,22 @@ class Denoiser:
 
 
 Guide = Callable[[Denoiser], Denoiser]
+
+
+def compiled(denoiser: Denoiser, capture: bool = True) -> Denoiser:
+    """The denoiser compiled by ``torch.compile``, at its first call with states of a shape.
+
+    A time is an input of the compiled code, so that another time does not compile again. On a CUDA
+    device ``capture`` also records the kernels as a graph, which replays without the host.
+    """
+    plain = torch.compile(denoiser.predict)
+    graph = torch.compile(denoiser.predict, mode="reduce-overhead")
+
+    def predict(x: Tensor, t: Tensor) -> Tensor:
+        t = sent(t, x.device)
+        if not capture or x.device.type != "cuda":
+            return plain(x, t)
+        torch.compiler.cudagraph_mark_step_begin()
+        return graph(x, t).clone()  # the next replay writes into the same memory
+
+    return replace(denoiser, predict=predict)

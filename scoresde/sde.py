@@ -453,8 +453,8 @@ class DiscreteVP(SDE):
             return torch.nn.functional.pad(torch.log1p(-betas).cumsum(0) / 2, (1, 0))
 
     def log_alpha(self, t: Tensor) -> Tensor:
-        table, i = sent(self._table, t.device, t.dtype), self._interval(t, 2**-46)
-        return torch.lerp(table[i], table[i + 1], t * len(self.betas) - i)
+        i, low, high = self._interval(t, 2**-46)
+        return torch.lerp(low.to(t), high.to(t), t * len(self.betas) - i)
 
     def log_sigma(self, t: Tensor) -> Tensor:
         return log1mexp(2 * self.log_alpha(t)) / 2
@@ -462,14 +462,19 @@ class DiscreteVP(SDE):
     def f(self, t: Tensor) -> Tensor:
         # A time equal to that of an entry, to the precision of its dtype, has the entry's beta.
         eps = torch.finfo(t.dtype).eps if t.is_floating_point() else 0.0
-        i = self._interval(t.double(), 2 * max(eps, 2**-46))
-        table = sent(self._table, t.device)
-        return _like((table[i + 1] - table[i]) * len(self.betas), t)
+        _, low, high = self._interval(t.double(), 2 * max(eps, 2**-46))
+        return _like((high - low) * len(self.betas), t)
 
     def g2(self, t: Tensor) -> Tensor:
         return -2 * self.f(t)
 
-    def _interval(self, t: Tensor, rounding: float) -> Tensor:
-        """The interval of the table that contains t; an entry belongs to the interval below it."""
-        n = len(self.betas)
-        return (t.detach() * n * (1 - rounding)).ceil().long().clamp(1, n) - 1
+    def _interval(self, t: Tensor, rounding: float) -> tuple[Tensor, Tensor, Tensor]:
+        """The interval of the table that contains t, and the table at both of its ends.
+
+        An entry belongs to the interval below it.
+        """
+        n, table = len(self.betas), sent(self._table, t.device)
+        i = (t.detach() * n * (1 - rounding)).ceil().long().clamp(1, n) - 1
+        # A 0-dim index would be read by the host.
+        low, high = (table[j.unsqueeze(0)].squeeze(0) for j in (i, i + 1))
+        return i, low, high

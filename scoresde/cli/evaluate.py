@@ -151,6 +151,7 @@ def _samples(
         options.seed,
         options.batch,
         label,
+        compile=options.compile,
         world=world,
         progress=progress if world.rank == 0 else silent,
     )
@@ -164,6 +165,7 @@ def _check(options: EvaluateOptions, overrides: Mapping[str, Any]) -> None:
     if options.samples is None and options.checkpoint is None:
         raise ValueError("give --samples FOLDER, or --checkpoint RUN to draw them now")
     how = [f"--{key}" for key in overrides if key.startswith("sample.")] + chosen_flags(options)
+    how += ["--compile"] if options.compile else []
     if options.samples is not None and how:
         raise ValueError(
             f"{how[0]} has no effect with --samples, which are drawn already; leave it out"

@@ -99,6 +99,7 @@ class SampleOptions(ModelOptions):
         classes: classes to draw the same number of samples from, such as cat,dog or 0,3; all
             stands for every class.
         batch: samples drawn at a time; it does not change them.
+        compile: compile the network, which takes up to minutes, and makes its calls faster.
         grid: times of the steps, as --sample.grid: a name such as karras or optimised.
         preview_every: network calls between two pictures of the first batch as denoised so far.
         trajectory: also write trajectory.npz with t, x and x0 of the first batch at every network
@@ -113,6 +114,7 @@ class SampleOptions(ModelOptions):
     label: Annotated[str | None, "class"] = None
     classes: str | None = None
     batch: Count = default(draw, "batch")
+    compile: bool = default(draw, "compile")
     grid: str | None = None
     preview_every: Count | None = None
     trajectory: bool = False
@@ -229,6 +231,7 @@ class EvaluateOptions(WeightOptions):
         num: number of samples; by default 1000 are drawn, or all samples of --samples are used.
         seed: seed of the first sample, which the other seeds follow, and of the error estimates.
         batch: samples drawn at a time; it does not change them.
+        compile: compile the network that draws them.
         resamples: number of random halves that each error is estimated from; 0 for no errors.
         out: folder to write evaluate.json, evaluate.txt and a picture to.
         overwrite: replace the results in the folder and the file of --save-statistics.
@@ -245,6 +248,7 @@ class EvaluateOptions(WeightOptions):
     num: Count | None = None
     seed: Natural = 0
     batch: Count = default(draw, "batch")
+    compile: bool = default(draw, "compile")
     resamples: Natural = default(evaluate, "resamples")
     out: Path | None = None
     overwrite: bool = False

@@ -63,6 +63,7 @@ def run(options: SampleOptions, overrides: Mapping[str, Any]) -> int:
                 name=sample.sampler.kind,
                 label=label,
                 batch=options.batch,
+                compile=options.compile,
                 world=world,
                 progress=shown,
                 look=recorder,
@@ -74,7 +75,12 @@ def run(options: SampleOptions, overrides: Mapping[str, Any]) -> int:
             stopped = signal.SIGTERM  # another process was stopped
         if len(drawn):
             settings = sampling_settings(loaded, sample) | described_choice(options)
-            settings |= {"batch": options.batch, "nfe": drawn.nfe, "seconds": seconds}
+            settings |= {
+                "batch": options.batch,
+                "compile": options.compile,
+                "nfe": drawn.nfe,
+                "seconds": seconds,
+            }
             settings["images_per_second"] = len(drawn) / seconds
             if stopped is not None:
                 settings |= {"stopped": stopped.name, "unfinished": drawn.unfinished}

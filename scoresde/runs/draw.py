@@ -15,7 +15,7 @@ from torch import Tensor
 from scoresde.config import build_sampler
 from scoresde.data.dataset import reading
 from scoresde.data.labels import is_number, label_values, listing
-from scoresde.denoiser import Denoiser
+from scoresde.denoiser import Denoiser, compiled
 from scoresde.parameterization import ScoreModel
 from scoresde.progress import Progress, silent
 from scoresde.registry import (
@@ -29,6 +29,7 @@ from scoresde.registry import (
     build_step,
     constructor,
 )
+from scoresde.runs.compiling import compiling
 from scoresde.runs.instrument import Instrument, NetworkCall, Stopped, require_finite
 from scoresde.runs.optimised import GridSearch, configured_search, optimised_grid
 from scoresde.runs.processes import World, jointly
@@ -81,6 +82,7 @@ def draw(
     label: Any = None,
     batch: int = 64,
     denoise: bool | None = None,
+    compile: bool = False,
     shape: Sequence[int] | None = None,
     name: str | None = None,
     world: World = ALONE,
@@ -106,6 +108,8 @@ def draw(
             turn, and "all" stands for all classes.
         batch: samples drawn at a time; it does not change them.
         denoise: end with the denoised state.
+        compile: compile the network, which takes up to minutes, and makes its calls faster; on a
+            GPU they are captured as a graph.
         shape: shape of one sample, for a model without a description of its data, whose samples
             are then returned in model units.
         name: what messages call the sampler.
@@ -137,7 +141,7 @@ def draw(
         found_name = _name_of(sampler)
     else:
         raise ValueError("sampler: a whole sampler replaces nfe, step, grid and denoise")
-    job = _Job(model, sampler, name or found_name, shape, seeds, label, look, stopping)
+    job = _Job(model, sampler, name or found_name, shape, seeds, label, compile, look, stopping)
     firsts = range(0, len(seeds), batch)[world.rank :: world.size]
     mine = sum(len(seeds[first : first + batch]) for first in firsts)
     parts = jointly(world, lambda: _parts(job, firsts, batch, mine, progress))
@@ -175,6 +179,7 @@ class _Job:
     shape: tuple[int, ...]
     seeds: Sequence[int]
     label: Tensor | None
+    compile: bool
     look: Callable[[int, NetworkCall], None]
     stopping: Callable[[], bool]
 
@@ -186,9 +191,10 @@ class _Job:
         like = torch.empty(len(seeds), *self.shape, device=device)
         x = starting_noise(self.model.sde, like, noise)
         condition = {} if label is None else {"label": label}
-        denoiser = instrument.on(self.model.denoiser(**condition))
+        denoiser = self.model.denoiser(**condition)
+        denoiser = instrument.on(compiled(denoiser) if self.compile else denoiser)
         try:
-            with evaluating(self.model):
+            with evaluating(self.model), compiling("compile"):
                 end, stopped = self.sampler(denoiser, x, noise, seeds[0]), False
         except Stopped:
             if instrument.last is None:

@@ -46,6 +46,7 @@ def draw_samples(
     batch: int,
     labels: Tensor | None,
     *,
+    compile: bool = False,
     world: World = ALONE,
     progress: Progress = silent,
 ) -> Samples:
@@ -64,6 +65,7 @@ def draw_samples(
         name=config.sample.sampler.kind,
         label=given,
         batch=batch,
+        compile=compile,
         world=world,
         progress=progress,
     )

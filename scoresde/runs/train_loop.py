@@ -14,6 +14,7 @@ import torch
 
 from scoresde.evaluation.figures import loss_curve
 from scoresde.runs import folder as folders
+from scoresde.runs.compiling import compiling
 from scoresde.runs.cost import memory, peak
 from scoresde.runs.levels_plot import levels_plot
 from scoresde.runs.log import Log, Window
@@ -33,8 +34,6 @@ from scoresde.training import checkpoint as checkpoints
 from scoresde.training.loss_by_noise import LossByNoise
 from scoresde.training.snapshots import save_snapshots
 
-COMPILERS = ("torch._dynamo", "torch._inductor")
-"""Modules whose errors come from compilation; given by name, as importing them is slow."""
 NO_MEMORY = ("not enough memory", "can't allocate memory", "out of memory")
 
 Stop = Callable[[], int]
@@ -108,24 +107,17 @@ def timed_steps(run: Run) -> Iterator[tuple[Metrics, float]]:
     """Yield each update with its duration in seconds; errors name a remedy."""
     begin = time.perf_counter()
     try:
-        for metrics in fit(run.state, run.plan, run.split, run.dataset.scaling):
-            yield metrics, time.perf_counter() - begin
-            begin = time.perf_counter()
-    except TrainingError:
-        raise
-    except (RuntimeError, MemoryError) as error:
-        if _is_memory(error):
-            raise RuntimeError(
-                f"step {run.state.step + 1}: out of memory with batch={run.plan.batch}; lower "
-                f"batch, or raise accumulate={run.plan.accumulate}"
-            ) from error
-        if not type(error).__module__.startswith(COMPILERS):
-            raise
-        reason = " ".join(str(error).partition("Set TORCHDYNAMO")[0].split())
         # Only this process may fail, so raise no TrainingError, which only the first reports.
+        with compiling("train.compile"):
+            for metrics in fit(run.state, run.plan, run.split, run.dataset.scaling):
+                yield metrics, time.perf_counter() - begin
+                begin = time.perf_counter()
+    except (RuntimeError, MemoryError) as error:
+        if not _is_memory(error):
+            raise
         raise RuntimeError(
-            f"train.compile failed ({reason}); set train.compile to false, or give the compiler "
-            "it asks for"
+            f"step {run.state.step + 1}: out of memory with batch={run.plan.batch}; lower "
+            f"batch, or raise accumulate={run.plan.accumulate}"
         ) from error
 
 
