@@ -15,7 +15,7 @@ import torch
 import torchsde
 from torch import Tensor
 
-from scoresde import VP, DiscreteVP, ScoreModel, sample
+from scoresde import VP, DiscreteVP, ScoreModel, draw, sample
 from scoresde import parameterization as parameterizations
 from scoresde.data import Scaling, Split
 from scoresde.evaluation.metrics import METRICS
@@ -128,6 +128,19 @@ def test_no_step_waits_under_a_table_with_labels_and_one_path():
         return sample(denoiser, x, ts, build_step("dpmpp_sde", {}, 4), BrownianPath(range(B)))
 
     assert both(run, states(), sde=DiscreteVP()) == []
+
+
+def test_drawing_waits_at_the_end_of_a_batch():
+    """For its check and for the samples, whatever the number of steps."""
+    want = draw(made(), 4, shape=(D,), nfe=12, label=[0, 2], batch=2)
+    with Elsewhere() as device:
+        model, waits = device.put(made()), []
+        for nfe in (6, 12):
+            device.waits.clear()
+            got = draw(model, 4, shape=(D,), nfe=nfe, label=[0, 2], batch=2)
+            waits.append(len(device.waits))
+    assert waits == [4, 4]
+    torch.testing.assert_close(got.x, want.x)
 
 
 @pytest.mark.parametrize("pair", [DORMAND_PRINCE, EXPONENTIAL, None])
