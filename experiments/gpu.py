@@ -28,7 +28,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -49,7 +49,7 @@ from scoresde.training import Plan, TrainState, fit
 from scoresde.training.precision import autocast
 
 ROOT = Path(__file__).parent.parent
-LAYOUTS = {"first": torch.contiguous_format, "last": torch.channels_last}
+LAYOUTS = {"last": torch.channels_last, "first": torch.contiguous_format}
 SHARES = {"training": 0.5, "fit": 0.65, "sampling": 0.83, "likelihood": 0.9, "tests": 1.0}
 """Each part may go on to this share of the minutes."""
 COMPILING = 60.0
@@ -259,7 +259,7 @@ def training(bench: Bench) -> None:
     networks = {"scoresde": bench.size.ours, "diffusers": bench.size.peer}
     sizes = {name: size_of(make, bench.size.side) for name, make in networks.items()}
     modes = (False, True) if bench.size.compile else (False,)
-    # What is compiled is last in its own right: it takes the longest and may be left out.
+    # In order of importance: what is compiled takes the longest, and may be left out.
     for compile, layout, name in product(modes, LAYOUTS, networks):
         what = f"{name}, {'compiled' if compile else 'eager'}, channels {layout}"
         if not bench.fits("training", what, compile):
@@ -273,8 +273,8 @@ def training(bench: Bench) -> None:
             "of_peak": rate * sizes[name]["flops"] / bench.found["bf16_peak"]["flops_per_second"],
             "memory_bytes": memory(bench.device),
         }
-        one = updates(bench, networks[name], False, LAYOUTS[layout], 1)
         if not compile:
+            one = updates(bench, networks[name], False, LAYOUTS[layout], 1)
             next(one)
             rows[what]["host_seconds"] = bench.host(lambda one=one: next(one))
     best = {
@@ -392,14 +392,16 @@ def sampling(bench: Bench) -> None:
             continue
         bench.forget()
         with bench.half():
-            fast = way()
-            walk = walking(bench, fast, bench.size.drawn)
+            walk = walking(bench, way(), bench.size.drawn)
             rate = bench.size.drawn / bench.timed(walk)
-            rows[name] = {"images_per_second": rate, "memory_bytes": memory(bench.device)}
-            if name == "eager" or bench.fits("sampling", f"{name}, one image", True):
-                one = walking(bench, fast, 1)
-                one()
-                rows[name]["host_seconds_per_call"] = bench.host(one) / calls
+        rows[name] = {"images_per_second": rate, "memory_bytes": memory(bench.device)}
+        if not bench.fits("sampling", f"{name}, one image", name != "eager"):
+            continue
+        bench.forget()  # another size after the first would be compiled for all sizes
+        with bench.half():
+            one = walking(bench, way(), 1)
+            one()
+            rows[name]["host_seconds_per_call"] = bench.host(one) / calls
     bench.found["sampling"] = {"batch": bench.size.drawn, "calls": calls, "rows": rows}
 
 
@@ -429,8 +431,7 @@ def likelihood(bench: Bench) -> None:
         if not bench.fits("likelihood", name, False):
             continue
         bench.forget()
-        with ExitStack() as stack:
-            stack.enter_context(bench.half())
+        with bench.half():
             rate = n / bench.timed(way)
         rows[name] = {"images_per_second": rate, "memory_bytes": memory(bench.device)}
     bench.found["likelihood"] = {"batch": n, "nodes": bench.size.nodes, "rows": rows}

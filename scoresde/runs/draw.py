@@ -185,8 +185,12 @@ class _Job:
 
     def part(self, first: int, batch: int, show: Callable[[NetworkCall], None]) -> _Part | None:
         """Draw a batch; None if it was stopped before its first network call."""
-        seeds, device = self.seeds[first : first + batch], self.model.device
-        label = None if self.label is None else self.label[first : first + batch]
+        rows = list(range(first, min(first + batch, len(self.seeds))))
+        n, device = len(rows), self.model.device
+        if self.compile and first:  # a smaller batch would be compiled anew
+            rows += [rows[-1]] * (batch - n)
+        seeds = [self.seeds[row] for row in rows]
+        label = None if self.label is None else self.label[rows]
         instrument, noise = Instrument(self.name, show, self.stopping), per_sample_noise(seeds)
         like = torch.empty(len(seeds), *self.shape, device=device)
         x = starting_noise(self.model.sde, like, noise)
@@ -201,7 +205,7 @@ class _Job:
                 return None
             end, stopped = instrument.last.x0, True
         require_finite(end, self.name, "at the end")
-        return _Part(first, end.cpu(), instrument.count, stopped)
+        return _Part(first, end[:n].cpu(), instrument.count, stopped)
 
 
 def _parts(
