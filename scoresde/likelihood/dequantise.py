@@ -146,8 +146,8 @@ class Decoder(Dequantisation):
         e = (x - alpha * middles(k, levels)) / sigma
         # The sum is around the level that is nearest to x, as its length then depends on no value.
         nearest = (k + torch.round(e / ratio)).clamp(0, highest)
-        total = torch.full_like(e, -math.inf)
-        for j in range(-math.ceil(10 / ratio), math.ceil(10 / ratio) + 1):
+        total, reach = torch.full_like(e, -math.inf), math.ceil(min(10 / ratio, highest))
+        for j in range(-reach, reach + 1):
             inside = (nearest + j >= 0) & (nearest + j <= highest)
             away = -((e - (nearest + j - k) * ratio) ** 2) / 2
             total = torch.logaddexp(total, away.masked_fill(~inside, -math.inf))

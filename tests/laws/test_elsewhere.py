@@ -29,6 +29,15 @@ from scoresde.likelihood import (
     path_log_likelihood,
 )
 from scoresde.likelihood.dequantise import Decoder, TruncatedNormal, Uniform
+from scoresde.likelihood.estimators import (
+    AdaptiveFlow,
+    DecodedVariational,
+    DiscreteBound,
+    Estimator,
+    FlowEstimator,
+    HutchPlusPlusTrace,
+    Variational,
+)
 from scoresde.likelihood.path import Orthogonal
 from scoresde.nn import MLP
 from scoresde.registry import SELF_PACED, STEPS, build_step
@@ -213,8 +222,6 @@ def test_a_step_of_torchsde_does_not_wait(method, monkeypatch):
 
 # Likelihoods -------------------------------------------------------------------------------------
 
-NODES = {"nodes": 12}
-
 
 @pytest.mark.xfail(reason="likelihood/path.py checks and sends at every node", strict=False)
 @pytest.mark.parametrize("probing", ["exact", "orthogonal"])
@@ -271,6 +278,24 @@ def test_a_discrete_bound_waits_once(times, levels):
 
     x = states() if levels is None else Scaling(8).encode(torch.arange(B * D).reshape(B, D))
     assert len(both(run, x)) == (0 if times is None else 1)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "most"),
+    [
+        (Variational(times=4, dequantisation=Uniform()), 1),
+        (DecodedVariational(times=4), 1),
+        (DiscreteBound(steps=8, times=4), 1),
+        (FlowEstimator(AdaptiveFlow(1e-2, 1e-2, HutchPlusPlusTrace()), Decoder()), 12),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Estimator) else "",
+)
+def test_estimators_wait_for_their_solver_only(estimator, most):
+    def run(model, k):
+        noise = per_sample_noise(range(B))
+        return estimator(model.denoiser(), k, Scaling(8), noise).log_prob
+
+    assert len(both(run, torch.arange(B * D).reshape(B, D), close=1e-5)) <= most
 
 
 @pytest.mark.parametrize("law", [Uniform(), TruncatedNormal(), Decoder()])
