@@ -9,9 +9,10 @@ Each network runs eager and compiled, with its channels first and last, and the 
 compared; ``of_peak`` is the share of the card's dense bf16 operations, by its data sheet where
 ``runs.cost`` knows the card, else by a large matrix product measured here. The step of a run, with
 its data, averages and checks, is that of ``training.fit``. Sampling is that of ``sample`` with 19
-calls: eager, compiled, and captured as a graph. Host time is that until a call returns, for one
-image on an idle device. Every part has a share of the minutes, and what does not fit into it is
-left out with a note. The tests marked ``gpu`` are run last.
+calls: eager, compiled, and captured as a graph. Host time is that until a call returns from an idle
+device: of an eager training step with one image, and of a network call with the batch. Every part
+has a share of the minutes, and what does not fit into it is left out with a note. The tests marked
+``gpu`` are run last.
 
 After each part all results are printed and, for a GPU, stored in experiments/results/gpu.json.
 ``--small`` takes networks of a few thousand parameters, does not compile the training, and stores
@@ -50,9 +51,9 @@ from scoresde.training.precision import autocast
 
 ROOT = Path(__file__).parent.parent
 LAYOUTS = {"last": torch.channels_last, "first": torch.contiguous_format}
-SHARES = {"training": 0.5, "fit": 0.65, "sampling": 0.83, "likelihood": 0.9, "tests": 1.0}
+SHARES = {"training": 0.45, "fit": 0.62, "sampling": 0.8, "likelihood": 0.85, "tests": 1.0}
 """Each part may go on to this share of the minutes."""
-COMPILING = 60.0
+COMPILING = {"training": 60.0, "fit": 60.0, "sampling": 35.0}
 """Seconds without which no compilation is begun."""
 
 
@@ -72,7 +73,6 @@ class Size:
     nodes: int = 32
     seconds: float = 4.0
     compile: bool = True
-    compiling: float = COMPILING
 
     def ours(self) -> nn.Module:
         return UNet(
@@ -122,7 +122,6 @@ SMALL = Size(
     nodes=12,
     seconds=0.3,
     compile=False,
-    compiling=0.0,
 )
 
 
@@ -154,7 +153,7 @@ class Bench:
 
     def fits(self, part: str, what: str, compiles: bool) -> bool:
         """True if there is time for one more measurement; else there is a note."""
-        needed = 2 * self.size.seconds + (self.size.compiling if compiles else 0)
+        needed = 2 * self.size.seconds + (COMPILING[part] if compiles else 0)
         if self.left(part) >= needed:
             return True
         self.found.setdefault("left_out", []).append(f"{part}: {what}")
@@ -264,19 +263,9 @@ def training(bench: Bench) -> None:
         what = f"{name}, {'compiled' if compile else 'eager'}, channels {layout}"
         if not bench.fits("training", what, compile):
             continue
-        bench.forget()
-        step = updates(bench, networks[name], compile, LAYOUTS[layout], bench.size.batch)
-        seconds = bench.timed(lambda step=step: next(step))
-        rate = bench.size.batch / seconds
-        rows[what] = {
-            "images_per_second": rate,
-            "of_peak": rate * sizes[name]["flops"] / bench.found["bf16_peak"]["flops_per_second"],
-            "memory_bytes": memory(bench.device),
-        }
-        if not compile:
-            one = updates(bench, networks[name], False, LAYOUTS[layout], 1)
-            next(one)
-            rows[what]["host_seconds"] = bench.host(lambda one=one: next(one))
+        rows[what] = updating(bench, networks[name], compile, LAYOUTS[layout])
+        share = rows[what]["images_per_second"] * sizes[name]["flops"]
+        rows[what]["of_peak"] = share / bench.found["bf16_peak"]["flops_per_second"]
     best = {
         name: max((row for row in rows if row.startswith(name)), key=_rate(rows), default=None)
         for name in networks
@@ -288,6 +277,21 @@ def training(bench: Bench) -> None:
         "best": best,
         "ratio_at_equal_operations": ratio(rows, best, sizes),
     }
+
+
+def updating(
+    bench: Bench, make: Callable[[], nn.Module], compile: bool, layout: Any
+) -> dict[str, float]:
+    """Images a second and memory of a step; the host time of an eager one with one image."""
+    bench.forget()
+    step = updates(bench, make, compile, layout, bench.size.batch)
+    rate = bench.size.batch / bench.timed(lambda: next(step))
+    found = {"images_per_second": rate, "memory_bytes": memory(bench.device)}
+    if not compile:
+        one = updates(bench, make, False, layout, 1)
+        next(one)
+        found["host_seconds"] = bench.host(lambda: next(one))
+    return found
 
 
 def _rate(rows: dict[str, Any]) -> Callable[[str], float]:
@@ -340,27 +344,28 @@ def fitting(bench: Bench) -> None:
     levels = torch.randint(
         256, (1024, 3, bench.size.side, bench.size.side), generator=generator, dtype=torch.uint8
     )
-    rows = {}
-    for compile in (False, True) if bench.size.compile else (False,):
-        what = "compiled" if compile else "eager"
-        if not bench.fits("fit", what, compile):
-            continue
-        bench.forget()
-        plan = Plan(
-            steps=1_000_000,
-            batch=bench.size.batch,
-            precision="bf16" if bench.device.type == "cuda" else "float32",
-            compile=compile,
-            channels_last=bench.device.type == "cuda",
-            prefetch=4,
-        )
-        state = TrainState.of(model_of(bench).train().requires_grad_(), plan)
-        steps = fit(state, plan, Split(levels), Scaling(256))
-        seconds = bench.timed(lambda steps=steps: next(steps))
-        steps.close()
-        rate = bench.size.batch / seconds
-        rows[what] = {"images_per_second": rate, "memory_bytes": memory(bench.device)}
-    bench.found["fit"] = {"batch": bench.size.batch, "rows": rows}
+    compile = bench.size.compile
+    if not bench.fits("fit", "compiled", compile):
+        return
+    bench.forget()
+    plan = Plan(
+        steps=1_000_000,
+        batch=bench.size.batch,
+        precision="bf16" if bench.device.type == "cuda" else "float32",
+        compile=compile,
+        channels_last=bench.device.type == "cuda",
+        prefetch=4,
+    )
+    state = TrainState.of(model_of(bench).train().requires_grad_(), plan)
+    steps = fit(state, plan, Split(levels), Scaling(256))
+    rate = bench.size.batch / bench.timed(lambda: next(steps))
+    steps.close()
+    bench.found["fit"] = {
+        "batch": bench.size.batch,
+        "compiled": compile,
+        "images_per_second": rate,
+        "memory_bytes": memory(bench.device),
+    }
 
 
 # Sampling and likelihood -------------------------------------------------------------------------
@@ -376,43 +381,32 @@ def model_of(bench: Bench) -> ScoreModel:
 
 
 def sampling(bench: Bench) -> None:
-    """Images a second, eager, compiled and captured; host time of a call of the network."""
-    model, rows = model_of(bench), {}
-    denoiser = model.denoiser()
+    """Images a second, eager, captured and compiled; host time of a call of the network."""
+    denoiser, rows, calls = model_of(bench).denoiser(), {}, bench.size.calls
+    x = bench.size.images(bench.size.drawn, bench.device) * denoiser.sde.t_max
+    noise = per_sample_noise(range(len(x)))
     ways: dict[str, Callable[[], Denoiser]] = {
         "eager": lambda: denoiser,
-        "compiled": lambda: compiled(denoiser, capture=False),
         "captured": lambda: compiled(denoiser),
+        "compiled": lambda: compiled(denoiser, capture=False),
     }
     if bench.device.type != "cuda":
         del ways["captured"]
-    calls = bench.size.calls
     for name, way in ways.items():
         if not bench.fits("sampling", name, name != "eager"):
             continue
         bench.forget()
-        with bench.half():
-            walk = walking(bench, way(), bench.size.drawn)
-            rate = bench.size.drawn / bench.timed(walk)
-        rows[name] = {"images_per_second": rate, "memory_bytes": memory(bench.device)}
-        if not bench.fits("sampling", f"{name}, one image", name != "eager"):
-            continue
-        bench.forget()  # another size after the first would be compiled for all sizes
-        with bench.half():
-            one = walking(bench, way(), 1)
-            one()
-            rows[name]["host_seconds_per_call"] = bench.host(one) / calls
-    bench.found["sampling"] = {"batch": bench.size.drawn, "calls": calls, "rows": rows}
-
-
-def walking(bench: Bench, denoiser: Denoiser, n: int) -> Callable[[], Tensor]:
-    """Draws n images, each from its own stream of noise."""
-    x = bench.size.images(n, bench.device) * denoiser.sde.t_max
-
-    def walk() -> Tensor:
-        return sample(denoiser, x, nfe=bench.size.calls, noise=per_sample_noise(range(n)))
-
-    return walk
+        with bench.half(), torch.no_grad():
+            fast = way()
+            seconds = bench.timed(lambda fast=fast: sample(fast, x, nfe=calls, noise=noise))
+            t = torch.tensor(1.0, dtype=torch.float64)
+            host = bench.host(lambda fast=fast, t=t: fast(x, t))
+        rows[name] = {
+            "images_per_second": len(x) / seconds,
+            "host_seconds_per_call": host,
+            "memory_bytes": memory(bench.device),
+        }
+    bench.found["sampling"] = {"batch": len(x), "calls": calls, "rows": rows}
 
 
 def likelihood(bench: Bench) -> None:
