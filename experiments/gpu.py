@@ -9,10 +9,10 @@ Each network runs eager and compiled, with its channels first and last, and the 
 compared; ``of_peak`` is the share of the card's dense bf16 operations, by its data sheet where
 ``runs.cost`` knows the card, else by a large matrix product measured here. The step of a run, with
 its data, averages and checks, is that of ``training.fit``. Sampling is that of ``sample`` with 19
-calls: eager, compiled, and captured as a graph. Host time is that until a call returns from an idle
-device: of an eager training step with one image, and of a network call with the batch. Every part
-has a share of the minutes, and what does not fit into it is left out with a note. The tests marked
-``gpu`` are run last.
+calls: eager, compiled, and captured as a graph. Host time is that until a call returns from an
+idle device: of an eager training step with one image, and of a network call with the batch. Every
+part has a share of the minutes, and what does not fit into it is left out with a note. The tests
+marked ``gpu`` are run last.
 
 After each part all results are printed and, for a GPU, stored in experiments/results/gpu.json.
 ``--small`` takes networks of a few thousand parameters, does not compile the training, and stores

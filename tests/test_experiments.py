@@ -1,6 +1,7 @@
 """The experiments measure what they say."""
 
 import importlib
+import json
 
 import pytest
 import torch
@@ -60,3 +61,24 @@ def test_memory_is_linear_in_the_images(script):
     model = build_model(config, needs.GREY)
     one, two, three = (needs.saved(config, needs.GREY, model, n) for n in (1, 2, 3))
     assert three - two == two - one == needs.activations(config, needs.GREY, model)
+
+
+@pytest.mark.parity
+def test_networks_compared_on_a_gpu_have_equal_sizes(script):
+    gpu = script("gpu")
+    ours, peers = (gpu.size_of(make, 32) for make in (gpu.Size().ours, gpu.Size().peer))
+    for name, size in ours.items():
+        assert size == pytest.approx(peers[name], rel=0.05)
+
+
+@pytest.mark.parity
+@pytest.mark.slow
+def test_the_experiment_for_a_gpu_works_on_a_cpu(script, monkeypatch, tmp_path):
+    gpu, out = script("gpu"), tmp_path / "gpu.json"
+    flags = ["--device", "cpu", "--small", "--minutes", "4", "--out", str(out)]
+    monkeypatch.setattr("sys.argv", ["gpu.py", *flags])
+    gpu.main()
+    found = json.loads(out.read_text())
+    assert found.keys() >= {"training", "fit", "sampling", "likelihood", "tests"}
+    assert found["tests"]["failures"] == []
+    assert "left_out" not in found
