@@ -49,11 +49,11 @@ def sliced_wasserstein(x: Tensor, y: Tensor, lines: Tensor) -> float:
     ``x`` is (N, D), ``y`` (M, D). Raises ValueError for unequal D or NaN. Bonneel and others,
     Sliced and Radon Wasserstein barycenters of measures (2015).
     """
+    lines = lines.to(x.device)
     if x.ndim != 2 or not x.shape[1:] == y.shape[1:] == lines.shape[1:] or not len(x) * len(y):
         shapes = ", ".join(str(tuple(part.shape)) for part in (x, y, lines))
         raise ValueError(f"points and lines are {shapes}; expected (N, D), (M, D), (L, D)")
     require_finite(x, y)
-    lines = lines.to(x.device)
     squares = squared_on_a_line(x.double() @ lines.T, y.double() @ lines.T)
     return math.sqrt(float(squares.mean()))
 
