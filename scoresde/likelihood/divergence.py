@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -159,18 +158,18 @@ class HutchPlusPlus:
 def _orthonormal(rows: Tensor) -> Tensor:
     """Orthonormal vectors (m, B, D) from the ``rows`` of each sample, zero for a dependent one.
 
-    The direction of a dependent row would consist of rounding errors, which no adaptive solver
+    A row is dependent if less than a thousandth of it is outside the span of those before. Its
+    direction would consist of the rounding errors of a float32 network, which no adaptive solver
     can follow.
     """
     found: list[Tensor] = []
-    least = math.sqrt(torch.finfo(rows.dtype).eps)
     for row in rows:
         rest = row
         for _ in range(2):  # the second pass removes rounding errors of the first
             for q in found:
                 rest = rest - (rest * q).sum(1, keepdim=True) * q
         length = torch.linalg.vector_norm(rest, dim=1, keepdim=True)
-        fresh = length > least * torch.linalg.vector_norm(row, dim=1, keepdim=True)
+        fresh = length > 1e-3 * torch.linalg.vector_norm(row, dim=1, keepdim=True)
         found.append(torch.where(fresh, rest / length, 0))
     return torch.stack(found)
 

@@ -244,20 +244,30 @@ def test_the_exact_trace_keeps_no_graph():
     assert freed[0]() is None
 
 
+@pytest.mark.parametrize("solve", [log_likelihood, adaptive_log_likelihood])
+@pytest.mark.parametrize("apart", [0, 1e-10, 1e-7, 1e-6])
 @pytest.mark.parametrize("sign", [1, -1])
-def test_parallel_directions_of_a_sketch_do_not_stall_the_solver(sign):
-    """The second of two parallel columns is left out, and the estimate stays that of the rest."""
+def test_parallel_directions_of_a_sketch_stall_no_solver(solve, apart, sign):
+    """One sample has a second column (nearly) parallel to its first, through a float32 network.
+
+    The column is left out, and the estimate stays that of the first.
+    """
     g = torch.Generator().manual_seed(0)
     basis = torch.linalg.qr(torch.randn(8, 8, generator=g, dtype=F64)).Q
     variances = 10 ** torch.linspace(0, -4, 8, dtype=F64)
     data = Gaussian(torch.zeros(8, dtype=F64), (basis * variances) @ basis.T)
-    x = data.sample(1, torch.Generator().manual_seed(3))
-    sketch, probes = (rademacher(x, n, g) for n in (1, 2))
-    options = {"method": "dopri5", "rtol": 1e-5, "atol": 1e-5, "max_nfe": 1000}
-    one = log_likelihood(data.denoiser(VP()), x, HutchPlusPlus(sketch, probes), **options)
-    both = HutchPlusPlus(torch.cat([sketch, sign * sketch]), probes)
-    two = log_likelihood(data.denoiser(VP()), x, both, **options)
-    torch.testing.assert_close(two.log_prob, one.log_prob, rtol=1e-3, atol=1e-3)
+    exact = data.denoiser(VP())
+    coarse = Denoiser(VP(), lambda x, t: exact(x.float(), t).to(x))
+    x = data.sample(4, torch.Generator().manual_seed(3))
+    sketch, other, probes = (rademacher(x, n, g) for n in (1, 1, 2))
+    options = {"rtol": 1e-4, "atol": 1e-4, "max_nfe": 1000}
+    if solve is log_likelihood:
+        options["method"] = "dopri5"
+    one = solve(coarse, x, HutchPlusPlus(sketch, probes), **options)
+    shift = torch.randn(x.shape, generator=g, dtype=F64)
+    other[0, 0] = (sign * sketch + apart * shift)[0, 0]
+    two = solve(coarse, x, HutchPlusPlus(torch.cat([sketch, other]), probes), **options)
+    torch.testing.assert_close(two.log_prob[0], one.log_prob[0], rtol=1e-3, atol=1e-2)
     assert two.nfe <= 2 * one.nfe
 
 
