@@ -180,13 +180,26 @@ def sum_from(axis: int, x: Tensor) -> Tensor:
 
 
 def _pullback(field: Field, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """field(x), and the map from cotangents (K, B, ...) to products v^T J."""
+    """field(x), and the map from cotangents (K, B, ...) to products v^T J.
+
+    Raises ValueError for a value that autograd cannot differentiate with respect to x.
+    """
     with torch.inference_mode(False), torch.enable_grad():
         u = x.detach().clone().requires_grad_()
         value = field(u)
 
     def product(cotangent: Tensor) -> Tensor:
-        return torch.autograd.grad(value, u, cotangent, retain_graph=True)[0]
+        found = None
+        if value.requires_grad:
+            found = torch.autograd.grad(value, u, cotangent, retain_graph=True, allow_unused=True)[
+                0
+            ]
+        if found is None:
+            raise ValueError(
+                "denoiser: its value has no autograd graph to x, so its divergence is unknown; "
+                "remove torch.no_grad, inference_mode and detach from it (a constant c is c + 0 x)"
+            )
+        return found
 
     def pull(cotangents: Tensor) -> Tensor:
         with torch.inference_mode(False), warnings.catch_warnings():

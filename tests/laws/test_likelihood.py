@@ -281,3 +281,60 @@ def test_scalar_samples(solve):
     expected = solve(columns, x[:, None])
     torch.testing.assert_close(solve(scalars, x).log_prob, expected.log_prob)
     assert solve(scalars, x).latent.shape == (5,)
+
+
+class Cut(torch.nn.Module):
+    """A linear network whose output has lost its graph to the input."""
+
+    def __init__(self, cut):
+        super().__init__()
+        self.net, self.cut = torch.nn.Linear(2, 2), cut
+
+    def forward(self, x, noise):
+        return self.cut(self.net, x)
+
+
+def without_grad(net, x):
+    with torch.no_grad():
+        return net(x)
+
+
+def in_inference(net, x):
+    with torch.inference_mode():
+        return net(x)
+
+
+CUTS = [without_grad, in_inference, lambda net, x: net(x).detach(), lambda net, x: x.detach()]
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("name", ["eps", "x0", "v", "edm"])
+@pytest.mark.parametrize("solve", [log_likelihood, adaptive_log_likelihood, path_log_likelihood])
+def test_a_network_without_a_graph_is_refused(solve, name, cut):
+    """Its divergence would silently be that of skip x alone."""
+    p = params.edm() if name == "edm" else getattr(params, name)
+    model, x = ScoreModel(Cut(cut), VP(), p), torch.zeros(2, 2)
+    with pytest.raises(ValueError, match=r"remove torch\.no_grad"):
+        solve(model.denoiser(), x)
+    with torch.no_grad():  # where no gradient is wanted, none is missed
+        assert model.denoiser()(x, torch.tensor(0.5)).isfinite().all()
+
+
+@pytest.mark.parametrize("divergence", [Exact(), Exact(1)])
+@pytest.mark.parametrize("solve", [log_likelihood, adaptive_log_likelihood])
+@pytest.mark.parametrize("cut", [*CUTS, lambda net, x: net(x.detach())])
+def test_a_denoiser_without_a_graph_is_refused(solve, divergence, cut):
+    net, x = torch.nn.Linear(2, 2).double(), torch.zeros(2, 2)
+    for probing in (divergence, Hutchinson(rademacher(x, 1)), Hutchinson(rademacher(x, 3))):
+        with pytest.raises(ValueError, match="no autograd graph to x"):
+            solve(Denoiser(VP(), lambda x, t: cut(net, x)), x, probing)
+
+
+def test_a_constant_denoiser_is_the_law_of_a_point():
+    """x0_hat = c + 0 x has no divergence, and its density is that of N(alpha c, sigma^2)."""
+    sde, c = VP(), torch.tensor([0.5, -0.2], dtype=F64)
+    t = at(sde, "t_min")
+    x = float(sde.alpha(t)) * c + float(sde.sigma(t)) * torch.tensor([[0.3, 1.0]], dtype=F64)
+    found = log_likelihood(Denoiser(sde, lambda x, t: c + 0 * x), x)
+    law = torch.distributions.Normal(sde.alpha(t) * c, sde.sigma(t))
+    torch.testing.assert_close(found.log_prob, law.log_prob(x).sum(1), rtol=1e-4, atol=1e-4)
