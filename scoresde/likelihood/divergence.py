@@ -57,12 +57,16 @@ class Exact:
         return self
 
     def __call__(self, field: Field, x: Tensor) -> tuple[Tensor, Tensor]:
-        activations = _SavedBytes()
-        with torch.autograd.graph.saved_tensors_hooks(activations, lambda saved: saved):
-            value, pull = _pullback(field, x)
-        budget = self.budget or (CACHE if x.device.type == "cpu" else MEMORY)
-        chunk = max(1, budget // max(activations.bytes, x.nbytes))
         basis = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device)
+        if _recorded(x):  # the graph keeps every product, in whatever batches
+            value, pull = _pullback(field, x)
+            chunk = len(basis)
+        else:
+            activations = _SavedBytes()
+            with torch.autograd.graph.saved_tensors_hooks(activations, lambda saved: saved):
+                value, pull = _pullback(field, x)
+            budget = self.budget or (CACHE if x.device.type == "cpu" else MEMORY)
+            chunk = max(1, budget // max(activations.bytes, x.nbytes))
         trace = x.new_zeros(len(x))
         for rows in basis.split(chunk):
             probes = rows.reshape(-1, 1, *x.shape[1:]).expand(-1, *x.shape)
@@ -182,18 +186,18 @@ def sum_from(axis: int, x: Tensor) -> Tensor:
 def _pullback(field: Field, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """field(x), and the map from cotangents (K, B, ...) to products v^T J.
 
-    Raises ValueError for a value that autograd cannot differentiate with respect to x.
+    Both have an autograd graph if x requires gradients. Raises ValueError for a value that
+    autograd cannot differentiate with respect to x.
     """
+    record = _recorded(x)
     with torch.inference_mode(False), torch.enable_grad():
-        u = x.detach().clone().requires_grad_()
+        u = x if record else x.detach().clone().requires_grad_()
         value = field(u)
+    options = {"retain_graph": True, "create_graph": record, "allow_unused": True}
 
     def product(cotangent: Tensor) -> Tensor:
-        found = None
-        if value.requires_grad:
-            found = torch.autograd.grad(value, u, cotangent, retain_graph=True, allow_unused=True)[
-                0
-            ]
+        graph = value.requires_grad
+        found = torch.autograd.grad(value, u, cotangent, **options)[0] if graph else None
         if found is None:
             raise ValueError(
                 "denoiser: its value has no autograd graph to x, so its divergence is unknown; "
@@ -212,4 +216,9 @@ def _pullback(field: Field, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tenso
             products: Tensor = torch.func.vmap(product)(v)
             return products
 
-    return value.detach(), pull
+    return value if record else value.detach(), pull
+
+
+def _recorded(x: Tensor) -> bool:
+    """True if autograd records what is computed from x."""
+    return x.requires_grad and torch.is_grad_enabled()

@@ -52,6 +52,7 @@ def log_likelihood(
     atol: float = 1e-6,
     steps: int = 50,
     max_nfe: int = 10_000,
+    grad: bool = False,
 ) -> LogLikelihood:
     """Log-density (10) of samples by torchdiffeq, with the solver options of ``solve_ode``.
 
@@ -67,6 +68,9 @@ def log_likelihood(
         atol: absolute tolerance of an adaptive method.
         steps: number of steps of a fixed-step method.
         max_nfe: limit on the denoiser calls.
+        grad: keep the autograd graph of the values to ``x`` and to the parameters of the model,
+            which needs a twice differentiable network; without it they have none, even if ``x``
+            requires gradients.
 
     Raises ValueError and SolverError as ``solve_ode`` does. Score-Based Generative Modeling
     through SDEs, arXiv 2011.13456, eq. 39, in the variables of (8).
@@ -82,9 +86,11 @@ def log_likelihood(
         return a * (x0 - a * state[0]), a * (div - a * dim)
 
     # Rounding of a float32 state would limit the tolerance; the network keeps its own dtype.
-    state = x.double() / float(sde.norm(first))
+    state = (x if grad else x.detach()).double() / float(sde.norm(first))
+    if grad and not state.requires_grad:
+        state.requires_grad_()  # by which a divergence knows that it is recorded
     start = (state, state.new_zeros(divergence.estimates, len(x)))
-    tolerance = Tolerance(method, rtol, atol, steps, max_nfe)
+    tolerance = Tolerance(method, rtol, atol, steps, max_nfe, grad)
     w, gain = integrate(rate, start, float(sde.lam(first)), float(sde.lam(last)), tolerance)
     latent = w * float(sde.norm(last))
     log_prob = closed(sde, latent, prior, first, last) + gain.mean(0)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from scoresde import samplers
@@ -157,7 +158,8 @@ class DPMAdaptive:
         if float(denoiser.sde.sigma(s)) == 0:  # lam is infinite there
             return _last_step(denoiser, x, t, s), None
         limits = (self.rtol, self.atol, self.max_nfe)
-        end = solve_adaptive(denoiser, x, float(t), float(s), *limits, pair=self._pair)
+        grad = torch.is_grad_enabled()
+        end = solve_adaptive(denoiser, x, float(t), float(s), *limits, pair=self._pair, grad=grad)
         late = int((~end.finished).sum())
         if not late:
             return end.x, None
