@@ -90,7 +90,7 @@ def restart(
         low: sigma / alpha at or below which the restart begins.
         high: sigma / alpha up to which noise is added.
         times: number of repetitions.
-        inner_steps: number of steps down in each repetition.
+        inner_steps: least number of steps down in each repetition; a finer grid takes more.
     """
     return samplers.Restart(samplers.Heun(), low, high, times, inner_steps)
 
