@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser
+from scoresde.likelihood.confidence import student
 from scoresde.likelihood.divergence import EXACT, Divergence, sum_from
 from scoresde.samplers import solve_adaptive
 from scoresde.sde import SDE, match, unit_alpha
@@ -27,17 +28,35 @@ from scoresde.solvers import (
     time_of,
 )
 
+FEWEST = 10
+"""Fewest probes with a standard error."""
+
 
 class LogLikelihood(NamedTuple):
     """Log-densities in nats (B,), latent codes at t_max (B, ...), denoiser calls, standard errors.
 
-    The standard errors (B,) are over probes: zero for the exact divergence, NaN for one probe.
+    The standard errors (B,) are over ``estimates`` independent probes: zero for the exact
+    divergence, NaN where the probes are too few to say, as in ``standard_error_of``.
     """
 
     log_prob: Tensor
     latent: Tensor
     nfe: int
     standard_error: Tensor
+    estimates: int = 1
+
+    def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
+        """Ends (B,) of a confidence interval over the probes; NaN where the error is unknown.
+
+            log_prob -+ t (1 + 9 / K) error,   K estimates
+
+        with t the quantile of Student's law with K - 1 degrees of freedom. The factor gives
+        ``level`` for the square of a normal number, the law of a Jacobian of rank one, on which
+        Student's interval is too short.
+        """
+        k = self.estimates
+        half = student(level, max(k - 1, 1)) * (1 + 9 / k) * self.standard_error
+        return self.log_prob - half, self.log_prob + half
 
 
 def log_likelihood(
@@ -94,7 +113,8 @@ def log_likelihood(
     w, gain = integrate(rate, start, float(sde.lam(first)), float(sde.lam(last)), tolerance)
     latent = w * float(sde.norm(last))
     log_prob = closed(sde, latent, prior, first, last) + gain.mean(0)
-    return LogLikelihood(log_prob, latent, flow.nfe, standard_error_of(gain, divergence))
+    error = standard_error_of(gain, divergence)
+    return LogLikelihood(log_prob, latent, flow.nfe, error, len(gain))
 
 
 def adaptive_log_likelihood(
@@ -141,7 +161,8 @@ def adaptive_log_likelihood(
     latent = end.x[:, :dim].reshape(x.shape)
     gain = end.x[:, dim:].T / float(sde.norm(last))
     log_prob = closed(sde, latent, prior, first, last) + gain.mean(0)
-    return LogLikelihood(log_prob, latent, end.nfe, standard_error_of(gain, divergence))
+    error = standard_error_of(gain, divergence)
+    return LogLikelihood(log_prob, latent, end.nfe, error, len(gain))
 
 
 @dataclass(frozen=True)
@@ -192,9 +213,17 @@ def closed(sde: SDE, latent: Tensor, prior: Any, first: Tensor, last: Tensor) ->
 
 
 def standard_error_of(gain: Tensor, divergence: Divergence) -> Tensor:
-    """Standard error (B,) of the mean of ``gain`` (estimates, B) over independent estimates."""
+    """Standard error (B,) of the mean of ``gain`` (estimates, B) over independent estimates.
+
+    It is zero for an exact divergence, and NaN for fewer than 10 estimates, or where all agree: K
+    sign probes agree with probability 2^(1 - K) on two correlated coordinates, and hide three
+    with probability (3/4)^K, whatever their error. It has no autograd graph.
+    """
     if not divergence.random:
         return torch.zeros_like(gain[0])
-    if len(gain) == 1:
+    gain = gain.detach()
+    if len(gain) < FEWEST:
         return torch.full_like(gain[0], math.nan)
-    return gain.std(0) / math.sqrt(len(gain))
+    spread = gain.std(0)
+    agreed = spread <= 1e-6 * (1 + gain.abs().amax(0))
+    return torch.where(agreed, math.nan, spread / math.sqrt(len(gain)))

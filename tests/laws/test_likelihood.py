@@ -16,7 +16,10 @@ from scoresde.likelihood import (
     path_log_likelihood,
 )
 from scoresde.likelihood.divergence import EXACT, HutchPlusPlus, rademacher
+from scoresde.likelihood.estimators import HutchinsonTrace, HutchPlusPlusTrace
+from scoresde.likelihood.flow import LogLikelihood, standard_error_of
 from scoresde.nn import UNet
+from scoresde.samplers import per_sample_noise
 from scoresde.testing import Gaussian, Mixture, grid25
 from tests.laws.test_samplers import ExactNetwork
 
@@ -338,3 +341,70 @@ def test_a_constant_denoiser_is_the_law_of_a_point():
     found = log_likelihood(Denoiser(sde, lambda x, t: c + 0 * x), x)
     law = torch.distributions.Normal(sde.alpha(t) * c, sde.sigma(t))
     torch.testing.assert_close(found.log_prob, law.log_prob(x).sum(1), rtol=1e-4, atol=1e-4)
+
+
+# --- intervals over probes ---
+
+
+def drawn(law, probes, repeats, g):
+    """Estimates (probes, repeats) of a number that is 0, as of Jacobians that probes see badly."""
+    shape = (probes, repeats)
+    signs = 2.0 * torch.randint(0, 2, (*shape, 3), generator=g) - 1
+    z = torch.randn(shape, generator=g, dtype=F64)
+    return {
+        "normal": z,
+        "a pair": signs[..., 0] * signs[..., 1] + 0 * z,
+        "a pair and a little more": signs[..., 0] * signs[..., 1] + 1e-3 * z,
+        "three": (signs.sum(-1) ** 2 - 3) / 2 + 1e-3 * z,
+        "rank one": z**2 - 1,
+    }[law]
+
+
+@pytest.mark.parametrize(
+    "law", ["normal", "a pair", "a pair and a little more", "three", "rank one"]
+)
+@pytest.mark.parametrize("probes", [1, 2, 3, 4, 8, 10, 16, 32])
+def test_an_interval_covers_or_is_unknown(law, probes):
+    n = 4000
+    gain = drawn(law, probes, n, torch.Generator().manual_seed(probes))
+    error = standard_error_of(gain, Hutchinson(torch.zeros(probes, 1, 1)))
+    found = LogLikelihood(gain.mean(0), gain, 0, error, probes)
+    low, high = found.interval()
+    unknown = low.isnan() & high.isnan()
+    assert int((((low <= 0) & (high >= 0)) | unknown).sum()) >= 0.93 * n
+    assert unknown.all() if probes < 10 else unknown.sum() <= 0.01 * n
+
+
+@pytest.mark.parametrize("dim", [2, 3, 4, 8, 16])
+@pytest.mark.parametrize("probes", [1, 2, 3, 4, 8, 12])
+def test_intervals_of_correlated_data_cover_or_are_unknown(dim, probes):
+    """Of equally correlated data, whose estimates are the most skewed; as many probes as
+    dimensions are exact.
+    """
+    sde, n = VP(), 300
+    cov = torch.full((dim, dim), 0.9, dtype=F64).fill_diagonal_(1.0)
+    data = Gaussian(torch.zeros(dim, dtype=F64), cov)
+    x = data.sample(1, torch.Generator().manual_seed(dim)).expand(n, dim)
+    options = {"method": "rk4", "steps": 12, "t0": 0.01}
+    exact = log_likelihood(data.denoiser(sde), x[:1], EXACT, **options)
+    probing = HutchinsonTrace(probes).held(x, per_sample_noise(range(n)))
+    found = log_likelihood(data.denoiser(sde), x, probing, **options)
+    low, high = found.interval()
+    if probes >= dim:
+        assert not probing.random
+        assert (found.standard_error == 0).all()
+        torch.testing.assert_close(low, exact.log_prob.expand(n))
+    elif probes < 10:
+        assert found.standard_error.isnan().all()
+        assert low.isnan().all()
+    else:
+        inside = (low <= exact.log_prob) & (exact.log_prob <= high)
+        assert int((inside | low.isnan()).sum()) >= 0.93 * n
+
+
+@pytest.mark.parametrize("probes", [1, 2])
+def test_a_sketch_that_costs_as_much_as_the_exact_trace_is_it(probes):
+    x = torch.zeros(2, 3 * probes)
+    assert not HutchPlusPlusTrace(probes).held(x, per_sample_noise(range(2))).random
+    wider = torch.zeros(2, 3 * probes + 1)
+    assert HutchPlusPlusTrace(probes).held(wider, per_sample_noise(range(2))).random
