@@ -128,7 +128,7 @@ def _levels(sde: SDE, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 class OutputError(ValueError):
-    """A network that returns something other than a tensor of the shape of x."""
+    """A network that returns something other than a tensor of the shape of x, with its graph."""
 
 
 class ScoreModel(nn.Module):
@@ -196,6 +196,12 @@ class ScoreModel(nn.Module):
             raise OutputError(
                 f"model: its network returns {tuple(result.shape)} for x of shape "
                 f"{tuple(x.shape)}; it has to return the shape of x"
+            )
+        if torch.is_grad_enabled() and x.requires_grad and not result.requires_grad:
+            # The gradient of x0_hat would be that of skip x alone, without a word.
+            raise OutputError(
+                "model: its network returns a tensor without an autograd graph to x; remove "
+                "torch.no_grad, inference_mode and detach from it (a constant c is c + 0 x)"
             )
         return result
 

@@ -69,8 +69,10 @@ def derivative(schedule: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
 
 
 def _like(value: Tensor, t: Tensor) -> Tensor:
-    """The value in the dtype of ``t``, or unchanged (float64) for an integer time."""
-    return value.to(t) if t.is_floating_point() else value
+    """The value in the dtype of ``t``, float32 for a shorter one, float64 for an integer."""
+    if not t.is_floating_point():
+        return value
+    return value.to(t.device, torch.promote_types(t.dtype, torch.float32))
 
 
 def log1mexp(a: Tensor) -> Tensor:
@@ -82,8 +84,9 @@ class SDE(ABC):
     """A linear diffusion (1), defined by two schedules.
 
     Times run over ``(0, t_max]``. Training and likelihoods stop at ``t_min``, samplers at
-    ``t_eps`` (then one denoising step). Times are tensors, 0-dim or (B,), of any float dtype.
-    Derived quantities are evaluated in float64 and returned in the dtype of ``t``.
+    ``t_eps`` (then one denoising step). Times are tensors, 0-dim or (B,), of any float dtype; the
+    number to which a dtype rounds ``t_max`` is ``t_max``. Derived quantities are evaluated in
+    float64 and returned in the dtype of ``t``, or in float32 if that is shorter.
     """
 
     t_min: float
@@ -100,28 +103,29 @@ class SDE(ABC):
 
     def alpha(self, t: Tensor) -> Tensor:
         """Mean coefficient alpha(t) of (1)."""
-        return _like(self.log_alpha(t.double()).exp(), t)
+        return _like(self.log_alpha(self._read(t)).exp(), t)
 
     def sigma(self, t: Tensor) -> Tensor:
         """Standard deviation sigma(t) of (1)."""
-        return _like(self.log_sigma(t.double()).exp(), t)
+        return _like(self.log_sigma(self._read(t)).exp(), t)
 
     def lam(self, t: Tensor) -> Tensor:
         """Half log-SNR lam(t) = log alpha - log sigma, (2)."""
-        return _like(self._lam(t.double()), t)
+        return _like(self._lam(self._read(t)), t)
 
     def f(self, t: Tensor) -> Tensor:
         """Drift coefficient f(t) = (log alpha)', (3)."""
-        return _like(derivative(self.log_alpha, t), t)
+        return _like(derivative(self.log_alpha, self._read(t)), t)
 
     def g2(self, t: Tensor) -> Tensor:
         """Squared diffusion coefficient g(t)^2 = -2 sigma^2 lam', (3)."""
-        sigma = self.log_sigma(t.double()).exp()
-        return _like(-2 * sigma**2 * derivative(self._lam, t), t)
+        t64 = self._read(t)
+        sigma = self.log_sigma(t64).exp()
+        return _like(-2 * sigma**2 * derivative(self._lam, t64), t)
 
     def norm(self, t: Tensor) -> Tensor:
         """sqrt(alpha^2 + sigma^2), the standard deviation of x for data of unit variance."""
-        t64 = t.double()
+        t64 = self._read(t)
         return _like(torch.hypot(self.log_alpha(t64).exp(), self.log_sigma(t64).exp()), t)
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
@@ -173,6 +177,14 @@ class SDE(ABC):
         std = float(self.sigma(torch.tensor(self.t_max, dtype=torch.float64)))
         return Normal(0.0, std, validate_args=False)  # to validate is to wait for the device
 
+    def _read(self, t: Tensor) -> Tensor:
+        """A time in float64; beyond ``t_max`` by rounding to its dtype only, it is ``t_max``."""
+        t64 = t.double()
+        if not t.is_floating_point():
+            return t64
+        rounded = self.t_max * (1 + torch.finfo(t.dtype).eps)
+        return torch.where((t64 > self.t_max) & (t64 <= rounded), self.t_max, t64)
+
     def _lam(self, t: Tensor) -> Tensor:
         return self.log_alpha(t) - self.log_sigma(t)
 
@@ -183,7 +195,8 @@ class SDE(ABC):
         It is dense near t = 0 and near t_max, because alpha may vanish just beyond.
         """
         with torch.inference_mode(False), torch.no_grad():
-            low = torch.linspace(-60, 0, 4096, dtype=torch.float64) * math.log(2)
+            deepest = min(-60.0, math.log2(self.t_min / self.t_max) - 1)
+            low = torch.linspace(deepest, 0, 4096, dtype=torch.float64) * math.log(2)
             high = torch.log1p(-(2.0 ** torch.linspace(-48, -1, 512, dtype=torch.float64)))
             log_t = math.log(self.t_max) + torch.cat([low, high]).unique()
             return log_t, self._lam(log_t.exp())
@@ -213,6 +226,16 @@ def _signal(sde: SDE) -> None:
             f"no signal is left at t_max in floating point, alpha / sigma < 1e-30: {sde}; "
             "lower t_max"
         )
+    ends = torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64)
+    for name in ("alpha", "sigma", "norm", "f", "g2"):
+        values = getattr(sde, name)(ends)
+        held, least = values.float(), torch.finfo(torch.float32).tiny
+        lost = ~held.isfinite() | ((held < least) & (name in ("alpha", "sigma")))
+        if bool(lost.any()):
+            where, value = float(ends[lost][0]), float(values[lost][0])
+            raise ValueError(
+                f"need {name} that float32 can hold, got {name}={value:g} at t={where:g}: {sde}"
+            )
 
 
 def linear_beta_log_alpha(t: Tensor, beta_min: float, beta_max: float) -> Tensor:
@@ -453,7 +476,7 @@ class DiscreteVP(SDE):
             return torch.nn.functional.pad(torch.log1p(-betas).cumsum(0) / 2, (1, 0))
 
     def log_alpha(self, t: Tensor) -> Tensor:
-        i, low, high = self._interval(t, 2**-46)
+        i, low, high = self._interval(t, 2**-46 * t.detach())
         return torch.lerp(low.to(t), high.to(t), t * len(self.betas) - i)
 
     def log_sigma(self, t: Tensor) -> Tensor:
@@ -461,20 +484,22 @@ class DiscreteVP(SDE):
 
     def f(self, t: Tensor) -> Tensor:
         # A time equal to that of an entry, to the precision of its dtype, has the entry's beta.
+        # A float32 grid may come in float64; 2^-22 is far below a step of any table.
         eps = torch.finfo(t.dtype).eps if t.is_floating_point() else 0.0
-        _, low, high = self._interval(t.double(), 2 * max(eps, 2**-46))
+        t64 = self._read(t)
+        _, low, high = self._interval(t64, (2 * eps * t64).clamp(min=2**-22))
         return _like((high - low) * len(self.betas), t)
 
     def g2(self, t: Tensor) -> Tensor:
         return -2 * self.f(t)
 
-    def _interval(self, t: Tensor, rounding: float) -> tuple[Tensor, Tensor, Tensor]:
+    def _interval(self, t: Tensor, rounding: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The interval of the table that contains t, and the table at both of its ends.
 
         An entry belongs to the interval below it.
         """
         n, table = len(self.betas), sent(self._table, t.device)
-        i = (t.detach() * n * (1 - rounding)).ceil().long().clamp(1, n) - 1
+        i = ((t.detach() - rounding) * n).ceil().long().clamp(1, n) - 1
         # A 0-dim index would be read by the host.
         low, high = (table[j.unsqueeze(0)].squeeze(0) for j in (i, i + 1))
         return i, low, high

@@ -61,6 +61,7 @@ def solve_ode(
     atol: float = 1e-5,
     steps: int = 50,
     max_nfe: int = 10_000,
+    grad: bool = False,
 ) -> Solution:
     """Solve the probability flow (8) from time ``t0`` to ``t1``, in either direction.
 
@@ -76,14 +77,16 @@ def solve_ode(
         atol: absolute tolerance of an adaptive method, in units of w.
         steps: equal steps of lam of a fixed-step method.
         max_nfe: limit on the denoiser calls.
+        grad: keep the autograd graph of the result to ``x`` and to the parameters of the model;
+            without it the result has none, even if ``x`` requires gradients.
 
-    Raises ValueError for an unknown method, SolverError if a tolerance or ``max_nfe`` cannot be
-    met.
+    Raises ValueError for an unknown method, or ``grad`` with scipy_solver, SolverError if a
+    tolerance or ``max_nfe`` cannot be met.
     """
-    sde, flow, x = denoiser.sde, Flow(denoiser), floating(x)
+    sde, flow, x = denoiser.sde, Flow(denoiser), floating(x if grad else x.detach())
     start, end = time_of(sde, t0), time_of(sde, t1)
     require_samples(x)
-    tolerance = Tolerance(method, rtol, atol, steps, max_nfe)
+    tolerance = Tolerance(method, rtol, atol, steps, max_nfe, grad)
     w = integrate(
         flow, x / float(sde.norm(start)), float(sde.lam(start)), float(sde.lam(end)), tolerance
     )
@@ -102,6 +105,8 @@ def solve_sde(
     seed: int | None = None,
 ) -> Tensor:
     """Solve the reverse SDE (9) from time ``t0`` to ``t1`` in equal steps of lam.
+
+    The result has no autograd graph.
 
     Args:
         denoiser: the model.
@@ -124,7 +129,7 @@ def solve_sde(
     if not 0 <= eta < math.inf:
         raise ValueError(f"need 0 <= eta < inf, got eta={eta:g}")
     require_samples(x)
-    sde, flow, x = denoiser.sde, Flow(denoiser), floating(x)
+    sde, flow, x = denoiser.sde, Flow(denoiser), floating(x.detach())
     first, last = time_of(sde, t0), time_of(sde, t1)
     lam0, lam1 = float(sde.lam(first)), float(sde.lam(last))
     if not lam0 < lam1:
@@ -154,13 +159,17 @@ def solve_sde(
 
 @dataclass(frozen=True)
 class Tolerance:
-    """The method of a solve, its tolerances or number of steps, and the limit on calls."""
+    """The method of a solve, its tolerances or number of steps, and the limit on calls.
+
+    ``grad`` keeps the autograd graph.
+    """
 
     method: str = "dopri5"
     rtol: float = 1e-5
     atol: float = 1e-5
     steps: int = 50
     max_nfe: int = 10_000
+    grad: bool = False
 
     def __post_init__(self) -> None:
         if self.method not in ODE_METHODS:
@@ -173,6 +182,10 @@ class Tolerance:
             raise ValueError(
                 f"need rtol > 0 and atol > 0, got rtol={self.rtol:g}, atol={self.atol:g}"
             )
+        if self.grad and self.method == "scipy_solver":
+            raise ValueError(
+                "grad: scipy_solver leaves autograd; choose another method, such as dopri5"
+            )
 
     def options(self, lam0: float, lam1: float) -> dict[str, Any]:
         if self.method in FIXED_STEP_METHODS:
@@ -180,7 +193,22 @@ class Tolerance:
         if self.method == "scipy_solver":
             return {"solver": "RK45"}
         # Without step_t the adaptive solvers step past the end and interpolate back.
-        return {"step_t": torch.tensor([lam1], dtype=torch.float64), "dtype": torch.float64}
+        return {
+            "step_t": torch.tensor([lam1], dtype=torch.float64),
+            "dtype": torch.float64,
+            "norm": _norm,
+        }
+
+
+def _norm(state: Any) -> Any:
+    """The norm that chooses the steps of torchdiffeq: the largest root mean square of all parts.
+
+    It is detached: the gradient of a solution is that through the steps taken, and the rate knows
+    lam as a number only.
+    """
+    if isinstance(state, Tensor):
+        return state.detach().square().mean().sqrt()
+    return max(_norm(part) for part in state)
 
 
 def integrate(
@@ -199,7 +227,7 @@ def integrate(
     # torchdiffeq keeps its times beside the state, so that it waits for the device at every call.
     span = sent(span, (start[0] if isinstance(start, tuple) else start).device)
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        with torch.set_grad_enabled(tolerance.grad), warnings.catch_warnings():
             # torchdiffeq passes scipy an unknown option.
             warnings.filterwarnings("ignore", message=".*no effect for a chosen solver.*")
             path = odeint(

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scoresde.evaluation.finite import require_finite
+
 GROUPS = 8
 CHUNK = 500
 
@@ -23,13 +25,18 @@ class Classifier:
 
     @torch.no_grad()
     def predict(self, x: Tensor) -> Tensor:
-        """Most likely class (N,) of images (N, C, H, W) in the units of the training images."""
+        """Most likely class (N,) of images (N, C, H, W) in the units of the training images.
+
+        Raises ValueError for NaN or infinity, here and below.
+        """
+        require_finite(images=x)
         inputs = (self._standardise(part) for part in x.split(CHUNK))
         return torch.cat([self.net(part).argmax(1) for part in inputs])
 
     @torch.no_grad()
     def features(self, x: Tensor) -> Tensor:
         """Features (N, 64): the last feature maps, averaged over the image, in float64."""
+        require_finite(images=x)
         maps, device = self.net[:-2], self.mean.device
         inputs = (self._standardise(part.to(device)) for part in x.split(CHUNK))
         return torch.cat([maps(part).mean((2, 3)).double().cpu() for part in inputs])
@@ -65,7 +72,7 @@ def fit_classifier(
         batch: images per step.
         advance: called with 1 after each step.
 
-    Raises ValueError for other shapes or labels.
+    Raises ValueError for other shapes or labels, NaN or infinity.
     """
     _check(x, label, classes)
     generator = torch.Generator().manual_seed(seed)
@@ -93,6 +100,7 @@ def _check(x: Tensor, label: Tensor, classes: int) -> None:
     if int(label.min()) < 0 or int(label.max()) >= classes:
         found = f"{int(label.min())}..{int(label.max())}"
         raise ValueError(f"labels run over {found}, expected 0..{classes - 1}")
+    require_finite(images=x)
 
 
 def _network(channels: int, side: int, classes: int, generator: torch.Generator) -> nn.Sequential:

@@ -28,7 +28,7 @@ def copies(samples: Tensor, train: Tensor) -> Tensor:
     if samples.shape[1:] != train.shape[1:] or samples.numel() == 0 or len(train) < 2:
         shapes = f"{tuple(samples.shape)} and {tuple(train.shape)}"
         raise ValueError(f"samples and training images are {shapes}; expected (M, ...), (N, ...)")
-    require_finite(samples, train)
+    require_finite(samples=samples, examples=train)
     samples, train = samples.flatten(1), train.flatten(1)
     index, distance = nearest(samples, train)
     hit, where = index.unique(return_inverse=True)
@@ -39,8 +39,10 @@ def copies(samples: Tensor, train: Tensor) -> Tensor:
 def nearest(a: Tensor, b: Tensor, skip: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Index and distance (M,) of the row of ``b`` (N, D) nearest to each row of ``a`` (M, D).
 
-    Row i of ``a`` ignores row ``skip[i]`` of ``b``. Chunks limit the memory to O(M + N).
+    Row i of ``a`` ignores row ``skip[i]`` of ``b``. Chunks limit the memory to O(M + N). Raises
+    ValueError for NaN or infinity.
     """
+    require_finite(points=a, candidates=b)
     middle = b.double().mean(0)
     near, far = (a - middle).float(), (b - middle).float()
     rows = torch.arange(len(a), device=a.device).split(CHUNK)

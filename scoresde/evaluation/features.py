@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scoresde.evaluation.classifier import Classifier
+from scoresde.evaluation.finite import require_finite
 
 CHUNK = 100
 SIDE = 299
@@ -40,8 +41,10 @@ def classifier_features(judge: Classifier, data: str) -> Extractor:
 def raw_features(train: Tensor, data: str) -> Extractor:
     """The data, standardised by their mean and one common deviation over ``train`` (N, ...).
 
-    (x - mean) / sqrt(mean_d var_d), which preserves the geometry.
+    (x - mean) / sqrt(mean_d var_d), which preserves the geometry. Raises ValueError for NaN or
+    infinity in ``train``.
     """
+    require_finite(examples=train)
     flat = train.flatten(1).double()
     mean, scale = flat.mean(0), flat.var(0, correction=0).mean().sqrt().clamp_min(1e-12)
     kind = "pixels" if train.ndim == 4 else "values"
@@ -94,6 +97,6 @@ def _checked(path: Path, n: int, found: object) -> Tensor:
         raise ValueError(f"{path}: returns {kind} for {n} images; expected (N, D) features")
     if found.flatten(1).shape[1] != found.shape[1]:
         raise ValueError(f"{path}: returns maps {tuple(found.shape)}; average them over the image")
-    if not bool(torch.isfinite(found).all()):
-        raise ValueError(f"{path}: features hold NaN or infinity; check the network")
+    if bad := int((~found.isfinite()).flatten(1).any(1).sum()):
+        raise ValueError(f"{path}: {bad} of {n} features are not finite; check the network")
     return found.flatten(1).double().cpu()

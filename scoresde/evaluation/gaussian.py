@@ -47,7 +47,7 @@ def moments(x: Tensor, features: str | None = None) -> Moments:
     """
     if x.ndim != 2 or len(x) < 2:
         raise ValueError(f"features are {tuple(x.shape)}; expected (N, D) with at least 2 of them")
-    require_finite(x)
+    require_finite(features=x)
     x = x.double()
     centred = x - x.mean(0)
     return Moments(x.mean(0), centred.T @ centred / (len(x) - 1), features)

@@ -30,6 +30,7 @@ def kid_blocks(x: Tensor, y: Tensor, block: int = BLOCK) -> Tensor:
     ValueError as ``mmd2`` does. Binkowski and others, Demystifying MMD GANs, arXiv 1801.01401,
     section 4.
     """
+    require_finite(samples=x, references=y)
     parts = max(1, min(len(x), len(y)) // block)
     pairs = zip(x.tensor_split(parts), y.tensor_split(parts), strict=True)
     return torch.tensor([mmd2(a, b, cubic) for a, b in pairs], dtype=torch.float64)
@@ -44,6 +45,7 @@ def gaussian_mmd2(x: Tensor, y: Tensor, width: float | None = None) -> float:
     for the samples of all models. Raises ValueError as ``mmd2`` does. Gretton and others, A kernel
     two-sample test (2012), section 8.
     """
+    require_finite(samples=x, references=y)
     width = width or median_distance(y)
     return mmd2(x, y, lambda a, b: (-_squares(a, b) / (2 * width**2)).exp())
 
@@ -66,7 +68,7 @@ def mmd2(x: Tensor, y: Tensor, kernel: Kernel) -> float:
     if x.ndim != 2 or x.shape[1:] != y.shape[1:] or min(len(x), len(y)) < 2:
         shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
         raise ValueError(f"features are {shapes}; expected (N, D), (M, D), two of each at least")
-    require_finite(x, y)
+    require_finite(samples=x, references=y)
     x, y = x.double(), y.double()
     return float(_off_diagonal(x, kernel) + _off_diagonal(y, kernel) - 2 * kernel(x, y).mean())
 

@@ -37,6 +37,7 @@ def recall(x: Tensor, y: Tensor, k: int = 3) -> float:
     This is the precision with the sets exchanged. Raises ValueError as ``inside`` does.
     Kynkaanniemi and others, arXiv 1904.06991, eq. 2.
     """
+    require_finite(samples=x, references=y)
     return precision(y, x, k)
 
 
@@ -74,7 +75,7 @@ def inside(x: Tensor, y: Tensor, k: int) -> Inside:
         raise ValueError(f"features are {shapes}; expected (N, D) and (M, D)")
     if not 1 <= k < len(y):
         raise ValueError(f"k={k} neighbours of {len(y)} points; give more points, or k below that")
-    require_finite(x, y)
+    require_finite(samples=x, references=y)
     middle = y.double().mean(0)
     x, y = x.double() - middle, y.double() - middle
     radius = _radii(y, k)

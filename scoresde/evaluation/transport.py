@@ -27,7 +27,7 @@ def wasserstein(x: Tensor, y: Tensor) -> float:
         raise ValueError(
             "the exact Wasserstein distance needs scipy, which is missing; pip install scipy"
         ) from None
-    require_finite(x, y)
+    require_finite(samples=x, references=y)
     x, y = x.double().cpu(), y.double().cpu()
     rows, columns = linear_sum_assignment(torch.cdist(x, y).square().numpy())
     pairs = x[torch.from_numpy(rows)] - y[torch.from_numpy(columns)]
@@ -53,7 +53,7 @@ def sliced_wasserstein(x: Tensor, y: Tensor, lines: Tensor) -> float:
     if x.ndim != 2 or not x.shape[1:] == y.shape[1:] == lines.shape[1:] or not len(x) * len(y):
         shapes = ", ".join(str(tuple(part.shape)) for part in (x, y, lines))
         raise ValueError(f"points and lines are {shapes}; expected (N, D), (M, D), (L, D)")
-    require_finite(x, y)
+    require_finite(samples=x, references=y)
     squares = squared_on_a_line(x.double() @ lines.T, y.double() @ lines.T)
     return math.sqrt(float(squares.mean()))
 

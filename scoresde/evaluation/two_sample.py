@@ -29,7 +29,7 @@ def two_sample_test(x: Tensor, y: Tensor, generator: torch.Generator) -> Estimat
     if x.ndim != 2 or x.shape[1:] != y.shape[1:] or min(len(x), len(y)) < LEAST:
         shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
         raise ValueError(f"features are {shapes}; expected (N, D) and (M, D), {LEAST} of each")
-    require_finite(x, y)
+    require_finite(samples=x, references=y)
     n = min(len(x), len(y))
     x, y = (part[torch.randperm(len(part), generator=generator)[:n]] for part in (x, y))
     seen = torch.cat([x[: n // 2], y[: n // 2]]).float()

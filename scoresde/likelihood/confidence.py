@@ -20,6 +20,13 @@ class Mean(NamedTuple):
     error: float
 
 
+def student(level: float, freedom: int) -> float:
+    """The quantile of Student's law that leaves (1 - level) / 2 above it."""
+    from scipy.special import stdtrit
+
+    return -float(stdtrit(freedom, (1 - level) / 2))
+
+
 def mean(values: Tensor) -> Mean:
     """The mean of ``values`` (N,) and its standard error s / sqrt(N).
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -58,12 +57,16 @@ class Exact:
         return self
 
     def __call__(self, field: Field, x: Tensor) -> tuple[Tensor, Tensor]:
-        activations = _SavedBytes()
-        with torch.autograd.graph.saved_tensors_hooks(activations, lambda saved: saved):
-            value, pull = _pullback(field, x)
-        budget = self.budget or (CACHE if x.device.type == "cpu" else MEMORY)
-        chunk = max(1, budget // max(activations.bytes, x.nbytes))
         basis = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device)
+        if _recorded(x):  # the graph keeps every product, in whatever batches
+            value, pull = _pullback(field, x)
+            chunk = len(basis)
+        else:
+            activations = _SavedBytes()
+            with torch.autograd.graph.saved_tensors_hooks(activations, lambda saved: saved):
+                value, pull = _pullback(field, x)
+            budget = self.budget or (CACHE if x.device.type == "cpu" else MEMORY)
+            chunk = max(1, budget // max(activations.bytes, x.nbytes))
         trace = x.new_zeros(len(x))
         for rows in basis.split(chunk):
             probes = rows.reshape(-1, 1, *x.shape[1:]).expand(-1, *x.shape)
@@ -159,18 +162,18 @@ class HutchPlusPlus:
 def _orthonormal(rows: Tensor) -> Tensor:
     """Orthonormal vectors (m, B, D) from the ``rows`` of each sample, zero for a dependent one.
 
-    The direction of a dependent row would consist of rounding errors, which no adaptive solver
+    A row is dependent if less than a thousandth of it is outside the span of those before. Its
+    direction would consist of the rounding errors of a float32 network, which no adaptive solver
     can follow.
     """
     found: list[Tensor] = []
-    least = math.sqrt(torch.finfo(rows.dtype).eps)
     for row in rows:
         rest = row
         for _ in range(2):  # the second pass removes rounding errors of the first
             for q in found:
                 rest = rest - (rest * q).sum(1, keepdim=True) * q
         length = torch.linalg.vector_norm(rest, dim=1, keepdim=True)
-        fresh = length > least * torch.linalg.vector_norm(row, dim=1, keepdim=True)
+        fresh = length > 1e-3 * torch.linalg.vector_norm(row, dim=1, keepdim=True)
         found.append(torch.where(fresh, rest / length, 0))
     return torch.stack(found)
 
@@ -181,13 +184,26 @@ def sum_from(axis: int, x: Tensor) -> Tensor:
 
 
 def _pullback(field: Field, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """field(x), and the map from cotangents (K, B, ...) to products v^T J."""
+    """field(x), and the map from cotangents (K, B, ...) to products v^T J.
+
+    Both have an autograd graph if x requires gradients. Raises ValueError for a value that
+    autograd cannot differentiate with respect to x.
+    """
+    record = _recorded(x)
     with torch.inference_mode(False), torch.enable_grad():
-        u = x.detach().clone().requires_grad_()
+        u = x if record else x.detach().clone().requires_grad_()
         value = field(u)
+    options = {"retain_graph": True, "create_graph": record, "allow_unused": True}
 
     def product(cotangent: Tensor) -> Tensor:
-        return torch.autograd.grad(value, u, cotangent, retain_graph=True)[0]
+        graph = value.requires_grad
+        found = torch.autograd.grad(value, u, cotangent, **options)[0] if graph else None
+        if found is None:
+            raise ValueError(
+                "denoiser: its value has no autograd graph to x, so its divergence is unknown; "
+                "remove torch.no_grad, inference_mode and detach from it (a constant c is c + 0 x)"
+            )
+        return found
 
     def pull(cotangents: Tensor) -> Tensor:
         with torch.inference_mode(False), warnings.catch_warnings():
@@ -200,4 +216,9 @@ def _pullback(field: Field, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tenso
             products: Tensor = torch.func.vmap(product)(v)
             return products
 
-    return value.detach(), pull
+    return value if record else value.detach(), pull
+
+
+def _recorded(x: Tensor) -> bool:
+    """True if autograd records what is computed from x."""
+    return x.requires_grad and torch.is_grad_enabled()

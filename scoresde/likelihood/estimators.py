@@ -23,7 +23,7 @@ from scoresde.likelihood.dequantise import (
 from scoresde.likelihood.discrete import SMALL, discrete_elbo
 from scoresde.likelihood.divergence import EXACT, Divergence, Hutchinson, HutchPlusPlus
 from scoresde.likelihood.flow import LogLikelihood, adaptive_log_likelihood, log_likelihood
-from scoresde.likelihood.path import GREGORY, Orthogonal, path_log_likelihood
+from scoresde.likelihood.path import GREGORY, Orthogonal, Probing, path_log_likelihood
 from scoresde.samplers import Grid, Noise
 from scoresde.samplers.grids import uniform
 from scoresde.sde import SDE
@@ -86,6 +86,8 @@ class Trace(Protocol):
 class HutchinsonTrace:
     """Hutchinson's estimate, with random signs fixed for the solve.
 
+    As many probes as dimensions cost as much as the exact trace, which replaces them.
+
     Args:
         probes: random probes for each sample.
     """
@@ -96,6 +98,8 @@ class HutchinsonTrace:
         check_fields(self)
 
     def held(self, x: Tensor, noise: Noise) -> Divergence:
+        if self.probes >= x[0].numel():
+            return EXACT
         return Hutchinson(signs(x, self.probes, noise))
 
 
@@ -103,6 +107,8 @@ class HutchinsonTrace:
 @dataclass(frozen=True)
 class HutchPlusPlusTrace:
     """Hutch++, with sketch and probes fixed for the solve.
+
+    The exact trace replaces it where the three products of each probe cost as much.
 
     Args:
         probes: random probes for each sample, and directions of its sketch.
@@ -114,6 +120,8 @@ class HutchPlusPlusTrace:
         check_fields(self)
 
     def held(self, x: Tensor, noise: Noise) -> Divergence:
+        if 3 * self.probes >= x[0].numel():
+            return EXACT
         return HutchPlusPlus(signs(x, self.probes, noise), signs(x, self.probes, noise))
 
 
@@ -145,7 +153,8 @@ class GridFlow(FlowSolver):
 
     Args:
         nodes: steps of the quadrature, at least 12.
-        probes: orthogonal probes at each node; None computes the exact trace.
+        probes: orthogonal probes at each node; None, or as many as dimensions, computes the exact
+            trace.
         between: solver steps for each step of the quadrature.
     """
 
@@ -157,7 +166,9 @@ class GridFlow(FlowSolver):
         check_fields(self)
 
     def __call__(self, denoiser: Denoiser, x: Tensor, noise: Noise, t0: float) -> LogLikelihood:
-        probing = EXACT if self.probes is None else Orthogonal(signs(x, 1, noise), self.probes)
+        probing: Probing = EXACT
+        if self.probes is not None and self.probes < x[0].numel():
+            probing = Orthogonal(signs(x, 1, noise), self.probes)
         return path_log_likelihood(
             denoiser, x, probing, t0=t0, nodes=self.nodes, between=self.between
         )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser
+from scoresde.likelihood.confidence import student
 from scoresde.likelihood.divergence import EXACT, Divergence, sum_from
 from scoresde.samplers import solve_adaptive
 from scoresde.sde import SDE, match, unit_alpha
@@ -27,17 +28,35 @@ from scoresde.solvers import (
     time_of,
 )
 
+FEWEST = 10
+"""Fewest probes with a standard error."""
+
 
 class LogLikelihood(NamedTuple):
     """Log-densities in nats (B,), latent codes at t_max (B, ...), denoiser calls, standard errors.
 
-    The standard errors (B,) are over probes: zero for the exact divergence, NaN for one probe.
+    The standard errors (B,) are over ``estimates`` independent probes: zero for the exact
+    divergence, NaN where the probes are too few to say, as in ``standard_error_of``.
     """
 
     log_prob: Tensor
     latent: Tensor
     nfe: int
     standard_error: Tensor
+    estimates: int = 1
+
+    def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
+        """Ends (B,) of a confidence interval over the probes; NaN where the error is unknown.
+
+            log_prob -+ t (1 + 9 / K) error,   K estimates
+
+        with t the quantile of Student's law with K - 1 degrees of freedom. The factor gives
+        ``level`` for the square of a normal number, the law of a Jacobian of rank one, on which
+        Student's interval is too short.
+        """
+        k = self.estimates
+        half = student(level, max(k - 1, 1)) * (1 + 9 / k) * self.standard_error
+        return self.log_prob - half, self.log_prob + half
 
 
 def log_likelihood(
@@ -52,6 +71,7 @@ def log_likelihood(
     atol: float = 1e-6,
     steps: int = 50,
     max_nfe: int = 10_000,
+    grad: bool = False,
 ) -> LogLikelihood:
     """Log-density (10) of samples by torchdiffeq, with the solver options of ``solve_ode``.
 
@@ -67,6 +87,9 @@ def log_likelihood(
         atol: absolute tolerance of an adaptive method.
         steps: number of steps of a fixed-step method.
         max_nfe: limit on the denoiser calls.
+        grad: keep the autograd graph of the values to ``x`` and to the parameters of the model,
+            which needs a twice differentiable network; without it they have none, even if ``x``
+            requires gradients.
 
     Raises ValueError and SolverError as ``solve_ode`` does. Score-Based Generative Modeling
     through SDEs, arXiv 2011.13456, eq. 39, in the variables of (8).
@@ -82,13 +105,16 @@ def log_likelihood(
         return a * (x0 - a * state[0]), a * (div - a * dim)
 
     # Rounding of a float32 state would limit the tolerance; the network keeps its own dtype.
-    state = x.double() / float(sde.norm(first))
+    state = (x if grad else x.detach()).double() / float(sde.norm(first))
+    if grad and not state.requires_grad:
+        state.requires_grad_()  # by which a divergence knows that it is recorded
     start = (state, state.new_zeros(divergence.estimates, len(x)))
-    tolerance = Tolerance(method, rtol, atol, steps, max_nfe)
+    tolerance = Tolerance(method, rtol, atol, steps, max_nfe, grad)
     w, gain = integrate(rate, start, float(sde.lam(first)), float(sde.lam(last)), tolerance)
     latent = w * float(sde.norm(last))
     log_prob = closed(sde, latent, prior, first, last) + gain.mean(0)
-    return LogLikelihood(log_prob, latent, flow.nfe, standard_error_of(gain, divergence))
+    error = standard_error_of(gain, divergence)
+    return LogLikelihood(log_prob, latent, flow.nfe, error, len(gain))
 
 
 def adaptive_log_likelihood(
@@ -135,7 +161,8 @@ def adaptive_log_likelihood(
     latent = end.x[:, :dim].reshape(x.shape)
     gain = end.x[:, dim:].T / float(sde.norm(last))
     log_prob = closed(sde, latent, prior, first, last) + gain.mean(0)
-    return LogLikelihood(log_prob, latent, end.nfe, standard_error_of(gain, divergence))
+    error = standard_error_of(gain, divergence)
+    return LogLikelihood(log_prob, latent, end.nfe, error, len(gain))
 
 
 @dataclass(frozen=True)
@@ -186,9 +213,17 @@ def closed(sde: SDE, latent: Tensor, prior: Any, first: Tensor, last: Tensor) ->
 
 
 def standard_error_of(gain: Tensor, divergence: Divergence) -> Tensor:
-    """Standard error (B,) of the mean of ``gain`` (estimates, B) over independent estimates."""
+    """Standard error (B,) of the mean of ``gain`` (estimates, B) over independent estimates.
+
+    It is zero for an exact divergence, and NaN for fewer than 10 estimates, or where all agree: K
+    sign probes agree with probability 2^(1 - K) on two correlated coordinates, and hide three
+    with probability (3/4)^K, whatever their error. It has no autograd graph.
+    """
     if not divergence.random:
         return torch.zeros_like(gain[0])
-    if len(gain) == 1:
+    gain = gain.detach()
+    if len(gain) < FEWEST:
         return torch.full_like(gain[0], math.nan)
-    return gain.std(0) / math.sqrt(len(gain))
+    spread = gain.std(0)
+    agreed = spread <= 1e-6 * (1 + gain.abs().amax(0))
+    return torch.where(agreed, math.nan, spread / math.sqrt(len(gain)))

@@ -128,7 +128,7 @@ def path_log_likelihood(
     gain = torch.einsum("n,nkb->kb", weights.to(end), torch.stack(rates))
     log_prob = closed(sde, end, prior, first, last) + gain.mean(0)
     error = standard_error_of(gain, probing.at(0, end))
-    return LogLikelihood(log_prob, end, reader.calls, error)
+    return LogLikelihood(log_prob, end, reader.calls, error, len(gain))
 
 
 @dataclass

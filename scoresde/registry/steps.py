@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from scoresde import samplers
@@ -89,7 +90,7 @@ def restart(
         low: sigma / alpha at or below which the restart begins.
         high: sigma / alpha up to which noise is added.
         times: number of repetitions.
-        inner_steps: number of steps down in each repetition.
+        inner_steps: least number of steps down in each repetition; a finer grid takes more.
     """
     return samplers.Restart(samplers.Heun(), low, high, times, inner_steps)
 
@@ -157,7 +158,8 @@ class DPMAdaptive:
         if float(denoiser.sde.sigma(s)) == 0:  # lam is infinite there
             return _last_step(denoiser, x, t, s), None
         limits = (self.rtol, self.atol, self.max_nfe)
-        end = solve_adaptive(denoiser, x, float(t), float(s), *limits, pair=self._pair)
+        grad = torch.is_grad_enabled()
+        end = solve_adaptive(denoiser, x, float(t), float(s), *limits, pair=self._pair, grad=grad)
         late = int((~end.finished).sum())
         if not late:
             return end.x, None

@@ -56,11 +56,9 @@ class Case:
         return " ".join([self.kind, *(f"{k}={v}" for k, v in self.settings.items())])
 
     def step(self, n: int) -> Step:
-        """The step for a grid of n steps; its inner steps are refined with n as well."""
+        """The step for a grid of n steps."""
         finer: dict[str, Any] = {}
-        if self.kind == "restart":
-            finer = {"inner_steps": n // 5}
-        elif self.kind in LANGEVIN:  # a constant snr leaves a bias of order snr^2
+        if self.kind in LANGEVIN:  # a constant snr leaves a bias of order snr^2
             finer = {"snr": math.sqrt(LANGEVIN[self.kind] / n)}
         return build_step(self.kind, {**self.settings, **finer}, n)
 

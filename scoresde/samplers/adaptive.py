@@ -35,7 +35,6 @@ class Adaptive(NamedTuple):
     nfe: int
 
 
-@torch.no_grad()
 def solve_adaptive(
     denoiser: Denoiser,
     x: Tensor,
@@ -46,18 +45,35 @@ def solve_adaptive(
     max_nfe: int = 1000,
     noise: BrownianPath | None = None,
     pair: Pair | None = None,
+    *,
+    grad: bool = False,
 ) -> Adaptive:
     """Solve from ``t0`` to ``t1`` at a tolerance, with a step size per sample of ``x`` (B, ...).
 
     Without ``noise`` it solves the probability flow in either direction, by ``DORMAND_PRINCE``
     5(4) or by the ``EXPONENTIAL`` pair 3(2), which makes half as many calls per step. With a
     BrownianPath it solves the reverse SDE by Heun's method with embedded Euler; a rejected step is
-    halved on the same path. After ``max_nfe`` calls it returns the states reached. It records no
-    autograd graph. Raises ValueError for invalid arguments, RuntimeError if the denoiser returns
-    values that are not finite.
+    halved on the same path. After ``max_nfe`` calls it returns the states reached. With ``grad``
+    they keep the autograd graph to ``x`` and to the parameters of the model, through the steps
+    taken; without it they have none. Raises ValueError for invalid arguments, RuntimeError if the
+    denoiser returns values that are not finite.
     """
     _check(denoiser.sde, t0, t1, rtol, atol, max_nfe)
-    x = floating(x)
+    with torch.set_grad_enabled(grad):
+        return _solved(denoiser, floating(x), t0, t1, rtol, atol, max_nfe, noise, pair)
+
+
+def _solved(
+    denoiser: Denoiser,
+    x: Tensor,
+    t0: float,
+    t1: float,
+    rtol: float,
+    atol: float,
+    max_nfe: int,
+    noise: BrownianPath | None,
+    pair: Pair | None,
+) -> Adaptive:
     problem = _Problem(denoiser, x, t0, t1, rtol, atol)
     if noise is None:
         w, lam = _embedded(problem, max_nfe, pair or DORMAND_PRINCE)
@@ -114,6 +130,7 @@ class _Problem:
         x0 = self.x0(lam, w)
         return a * (x0 - a * w) + a * x0 - w
 
+    @torch.no_grad()
     def ratio(self, error: Tensor, w: Tensor, new: Tensor, lam: Tensor) -> Tensor:
         """Root-mean-square ratio of error to tolerance per sample (B,)."""
         allowed = self.atol + self.rtol * torch.maximum(w.abs(), new.abs())

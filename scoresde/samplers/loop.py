@@ -18,15 +18,22 @@ from scoresde.sde import SDE, floating
 
 
 def trajectory(
-    denoiser: Denoiser, x: Tensor, ts: Tensor, step: Step, noise: Noise | None = None
+    denoiser: Denoiser,
+    x: Tensor,
+    ts: Tensor,
+    step: Step,
+    noise: Noise | None = None,
+    *,
+    grad: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Walk ``x`` (B, ...) down the grid ``ts``, yielding (s, x_s) after every step.
 
     It is an ordinary generator: the caller shows progress, records states and stops early.
     Without ``noise``, draws come from the global generator of the device of ``x``. Integer states
     are converted to floats. The clean end of the grid may be 0 if sigma(0) = 0; x0_hat = x there.
-    Raises ValueError unless ``ts`` is a strictly monotone 1-D tensor of at least two times of the
-    process, 0 < t <= t_max.
+    With ``grad`` the states keep the autograd graph to ``x`` and to the parameters of the model;
+    without it they have none, even if ``x`` requires gradients. Raises ValueError unless ``ts`` is
+    a strictly monotone 1-D tensor of at least two times of the process, 0 < t <= t_max.
     """
     times, x = _checked(ts, denoiser.sde), floating(x)
     noise = noise or white_noise()
@@ -34,7 +41,7 @@ def trajectory(
         denoiser = replace(denoiser, predict=partial(_known, denoiser.predict))
     state: State = None
     for t, s in pairwise(times):
-        with torch.no_grad():
+        with torch.set_grad_enabled(grad):
             x, state = step(denoiser, x, t, s, state, noise)
         yield s, x
 
@@ -48,12 +55,14 @@ def sample(
     denoise: bool = True,
     *,
     nfe: int | None = None,
+    grad: bool = False,
 ) -> Tensor:
     """The end of ``trajectory`` from ``x`` (B, ...) at ``ts[0]``, denoised if ``denoise``.
 
     Denoising costs one more network call. ``nfe`` replaces the grid and the step: it selects those
-    of ``recommended`` for ``nfe`` calls in total. Raises ValueError as ``trajectory`` does, and
-    unless the arguments are either a grid and a step, or ``nfe``.
+    of ``recommended`` for ``nfe`` calls in total. ``grad`` is that of ``trajectory``. Raises
+    ValueError as ``trajectory`` does, and unless the arguments are either a grid and a step, or
+    ``nfe``.
     """
     if (ts is None) != (step is None) or (ts is None) == (nfe is None):
         raise ValueError("sample needs a grid and a step, or nfe, the number of network calls")
@@ -61,12 +70,12 @@ def sample(
         step, grid = recommended(nfe or 0)
         ts = grid(denoiser.sde, (nfe or 0) - denoise)
     end = x
-    for _, end in trajectory(denoiser, x, ts, step, noise):  # noqa: B007 - only the last counts
+    for _, end in trajectory(denoiser, x, ts, step, noise, grad=grad):  # noqa: B007 - only the last counts
         pass
     last = _checked(ts, denoiser.sde)[-1]
     if not denoise or last == 0:
         return end
-    with torch.no_grad():
+    with torch.set_grad_enabled(grad):
         return denoiser(end, last)
 
 

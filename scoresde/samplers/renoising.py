@@ -91,16 +91,18 @@ class Restart:
 
     ``low`` and ``high`` are values of r = sigma / alpha. The restart begins at the first grid time
     with r <= ``low``. It repeats ``times`` times: the forward transition up to ``high`` (at most
-    ``t_max``) with fresh noise, then ``steps`` steps down, equal in r^(1/7). It costs
-    ``times * steps`` more steps. Nest restarts for several intervals. The wrapped step should be
-    deterministic. Restart Sampling, arXiv 2306.14878, algorithm 1.
+    ``t_max``) with fresh noise, then steps down, equal in r^(1/7). These are ``steps`` in number,
+    or more, so that none is longer in r^(1/7) than the step that reached ``low``: they refine with
+    the grid, and the order is that of ``step``. Nest restarts for several intervals. The wrapped
+    step should be deterministic. Restart Sampling, arXiv 2306.14878, algorithm 1, with a fixed
+    number of steps.
 
     Args:
         step: step used on the way down.
         low: sigma / alpha at or below which the restart begins.
         high: sigma / alpha up to which noise is added.
         times: number of repetitions.
-        steps: number of steps down in each repetition.
+        steps: least number of steps down in each repetition.
     """
 
     step: Step
@@ -133,7 +135,7 @@ class Restart:
         x, state = self.step(denoiser, x, t, s, state, noise)
         if not -at.lam > math.log(self.low) >= -to.lam:
             return x, state
-        walk = self._walk(denoiser.sde, s, to)
+        walk = self._walk(denoiser.sde, s, at, to)
         top = marginal(denoiser.sde, walk[0])
         for _ in range(self.times):
             x, state = _renoised(x, to, top, 1.0, noise(x, s, s)), None
@@ -141,11 +143,13 @@ class Restart:
                 x, state = self.step(denoiser, x, u, v, state, noise)
         return x, state
 
-    def _walk(self, sde: SDE, s: Tensor, to: Marginal) -> list[Tensor]:
-        """The times from r = high down to s."""
+    def _walk(self, sde: SDE, s: Tensor, at: Marginal, to: Marginal) -> list[Tensor]:
+        """The times from r = high down to s, after a step from ``at`` to ``to``."""
         noisiest = math.exp(-marginal(sde, torch.tensor(sde.t_max, dtype=torch.float64)).lam)
         top, bottom = min(self.high, noisiest) ** (1 / 7), math.exp(-to.lam / 7)
-        lam = -7 * torch.linspace(top, bottom, self.steps + 1, dtype=torch.float64).log()
+        outer = math.exp(-at.lam / 7) - bottom
+        steps = max(self.steps, math.ceil((top - bottom) / outer - 1e-9))
+        lam = -7 * torch.linspace(top, bottom, steps + 1, dtype=torch.float64).log()
         return [*sde.time(lam[:-1]), s]
 
 

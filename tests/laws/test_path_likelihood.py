@@ -75,7 +75,7 @@ def test_fresh_probes_are_unbiased_and_groups_know_their_error(rows):
     x = data.sample(1, torch.Generator().manual_seed(1)).expand(300, -1)
     denoiser = data.denoiser(sde)
     exact = path_log_likelihood(denoiser, x[:1], nodes=24).log_prob
-    signs = rademacher(x, 4, torch.Generator().manual_seed(2))
+    signs = rademacher(x, 12, torch.Generator().manual_seed(2))
     got = path_log_likelihood(denoiser, x, Orthogonal(signs, rows), nodes=24)
     scatter = got.log_prob.std()
     assert abs(got.log_prob.mean() - exact) < 4 * scatter / math.sqrt(300)

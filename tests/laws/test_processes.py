@@ -1,12 +1,13 @@
 """Every process against its textbook formulas, finite differences and itself."""
 
 import math
+import re
 
 import pytest
 import torch
 
 from scoresde import EDM, VE, VP, Cosine, DiscreteVP, LinearFlow, SubVP
-from scoresde.sde import linear_betas
+from scoresde.sde import derivative, linear_betas
 
 F64 = torch.float64
 
@@ -77,7 +78,7 @@ def test_log_snr_decreases_and_inverts(sde):
 def test_schedules_hold_in_float32_down_to_1e_6(sde):
     t = torch.logspace(-6, math.log10(sde.t_max), 400, dtype=F64).float()
     for name in ("alpha", "sigma", "lam", "f", "g2"):
-        low, high = getattr(sde, name)(t), getattr(sde, name)(t.double())
+        low, high = getattr(sde, name)(t), getattr(sde, name)(t.double().clamp(max=sde.t_max))
         assert low.dtype == torch.float32
         torch.testing.assert_close(low.double(), high, rtol=1e-6, atol=1e-6 * (name == "lam"))
 
@@ -208,3 +209,118 @@ def test_inconsistent_constants_are_refused(make, names):
 def test_a_process_that_leaves_no_signal_is_refused():
     with pytest.raises(ValueError, match="no signal is left at t_max"):
         VP(beta_max=4000.0)
+
+
+# --- any legal parameters ---
+
+LOST = r"no signal is left|that float32 can hold"
+QUANTITIES = ("alpha", "sigma", "lam", "f", "g2", "norm")
+
+
+def legal(*makes):
+    """The processes that are made; the others are refused in words."""
+    for make in makes:
+        try:
+            yield make()
+        except ValueError as error:
+            if not re.search(LOST, str(error)):
+                raise
+
+
+def random_processes(seed):
+    """One process of every kind with random parameters over many decades, and two tables."""
+    g = torch.Generator().manual_seed(seed)
+
+    def uniform(low, high):
+        return low + (high - low) * float(torch.rand((), generator=g, dtype=F64))
+
+    def decades(low, high):
+        return 10 ** uniform(low, high)
+
+    def rates():
+        low = decades(-6, 1)
+        return {"beta_min": low, "beta_max": low * decades(0.01, 3), "t_max": uniform(0.01, 1)}
+
+    size, spread = int(uniform(2, 400)), uniform(0.1, 10)
+    jumps = 10 ** (torch.rand(size, generator=g, dtype=F64) * spread - 12)
+    weak, tiny = decades(-12, 2), decades(-15, -3)
+    return legal(
+        lambda: VP(**rates()),
+        lambda: SubVP(**rates()),
+        lambda: VE(sigma_min=weak, sigma_max=weak * decades(0.01, 15)),
+        lambda: EDM(t_min=weak, t_eps=weak, t_max=weak * decades(0.01, 15)),
+        lambda: Cosine(s=decades(-6, 2), t_max=1 - decades(-14, -0.3)),
+        lambda: LinearFlow(t_min=tiny, t_eps=tiny, t_max=1 - decades(-15, -0.3)),
+        lambda: DiscreteVP(tuple(jumps.clamp(max=0.9).tolist())),
+        lambda: DiscreteVP(tuple(torch.rand(size // 10 + 2, generator=g).double().tolist())),
+    )
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_everything_is_finite_at_every_time_in_every_dtype(seed):
+    g, tried = torch.Generator().manual_seed(seed), 0
+    for sde in random_processes(seed):
+        tried += 1
+        u = torch.rand(40, generator=g, dtype=F64)
+        ends = torch.tensor([sde.t_min, sde.t_max], dtype=F64)
+        t = torch.cat([ends, torch.lerp(*ends, u), ends[0] * (ends[1] / ends[0]) ** u])
+        for dtype in (F64, torch.float32, torch.bfloat16, torch.float16):
+            held = t.to(dtype)
+            held = held[(held > 0) & held.isfinite()]  # a dtype may hold no such time
+            for name in QUANTITIES:
+                value = getattr(sde, name)(held)
+                assert value.isfinite().all(), (sde, name, dtype)
+                assert (value > 0).all() or name in ("lam", "f", "g2"), (sde, name, dtype)
+                assert value.dtype == (F64 if dtype is F64 else torch.float32)
+    assert tried >= 5
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_time_inverts_lam_as_far_as_times_can_be_told_apart(seed):
+    g = torch.Generator().manual_seed(seed)
+    for sde in random_processes(seed):
+        ends = sde.lam(torch.tensor([sde.t_min, sde.t_max], dtype=F64))
+        lam = torch.lerp(*ends, torch.rand(100, generator=g, dtype=F64))
+        t = sde.time(lam)
+        rounding = 2.0**-50 * t * derivative(sde.lam, t).abs()
+        assert ((sde.lam(t) - lam).abs() <= 1e-9 + rounding).all(), sde
+
+
+@pytest.mark.parametrize("n", [2, 3, 10, 49, 365, 1000, 4000])
+@pytest.mark.parametrize("dtype", [torch.float32, F64], ids=str)
+def test_the_rates_at_the_levels_of_any_table_are_its_own(n, dtype):
+    """Betas that jump by up to 1000 times, and times as anybody may write them."""
+    g = torch.Generator().manual_seed(n)
+    betas = 10 ** (-5 + 3.47 * torch.rand(n, generator=g, dtype=F64))
+    sde, k = DiscreteVP(tuple(betas.tolist())), torch.arange(1, n + 1)
+    rate = n * torch.log1p(-betas) / 2
+    for t in (
+        k.to(dtype) / n,
+        k.to(dtype) * torch.tensor(1 / n, dtype=dtype),
+        torch.linspace(0, 1, n + 1, dtype=dtype)[1:],
+        torch.linspace(1 / n, 1, n, dtype=dtype),
+        1 - torch.arange(n - 1, -1, -1).to(dtype) / n,
+        (k.float() / n).to(dtype),  # a float32 grid in float64
+    ):
+        for each, own in ((t, rate), (t[1::3], rate[1::3])):
+            torch.testing.assert_close(sde.f(each).double(), own, rtol=1e-6, atol=0)
+            torch.testing.assert_close(sde.g2(each).double(), -2 * own, rtol=1e-6, atol=0)
+    lam = torch.lerp(sde.lam(k[0] / n), sde.lam(k[-1] / n), torch.rand(1000, generator=g)).double()
+    assert (sde.lam(sde.time(lam)) - lam).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: VP(beta_min=1e-3, beta_max=2800.0),
+        lambda: SubVP(beta_max=1e5),
+        lambda: VE(sigma_max=1e30),
+        lambda: EDM(t_max=1e39),
+        lambda: EDM(t_min=1e-60),
+        lambda: DiscreteVP((0.5,) * 300),
+        lambda: DiscreteVP((1e-90, 1e-90)),
+    ],
+)
+def test_what_float32_cannot_hold_is_refused(make):
+    with pytest.raises(ValueError, match=LOST):
+        make()

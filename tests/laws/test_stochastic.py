@@ -110,7 +110,7 @@ ORDERS = [
     *(pytest.param(lambda n, s=s: s, id=label(s)) for s in [*STEPS[:-2], PLAIN]),
     pytest.param(lambda n: Churned(Heun(), s_churn=10, steps=n), id="churned Heun"),
     pytest.param(lambda n: Churned(DDIM(), s_churn=10, steps=n), id="churned DDIM"),
-    pytest.param(lambda n: Restart(Heun(), 0.05, 0.3, 2, n // 5), id="restarted Heun"),
+    pytest.param(lambda n: Restart(Heun(), 0.05, 0.3, 2), id="restarted Heun"),
 ]
 
 
@@ -144,7 +144,7 @@ AFRESH = [
     (lambda n: Churned(dpmpp_2m_sde(), 3, steps=n), 1),
     (lambda n: Churned(SASolver(), 3, steps=n), 2),
     (lambda n: Churned(dpm_solver_singlestep(3), 3, steps=n), 3),
-    (lambda n: Restart(eab(), 0.4, 1.5, steps=n // 5), 3),
+    (lambda n: Restart(eab(), 0.4, 1.5), 3),
 ]
 
 
@@ -450,6 +450,27 @@ def test_restart_walks_its_interval_as_often_as_told():
     calls.clear()
     walk(step, denoiser, starts(sde, 2, 2), ts[:4], per_sample_noise([0, 1]))
     assert len(calls) == 3
+
+
+@pytest.mark.parametrize("grid", [grids.karras(), grids.log_snr])
+@pytest.mark.parametrize("n", [12, 40, 160])
+def test_no_step_of_a_restart_is_longer_than_that_before_it(sde, grid, n):
+    """In r^(1/7), the variable of the way down; so its error shrinks with that of the grid."""
+    taken = []
+
+    class Watched(DDIM):
+        def __call__(self, denoiser, x, t, s, state, noise):
+            taken.append([math.exp(-lam(sde, each) / 7) for each in (t, s)])
+            return super().__call__(denoiser, x, t, s, state, noise)
+
+    step = Restart(Watched(), low=0.1, high=2.0, times=2, steps=2)
+    walk(step, ONE_D.denoiser(sde), starts(sde, 1, 1), grid(sde, n), per_sample_noise([0]))
+    first, second = (k for k in range(1, len(taken)) if taken[k][0] > taken[k - 1][1] + 1e-9)
+    before, inner = taken[first - 1], taken[first:second]
+    assert len(inner) >= 2
+    assert inner[-1][1] == pytest.approx(before[1])
+    assert max(a - b for a, b in inner) <= (before[0] - before[1]) * (1 + 1e-6)
+    assert len(taken) == n + 2 * len(inner)
 
 
 def test_dpmpp_sde_reads_its_two_draws_as_one_brownian_path(sde):
