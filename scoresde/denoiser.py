@@ -22,13 +22,15 @@ class Denoiser:
     It interpolates the log variance from that of the posterior (v = 0) to that of the forward
     transition (v = 1), Improved DDPM, arXiv 2102.09672, eq. 15. Guidance and clipping set
     ``normalised=False``, because their result is not the score of a density; likelihoods raise
-    ValueError for it.
+    ValueError for it. ``batch`` is the number of samples that its conditions belong to, one each;
+    None if it takes any batch.
     """
 
     sde: SDE
     predict: Callable[[Tensor, Tensor], Tensor]
     variance_mix: Callable[[Tensor, Tensor], Tensor] | None = None
     normalised: bool = True
+    batch: int | None = None
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """x0_hat = E[x_0 | x_t]; integer states are converted to floats, here and below."""
@@ -55,6 +57,22 @@ class Denoiser:
         rate = match(derivative(sde.log_sigma, t).to(t), x)
         gain = match((sde.alpha(t) * derivative(sde.lam, t)).to(t), x)
         return rate * x + gain * self(x, t)
+
+    def among(self, rows: Tensor, n: int) -> Denoiser:
+        """The denoiser of the samples ``rows`` (M,) of a batch of n, each with its own condition.
+
+        With conditions for each sample, a call evaluates the whole batch, with zeros elsewhere.
+        """
+        if self.batch is None:
+            return self
+
+        def predict(x: Tensor, t: Tensor) -> Tensor:
+            whole = x.new_zeros(n, *x.shape[1:]).index_copy(0, rows, x)
+            if t.ndim:
+                t = t.new_full((n,), self.sde.t_max).index_copy(0, rows.to(t.device), t)
+            return self(whole, t)[rows]
+
+        return replace(self, predict=predict, variance_mix=None, batch=len(rows))
 
 
 Guide = Callable[[Denoiser], Denoiser]

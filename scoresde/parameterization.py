@@ -182,7 +182,8 @@ class ScoreModel(nn.Module):
             given = cond if places is None else {**cond, "label": _spread(places, x)}
             return match(c.skip, x) * x + match(c.out, x) * self._evaluate(c, x, given).to(x)
 
-        return Denoiser(self.sde, predict)
+        own = (c for c in (places, *cond.values()) if c is not None and c.ndim and len(c) > 1)
+        return Denoiser(self.sde, predict, batch=next((len(c) for c in own), None))
 
     def _evaluate(self, c: Coeffs, x: Tensor, cond: dict[str, Tensor | None]) -> Tensor:
         dtype = next((p.dtype for p in self.net.parameters()), x.dtype)

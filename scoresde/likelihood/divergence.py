@@ -36,8 +36,8 @@ class Exact:
     """The trace of the Jacobian, tr J = sum_i e_i^T J e_i, by batched backward passes.
 
     ``budget`` limits the bytes that a batch of passes stores, by default to 16 MiB on a CPU and
-    1 GiB elsewhere; it does not change the value. ``held`` and ``at`` let this class stand in for
-    the estimators that draw probes. Raises ValueError unless the budget is positive.
+    1 GiB elsewhere; it does not change the value. ``held``, ``at`` and ``among`` let this class
+    stand in for the estimators that draw probes. Raises ValueError unless the budget is positive.
     """
 
     budget: int | None = None
@@ -56,15 +56,19 @@ class Exact:
         """Return self at every node of a path."""
         return self
 
+    def among(self, rows: Tensor) -> Exact:
+        """Return self for some samples of a batch."""
+        return self
+
     def __call__(self, field: Field, x: Tensor) -> tuple[Tensor, Tensor]:
         basis = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device)
         if _recorded(x):  # the graph keeps every product, in whatever batches
-            value, pull = _pullback(field, x)
+            value, pull = pullback(field, x)
             chunk = len(basis)
         else:
             activations = _SavedBytes()
             with torch.autograd.graph.saved_tensors_hooks(activations, lambda saved: saved):
-                value, pull = _pullback(field, x)
+                value, pull = pullback(field, x)
             budget = self.budget or (CACHE if x.device.type == "cpu" else MEMORY)
             chunk = max(1, budget // max(activations.bytes, x.nbytes))
         trace = x.new_zeros(len(x))
@@ -106,7 +110,7 @@ class Hutchinson:
         return len(self.probes)
 
     def __call__(self, field: Field, x: Tensor) -> tuple[Tensor, Tensor]:
-        value, pull = _pullback(field, x)
+        value, pull = pullback(field, x)
         return value, sum_from(2, pull(self.probes) * self.probes)
 
 
@@ -149,7 +153,7 @@ class HutchPlusPlus:
         return len(self.probes)
 
     def __call__(self, field: Field, x: Tensor) -> tuple[Tensor, Tensor]:
-        value, pull = _pullback(field, x)
+        value, pull = pullback(field, x)
         flat = (len(x), x[0].numel())
         q = _orthonormal(pull(self.sketch).reshape(-1, *flat))  # (m, B, D)
         inside = (pull(q.reshape(self.sketch.shape)).reshape(q.shape) * q).sum((0, 2))
@@ -183,7 +187,7 @@ def sum_from(axis: int, x: Tensor) -> Tensor:
     return x.flatten(axis).sum(axis) if x.ndim > axis else x
 
 
-def _pullback(field: Field, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+def pullback(field: Field, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """field(x), and the map from cotangents (K, B, ...) to products v^T J.
 
     Both have an autograd graph if x requires gradients. Raises ValueError for a value that

@@ -37,6 +37,7 @@ class LogLikelihood(NamedTuple):
 
     The standard errors (B,) are over ``estimates`` independent probes: zero for the exact
     divergence, NaN where the probes are too few to say, as in ``standard_error_of``.
+    ``solver_error`` (B,) estimates the error of the solver in nats; None if it is not estimated.
     """
 
     log_prob: Tensor
@@ -44,6 +45,7 @@ class LogLikelihood(NamedTuple):
     nfe: int
     standard_error: Tensor
     estimates: int = 1
+    solver_error: Tensor | None = None
 
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
         """Ends (B,) of a confidence interval over the probes; NaN where the error is unknown.

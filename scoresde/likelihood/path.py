@@ -2,7 +2,8 @@
 
 The path of a sample does not depend on the estimate of its divergence, so the probes may change
 along the path. A high-order multistep method takes n equal steps of lam and estimates the
-divergence at every node. Gregory's quadrature of these values gives the integral of (10).
+divergence at every node. Gregory's quadrature of these values gives the integral of (10). A sample
+whose steps err by more than a tolerance is solved again, with more nodes or by ``stiff``.
 """
 
 from __future__ import annotations
@@ -15,10 +16,15 @@ import torch
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser
-from scoresde.likelihood.divergence import EXACT, Divergence, Field, Hutchinson
+from scoresde.likelihood.divergence import EXACT, Divergence, Field, Hutchinson, sum_from
 from scoresde.likelihood.flow import LogLikelihood, closed, require_law, standard_error_of
+from scoresde.likelihood.stiff import LARGEST, stiff_log_likelihood
 from scoresde.samplers import V, eab, sample
-from scoresde.sde import unit_alpha
+from scoresde.samplers.integrals import EXACT as INTERPOLATION
+from scoresde.samplers.integrals import advance
+from scoresde.samplers.kernels import Marginal, marginal
+from scoresde.samplers.multistep import History, lams
+from scoresde.sde import match, sent, unit_alpha
 from scoresde.solvers import require_continuous, require_finite, time_of
 
 GREGORY = 6
@@ -30,6 +36,9 @@ class Probing(Protocol):
 
     def at(self, k: int, x: Tensor) -> Divergence:
         """The divergence of node ``k``, for states like ``x``."""
+
+    def among(self, rows: Tensor) -> Probing:
+        """The same for the samples ``rows`` of the batch."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +63,13 @@ class Orthogonal:
         groups, shape = len(self.signs), x.shape
         dim = math.prod(shape[1:])
         first = torch.arange(k * self.rows, (k + 1) * self.rows)
-        h = _hadamard(first, dim).to(x).reshape(self.rows, 1, *shape[1:])
-        probes = self.signs.to(x).unsqueeze(1) * h  # (groups, rows, B, ...)
+        h = sent(_hadamard(first, dim), x.device, x.dtype).reshape(self.rows, 1, *shape[1:])
+        signs = sent(self.signs, x.device, x.dtype)
+        probes = signs.unsqueeze(1) * h  # (groups, rows, B, ...)
         return Averaged(Hutchinson(probes.reshape(groups * self.rows, *shape)), groups)
+
+    def among(self, rows: Tensor) -> Orthogonal:
+        return replace(self, signs=self.signs[:, rows.to(self.signs.device)])
 
 
 @dataclass(frozen=True)
@@ -88,8 +101,14 @@ def path_log_likelihood(
     t0: float | None = None,
     nodes: int = 64,
     between: int = 1,
+    tolerance: float | None = None,
+    max_nfe: int = 10_000,
 ) -> LogLikelihood:
     """Log-density (10) of samples on a grid of equal steps of lam, about one call per node.
+
+    A sample with an estimated error above ``tolerance`` is solved again with up to 8 times the
+    nodes. If these are too few, and the divergence is exact, implicit steps of adaptive size solve
+    it. ``solver_error`` is the estimate in the end. ``nfe`` is the average over the samples.
 
     Args:
         denoiser: the model.
@@ -100,6 +119,9 @@ def path_log_likelihood(
         nodes: steps of the quadrature, at least 12.
         between: solver steps for each step of the quadrature; a finer path costs little if the
             divergence takes many products.
+        tolerance: error of a sample in nats above which it is solved again, infinity for never; by
+            default 0.05, and at least 0.002 per dimension.
+        max_nfe: limit on the denoiser calls of a sample in the implicit steps.
 
     Raises ValueError for too few nodes or an empty batch, SolverError if the path is not finite.
     """
@@ -109,48 +131,159 @@ def path_log_likelihood(
         raise ValueError(f"need nodes >= {2 * GREGORY}, got {nodes}")
     if between < 1:
         raise ValueError(f"need between >= 1, got {between}")
-    sde, dim = denoiser.sde, x[0].numel()
+    sde, n, dim = denoiser.sde, len(x), x[0].numel()
+    limit = default_tolerance(dim) if tolerance is None else tolerance
+    if not limit > 0:
+        raise ValueError(f"need tolerance > 0, got {limit:g}")
+    x = x.detach().double()
     first, last = time_of(sde, sde.t_min if t0 is None else t0), time_of(sde, sde.t_max)
-    steps = nodes * between
-    lam = torch.linspace(float(sde.lam(first)), float(sde.lam(last)), steps + 1).double()
-    ts = sde.time(lam)
-    ts[0], ts[-1] = first, last
-    lam = lam[::between]
-    reader = _Reader(denoiser, probing, {float(t): k for k, t in enumerate(ts[::between])})
-    watched = replace(denoiser, predict=reader)
-    end = sample(watched, x.double(), ts, eab(V, 4), denoise=False)
-    reader(end, last)
-    weights = gregory(nodes) * float(lam[1] - lam[0])
-    rates = [
-        unit_alpha(float(at)) * (reader.found[k] - unit_alpha(float(at)) * dim)
-        for k, at in enumerate(lam)
-    ]
-    gain = torch.einsum("n,nkb->kb", weights.to(end), torch.stack(rates))
-    log_prob = closed(sde, end, prior, first, last) + gain.mean(0)
+    ends = (float(sde.lam(first)), float(sde.lam(last)))
+
+    def walk(rows: Tensor | None, finer: int) -> LogLikelihood:
+        some, part, probes = denoiser, x, probing
+        if rows is not None:
+            some, part, probes = denoiser.among(rows, n), x[rows], probing.among(rows)
+        lam = torch.linspace(*ends, nodes * finer * between + 1, dtype=torch.float64)
+        ts = sde.time(lam)
+        ts[0], ts[-1] = first, last
+        return _walked(some, part, probes, prior, ts, lam, between)
+
+    found = walk(None, 1)
+    # The device is read here, once if every sample is solved. Errors fall with h^4.
+    errors = torch.where(found.log_prob.isfinite(), _error(found), math.inf).cpu()
+    finer = (errors / limit) ** (1 / 4)
+    if bool((finer <= 1).all()):
+        return found
+    stiff = not probing.at(0, x).random and dim <= LARGEST
+    for factor in (2, 4, 8):
+        last_try = factor == 8 and not stiff
+        rows = torch.nonzero((finer > factor / 2) & ((finer <= factor) | last_try)).flatten()
+        if len(rows) and limit < math.inf:
+            rows = sent(rows, x.device)
+            found = _replaced(found, rows, walk(rows, factor))
+    if stiff and len(rows := torch.nonzero(~(_error(found).cpu() <= limit)).flatten()):
+        rows = sent(rows, x.device)
+        some = denoiser.among(rows, n)
+        found = _replaced(
+            found,
+            rows,
+            stiff_log_likelihood(
+                some, x[rows], first, last, limit=limit, prior=prior, max_nfe=max_nfe
+            ),
+        )
+    require_finite(found.log_prob, "path", "check the model, or take more nodes")
+    return found
+
+
+def default_tolerance(dim: int) -> float:
+    """Error in nats above which a sample of ``dim`` dimensions is solved again, by default."""
+    return max(0.05, 0.002 * dim)
+
+
+def _error(found: LogLikelihood) -> Tensor:
+    assert found.solver_error is not None
+    return found.solver_error
+
+
+def _replaced(found: LogLikelihood, rows: Tensor, new: LogLikelihood) -> LogLikelihood:
+    """The solution with those of its ``rows`` that ``new`` solves with a smaller error."""
+    better = new.log_prob.isfinite() & ~(_error(new) >= _error(found)[rows])
+
+    def put(into: Tensor, value: Tensor) -> Tensor:
+        kept = torch.where(match(better, value).bool(), value, into[rows])
+        return into.index_copy(0, rows, kept)
+
+    return LogLikelihood(
+        put(found.log_prob, new.log_prob),
+        put(found.latent, new.latent),
+        found.nfe + math.ceil(new.nfe * len(rows) / len(found.log_prob)),
+        put(found.standard_error, new.standard_error),
+        found.estimates,
+        put(_error(found), _error(new)),
+    )
+
+
+def _walked(
+    denoiser: Denoiser,
+    x: Tensor,
+    probing: Probing,
+    prior: Any,
+    ts: Tensor,
+    lam: Tensor,
+    between: int,
+) -> LogLikelihood:
+    """The solution on a grid of times, with the estimate of its error."""
+    reader = _Reader(denoiser, probing, {float(t): k for k, t in enumerate(ts)}, between)
+    end = sample(replace(denoiser, predict=reader), x, ts, eab(V, 4), denoise=False)
+    reader(end, ts[-1])
+    lam, dim = lam[::between], x[0].numel()
+    weights = gregory(len(lam) - 1) * float(lam[1] - lam[0])
+    # dlog p/dlam = a (div - a D), summed with the weights of the quadrature.
+    gain = torch.zeros_like(reader.found[0])
+    for at, weight, div in zip(lam.tolist(), weights.tolist(), reader.found, strict=True):
+        gain = gain + weight * unit_alpha(at) * (div - unit_alpha(at) * dim)
+    log_prob = closed(denoiser.sde, end, prior, ts[0], ts[-1]) + gain.mean(0)
     error = standard_error_of(gain, probing.at(0, end))
-    return LogLikelihood(log_prob, end, reader.calls, error, len(gain))
+    return LogLikelihood(log_prob, end, reader.calls, error, len(gain), reader.error)
 
 
 @dataclass
 class _Reader:
-    """A denoiser that records the divergence of x0 with respect to w when called at a node."""
+    """A denoiser that records the divergence at the nodes, and the error of every step.
+
+    The evaluation at the end of a step corrects its state, as in UniPC. A change e of w changes
+    log p by score e: the error e_k of the step in nats. The estimate for the path is
+
+        |sum_k e_k| + sqrt(sum_k e_k^2) / 4
+
+    The second term covers errors with wrong signs. The first two steps, which have methods of
+    their own, are not judged.
+    """
 
     denoiser: Denoiser
     probing: Probing
     places: dict[float, int]
-    found: dict[int, Tensor] = field(default_factory=dict, init=False)
+    between: int
+    found: list[Tensor] = field(default_factory=list, init=False)
     calls: int = field(default=0, init=False)
+    passed: int = field(default=0, init=False)
+    points: History = field(default=(), init=False)
+    start: tuple[Tensor, Marginal] | None = field(default=None, init=False)
+    signed: Tensor | float = field(default=0.0, init=False)
+    square: Tensor | float = field(default=0.0, init=False)
+
+    @property
+    def error(self) -> Tensor:
+        """The estimated error of log p in nats (B,)."""
+        return torch.as_tensor(self.signed).abs() + torch.as_tensor(self.square).sqrt() / 4
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        require_finite(x, f"path at t={float(t):.3g}", "check the model, or take more steps")
         self.calls += 1
-        k = self.places.get(float(t))
-        if k is None or k in self.found:
+        if self.places.get(float(t)) != self.passed:  # a call inside the first step
             return self.denoiser(x, t)
-        n = float(self.denoiser.sde.norm(t))
-        value, found = self.probing.at(k, x)(lambda w: self.denoiser(w * n, t), x / n)
-        self.found[k] = found
+        k, self.passed = self.passed, self.passed + 1
+        if k % self.between:
+            value = self.denoiser(x, t)
+        else:
+            n = float(self.denoiser.sde.norm(t))
+            probes = self.probing.at(k // self.between, x)
+            value, found = probes(lambda w: self.denoiser(w * n, t), x / n)
+            self.found.append(found)
+        self._judge(x, value, marginal(self.denoiser.sde, t))
         return value
+
+    def _judge(self, x: Tensor, value: Tensor, to: Marginal) -> None:
+        """Add the error of the step that ended at ``x``."""
+        here = V.read(x, value, to)
+        if self.start is not None and len(self.points) > 2:
+            before, at = self.start
+            points = (self.points[0], here, *self.points[1:])
+            weights = INTERPOLATION.weights(V, self.denoiser.sde, at, to, lams(points))
+            change = advance(V, before, at, to, points, weights) - x
+            score = (to.alpha * value - x) / to.sigma**2
+            nats = sum_from(1, score * change)
+            self.signed, self.square = self.signed + nats, self.square + nats**2
+        self.points, self.start = (here, *self.points[:3]), (x, to)
 
 
 def gregory(n: int, order: int = GREGORY) -> Tensor:

@@ -1,10 +1,11 @@
-"""Likelihoods where the flow is stiff: implicit steps with the whole Jacobian, adaptive per sample.
+"""Log-densities where the flow is stiff: implicit steps, adaptive for each sample.
 
-A state between narrow modes slides along the ridge that separates them, which attracts it at a rate
-of up to (distance / sigma)^2. An explicit method needs as many steps. Here linearly implicit Euler
-steps are extrapolated to order 4 in h, and the divergence is the trace of their Jacobians:
+A state between narrow modes reaches the ridge that separates them and slides along it. The ridge
+attracts it at a rate of up to (distance / sigma)^2 per unit of lam, and an explicit method needs
+as many steps. Here linearly implicit Euler steps are extrapolated to order 4 in h, and the
+divergence is the trace of their Jacobians:
 
-    (1 - h J) (w_{k+1} - w_k) = h F(lam_{k+1}, w_k),   J = dF/dw at (lam_k, w_k),   F of (8)
+    (1 - h J) (w_{k+1} - w_k) = h F(lam_{k+1}, w_k),   F = dw/dlam of (8),   J = dF/dw
 
 Hairer and Wanner, Solving Ordinary Differential Equations II, section IV.9.
 """
@@ -12,7 +13,7 @@ Hairer and Wanner, Solving Ordinary Differential Equations II, section IV.9.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -21,16 +22,22 @@ from torch import Tensor
 from scoresde.denoiser import Denoiser
 from scoresde.likelihood.divergence import pullback
 from scoresde.likelihood.flow import LogLikelihood, closed
-from scoresde.sde import unit_alpha
+from scoresde.sde import match, unit_alpha
 
 LARGEST = 256
-"""Most dimensions of a sample whose Jacobian is stored."""
+"""Most dimensions for which the Jacobian of a sample is stored."""
 
 _SUBSTEPS = (1, 2, 3, 4)
+_CALLS = sum(2 * n - 1 for n in _SUBSTEPS) + 1
+"""Denoiser calls of a step."""
 _LONGEST = 0.2
+"""Longest step of lam, so that no narrow mode is stepped over."""
 _RELATIVE = 1e-5
-_SURPRISE = 0.5
+"""Allowed error relative to log p."""
 _SHARE = 0.005
+"""Smallest share of the allowed error that a step may use."""
+_SURPRISE = 0.5
+"""A step is refused if a rate changes by more than this, in nats and relative to the rate."""
 
 
 def stiff_log_likelihood(
@@ -43,43 +50,151 @@ def stiff_log_likelihood(
     prior: Any = None,
     max_nfe: int = 10_000,
 ) -> LogLikelihood:
-    """Log-density (10) of samples with steps whose errors in nats add up to about ``limit``.
+    """Log-density (10) of samples, with an estimate of its error for each.
 
-    ``limit`` grows by 1e-5 of the size of log p. The solver error is the sum of the errors of the
-    steps; it is infinite for a sample that did not reach ``last`` within ``max_nfe`` calls, whose
-    log-density is NaN. ``nfe`` is the average over the samples.
+    The allowed error is ``limit`` plus 1e-5 of the size of log p. ``solver_error`` adds up the
+    errors of the steps. A sample that does not reach ``last`` within ``max_nfe`` calls has
+    log-density NaN and an infinite error.
 
     Args:
         denoiser: the model.
         x: samples (B, ...), float64 states at ``first``.
         first: time of the samples.
         last: final time.
-        limit: allowed error of a sample in nats.
+        limit: allowed error in nats.
         prior: log-density of the terminal law, as in ``log_likelihood``.
         max_nfe: limit on the denoiser calls of a sample.
     """
     sde, n, dim = denoiser.sde, len(x), x[0].numel()
     start, end = float(sde.lam(first)), float(sde.lam(last))
-    flow = _Field(denoiser, x.shape[1:])
     lam = x.new_full((n,), start)
-    now = _Walk(
-        lam=lam,
-        h=torch.full_like(lam, -0.01),
-        gain=torch.zeros_like(lam),
-        error=torch.zeros_like(lam),
-        at=flow.linear(lam, x.reshape(n, dim) / float(sde.norm(first))),
-    )
-    spent = torch.ones(n)
-    while len(live := torch.nonzero(now.lam != end).flatten()):
-        spent[live.cpu()] += (before := -flow.calls) * 0
-        done = _step(flow, now.take(live), end, limit / (start - end))
-        spent[live.cpu()] += flow.calls + before
-        now.put(live, done)
-        if float(spent.max()) >= max_nfe:
+    zero = torch.zeros_like(lam)
+    w = x.reshape(n, dim) / float(sde.norm(first))
+    now = _State(lam, zero - 0.01, zero, zero, w, *_Flow(denoiser, x.shape).linear(lam, w))
+    calls = n
+    for _ in range((max_nfe - 1) // _CALLS):
+        rows = torch.nonzero(now.lam != end).flatten()
+        if not len(rows):
             break
+        flow = _Flow(denoiser.among(rows, n), x.shape)
+        new = _step(flow, _State(*(part[rows] for part in now)), end, limit / (start - end))
+        now = _State(*(a.index_copy(0, rows, b) for a, b in zip(now, new, strict=True)))
+        calls += _CALLS * len(rows)
     reached = now.lam == end
-    latent = (now.at.w * float(sde.norm(last))).reshape(x.shape)
-    log_prob = torch.where(reached, closed(sde, latent, prior, first, last) + now.gain, math.nan)
-    error = torch.where(reached, now.error, math.inf)
-    nfe = math.ceil(float(spent.mean()))
-    return LogLikelihood(log_prob, latent, nfe, torch.zeros_like(error), error)
+    latent = (now.w * float(sde.norm(last))).reshape(x.shape)
+    log_prob = closed(sde, latent, prior, first, last) + now.gain
+    return LogLikelihood(
+        torch.where(reached, log_prob, math.nan),
+        latent,
+        math.ceil(calls / n),
+        zero,
+        solver_error=torch.where(reached, now.error, math.inf),
+    )
+
+
+class _State(NamedTuple):
+    """The state of each sample: lam, next step, gain, its error, w (B, D), and F, J, tr J at w."""
+
+    lam: Tensor
+    h: Tensor
+    gain: Tensor
+    error: Tensor
+    w: Tensor
+    rate: Tensor
+    jacobian: Tensor
+    trace: Tensor
+
+
+@dataclass(frozen=True)
+class _Flow:
+    """F of (8) for flat states w (B, D) at a lam per sample."""
+
+    denoiser: Denoiser
+    shape: torch.Size
+
+    def rate(self, lam: Tensor, w: Tensor) -> Tensor:
+        a = match(unit_alpha(lam), w)
+        with torch.no_grad():
+            return a * (self._x0(lam, w) - a * w)
+
+    def linear(self, lam: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """F (B, D), J (B, D, D) and tr J (B,)."""
+        a, eye = match(unit_alpha(lam), w), torch.eye(w.shape[1]).to(w)
+        x0, pull = pullback(lambda w: self._x0(lam, w), w)
+        rows = pull(eye.unsqueeze(1).expand(-1, *w.shape)).transpose(0, 1)
+        jacobian = a.unsqueeze(2) * (rows - a.unsqueeze(2) * eye)
+        return a * (x0 - a * w), jacobian, jacobian.diagonal(dim1=1, dim2=2).sum(1)
+
+    def _x0(self, lam: Tensor, w: Tensor) -> Tensor:
+        sde = self.denoiser.sde
+        t = sde.time(lam)
+        x = (w * match(sde.norm(t), w)).reshape(-1, *self.shape[1:])
+        return self.denoiser(x, t).flatten(1)
+
+
+def _step(flow: _Flow, s: _State, end: float, density: float) -> _State:
+    """The state after one step, or the same state with a shorter step if its error is too large.
+
+    A change e of w changes log p by score e + e H e / 2, which is the error of a step in nats.
+    ``density`` is the allowed error per unit of lam.
+    """
+    final = s.h.abs() >= (end - s.lam).abs()
+    h = torch.where(final, end - s.lam, s.h)
+    lam = torch.where(final, end, s.lam + h)
+    (w, gain), (e, wrong) = _extrapolated(flow, s, h)
+    rate, jacobian, trace = flow.linear(lam, w)
+    b2 = match(unit_alpha(-lam) ** 2, w)
+    score = rate / b2 - w
+    bent = (torch.einsum("bi,bij,bj->b", e, jacobian, e) / b2.flatten() - _dot(e, e)).abs() / 2
+    error = _dot(score, e).abs() + wrong.abs() + bent
+    size = gain.abs() + _dot(score, rate).abs()
+    allowed = density * h.abs().clamp(min=_SHARE) + _RELATIVE * size * _SHARE
+    ratio = torch.where(error.isfinite(), error / allowed, math.inf)
+    # The extrapolation sees nothing of a ridge that lies between its nodes and the end.
+    turned = (rate - s.rate).norm(dim=1)
+    sharp = (h.abs() * turned * score.norm(dim=1) > _SURPRISE) & (
+        turned > _SURPRISE * torch.maximum(rate.norm(dim=1), s.rate.norm(dim=1))
+    )
+    jumped = (trace - s.trace).abs()
+    sharp |= (h.abs() * jumped > _SURPRISE) & (
+        jumped > _SURPRISE * torch.maximum(trace.abs(), s.trace.abs())
+    )
+    ratio = torch.where(sharp, ratio.clamp(min=10.0), ratio)
+    h = (
+        -(h * (0.9 * ratio.clamp(1e-10, 1e10) ** (-1 / 4)).clamp(0.2, 3.0))
+        .abs()
+        .clamp(max=_LONGEST)
+    )
+    new = _State(lam, h, gain, s.error + error, w, rate, jacobian, trace)
+    old = s._replace(h=h)
+    keep = ratio <= 1
+    return _State(
+        *(torch.where(match(keep, b).bool(), a, b) for a, b in zip(new, old, strict=True))
+    )
+
+
+def _extrapolated(
+    flow: _Flow, s: _State, h: Tensor
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """(w, gain) at the end of a step h (B,), and their changes by the last extrapolation."""
+    eye = torch.eye(s.w.shape[1]).to(s.w)
+    above: list[Tensor] = []
+    for n in _SUBSTEPS:
+        part, w, gain, jacobian, trace = h / n, s.w, s.gain, s.jacobian, s.trace
+        for i in range(n):
+            if i:
+                _, jacobian, trace = flow.linear(s.lam + i * part, w)
+            gain = gain + part * trace
+            move = match(part, w) * flow.rate(s.lam + (i + 1) * part, w)
+            w = w + torch.linalg.solve(eye - match(part, jacobian) * jacobian, move)
+        # Aitken and Neville: the errors of linearly implicit Euler are powers of 1 / n.
+        row = [torch.cat([w, gain.unsqueeze(1)], 1)]
+        for k, coarse in enumerate(above):
+            row.append(row[-1] + (row[-1] - coarse) / (n / (n - k - 1) - 1))
+        above = row
+    best, change = above[-1], above[-1] - above[-2]
+    return (best[:, :-1], best[:, -1]), (change[:, :-1], change[:, -1])
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(1)
