@@ -36,7 +36,8 @@ class Exact:
     """The trace of the Jacobian, tr J = sum_i e_i^T J e_i, by batched backward passes.
 
     ``budget`` limits the bytes that a batch of passes stores, by default to 16 MiB on a CPU and
-    1 GiB elsewhere; it does not change the value. ``held`` and ``at`` let this class stand in for
+    1 GiB elsewhere; it does not change the value. If x requires gradients all passes are one
+    batch, since the graph keeps them anyway. ``held`` and ``at`` let this class stand in for
     the estimators that draw probes. Raises ValueError unless the budget is positive.
     """
 
