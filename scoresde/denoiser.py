@@ -17,6 +17,7 @@ class Denoiser:
 
     ``predict(x, t)`` maps a state (B, ...) at time ``t`` (0-dim or (B,)) to x0_hat (B, ...).
     Noise, score and velocity are linear functions of x and x0_hat, (4)-(6) of docs/theory.md.
+    Likelihoods differentiate ``predict``; what it computes under torch.no_grad counts as constant.
     ``predict`` includes conditions and guidance; a guide maps one denoiser to another. A model
     with a learned reverse variance also has ``variance_mix(x, t)``, v in [0, 1] shaped like ``x``.
     It interpolates the log variance from that of the posterior (v = 0) to that of the forward

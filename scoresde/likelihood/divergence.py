@@ -36,8 +36,9 @@ class Exact:
     """The trace of the Jacobian, tr J = sum_i e_i^T J e_i, by batched backward passes.
 
     ``budget`` limits the bytes that a batch of passes stores, by default to 16 MiB on a CPU and
-    1 GiB elsewhere; it does not change the value. ``held``, ``at`` and ``among`` let this class
-    stand in for the estimators that draw probes. Raises ValueError unless the budget is positive.
+    1 GiB elsewhere; it does not change the value. If x requires gradients all passes are one
+    batch, since the graph keeps them anyway. ``held``, ``at`` and ``among`` let this class stand
+    in for the estimators that draw probes. Raises ValueError unless the budget is positive.
     """
 
     budget: int | None = None

@@ -90,7 +90,8 @@ class Scoring:
         rtol: relative tolerance of the adaptive methods.
         atol: absolute tolerance of the adaptive methods.
         trace: estimator of the divergence: random probes or exact.
-        probes: number of random probes per example, for hutchinson and hutch++.
+        probes: number of random probes per example, for hutchinson and hutch++; the exact trace
+            replaces them where it costs no more.
         times: number of times drawn per example by elbo, or of transitions by discrete.
         chain: variable in which the steps of discrete are equal: t (uniform) or log_snr.
         variance: variance of the reverse steps of discrete.

@@ -19,7 +19,7 @@ import torch
 from scoresde.atomic import atomic_write, writing
 from scoresde.evaluation.figures import histogram
 from scoresde.likelihood.bounds import terminal_gap
-from scoresde.likelihood.confidence import Mean, bootstrap_interval, draw_error, mean
+from scoresde.likelihood.confidence import Mean, draw_error, mean, mean_interval
 from scoresde.likelihood.dequantise import middles
 from scoresde.runs.results import Make, replace_all, save_arrays
 from scoresde.runs.score import FILES, Scores, with_error
@@ -45,6 +45,10 @@ def report_of(scores: Scores, other: Scores | None = None) -> dict[str, Any]:
     if len(coarse):
         change = mean(column("coarse", coarse) - column("nats", coarse))
         solver = {"change": change.value, "se": _number(change.error), "examples": len(coarse)}
+    interval = None if len(bits) < 2 else mean_interval(bits, LEVEL)
+    doubts = []
+    if interval is not None and interval.doubt is not None:
+        doubts = [f"the interval cannot be trusted: {interval.doubt}"]
     bound = None
     if job.beside is not None and scores.bound is not None:
         bound = {**_as_bits(mean(job.bits(scores.bound))), "is": job.beside.bounds}
@@ -52,14 +56,14 @@ def report_of(scores: Scores, other: Scores | None = None) -> dict[str, Any]:
         "data": job.name,
         "examples": len(bits),
         **_as_bits(mean(bits)),
-        "interval": None if len(bits) < 2 else list(bootstrap_interval(bits, LEVEL)),
+        "interval": None if interval is None else [interval.low, interval.high],
         "draws_se": _number(draws),
         "solver_error": solver,
         "lower_bound": bound,
         "nats": in_nats.value,
         "nats_se": _number(in_nats.error),
         "is": job.estimator.bounds,
-        "warnings": _warnings(job),
+        "warnings": [*_warnings(job), *doubts],
         "levels": scaling.levels,
         "t0": job.estimator.start(job.model.sde, scaling),
         "prior_gap": prior_gap(job),

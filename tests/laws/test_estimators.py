@@ -9,7 +9,7 @@ import torch
 from scoresde import VP, Denoiser
 from scoresde.data import Scaling
 from scoresde.likelihood import FlowEstimator, adaptive_log_likelihood, log_likelihood
-from scoresde.likelihood.confidence import bootstrap_interval, draw_error, mean
+from scoresde.likelihood.confidence import draw_error, mean, mean_interval
 from scoresde.likelihood.dequantise import Continuous, Decoder, TruncatedNormal, Uniform
 from scoresde.likelihood.divergence import EXACT
 from scoresde.likelihood.estimators import (
@@ -199,29 +199,69 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
     truth = -0.5 * (quadratic + torch.logdet(2 * math.pi * covariance))
     inside = 0
     for part in values.reshape(repetitions, n):
-        low, high = bootstrap_interval(part, resamples=1000)
+        low, high, _ = mean_interval(part)
         inside += low <= float(truth) <= high
     assert 0.90 * repetitions <= inside <= 0.99 * repetitions
 
 
-def test_small_samples_get_the_wider_interval():
-    """Of 8 normal numbers: the plain percentiles would cover 88 %."""
-    z = torch.randn(400, 8, generator=torch.Generator().manual_seed(0), dtype=F64)
-    inside = sum(low <= 0 <= high for low, high in map(bootstrap_interval, z))
-    assert 0.91 * 400 <= inside <= 0.98 * 400
+def populations(shape, g):
+    """Values and their true mean: light and heavy tails, skewness, rare values, no spread."""
+    z, u = (make(shape, generator=g, dtype=F64) for make in (torch.randn, torch.rand))
+    heavy = z / torch.randn((3, *shape), generator=g, dtype=F64).square().mean(0).sqrt()
+    return {
+        "normal": (z, 0.0),
+        "uniform": (u, 0.5),
+        "exponential": (-u.log(), 1.0),
+        "lognormal": (z.exp(), math.exp(0.5)),
+        "lognormal, 2": ((2 * z).exp(), math.exp(2.0)),
+        "student": (heavy, 0.0),
+        "rare": ((u < 0.1).double(), 0.1),
+        "rarer": ((u < 0.03).double(), 0.03),
+        "rarest": ((u < 0.01).double(), 0.01),
+        "nearly constant": (1 + 1e-9 * z, 1.0),
+    }
 
 
-@pytest.mark.parametrize("n", [2, 3, 5])
+@pytest.mark.parametrize("n", [5, 10, 20, 50, 100])
+@pytest.mark.parametrize("name", populations((1, 1), torch.Generator()))
+def test_an_interval_covers_or_is_doubted(name, n):
+    values, truth = populations((800, n), torch.Generator().manual_seed(n))[name]
+    found = [mean_interval(each) for each in values]
+    inside = [low <= truth <= high for low, high, _ in found]
+    doubted = [doubt is not None for *_, doubt in found]
+    assert sum(map(max, inside, doubted)) >= 0.93 * 800
+    if name in ("normal", "uniform", "nearly constant"):
+        assert sum(inside) >= 0.93 * 800
+        assert n < 20 or sum(doubted) <= 0.06 * 800
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 8])
 def test_the_interval_of_a_handful_is_not_their_range(n):
     """The range of 2 normal numbers covers 50 %."""
     z = torch.randn(400, n, generator=torch.Generator().manual_seed(0), dtype=F64)
-    inside = sum(low <= 0 <= high for low, high in map(bootstrap_interval, z))
-    assert 0.92 * 400 <= inside <= 0.98 * 400
+    inside = sum(low <= 0 <= high for low, high, _ in map(mean_interval, z))
+    assert 0.92 * 400 <= inside <= 0.99 * 400
+
+
+def test_an_interval_moves_and_scales_with_its_values():
+    x = torch.randn(30, generator=torch.Generator().manual_seed(0), dtype=F64).exp()
+    low, high, doubt = mean_interval(x)
+    for scale, shift in ((2.0, 0.0), (-3.0, 5.0)):
+        ends = sorted((scale * low + shift, scale * high + shift))
+        found = mean_interval(scale * x + shift)
+        assert found == (pytest.approx(ends[0]), pytest.approx(ends[1]), doubt)
+    assert high - float(x.mean()) > float(x.mean()) - low  # a tail above
+
+
+def test_equal_values_show_no_spread():
+    found = mean_interval(torch.full((50,), 3.0))
+    assert found[:2] == (3.0, 3.0)
+    assert "all 50 values are equal" in str(found.doubt)
 
 
 def test_an_interval_of_one_value_is_refused():
     with pytest.raises(ValueError, match="at least 2"):
-        bootstrap_interval(torch.ones(1))
+        mean_interval(torch.ones(1))
 
 
 def test_errors_of_images_and_of_draws_come_apart():
