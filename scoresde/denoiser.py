@@ -62,10 +62,13 @@ class Denoiser:
     def among(self, rows: Tensor, n: int) -> Denoiser:
         """The denoiser of the samples ``rows`` (M,) of a batch of n, each with its own condition.
 
-        With conditions for each sample, a call evaluates the whole batch, with zeros elsewhere.
+        A prediction with conditions that it cannot select from evaluates the whole batch, with
+        zeros elsewhere.
         """
         if self.batch is None:
             return self
+        if (select := getattr(self.predict, "among", None)) is not None:
+            return replace(self, predict=select(rows), variance_mix=None, batch=len(rows))
 
         def predict(x: Tensor, t: Tensor) -> Tensor:
             whole = x.new_zeros(n, *x.shape[1:]).index_copy(0, rows, x)

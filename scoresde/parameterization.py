@@ -9,7 +9,7 @@ of EDM), so that one network sees the same numbers under every process.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
@@ -164,7 +164,7 @@ class ScoreModel(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, **cond: Tensor | None) -> Tensor:
         """The raw network output F(inp x, noise), in the dtype of the network."""
-        return self._evaluate(self.parameterization(self.sde, t), x, cond)
+        return self.evaluate(self.parameterization(self.sde, t), x, cond)
 
     def denoiser(self, *, label: Label | None = None, **cond: Tensor | None) -> Denoiser:
         """The denoiser (7) with the condition bound; state and network may differ in dtype.
@@ -177,15 +177,11 @@ class ScoreModel(nn.Module):
         if places is not None:  # read while they are on the host, then sent once
             places = sent(places, self.device)
 
-        def predict(x: Tensor, t: Tensor) -> Tensor:
-            c = self.parameterization(self.sde, t)
-            given = cond if places is None else {**cond, "label": _spread(places, x)}
-            return match(c.skip, x) * x + match(c.out, x) * self._evaluate(c, x, given).to(x)
+        given = cond if places is None else {**cond, "label": places}
+        return Denoiser(self.sde, Bound(self, given), batch=_batch(given))
 
-        own = (c for c in (places, *cond.values()) if c is not None and c.ndim and len(c) > 1)
-        return Denoiser(self.sde, predict, batch=next((len(c) for c in own), None))
-
-    def _evaluate(self, c: Coeffs, x: Tensor, cond: dict[str, Tensor | None]) -> Tensor:
+    def evaluate(self, c: Coeffs, x: Tensor, cond: Mapping[str, Tensor | None]) -> Tensor:
+        """The raw network output with known coefficients, checked."""
         dtype = next((p.dtype for p in self.net.parameters()), x.dtype)
         result: Any = self.net(
             (match(c.inp, x) * x).to(dtype), _per_sample(c.noise, x).to(dtype), **cond
@@ -205,6 +201,38 @@ class ScoreModel(nn.Module):
                 "torch.no_grad, inference_mode and detach from it (a constant c is c + 0 x)"
             )
         return result
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The prediction (7) of a model with its conditions, one for all samples or one for each."""
+
+    model: ScoreModel
+    given: dict[str, Tensor | None]
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        model, given = self.model, self.given
+        if (places := given.get("label")) is not None:
+            given = {**given, "label": _spread(places, x)}
+        c = model.parameterization(model.sde, t)
+        return match(c.skip, x) * x + match(c.out, x) * model.evaluate(c, x, given).to(x)
+
+    def among(self, rows: Tensor) -> Bound:
+        """The prediction for some samples of the batch."""
+        own = _batch(self.given)
+        return Bound(
+            self.model,
+            {
+                name: c if c is None or not c.ndim or len(c) != own else c[rows]
+                for name, c in self.given.items()
+            },
+        )
+
+
+def _batch(given: Mapping[str, Tensor | None]) -> int | None:
+    """The number of samples with a condition of their own; None if there are none."""
+    own = (len(c) for c in given.values() if c is not None and c.ndim and len(c) > 1)
+    return next(own, None)
 
 
 def _places(label: Label, classes: int | None) -> Tensor:

@@ -177,8 +177,8 @@ class TestWatching:
                 os.kill(os.getpid(), number)
             return evaluate(self, c, x, condition)
 
-        evaluate = ScoreModel._evaluate
-        monkeypatch.setattr(ScoreModel, "_evaluate", interrupting)
+        evaluate = ScoreModel.evaluate
+        monkeypatch.setattr(ScoreModel, "evaluate", interrupting)
         common = ["--checkpoint", str(wild), "--out", str(tmp_path / "out"), "--device", "cpu"]
         common += ["--num", "7", "--class", "1", "--batch", "2", "--sample.steps", "5", "--npz"]
         assert main(["sample", *common]) == 128 + number
