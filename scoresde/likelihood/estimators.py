@@ -35,10 +35,14 @@ LOOSER = 10.0
 
 
 class Estimate(NamedTuple):
-    """One draw of log P (B,) in nats, and the number of denoiser calls."""
+    """One draw of log P (B,) in nats, the number of denoiser calls, and the error of the solver.
+
+    The error (B,) is an estimate in nats; None if it is not estimated.
+    """
 
     log_prob: Tensor
     nfe: int
+    solver_error: Tensor | None = None
 
 
 class Estimator(ABC):
@@ -156,11 +160,14 @@ class GridFlow(FlowSolver):
         probes: orthogonal probes at each node; None, or as many as dimensions, computes the exact
             trace.
         between: solver steps for each step of the quadrature.
+        tolerance: error of a sample in nats above which it is solved again; by default 0.05, and
+            at least 0.002 per dimension.
     """
 
     nodes: int = 64
     probes: Count | None = 1
     between: Count = 1
+    tolerance: Positive | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -170,7 +177,13 @@ class GridFlow(FlowSolver):
         if self.probes is not None and self.probes < x[0].numel():
             probing = Orthogonal(signs(x, 1, noise), self.probes)
         return path_log_likelihood(
-            denoiser, x, probing, t0=t0, nodes=self.nodes, between=self.between
+            denoiser,
+            x,
+            probing,
+            t0=t0,
+            nodes=self.nodes,
+            between=self.between,
+            tolerance=self.tolerance,
         )
 
     def coarser(self) -> GridFlow | None:
@@ -272,7 +285,7 @@ class FlowEstimator(Estimator):
         t0 = self.start(sde, scaling)
         draw = self.dequantisation.draw(x, uniforms(x, noise), scaling, sde, t0)
         found = self.solver(denoiser, draw.x, noise, t0)
-        return Estimate(found.log_prob + draw.weight, found.nfe)
+        return Estimate(found.log_prob + draw.weight, found.nfe, found.solver_error)
 
     @property
     def bounds(self) -> str:

@@ -87,6 +87,8 @@ class Scoring:
             the time at which a pixel level is 16 standard deviations wide.
         steps: number of steps of path, discrete and the torchdiffeq methods with fixed steps.
         between: number of solver steps of path between two evaluations of the divergence.
+        tolerance: error of an example in nats above which path solves it again; by default 0.05,
+            and at least 0.002 per dimension.
         rtol: relative tolerance of the adaptive methods.
         atol: absolute tolerance of the adaptive methods.
         trace: estimator of the divergence: random probes or exact.
@@ -109,6 +111,7 @@ class Scoring:
     t0: Positive | None = None
     steps: Count = GridFlow.nodes
     between: Count = GridFlow.between
+    tolerance: Positive | None = GridFlow.tolerance
     rtol: Positive = AdaptiveFlow.rtol
     atol: Positive = AdaptiveFlow.atol
     trace: TraceName = "hutchinson"
@@ -190,7 +193,7 @@ class Scoring:
     def _solver(self) -> FlowSolver:
         if self.method == "path":
             probes = None if self.trace == "exact" else self.probes
-            return GridFlow(self.steps, probes, self.between)
+            return GridFlow(self.steps, probes, self.between, self.tolerance)
         made = constructor(TRACES, self.trace)
         trace = made() if self.trace == "exact" else made(self.probes)
         if self.method == "adaptive":

@@ -71,6 +71,12 @@ class Scores:
         return self.values.columns["bound"] if self.job.bound else None
 
     @property
+    def solver_error(self) -> Tensor | None:
+        """Estimated errors of the solver (N,) in nats; None if it does not estimate them."""
+        found = self.values.columns["solver_error"]
+        return None if bool(found.isnan().all()) else found
+
+    @property
     def nfe(self) -> float:
         """Network calls per draw, averaged over the examples."""
         return float(self.values.columns["nfe"].mean())

@@ -21,6 +21,7 @@ from scoresde.evaluation.figures import histogram
 from scoresde.likelihood.bounds import terminal_gap
 from scoresde.likelihood.confidence import Mean, draw_error, mean, mean_interval
 from scoresde.likelihood.dequantise import middles
+from scoresde.likelihood.path import default_tolerance
 from scoresde.runs.results import Make, replace_all, save_arrays
 from scoresde.runs.score import FILES, Scores, with_error
 from scoresde.runs.scoring import Job
@@ -59,6 +60,7 @@ def report_of(scores: Scores, other: Scores | None = None) -> dict[str, Any]:
         "interval": None if interval is None else [interval.low, interval.high],
         "draws_se": _number(draws),
         "solver_error": solver,
+        "uncertain": _uncertain(scores),
         "lower_bound": bound,
         "nats": in_nats.value,
         "nats_se": _number(in_nats.error),
@@ -76,6 +78,15 @@ def report_of(scores: Scores, other: Scores | None = None) -> dict[str, Any]:
         **{k: v for k, v in asdict(settings).items() if k not in ("t0", "dequantisation")},
         "dequantisation": None if scaling.levels is None else settings.law,
     }
+
+
+def _uncertain(scores: Scores) -> dict[str, Any] | None:
+    """Number of examples whose solver error is above the tolerance, in nats."""
+    if (errors := scores.solver_error) is None:
+        return None
+    dim = scores.job.split.x[0].numel()
+    limit = scores.job.settings.tolerance or default_tolerance(dim)
+    return {"examples": int((errors > limit).sum()), "above_nats": limit}
 
 
 def prior_gap(job: Job) -> float:
@@ -149,6 +160,12 @@ def page(report: Mapping[str, Any]) -> str:
         *(f"warning: {warning}" for warning in report["warnings"]),
         *_headline(report),
     ]
+    if (uncertain := report["uncertain"]) is not None and uncertain["examples"]:
+        lines.insert(
+            2,
+            f"warning: {uncertain['examples']} of {examples(report['examples'])} uncertain by "
+            f"more than {uncertain['above_nats']:.3g} nats, by the estimate of the solver",
+        )
     if (bound := report["lower_bound"]) is not None:
         lines += [f"{_bits(bound)} bits/dim", f"  {bound['is']}"]
     if (other := report["against"]) is not None:
@@ -277,6 +294,8 @@ def _table(scores: Scores) -> dict[str, list[Any]]:
         "nats": scores.log_prob.tolist(),
         "bits_per_dim": scores.bits.tolist(),
     }
+    if scores.solver_error is not None:
+        found["solver_error_nats"] = scores.solver_error.tolist()
     if scores.bound is not None:
         found["bound_bits_per_dim"] = scores.job.bits(scores.bound).tolist()
     return found

@@ -33,9 +33,9 @@ from scoresde.samplers import per_sample_noise
 from scoresde.training.batches import derived_seed
 from scoresde.training.checkpoint import fingerprint
 
-COLUMNS = ("nats", "nfe", "bound", "again", "coarse")
-"""log p in nats, its network calls, the lower bound, log p with other random draws, and log p with
-a coarser solver; NaN where not computed."""
+COLUMNS = ("nats", "nfe", "solver_error", "bound", "again", "coarse")
+"""log p in nats, its network calls, the error of its solver, the lower bound, log p with other
+random draws, and log p with a coarser solver; NaN where not computed."""
 
 DAMAGE = (OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile)
 
@@ -128,18 +128,20 @@ def batches(job: Job, rows: Tensor) -> Iterator[tuple[Tensor, dict[str, Tensor]]
     coarser, beside = estimator.coarser(), job.beside
     # ``split`` of an empty tensor returns one empty part.
     for some in rows.split(settings.batch) if len(rows) else ():
-        nats, nfe = _scored(job, estimator, some, "likelihood", settings.importance)
+        nats, nfe, wrong = _scored(job, estimator, some, "likelihood", settings.importance)
         columns = {"nats": nats, "nfe": torch.full((len(some),), nfe)}
         if beside is not None:
             # An importance-weighted mean of noisy draws may exceed log p, so take the plain mean.
-            columns["bound"], _ = _scored(job, beside, some, "bound", importance=False)
+            columns["bound"], *_ = _scored(job, beside, some, "bound", importance=False)
         _require_finite(columns, some)
+        if wrong is not None:
+            columns["solver_error"] = wrong
         if len(twice := torch.nonzero(torch.isin(some, checked)).flatten()):
             others = {"again": (estimator, "again")}
             if coarser is not None:
                 others["coarse"] = (coarser, "likelihood")
             for name, (other, purpose) in others.items():
-                found, _ = _scored(job, other, some[twice], purpose, settings.importance)
+                found, *_ = _scored(job, other, some[twice], purpose, settings.importance)
                 columns[name] = torch.full((len(some),), math.nan, dtype=torch.float64)
                 columns[name][twice] = found.double().cpu()
         yield some, columns
@@ -147,21 +149,22 @@ def batches(job: Job, rows: Tensor) -> Iterator[tuple[Tensor, dict[str, Tensor]]
 
 def _scored(
     job: Job, estimator: Estimator, rows: Tensor, purpose: str, importance: bool
-) -> tuple[Tensor, float]:
-    """Values (B,) over the repeated draws, and the network calls per draw."""
+) -> tuple[Tensor, float, Tensor | None]:
+    """Values (B,) over the repeated draws, network calls per draw, and errors of the solver."""
     device, repeats = job.model.device, job.settings.repeats
     part = job.split.take(rows)
     condition = {}
     if job.conditional and part.label is not None:
         condition["label"] = part.label.to(device)
-    denoiser, values, calls = job.model.denoiser(**condition), [], 0
+    denoiser, draws = job.model.denoiser(**condition), []
     for draw in range(repeats):
         seeds = [derived_seed(job.seed, int(row), f"{purpose} {draw}") for row in rows]
-        found = estimator(denoiser, part.x.to(device), job.scaling, per_sample_noise(seeds))
-        values.append(found.log_prob)
-        calls += found.nfe
-    drawn = torch.stack(values)
-    return (importance_weighted(drawn) if importance else drawn.mean(0)), calls / repeats
+        draws.append(estimator(denoiser, part.x.to(device), job.scaling, per_sample_noise(seeds)))
+    drawn = torch.stack([draw.log_prob for draw in draws])
+    value = importance_weighted(drawn) if importance else drawn.mean(0)
+    errors = [draw.solver_error for draw in draws if draw.solver_error is not None]
+    wrong = torch.stack(errors).mean(0) if errors else None
+    return value, sum(draw.nfe for draw in draws) / repeats, wrong
 
 
 def _require_finite(columns: Mapping[str, Tensor], rows: Tensor) -> None:

@@ -223,7 +223,6 @@ def test_a_step_of_torchsde_does_not_wait(method, monkeypatch):
 # Likelihoods -------------------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(reason="likelihood/path.py checks and sends at every node", strict=False)
 @pytest.mark.parametrize("probing", ["exact", "orthogonal"])
 def test_a_path_likelihood_waits_once(probing):
     def run(model, x):
