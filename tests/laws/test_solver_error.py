@@ -15,7 +15,7 @@ from scoresde.likelihood.stiff import stiff_log_likelihood
 from scoresde.nn import MLP
 from scoresde.parameterization import ScoreModel, v
 from scoresde.samplers import per_sample_noise
-from scoresde.testing import Gaussian, Mixture, mixture, mostly_black
+from scoresde.testing import Gaussian, Mixture, mostly_black
 
 F64 = torch.float64
 
