@@ -37,7 +37,7 @@ LOOSER = 10.0
 class Estimate(NamedTuple):
     """One draw of log P (B,) in nats, the number of denoiser calls, and the error of the solver.
 
-    The error (B,) is an estimate in nats; None if it is not estimated.
+    The error (B,) is an estimate in nats; None if there is no solver, NaN if not estimated.
     """
 
     log_prob: Tensor

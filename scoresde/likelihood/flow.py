@@ -33,19 +33,19 @@ FEWEST = 10
 
 
 class LogLikelihood(NamedTuple):
-    """Log-densities in nats (B,), latent codes at t_max (B, ...), denoiser calls, standard errors.
+    """Log-densities in nats (B,), latent codes at t_max (B, ...), denoiser calls, and errors.
 
     The standard errors (B,) are over ``estimates`` independent probes: zero for the exact
     divergence, NaN where the probes are too few to say, as in ``standard_error_of``.
-    ``solver_error`` (B,) estimates the error of the solver in nats; None if it is not estimated.
+    ``solver_error`` (B,) estimates the error of the solver in nats; NaN if it is not estimated.
     """
 
     log_prob: Tensor
     latent: Tensor
     nfe: int
     standard_error: Tensor
+    solver_error: Tensor
     estimates: int = 1
-    solver_error: Tensor | None = None
 
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
         """Ends (B,) of a confidence interval over the probes; NaN where the error is unknown.
@@ -116,7 +116,7 @@ def log_likelihood(
     latent = w * float(sde.norm(last))
     log_prob = closed(sde, latent, prior, first, last) + gain.mean(0)
     error = standard_error_of(gain, divergence)
-    return LogLikelihood(log_prob, latent, flow.nfe, error, len(gain))
+    return LogLikelihood(log_prob, latent, flow.nfe, error, error * math.nan, len(gain))
 
 
 def adaptive_log_likelihood(
@@ -164,7 +164,7 @@ def adaptive_log_likelihood(
     gain = end.x[:, dim:].T / float(sde.norm(last))
     log_prob = closed(sde, latent, prior, first, last) + gain.mean(0)
     error = standard_error_of(gain, divergence)
-    return LogLikelihood(log_prob, latent, end.nfe, error, len(gain))
+    return LogLikelihood(log_prob, latent, end.nfe, error, error * math.nan, len(gain))
 
 
 @dataclass(frozen=True)

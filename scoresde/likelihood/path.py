@@ -139,38 +139,38 @@ def path_log_likelihood(
     first, last = time_of(sde, sde.t_min if t0 is None else t0), time_of(sde, sde.t_max)
     ends = (float(sde.lam(first)), float(sde.lam(last)))
 
-    def walk(rows: Tensor | None, finer: int) -> LogLikelihood:
+    def walk(rows: Tensor | None, finer: int) -> tuple[LogLikelihood, Tensor]:
         some, part, probes = denoiser, x, probing
         if rows is not None:
             some, part, probes = denoiser.among(rows, n), x[rows], probing.among(rows)
         lam = torch.linspace(*ends, nodes * finer * between + 1, dtype=torch.float64)
         ts = sde.time(lam)
         ts[0], ts[-1] = first, last
-        return _walked(some, part, probes, prior, ts, lam, between)
+        solved, estimate = _walked(some, part, probes, prior, ts, lam, between)
+        # Larger errors are not small changes, which could cancel.
+        error = torch.where(estimate <= limit, estimate, solved.solver_error)
+        return solved._replace(solver_error=error), estimate
 
-    found = walk(None, 1)
+    found, errors = walk(None, 1)
     # The device is read here, once if every sample is solved. Errors fall with h^4.
-    errors = torch.where(found.log_prob.isfinite(), _error(found), math.inf).cpu()
-    finer = (errors / limit) ** (1 / 4)
+    finer = (torch.where(found.log_prob.isfinite(), errors, math.inf).cpu() / limit) ** (1 / 4)
     if bool((finer <= 1).all()):
         return found
     stiff = not probing.at(0, x).random and dim <= LARGEST
-    for factor in (2, 4, 8):
+    for factor in (2, 4, 8) if limit < math.inf else ():
         last_try = factor == 8 and not stiff
         rows = torch.nonzero((finer > factor / 2) & ((finer <= factor) | last_try)).flatten()
-        if len(rows) and limit < math.inf:
+        if len(rows):
             rows = sent(rows, x.device)
-            found = _replaced(found, rows, walk(rows, factor))
-    if stiff and len(rows := torch.nonzero(~(_error(found).cpu() <= limit)).flatten()):
+            found = _replaced(found, rows, walk(rows, factor)[0])
+    rows = torch.nonzero(~(found.solver_error.cpu() <= limit)).flatten()
+    if stiff and limit < math.inf and len(rows):
         rows = sent(rows, x.device)
-        some = denoiser.among(rows, n)
-        found = _replaced(
-            found,
-            rows,
-            stiff_log_likelihood(
-                some, x[rows], first, last, limit=limit, prior=prior, max_nfe=max_nfe
-            ),
+        some, part = denoiser.among(rows, n), x[rows]
+        new = stiff_log_likelihood(
+            some, part, first, last, limit=limit, prior=prior, max_nfe=max_nfe
         )
+        found = _replaced(found, rows, new)
     require_finite(found.log_prob, "path", "check the model, or take more nodes")
     return found
 
@@ -180,14 +180,9 @@ def default_tolerance(dim: int) -> float:
     return max(0.05, 0.002 * dim)
 
 
-def _error(found: LogLikelihood) -> Tensor:
-    assert found.solver_error is not None
-    return found.solver_error
-
-
 def _replaced(found: LogLikelihood, rows: Tensor, new: LogLikelihood) -> LogLikelihood:
     """The solution with those of its ``rows`` that ``new`` solves with a smaller error."""
-    better = new.log_prob.isfinite() & ~(_error(new) >= _error(found)[rows])
+    better = new.log_prob.isfinite() & ~(new.solver_error >= found.solver_error[rows])
 
     def put(into: Tensor, value: Tensor) -> Tensor:
         kept = torch.where(match(better, value).bool(), value, into[rows])
@@ -198,8 +193,8 @@ def _replaced(found: LogLikelihood, rows: Tensor, new: LogLikelihood) -> LogLike
         put(found.latent, new.latent),
         found.nfe + math.ceil(new.nfe * len(rows) / len(found.log_prob)),
         put(found.standard_error, new.standard_error),
+        put(found.solver_error, new.solver_error),
         found.estimates,
-        put(_error(found), _error(new)),
     )
 
 
@@ -211,9 +206,11 @@ def _walked(
     ts: Tensor,
     lam: Tensor,
     between: int,
-) -> LogLikelihood:
-    """The solution on a grid of times, with the estimate of its error."""
-    reader = _Reader(denoiser, probing, {float(t): k for k, t in enumerate(ts)}, between)
+) -> tuple[LogLikelihood, Tensor]:
+    """The solution on a grid of times, with the sum of all errors, and an estimate of its error."""
+    zero = x.new_zeros(len(x))
+    places = {float(t): k for k, t in enumerate(ts)}
+    reader = _Reader(denoiser, probing, places, between, zero, zero, zero)
     end = sample(replace(denoiser, predict=reader), x, ts, eab(V, 4), denoise=False)
     reader(end, ts[-1])
     lam, dim = lam[::between], x[0].numel()
@@ -224,7 +221,8 @@ def _walked(
         gain = gain + weight * unit_alpha(at) * (div - unit_alpha(at) * dim)
     log_prob = closed(denoiser.sde, end, prior, ts[0], ts[-1]) + gain.mean(0)
     error = standard_error_of(gain, probing.at(0, end))
-    return LogLikelihood(log_prob, end, reader.calls, error, len(gain), reader.error)
+    solved = LogLikelihood(log_prob, end, reader.calls, error, reader.total, len(gain))
+    return solved, reader.signed.abs() + reader.square.sqrt() / 4
 
 
 @dataclass
@@ -234,28 +232,24 @@ class _Reader:
     The evaluation at the end of a step corrects its state, as in UniPC. A change e of w changes
     log p by score e: the error e_k of the step in nats. The estimate for the path is
 
-        |sum_k e_k| + sqrt(sum_k e_k^2) / 4
+        |sum_k e_k| + sqrt(sum_k e_k^2) / 4   from ``signed`` and ``square``
 
-    The second term covers errors with wrong signs. The first two steps, which have methods of
-    their own, are not judged.
+    The second term covers errors with wrong signs; ``total`` is sum_k |e_k|. The first two steps,
+    which have methods of their own, are not judged.
     """
 
     denoiser: Denoiser
     probing: Probing
     places: dict[float, int]
     between: int
+    signed: Tensor
+    square: Tensor
+    total: Tensor
     found: list[Tensor] = field(default_factory=list, init=False)
     calls: int = field(default=0, init=False)
     passed: int = field(default=0, init=False)
     points: History = field(default=(), init=False)
     start: tuple[Tensor, Marginal] | None = field(default=None, init=False)
-    signed: Tensor | float = field(default=0.0, init=False)
-    square: Tensor | float = field(default=0.0, init=False)
-
-    @property
-    def error(self) -> Tensor:
-        """The estimated error of log p in nats (B,)."""
-        return torch.as_tensor(self.signed).abs() + torch.as_tensor(self.square).sqrt() / 4
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         self.calls += 1
@@ -283,6 +277,7 @@ class _Reader:
             score = (to.alpha * value - x) / to.sigma**2
             nats = sum_from(1, score * change)
             self.signed, self.square = self.signed + nats, self.square + nats**2
+            self.total = self.total + nats.abs()
         self.points, self.start = (here, *self.points[:3]), (x, to)
 
 

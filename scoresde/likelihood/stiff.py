@@ -88,7 +88,7 @@ def stiff_log_likelihood(
         latent,
         math.ceil(calls / n),
         zero,
-        solver_error=torch.where(reached, now.error, math.inf),
+        torch.where(reached, now.error, math.inf),
     )
 
 

@@ -368,7 +368,7 @@ def test_an_interval_covers_or_is_unknown(law, probes):
     n = 4000
     gain = drawn(law, probes, n, torch.Generator().manual_seed(probes))
     error = standard_error_of(gain, Hutchinson(torch.zeros(probes, 1, 1)))
-    found = LogLikelihood(gain.mean(0), gain, 0, error, probes)
+    found = LogLikelihood(gain.mean(0), gain, 0, error, error, probes)
     low, high = found.interval()
     unknown = low.isnan() & high.isnan()
     assert int((((low <= 0) & (high >= 0)) | unknown).sum()) >= 0.93 * n
