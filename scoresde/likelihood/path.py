@@ -207,7 +207,7 @@ def _walked(
     lam: Tensor,
     between: int,
 ) -> tuple[LogLikelihood, Tensor]:
-    """The solution on a grid of times, with the sum of all errors, and an estimate of its error."""
+    """The solution on a grid of times with the sum of its errors, and an estimate of its error."""
     zero = x.new_zeros(len(x))
     places = {float(t): k for k, t in enumerate(ts)}
     reader = _Reader(denoiser, probing, places, between, zero, zero, zero)

@@ -18,7 +18,7 @@ from scoresde.data import DataError, Split, dataset_of, digits
 from scoresde.evaluation.metrics import METRICS
 from scoresde.registry import Scoring
 from scoresde.runs.score import Stopped
-from scoresde.runs.score_report import report_of
+from scoresde.runs.score_report import page, report_of
 from scoresde.training.checkpoint import DataDescription
 
 MEAN, STD = torch.tensor([5000.0, 3.0]), torch.tensor([1000.0, 0.001])
@@ -66,6 +66,19 @@ class TestScore:
         bits = -found.log_prob / 2 / math.log(2)
         assert found.bits_per_dim == pytest.approx(float(bits.mean()))
         assert found.standard_error == pytest.approx(float(bits.std()) / math.sqrt(50))
+
+    def test_the_report_counts_what_stays_uncertain(self, model):
+        found = ss.score(model, normal(6), tolerance=1e-9)
+        assert (found.solver_error > 1e-9).all()
+        report = report_of(found)
+        assert report["uncertain"] == {"examples": 6, "above_nats": 1e-9}
+        assert "6 of 6 examples uncertain by more than 1e-09 nats" in " ".join(
+            page(report).split()
+        )
+        certain = report_of(ss.score(model, normal(6)))
+        assert certain["uncertain"]["examples"] == 0
+        assert "uncertain" not in page(certain)
+        assert report_of(ss.score(model, normal(6), method="adaptive"))["uncertain"] is None
 
     def test_the_bound_of_standardised_data_is_tight(self, model):
         x = normal(400, 1)
