@@ -174,7 +174,9 @@ class Net(nn.Module):
     def __init__(self, dim: int, width: int) -> None:
         super().__init__()
         sizes = [dim + 8, width, width, width]
-        layers = [m for a, b in zip(sizes, sizes[1:], strict=False) for m in (nn.Linear(a, b), nn.SiLU())]
+        layers = [
+            m for a, b in zip(sizes, sizes[1:], strict=False) for m in (nn.Linear(a, b), nn.SiLU())
+        ]
         self.body = nn.Sequential(*layers, nn.Linear(width, dim))
 
     def forward(self, x: Tensor, noise: Tensor) -> Tensor:
@@ -237,9 +239,7 @@ def networks() -> dict[str, list[Callable[[], Problem]]]:
 def family(part: str, each: int = 4) -> list[Problem]:
     """The problems of a part: ``each`` of every kind, and the networks."""
     base = 1000 if part == "search" else 7000
-    found = [
-        drawn(kind, base + 100 * i + j) for i, kind in enumerate(KINDS) for j in range(each)
-    ]
+    found = [drawn(kind, base + 100 * i + j) for i, kind in enumerate(KINDS) for j in range(each)]
     return found + [make() for make in networks()[part]]
 
 

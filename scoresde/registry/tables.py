@@ -144,11 +144,11 @@ def discrete_vp(
     return DiscreteVP(linear_betas(levels, beta_start, beta_end))
 
 
-def optimised(budget: Annotated[int, Range(ge=500)] = 2000, starts: Count = 32) -> Grid:
+def optimised(budget: Annotated[int, Range(ge=500)] = 800, starts: Count = 32) -> Grid:
     """Grid optimised for the model, the sampler and the steps; stored next to the checkpoint.
 
     Args:
-        budget: number of network calls of the search.
+        budget: number of network calls of the search, for all starts.
         starts: number of trajectories of the search; their noise is never used for samples.
     """
     check(optimised, locals())

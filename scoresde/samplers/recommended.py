@@ -67,9 +67,7 @@ class ArctanGrid:
             return self.width if side < 0 else right
 
         # Width times angle: its equal steps are of equal length on both sides of the centre.
-        a, b = (
-            width(gap) * math.atan(gap / width(gap)) for gap in (first - centre, end - centre)
-        )
+        a, b = (width(gap) * math.atan(gap / width(gap)) for gap in (first - centre, end - centre))
         places = np.minimum(np.arange(n + 1) / (n - 1 + self.last), 1.0)
         arcs = [a + (b - a) * place for place in places.tolist()]
         lams = [centre + width(arc) * math.tan(arc / width(arc)) for arc in arcs]
