@@ -17,7 +17,7 @@ from scoresde.data import Dataset
 from scoresde.nn import EDM2, MLP, DiT, UNet, adm, ddpmpp, ncsnpp
 from scoresde.parameterization import Parameterization
 from scoresde.registry.grid_files import from_file
-from scoresde.samplers import ArctanGrid, Grid, grids
+from scoresde.samplers import WIDE, ArctanGrid, Grid, grids
 from scoresde.sde import SDE, DiscreteVP, linear_betas
 from scoresde.training import augment, losses, times
 
@@ -196,6 +196,7 @@ GRIDS: Table[Callable[..., Grid]] = Table(
         "karras": grids.karras,
         "polyexponential": grids.polyexponential,
         "arctan": ArctanGrid,
+        "arctan_wide": Given(WIDE),
         "linspace": grids.linspace,
         "leading": grids.leading,
         "trailing": grids.trailing,

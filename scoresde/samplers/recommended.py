@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, final
 
 import numpy as np
@@ -76,16 +76,21 @@ class ArctanGrid:
         return ts
 
 
+WIDE = ArctanGrid(centre=1.6, width=3.2, spread=0.0, end=2.2, growth=0.65, last=1.0)
+"""For steps with noise, whose errors are larger where steps are long."""
+
+
 def recommended(nfe: int, eta: float = 0.0, std: float = 0.5) -> tuple[Step, Grid]:
     """The default step and grid for ``nfe`` calls: nfe - 1 steps of one call, then denoising.
 
     The step is a predictor-corrector of third order on the residual of Gaussian data of standard
     deviation ``std``, that of the model's data: UniPC with up to 3 evaluations, and no start.
     ``eta`` scales the noise: 1 gives the reverse SDE, by exponential Adams-Bashforth on the same
-    residual. The choice rests on measurements (docs/experiments.md). Raises ValueError unless
-    nfe >= 2, eta >= 0 and std > 0.
+    residual and a wider grid. The choice rests on measurements (docs/experiments.md). Raises
+    ValueError unless nfe >= 2, eta >= 0 and std > 0.
     """
     if nfe < 2:
         raise ValueError(f"need at least 2 calls, one step and the denoising, got nfe={nfe}")
-    grid = ArctanGrid(std=std)
-    return StochasticMultistep(3, eta, std) if eta else UniPC(Residual(std), 3, EXACT), grid
+    if eta:
+        return StochasticMultistep(3, eta, std), replace(WIDE, std=std)
+    return UniPC(Residual(std), 3, EXACT), ArctanGrid(std=std)
