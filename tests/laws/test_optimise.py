@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from scoresde import EDM, VP
+from scoresde.convergence import mixture_paths, path_order
 from scoresde.registry.grid_files import from_file, load_grid, save_grid
 from scoresde.samplers import (
     EPS,
@@ -203,6 +204,12 @@ def test_data_scaled_by_c_with_deviation_scaled_by_c_give_scaled_samples(nfe):
         step, grid = recommended(nfe, std=0.5 * factor)
         ends.append(sample(problem.denoiser(process), factor * x, grid(process, nfe - 1), step))
     torch.testing.assert_close(ends[1], c * ends[0], rtol=1e-8, atol=1e-9)
+
+
+def test_the_default_step_has_at_least_its_order():
+    """The first steps, of lower order, do not show on these paths."""
+    found = path_order(lambda n: recommended(n + 1)[0], mixture_paths(VP()))
+    assert found.order > recommended(10)[0].order - 0.15
 
 
 @pytest.mark.parametrize("std", [0.05, 0.5, 20.0])
