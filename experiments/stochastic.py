@@ -24,7 +24,7 @@ from torch import Tensor
 
 from scoresde import EDM, SDE, VP, Denoiser
 from scoresde.samplers import (
-    ArctanGrid,
+    WIDE,
     Grid,
     SASolver,
     Step,
@@ -68,7 +68,7 @@ def candidates() -> Iterator[Candidate]:
     """The published samplers, and ours in the frame of a residual, on a few grids."""
     places: dict[str, Grid] = {
         "log_snr": grids.log_snr,
-        "arctan": ArctanGrid(),
+        "arctan": WIDE,
     }
     for place, grid in places.items():
         yield Candidate(f"dpmpp_2m_sde [{place}]", dpmpp_2m_sde(), grid)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -267,9 +269,12 @@ class TestSamplers:
     @pytest.mark.parametrize("nfe", [10, 20])
     def test_the_recommendation_can_be_written_down(self, nfe):
         step, grid = samplers.recommended(nfe)
-        options = {"prediction": "residual", "order": step.points, "ramp": True}
-        assert registry.build_step("eab", options, nfe - 1) == step
+        assert registry.build_step("recommended", {}, nfe - 1) == step
         assert registry.GRIDS["arctan"]() == grid
+        step, grid = samplers.recommended(nfe, 0.5, 0.3)
+        options = {"points": 3, "eta": 0.5, "std": 0.3}
+        assert registry.build_step("eab_sde", options, nfe - 1) == step
+        assert replace(registry.GRIDS["arctan_wide"](), std=0.3) == grid
 
     def test_churn_is_spread_over_the_steps_of_the_grid(self):
         step = registry.build_step("heun", {"s_churn": 30.0, "s_tmax": None}, 77)

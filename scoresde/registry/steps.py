@@ -95,14 +95,15 @@ def restart(
     return samplers.Restart(samplers.Heun(), low, high, times, inner_steps)
 
 
-def recommended(eta: NonNegative = 0.0, steps: Count = 18) -> Step:
-    """Exponential Adams-Bashforth multistep on the residual of Gaussian data; the default.
+def recommended(eta: NonNegative = 0.0, std: Positive = 0.5, steps: Count = 18) -> Step:
+    """UniPC on the residual of Gaussian data, without a start; with noise, eab_sde; the default.
 
     Args:
         eta: size of the noise: 0 for none, 1 for the reverse SDE; 0.25 suffices to damp errors.
+        std: standard deviation of the data; the grid arctan has the same option.
         steps: number of grid steps, one network call each.
     """
-    return samplers.recommended(steps + 1, eta)[0]
+    return samplers.recommended(steps + 1, eta, std)[0]
 
 
 def dpm_fast(steps: Count = 10) -> Step:

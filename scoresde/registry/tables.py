@@ -17,7 +17,7 @@ from scoresde.data import Dataset
 from scoresde.nn import EDM2, MLP, DiT, UNet, adm, ddpmpp, ncsnpp
 from scoresde.parameterization import Parameterization
 from scoresde.registry.grid_files import from_file
-from scoresde.samplers import ArctanGrid, Grid, grids
+from scoresde.samplers import WIDE, ArctanGrid, Grid, grids
 from scoresde.sde import SDE, DiscreteVP, linear_betas
 from scoresde.training import augment, losses, times
 
@@ -144,11 +144,11 @@ def discrete_vp(
     return DiscreteVP(linear_betas(levels, beta_start, beta_end))
 
 
-def optimised(budget: Annotated[int, Range(ge=500)] = 2000, starts: Count = 32) -> Grid:
+def optimised(budget: Annotated[int, Range(ge=500)] = 800, starts: Count = 32) -> Grid:
     """Grid optimised for the model, the sampler and the steps; stored next to the checkpoint.
 
     Args:
-        budget: number of network calls of the search.
+        budget: number of network calls of the search, for all starts.
         starts: number of trajectories of the search; their noise is never used for samples.
     """
     check(optimised, locals())
@@ -196,6 +196,7 @@ GRIDS: Table[Callable[..., Grid]] = Table(
         "karras": grids.karras,
         "polyexponential": grids.polyexponential,
         "arctan": ArctanGrid,
+        "arctan_wide": Given(WIDE),
         "linspace": grids.linspace,
         "leading": grids.leading,
         "trailing": grids.trailing,

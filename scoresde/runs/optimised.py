@@ -89,7 +89,7 @@ def optimised_grid(
     x = x * float(model.sde.prior().stddev)
     label = f"{search.name}: network calls to optimise the grid"
     with progress(search.budget, label) as advance:
-        denoiser = _counted(without_class(model, len(x)), advance)
+        denoiser = _counted(without_class(model), len(x), advance)
         found = search_grid(denoiser, search.step, search.steps, x, budget=search.budget)
     gain = math.exp(found.loss_before - found.loss)
     note = (
@@ -112,12 +112,17 @@ def optimised_grid(
     return load_grid(path), f"{note}: {path}"
 
 
-def without_class(model: ScoreModel, n: int) -> Denoiser:
-    """Unconditional denoiser of n states; a model that needs classes gets all of them in turn."""
+def without_class(model: ScoreModel) -> Denoiser:
+    """Unconditional denoiser; a model that needs classes gets all of them in turn."""
     config, data = model.config, model.data
     if config is None or not config.conditional or config.train.label_dropout:
         return model.denoiser()
-    return model.denoiser(label=torch.arange(n, device=model.device) % len(data.classes))
+
+    def predict(x: Tensor, t: Tensor) -> Tensor:
+        label = torch.arange(len(x), device=model.device) % len(data.classes)
+        return model.denoiser(label=label)(x, t)
+
+    return Denoiser(model.sde, predict)
 
 
 def _name(model: ScoreModel, search: GridSearch) -> str:
@@ -131,9 +136,15 @@ def _name(model: ScoreModel, search: GridSearch) -> str:
     return f"{search.name}-{search.steps}-{fingerprint(about, weights)[:12]}.json"
 
 
-def _counted(denoiser: Denoiser, advance: Advance) -> Denoiser:
+def _counted(denoiser: Denoiser, starts: int, advance: Advance) -> Denoiser:
+    """The denoiser, which advances by one after every ``starts`` samples."""
+    samples = 0
+
     def predict(x: Tensor, t: Tensor) -> Tensor:
-        advance(1)
+        nonlocal samples
+        samples += len(x)
+        whole, samples = divmod(samples, starts)
+        advance(whole)
         return denoiser(x, t)
 
     return replace(denoiser, predict=predict)

@@ -33,7 +33,7 @@ FURTHER: Mapping[str, Sequence[Mapping[str, Any]]] = {
 }
 """Additional settings to measure, besides the defaults and ``variants``."""
 INSTEAD: Mapping[str, Sequence[Mapping[str, Any]]] = {
-    "recommended": [],  # without noise: eab, from where its ramp does no harm
+    "recommended": [],  # without noise: unipc, whose ramp does no harm here
     "restart": [{"low": 0.4, "high": 1.5}],  # inside the range measured
 }
 """Settings to measure instead of the defaults and ``variants``."""

@@ -38,7 +38,7 @@ from scoresde.samplers.optimise import (
     search_grid,
 )
 from scoresde.samplers.protocols import State, Step
-from scoresde.samplers.recommended import ArctanGrid, recommended
+from scoresde.samplers.recommended import WIDE, ArctanGrid, recommended
 from scoresde.samplers.renoising import Churned, Restart
 from scoresde.samplers.singlestep import (
     Scheme,
@@ -72,6 +72,7 @@ __all__ = [
     "DPM2A",
     "EPS",
     "EXPONENTIAL",
+    "WIDE",
     "X0",
     "Adaptive",
     "ArctanGrid",

@@ -1,18 +1,19 @@
-"""The default sampler: a multistep method and a family of grids, chosen by the number of calls."""
+"""The default sampler: a multistep predictor-corrector, and a grid for any number of calls."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import final
+from dataclasses import dataclass, replace
+from typing import Annotated, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.arguments import NonNegative, Positive
+from scoresde.arguments import NonNegative, Positive, Range, check_fields
 from scoresde.samplers.grids import Grid
-from scoresde.samplers.integrals import Residual
-from scoresde.samplers.multistep import Multistep
+from scoresde.samplers.integrals import EXACT, Residual
+from scoresde.samplers.multistep import UniPC
 from scoresde.samplers.protocols import Step
 from scoresde.samplers.stochastic_multistep import StochasticMultistep
 from scoresde.sde import SDE
@@ -21,48 +22,75 @@ from scoresde.sde import SDE
 @final
 @dataclass(frozen=True)
 class ArctanGrid:
-    """Equal steps of arctan((lam - centre) / width): dense around ``centre``, sparse at both ends.
+    """Steps whose length in lam grows with the distance from ``centre``.
 
-    A grid of n steps ends at lam = end + growth log((n + 1) / 10), but not beyond lam(t_min).
-    With few steps it ends earlier, because the denoising step then covers more at less error.
+        h(lam) = h(centre) (1 + ((lam - centre) / w)^2),   n steps to lam = end + growth sqrt(n)
+
+    They are short where the parts of the data separate. w is ``width`` at higher noise, and
+    width (1 + spread / sqrt(n)) at lower noise. With few steps the grid ends earlier, because the
+    denoising step then covers more at less error; it never ends beyond lam(t_min). The last step
+    is shorter, because no later call corrects it. ``centre`` and ``end`` are for data of standard
+    deviation 0.5; for other data they move by -log(std / 0.5).
+    Raises ValueError for values out of range, and on use unless n >= 1.
 
     Args:
-        centre: log(alpha / sigma) where the steps are densest.
-        width: width of the dense region in log(alpha / sigma).
-        end: log(alpha / sigma) at the end of 9 steps.
-        growth: increase of that end per factor e in the number of calls.
+        centre: log(alpha / sigma) where the steps are shortest.
+        width: width of the dense region in log(alpha / sigma), at higher noise.
+        spread: increase of that width at lower noise, at one step.
+        end: log(alpha / sigma) at the end, without the part that grows.
+        growth: increase of the end per unit of the square root of the number of steps.
+        last: length of the last step, relative to the rule.
+        std: standard deviation of the data.
     """
 
-    centre: float = 1.6
-    width: Positive = 3.2
-    end: float = 4.1
-    growth: NonNegative = 1.5
+    centre: float = 0.35
+    width: Positive = 1.75
+    spread: NonNegative = 1.5
+    end: float = -0.5
+    growth: NonNegative = 1.45
+    last: Annotated[float, Range(gt=0, le=1)] = 0.35
+    std: Positive = 0.5
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def __call__(self, sde: SDE, n: int) -> Tensor:
         if n < 1:
             raise ValueError(f"a grid needs at least 1 step, got {n}")
         ends = torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64)
         first, limit = sde.lam(ends).tolist()
-        last = max(
-            min(self.end + self.growth * math.log((n + 1) / 10), limit), (first + limit) / 2
-        )
-        a, b = (math.atan((lam - self.centre) / self.width) for lam in (first, last))
-        angles = torch.linspace(a, b, n + 1, dtype=torch.float64)
-        ts = sde.time(self.centre + self.width * angles.tan())
+        shift, root = math.log(self.std / 0.5), math.sqrt(n)
+        centre, right = self.centre - shift, self.width * (1 + self.spread / root)
+        end = max(min(self.end + self.growth * root - shift, limit), (first + limit) / 2)
+
+        def width(side: float) -> float:
+            return self.width if side < 0 else right
+
+        # Width times angle: its equal steps are of equal length on both sides of the centre.
+        a, b = (width(gap) * math.atan(gap / width(gap)) for gap in (first - centre, end - centre))
+        places = np.minimum(np.arange(n + 1) / (n - 1 + self.last), 1.0)
+        arcs = [a + (b - a) * place for place in places.tolist()]
+        lams = [centre + width(arc) * math.tan(arc / width(arc)) for arc in arcs]
+        ts = sde.time(torch.tensor(lams, dtype=torch.float64))
         ts[0], ts[-1] = sde.t_max, max(float(ts[-1]), sde.t_min)
         return ts
 
 
-def recommended(nfe: int, eta: float = 0.0) -> tuple[Step, Grid]:
+WIDE = ArctanGrid(centre=1.6, width=3.2, spread=0.0, end=2.2, growth=0.65, last=1.0)
+"""For steps with noise, whose errors are larger where steps are long."""
+
+
+def recommended(nfe: int, eta: float = 0.0, std: float = 0.5) -> tuple[Step, Grid]:
     """The default step and grid for ``nfe`` calls: nfe - 1 steps of one call, then denoising.
 
-    The step is exponential Adams-Bashforth on the residual of Gaussian data. It combines 3
-    evaluations, or 4 without noise and from 16 calls on. ``eta`` scales the noise: 1 gives the
-    reverse SDE. The choice rests on measurements (docs/samplers.md) for data scaled to a standard
-    deviation of about 0.5. Raises ValueError unless nfe >= 2 and eta >= 0.
+    The step is a predictor-corrector of third order on the residual of Gaussian data of standard
+    deviation ``std``, that of the model's data: UniPC with up to 3 evaluations, and no start.
+    ``eta`` scales the noise: 1 gives the reverse SDE, by exponential Adams-Bashforth on the same
+    residual and a wider grid. The choice rests on measurements (docs/experiments.md). Raises
+    ValueError unless nfe >= 2, eta >= 0 and std > 0.
     """
     if nfe < 2:
         raise ValueError(f"need at least 2 calls, one step and the denoising, got nfe={nfe}")
     if eta:
-        return StochasticMultistep(3, eta, Residual().std), ArctanGrid()
-    return Multistep(Residual(), 3 if nfe < 16 else 4), ArctanGrid()
+        return StochasticMultistep(3, eta, std), replace(WIDE, std=std)
+    return UniPC(Residual(std), 3, EXACT), ArctanGrid(std=std)
