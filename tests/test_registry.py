@@ -276,6 +276,22 @@ class TestSamplers:
         assert registry.build_step("eab_sde", options, nfe - 1) == step
         assert replace(registry.GRIDS["arctan_wide"](), std=0.3) == grid
 
+    @pytest.mark.parametrize(
+        ("name", "options", "grid"),
+        [
+            ("recommended", {}, "arctan"),
+            ("recommended", {"eta": 0.25}, "arctan_wide"),
+            ("ddim", {"eta": 0.0}, "arctan"),
+            ("ddim", {"eta": 0.5}, "arctan_wide"),
+            ("heun", {}, "arctan"),
+            ("heun", {"s_churn": 20.0}, "arctan_wide"),
+            ("sa_solver", {}, "arctan_wide"),
+        ],
+    )
+    def test_the_default_grid_suits_the_step(self, name, options, grid):
+        step = registry.build_step(name, options, 9)
+        assert samplers.suited_grid(step) == registry.GRIDS[grid]()
+
     def test_churn_is_spread_over_the_steps_of_the_grid(self):
         step = registry.build_step("heun", {"s_churn": 30.0, "s_tmax": None}, 77)
         assert step == samplers.Churned(samplers.Heun(), 30.0, steps=77)
@@ -298,13 +314,13 @@ class TestSamplers:
         file = tmp_path / "grid.json"
         file.write_text("[1.0, 0.5, 0.1]")
         sample = small(sample__grid__kind="file", sample__grid__path=str(file)).sample
-        assert build_grid(sample.grid)(registry.SDES["vp"](), 2).tolist() == [
+        assert build_grid(sample.grid, samplers.DDIM())(registry.SDES["vp"](), 2).tolist() == [
             1.0,
             0.5,
             0.1,
         ]
         with pytest.raises(ConfigError, match=r"sample\.grid\.path is not given"):
-            build_grid(small(sample__grid__kind="file").sample.grid)
+            build_grid(small(sample__grid__kind="file").sample.grid, samplers.DDIM())
 
     def test_the_grid_and_the_last_step_are_those_asked_for(self):
         times_seen: list[float] = []

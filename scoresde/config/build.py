@@ -24,7 +24,7 @@ from scoresde.registry import (
     constructor,
     grid_steps,
 )
-from scoresde.samplers import Grid
+from scoresde.samplers import Grid, Step, suited_grid
 from scoresde.sde import SDE
 from scoresde.training import Plan, Reporting
 from scoresde.training.distributed import Rank
@@ -124,14 +124,19 @@ def build_sampler(sample: Section, grid: Grid | None = None) -> Sampler:
     kind = sample.sampler.kind
     if kind in STEPS:
         step = build_step(kind, sample.sampler.values, sample.steps)
-        found = build_grid(sample.grid) if grid is None else grid
+        found = build_grid(sample.grid, step) if grid is None else grid
         return GridSampler(found, step, grid_steps(step, sample.steps), sample.denoise)
     solver: Sampler = build(sample.sampler, steps=sample.steps, denoise=sample.denoise)
     return solver
 
 
-def build_grid(section: Section) -> Grid:
-    """Build the grid of ``config.sample.grid``. Raises ConfigError for a missing path."""
+def build_grid(section: Section, step: Step) -> Grid:
+    """Build the grid of ``config.sample.grid`` for a step.
+
+    Raises ConfigError for a missing path.
+    """
+    if section.kind == "recommended":
+        return suited_grid(step)
     if section.values.get("path", "") is None:
         raise ConfigError("sample.grid.path is not given for sample.grid.kind=file")
     grid: Grid = build(section)

@@ -34,7 +34,7 @@ class Sampling:
     """
 
     sampler: Annotated[Any, registry.SAMPLERS] = "recommended"
-    grid: Annotated[Any, registry.GRIDS] = "arctan"
+    grid: Annotated[Any, registry.GRIDS] = "recommended"
     steps: Count = 18
     denoise: bool = True
 

@@ -144,6 +144,11 @@ def discrete_vp(
     return DiscreteVP(linear_betas(levels, beta_start, beta_end))
 
 
+def suited() -> Grid:
+    """The grid arctan, or arctan_wide for a sampler that draws noise; the default."""
+    return ArctanGrid()
+
+
 def optimised(budget: Annotated[int, Range(ge=500)] = 800, starts: Count = 32) -> Grid:
     """Grid optimised for the model, the sampler and the steps; stored next to the checkpoint.
 
@@ -195,6 +200,7 @@ GRIDS: Table[Callable[..., Grid]] = Table(
         "log_snr": Given(grids.log_snr),
         "karras": grids.karras,
         "polyexponential": grids.polyexponential,
+        "recommended": suited,
         "arctan": ArctanGrid,
         "arctan_wide": Given(WIDE),
         "linspace": grids.linspace,

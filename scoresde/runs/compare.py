@@ -21,7 +21,14 @@ from scoresde.registry import GRIDS, SELF_PACED, GridSampler, build_step, constr
 from scoresde.runs.instrument import Instrument
 from scoresde.runs.optimised import GridSearch, optimised_grid, without_class
 from scoresde.runs.results import ResultFolder
-from scoresde.samplers import ArctanGrid, Grid, per_sample_noise, solve_adaptive, starting_noise
+from scoresde.samplers import (
+    ArctanGrid,
+    Grid,
+    per_sample_noise,
+    solve_adaptive,
+    starting_noise,
+    suited_grid,
+)
 
 MOST_CALLS = 20_000
 FINEST = 1e-8  # what float32 resolves
@@ -151,14 +158,18 @@ def _contenders(
             step = build_step(name, {}, 1)
             yield _Contender(name, "-", GridSampler(ArctanGrid(), step, 1))
             continue
-        for place in grids or [own.kind if own else "arctan"]:
+        for place in grids or [own.kind if own else "recommended"]:
             for n in steps:
                 step = build_step(name, {}, n)
                 if place == "optimised":
                     grid = optimised(GridSearch(name, step, n))
+                elif grids is None and own:
+                    grid = build_grid(own, step)
                 else:
                     grid = (
-                        build_grid(own) if grids is None and own else constructor(GRIDS, place)()
+                        suited_grid(step)
+                        if place == "recommended"
+                        else constructor(GRIDS, place)()
                     )
                 yield _Contender(name, place, GridSampler(grid, step, n))
 

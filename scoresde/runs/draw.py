@@ -41,6 +41,7 @@ from scoresde.samplers import (
     per_sample_noise,
     recommended,
     starting_noise,
+    suited_grid,
 )
 from scoresde.sde import SDE
 from scoresde.training.held_out import evaluating
@@ -365,6 +366,8 @@ def _chosen(
         return GridSampler(ArctanGrid(), build_step(name, {}, 1), 1, last), name
     times, calls = _grid_of(grid), DEFAULT_NFE if nfe is None else nfe
     made, steps = _within(model.sde, times or ArctanGrid(), name, step, calls, last)
+    if grid is None or grid == "recommended":
+        times = suited_grid(made)
     if times is None:
         search = GridSearch(name, made, steps)
         times, _ = optimised_grid(model, shape, search, None, progress)

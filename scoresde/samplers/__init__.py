@@ -38,7 +38,7 @@ from scoresde.samplers.optimise import (
     search_grid,
 )
 from scoresde.samplers.protocols import State, Step
-from scoresde.samplers.recommended import WIDE, ArctanGrid, recommended
+from scoresde.samplers.recommended import WIDE, ArctanGrid, recommended, suited_grid
 from scoresde.samplers.renoising import Churned, Restart
 from scoresde.samplers.singlestep import (
     Scheme,
@@ -129,6 +129,7 @@ __all__ = [
     "search_grid",
     "solve_adaptive",
     "starting_noise",
+    "suited_grid",
     "trajectory",
     "unipc",
     "white_noise",

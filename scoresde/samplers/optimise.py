@@ -94,13 +94,13 @@ def search_grid(
     """Like ``optimise_grid``, but also returns the losses and the number of calls."""
     sde = denoiser.sde
     _check(sde, starts, t_end, candidates)
-    calls = _Counted(denoiser.predict, len(starts))
-    denoiser = dataclasses.replace(denoiser, predict=calls)
-    half = len(starts) // 2
-    search, judge = (
-        _Problem(denoiser, calls, step, x, _reference(denoiser, x, n, budget), t_end)
-        for x in ((starts[half:], starts[:half]) if half else (starts, starts))
-    )
+    calls, rows = _Counted(len(starts)), torch.arange(len(starts), device=starts.device)
+    first, second = rows.tensor_split(2) if len(rows) > 1 else (rows, rows)
+    halves = []
+    for half in (second, first):
+        part, x = calls.on(denoiser.among(half, len(rows))), starts[half]
+        halves.append(_Problem(part, calls, step, x, _reference(part, x, n, budget), t_end))
+    search, judge = halves
     bases = [np.log(search.increments(grid(sde, n))) for grid in candidates]
     for problem in (search, judge):
         problem.compare(bases[0])
@@ -127,15 +127,17 @@ def search_grid(
 
 @dataclass
 class _Counted:
-    """A denoiser's ``predict`` that counts its calls, in units of a call for all starts."""
+    """Counts the calls of denoisers, in units of a call for all starts."""
 
-    predict: Callable[[Tensor, Tensor], Tensor]
     starts: int
     count: float = field(default=0, init=False)
 
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        self.count += len(x) / self.starts
-        return self.predict(x, t)
+    def on(self, denoiser: Denoiser) -> Denoiser:
+        def predict(x: Tensor, t: Tensor) -> Tensor:
+            self.count += len(x) / self.starts
+            return denoiser(x, t)
+
+        return dataclasses.replace(denoiser, predict=predict)
 
 
 @dataclass

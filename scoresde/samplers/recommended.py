@@ -80,6 +80,12 @@ WIDE = ArctanGrid(centre=1.6, width=3.2, spread=0.0, end=2.2, growth=0.65, last=
 """For steps with noise, whose errors are larger where steps are long."""
 
 
+def suited_grid(step: Step) -> ArctanGrid:
+    """``ArctanGrid()``, or the wide one for a step that draws noise."""
+    noisy = hasattr(step, "weak_order") and getattr(step, "eta", 1.0) > 0
+    return WIDE if noisy else ArctanGrid()
+
+
 def recommended(nfe: int, eta: float = 0.0, std: float = 0.5) -> tuple[Step, Grid]:
     """The default step and grid for ``nfe`` calls: nfe - 1 steps of one call, then denoising.
 
@@ -91,6 +97,5 @@ def recommended(nfe: int, eta: float = 0.0, std: float = 0.5) -> tuple[Step, Gri
     """
     if nfe < 2:
         raise ValueError(f"need at least 2 calls, one step and the denoising, got nfe={nfe}")
-    if eta:
-        return StochasticMultistep(3, eta, std), replace(WIDE, std=std)
-    return UniPC(Residual(std), 3, EXACT), ArctanGrid(std=std)
+    step = StochasticMultistep(3, eta, std) if eta else UniPC(Residual(std), 3, EXACT)
+    return step, replace(suited_grid(step), std=std)

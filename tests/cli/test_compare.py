@@ -53,7 +53,9 @@ class TestErrors:
     def test_calls_are_counted_and_the_grid_is_that_of_the_run(self, capsys, points):
         names = "ddim,heun,dpmpp_3m,dpm_fast,dpm_adaptive"
         trials = compare(capsys, points, "--samplers", names, "--steps", "6,9")["trials"]
-        calls = [(t["sampler"], t["steps"], t["nfe"]) for t in trials if t["grid"] == "arctan"]
+        calls = [
+            (t["sampler"], t["steps"], t["nfe"]) for t in trials if t["grid"] == "recommended"
+        ]
         assert calls == [
             ("ddim", 6, 7),
             ("ddim", 9, 10),
