@@ -38,6 +38,8 @@ _SHARE = 0.005
 """Smallest share of the allowed error that a step may use."""
 _SURPRISE = 0.5
 """A step is refused if a rate changes by more than this, in nats and relative to the rate."""
+_TURN = 0.1
+"""The relative change of F that a short step may have; one of length h may have 2 h more."""
 
 
 def stiff_log_likelihood(
@@ -153,7 +155,7 @@ def _step(flow: _Flow, s: _State, end: float, density: float) -> _State:
     # The extrapolation sees nothing of a ridge that lies between its nodes and the end.
     turned = (rate - s.rate).norm(dim=1)
     sharp = (h.abs() * turned * score.norm(dim=1) > _SURPRISE) & (
-        turned > _SURPRISE * torch.maximum(rate.norm(dim=1), s.rate.norm(dim=1))
+        turned > (_TURN + 2 * h.abs()) * torch.maximum(rate.norm(dim=1), s.rate.norm(dim=1))
     )
     jumped = (trace - s.trace).abs()
     sharp |= (h.abs() * jumped > _SURPRISE) & (
