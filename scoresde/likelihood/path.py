@@ -29,6 +29,7 @@ from scoresde.solvers import require_continuous, require_finite, time_of
 
 GREGORY = 6
 """Order of the corrections at the ends of the quadrature."""
+REMEDY = "check the model, or take more nodes"
 
 
 class Probing(Protocol):
@@ -139,14 +140,16 @@ def path_log_likelihood(
     first, last = time_of(sde, sde.t_min if t0 is None else t0), time_of(sde, sde.t_max)
     ends = (float(sde.lam(first)), float(sde.lam(last)))
 
-    def walk(rows: Tensor | None, finer: int) -> tuple[LogLikelihood, Tensor]:
+    def walk(
+        rows: Tensor | None, finer: int, strict: bool = False
+    ) -> tuple[LogLikelihood, Tensor]:
         some, part, probes = denoiser, x, probing
         if rows is not None:
             some, part, probes = denoiser.among(rows, n), x[rows], probing.among(rows)
         lam = torch.linspace(*ends, nodes * finer * between + 1, dtype=torch.float64)
         ts = sde.time(lam)
         ts[0], ts[-1] = first, last
-        solved, estimate = _walked(some, part, probes, prior, ts, lam, between)
+        solved, estimate = _walked(some, part, probes, prior, ts, lam, between, strict)
         # Larger errors are not small changes, which could cancel.
         error = torch.where(estimate <= limit, estimate, solved.solver_error)
         return solved._replace(solver_error=error), estimate
@@ -171,7 +174,9 @@ def path_log_likelihood(
             some, part, first, last, limit=limit, prior=prior, max_nfe=max_nfe
         )
         found = _replaced(found, rows, new)
-    require_finite(found.log_prob, "path", "check the model, or take more nodes")
+    if not bool(found.log_prob.isfinite().all()):
+        walk(None, 1, strict=True)  # raises at the first state that is not finite
+    require_finite(found.log_prob, "path", REMEDY)
     return found
 
 
@@ -206,11 +211,12 @@ def _walked(
     ts: Tensor,
     lam: Tensor,
     between: int,
+    strict: bool,
 ) -> tuple[LogLikelihood, Tensor]:
     """The solution on a grid of times with the sum of its errors, and an estimate of its error."""
     zero = x.new_zeros(len(x))
     places = {float(t): k for k, t in enumerate(ts)}
-    reader = _Reader(denoiser, probing, places, between, zero, zero, zero)
+    reader = _Reader(denoiser, probing, places, between, strict, zero, zero, zero)
     end = sample(replace(denoiser, predict=reader), x, ts, eab(V, 4), denoise=False)
     reader(end, ts[-1])
     lam, dim = lam[::between], x[0].numel()
@@ -235,13 +241,15 @@ class _Reader:
         |sum_k e_k| + sqrt(sum_k e_k^2) / 4   from ``signed`` and ``square``
 
     The second term covers errors with wrong signs; ``total`` is sum_k |e_k|. The first two steps,
-    which have methods of their own, are not judged.
+    which have methods of their own, are not judged. ``strict`` raises SolverError at a state that
+    is not finite.
     """
 
     denoiser: Denoiser
     probing: Probing
     places: dict[float, int]
     between: int
+    strict: bool
     signed: Tensor
     square: Tensor
     total: Tensor
@@ -253,6 +261,8 @@ class _Reader:
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         self.calls += 1
+        if self.strict:
+            require_finite(x, f"path at t={float(t):.3g}", REMEDY)
         if self.places.get(float(t)) != self.passed:  # a call inside the first step
             return self.denoiser(x, t)
         k, self.passed = self.passed, self.passed + 1
