@@ -67,6 +67,8 @@ class Denoiser:
         """
         if self.batch is None:
             return self
+        if n != self.batch:
+            raise ValueError(f"conditions of {self.batch} samples, for a batch of {n}; give alike")
         if (select := getattr(self.predict, "among", None)) is not None:
             return replace(self, predict=select(rows), variance_mix=None, batch=len(rows))
 
@@ -85,13 +87,16 @@ Guide = Callable[[Denoiser], Denoiser]
 def compiled(denoiser: Denoiser, capture: bool = True) -> Denoiser:
     """The denoiser compiled by ``torch.compile``, at its first call with states of a shape.
 
-    A time is an input of the compiled code, so that another time does not compile again. On a CUDA
-    device ``capture`` also records the kernels as a graph, which replays without the host.
+    A time is an input of the compiled code, so that another time does not compile again. Where
+    autograd records, as for a likelihood, the denoiser itself is evaluated. On a CUDA device
+    ``capture`` also records the kernels as a graph, which replays without the host.
     """
     plain = torch.compile(denoiser.predict)
     graph = torch.compile(denoiser.predict, mode="reduce-overhead")
 
     def predict(x: Tensor, t: Tensor) -> Tensor:
+        if x.requires_grad and torch.is_grad_enabled():  # products v^T J do not compile
+            return denoiser(x, t)
         t = sent(t, x.device)
         if not capture or x.device.type != "cuda":
             return plain(x, t)

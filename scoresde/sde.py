@@ -499,7 +499,10 @@ class DiscreteVP(SDE):
         An entry belongs to the interval below it.
         """
         n, table = len(self.betas), sent(self._table, t.device)
-        i = ((t.detach() - rounding) * n).ceil().long().clamp(1, n) - 1
+        place = t.detach() * n
+        entry = place.round()
+        entry = torch.where((entry - place).abs() <= n * rounding, entry, place.ceil())
+        i = entry.long().clamp(1, n) - 1
         # A 0-dim index would be read by the host.
         low, high = (table[j.unsqueeze(0)].squeeze(0) for j in (i, i + 1))
         return i, low, high

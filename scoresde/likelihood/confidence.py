@@ -70,8 +70,10 @@ def mean_interval(values: Tensor, level: float = 0.95) -> Interval:
     removal of skewness by transformation (1992), eq. 2.5.
     """
     n = len(values)
-    if n < 2:
-        raise ValueError("an interval needs at least 2 values")
+    if n < 2 or not 0 < level < 1:
+        raise ValueError(f"need at least 2 values and a level in (0, 1), got {n} and {level}")
+    if bad := int((~values.isfinite()).sum()):
+        raise ValueError(f"values: {bad} of {n} are not finite")
     centre, error = mean(values.double())
     rest = values.double() - centre
     spread = math.sqrt(float(rest.square().mean()))

@@ -100,7 +100,7 @@ def recommended(eta: NonNegative = 0.0, std: Positive = 0.5, steps: Count = 18) 
 
     Args:
         eta: size of the noise: 0 for none, 1 for the reverse SDE; 0.25 suffices to damp errors.
-        std: standard deviation of the data; the grid arctan has the same option.
+        std: standard deviation of the data; the default grid follows it.
         steps: number of grid steps, one network call each.
     """
     return samplers.recommended(steps + 1, eta, std)[0]

@@ -81,9 +81,11 @@ WIDE = ArctanGrid(centre=1.6, width=3.2, spread=0.0, end=2.2, growth=0.65, last=
 
 
 def suited_grid(step: Step) -> ArctanGrid:
-    """``ArctanGrid()``, or the wide one for a step that draws noise."""
+    """``ArctanGrid``, or the wide one for a step that draws noise, for the ``std`` of the step."""
     noisy = hasattr(step, "weak_order") and getattr(step, "eta", 1.0) > 0
-    return WIDE if noisy else ArctanGrid()
+    holder = step if hasattr(step, "std") else getattr(step, "prediction", None)
+    grid = WIDE if noisy else ArctanGrid()
+    return replace(grid, std=getattr(holder, "std", 0.0) or grid.std)
 
 
 def recommended(nfe: int, eta: float = 0.0, std: float = 0.5) -> tuple[Step, Grid]:
@@ -98,4 +100,4 @@ def recommended(nfe: int, eta: float = 0.0, std: float = 0.5) -> tuple[Step, Gri
     if nfe < 2:
         raise ValueError(f"need at least 2 calls, one step and the denoising, got nfe={nfe}")
     step = StochasticMultistep(3, eta, std) if eta else UniPC(Residual(std), 3, EXACT)
-    return step, replace(suited_grid(step), std=std)
+    return step, suited_grid(step)

@@ -55,5 +55,5 @@ def test_a_compiler_that_fails_is_a_line(monkeypatch, capsys, tmp_path: Path, po
     assert main(["sample", *flags, str(tmp_path / "out")]) == 1
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("scoresde: error: ")
-    assert "compile failed" in said
+    assert "--compile: compilation failed" in said
     assert "no such compiler" in said

@@ -712,7 +712,7 @@ def test_a_network_that_cannot_be_compiled_is_a_line(monkeypatch, tmp_path, caps
     flags = [flag for flag in flags if "conditional" not in flag]
     assert main(["train", *flags, "--train.compile", "--out", str(tmp_path / "run")]) == 1
     said = capsys.readouterr().err.splitlines()[-1]
-    assert "train.compile failed" in said
+    assert "train.compile: compilation failed" in said
     assert "no such compiler" in said
     assert "set train.compile to false" in said
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from scoresde import EDM, VE, VP, SubVP
+from scoresde import EDM, VE, VP, LinearFlow, SubVP
 from scoresde.likelihood import FlowEstimator, path_log_likelihood
 from scoresde.likelihood.dequantise import TruncatedNormal
 from scoresde.likelihood.divergence import EXACT
@@ -15,7 +15,7 @@ from scoresde.likelihood.stiff import stiff_log_likelihood
 from scoresde.nn import MLP
 from scoresde.parameterization import ScoreModel, v
 from scoresde.samplers import per_sample_noise
-from scoresde.testing import Gaussian, Mixture, mostly_black
+from scoresde.testing import Gaussian, Mixture, mixture, mostly_black
 
 F64 = torch.float64
 
@@ -81,6 +81,31 @@ def test_point_masses_of_pixels_are_scored_within_two_thousandths_of_a_bit(sde):
     assert abs(float(error.mean())) < 0.002 + 2 * max(0.0, float(spread) - 0.001)
 
 
+@pytest.mark.parametrize("sde", [VP(), LinearFlow(), EDM()], ids=lambda sde: type(sde).__name__)
+def test_a_fixed_point_on_a_ridge_is_seen_by_its_divergence(sde):
+    """Between two equal modes the path stays where it is, and the walk alone sees no error."""
+    means = torch.tensor([[2.0, 0.0], [-2.0, 0.0]], dtype=F64)
+    data, x = mixture([0.5, 0.5], means, [0.001] * 2), torch.zeros(1, 2, dtype=F64)
+    found = path_log_likelihood(data.denoiser(sde), x, prior=prior_of(data, sde))
+    error = (found.log_prob - truth(data, x, sde)).abs()
+    assert (error <= torch.maximum(torch.tensor(0.05), 3 * found.solver_error)).all()
+
+
+@pytest.mark.parametrize(("nodes", "between"), [(12, 8), (16, 3), (24, 3)])
+def test_few_nodes_on_a_fine_path_are_seen(nodes, between):
+    """The walk is right and the quadrature is not."""
+    data, x = narrow(2, 0.05, seed=4)
+    found = path_log_likelihood(
+        data.denoiser(VP()),
+        x[:6],
+        prior=prior_of(data, VP()),
+        nodes=nodes,
+        between=between,
+    )
+    error = (found.log_prob - truth(data, x[:6], VP())).abs()
+    assert (error <= torch.maximum(torch.tensor(0.05), 3 * found.solver_error)).all()
+
+
 def test_smooth_data_cost_no_call_more():
     data = Gaussian(torch.zeros(8, dtype=F64), torch.tensor(0.25, dtype=F64))
     x = data.sample(20, torch.Generator().manual_seed(0))
@@ -130,6 +155,12 @@ def test_some_samples_of_a_denoiser_keep_their_conditions():
             again = chosen.among(torch.tensor([1]), 2)
             last = given[1:] if given.ndim else given
             torch.testing.assert_close(again(x[1:2], last), denoiser(x, every)[1:2])
+
+
+def test_conditions_of_another_batch_are_refused():
+    model = ScoreModel(MLP(dim=2, width=16, depth=1, classes=3).double(), VP(), v)
+    with pytest.raises(ValueError, match="conditions of 3 samples, for a batch of 5"):
+        model.denoiser(label=torch.tensor([0, 1, 2])).among(torch.arange(2), 5)
 
 
 def test_implicit_steps_say_when_they_do_not_arrive():
