@@ -19,6 +19,6 @@ def compiling(argument: str) -> Iterator[None]:
             raise
         reason = " ".join(str(error).partition("Set TORCHDYNAMO")[0].split())
         raise RuntimeError(
-            f"{argument}: compilation failed ({reason}); leave it out, or give the compiler it "
+            f"{argument}: compilation failed ({reason}); set it to false, or give the compiler it "
             "asks for"
         ) from error

@@ -714,7 +714,7 @@ def test_a_network_that_cannot_be_compiled_is_a_line(monkeypatch, tmp_path, caps
     said = capsys.readouterr().err.splitlines()[-1]
     assert "train.compile: compilation failed" in said
     assert "no such compiler" in said
-    assert "set train.compile to false" in said
+    assert "set it to false" in said
 
 
 def test_stopping_with_batches_drawn_ahead_leaves_no_thread(finished, monkeypatch, tmp_path):
