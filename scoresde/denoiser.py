@@ -62,8 +62,8 @@ class Denoiser:
     def among(self, rows: Tensor, n: int) -> Denoiser:
         """The denoiser of the samples ``rows`` (M,) of a batch of n, each with its own condition.
 
-        A prediction with conditions that it cannot select from evaluates the whole batch, with
-        zeros elsewhere.
+        A prediction that cannot select conditions evaluates the whole batch, with zeros for the
+        other samples. Raises ValueError if the conditions are those of another number of samples.
         """
         if self.batch is None:
             return self

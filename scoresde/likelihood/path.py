@@ -153,7 +153,7 @@ def path_log_likelihood(
         ts = sde.time(lam)
         ts[0], ts[-1] = first, last
         solved, estimate = _walked(some, part, probes, prior, ts, lam, between, strict)
-        # Larger errors are not small changes, which could cancel.
+        # The signs of larger errors say nothing: their sizes are added up.
         error = torch.where(estimate <= limit, estimate, solved.solver_error)
         return solved._replace(solver_error=error), estimate
 

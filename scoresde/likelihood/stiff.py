@@ -32,10 +32,10 @@ _CALLS = sum(2 * n - 1 for n in _SUBSTEPS) + 1
 """Denoiser calls of a step."""
 _LONGEST = 0.2
 """Longest step of lam, so that no narrow mode is stepped over."""
-_RELATIVE = 1e-5
-"""Allowed error relative to log p."""
-_SHARE = 0.005
-"""Smallest share of the allowed error that a step may use."""
+_SHORT = 0.005
+"""A shorter step of lam is allowed the error of one of this length."""
+_RELATIVE = 5e-8
+"""Further allowed error of a step, relative to log p."""
 _SURPRISE = 0.5
 """A step is refused if a rate changes by more than this, in nats and relative to the rate."""
 _TURN = 0.1
@@ -49,14 +49,14 @@ def stiff_log_likelihood(
     last: Tensor,
     *,
     limit: float,
-    prior: Any = None,
-    max_nfe: int = 10_000,
+    prior: Any,
+    max_nfe: int,
 ) -> LogLikelihood:
     """Log-density (10) of samples, with an estimate of its error for each.
 
-    The allowed error is ``limit`` plus 1e-5 of the size of log p. ``solver_error`` adds up the
-    errors of the steps. A sample that does not reach ``last`` within ``max_nfe`` calls has
-    log-density NaN and an infinite error.
+    The allowed error is ``limit``, divided among the steps by their lengths, and 5e-8 of the size
+    of log p for each step. ``solver_error`` adds up the errors of the steps. A sample that does
+    not reach ``last`` within ``max_nfe`` calls has log-density NaN and an infinite error.
 
     Args:
         denoiser: the model.
@@ -150,7 +150,7 @@ def _step(flow: _Flow, s: _State, end: float, density: float) -> _State:
     bent = (torch.einsum("bi,bij,bj->b", e, jacobian, e) / b2.flatten() - _dot(e, e)).abs() / 2
     error = _dot(score, e).abs() + wrong.abs() + bent
     size = gain.abs() + _dot(score, rate).abs()
-    allowed = density * h.abs().clamp(min=_SHARE) + _RELATIVE * size * _SHARE
+    allowed = density * h.abs().clamp(min=_SHORT) + _RELATIVE * size
     ratio = torch.where(error.isfinite(), error / allowed, math.inf)
     # The extrapolation sees nothing of a ridge that lies between its nodes and the end.
     turned = (rate - s.rate).norm(dim=1)
@@ -162,11 +162,8 @@ def _step(flow: _Flow, s: _State, end: float, density: float) -> _State:
         jumped > _SURPRISE * torch.maximum(trace.abs(), s.trace.abs())
     )
     ratio = torch.where(sharp, ratio.clamp(min=10.0), ratio)
-    h = (
-        -(h * (0.9 * ratio.clamp(1e-10, 1e10) ** (-1 / 4)).clamp(0.2, 3.0))
-        .abs()
-        .clamp(max=_LONGEST)
-    )
+    factor = (0.9 * ratio.clamp(1e-10, 1e10) ** (-1 / 4)).clamp(0.2, 3.0)
+    h = (h * factor).clamp(min=-_LONGEST)  # lam falls, so steps are negative
     new = _State(lam, h, gain, s.error + error, w, rate, jacobian, trace)
     old = s._replace(h=h)
     keep = ratio <= 1

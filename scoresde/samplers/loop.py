@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -69,9 +70,7 @@ def sample(
     if ts is None or step is None:
         step, grid = recommended(nfe or 0)
         ts = grid(denoiser.sde, (nfe or 0) - denoise)
-    end = x
-    for _, end in trajectory(denoiser, x, ts, step, noise, grad=grad):  # noqa: B007 - only the last counts
-        pass
+    ((_, end),) = deque(trajectory(denoiser, x, ts, step, noise, grad=grad), maxlen=1)
     last = _checked(ts, denoiser.sde)[-1]
     if not denoise or last == 0:
         return end

@@ -166,7 +166,9 @@ def test_conditions_of_another_batch_are_refused():
 def test_implicit_steps_say_when_they_do_not_arrive():
     data, x = narrow(2, 0.01)
     first, last = (torch.tensor(t, dtype=F64) for t in (VP().t_min, VP().t_max))
-    found = stiff_log_likelihood(data.denoiser(VP()), x, first, last, limit=0.05, max_nfe=100)
+    found = stiff_log_likelihood(
+        data.denoiser(VP()), x, first, last, limit=0.05, prior=None, max_nfe=100
+    )
     assert found.log_prob.isnan().all()
     assert found.solver_error.isinf().all()
 
