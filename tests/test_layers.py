@@ -9,13 +9,13 @@ import scoresde
 from scoresde.cli.main import COMMANDS
 
 ROOT = Path(scoresde.__file__).parent
-THEORY = {"sde", "denoiser", "parameterization"}
+THEORY = {"sde", "denoiser", "parameterization", "conditions"}
 MAY_IMPORT = {
     "arguments": set(),
     "progress": set(),
     "sde": set(),
     "denoiser": {"sde"},
-    "parameterization": {"sde", "denoiser"},
+    "parameterization": {"sde", "denoiser", "conditions"},
     "samplers": THEORY,
     "solvers": THEORY,
     "likelihood": THEORY | {"solvers", "samplers"},
@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "convergence": THEORY | {"samplers", "testing"},
     "training": THEORY | {"samplers", "data", "nn", "atomic"},
     "nn": set(),
+    "conditions": {"atomic"},
     "atomic": set(),
     "data": {"atomic"},
     "evaluation": set(),
