@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from scoresde.arguments import Positive, check_fields
 from scoresde.denoiser import Denoiser
-from scoresde.sde import SDE, match, sent
+from scoresde.sde import FAINTEST, SDE, match, sent
 
 
 class Coeffs(NamedTuple):
@@ -109,22 +109,30 @@ def caution(parameterization: Parameterization, sde: SDE) -> str | None:
 
     By |out| of (7) at ``t_max``: sigma / alpha for eps and score, at most 1 for v and flow.
     """
-    t = torch.tensor(sde.t_max, dtype=torch.float64)
-    factor = float(parameterization(sde, t).out.abs())
+    factor = _factor(parameterization, sde)
     if factor < 10:
         return None
-    name = getattr(parameterization, "__name__", type(parameterization).__name__)
     return (
-        f"parameterization {name} multiplies the network's errors by {factor:.3g} at "
+        f"parameterization {_name(parameterization)} multiplies the network's errors by {factor:.3g} at "
         f"t_max={sde.t_max:g}, which may send samples far away from the data; v does not"
     )
+
+
+def _factor(parameterization: Parameterization, sde: SDE) -> float:
+    """|out| of (7) at t_max, by which an error of the network is multiplied."""
+    t = torch.tensor(sde.t_max, dtype=torch.float64)
+    return float(parameterization(sde, t).out.abs())
+
+
+def _name(parameterization: Parameterization) -> str:
+    return getattr(parameterization, "__name__", type(parameterization).__name__)
 
 
 def _levels(sde: SDE, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """alpha, sigma, sqrt(alpha^2 + sigma^2) and the noise coordinate, in float64."""
     t = t.double()
     alpha, sigma = sde.alpha(t), sde.sigma(t)
-    return alpha, sigma, sde.norm(t), -sde.lam(t) / 4
+    return alpha, sigma, sde.norm(t), -sde.lam(t).clamp(min=FAINTEST) / 4
 
 
 class OutputError(ValueError):
@@ -152,6 +160,11 @@ class ScoreModel(nn.Module):
             raise ValueError(
                 "parameterization: need a function, such as v, or edm(0.5), got "
                 f"{parameterization!r}"
+            )
+        if _factor(parameterization, sde) > 1e15:
+            raise ValueError(
+                "parameterization: x at t_max holds no signal under this process, and "
+                f"{_name(parameterization)} divides by alpha, 0 there; take v or x0"
             )
         self.net = net
         self.sde = sde

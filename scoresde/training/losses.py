@@ -97,5 +97,5 @@ def reweighted(weight: Weight, density: Callable[[SDE, Tensor], Tensor]) -> Weig
 def held_out_times(sde: SDE, n: int) -> Tensor:
     """n times at the midpoints of equal intervals of lam, for validation."""
     u = (torch.arange(n, dtype=torch.float64) + 0.5) / n
-    ends = sde.lam(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64))
-    return sde.time(ends[0] + u * (ends[1] - ends[0]))
+    low, high = sde.span(sde.t_min)
+    return sde.time(high + u * (low - high))
