@@ -2,8 +2,8 @@
 
     alpha_bar_i = prod_{j <= i} (1 - beta_j),     q(x_i | x_{i-1}) = N(sqrt(1 - beta_i) x, beta_i)
 
-Tables given by a function alpha_bar(t) have beta_i = 1 - alpha_bar((i + 1) / n) / alpha_bar(i / n),
-at most ``largest``. All are computed in float64. DDPM, arXiv 2006.11239, eq. 4.
+A function alpha_bar(t) gives beta_i = 1 - alpha_bar((i + 1) / n) / alpha_bar(i / n),
+at most ``largest``, for i = 0..n-1. All are computed in float64. DDPM, arXiv 2006.11239, eq. 4.
 """
 
 from __future__ import annotations
@@ -94,9 +94,10 @@ def sigmoid_alpha_bar(
 ) -> Betas:
     """alpha_bar is a sigmoid of t, scaled to run from 1 to 0.
 
-        alpha_bar = (S(high) - S(low + t (high - low))) / (S(high) - S(low)),   S(x) = sigmoid(x/tau)
+        alpha_bar = (S(high) - S(low + t (high - low))) / (S(high) - S(low)),
+        S(x) = sigmoid(x / tau)
 
-    Scalable Adaptive Computation for Iterative Generation, arXiv 2212.11972, appendix B.
+    Scalable Adaptive Computation for Iterative Generation, arXiv 2212.11972, figure 8.
 
     Args:
         low: argument of the sigmoid at t = 0.
@@ -136,7 +137,8 @@ def exponential(rate: Positive = 12.0) -> Betas:
 def jsd() -> Betas:
     """beta_i = 1 / (n - i), so that alpha_bar falls in equal steps; its last level has no signal.
 
-    Deep Unsupervised Learning using Nonequilibrium Thermodynamics, arXiv 1503.03585, section 2.4.1.
+    Deep Unsupervised Learning using Nonequilibrium Thermodynamics, arXiv 1503.03585, section 2.4.1
+    (for binomial diffusion there).
     """
     return lambda n: tuple(1 / (n - i) for i in range(n))
 

@@ -113,8 +113,8 @@ def caution(parameterization: Parameterization, sde: SDE) -> str | None:
     if factor < 10:
         return None
     return (
-        f"parameterization {_name(parameterization)} multiplies the network's errors by {factor:.3g} at "
-        f"t_max={sde.t_max:g}, which may send samples far away from the data; v does not"
+        f"parameterization {_name(parameterization)} multiplies the network's errors by "
+        f"{factor:.3g} at t_max={sde.t_max:g}, which may send samples far away from the data; v does not"
     )
 
 

@@ -24,7 +24,6 @@ from torch.distributions import Normal
 
 from scoresde.arguments import Open, Positive
 
-
 FAINTEST = -20.0
 """The lam below which x carries no signal in float32; to a network all of it is one level."""
 
@@ -177,7 +176,7 @@ class SDE(ABC):
         return b.exp().clamp(max=self.t_max).to(lam)
 
     def span(self, stop: float) -> tuple[Tensor, Tensor]:
-        """The range of lam, float64: lam at t_max, or ``FAINTEST`` if it is lower, and at ``stop``."""
+        """The range of lam, float64: lam at t_max, at least ``FAINTEST``, and at ``stop``."""
         first, last = self.lam(torch.tensor([self.t_max, stop], dtype=torch.float64))
         return first.clamp(min=FAINTEST), last
 
@@ -424,7 +423,7 @@ class Cosine(SDE):
         return torch.nn.functional.logsigmoid(-2 * self._log_snr(t)) / 2
 
     def _log_snr(self, t: Tensor) -> Tensor:
-        """lam of t: alpha = cos(a) / cos(b) against sigma = sqrt(sin(a + b) sin(a - b)) / cos(b)."""
+        """lam, from log cos(a) and sin(a + b) sin(a - b), plus the shift."""
         scale = math.pi / 2 / (1 + self.s)
         # cos(a) as the sine of the complement, which stays accurate as t approaches 1.
         log_cos = torch.log(torch.sin((1 - t) * scale))
