@@ -114,7 +114,8 @@ def caution(parameterization: Parameterization, sde: SDE) -> str | None:
         return None
     return (
         f"parameterization {_name(parameterization)} multiplies the network's errors by "
-        f"{factor:.3g} at t_max={sde.t_max:g}, which may send samples far away from the data; v does not"
+        f"{factor:.3g} at t_max={sde.t_max:g}, which may send samples far away from the data; v "
+        "does not"
     )
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -81,6 +81,35 @@ def _like(value: Tensor, t: Tensor) -> Tensor:
 def log1mexp(a: Tensor) -> Tensor:
     """log(1 - exp(a)) for a < 0 without cancellation."""
     return torch.log(-torch.expm1(a))
+
+
+class Reverse(NamedTuple):
+    """The Gaussian p(x_s | x_t, x_0) = N(c x_t + gain x_0, small), s < t, and its models.
+
+        large = sigma_t^2 - (alpha_t sigma_s / alpha_s)^2,   the variance of p(x_t | x_s)
+        small = large sigma_s^2 / sigma_t^2,   gain = alpha_s large / sigma_t^2
+
+    A model has x0_hat in place of x_0, and a variance between the two: 1 is the ``mix`` of large.
+    Improved DDPM, arXiv 2102.09672, eq. 15.
+    """
+
+    small: Tensor
+    large: Tensor
+    gain: Tensor
+
+    def to(self, x: Tensor) -> Reverse:
+        """The coefficients, one or one per sample, shaped to multiply ``x`` (B, ...)."""
+        return Reverse(*(match(coef, x) for coef in self))
+
+    def variance(self, mix: Tensor) -> Tensor:
+        """The variance of a model: log v = (1 - mix) log small + mix log large."""
+        return self.small * (mix * (self.large / self.small).log()).exp()
+
+    def kl(self, error: Tensor, mix: Tensor) -> Tensor:
+        """KL of a model with ``error`` = x_0 - x0_hat, in nats per number, shaped like it."""
+        wider = mix * (self.large / self.small).log()
+        miss = (self.gain * error).square() / self.small
+        return (torch.expm1(-wider) + wider + miss * (-wider).exp()) / 2
 
 
 class SDE(ABC):
@@ -174,6 +203,14 @@ class SDE(ABC):
             a, fa = torch.where(same_side, a, b), torch.where(same_side, fa / 2, fb)
             b, fb = c, fc
         return b.exp().clamp(max=self.t_max).to(lam)
+
+    def reverse(self, t: Tensor, s: Tensor) -> Reverse:
+        """The coefficients, float64, of p(x_s | x_t, x_0) for s < t, both shaped like ``t``."""
+        t64, s64 = self._read(t), self._read(s)
+        sigma_t, sigma_s = self.log_sigma(t64).exp(), self.log_sigma(s64).exp()
+        large = -(sigma_t**2) * torch.expm1(2 * (self._lam(t64) - self._lam(s64)))
+        gain = self.log_alpha(s64).exp() * large / sigma_t**2
+        return Reverse(large * (sigma_s / sigma_t) ** 2, large, gain)
 
     def span(self, stop: float) -> tuple[Tensor, Tensor]:
         """The range of lam, float64: lam at t_max, at least ``FAINTEST``, and at ``stop``."""

@@ -151,7 +151,7 @@ class TestWithoutSignal:
 
     @pytest.mark.parametrize("parameterization", [eps, score])
     def test_what_divides_by_alpha_is_refused(self, parameterization):
-        with pytest.raises(ValueError, match="holds no signal.*take v or x0"):
+        with pytest.raises(ValueError, match=r"holds no signal.*take v or x0"):
             ScoreModel(MLP(3), bare(), parameterization)
 
     @pytest.mark.parametrize("step", [DDIM(), ddpm()], ids=repr)
