@@ -147,13 +147,23 @@ class ScoreModel(nn.Module):
     conditions such as ``label`` (B,), and returns F with the shape of ``x``. ``data`` describes
     what it was trained on (name, shape, scaling, classes) and ``config`` is the configuration of
     its run, None where nobody has said. Raises ValueError for a process or a parameterisation
-    that is none, such as ``VP`` in place of ``VP()``.
+    that is none, such as ``VP`` in place of ``VP()``, or that divides by an alpha of 0.
+
+    With ``variance`` the network has twice the channels, (B, 2 C, ...): after F, the numbers v
+    whose (v + 1) / 2 is the mix of the reverse variance, ``Denoiser.variance_mix``. Improved DDPM,
+    arXiv 2102.09672, eq. 15.
     """
 
     data: Any = None
     config: Any = None
 
-    def __init__(self, net: nn.Module, sde: SDE, parameterization: Parameterization) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        sde: SDE,
+        parameterization: Parameterization,
+        variance: bool = False,
+    ) -> None:
         super().__init__()
         if not isinstance(sde, SDE):
             raise ValueError(f"sde: need a process, such as VP(), got {sde!r}")
@@ -170,6 +180,7 @@ class ScoreModel(nn.Module):
         self.net = net
         self.sde = sde
         self.parameterization = parameterization
+        self.variance = variance
 
     @property
     def device(self) -> torch.device:
@@ -192,10 +203,18 @@ class ScoreModel(nn.Module):
             places = sent(places, self.device)
 
         given = cond if places is None else {**cond, "label": places}
-        return Denoiser(self.sde, Bound(self, given), batch=_batch(given))
+        bound = Bound(self, given)
+        mix = bound.variance_mix if self.variance else None
+        return Denoiser(self.sde, bound, mix, batch=_batch(given))
 
     def evaluate(self, c: Coeffs, x: Tensor, cond: Mapping[str, Tensor | None]) -> Tensor:
-        """The raw network output with known coefficients, checked."""
+        """The raw network output F with known coefficients, checked."""
+        return self.outputs(c, x, cond)[0]
+
+    def outputs(
+        self, c: Coeffs, x: Tensor, cond: Mapping[str, Tensor | None]
+    ) -> tuple[Tensor, Tensor | None]:
+        """F and the mix of a learned reverse variance, both shaped like ``x``, in one call."""
         dtype = next((p.dtype for p in self.net.parameters()), x.dtype)
         result: Any = self.net(
             (match(c.inp, x) * x).to(dtype), _per_sample(c.noise, x).to(dtype), **cond
@@ -203,10 +222,14 @@ class ScoreModel(nn.Module):
         if not isinstance(result, Tensor):
             found = type(result).__name__
             raise OutputError(f"model: its network returns {found}; it has to return a tensor")
-        if result.shape != x.shape:  # it would be broadcast without a word
+        shape = x.shape
+        if self.variance and x.ndim > 1:
+            shape = torch.Size([len(x), 2 * x.shape[1], *x.shape[2:]])
+        if result.shape != shape:  # it would be broadcast without a word
             raise OutputError(
                 f"model: its network returns {tuple(result.shape)} for x of shape "
-                f"{tuple(x.shape)}; it has to return the shape of x"
+                f"{tuple(x.shape)}; it has to return "
+                + (f"{tuple(shape)}, x0 and variance" if self.variance else "the shape of x")
             )
         if torch.is_grad_enabled() and x.requires_grad and not result.requires_grad:
             # The gradient of x0_hat would be that of skip x alone, without a word.
@@ -214,7 +237,10 @@ class ScoreModel(nn.Module):
                 "model: its network returns a tensor without an autograd graph to x; remove "
                 "torch.no_grad, inference_mode and detach from it (a constant c is c + 0 x)"
             )
-        return result
+        if not self.variance:
+            return result, None
+        value, v = result.chunk(2, dim=1)
+        return value, (v + 1) / 2
 
 
 @dataclass(frozen=True)
@@ -225,11 +251,21 @@ class Bound:
     given: dict[str, Tensor | None]
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.both(x, t)[0]
+
+    def variance_mix(self, x: Tensor, t: Tensor) -> Tensor:
+        """The mix of the learned reverse variance, shaped like ``x``."""
+        return self.both(x, t)[1]
+
+    def both(self, x: Tensor, t: Tensor) -> tuple[Tensor, Any]:
+        """x0_hat and, for a model that learns one, the mix of its variance, in one call."""
         model, given = self.model, self.given
         if (places := given.get("label")) is not None:
             given = {**given, "label": _spread(places, x)}
         c = model.parameterization(model.sde, t)
-        return match(c.skip, x) * x + match(c.out, x) * model.evaluate(c, x, given).to(x)
+        value, mix = model.outputs(c, x, given)
+        x0_hat = match(c.skip, x) * x + match(c.out, x) * value.to(x)
+        return x0_hat, None if mix is None else mix.to(x)
 
     def among(self, rows: Tensor) -> Bound:
         """The prediction for some samples of the batch."""

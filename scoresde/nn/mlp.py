@@ -23,6 +23,7 @@ class MLP(nn.Module):
         fourier: draw the frequencies of the noise features at random.
         classes: number of classes; None without labels.
         dropout: probability of dropout in each block.
+        outputs: numbers of the output, a multiple of dim; None for those of the input.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class MLP(nn.Module):
         fourier: bool = False,
         classes: Count | None = None,
         dropout: Fraction = 0.0,
+        outputs: Count | None = None,
     ) -> None:
         super().__init__()
         check(MLP, locals())
@@ -45,10 +47,11 @@ class MLP(nn.Module):
             ResidualVector(width, width, dropout=dropout) for _ in range(depth)
         )
         self.norm = nn.LayerNorm(width)
-        self.head = zeroed(nn.Linear(width, dim))
+        self.head = zeroed(nn.Linear(width, outputs or dim))
 
     def forward(self, x: Tensor, noise: Tensor, label: Tensor | None = None) -> Tensor:
-        """x (B, ...), noise (B,), label (B,) int64 or None -> the shape of x.
+        """x (B, ...), noise (B,), label (B,) int64 or None -> the shape of x, or a
+        multiple of its channels.
 
         Raises ValueError for another number of values per sample.
         """
@@ -61,5 +64,5 @@ class MLP(nn.Module):
         h = self.stem(flat)
         for block in self.blocks:
             h = block(h, condition)
-        result: Tensor = self.head(F.silu(self.norm(h))).reshape(x.shape)
+        result: Tensor = self.head(F.silu(self.norm(h))).reshape(len(x), -1, *x.shape[2:])
         return result

@@ -264,6 +264,7 @@ WEIGHTINGS: Table[Callable[..., losses.Weight | None]] = Table(
         "sigma2": Given(losses.sigma2),
         "likelihood": Given(losses.likelihood),
         "min_snr": losses.min_snr,
+        "p2": losses.p2,
         "edm": losses.edm,
     }
 )
