@@ -19,12 +19,12 @@ class Denoiser:
     Noise, score and velocity are linear functions of x and x0_hat, (4)-(6) of docs/theory.md.
     Likelihoods differentiate ``predict``; what it computes under torch.no_grad counts as constant.
     ``predict`` includes conditions and guidance; a guide maps one denoiser to another. A model
-    with a learned reverse variance also has ``variance_mix(x, t)``, v in [0, 1] shaped like ``x``.
-    It interpolates the log variance from that of the posterior (v = 0) to that of the forward
-    transition (v = 1), Improved DDPM, arXiv 2102.09672, eq. 15. Guidance and clipping set
-    ``normalised=False``, because their result is not the score of a density; likelihoods raise
-    ValueError for it. ``batch`` is the number of samples that its conditions belong to, one each;
-    None if it takes any batch.
+    with a learned reverse variance also has ``variance_mix(x, t)``, shaped like ``x``, the mix of
+    ``Reverse``: 0 for the variance of the posterior, 1 for that of the forward transition. Where
+    ``predict`` has a method ``both``, one network call gives x0_hat and the mix. Guidance and
+    clipping set ``normalised=False``, because their result is not the score of a density;
+    likelihoods raise ValueError for it. ``batch`` is the number of samples that its conditions
+    belong to, one each; None if it takes any batch.
     """
 
     sde: SDE
@@ -36,6 +36,15 @@ class Denoiser:
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """x0_hat = E[x_0 | x_t]; integer states are converted to floats, here and below."""
         return self.predict(floating(x), t)
+
+    def with_variance(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """x0_hat and the mix of the reverse variance. Raises ValueError where none is learned."""
+        if self.variance_mix is None:
+            raise ValueError("this denoiser has no learned variance; choose small or large")
+        if (both := getattr(self.predict, "both", None)) is not None:
+            found: tuple[Tensor, Tensor] = both(floating(x), t)
+            return found
+        return self(x, t), self.variance_mix(floating(x), t)
 
     def eps(self, x: Tensor, t: Tensor) -> Tensor:
         """Expected noise, eps = (x - alpha x0_hat) / sigma, (4)."""
@@ -70,7 +79,9 @@ class Denoiser:
         if n != self.batch:
             raise ValueError(f"conditions of {self.batch} samples, for a batch of {n}; give alike")
         if (select := getattr(self.predict, "among", None)) is not None:
-            return replace(self, predict=select(rows), variance_mix=None, batch=len(rows))
+            picked = select(rows)
+            mix = None if self.variance_mix is None else getattr(picked, "variance_mix", None)
+            return replace(self, predict=picked, variance_mix=mix, batch=len(rows))
 
         def predict(x: Tensor, t: Tensor) -> Tensor:
             whole = x.new_zeros(n, *x.shape[1:]).index_copy(0, rows, x)

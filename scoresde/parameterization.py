@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from scoresde.arguments import Positive, check_fields, nearest
 from scoresde.conditions.condition import Condition, Joined, joined
 from scoresde.denoiser import Denoiser
-from scoresde.sde import SDE, match, sent
+from scoresde.sde import FAINTEST, SDE, match, sent
 
 
 class Coeffs(NamedTuple):
@@ -111,22 +111,31 @@ def caution(parameterization: Parameterization, sde: SDE) -> str | None:
 
     By |out| of (7) at ``t_max``: sigma / alpha for eps and score, at most 1 for v and flow.
     """
-    t = torch.tensor(sde.t_max, dtype=torch.float64)
-    factor = float(parameterization(sde, t).out.abs())
+    factor = _factor(parameterization, sde)
     if factor < 10:
         return None
-    name = getattr(parameterization, "__name__", type(parameterization).__name__)
     return (
-        f"parameterization {name} multiplies the network's errors by {factor:.3g} at "
-        f"t_max={sde.t_max:g}, which may send samples far away from the data; v does not"
+        f"parameterization {_name(parameterization)} multiplies the network's errors by "
+        f"{factor:.3g} at t_max={sde.t_max:g}, which may send samples far away from the data; v "
+        "does not"
     )
+
+
+def _factor(parameterization: Parameterization, sde: SDE) -> float:
+    """|out| of (7) at t_max, by which an error of the network is multiplied."""
+    t = torch.tensor(sde.t_max, dtype=torch.float64)
+    return float(parameterization(sde, t).out.abs())
+
+
+def _name(parameterization: Parameterization) -> str:
+    return getattr(parameterization, "__name__", type(parameterization).__name__)
 
 
 def _levels(sde: SDE, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """alpha, sigma, sqrt(alpha^2 + sigma^2) and the noise coordinate, in float64."""
     t = t.double()
     alpha, sigma = sde.alpha(t), sde.sigma(t)
-    return alpha, sigma, sde.norm(t), -sde.lam(t) / 4
+    return alpha, sigma, sde.norm(t), -sde.lam(t).clamp(min=FAINTEST) / 4
 
 
 class OutputError(ValueError):
@@ -142,7 +151,12 @@ class ScoreModel(nn.Module):
     receives what is given as it is, such as ``label`` (B,). ``data`` describes what it was trained
     on (name, shape, scaling, classes) and ``config`` is the configuration of its run, None where
     nobody has said. Raises ValueError for a process or a parameterisation that is none, such as
-    ``VP`` in place of ``VP()``, and for a condition with the name of an input of the network.
+    ``VP`` in place of ``VP()``, or that divides by an alpha of 0, and for a condition with the
+    name of an input of the network.
+
+    With ``variance`` the network has twice the channels, (B, 2 C, ...): after F, the numbers v
+    whose (v + 1) / 2 is the mix of the reverse variance, ``Denoiser.variance_mix``. Improved DDPM,
+    arXiv 2102.09672, eq. 15.
     """
 
     data: Any = None
@@ -153,6 +167,8 @@ class ScoreModel(nn.Module):
         net: nn.Module,
         sde: SDE,
         parameterization: Parameterization,
+        variance: bool = False,
+        *,
         conditions: Mapping[str, Condition] | None = None,
     ) -> None:
         super().__init__()
@@ -163,9 +179,15 @@ class ScoreModel(nn.Module):
                 "parameterization: need a function, such as v, or edm(0.5), got "
                 f"{parameterization!r}"
             )
+        if _factor(parameterization, sde) > 1e15:
+            raise ValueError(
+                "parameterization: x at t_max holds no signal under this process, and "
+                f"{_name(parameterization)} divides by alpha, 0 there; take v or x0"
+            )
         self.net = net
         self.sde = sde
         self.parameterization = parameterization
+        self.variance = variance
         self.conditions: Any = nn.ModuleDict(dict(conditions or {}))
         taken = {"augment", *Joined._fields} | ({"label"} if self.classes is not None else set())
         if stray := taken & self.conditions.keys():
@@ -254,12 +276,18 @@ class ScoreModel(nn.Module):
             for name, y in self.read(**said).items()
         }
         told = self.told(read)
-        return Denoiser(self.sde, Bound(self, told), batch=_batch(told))
+        bound = Bound(self, told)
+        mix = bound.variance_mix if self.variance else None
+        return Denoiser(self.sde, bound, mix, batch=_batch(told))
 
-    def evaluate(
+    def evaluate(self, c: Coeffs, x: Tensor, told: Mapping[str, Tensor | None]) -> Tensor:
+        """The raw network output F with known coefficients, checked."""
+        return self.outputs(c, x, told)[0]
+
+    def outputs(
         self, c: Coeffs, x: Tensor, told: Mapping[str, Tensor | None], copies: int = 1
-    ) -> Tensor:
-        """The raw network output with known coefficients, checked.
+    ) -> tuple[Tensor, Tensor | None]:
+        """F and the mix of a learned reverse variance, both shaped like ``x``, in one call.
 
         ``told`` may be of ``copies`` times the samples of x, one batch after the other; so is the
         output.
@@ -273,10 +301,14 @@ class ScoreModel(nn.Module):
         if not isinstance(result, Tensor):
             found = type(result).__name__
             raise OutputError(f"model: its network returns {found}; it has to return a tensor")
-        if result.shape != scaled.shape:  # it would be broadcast without a word
+        shape = scaled.shape
+        if self.variance and x.ndim > 1:
+            shape = torch.Size([len(scaled), 2 * x.shape[1], *x.shape[2:]])
+        if result.shape != shape:  # it would be broadcast without a word
             raise OutputError(
                 f"model: its network returns {tuple(result.shape)} for x of shape "
-                f"{tuple(scaled.shape)}; it has to return the shape of x"
+                f"{tuple(scaled.shape)}; it has to return "
+                + (f"{tuple(shape)}, x0 and variance" if self.variance else "the shape of x")
             )
         if torch.is_grad_enabled() and x.requires_grad and not result.requires_grad:
             # The gradient of x0_hat would be that of skip x alone, without a word.
@@ -284,7 +316,10 @@ class ScoreModel(nn.Module):
                 "model: its network returns a tensor without an autograd graph to x; remove "
                 "torch.no_grad, inference_mode and detach from it (a constant c is c + 0 x)"
             )
-        return result
+        if not self.variance:
+            return result, None
+        value, v = result.chunk(2, dim=1)
+        return value, (v + 1) / 2
 
     def _takes(self, name: str) -> bool:
         """Whether the network has an input of this name, or any keyword."""
@@ -309,7 +344,13 @@ class Bound:
     given: dict[str, Tensor | None]
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        return predictions([self], x, t)[0]
+        return both([self], x, t)[0][0]
+
+    def variance_mix(self, x: Tensor, t: Tensor) -> Tensor:
+        """The mix of the learned reverse variance, shaped like ``x``."""
+        mix = both([self], x, t)[0][1]
+        assert mix is not None
+        return mix
 
     def among(self, rows: Tensor) -> Bound:
         """The prediction for some samples of the batch."""
@@ -324,7 +365,12 @@ class Bound:
 
 
 def predictions(bounds: Sequence[Bound], x: Tensor, t: Tensor) -> list[Tensor]:
-    """The predictions (7) of one model with several conditions, by one network call for all.
+    """x0_hat of one model under several conditions, by one network call for all of them."""
+    return [x0_hat for x0_hat, _ in both(bounds, x, t)]
+
+
+def both(bounds: Sequence[Bound], x: Tensor, t: Tensor) -> list[tuple[Tensor, Tensor | None]]:
+    """``predictions``, each with the mix of its variance for a model that learns one.
 
     A network of a program's own that is told different things is called for each.
     """
@@ -333,11 +379,13 @@ def predictions(bounds: Sequence[Bound], x: Tensor, t: Tensor) -> list[Tensor]:
     each = [_spread(bound.given, x) for bound in bounds]
     told = each[0] if len(each) == 1 else _stacked(each, len(x), model.classes)
     if told is None:
-        found = [model.evaluate(c, x, one) for one in each]
+        found = [model.outputs(c, x, one) for one in each]
     else:
-        found = list(model.evaluate(c, x, told, len(each)).chunk(len(each)))
+        value, mix = model.outputs(c, x, told, len(each))
+        mixes = [None] * len(each) if mix is None else mix.to(x).chunk(len(each))
+        found = list(zip(value.chunk(len(each)), mixes, strict=True))
     skipped, out = match(c.skip, x) * x, match(c.out, x)
-    return [skipped + out * part.to(x) for part in found]
+    return [(skipped + out * value.to(x), mix) for value, mix in found]
 
 
 def _stacked(

@@ -16,13 +16,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.distributions import Normal
 
 from scoresde.arguments import Open, Positive
+
+FAINTEST = -20.0
+"""The lam below which x carries no signal in float32; to a network all of it is one level."""
 
 
 def match(coef: Tensor, x: Tensor) -> Tensor:
@@ -78,6 +81,35 @@ def _like(value: Tensor, t: Tensor) -> Tensor:
 def log1mexp(a: Tensor) -> Tensor:
     """log(1 - exp(a)) for a < 0 without cancellation."""
     return torch.log(-torch.expm1(a))
+
+
+class Reverse(NamedTuple):
+    """The Gaussian p(x_s | x_t, x_0) = N(c x_t + gain x_0, small), s < t, and its models.
+
+        large = sigma_t^2 - (alpha_t sigma_s / alpha_s)^2,   the variance of p(x_t | x_s)
+        small = large sigma_s^2 / sigma_t^2,   gain = alpha_s large / sigma_t^2
+
+    A model has x0_hat in place of x_0, and a variance between the two: 1 is the ``mix`` of large.
+    Improved DDPM, arXiv 2102.09672, eq. 15.
+    """
+
+    small: Tensor
+    large: Tensor
+    gain: Tensor
+
+    def to(self, x: Tensor) -> Reverse:
+        """The coefficients, one or one per sample, shaped to multiply ``x`` (B, ...)."""
+        return Reverse(*(match(coef, x) for coef in self))
+
+    def variance(self, mix: Tensor) -> Tensor:
+        """The variance of a model: log v = (1 - mix) log small + mix log large."""
+        return self.small * (mix * (self.large / self.small).log()).exp()
+
+    def kl(self, error: Tensor, mix: Tensor) -> Tensor:
+        """KL of a model with ``error`` = x_0 - x0_hat, in nats per number, shaped like it."""
+        wider = mix * (self.large / self.small).log()
+        miss = (self.gain * error).square() / self.small
+        return (torch.expm1(-wider) + wider + miss * (-wider).exp()) / 2
 
 
 class SDE(ABC):
@@ -171,6 +203,19 @@ class SDE(ABC):
             a, fa = torch.where(same_side, a, b), torch.where(same_side, fa / 2, fb)
             b, fb = c, fc
         return b.exp().clamp(max=self.t_max).to(lam)
+
+    def reverse(self, t: Tensor, s: Tensor) -> Reverse:
+        """The coefficients, float64, of p(x_s | x_t, x_0) for s < t, both shaped like ``t``."""
+        t64, s64 = self._read(t), self._read(s)
+        sigma_t, sigma_s = self.log_sigma(t64).exp(), self.log_sigma(s64).exp()
+        large = -(sigma_t**2) * torch.expm1(2 * (self._lam(t64) - self._lam(s64)))
+        gain = self.log_alpha(s64).exp() * large / sigma_t**2
+        return Reverse(large * (sigma_s / sigma_t) ** 2, large, gain)
+
+    def span(self, stop: float) -> tuple[Tensor, Tensor]:
+        """The range of lam, float64: lam at t_max, at least ``FAINTEST``, and at ``stop``."""
+        first, last = self.lam(torch.tensor([self.t_max, stop], dtype=torch.float64))
+        return first.clamp(min=FAINTEST), last
 
     def prior(self) -> Normal:
         """The approximation N(0, sigma(t_max)^2) of p(x_{t_max}), elementwise."""
@@ -366,45 +411,62 @@ class EDM(SDE):
 
 @dataclass(frozen=True)
 class Cosine(SDE):
-    """Variance-preserving process with a cosine alpha.
+    """Variance-preserving process with a cosine alpha, whose lam may be shifted.
 
         alpha = cos(a) / cos(b),   sigma^2 = 1 - alpha^2 = sin(a + b) sin(a - b) / cos(b)^2,
-        a = (t + s) / (1 + s) pi / 2,   b = s / (1 + s) pi / 2
+        a = (t + s) / (1 + s) pi / 2,   b = s / (1 + s) pi / 2,
+        lam = log(alpha / sigma) + (1 - t) log shift + t log shift_end
 
+    Images of d x d pixels have the noise of m x m pixels with a shift of m / d; two different
+    shifts interpolate between two such sizes (simple diffusion, arXiv 2301.11093, section 2.1).
     The default ``t_max`` keeps lam above -5.1, as DPM-Solver does (arXiv 2206.00927, appendix
     D.4). Improved Denoising Diffusion Probabilistic Models, arXiv 2102.09672, eq. 17.
 
     Args:
         s: offset of the schedule.
+        shift: factor on alpha / sigma; below 1 there is more noise at every time.
+        shift_end: the factor at t = 1, at most shift, if it is another one than at t = 0.
         t_min: smallest time of training and likelihoods.
         t_eps: time at which samplers stop.
         t_max: largest time, at which sampling starts; alpha vanishes at 1.
     """
 
     s: Positive = 0.008
+    shift: Positive = 1.0
+    shift_end: Positive | None = None
     t_min: Positive = 1e-5
     t_eps: Positive = 1e-3
     t_max: Open = 0.9946
 
     def __post_init__(self) -> None:
         _ordered(s=self.s)
+        _ordered(shift=self.shift)
+        if not 0 < (end := self._end) <= self.shift:
+            raise ValueError(
+                f"need 0 < shift_end <= shift, got shift_end={end:g}, shift={self.shift:g}"
+            )
         if self.t_max >= 1:
             raise ValueError(f"need t_max < 1 (alpha vanishes at 1), got t_max={self.t_max:g}")
         _cutoffs(self)
 
     @property
-    def _b(self) -> float:
-        return self.s / (1 + self.s) * math.pi / 2
+    def _end(self) -> float:
+        return self.shift if self.shift_end is None else self.shift_end
 
     def log_alpha(self, t: Tensor) -> Tensor:
-        # cos(a) as the sine of the complement, which stays accurate as t approaches 1.
-        complement = (1 - t) / (1 + self.s) * math.pi / 2
-        return torch.log(torch.sin(complement)) - math.log(math.cos(self._b))
+        return torch.nn.functional.logsigmoid(2 * self._log_snr(t)) / 2
 
     def log_sigma(self, t: Tensor) -> Tensor:
-        difference = t / (1 + self.s) * math.pi / 2
-        square = torch.sin(difference + 2 * self._b) * torch.sin(difference)
-        return torch.log(square) / 2 - math.log(math.cos(self._b))
+        return torch.nn.functional.logsigmoid(-2 * self._log_snr(t)) / 2
+
+    def _log_snr(self, t: Tensor) -> Tensor:
+        """lam, from log cos(a) and sin(a + b) sin(a - b), plus the shift."""
+        scale = math.pi / 2 / (1 + self.s)
+        # cos(a) as the sine of the complement, which stays accurate as t approaches 1.
+        log_cos = torch.log(torch.sin((1 - t) * scale))
+        square = torch.sin((t + 2 * self.s) * scale) * torch.sin(t * scale)
+        late = math.log(self._end) - math.log(self.shift)
+        return log_cos - torch.log(square) / 2 + math.log(self.shift) + t * late
 
 
 @dataclass(frozen=True)
@@ -447,15 +509,20 @@ class DiscreteVP(SDE):
         log alpha((i + 1) / N) = sum_{j <= i} log(1 - beta_j) / 2,   sigma^2 = 1 - alpha^2
 
     Entry i of the table has time (i + 1) / N, so the multiples of 1 / N are the original chain.
+    A last beta of 1 leaves no signal (zero terminal SNR): alpha(1) is then 2^-96, which adds
+    nothing to noise in float64, and lam(1) = -66.5 is finite. ``scoresde.betas`` has more tables.
     Denoising Diffusion Probabilistic Models, arXiv 2006.11239, eq. 4.
     """
 
     betas: tuple[float, ...] = linear_betas()
 
     def __post_init__(self) -> None:
-        if len(self.betas) < 2 or not all(0 < beta < 1 for beta in self.betas):
-            raise ValueError("need at least two betas, each between 0 and 1")
+        *before, last = self.betas or (0.0,)
+        if not before or not all(0 < beta < 1 for beta in before) or not 0 < last <= 1:
+            raise ValueError("need at least two betas between 0 and 1, of which the last may be 1")
         _signal(self)
+        if not self._table[-1] < self._table[-2]:
+            raise ValueError("no signal is left before the last level; take smaller betas")
 
     @property
     def t_min(self) -> float:  # type: ignore[override]
@@ -473,7 +540,8 @@ class DiscreteVP(SDE):
     def _table(self) -> Tensor:
         with torch.inference_mode(False):
             betas = torch.tensor(self.betas, dtype=torch.float64)
-            return torch.nn.functional.pad(torch.log1p(-betas).cumsum(0) / 2, (1, 0))
+            table = torch.nn.functional.pad(torch.log1p(-betas).cumsum(0) / 2, (1, 0))
+            return table.nan_to_num(neginf=-96 * math.log(2))
 
     def log_alpha(self, t: Tensor) -> Tensor:
         i, low, high = self._interval(t, 2**-46 * t.detach())

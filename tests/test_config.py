@@ -73,7 +73,12 @@ class TestFiles:
 
     @pytest.mark.parametrize(("path", "kind"), alternatives())
     def test_every_alternative_has_defaults_and_survives_a_round_trip(self, tmp_path, path, kind):
-        config = override(Config(), {f"{path}.kind": kind, "conditional": "true"})
+        changes = {f"{path}.kind": kind, "conditional": "true"}
+        if path == "sde.table":
+            changes = {"sde.kind": "discrete_vp"} | changes
+        if kind == "given":
+            changes |= {"sde.levels": 3, "sde.table.betas": "0.1,0.2,0.4"}
+        config = override(Config(), changes)
         assert load_config(write(tmp_path, to_yaml(config))) == config
         assert config_from(to_plain(config), "checkpoint") == config
 
@@ -164,7 +169,10 @@ class TestProblems:
             ("sde: {kind: ve, sigma_min: 60}", ("sigma_min=60", "sigma_max=50")),
             ("sde: {t_min: 0.5}", ("t_min=0.5", "t_eps=0.001")),
             ("sde: {t_eps: 2}", ("t_eps=2", "t_max=1")),
-            ("sde: {kind: discrete_vp, beta_start: 0.5}", ("beta_start=0.5", "beta_end=0.02")),
+            (
+                "sde: {kind: discrete_vp, table: {kind: linear, start: 0.5}}",
+                ("start=0.5", "end=0.02"),
+            ),
             ("train: {batch: 16, accumulate: 3}", ("batch=16", "accumulate=3")),
             ("train: {schedule: inverse_sqrt}", ("decay_from=None", "inverse_sqrt")),
             ("train: {decay_from: 10}", ("decay_from=10", "constant")),

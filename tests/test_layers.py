@@ -14,6 +14,7 @@ MAY_IMPORT = {
     "arguments": set(),
     "progress": set(),
     "sde": set(),
+    "betas": {"sde"},
     "denoiser": {"sde"},
     "parameterization": {"sde", "denoiser", "conditions"},
     "samplers": THEORY,
@@ -28,7 +29,7 @@ MAY_IMPORT = {
     "atomic": set(),
     "data": {"atomic"},
     "evaluation": set(),
-    "registry": THEORY | {"samplers", "solvers", "likelihood", "training", "nn", "data"},
+    "registry": THEORY | {"betas", "samplers", "solvers", "likelihood", "training", "nn", "data"},
     "config": THEORY | {"samplers", "solvers", "training", "nn", "data", "registry"},
     "cli": None,  # anything
     "__main__": {"cli"},

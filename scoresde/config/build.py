@@ -67,7 +67,8 @@ def build_network(config: Config, described: Described) -> nn.Module:
     Raises ConfigError when network and data do not fit.
     """
     given = dict(config.network.values)
-    middles = _middles(described) if given.pop("head", "value") == "levels" else None
+    head = given.pop("head", "value")
+    middles = _middles(described) if head == "levels" else None
     make = constructor(NETWORKS, str(config.network.kind))
     taken, classes = arguments(make), _classes(config, described)
     inputs = _inputs(config, next(iter(taken)), described)
@@ -79,6 +80,8 @@ def build_network(config: Config, described: Described) -> nn.Module:
         given["classes"] = classes
     if middles is not None:
         given["outputs"] = inputs * len(middles)
+    elif head == "variance":
+        given["outputs"] = 2 * inputs
     augment = build(config.train.augment)
     if augment is not None and augment.labels is not None:
         given["augments"] = augment.labels
@@ -95,7 +98,8 @@ def build_model(config: Config, described: Described) -> ScoreModel:
     """
     network = build_network(config, described)
     parameterization = build(config.parameterization)
-    return ScoreModel(network, build_sde(config.sde), parameterization)
+    variance = config.network.values.get("head") == "variance"
+    return ScoreModel(network, build_sde(config.sde), parameterization, variance)
 
 
 def build_plan(config: Config, described: Described, rank: Rank | None = None) -> Plan:

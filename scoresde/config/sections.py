@@ -286,12 +286,13 @@ def _tried_network(section: Section) -> None:
         make(3, **given)
 
 
-def head_of(head: Literal["value", "levels"] = "value") -> None:
-    """Output of a network for images.
+def head_of(head: Literal["value", "levels", "variance"] = "value") -> None:
+    """Output of a network.
 
     Args:
         head: value for numbers; levels for the logits of the pixel levels, whose mean given the
-            noisy pixels is x0.
+            noisy pixels is x0; variance for numbers and a learned variance of the reverse steps,
+            which train.objective hybrid or vlb trains.
     """
 
 

@@ -3,17 +3,14 @@
     log p(x) >= E log p(x | z_0) - sum_t E KL(q(z_s | z_t, x) | p(z_s | z_t))
                 - KL(q(z_T | x) | prior)
 
-over neighbours t > s of a grid. Both conditionals of a transition are Gaussian,
-
-    q = N(c z_t + gain x, v_0),          v_0 = sigma_s^2 v_1 / sigma_t^2
-    p = N(c z_t + gain x0_hat, v_p),     log v_p = (1 - mix) log v_0 + mix log v_1
-
-with v_1 the variance of the forward transition and gain = alpha_s v_1 / sigma_t^2.
+over neighbours t > s of a grid. q and p are the Gaussian ``Reverse`` and its model, with x and
+x0_hat, and with the variance ``small`` and one between ``small`` and ``large``.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -25,7 +22,7 @@ from scoresde.likelihood.dequantise import Quantisation
 from scoresde.likelihood.divergence import sum_from
 from scoresde.likelihood.flow import require_law
 from scoresde.samplers.noise import Noise, white_noise
-from scoresde.sde import SDE, log1mexp, match, sent
+from scoresde.sde import SDE, Reverse, log1mexp, sent
 from scoresde.solvers import require_samples, time_of
 
 SMALL, LARGE, LEARNED = 0.0, 1.0, None
@@ -65,33 +62,96 @@ def discrete_elbo(
     Raises ValueError for arguments out of range. DDPM, arXiv 2006.11239, eq. 5 and 13; Improved
     DDPM, arXiv 2102.09672, eq. 15.
     """
+    if times is None:
+        terms = bound_terms(
+            denoiser, x, ts, mix=mix, levels=levels, decodes=decodes, std=std, noise=noise
+        )
+        log_prob = terms.decoder - terms.transitions.sum(0) - terms.prior
+        return Bound(log_prob, terms.standard_error, len(terms.transitions) + decodes)
+    model, chain, clean, noise = _prepared(denoiser, x, ts, mix, std, min(times, decodes), noise)
+    value, error = _some_terms(model, clean, chain, times, noise)
+    decoder, spread = _decoded(model, clean, chain, levels, decodes, noise)
+    log_prob = decoder - value - terminal_gap(denoiser.sde, clean, chain.t[0])
+    return Bound(log_prob, (error.square() + spread).sqrt(), times + decodes)
+
+
+class Terms(NamedTuple):
+    """The terms of the variational bound of each sample: log p >= decoder - transitions - prior.
+
+    ``prior`` and ``decoder`` are (B,), ``transitions`` (n, B) from the most noise to the least, in
+    nats; ``standard_error`` (B,) is that of the bound.
+    """
+
+    prior: Tensor
+    transitions: Tensor
+    decoder: Tensor
+    standard_error: Tensor
+
+    def bits_per_dim(self, shape: Sequence[int]) -> Terms:
+        """The terms in bits per number of a sample of this shape."""
+        return Terms(*(part / (math.prod(shape) * math.log(2)) for part in self))
+
+
+def bound_terms(
+    denoiser: Denoiser,
+    x: Tensor,
+    ts: Tensor,
+    *,
+    mix: float | None = SMALL,
+    levels: Quantisation | None = None,
+    decodes: int = 8,
+    std: float = 0.5,
+    noise: Noise | None = None,
+) -> Terms:
+    """The terms of ``discrete_elbo``, all transitions of it; the arguments are explained there.
+
+    In the mean over draws a transition is L_{t-1} of DDPM, arXiv 2006.11239, eq. 5, prior is L_T
+    and minus the decoder L_0. From each transition a known function of |noise|^2 of mean zero is
+    subtracted.
+    """
+    model, chain, clean, noise = _prepared(denoiser, x, ts, mix, std, decodes, noise)
+    transitions, error = _every_term(model, clean, chain, noise)
+    decoder, spread = _decoded(model, clean, chain, levels, decodes, noise)
+    prior = terminal_gap(denoiser.sde, clean, chain.t[0])
+    return Terms(prior, transitions, decoder, (error.square() + spread).sqrt())
+
+
+def _prepared(
+    denoiser: Denoiser,
+    x: Tensor,
+    ts: Tensor,
+    mix: float | None,
+    std: float,
+    draws: int,
+    noise: Noise | None,
+) -> tuple[_Model, _Chain, Tensor, Noise]:
+    """The model, its chain, the data in float64 and the noise. Raises ValueError."""
     require_law(denoiser)
     require_samples(x)
-    _check(denoiser, ts, mix, times, decodes)
-    sde, clean, noise = denoiser.sde, x.double(), noise or white_noise()
-    chain = _chain(sde, ts, mix, std)
-    model = _Model(denoiser, mix)
-    value, error = (
-        _every_term(model, clean, chain, noise)
-        if times is None
-        else _some_terms(model, clean, chain, times, noise)
-    )
-    found = torch.stack([_decoded(model, clean, chain, levels, noise) for _ in range(decodes)])
-    log_prob = found.mean(0) - value - terminal_gap(sde, clean, chain.t[0])
-    both = (error.square() + found.var(0) / decodes).sqrt()
-    calls = (len(chain.t) - 1 if times is None else times) + decodes
-    return Bound(log_prob, both, calls)
+    if ts.ndim != 1 or len(ts) < 3 or not bool((ts.diff() < 0).all()):
+        raise ValueError(
+            f"a chain needs at least 3 decreasing times in 1-D, got shape {tuple(ts.shape)}"
+        )
+    if draws < 2:
+        raise ValueError(f"need times and decodes >= 2, got {draws}")
+    if mix is None and denoiser.variance_mix is None:
+        raise ValueError(
+            "mix=None, but this denoiser has no learned variance; pass SMALL or LARGE "
+            "(likelihood.variance small or large)"
+        )
+    if mix is not None and not 0 <= mix <= 1:
+        raise ValueError(f"need 0 <= mix <= 1, got {mix:g}")
+    chain = _chain(denoiser.sde, ts, mix, std)
+    return _Model(denoiser, mix), chain, x.double(), noise or white_noise()
 
 
 class _Chain(NamedTuple):
     """Times (n + 1,) and constants of the transitions (n,); the last three for Gaussian data."""
 
     t: Tensor
-    small: Tensor  # v_0
-    large: Tensor  # v_1
-    gain: Tensor
+    reverse: Reverse
     slope: Tensor  # d x0_hat / d eps
-    usual: Tensor  # v_p
+    usual: Tensor  # variance of the model
     weight: Tensor  # of the term in the sum
 
 
@@ -102,35 +162,33 @@ class _Model(NamedTuple):
     def __call__(self, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """x0_hat and the mix of the reverse variance at a state."""
         with torch.no_grad():
-            x0 = self.denoiser(z, t)
-            if self.mix is not None or self.denoiser.variance_mix is None:
-                return x0, torch.tensor(self.mix, dtype=torch.float64)
-            return x0, self.denoiser.variance_mix(z, t).to(z)
+            if self.mix is not None:
+                return self.denoiser(z, t), torch.tensor(self.mix, dtype=torch.float64)
+            x0, mix = self.denoiser.with_variance(z, t)
+            return x0, mix.to(z)
 
 
 def _chain(sde: SDE, ts: Tensor, mix: float | None, std: float) -> _Chain:
     t = torch.stack([time_of(sde, each) for each in ts])
-    alpha, sigma, lam = sde.alpha(t), sde.sigma(t), sde.lam(t)
-    large = -(sigma[:-1] ** 2) * torch.expm1(2 * lam.diff().neg())
-    small = large * (sigma[1:] / sigma[:-1]) ** 2
-    gain = alpha[1:] * large / sigma[:-1] ** 2
+    reverse, lam = sde.reverse(t[:-1], t[1:]), sde.lam(t[:-1])
     # Gaussian data: x0_hat = c z, c = alpha std^2 / (alpha^2 std^2 + sigma^2).
-    unit = torch.sigmoid(2 * lam[:-1] + 2 * math.log(std))
-    slope = unit * sigma[:-1] / alpha[:-1]
-    usual = _between(small, large, torch.tensor(0.5 if mix is None else mix).double())
-    term = _gap(small, usual) + gain**2 * std**2 * (1 - unit) / (2 * usual)
-    return _Chain(t, small, large, gain, slope, usual, term / term.sum())
+    unit = torch.sigmoid(2 * lam + 2 * math.log(std))
+    # unit sigma / alpha, which is finite where alpha vanishes.
+    slope = unit.sqrt() * torch.sigmoid(-2 * lam - 2 * math.log(std)).sqrt() * std
+    middle = torch.tensor(0.5 if mix is None else mix, dtype=torch.float64)
+    term = reverse.kl(std * (1 - unit).sqrt(), middle)
+    return _Chain(t, reverse, slope, reverse.variance(middle), term / term.sum())
 
 
 def _every_term(model: _Model, x: Tensor, chain: _Chain, noise: Noise) -> tuple[Tensor, Tensor]:
-    """The sum of all terms, and its standard error from differences between neighbours."""
+    """All terms (n, B), and the standard error of their sum from differences of neighbours."""
     index = torch.arange(len(chain.weight)).unsqueeze(1).expand(-1, len(x))
     ratios = torch.stack([_ratio(model, x, chain, i, noise) for i in index])
     weight = sent(chain.weight, x.device).unsqueeze(1)
     steps = ratios.diff(dim=0).square() / 2
     # An inner transition averages the differences to its two neighbours.
     variance = torch.cat([steps[:1], (steps[1:] + steps[:-1]) / 2, steps[-1:]])
-    return (weight * ratios).sum(0), (weight**2 * variance).sum(0).sqrt()
+    return weight * ratios, (weight**2 * variance).sum(0).sqrt()
 
 
 def _some_terms(
@@ -149,14 +207,27 @@ def _ratio(model: _Model, x: Tensor, chain: _Chain, i: Tensor, noise: Noise) -> 
     """KL(q | p) of transition i (B,) over its weight, minus its known dependence on |eps|^2."""
     eps, t = noise(x), chain.t[i]
     x0, mix = model(model.denoiser.sde.perturb(x, t, eps), t)
-    small, large, gain, slope, usual = (match(part[i], x) for part in chain[1:6])
-    variance = _between(small, large, mix)
-    kl = _gap(small, variance) + (gain * (x - x0)).square() / (2 * variance)
-    known = ((gain * slope).square() / (2 * usual)).flatten() * excess(eps)
-    return (sum_from(1, kl) - known) / sent(chain.weight[i], x.device)
+    reverse = Reverse(*(coef[i] for coef in chain.reverse))
+    known = (reverse.gain * chain.slope[i]).square() / (2 * chain.usual[i])
+    kl = sum_from(1, reverse.to(x).kl(x - x0, mix)) - sent(known, x.device) * excess(eps)
+    return kl / sent(chain.weight[i], x.device)
 
 
 def _decoded(
+    model: _Model,
+    x: Tensor,
+    chain: _Chain,
+    levels: Quantisation | None,
+    decodes: int,
+    noise: Noise,
+) -> tuple[Tensor, Tensor]:
+    """The mean (B,) of log p(x | z_0) over draws of z_0, and the variance of the mean."""
+    draws = [_decoded_once(model, x, chain, levels, noise) for _ in range(decodes)]
+    found = torch.stack(draws)
+    return found.mean(0), found.var(0) / decodes
+
+
+def _decoded_once(
     model: _Model, x: Tensor, chain: _Chain, levels: Quantisation | None, noise: Noise
 ) -> Tensor:
     """log p(x | z_0) (B,) for one draw of z_0."""
@@ -165,7 +236,8 @@ def _decoded(
     if model.mix is not None:
         mix = torch.tensor(LARGE if levels is None else SMALL, dtype=torch.float64)
     large = (-2 * sde.lam(t)).exp()
-    variance = _between(torch.minimum(chain.small[-1], large), large, mix)
+    small = torch.minimum(chain.reverse.small[-1], large)
+    variance = Reverse(small, large, large).variance(mix)
     if levels is not None:
         return discretised_gaussian(x, x0, variance, levels)
     density = (x - x0).square() / variance + variance.log() + math.log(2 * math.pi)
@@ -191,32 +263,3 @@ def discretised_gaussian(
     below, within = torch.special.log_ndtr(low), torch.special.log_ndtr(high)
     mass: Tensor = within + log1mexp(below - within)
     return sum_from(1, mass)
-
-
-def _between(small: Tensor, large: Tensor, mix: Tensor) -> Tensor:
-    """Interpolate log variance: log v = (1 - mix) log small + mix log large."""
-    between: Tensor = small * (mix * (large / small).log()).exp()
-    return between
-
-
-def _gap(variance: Tensor, other: Tensor) -> Tensor:
-    """KL(N(0, variance) | N(0, other))."""
-    return (variance / other - 1 - (variance / other).log()) / 2
-
-
-def _check(
-    denoiser: Denoiser, ts: Tensor, mix: float | None, times: int | None, decodes: int
-) -> None:
-    if ts.ndim != 1 or len(ts) < 3 or not bool((ts.diff() < 0).all()):
-        raise ValueError(
-            f"a chain needs at least 3 decreasing times in 1-D, got shape {tuple(ts.shape)}"
-        )
-    if min(decodes, 2 if times is None else times) < 2:
-        raise ValueError(f"need times and decodes >= 2, got {times} and {decodes}")
-    if mix is None and denoiser.variance_mix is None:
-        raise ValueError(
-            "mix=None, but this denoiser has no learned variance; pass SMALL or LARGE "
-            "(likelihood.variance small or large)"
-        )
-    if mix is not None and not 0 <= mix <= 1:
-        raise ValueError(f"need 0 <= mix <= 1, got {mix:g}")

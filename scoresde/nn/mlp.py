@@ -24,6 +24,7 @@ class MLP(nn.Module):
         classes: number of classes; None without labels.
         embed: length of an embedding of what is said; None without.
         dropout: probability of dropout in each block.
+        outputs: numbers of the output, a multiple of dim; None for those of the input.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class MLP(nn.Module):
         classes: Count | None = None,
         embed: Count | None = None,
         dropout: Fraction = 0.0,
+        outputs: Count | None = None,
     ) -> None:
         super().__init__()
         check(MLP, locals())
@@ -49,7 +51,7 @@ class MLP(nn.Module):
             ResidualVector(width, width, dropout=dropout) for _ in range(depth)
         )
         self.norm = nn.LayerNorm(width)
-        self.head = zeroed(nn.Linear(width, dim))
+        self.head = zeroed(nn.Linear(width, outputs or dim))
 
     def forward(
         self,
@@ -59,7 +61,8 @@ class MLP(nn.Module):
         *,
         embed: Tensor | None = None,
     ) -> Tensor:
-        """x (B, ...), noise (B,), label (B,) int64, embed (B, n) -> the shape of x.
+        """x (B, ...), noise (B,), label (B,) int64, embed (B, n) -> the shape of x, or a multiple
+        of its channels.
 
         Raises ValueError for another number of values per sample.
         """
@@ -72,5 +75,5 @@ class MLP(nn.Module):
         h = self.stem(flat)
         for block in self.blocks:
             h = block(h, condition)
-        result: Tensor = self.head(F.silu(self.norm(h))).reshape(x.shape)
+        result: Tensor = self.head(F.silu(self.norm(h))).reshape(len(x), -1, *x.shape[2:])
         return result

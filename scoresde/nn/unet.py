@@ -203,11 +203,11 @@ class Pointwise(nn.Linear):
 
 
 def head(width: int, channels: int, outputs: int | None) -> nn.Module:
-    """The last layer, initially zero: a 3x3 convolution, or a 1x1 convolution to ``outputs``."""
+    """The last layer, initially zero: a 3x3 convolution, or a 1x1 convolution to many outputs."""
     # A 3x3 convolution would be expensive for hundreds of outputs.
-    if outputs is not None:
+    if outputs is not None and outputs > 2 * channels:
         return zeroed(Pointwise(width, outputs))
-    return zeroed(nn.Conv2d(width, channels, 3, padding=1))
+    return zeroed(nn.Conv2d(width, outputs or channels, 3, padding=1))
 
 
 def resized(h: Tensor, like: Tensor) -> Tensor:

@@ -10,15 +10,16 @@ from typing import Annotated, Any, Generic, TypeVar, final
 import torch
 from torch import Tensor, nn
 
-from scoresde import data, sde
+from scoresde import betas, data, sde
 from scoresde import parameterization as parameterizations
-from scoresde.arguments import EMPTY, Argument, Count, Open, Range, arguments, check, nearest
+from scoresde.arguments import EMPTY, Argument, Count, Range, arguments, check, nearest
+from scoresde.betas import Betas
 from scoresde.data import Dataset
 from scoresde.nn import EDM2, MLP, DiT, UNet, adm, ddpmpp, ncsnpp
 from scoresde.parameterization import Parameterization
 from scoresde.registry.grid_files import from_file
 from scoresde.samplers import WIDE, ArctanGrid, Grid, grids
-from scoresde.sde import SDE, DiscreteVP, linear_betas
+from scoresde.sde import SDE, DiscreteVP
 from scoresde.training import augment, losses, times
 
 Value = TypeVar("Value")
@@ -124,24 +125,40 @@ class Given(Generic[Value]):
         return self.value
 
 
+BETAS: Table[Callable[..., Betas]] = Table(
+    {
+        "linear": betas.linear,
+        "scaled_linear": betas.scaled_linear,
+        "quadratic": betas.quadratic,
+        "cosine": betas.cosine,
+        "sigmoid": betas.sigmoid,
+        "sigmoid_alpha_bar": betas.sigmoid_alpha_bar,
+        "const": betas.const,
+        "exp": betas.exponential,
+        "jsd": betas.jsd,
+        "warm_up": betas.warm_up,
+        "laplace": betas.laplace,
+        "given": betas.given,
+    }
+)
+
+
 def discrete_vp(
     levels: Annotated[int, Range(ge=2, le=1_000_000)] = 1000,
-    beta_start: Open = 1e-4,
-    beta_end: Open = 0.02,
+    table: Annotated[Any, BETAS] = "linear",
+    zero_terminal: bool = False,
 ) -> DiscreteVP:
-    """The linear variance table of DDPM in continuous time; log alpha is interpolated linearly.
+    """A variance table of DDPM in continuous time; log alpha is interpolated linearly.
 
     Args:
         levels: length of the table of variances.
-        beta_start: first entry of the variance table.
-        beta_end: last entry of the variance table.
+        table: how the variances rise.
+        zero_terminal: scale the table so that its last level has no signal; needs a
+            parameterization that does not divide by alpha, such as v.
     """
     check(discrete_vp, locals())
-    if beta_start > beta_end:
-        raise ValueError(
-            f"need beta_start <= beta_end, got beta_start={beta_start:g}, beta_end={beta_end:g}"
-        )
-    return DiscreteVP(linear_betas(levels, beta_start, beta_end))
+    found = (BETAS[table]() if isinstance(table, str) else table)(levels)
+    return DiscreteVP(betas.zero_terminal(found) if zero_terminal else found)
 
 
 def suited() -> Grid:
@@ -247,6 +264,7 @@ WEIGHTINGS: Table[Callable[..., losses.Weight | None]] = Table(
         "sigma2": Given(losses.sigma2),
         "likelihood": Given(losses.likelihood),
         "min_snr": losses.min_snr,
+        "p2": losses.p2,
         "edm": losses.edm,
     }
 )

@@ -28,7 +28,7 @@ def quadratic(sde: SDE, n: int) -> Tensor:
 
 def log_snr(sde: SDE, n: int) -> Tensor:
     """Equal steps of lam, the half log-SNR. DPM-Solver, arXiv 2206.00927, section 3.4."""
-    lam_max, lam_eps = _ends(sde)
+    lam_max, lam_eps = sde.span(sde.t_eps)
     return _pinned(sde, sde.time(lam_max + _ramp(n) * (lam_eps - lam_max)))
 
 
@@ -49,7 +49,7 @@ class Karras:
         check_fields(self)
 
     def __call__(self, sde: SDE, n: int) -> Tensor:
-        high, low = ((-lam / self.rho).exp() for lam in _ends(sde))
+        high, low = ((-lam / self.rho).exp() for lam in sde.span(sde.t_eps))
         return _pinned(sde, sde.time(-self.rho * torch.log(high + _ramp(n) * (low - high))))
 
 
@@ -73,7 +73,7 @@ class Polyexponential:
         check_fields(self)
 
     def __call__(self, sde: SDE, n: int) -> Tensor:
-        lam_max, lam_eps = _ends(sde)
+        lam_max, lam_eps = sde.span(sde.t_eps)
         return _pinned(sde, sde.time(lam_eps + (1 - _ramp(n)) ** self.rho * (lam_max - lam_eps)))
 
 
@@ -186,11 +186,6 @@ def _ramp(n: int) -> Tensor:
     if n < 1:
         raise ValueError(f"a grid needs at least 1 step, got {n}")
     return torch.linspace(0, 1, n + 1, dtype=torch.float64)
-
-
-def _ends(sde: SDE) -> tuple[Tensor, Tensor]:
-    t_max, t_eps = torch.tensor([sde.t_max, sde.t_eps], dtype=torch.float64)
-    return sde.lam(t_max), sde.lam(t_eps)
 
 
 def _pinned(sde: SDE, ts: Tensor) -> Tensor:

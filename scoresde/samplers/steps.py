@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ from scoresde.samplers.kernels import (
 )
 from scoresde.samplers.noise import Noise
 from scoresde.samplers.protocols import State
+
+ChainVariance = Literal["small", "large", "learned"]
 
 
 @dataclass(frozen=True)
@@ -78,33 +80,41 @@ class DDIM:
         x_s = alpha_s x0 + sqrt(sigma_s^2 - v) eps + sqrt(v) z,
         v = eta^2 sigma_s^2 v_ts / sigma_t^2
 
-    ``large`` draws with the variance of the forward transition, v_ts, instead of v. A step to
-    sigma_s = 0 adds no noise. Denoising Diffusion Implicit Models, arXiv 2010.02502, eq. 12.
-    Raises ValueError unless 0 <= eta <= 1.
+    With eta = 1, ``variance`` large draws with that of the forward transition, v_ts, and learned
+    with the one between the two that the model has learned. A step to sigma_s = 0 adds no noise.
+    Denoising Diffusion Implicit Models, arXiv 2010.02502, eq. 12; Improved DDPM, arXiv 2102.09672,
+    eq. 15. Raises ValueError unless 0 <= eta <= 1, and for another variance than small with
+    another eta than 1.
 
     Args:
         eta: size of the added noise: 0 for none, 1 for the reverse SDE.
-        large: draw with the larger of the two variances of DDPM.
+        variance: variance of the added noise, small for v; the others are of the chain, eta = 1.
     """
 
     eta: Probability = 0.0
-    large: bool = False
+    variance: ChainVariance = "small"
     order: ClassVar[int] = 1
     weak_order: ClassVar[int] = 1
     nfe_per_step: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.variance != "small" and self.eta != 1:
+            raise ValueError(f"variance={self.variance} is of eta=1, got eta={self.eta:g}")
 
     def __call__(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, state: State, noise: Noise
     ) -> tuple[Tensor, State]:
         at, to = marginals(denoiser.sde, t, s, noisy=self.eta > 0)
         down, up = split(at, to, self.eta)
-        mean = flow_step(x, denoiser(x, t), at, down)
-        if self.large and up:
+        if self.variance == "learned" and up:
+            x0, mix = denoiser.with_variance(x, t)
+            wider = math.log(math.sqrt(transition(at, to)[1]) / up)  # of the deviation
+            mean, z = flow_step(x, x0, at, down), noise(x, t, s)
+            return mean.addcmul_(mix.to(x).mul(wider).exp_(), z, value=up), None
+        if self.variance == "large" and up:
             up = math.sqrt(transition(at, to)[1])
-        return noised(mean, up, noise, t, s), None
+        return noised(flow_step(x, denoiser(x, t), at, down), up, noise, t, s), None
 
 
 def ancestral() -> DDIM:
@@ -129,18 +139,19 @@ def euler_a(eta: Probability = 1.0) -> DDIM:
     return DDIM(eta)
 
 
-def ddpm(large: bool = False) -> DDIM:
-    """The DDPM chain on any grid: the posterior mean and one of two variances.
+def ddpm(variance: ChainVariance = "small") -> DDIM:
+    """The DDPM chain on any grid: the posterior mean, and a variance.
 
-        small: sigma_s^2 v_ts / sigma_t^2, of the posterior;  large: v_ts, beta of the chain
+        small: sigma_s^2 v_ts / sigma_t^2, of the posterior;  large: v_ts, beta of the chain;
+        learned: between them, log v = (1 - mix) log small + mix log large
 
-    Denoising Diffusion Probabilistic Models, arXiv 2006.11239, section 3.2; strided, Improved
-    DDPM, arXiv 2102.09672, section 4.
+    Denoising Diffusion Probabilistic Models, arXiv 2006.11239, section 3.2; learned and strided,
+    Improved DDPM, arXiv 2102.09672, eq. 15 and section 4.
 
     Args:
-        large: draw with the larger of the two variances.
+        variance: variance of the steps; learned needs a network with head: variance.
     """
-    return DDIM(1.0, large)
+    return DDIM(1.0, variance)
 
 
 @dataclass(frozen=True)

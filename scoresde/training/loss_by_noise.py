@@ -15,9 +15,8 @@ class LossByNoise:
     """Sums of losses by the half log-SNR of their examples, on the device of the losses."""
 
     def __init__(self, sde: SDE) -> None:
-        ends = sde.lam(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64))
         self._sde = sde
-        low, high = ends.tolist()
+        low, high = map(float, sde.span(sde.t_min))
         self._edges = torch.linspace(low, high, PARTS + 1, dtype=torch.float64)
         self._total: Tensor | None = None
         self._count = torch.zeros(PARTS)

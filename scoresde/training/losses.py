@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from scoresde.arguments import Positive, check
+from scoresde.arguments import NonNegative, Positive, check
 from scoresde.parameterization import Coeffs, ScoreModel
 from scoresde.sde import SDE, match, sent
 
@@ -32,13 +33,45 @@ def dsm_loss(
     weight. Elucidating the Design Space of Diffusion-Based Generative Models, arXiv 2206.00364,
     eq. 8.
     """
+    return predicted(model, x0, t, eps, cond).loss(weight)
+
+
+class Prediction(NamedTuple):
+    """The output of a network on noised data, against its target.
+
+    ``error`` (B, ...) is F - target, and -``out`` times it is x0 - x0_hat; ``mix`` (B, ...) is that
+    of a learned reverse variance, or None.
+    """
+
+    sde: SDE
+    t: Tensor
+    out: Tensor
+    error: Tensor
+    mix: Tensor | None
+
+    def loss(self, weight: Weight | None) -> Tensor:
+        """The loss (B,) of ``dsm_loss``."""
+        loss = self.error.square().flatten(1).mean(1)
+        if weight is None:
+            return loss
+        factor = weight(self.sde, self.t.double()) * self.out**2
+        return sent(factor, loss.device, loss.dtype) * loss
+
+
+def predicted(
+    model: ScoreModel,
+    x0: Tensor,
+    t: Tensor,
+    eps: Tensor,
+    cond: Mapping[str, Tensor | None],
+    shaken: Tensor | None = None,
+) -> Prediction:
+    """Evaluate the network on alpha x0 + sigma (eps + ``shaken``), with the target of ``eps``."""
     sde = model.sde
     c = model.parameterization(sde, t)
-    error: Tensor = model(sde.perturb(x0, t, eps), t, **cond) - network_target(sde, c, x0, t, eps)
-    loss = error.square().flatten(1).mean(1)
-    if weight is None:
-        return loss
-    return sent(weight(sde, t.double()) * c.out**2, loss.device, loss.dtype) * loss
+    x = sde.perturb(x0, t, eps if shaken is None else eps + shaken)
+    value, mix = model.outputs(c, x, cond)
+    return Prediction(sde, t, c.out, value - network_target(sde, c, x0, t, eps), mix)
 
 
 def network_target(sde: SDE, c: Coeffs, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
@@ -77,6 +110,19 @@ def min_snr(gamma: Positive = 5.0) -> Weight:
     return lambda sde, t: sigma2(sde, t).clamp(max=gamma)
 
 
+def p2(gamma: NonNegative = 1.0, k: Positive = 1.0) -> Weight:
+    """SNR / (k + SNR)^gamma on x0, which is 1 / (k + SNR)^gamma on the noise.
+
+    Perception Prioritized Training of Diffusion Models, arXiv 2204.00227, eq. 8.
+
+    Args:
+        gamma: exponent; 0 gives the weight sigma2
+        k: signal-to-noise ratio below which the weight on the noise is flat
+    """
+    check(p2, locals())
+    return lambda sde, t: sigma2(sde, t) * (k + sigma2(sde, t)) ** -gamma
+
+
 def edm(sigma_data: Positive = 0.5) -> Weight:
     """(r^2 + sd^2) / (r sd)^2 with r = sigma / alpha: unit weight on the output of EDM's network.
 
@@ -97,5 +143,5 @@ def reweighted(weight: Weight, density: Callable[[SDE, Tensor], Tensor]) -> Weig
 def held_out_times(sde: SDE, n: int) -> Tensor:
     """n times at the midpoints of equal intervals of lam, for validation."""
     u = (torch.arange(n, dtype=torch.float64) + 0.5) / n
-    ends = sde.lam(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64))
-    return sde.time(ends[0] + u * (ends[1] - ends[0]))
+    low, high = sde.span(sde.t_min)
+    return sde.time(high + u * (low - high))

@@ -62,12 +62,12 @@ class LogSNR:
     """
 
     def __call__(self, sde: SDE, u: Tensor) -> Tensor:
-        lam_min, lam_max = _range(sde, u)
+        lam_min, lam_max = sde.span(sde.t_min)
         return sde.time(lam_min + u * (lam_max - lam_min)).clamp(sde.t_min, sde.t_max)
 
     def density(self, sde: SDE, t: Tensor) -> Tensor:
         """The density of t relative to uniform times: -lam' over its mean."""
-        lam_min, lam_max = _range(sde, t)
+        lam_min, lam_max = sde.span(sde.t_min)
         return -derivative(sde.lam, t) * (sde.t_max - sde.t_min) / (lam_max - lam_min)
 
 
@@ -111,10 +111,3 @@ class DiscreteTimes:
     def __call__(self, sde: SDE, u: Tensor) -> Tensor:
         i = (u * self.n).floor().clamp(0, self.n - 1)
         return ((i + 1) / self.n * sde.t_max).clamp(min=sde.t_min)
-
-
-def _range(sde: SDE, like: Tensor) -> tuple[Tensor, Tensor]:
-    """lam at t_max and at t_min."""
-    ends = torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64, device=like.device)
-    lam_min, lam_max = sde.lam(ends)
-    return lam_min, lam_max

@@ -66,7 +66,7 @@ STEPS = [
     Churned(Heun(), s_churn=4, steps=12),
     Restart(Heun(), 0.1, 1.0, times=2, steps=8),
 ]
-PLAIN = ddpm(large=True)  # its beta is of x, not of x / alpha
+PLAIN = ddpm("large")  # its beta is of x, not of x / alpha
 MULTISTEP = (StochasticMultistep, SASolver)
 
 
@@ -302,21 +302,33 @@ def test_2m_without_noise_is_dpm_solver_pp_2m(sde):
 # --- textbook equalities -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("large", [False, True])
-def test_ddpm_on_the_table_is_the_textbook_chain(large):
-    """x_{i-1} = posterior mean + sqrt(beta or posterior variance) z, to 1e-12, at every level."""
+@pytest.mark.parametrize("variance", ["small", "large", "learned"])
+def test_ddpm_on_the_table_is_the_textbook_chain(variance):
+    """x_{i-1} = posterior mean + sqrt(variance) z, to 1e-12, at every level."""
     sde, betas = DiscreteVP(), torch.tensor(linear_betas(), dtype=F64)
     bars = torch.cumprod(1 - betas, 0)
     x, z = normal(16, 5), normal(16, 5, seed=1)
-    denoiser = Denoiser(sde, lambda x, t: torch.tanh(x))
+    mix = torch.linspace(-0.1, 1.1, 80, dtype=F64).reshape(16, 5)
+    denoiser = Denoiser(sde, lambda x, t: torch.tanh(x), lambda x, t: mix)
     for i in (1, 2, 10, 500, 998, 999):
         t, s = torch.tensor([(i + 1) / 1000, i / 1000], dtype=F64)
         beta, bar, last = betas[i], bars[i], bars[i - 1]
         mean = last.sqrt() * beta / (1 - bar) * torch.tanh(x)
         mean = mean + (1 - beta).sqrt() * (1 - last) / (1 - bar) * x
-        variance = beta if large else beta * (1 - last) / (1 - bar)
-        got, _ = ddpm(large)(denoiser, x, t, s, None, lambda x, t, s: z)
-        torch.testing.assert_close(got, mean + variance.sqrt() * z, rtol=0, atol=1e-12)
+        small = beta * (1 - last) / (1 - bar)
+        learned = torch.exp(mix * beta.log() + (1 - mix) * small.log())
+        v = {"small": small, "large": beta, "learned": learned}[variance]
+        got, _ = ddpm(variance)(denoiser, x, t, s, None, lambda x, t, s: z)
+        torch.testing.assert_close(got, mean + v.sqrt() * z, rtol=0, atol=1e-12)
+
+
+def test_a_variance_of_the_chain_is_for_the_chain():
+    with pytest.raises(ValueError, match="variance=large is of eta=1"):
+        DDIM(0.5, "large")
+    sde, (t, s) = DiscreteVP(), torch.tensor([0.5, 0.4], dtype=F64)
+    denoiser, x = Denoiser(sde, lambda x, t: x), normal(2, 3)
+    with pytest.raises(ValueError, match="no learned variance"):
+        ddpm("learned")(denoiser, x, t, s, None, per_sample_noise(range(2)))
 
 
 @pytest.mark.parametrize("step", [ddpm(), euler_a()], ids=label)
@@ -337,7 +349,7 @@ def test_strided_ddpm_is_the_chain_of_the_retained_levels():
     mean = bars[499].sqrt() * beta / (1 - bars[599]) * 0.5 * x
     mean = mean + (1 - beta).sqrt() * (1 - bars[499]) / (1 - bars[599]) * x
     denoiser = Denoiser(sde, lambda x, t: 0.5 * x)
-    got, _ = ddpm(large=True)(denoiser, x, t, s, None, lambda x, t, s: z)
+    got, _ = ddpm("large")(denoiser, x, t, s, None, lambda x, t, s: z)
     torch.testing.assert_close(got, mean + beta.sqrt(), rtol=0, atol=1e-12)
 
 
