@@ -212,8 +212,11 @@ class ScoreModel(nn.Module):
         ``cond`` holds what ``Condition.read`` returns, by name, and inputs of the network. Nothing
         is said of conditions that are left out.
         """
-        told = _spread(self.told(cond), x)
-        return self.evaluate(self.parameterization(self.sde, t), x, told)
+        return self.evaluate(self.parameterization(self.sde, t), x, self.told_of(x, cond))
+
+    def told_of(self, x: Tensor, cond: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:
+        """``told``, for every sample of x."""
+        return _spread(self.told(cond), x)
 
     def told(self, cond: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:
         """What the network is told: inputs of its own as they are, and the conditions encoded."""

@@ -66,6 +66,10 @@ class Condition(nn.Module, ABC):
     def forward(self, y: Tensor) -> Joined:
         """What the network is told for y (B, ...)."""
 
+    def rows(self, column: Tensor) -> Tensor:
+        """y (n, ...) of rows of a column of the data."""
+        return self.read(column)
+
     def derive(self, x0: Tensor) -> Tensor:
         """y (B, ...) of examples (B, C, H, W) in model units, where ``derives``."""
         raise TypeError(f"{type(self).__name__} is not made of the example")

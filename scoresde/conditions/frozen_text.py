@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from scoresde.arguments import Count, Fraction, check
 from scoresde.atomic import atomic_write
 from scoresde.conditions.condition import Condition, Joined
-from scoresde.conditions.tokens import distinct
 
 NEEDS = "a text model is run by the package transformers; pip install scoresde[text]"
 
@@ -72,7 +71,7 @@ class FrozenText(Condition):
         sentences = [values] if isinstance(values, str) else list(values)
         if stray := [s for s in sentences if not isinstance(s, str)]:
             raise ValueError(f"need sentences, got {stray[0]!r}")
-        different, index = distinct(sentences)
+        different = list(dict.fromkeys(sentences))
         places = [self._place(sentence) for sentence in different]
         missing = [k for k, place in enumerate(places) if not place.is_file()]
         for first in range(0, len(missing), 64):
@@ -85,7 +84,8 @@ class FrozenText(Condition):
         for row, place in zip(table, places, strict=True):
             states = np.load(place, allow_pickle=False)
             row[: len(states)] = torch.from_numpy(states)
-        return table[index]
+        index = {sentence: k for k, sentence in enumerate(different)}
+        return table[[index[sentence] for sentence in sentences]]
 
     def null(self, n: int) -> Tensor:
         """The states of the empty sentence."""

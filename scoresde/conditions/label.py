@@ -57,6 +57,10 @@ class Label(Condition):
             return int(value)
         raise ValueError(f"no class {value!r}; {nearest(str(value), self.classes)}")
 
+    def rows(self, column: Tensor) -> Tensor:
+        """Columns of the data hold places."""
+        return column.long()
+
     def null(self, n: int) -> Tensor:
         return torch.full((n,), len(self.classes))
 

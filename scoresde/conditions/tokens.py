@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, final
 
@@ -73,7 +73,7 @@ class Tokens(Condition):
     def measured(values: Any, tokenizer: Path | None = None, **settings: Any) -> dict[str, Any]:
         sentences = [s for value in values for s in ([value] if isinstance(value, str) else value)]
         if tokenizer is not None:
-            rules = _rules(tokenizer)
+            rules = _rules(Path(tokenizer).expanduser())
             made = _tokenizer(rules)
             longest = max(
                 len(e.ids) for e in made.encode_batch(sentences, add_special_tokens=False)
@@ -172,10 +172,3 @@ def _tokenizer(rules: str) -> Any:
 
 
 _TOKENIZERS: dict[str, Any] = {}
-
-
-def distinct(values: Iterable[str]) -> tuple[list[str], list[int]]:
-    """The distinct strings in order of appearance, and the place of each value among them."""
-    places: dict[str, int] = {}
-    index = [places.setdefault(value, len(places)) for value in values]
-    return list(places), index

@@ -32,6 +32,7 @@ from scoresde.registry.steps import (
 )
 from scoresde.registry.tables import (
     AUGMENTATIONS,
+    CONDITIONS,
     DATASETS,
     DRAWS,
     GRIDS,
@@ -50,6 +51,7 @@ from scoresde.registry.tables import (
 
 __all__ = [
     "AUGMENTATIONS",
+    "CONDITIONS",
     "DATASETS",
     "DEQUANTISATIONS",
     "DRAWS",
@@ -88,6 +90,7 @@ TABLES: dict[str, Table[Any]] = {
     "sde": SDES,
     "parameterization": PARAMETERIZATIONS,
     "network": NETWORKS,
+    "condition": CONDITIONS,
     "step": STEPS,
     "sampler": SAMPLERS,
     "grid": GRIDS,
