@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from scoresde.arguments import Count, Fraction, check
 from scoresde.atomic import atomic_write
 from scoresde.conditions.condition import Condition, Joined
+from scoresde.conditions.tokens import sentences_of
 
 NEEDS = "a text model is run by the package transformers; pip install scoresde[text]"
 
@@ -68,9 +69,7 @@ class FrozenText(Condition):
 
     def read(self, values: Any) -> Tensor:
         """A sentence or several. Sentences whose states are not stored are encoded."""
-        sentences = [values] if isinstance(values, str) else list(values)
-        if stray := [s for s in sentences if not isinstance(s, str)]:
-            raise ValueError(f"need sentences, got {stray[0]!r}")
+        sentences = sentences_of(values)
         different = list(dict.fromkeys(sentences))
         places = [self._place(sentence) for sentence in different]
         missing = [k for k, place in enumerate(places) if not place.is_file()]

@@ -85,10 +85,7 @@ class Tokens(Condition):
 
     def read(self, values: Any) -> Tensor:
         """A sentence or several; "" says nothing. Raises ValueError for unknown words."""
-        sentences = [values] if isinstance(values, str) else list(values)
-        if stray := [s for s in sentences if not isinstance(s, str)]:
-            raise ValueError(f"need sentences, got {stray[0]!r}")
-        return torch.tensor([self._ids(sentence) for sentence in sentences], dtype=torch.int64)
+        return torch.tensor([self._ids(s) for s in sentences_of(values)], dtype=torch.int64)
 
     def _ids(self, sentence: str) -> list[int]:
         if self.rules is not None:
@@ -141,6 +138,16 @@ class Layer(nn.Module):
         h = h + self.project(mixed.transpose(1, 2).flatten(2))
         result: Tensor = h + self.outer(F.gelu(self.inner(F.layer_norm(h, h.shape[-1:]))))
         return result
+
+
+def sentences_of(values: Any) -> list[str]:
+    """One sentence or several, as a list. Raises ValueError for anything else."""
+    found = [values] if isinstance(values, str) or not hasattr(values, "__iter__") else list(values)
+    if stray := [value for value in found if not isinstance(value, str)]:
+        raise ValueError(f"need a sentence, or several, got {stray[0]!r}")
+    if not found:
+        raise ValueError("need a sentence, or several, got none")
+    return found
 
 
 def split_words(sentence: str) -> list[str]:
