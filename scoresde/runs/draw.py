@@ -316,7 +316,9 @@ def _said_and_seeds(
         raise ValueError(f"num: {num} samples but {len(seeds)} seeds; leave one of them out")
     if said.count > len(seeds):
         what = "labels" if [*said.cond] == ["label"] else "values"
-        raise ValueError(f"num: {len(seeds)} samples for {said.count} {what}; ask for more samples")
+        raise ValueError(
+            f"num: {len(seeds)} samples for {said.count} {what}; ask for more samples"
+        )
     return replace(said, n=len(seeds)), seeds
 
 

@@ -137,7 +137,9 @@ def sentence_condition(model: ScoreModel, argument: str) -> str:
         raise ValueError(f"{argument}: this model was trained without conditions; leave it out")
     if not names:
         listed = ", ".join(model.conditions)
-        raise ValueError(f"{argument}: no condition of this model reads sentences; it has {listed}")
+        raise ValueError(
+            f"{argument}: no condition of this model reads sentences; it has {listed}"
+        )
     raise ValueError(
         f"{argument}: {' and '.join(names)} both read sentences; say which, by its name"
     )
@@ -149,7 +151,11 @@ def _read(model: ScoreModel, said: Mapping[str, Any], where: str = "") -> dict[s
     for name, value in said.items():
         if value is None:
             continue
-        if not isinstance(value, str) and not hasattr(value, "ndim") and hasattr(value, "__iter__"):
+        if (
+            not isinstance(value, str)
+            and not hasattr(value, "ndim")
+            and hasattr(value, "__iter__")
+        ):
             value = list(value)
         try:
             read = model.read(**{name: value})[name]
