@@ -171,14 +171,14 @@ class TestWatching:
         """During call 3 of the second batch: 2 samples finished, 2 as denoised so far, 3 lost."""
         calls = []
 
-        def interrupting(self, c, x, condition):
+        def interrupting(self, *args):
             calls.append(1)
             if len(calls) == 6 + 3:
                 os.kill(os.getpid(), number)
-            return evaluate(self, c, x, condition)
+            return outputs(self, *args)
 
-        evaluate = ScoreModel.evaluate
-        monkeypatch.setattr(ScoreModel, "evaluate", interrupting)
+        outputs = ScoreModel.outputs
+        monkeypatch.setattr(ScoreModel, "outputs", interrupting)
         common = ["--checkpoint", str(wild), "--out", str(tmp_path / "out"), "--device", "cpu"]
         common += ["--num", "7", "--class", "1", "--batch", "2", "--sample.steps", "5", "--npz"]
         assert main(["sample", *common]) == 128 + number
