@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser
-from scoresde.likelihood.bounds import Bound, excess, strata, stratified_mean, terminal_gap
+from scoresde.likelihood.bounds import Bound, excess, strata, stratified_sum, terminal_gap
 from scoresde.likelihood.dequantise import Quantisation
 from scoresde.likelihood.divergence import sum_from
 from scoresde.likelihood.flow import require_law
@@ -71,16 +71,20 @@ def discrete_elbo(
     sde, clean, noise = denoiser.sde, x.double(), noise or white_noise()
     chain = _chain(sde, ts, mix, std)
     model = _Model(denoiser, mix)
-    value, error = (
+    value, error, freedom = (
         _every_term(model, clean, chain, noise)
         if times is None
         else _some_terms(model, clean, chain, times, noise)
     )
     found = torch.stack([_decoded(model, clean, chain, levels, noise) for _ in range(decodes)])
     log_prob = found.mean(0) - value - terminal_gap(sde, clean, chain.t[0])
-    both = (error.square() + found.var(0) / decodes).sqrt()
+    decoding = found.var(0) / decodes
+    both = error.square() + decoding
+    # Satterthwaite's rule for a sum of estimated variances; with none, the freedom is of no use.
+    parts = error.square().square() / freedom + decoding.square() / (decodes - 1)
+    freedom = torch.where(parts > 0, both.square() / parts, freedom)
     calls = (len(chain.t) - 1 if times is None else times) + decodes
-    return Bound(log_prob, both, calls)
+    return Bound(log_prob, both.sqrt(), calls, freedom)
 
 
 class _Chain(NamedTuple):
@@ -122,27 +126,25 @@ def _chain(sde: SDE, ts: Tensor, mix: float | None, std: float) -> _Chain:
     return _Chain(t, small, large, gain, slope, usual, term / term.sum())
 
 
-def _every_term(model: _Model, x: Tensor, chain: _Chain, noise: Noise) -> tuple[Tensor, Tensor]:
-    """The sum of all terms, and its standard error from differences between neighbours."""
+def _every_term(
+    model: _Model, x: Tensor, chain: _Chain, noise: Noise
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The sum of all terms, with its error and freedom."""
     index = torch.arange(len(chain.weight)).unsqueeze(1).expand(-1, len(x))
     ratios = torch.stack([_ratio(model, x, chain, i, noise) for i in index])
-    weight = sent(chain.weight, x.device).unsqueeze(1)
-    steps = ratios.diff(dim=0).square() / 2
-    # An inner transition averages the differences to its two neighbours.
-    variance = torch.cat([steps[:1], (steps[1:] + steps[:-1]) / 2, steps[-1:]])
-    return (weight * ratios).sum(0), (weight**2 * variance).sum(0).sqrt()
+    return stratified_sum(ratios, sent(chain.weight, x.device).unsqueeze(1))
 
 
 def _some_terms(
     model: _Model, x: Tensor, chain: _Chain, times: int, noise: Noise
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """An estimate of the sum from ``times`` transitions, stratified by their weights."""
     edges = chain.weight.cumsum(0)[:-1]
     ratios = [
         _ratio(model, x, chain, torch.searchsorted(edges, u, right=True), noise)
         for u in strata(x, times, noise)
     ]
-    return stratified_mean(torch.stack(ratios))
+    return stratified_sum(torch.stack(ratios), x.new_full((times, 1), 1 / times))
 
 
 def _ratio(model: _Model, x: Tensor, chain: _Chain, i: Tensor, noise: Noise) -> Tensor:

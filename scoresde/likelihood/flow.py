@@ -57,7 +57,7 @@ class LogLikelihood(NamedTuple):
         Student's interval is too short.
         """
         k = self.estimates
-        half = student(level, max(k - 1, 1)) * (1 + 9 / k) * self.standard_error
+        half = float(student(level, max(k - 1, 1))) * (1 + 9 / k) * self.standard_error
         return self.log_prob - half, self.log_prob + half
 
 
