@@ -14,11 +14,12 @@ with v_1 the variance of the forward transition and gain = alpha_s v_1 / sigma_t
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
 
+from scoresde.arguments import Positive, Probability, Range, check
 from scoresde.denoiser import Denoiser
 from scoresde.likelihood.bounds import Bound, excess, strata, stratified_sum, terminal_gap
 from scoresde.likelihood.dequantise import Quantisation
@@ -37,11 +38,11 @@ def discrete_elbo(
     x: Tensor,
     ts: Tensor,
     *,
-    mix: float | None = SMALL,
+    mix: Probability | None = SMALL,
     levels: Quantisation | None = None,
-    times: int | None = None,
-    decodes: int = 8,
-    std: float = 0.5,
+    times: Annotated[int, Range(ge=2)] | None = None,
+    decodes: Annotated[int, Range(ge=2)] = 8,
+    std: Positive = 0.5,
     noise: Noise | None = None,
 ) -> Bound:
     """The variational bound of clean data for the chain along the grid ``ts``.
@@ -65,9 +66,10 @@ def discrete_elbo(
     Raises ValueError for arguments out of range. DDPM, arXiv 2006.11239, eq. 5 and 13; Improved
     DDPM, arXiv 2102.09672, eq. 15.
     """
+    check(discrete_elbo, locals())
     require_law(denoiser)
     require_samples(x)
-    _check(denoiser, ts, mix, times, decodes)
+    _check(denoiser, ts, mix)
     sde, clean, noise = denoiser.sde, x.double(), noise or white_noise()
     chain = _chain(sde, ts, mix, std)
     model = _Model(denoiser, mix)
@@ -206,19 +208,13 @@ def _gap(variance: Tensor, other: Tensor) -> Tensor:
     return (variance / other - 1 - (variance / other).log()) / 2
 
 
-def _check(
-    denoiser: Denoiser, ts: Tensor, mix: float | None, times: int | None, decodes: int
-) -> None:
+def _check(denoiser: Denoiser, ts: Tensor, mix: float | None) -> None:
     if ts.ndim != 1 or len(ts) < 3 or not bool((ts.diff() < 0).all()):
         raise ValueError(
             f"a chain needs at least 3 decreasing times in 1-D, got shape {tuple(ts.shape)}"
         )
-    if min(decodes, 2 if times is None else times) < 2:
-        raise ValueError(f"need times and decodes >= 2, got {times} and {decodes}")
     if mix is None and denoiser.variance_mix is None:
         raise ValueError(
             "mix=None, but this denoiser has no learned variance; pass SMALL or LARGE "
             "(likelihood.variance small or large)"
         )
-    if mix is not None and not 0 <= mix <= 1:
-        raise ValueError(f"need 0 <= mix <= 1, got {mix:g}")

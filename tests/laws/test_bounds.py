@@ -242,7 +242,7 @@ class TestDiscrete:
             discrete_elbo(denoiser, x, ts, mix=LEARNED)
         with pytest.raises(ValueError, match="0 <= mix <= 1"):
             discrete_elbo(denoiser, x, ts, mix=2)
-        with pytest.raises(ValueError, match="times and decodes >= 2"):
+        with pytest.raises(ValueError, match="times >= 2, got times=1"):
             discrete_elbo(denoiser, x, ts, times=1)
 
 
