@@ -251,13 +251,13 @@ def scored(
         values = part.read(n).joined(values)
     if world.rank == 0 and (missing := n - len(values.done)):
         raise RuntimeError(f"{missing} examples have no value; go on with resume=True")
-    found = Scores(job, values, time.perf_counter() - started)
-    if n and world.rank == 0 and not len(valued(found.log_prob)):
+    result = Scores(job, values, time.perf_counter() - started)
+    if n and world.rank == 0 and not len(valued(result.log_prob)):
         raise SolverError(
             f"likelihood: none of {n} examples has a value, since no solve reached its end; "
             "loosen rtol and atol"
         )
-    return found
+    return result
 
 
 def valued(x: Tensor) -> Tensor:
