@@ -142,7 +142,9 @@ class Layer(nn.Module):
 
 def sentences_of(values: Any) -> list[str]:
     """One sentence or several, as a list. Raises ValueError for anything else."""
-    found = [values] if isinstance(values, str) or not hasattr(values, "__iter__") else list(values)
+    found = (
+        [values] if isinstance(values, str) or not hasattr(values, "__iter__") else list(values)
+    )
     if stray := [value for value in found if not isinstance(value, str)]:
         raise ValueError(f"need a sentence, or several, got {stray[0]!r}")
     if not found:

@@ -94,9 +94,7 @@ class TestEveryNetwork:
         with torch.no_grad():
             c = m.parameterization(m.sde, T)
             raw = m(x, T.expand(3), **nulls)
-            torch.testing.assert_close(
-                m.denoiser()(x, T), float(c.skip) * x + float(c.out) * raw
-            )
+            torch.testing.assert_close(m.denoiser()(x, T), float(c.skip) * x + float(c.out) * raw)
 
     def test_one_value_for_all_is_one_for_each(self, name):
         m, x = model(name), state()
@@ -241,9 +239,7 @@ def test_one_of_several_captions_is_drawn():
     assert 70 < int(cats.sum()) < 130
     assert int((cats | dogs).sum()) == 200
     taken = split.take(torch.tensor([399, 0]))
-    assert torch.equal(
-        said(taken, taken.x, {"text": tokens})["text"], tokens.read(["hat", "cat"])
-    )
+    assert torch.equal(said(taken, taken.x, {"text": tokens})["text"], tokens.read(["hat", "cat"]))
 
 
 def test_contexts_follow_each_other():
