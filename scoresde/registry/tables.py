@@ -262,10 +262,12 @@ CONDITIONS: Table[type[conditions.Condition]] = Table(
 DATASETS: Table[Callable[..., Dataset]] = Table(
     {
         "digits": data.digits,
+        "avatars": data.avatars,
         "idx": data.idx_folder,
         "cifar_subset": data.cifar_subset,
         "folder": data.image_folder,
         "arrays": data.arrays,
+        "digit_pairs": data.digit_pairs,
         "moons": data.moons,
         "checkerboard": data.checkerboard,
         "swiss_roll": data.swiss_roll,
