@@ -136,8 +136,8 @@ class ScoreModel(nn.Module):
 
     ``net(x, noise, **cond)`` takes the scaled state (B, ...), the noise coordinate (B,) and
     conditions such as ``label`` (B,), and returns F with the shape of ``x``. ``data`` describes
-    what it was trained on (name, shape, scaling, classes) and ``config`` is the configuration of
-    its run, None where nobody has said. Raises ValueError for a process or a parameterisation
+    what it was trained on (name, shape, scaling, classes, std) and ``config`` is the configuration
+    of its run, None where nobody has said. Raises ValueError for a process or a parameterisation
     that is none, such as ``VP`` in place of ``VP()``.
     """
 
@@ -161,6 +161,18 @@ class ScoreModel(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.parameters(), torch.empty(0)).device
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the data in model units, which the default sampler is made for.
+
+        It is that of the training data if ``data`` states it, else ``sigma_data`` of the
+        parameterisation, else 1 for real numbers, which are standardised, else 0.5.
+        """
+        measured = getattr(self.data, "std", None)
+        declared = getattr(self.parameterization, "sigma_data", None)
+        real = self.data is not None and self.data.scaling.levels is None
+        return measured or declared or (1.0 if real else Preconditioned.sigma_data)
 
     def forward(self, x: Tensor, t: Tensor, **cond: Tensor | None) -> Tensor:
         """The raw network output F(inp x, noise), in the dtype of the network."""

@@ -80,12 +80,16 @@ WIDE = ArctanGrid(centre=1.6, width=3.2, spread=0.0, end=2.2, growth=0.65, last=
 """For steps with noise, whose errors are larger where steps are long."""
 
 
-def suited_grid(step: Step) -> ArctanGrid:
-    """``ArctanGrid``, or the wide one for a step that draws noise, for the ``std`` of the step."""
+def suited_grid(step: Step, std: float | None = None) -> ArctanGrid:
+    """``ArctanGrid``, or the wide one for a step that draws noise.
+
+    It is made for the ``std`` of the step, or where the step has none for data of deviation
+    ``std``.
+    """
     noisy = hasattr(step, "weak_order") and getattr(step, "eta", 1.0) > 0
     holder = step if hasattr(step, "std") else getattr(step, "prediction", None)
     grid = WIDE if noisy else ArctanGrid()
-    return replace(grid, std=getattr(holder, "std", 0.0) or grid.std)
+    return replace(grid, std=getattr(holder, "std", None) or std or grid.std)
 
 
 def recommended(nfe: int, eta: float = 0.0, std: float = 0.5) -> tuple[Step, Grid]:

@@ -45,12 +45,16 @@ BEST = "best.pt"
 
 @dataclass(frozen=True)
 class DataDescription:
-    """The properties of the data that a model needs; ``shape`` is that of one example."""
+    """The properties of the data that a model needs; ``shape`` is that of one example.
+
+    ``std`` is the standard deviation of the training data in model units, None where unknown.
+    """
 
     name: str
     shape: tuple[int, ...]
     scaling: Scaling
     classes: tuple[str, ...] | None = None
+    std: float | None = None
 
     def to_json(self) -> str:
         """The description as JSON text."""
@@ -62,12 +66,15 @@ class DataDescription:
         found = json.loads(text)
         classes = None if found["classes"] is None else tuple(map(str, found["classes"]))
         shape = tuple(int(n) for n in found["shape"])
-        return DataDescription(str(found["name"]), shape, Scaling(**found["scaling"]), classes)
+        std = None if found.get("std") is None else float(found["std"])
+        scaling = Scaling(**found["scaling"])
+        return DataDescription(str(found["name"]), shape, scaling, classes, std)
 
 
 def describe(dataset: Dataset) -> DataDescription:
     """The description of a data set for its checkpoints."""
-    return DataDescription(dataset.name, tuple(dataset.shape), dataset.scaling, dataset.classes)
+    shape, scaling = tuple(dataset.shape), dataset.scaling
+    return DataDescription(dataset.name, shape, scaling, dataset.classes, dataset.std)
 
 
 @dataclass(frozen=True)
