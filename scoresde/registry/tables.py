@@ -162,7 +162,7 @@ def discrete_vp(
 
 
 def suited() -> Grid:
-    """The grid arctan, or arctan_wide for a sampler that draws noise; the default."""
+    """The default: arctan, or arctan_wide for a sampler that draws noise, for the model's data."""
     return ArctanGrid()
 
 
