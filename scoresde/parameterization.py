@@ -255,7 +255,8 @@ class Bound:
 
     def variance_mix(self, x: Tensor, t: Tensor) -> Tensor:
         """The mix of the learned reverse variance, shaped like ``x``."""
-        return self.both(x, t)[1]
+        mix: Tensor = self.both(x, t)[1]
+        return mix
 
     def both(self, x: Tensor, t: Tensor) -> tuple[Tensor, Any]:
         """x0_hat and, for a model that learns one, the mix of its variance, in one call."""

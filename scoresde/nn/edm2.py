@@ -183,7 +183,9 @@ class EDM2(nn.Module):
         self.doubled = nn.ModuleList(block(w, w, None, False) for w in widths[:0:-1])
         self.decoder = nn.ModuleList(decoding(i) for i in reversed(range(len(widths))))
         # A 3x3 convolution would be expensive for hundreds of outputs.
-        self.head = MPConv(widths[0], outputs or channels, 1 if outputs and outputs > 2 * channels else 3)
+        self.head = MPConv(
+            widths[0], outputs or channels, 1 if outputs and outputs > 2 * channels else 3
+        )
         self.gain = nn.Parameter(torch.zeros(()))
 
     def forward(

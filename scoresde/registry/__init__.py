@@ -32,11 +32,13 @@ from scoresde.registry.steps import (
 )
 from scoresde.registry.tables import (
     AUGMENTATIONS,
+    BETAS,
     DATASETS,
     DRAWS,
     GRIDS,
     NEEDY_GRIDS,
     NETWORKS,
+    OBJECTIVES,
     OPTIMIZERS,
     PARAMETERIZATIONS,
     SDES,
@@ -50,6 +52,7 @@ from scoresde.registry.tables import (
 
 __all__ = [
     "AUGMENTATIONS",
+    "BETAS",
     "DATASETS",
     "DEQUANTISATIONS",
     "DRAWS",
@@ -57,6 +60,7 @@ __all__ = [
     "METHODS",
     "NEEDY_GRIDS",
     "NETWORKS",
+    "OBJECTIVES",
     "OPTIMIZERS",
     "PARAMETERIZATIONS",
     "PREDICTIONS",
@@ -97,6 +101,8 @@ TABLES: dict[str, Table[Any]] = {
     "times": TIMES,
     "augment": AUGMENTATIONS,
     "draw": DRAWS,
+    "objective": OBJECTIVES,
+    "table": BETAS,
     "optimizer": OPTIMIZERS,
     "data": DATASETS,
     "method": METHODS,

@@ -27,7 +27,8 @@ THREAD = "scoresde-prefetch"
 class Batch(NamedTuple):
     """Clean examples in model units and noise (B, ...), times (B,), labels (B,) or None.
 
-    ``augment`` (B, n) are the augmentation labels, or None.
+    ``augment`` (B, n) are the augmentation labels, or None. ``shaken`` (B, ...) is noise of the
+    input alone, ``weight`` (B,) a weight of the losses, or None.
     """
 
     x0: Tensor
@@ -35,11 +36,12 @@ class Batch(NamedTuple):
     eps: Tensor
     label: Tensor | None
     augment: Tensor | None = None
+    shaken: Tensor | None = None
+    weight: Tensor | None = None
 
     def rows(self, rows: Tensor | slice) -> Batch:
         """Some of the examples."""
-        label, augment = (None if p is None else p[rows] for p in (self.label, self.augment))
-        return Batch(self.x0[rows], self.t[rows], self.eps[rows], label, augment)
+        return Batch._make(None if p is None else p[rows] for p in self)
 
     def pinned(self, device: torch.device) -> Batch:
         """The batch in pinned memory for a CUDA device, unchanged for others."""
@@ -49,8 +51,7 @@ class Batch(NamedTuple):
 
     def on(self, device: torch.device) -> Batch:
         """The batch on a device. Its times stay on the host, where schedules are evaluated."""
-        label, augment = (None if p is None else sent(p, device) for p in self[3:])
-        return Batch(sent(self.x0, device), self.t, sent(self.eps, device), label, augment)
+        return Batch._make(p if p is None or p is self.t else sent(p, device) for p in self)
 
     @property
     def cond(self) -> dict[str, Tensor]:
@@ -83,7 +84,8 @@ def draw_batch(plan: Plan, split: Examples, scaling: Scaling, sde: SDE, step: in
     x0, described = _augmented(plan, chosen.x, scaling, generator, step)
     t = plan.times(sde, plan.draw(plan.batch, generator))
     eps = torch.randn(x0.shape, generator=generator)
-    return Batch(x0, t, eps, _labels(plan, chosen.label, generator), described)
+    batch = Batch(x0, t, eps, _labels(plan, chosen.label, generator), described)
+    return _with_further_noise(plan, batch, step)
 
 
 def local_microbatches(plan: Plan, batch: Batch) -> Iterator[tuple[int, Batch]]:
@@ -108,6 +110,17 @@ def derived_seed(seed: int, step: int, purpose: str) -> int:
     """A 64-bit seed for one purpose at one step, by numpy's stable SeedSequence."""
     words = [seed, step, *purpose.encode()]
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])
+
+
+def _with_further_noise(plan: Plan, batch: Batch, step: int) -> Batch:
+    """The batch with offset noise and input noise, from a seed that changes nothing else."""
+    if not plan.offset_noise and not plan.input_noise:
+        return batch
+    own = torch.Generator().manual_seed(derived_seed(plan.seed, step, "further noise"))
+    eps = batch.eps
+    flat = torch.randn(*eps.shape[:2], *[1] * (eps.ndim - 2), generator=own)
+    shaken = plan.input_noise * torch.randn(eps.shape, generator=own) if plan.input_noise else None
+    return batch._replace(eps=eps + plan.offset_noise * flat, shaken=shaken)
 
 
 def _augmented(
