@@ -151,6 +151,21 @@ def test_ddim(diffusers, monkeypatch, kind, spacing, eta, prediction):
         agree(ours, theirs)
 
 
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_ddim_from_no_signal_at_all(diffusers, monkeypatch, eta):
+    scheduler = diffusers.DDIMScheduler(
+        clip_sample=False,
+        timestep_spacing="trailing",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+    )
+    scheduler.alphas_cumprod = torch.cumprod(1 - scheduler.betas.double(), 0)
+    both = Both(scheduler, 20, prediction="v_prediction")
+    step = scheduler.step
+    scheduler.step = lambda *a: step(*a, eta=eta)
+    agree(both.run_ours(DDIM(eta)), both.run_theirs(monkeypatch), 1e-5)
+
+
 # Their name, and our table; their Laplace has a square root too many.
 BETAS = {
     "linear": betas.linear(),

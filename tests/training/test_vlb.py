@@ -19,9 +19,10 @@ from scoresde.runs.log import Quiet
 from scoresde.samplers import ddpm
 from scoresde.training import Plan, TrainState
 from scoresde.training.batches import draw_batch
-from scoresde.training.loop import update
+from scoresde.training.distributed import Rank
+from scoresde.training.loop import _of_all, update
 from scoresde.training.loss_aware import LossHistory
-from scoresde.training.losses import predicted, sigma2
+from scoresde.training.losses import Prediction, predicted, sigma2
 from scoresde.training.times import DiscreteTimes, LossAware
 from scoresde.training.vlb import Hybrid, Vlb, vlb
 
@@ -117,6 +118,34 @@ def test_at_the_best_variance_the_bound_is_the_entropy():
     prior = (a2 * STD**2 + s2 - 1 - s2.log()) / 2
     marginal = kl_divergence(Normal(0.0, (a2 * STD**2 + s2).sqrt()), Normal(0.0, 1.0))
     torch.testing.assert_close(total + prior, entropy + marginal, rtol=1e-10, atol=1e-10)
+
+
+PROCESSES = [ss.VP(), ss.SubVP(), ss.VE(), ss.EDM(), ss.Cosine(), ss.LinearFlow(), SDE]
+
+
+@pytest.mark.parametrize("sde", PROCESSES, ids=lambda sde: type(sde).__name__)
+def test_on_every_process_it_is_the_entropy_that_the_chain_transmits(sde):
+    """H(x0) - I(x0; x_T) at the best variances, for any number of levels."""
+    n = 17
+    times = DiscreteTimes(n).at(sde, torch.arange(n, dtype=F64))
+    t = times.repeat_interleave(4)
+    signs = torch.tensor([[1, 1], [1, -1], [-1, 1], [-1, -1]], dtype=F64).repeat(n, 1)
+    x0, eps = STD * signs[:, :1], signs[:, 1:]
+    a2, s2 = (sde.alpha(t) ** 2)[:, None], (sde.sigma(t) ** 2)[:, None]
+    error = a2.sqrt() * STD**2 / (a2 * STD**2 + s2) * sde.perturb(x0, t, eps) - x0
+    spread = STD**2 * s2 / (a2 * STD**2 + s2)
+    step = sde.t_max / n
+    lowest = (t < 1.5 * step)[:, None]
+    reverse = sde.reverse(t, torch.where(lowest[:, 0], t / 2, t - step)).to(x0)
+    best = reverse.small + reverse.gain**2 * spread
+    mix = (best / reverse.small).log() / (reverse.large / reverse.small).log()
+    ratio = s2 / a2
+    small = torch.minimum(sde.reverse(t + step, t).small[:, None], ratio)
+    mix = torch.where(lowest, (spread / small).log() / (ratio / small).log(), mix)
+    loss = vlb(Prediction(sde, t, torch.ones_like(t), error, mix), x0, n)
+    entropy = (1 + math.log(2 * math.pi * STD**2)) / 2
+    known = ((a2[-1] * STD**2 + s2[-1]) / s2[-1]).log() / 2
+    assert float(loss.mean()) * math.log(2) == pytest.approx(entropy - float(known), rel=1e-8)
 
 
 @pytest.mark.parametrize("objective", [Vlb(), Hybrid()], ids=repr)
@@ -287,6 +316,14 @@ class TestLossAware:
         assert float((loss[level] * weight).mean()) == pytest.approx(float(loss.mean()), rel=1e-3)
         counts = level.bincount(minlength=5) / len(u)
         torch.testing.assert_close(counts.double(), history.probabilities, rtol=0, atol=1e-4)
+
+    def test_all_processes_record_the_losses_of_all(self, monkeypatch, plan):
+        parts: list[Tensor] = []
+        monkeypatch.setattr(Rank, "add", lambda self, tensors: parts.extend(tensors))
+        losses = torch.rand(6)
+        for index in range(3):
+            _of_all(replace(plan, batch=6, rank=Rank(index, 3)), losses[2 * index : 2 * index + 2])
+        assert torch.equal(sum(parts).flatten(), losses)
 
     def test_training_draws_the_levels_of_large_losses(self, split, scaling, plan, fresh):
         plan = replace(plan, times=LossAware(4, history=2), steps=60)
