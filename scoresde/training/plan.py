@@ -142,6 +142,11 @@ class Plan:
                 f"objective={self.objective} is of a chain of levels, got times={self.times}; "
                 "choose times: levels or loss_aware"
             )
+        if self.objective is not None and self.learned_weight:
+            raise ValueError(
+                f"objective={self.objective} may be negative, which learned_weight=true cannot "
+                "weigh; set one of the two"
+            )
 
     @property
     def chain(self) -> int:

@@ -257,6 +257,8 @@ class TestAsASetting:
             TrainState.of(plain, Plan(objective=Hybrid(), times=DiscreteTimes(N)))
         with pytest.raises(ValueError, match="of a chain of levels"):
             Plan(objective=Vlb())
+        with pytest.raises(ValueError, match="may be negative"):
+            Plan(objective=Vlb(), times=DiscreteTimes(N), learned_weight=True)
 
     def test_a_network_has_a_second_half_only_when_asked(self, tmp_path):
         """From a configuration to samples and scores that use the variance; resumed to the bit."""
