@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import Parameter, signature
 from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
 
-from scoresde.arguments import Positive, check_fields
+from scoresde.arguments import Positive, check_fields, nearest
+from scoresde.conditions.condition import Condition, Joined, joined
 from scoresde.denoiser import Denoiser
 from scoresde.sde import FAINTEST, SDE, match, sent
 
@@ -143,11 +145,14 @@ class OutputError(ValueError):
 class ScoreModel(nn.Module):
     """What is trained and saved: a network, its process and its parameterisation.
 
-    ``net(x, noise, **cond)`` takes the scaled state (B, ...), the noise coordinate (B,) and
-    conditions such as ``label`` (B,), and returns F with the shape of ``x``. ``data`` describes
-    what it was trained on (name, shape, scaling, classes) and ``config`` is the configuration of
-    its run, None where nobody has said. Raises ValueError for a process or a parameterisation
-    that is none, such as ``VP`` in place of ``VP()``, or that divides by an alpha of 0.
+    ``net(x, noise, **told)`` takes the scaled state (B, ...), the noise coordinate (B,) and what
+    it is told, and returns F with the shape of ``x``. ``conditions`` (``scoresde.conditions``)
+    turn what users say, by name, into what the network is told. Without conditions the network
+    receives what is given as it is, such as ``label`` (B,). ``data`` describes what it was trained
+    on (name, shape, scaling, classes) and ``config`` is the configuration of its run, None where
+    nobody has said. Raises ValueError for a process or a parameterisation that is none, such as
+    ``VP`` in place of ``VP()``, or that divides by an alpha of 0, and for a condition with the
+    name of an input of the network.
 
     With ``variance`` the network has twice the channels, (B, 2 C, ...): after F, the numbers v
     whose (v + 1) / 2 is the mix of the reverse variance, ``Denoiser.variance_mix``. Improved DDPM,
@@ -163,6 +168,8 @@ class ScoreModel(nn.Module):
         sde: SDE,
         parameterization: Parameterization,
         variance: bool = False,
+        *,
+        conditions: Mapping[str, Condition] | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(sde, SDE):
@@ -181,54 +188,129 @@ class ScoreModel(nn.Module):
         self.sde = sde
         self.parameterization = parameterization
         self.variance = variance
+        self.conditions: Any = nn.ModuleDict(dict(conditions or {}))
+        taken = {"augment", *Joined._fields} | ({"label"} if self.classes is not None else set())
+        if stray := taken & self.conditions.keys():
+            raise ValueError(
+                f"conditions: {stray.pop()!r} is an input of the network itself; choose another "
+                "name"
+            )
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.parameters(), torch.empty(0)).device
 
+    @property
+    def classes(self) -> int | None:
+        """Number of classes in a table of the network's own; None without."""
+        return getattr(self.net, "classes", None)
+
     def forward(self, x: Tensor, t: Tensor, **cond: Tensor | None) -> Tensor:
-        """The raw network output F(inp x, noise), in the dtype of the network."""
-        return self.evaluate(self.parameterization(self.sde, t), x, cond)
+        """The raw network output F(inp x, noise), in the dtype of the network.
 
-    def denoiser(self, *, label: Label | None = None, **cond: Tensor | None) -> Denoiser:
-        """The denoiser (7) with the condition bound; state and network may differ in dtype.
-
-        ``label`` is the place of a class, from 0, of all samples or of each (B,). Raises
-        ValueError for places that are none of the network's ``classes``, TypeError for other
-        numbers than integers.
+        ``cond`` holds what ``Condition.read`` returns, by name, and inputs of the network. Nothing
+        is said of conditions that are left out.
         """
-        places = None if label is None else _places(label, getattr(self.net, "classes", None))
-        if places is not None:  # read while they are on the host, then sent once
-            places = sent(places, self.device)
+        return self.evaluate(self.parameterization(self.sde, t), x, self.told_of(x, cond))
 
-        given = cond if places is None else {**cond, "label": places}
-        bound = Bound(self, given)
+    def told_of(self, x: Tensor, cond: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:
+        """``told``, for every sample of x."""
+        return _spread(self.told(cond), x)
+
+    def told(self, cond: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:
+        """What the network is told: inputs of its own as they are, and the conditions encoded."""
+        told = {name: y for name, y in cond.items() if name not in self.conditions}
+        if not self.conditions:
+            return told
+        found = {name: cond.get(name) for name in self.conditions}
+        lengths = {name: len(y) for name, y in found.items() if y is not None}
+        n = max(lengths.values(), default=1)
+        if stray := [name for name, few in lengths.items() if few not in (1, n)]:
+            few = lengths[stray[0]]
+            raise ValueError(f"{stray[0]}: {few} values beside {n} of another condition")
+        parts = [
+            condition(sent(condition.null(1) if y is None else y, self.device))
+            for condition, y in zip(self.conditions.values(), found.values(), strict=True)
+        ]
+        dtype = next((p.dtype for p in self.net.parameters()), torch.float32)
+        whole = joined(parts, n)._asdict()
+        return told | {
+            name: value.to(dtype) if value.is_floating_point() else value
+            for name, value in whole.items()
+            if value is not None
+        }
+
+    def read(self, **said: Any) -> dict[str, Tensor | None]:
+        """What users say as tensors by name, on the host: ``forward`` takes them.
+
+        ``label`` of a network with a table of classes is the place of a class, from 0, of all
+        samples or of each (B,). Other inputs of the network have to be tensors. None says nothing.
+        Raises ValueError, naming the condition, for values that it does not take, TypeError for
+        labels that are no integers.
+        """
+        found: dict[str, Tensor | None] = {}
+        for name, value in said.items():
+            if value is None:
+                continue
+            if name in self.conditions:
+                try:
+                    found[name] = self.conditions[name].read(value)
+                except ValueError as error:
+                    raise ValueError(f"{name}: {error}") from None
+            elif name == "label":
+                found[name] = _places(value, self.classes)
+            elif isinstance(value, Tensor) and self._takes(name):
+                found[name] = value
+            else:
+                raise ValueError(self._unknown(name))
+        return found
+
+    def denoiser(self, **said: Any) -> Denoiser:
+        """The denoiser (7) with its conditions bound; state and network may differ in dtype.
+
+        Each condition is one value for all samples, or a sequence with one of each; they are read
+        and encoded once. What is not said, or None, the network was told in training as often as
+        the dropout of that condition says. Raises ValueError as ``read`` does.
+        """
+        # Read while they are on the host, then sent once.
+        read = {
+            name: None if y is None else sent(y, self.device)
+            for name, y in self.read(**said).items()
+        }
+        told = self.told(read)
+        bound = Bound(self, told)
         mix = bound.variance_mix if self.variance else None
-        return Denoiser(self.sde, bound, mix, batch=_batch(given))
+        return Denoiser(self.sde, bound, mix, batch=_batch(told))
 
-    def evaluate(self, c: Coeffs, x: Tensor, cond: Mapping[str, Tensor | None]) -> Tensor:
+    def evaluate(self, c: Coeffs, x: Tensor, told: Mapping[str, Tensor | None]) -> Tensor:
         """The raw network output F with known coefficients, checked."""
-        return self.outputs(c, x, cond)[0]
+        return self.outputs(c, x, told)[0]
 
     def outputs(
-        self, c: Coeffs, x: Tensor, cond: Mapping[str, Tensor | None]
+        self, c: Coeffs, x: Tensor, told: Mapping[str, Tensor | None], copies: int = 1
     ) -> tuple[Tensor, Tensor | None]:
-        """F and the mix of a learned reverse variance, both shaped like ``x``, in one call."""
+        """F and the mix of a learned reverse variance, both shaped like ``x``, in one call.
+
+        ``told`` may be of ``copies`` times the samples of x, one batch after the other; so is the
+        output.
+        """
         dtype = next((p.dtype for p in self.net.parameters()), x.dtype)
-        result: Any = self.net(
-            (match(c.inp, x) * x).to(dtype), _per_sample(c.noise, x).to(dtype), **cond
-        )
+        scaled, noise = (match(c.inp, x) * x).to(dtype), _per_sample(c.noise, x).to(dtype)
+        if copies > 1:
+            scaled = scaled.repeat(copies, *[1] * (x.ndim - 1))
+            noise = noise.repeat(copies)
+        result: Any = self.net(scaled, noise, **told)
         if not isinstance(result, Tensor):
             found = type(result).__name__
             raise OutputError(f"model: its network returns {found}; it has to return a tensor")
-        shape = x.shape
+        shape = scaled.shape
         if self.variance and x.ndim > 1:
-            shape = torch.Size([len(x), 2 * x.shape[1], *x.shape[2:]])
+            shape = torch.Size([len(scaled), 2 * x.shape[1], *x.shape[2:]])
         if result.shape != shape:  # it would be broadcast without a word
             raise OutputError(
                 f"model: its network returns {tuple(result.shape)} for x of shape "
-                f"{tuple(x.shape)}; it has to return "
+                f"{tuple(scaled.shape)}; it has to return "
                 + (f"{tuple(shape)}, x0 and variance" if self.variance else "the shape of x")
             )
         if torch.is_grad_enabled() and x.requires_grad and not result.requires_grad:
@@ -242,31 +324,36 @@ class ScoreModel(nn.Module):
         value, v = result.chunk(2, dim=1)
         return value, (v + 1) / 2
 
+    def _takes(self, name: str) -> bool:
+        """Whether the network has an input of this name, or any keyword."""
+        taken = signature(self.net.forward).parameters
+        return name in taken or any(p.kind is Parameter.VAR_KEYWORD for p in taken.values())
+
+    def _unknown(self, name: str) -> str:
+        """The message for a condition that the model does not have."""
+        if self._takes(name):
+            return f"{name}: this input of the network itself takes a tensor"
+        names = [*self.conditions, *(["label"] if self.classes is not None else [])]
+        if not names:
+            return f"{name}: this model was trained without conditions; leave it out"
+        return f"{name}: this model has no such condition; {nearest(name, names)}"
+
 
 @dataclass(frozen=True)
 class Bound:
-    """The prediction (7) of a model with its conditions, one for all samples or one for each."""
+    """The prediction (7) of a model with what its network is told, for all samples or for each."""
 
     model: ScoreModel
     given: dict[str, Tensor | None]
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        return self.both(x, t)[0]
+        return both([self], x, t)[0][0]
 
     def variance_mix(self, x: Tensor, t: Tensor) -> Tensor:
         """The mix of the learned reverse variance, shaped like ``x``."""
-        mix: Tensor = self.both(x, t)[1]
+        mix = both([self], x, t)[0][1]
+        assert mix is not None
         return mix
-
-    def both(self, x: Tensor, t: Tensor) -> tuple[Tensor, Any]:
-        """x0_hat and, for a model that learns one, the mix of its variance, in one call."""
-        model, given = self.model, self.given
-        if (places := given.get("label")) is not None:
-            given = {**given, "label": _spread(places, x)}
-        c = model.parameterization(model.sde, t)
-        value, mix = model.outputs(c, x, given)
-        x0_hat = match(c.skip, x) * x + match(c.out, x) * value.to(x)
-        return x0_hat, None if mix is None else mix.to(x)
 
     def among(self, rows: Tensor) -> Bound:
         """The prediction for some samples of the batch."""
@@ -280,10 +367,73 @@ class Bound:
         )
 
 
-def _batch(given: Mapping[str, Tensor | None]) -> int | None:
+def predictions(bounds: Sequence[Bound], x: Tensor, t: Tensor) -> list[Tensor]:
+    """x0_hat of one model under several conditions, by one network call for all of them."""
+    return [x0_hat for x0_hat, _ in both(bounds, x, t)]
+
+
+def both(bounds: Sequence[Bound], x: Tensor, t: Tensor) -> list[tuple[Tensor, Tensor | None]]:
+    """``predictions``, each with the mix of its variance for a model that learns one.
+
+    A network of a program's own that is told different things is called for each.
+    """
+    model = bounds[0].model
+    c = model.parameterization(model.sde, t)
+    each = [_spread(bound.given, x) for bound in bounds]
+    told = each[0] if len(each) == 1 else _stacked(each, len(x), model.classes)
+    if told is None:
+        found = [model.outputs(c, x, one) for one in each]
+    else:
+        value, mix = model.outputs(c, x, told, len(each))
+        mixes = [None] * len(each) if mix is None else mix.to(x).chunk(len(each))
+        found = list(zip(value.chunk(len(each)), mixes, strict=True))
+    skipped, out = match(c.skip, x) * x, match(c.out, x)
+    return [(skipped + out * value.to(x), mix) for value, mix in found]
+
+
+def _stacked(
+    each: Sequence[dict[str, Tensor | None]], n: int, classes: int | None
+) -> dict[str, Tensor | None] | None:
+    """What several calls of n samples are told, for one call; None if that is not possible."""
+    names = {name for told in each for name, y in told.items() if y is not None}
+    stacked: dict[str, Tensor | None] = {}
+    for name in names:
+        found = [told.get(name) for told in each]
+        if name == "label" and classes is not None:
+            given = next(y for y in found if y is not None)
+            found = [torch.full_like(given, classes) if y is None else y for y in found]
+        parts = [y for y in found if y is not None and y.ndim and len(y) == n]
+        if len(parts) < len(each) or len({y.shape for y in parts}) > 1:
+            return None
+        stacked[name] = torch.cat(parts)
+    return stacked
+
+
+def _batch(told: Mapping[str, Tensor | None]) -> int | None:
     """The number of samples with a condition of their own; None if there are none."""
-    own = (len(c) for c in given.values() if c is not None and c.ndim and len(c) > 1)
+    own = (len(c) for c in told.values() if c is not None and c.ndim and len(c) > 1)
     return next(own, None)
+
+
+def _spread(told: Mapping[str, Tensor | None], x: Tensor) -> dict[str, Tensor | None]:
+    """What is told, with one value for each sample of ``x``, on its device.
+
+    Inputs of a network of a program's own stay as they are, but ``label``. Raises ValueError for
+    values of another number of samples.
+    """
+    found: dict[str, Tensor | None] = {}
+    for name, y in told.items():
+        if y is not None and name in _SPREAD:
+            y = y[None] if y.ndim == 0 else y
+            if len(y) not in (1, len(x)):
+                what = "labels" if name == "label" else "values"
+                raise ValueError(f"{name}: {len(y)} {what} for a batch of {len(x)} samples")
+            y = sent(y, x.device).expand(len(x), *y.shape[1:])
+        found[name] = y
+    return found
+
+
+_SPREAD = frozenset(("label", *Joined._fields))
 
 
 def _places(label: Label, classes: int | None) -> Tensor:
@@ -301,13 +451,6 @@ def _places(label: Label, classes: int | None) -> Tensor:
         bad = places[(places < 0) | (places >= (classes or places.max() + 1))][0]
         raise ValueError(f"label: need places of classes, {allowed}, got {int(bad)}")
     return places
-
-
-def _spread(places: Tensor, x: Tensor) -> Tensor:
-    """One place for each sample of ``x``, on its device."""
-    if places.ndim == 1 and len(places) != len(x):
-        raise ValueError(f"label: {len(places)} labels for a batch of {len(x)} samples")
-    return sent(places, x.device).expand(len(x))
 
 
 def _per_sample(value: Tensor, x: Tensor) -> Tensor:

@@ -9,14 +9,14 @@ import scoresde
 from scoresde.cli.main import COMMANDS
 
 ROOT = Path(scoresde.__file__).parent
-THEORY = {"sde", "denoiser", "parameterization"}
+THEORY = {"sde", "denoiser", "parameterization", "conditions"}
 MAY_IMPORT = {
     "arguments": set(),
     "progress": set(),
     "sde": set(),
     "betas": {"sde"},
     "denoiser": {"sde"},
-    "parameterization": {"sde", "denoiser"},
+    "parameterization": {"sde", "denoiser", "conditions"},
     "samplers": THEORY,
     "solvers": THEORY,
     "likelihood": THEORY | {"solvers", "samplers"},
@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "convergence": THEORY | {"samplers", "testing"},
     "training": THEORY | {"samplers", "solvers", "likelihood", "data", "nn", "atomic"},
     "nn": set(),
+    "conditions": {"atomic"},
     "atomic": set(),
     "data": {"atomic"},
     "evaluation": set(),

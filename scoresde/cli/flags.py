@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 from scoresde.arguments import EMPTY, Argument, arguments, nearest, unwrapped
 from scoresde.config import Config, Section, load_config
 from scoresde.config.schema import ROOT
-from scoresde.config.sections import contents, default, keys, options
+from scoresde.config.sections import Group, contents, default, keys, options
 from scoresde.config.values import NO, YES, is_path, is_sequence, read_value
 from scoresde.registry import Table, summary
 
@@ -195,7 +195,7 @@ def _section_lines(name: str, argument: Argument, value: Any) -> Iterator[str]:
         known = keys(source, value.kind)
     else:
         yield f"\n{name.removeprefix('--')}: {argument.about}"
-        known = keys(source) if source is not None else {}
+        known = keys(source) if isinstance(source, Group) else {}
     for key, inner in known.items():
         yield from _section_lines(f"{name}.{key}", inner, value.values[key])
 

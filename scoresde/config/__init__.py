@@ -10,6 +10,7 @@ from scoresde.config.build import (
     build_reporting,
     build_sampler,
     build_sde,
+    measured,
 )
 from scoresde.config.files import config_from, load_config, override, to_plain, to_yaml
 from scoresde.config.schema import Config, ConfigError
@@ -31,6 +32,7 @@ __all__ = [
     "build_sde",
     "config_from",
     "load_config",
+    "measured",
     "override",
     "plain",
     "to_plain",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from scoresde.arguments import EMPTY, arguments
+from scoresde.conditions import Condition, sizes
 from scoresde.config.schema import Config, ConfigError
 from scoresde.config.sections import Section, build
 from scoresde.data import Dataset, Scaling, dataset_of
@@ -27,6 +29,7 @@ from scoresde.registry import (
 from scoresde.samplers import Grid, Step, suited_grid
 from scoresde.sde import SDE
 from scoresde.training import Plan, Reporting
+from scoresde.training.checkpoint import DataDescription
 from scoresde.training.distributed import Rank
 
 
@@ -61,8 +64,10 @@ def build_dataset(section: Section, progress: Progress = silent) -> Dataset:
     return dataset_of(found)
 
 
-def build_network(config: Config, described: Described) -> nn.Module:
-    """Build the network for these data, initialised from ``config.seed``.
+def build_network(
+    config: Config, described: Described, conditions: Mapping[str, Condition] | None = None
+) -> nn.Module:
+    """Build the network for these data and conditions, initialised from ``config.seed``.
 
     Raises ConfigError when network and data do not fit.
     """
@@ -70,6 +75,7 @@ def build_network(config: Config, described: Described) -> nn.Module:
     head = given.pop("head", "value")
     middles = _middles(described) if head == "levels" else None
     make = constructor(NETWORKS, str(config.network.kind))
+    conditions = conditions or {}
     taken, classes = arguments(make), _classes(config, described)
     inputs = _inputs(config, next(iter(taken)), described)
     if classes is not None and "classes" not in taken:
@@ -78,6 +84,14 @@ def build_network(config: Config, described: Described) -> nn.Module:
         )
     if "classes" in taken:
         given["classes"] = classes
+    for name, size in sizes(conditions).items():
+        if name in taken:
+            given[name] = size
+        elif size:
+            raise ConfigError(
+                f"network.kind={config.network.kind} takes no {name}, which conditions need; "
+                "choose another network"
+            )
     if middles is not None:
         given["outputs"] = inputs * len(middles)
     elif head == "variance":
@@ -96,10 +110,61 @@ def build_model(config: Config, described: Described) -> ScoreModel:
 
     Raises ConfigError when they do not fit.
     """
-    network = build_network(config, described)
+    conditions = build_conditions(config, described)
+    network = build_network(config, described, conditions)
     parameterization = build(config.parameterization)
     variance = config.network.values.get("head") == "variance"
-    return ScoreModel(network, build_sde(config.sde), parameterization, variance)
+    sde = build_sde(config.sde)
+    return ScoreModel(network, sde, parameterization, variance, conditions=conditions)
+
+
+def build_conditions(config: Config, described: Described) -> dict[str, Condition]:
+    """Build the conditions of a model, initialised from ``config.seed``.
+
+    Raises ConfigError where the data do not have them.
+    """
+    found: dict[str, Condition] = {}
+    decided = measured(config, described)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        for name, section in config.conditions.values.items():
+            try:
+                found[name] = build(section, **decided[name])
+            except ValueError as error:
+                raise ConfigError(f"conditions.{name}: {error}") from None
+    return found
+
+
+def measured(config: Config, described: Described) -> dict[str, dict[str, Any]]:
+    """The arguments of each condition that the training data decide, as JSON values.
+
+    Raises ConfigError for a condition that is no column of the data, or one of another kind.
+    """
+    if isinstance(described, DataDescription):
+        return {name: dict(found) for name, found in described.told.items()}
+    if not config.conditions.values:
+        return {}
+    assert isinstance(described, Dataset)
+    found: dict[str, dict[str, Any]] = {}
+    for name, section in config.conditions.values.items():
+        kind: Any = section.makers[0]
+        try:
+            if section.values.get("of", "column") != "column":  # made of the example itself
+                first = kind.measured(described.train.x[:1], **section.values)
+                found[name] = first | {"levels": described.scaling.levels}
+                continue
+            if name not in described.conditions:
+                raise ValueError(
+                    f"data {described.name} has no column {name!r}; it has "
+                    f"{', '.join(described.conditions) or 'none'}"
+                )
+            found[name] = kind.measured(described.conditions[name], **section.values)
+            words = described.classes if name == "label" else described.words.get(name)
+            if words is not None and "classes" in found[name]:
+                found[name]["classes"] = list(words)
+        except ValueError as error:
+            raise ConfigError(f"conditions.{name}: {error}") from None
+    return found
 
 
 def build_plan(config: Config, described: Described, rank: Rank | None = None) -> Plan:

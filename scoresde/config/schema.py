@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from scoresde import registry
 from scoresde.arguments import Count, Natural, arguments
-from scoresde.config.sections import Group, Problem, read
+from scoresde.config.sections import Group, Named, Problem, read
 from scoresde.training import Plan, Reporting
 
 LABEL_DROPOUT = arguments(Plan)["label_dropout"].default
@@ -50,6 +50,8 @@ class Config:
         parameterization: meaning of the output of the network.
         network: network.
         conditional: give the network the classes of the data set.
+        conditions: what else the model is told, by name. A name is that of a column of the data
+            set, unless the condition is made of the example itself.
         train: how the model is trained.
         sample: how samples are drawn.
         likelihood: how data are scored.
@@ -63,6 +65,7 @@ class Config:
     parameterization: Annotated[Any, registry.PARAMETERIZATIONS] = "v"
     network: Annotated[Any, registry.NETWORKS] = "unet"
     conditional: bool = False
+    conditions: Annotated[Any, Named(registry.CONDITIONS)] = None
     train: Annotated[Any, TRAIN] = None
     sample: Annotated[Any, Group((Sampling,))] = None
     likelihood: Annotated[Any, Group((registry.Scoring,))] = None

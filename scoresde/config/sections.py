@@ -5,7 +5,8 @@ ranges, defaults and descriptions (``scoresde.arguments``). A key holds one of
 
 - a plain value: a number, a word, a path, or a list of these;
 - a name in a table of objects (``draw: stratified``);
-- a section, with a ``kind`` if it is a choice from a table of constructors.
+- a section, with a ``kind`` if it is a choice from a table of constructors;
+- sections by any names (``conditions``), each a choice from one table.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, final
+from typing import Annotated, Any, Literal, NamedTuple, final
 
 import torch
 
@@ -77,6 +78,12 @@ class Group(NamedTuple):
     supplied: frozenset[str] = frozenset()
 
 
+class Named(NamedTuple):
+    """A section of sections by any names, each of which is a choice from the table."""
+
+    table: Table[Any]
+
+
 class Problem(NamedTuple):
     """A problem and the key it concerns; ``unknown`` if there is no such key."""
 
@@ -88,13 +95,13 @@ class Problem(NamedTuple):
 # What a key may hold ----------------------------------------------------------------------------
 
 
-def contents(argument: Argument) -> Table[Any] | Group | None:
-    """The table or group of an argument's section; None for a plain value.
+def contents(argument: Argument) -> Table[Any] | Group | Named | None:
+    """The table, group or names of an argument's section; None for a plain value.
 
     It comes from the annotation, or is the table with the name of the argument.
     """
     notes = getattr(argument.type, "__metadata__", ())
-    found = next((note for note in notes if isinstance(note, Table | Group)), None)
+    found = next((note for note in notes if isinstance(note, Table | Group | Named)), None)
     if found is None and not is_plain(argument.type):
         found = registry.table_of(argument.name)
     return found
@@ -112,7 +119,7 @@ def keys(source: Group | Table[Any], kind: str | None = None) -> dict[str, Argum
 def default(argument: Argument) -> Any:
     """Default of a key, in the form that ``read`` takes."""
     source, value = contents(argument), argument.default
-    if isinstance(source, Group):
+    if isinstance(source, Group | Named):
         return {}
     if value is EMPTY or source is None or (isinstance(value, str) and value in source):
         return None if value is EMPTY or value in (float("inf"),) else value
@@ -127,6 +134,8 @@ def options(group: Group, prefix: str = "") -> Iterator[tuple[str, Argument]]:
 
 def _below(argument: Argument, path: str) -> Iterator[tuple[str, Argument]]:
     source = contents(argument)
+    if isinstance(source, Named):  # whose keys only a file gives
+        return
     if isinstance(source, Group):
         yield from options(source, f"{path}.")
     elif source is None or not source.constructs:
@@ -146,6 +155,8 @@ def read(argument: Argument, plain: Any, place: Place, problems: list[Problem]) 
     source = contents(argument)
     if isinstance(plain, Section):
         return plain
+    if isinstance(source, Named):
+        return _named(source, plain, place, problems)
     if source is None or not (isinstance(source, Group) or source.constructs):
         try:
             if source is None:
@@ -167,6 +178,27 @@ def read(argument: Argument, plain: Any, place: Place, problems: list[Problem]) 
             return None
         plain = {key: value for key, value in plain.items() if key != "kind"}
     return _section(source, kind, plain, place, problems)
+
+
+def _named(source: Named, plain: Any, place: Place, problems: list[Problem]) -> Section | None:
+    """Read sections by name. A name is a word, because it becomes an argument."""
+    if not isinstance(plain, Mapping):
+        problems.append(Problem(place, str(Unreadable("must be a section of names", plain))))
+        return None
+    for name in plain:
+        if not (isinstance(name, str) and name.isidentifier()):
+            problems.append(Problem((*place, name), "must be a word of letters, digits and _"))
+            return None
+    found = {
+        name: read(
+            Argument(name, Annotated[Any, source.table], EMPTY, ""),
+            inner,
+            (*place, name),
+            problems,
+        )
+        for name, inner in plain.items()
+    }
+    return Section(found, ())
 
 
 def read_keys(
@@ -269,8 +301,8 @@ def _tried(section: Section, source: Group | Table[Any]) -> None:
             build(section, maker, **some)
     elif source is registry.NETWORKS:
         _tried_network(section)
-    elif not _reads_files(section) and source is not registry.DATASETS:
-        build(section)
+    elif not _reads_files(section) and source not in (registry.DATASETS, registry.CONDITIONS):
+        build(section)  # the others need data
 
 
 def _reads_files(section: Section) -> bool:
@@ -281,7 +313,6 @@ def _reads_files(section: Section) -> bool:
 def _tried_network(section: Section) -> None:
     make = section.makers[0]
     given = {key: value for key, value in section.values.items() if key != "head"}
-    given |= {"classes": None} if "classes" in arguments(make) else {}
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         make(3, **given)
 

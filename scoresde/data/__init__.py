@@ -1,6 +1,7 @@
 """Data sets as tensors of pixel levels or real numbers, each with its scaling."""
 
 from scoresde.data.arrays import arrays
+from scoresde.data.columns import Captions, Column
 from scoresde.data.dataset import DataError, Dataset, Examples, Split, View, holdout, views
 from scoresde.data.digits import digits
 from scoresde.data.foreign import examples
@@ -12,6 +13,8 @@ from scoresde.data.sources import dataset_of, kind_at
 from scoresde.data.toys import checkerboard, gaussians25, moons, swiss_roll
 
 __all__ = [
+    "Captions",
+    "Column",
     "DataError",
     "Dataset",
     "Examples",

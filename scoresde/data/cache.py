@@ -22,10 +22,11 @@ import torch
 from torch import Tensor
 
 from scoresde.atomic import atomic_write, sync, writing
+from scoresde.data.columns import flat, from_flat, joined
 from scoresde.data.dataset import DataError, Split
 from scoresde.data.digest import digest
 
-FORMAT = 3
+FORMAT = 4
 MANIFEST, LOCK, FOLDER = "manifest.json", ".lock", "arrays-"
 PARTS = ("train", "test")
 
@@ -109,7 +110,11 @@ def _joined(pieces: Sequence[Split]) -> Split:
     if len(pieces) == 1:
         return pieces[0]
     labels = [piece.label for piece in pieces if piece.label is not None]
-    return Split(torch.cat([piece.x for piece in pieces]), torch.cat(labels) if labels else None)
+    return Split(
+        torch.cat([piece.x for piece in pieces]),
+        torch.cat(labels) if labels else None,
+        columns=joined([piece.columns for piece in pieces]),
+    )
 
 
 def _require_both(found: set[bool], skipped: Sequence[str]) -> None:
@@ -141,23 +146,23 @@ def _opened(folder: Path, key: Mapping[str, Any]) -> Parts:
         raise Stale("damaged") from error
     if not whole:
         raise Stale("damaged")
-    size = sum(t.nbytes for s in (train, test) for t in (s.x, s.label) if t is not None)
+    size = sum(t.nbytes for s in (train, test) for t in (s.x, *flat(s.conditions).values()))
     note = f"cache {folder}: {len(train)} + {len(test)} examples, {size / 1e6:.3g} MB, mapped"
     return Parts(train, test, skipped, (note,))
 
 
 def _split(folder: Path, entry: Mapping[str, Any]) -> Split:
     least, largest = entry["bounds"]
-    x, label = (_mapped(folder, described) for described in (entry["x"], entry["label"]))
-    if x is None:
-        raise Stale("damaged")
-    return Split(x, label, (least, largest), mapped=True)
+    x = _mapped(folder, entry["x"])
+    label = None if entry["label"] is None else _mapped(folder, entry["label"])
+    columns = {name: _mapped(folder, described) for name, described in entry["columns"].items()}
+    return Split(x, label, (least, largest), True, from_flat(columns))
 
 
-def _mapped(folder: Path, entry: Mapping[str, Any] | None) -> Tensor | None:
+def _mapped(folder: Path, entry: Mapping[str, Any]) -> Tensor:
     """An array as a read-only tensor in the memory of the file."""
-    if entry is None:
-        return None
+    if 0 in entry["shape"]:  # an empty file cannot be mapped
+        return torch.from_numpy(np.zeros(entry["shape"], entry["dtype"]))
     array = np.memmap(folder / entry["file"], entry["dtype"], "r", shape=tuple(entry["shape"]))
     with warnings.catch_warnings():
         # torch warns of read-only arrays; writable pages would count as memory of the process.
@@ -220,20 +225,22 @@ def _written(
     with ExitStack() as stack:
         for test, piece in pieces:
             part = PARTS[test]
-            entry = entries.setdefault(part, {"bounds": piece.bounds, "label": None})
+            blank: dict[str, Any] = {"bounds": piece.bounds, "label": None, "columns": {}}
+            entry = entries.setdefault(part, blank)
             ends = [end for bounds in (entry["bounds"], piece.bounds) for end in bounds or ()]
             entry["bounds"] = min(ends), max(ends)
-            for name, tensor in (("x", piece.x), ("label", piece.label)):
-                if tensor is None:
-                    continue
+            own = {"x": piece.x} | ({} if piece.label is None else {"label": piece.label})
+            columns = flat(piece.columns)
+            for name, tensor in {**own, **columns}.items():
                 array, file = np.ascontiguousarray(tensor.numpy()), f"{part}-{name}.bin"
                 with writing(folder / file):
                     if file not in files:
                         files[file] = stack.enter_context((folder / file).open("wb"))
                     files[file].write(array.data)
-                rows = len(array) + (entry[name]["shape"][0] if entry.get(name) else 0)
+                home = entry["columns"] if name in columns else entry
+                rows = len(array) + (home[name]["shape"][0] if home.get(name) else 0)
                 shape = [rows, *array.shape[1:]]
-                entry[name] = {"file": file, "dtype": array.dtype.str, "shape": shape}
+                home[name] = {"file": file, "dtype": array.dtype.str, "shape": shape}
         for file in files:
             with writing(folder / file):
                 files[file].close()

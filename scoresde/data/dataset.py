@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scoresde.data.columns import Column
 from scoresde.data.file_kinds import kind_of
 from scoresde.data.scaling import Scaling
 from scoresde.data.shuffle import LARGEST_TABLE, scattered
@@ -66,14 +67,16 @@ class Split:
 
     ``x`` holds integer levels (N, C, H, W), uint8 or int32 above 256 levels, or finite float32
     numbers (N, ...). All of ``x`` lies within ``bounds``; None computes them. ``mapped`` marks a
-    memory-mapped ``x``, which is read in file order. Raises DataError for an empty ``x``, NaN or
-    infinity, or if the number of labels differs from the number of examples.
+    memory-mapped ``x``, which is read in file order. ``columns`` hold further conditions by name,
+    a row for each example. Raises DataError for an empty ``x``, NaN or infinity, or if the number
+    of labels or rows differs from the number of examples.
     """
 
     x: Tensor
     label: Tensor | None = None
     bounds: tuple[float, float] | None = None
     mapped: bool = False
+    columns: Mapping[str, Column] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if self.x.ndim < 2 or self.x.numel() == 0:
@@ -88,9 +91,16 @@ class Split:
                 f"{len(self)} examples but labels of shape {tuple(self.label.shape)}; "
                 f"give one label for each example"
             )
+        for name, column in self.columns.items():
+            _check_column(name, column, len(self))
 
     def __len__(self) -> int:
         return len(self.x)
+
+    @property
+    def conditions(self) -> dict[str, Column]:
+        """Every column by name, "label" among them."""
+        return ({} if self.label is None else {"label": self.label}) | dict(self.columns)
 
     def take(self, index: Tensor) -> Split:
         """The examples at ``index``, in that order, in memory."""
@@ -100,7 +110,11 @@ class Split:
             x = self.x[ordered][place.argsort()]
         else:
             x = self.x[index]
-        return Split(x, label, self.bounds if len(index) else None)
+        columns = {
+            name: column[index] if isinstance(column, Tensor) else column.take(index)
+            for name, column in self.columns.items()
+        }
+        return Split(x, label, self.bounds if len(index) else None, columns=columns)
 
 
 @dataclass(frozen=True)
@@ -117,6 +131,18 @@ class View:
     def take(self, index: Tensor) -> Split:
         """The examples at ``index`` of the view, in that order, in memory."""
         return self.split.take(self.rows(index))
+
+
+def _check_column(name: str, column: Column, n: int) -> None:
+    if name in ("", "x", "label") or "." in name:
+        raise DataError(f"column {name!r}: give it another name, without a dot")
+    if len(column) != n:
+        raise DataError(f"{n} examples but {len(column)} rows of {name!r}; give one for each")
+    if isinstance(column, Tensor) and column.is_floating_point():
+        bad = (~torch.isfinite(column)).flatten(1 if column.ndim > 1 else 0)
+        if bool(bad.any()):
+            k = int(bad.reshape(n, -1).any(1).nonzero()[0, 0])
+            raise DataError(f"{name!r}: row {k} is not finite; remove or repair it")
 
 
 def bounds_of(x: Tensor) -> tuple[float, float]:
@@ -140,9 +166,11 @@ class Dataset:
         scaling: map from data to model units.
         classes: names of the labels 0, 1, ...
         notes: lines for the user, such as the place of a cache.
-        skipped: number of damaged pictures left out.
+        skipped: number of pictures left out.
+        words: names of the values 0, 1, ... of columns of labels, by column.
+        parts: further examples for testing, by name.
 
-    Raises DataError if splits, levels and labels do not fit together.
+    Raises DataError if splits, levels, labels and columns do not fit together.
     """
 
     name: str
@@ -152,21 +180,36 @@ class Dataset:
     classes: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
     skipped: int = 0
+    words: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
+    parts: Mapping[str, Split] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        if self.train.x.shape[1:] != self.test.x.shape[1:]:
-            train, test = tuple(self.shape), tuple(self.test.x.shape[1:])
-            raise DataError(
-                f"training examples are {train}, test examples {test}; make them alike"
-            )
-        for part, split in (("training", self.train), ("test", self.test)):
+        for part, split in {"training": self.train, "test": self.test, **self.parts}.items():
+            if split.x.shape[1:] != self.shape:
+                train, other = tuple(self.shape), tuple(split.x.shape[1:])
+                raise DataError(
+                    f"training examples are {train}, {part} examples {other}; make them alike"
+                )
+            if _kinds(split) != _kinds(self.train):
+                raise DataError(
+                    f"training examples have the columns {_kinds(self.train)}, {part} examples "
+                    f"{_kinds(split)}; make them alike"
+                )
             _check_levels(split, self.scaling.levels, part)
             _check_labels(split.label, self.classes, part)
+            for name, words in self.words.items():
+                column = split.columns.get(name)
+                _check_labels(column if isinstance(column, Tensor) else None, words, part, name)
 
     @property
     def shape(self) -> torch.Size:
         """Shape of one example, (C, H, W) or (D,)."""
         return self.train.x.shape[1:]
+
+    @property
+    def conditions(self) -> dict[str, Column]:
+        """Every column of the training examples by name, "label" among them."""
+        return self.train.conditions
 
     @property
     def counts(self) -> dict[str, int]:
@@ -190,9 +233,21 @@ def _check_levels(split: Split, levels: int | None, part: str) -> None:
         )
 
 
-def _check_labels(label: Tensor | None, classes: tuple[str, ...] | None, part: str) -> None:
+def _kinds(split: Split) -> dict[str, str]:
+    """The kind of each column in words."""
+    return {
+        name: f"{str(column.dtype).removeprefix('torch.')} {tuple(column.shape[1:])}"
+        if isinstance(column, Tensor)
+        else type(column).__name__
+        for name, column in sorted(split.columns.items())
+    }
+
+
+def _check_labels(
+    label: Tensor | None, classes: tuple[str, ...] | None, part: str, name: str = "labels"
+) -> None:
     if (label is None) != (classes is None):
-        raise DataError(f"{part} labels and class names must both be given, or neither")
+        raise DataError(f"{part} {name} and class names must both be given, or neither")
     if label is None or classes is None:
         return
     if len(set(classes)) < len(classes):
@@ -201,7 +256,7 @@ def _check_labels(label: Tensor | None, classes: tuple[str, ...] | None, part: s
     if int(label.min()) < 0 or int(label.max()) >= len(classes):
         found = f"{int(label.min())}..{int(label.max())}"
         raise DataError(
-            f"{part} labels run over {found}, expected 0..{len(classes) - 1}; renumber"
+            f"{part} {name} run over {found}, expected 0..{len(classes) - 1}; renumber"
         )
 
 

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +21,7 @@ import torch
 from scoresde.arguments import Count, Natural, Positive, check
 from scoresde.data.arrays import read_arrays
 from scoresde.data.cache import Parts, Source, gathered, stored
+from scoresde.data.columns import Captions, Column
 from scoresde.data.dataset import (
     DataError,
     Dataset,
@@ -31,8 +32,9 @@ from scoresde.data.dataset import (
 )
 from scoresde.data.idx import labelled_images
 from scoresde.data.labels import label_values
+from scoresde.data.metadata import Metadata, MissingCaption, OnMissing, Told, metadata_of
 from scoresde.data.picture_layout import PictureLayout, layout_of
-from scoresde.data.picture_sources import Album, DamagedPicture, FolderAlbum, album, shown
+from scoresde.data.picture_sources import DamagedPicture, FolderAlbum, album, shown
 from scoresde.data.scaling import Scaling
 from scoresde.progress import Progress, silent
 
@@ -60,12 +62,18 @@ def image_folder(
     seed: Natural = 0,
     on_error: Literal["raise", "skip"] = "raise",
     cache: Path | str | None = None,
+    caption_column: str | None = "text",
+    vector: Sequence[str] | None = None,
+    on_missing: OnMissing = "refuse",
     progress: Progress = silent,
 ) -> Dataset:
-    """Pictures of 256 levels below a folder or in a zip archive; sub-folders are classes.
+    """Pictures of 256 levels in a folder, a .zip or .tar files; sub-folders are classes.
+
+    Captions and numbers are read from metadata.jsonl, metadata.csv, or files beside the pictures
+    (``scoresde.data.metadata``).
 
     Args:
-        path: folder with the pictures, or a .zip of them, which is not extracted.
+        path: folder with the pictures or .tar files of them, or a .zip or .tar; none is extracted.
         size: side of the square to which pictures are cropped and resized; null requires pictures
             of one size.
         channels: 1 converts to grey, 3 to colour without transparency; null requires pictures of
@@ -76,10 +84,14 @@ def image_folder(
         on_error: reaction to damaged pictures; skip leaves them out and counts them.
         cache: folder for the decoded pictures, which are then mapped into memory; null keeps
             them in memory only.
+        caption_column: column of the captions in metadata; null reads no captions.
+        vector: columns of numbers in metadata that are read as the condition vector.
+        on_missing: reaction to a picture without a caption, where others have one; empty gives it
+            an empty caption, skip leaves it out.
         progress: callback that shows the number of decoded pictures.
 
-    Raises DataError for a folder without pictures, pictures that are damaged or differ, or an
-    archive with names that lead out of it.
+    Raises DataError for a folder without pictures, pictures that are damaged, differ or have no
+    caption, or an archive with names that lead out of it.
     """
     check(image_folder, locals())
     path = Path(path).expanduser()
@@ -87,42 +99,52 @@ def image_folder(
         with reading(path):
             layout = layout_of(pictures)
             entries = _entries(layout, holdout, seed)
+            metadata = metadata_of(
+                pictures, caption_column=caption_column, vector=vector, on_missing=on_missing
+            )
+        skips = ((DamagedPicture,) if on_error == "skip" else ()) + (
+            (MissingCaption,) if on_missing == "skip" else ()
+        )
         decode = partial(
             _decoded,
-            pictures,
+            metadata,
             entries,
             partial(picture_levels, size=size, channels=channels),
             labelled=bool(layout.classes),
-            skip=on_error == "skip",
+            skips=skips,
             progress=progress,
         )
-        with reading(path) if on_error == "skip" else nullcontext():
+        with reading(path) if skips else nullcontext():
             if cache is None:
                 found = gathered(decode)
             else:
                 options: dict[str, Any] = {"size": size, "channels": channels}
                 options |= {"holdout": holdout, "seed": seed, "on_error": on_error}
                 options["classes"] = layout.classes
-                files = [layout.index] if layout.index else []
-                marks = pictures.marks([*files, *(entry.name for entry in entries)])
+                options |= {"caption_column": caption_column, "vector": vector}
+                options["on_missing"] = on_missing
+                names = [entry.name for entry in entries]
+                files = [*([layout.index] if layout.index else []), *metadata.files]
+                marks = pictures.marks([*files, *names, *metadata.beside(names)])
                 found = stored(Path(cache).expanduser(), Source(options, marks), decode)
+    kind = "damaged" if on_missing != "skip" else "damaged or uncaptioned"
     with reading(path):
         return Dataset(
-            path.resolve().name.removesuffix(".zip"),
+            path.resolve().name.removesuffix(".zip").removesuffix(".tar"),
             found.train,
             found.test,
             Scaling(256),
             layout.classes or None,
-            (*layout.notes, *_notes(found)),
+            (*layout.notes, *metadata.notes, *_notes(found, kind)),
             len(found.skipped),
         )
 
 
-def _notes(parts: Parts) -> tuple[str, ...]:
+def _notes(parts: Parts, kind: str) -> tuple[str, ...]:
     if not (n := len(parts.skipped)):
         return parts.notes
     few = ", ".join(map(shown, parts.skipped[:3])) + (", ..." if n > 3 else "")
-    return (*parts.notes, f"left out {n} damaged picture{'s' * (n > 1)}: {few}")
+    return (*parts.notes, f"left out {n} {kind} picture{'s' * (n > 1)}: {few}")
 
 
 def cifar_subset(path: Path | str) -> Dataset:
@@ -210,8 +232,8 @@ class Entry:
     test: bool
 
 
-Picture = tuple[Entry, np.ndarray]
-"""An entry and its pixels, uint8 (C, H, W)."""
+Picture = tuple[Entry, np.ndarray, Told]
+"""An entry, its pixels, uint8 (C, H, W), and what is said of it."""
 
 
 def _entries(layout: PictureLayout, holdout: float, seed: int) -> list[Entry]:
@@ -230,50 +252,51 @@ def _entries(layout: PictureLayout, holdout: float, seed: int) -> list[Entry]:
 
 
 def _decoded(
-    album: Album,
+    metadata: Metadata,
     entries: list[Entry],
     convert: Convert,
     skipped: list[str],
     *,
     labelled: bool,
-    skip: bool,
+    skips: tuple[type[DataError], ...],
     progress: Progress,
 ) -> Iterator[tuple[bool, Split]]:
-    """Decode the pictures in pieces; ``skip`` appends the names of damaged ones to ``skipped``."""
+    """Decode the pictures in pieces; the names of those that raise ``skips`` go to ``skipped``."""
     with progress(len(entries), "decoding pictures") as advance:
-        found = _pictures(album, entries, convert, skipped if skip else None, advance)
+        found = _pictures(metadata, entries, convert, skipped, skips, advance)
         for test, part in groupby(found, lambda picture: picture[0].test):
             for piece in _pieces(part):
                 yield test, _split(piece, labelled)
 
 
 def _pictures(
-    album: Album,
+    metadata: Metadata,
     entries: list[Entry],
     convert: Convert,
-    skipped: list[str] | None,
+    skipped: list[str],
+    skips: tuple[type[DataError], ...],
     advance: Callable[[int], object],
 ) -> Iterator[Picture]:
-    """Decode the pictures; raise for different shapes and, if ``skipped`` is None, for damage."""
+    """Decode the pictures; raise for different shapes, and for damage unless it is skipped."""
     first: Picture | None = None
+    album = metadata.album
     for entry in entries:
         try:
             with reading(album.where(entry.name)):
                 pixels = convert(album.read(entry.name))
-        except DamagedPicture:
-            if skipped is None:
-                raise
+                told = metadata.told(entry.name)
+        except skips:
             skipped.append(entry.name)
             continue
         finally:
             advance(1)
-        first = first or (entry, pixels)
+        first = first or (entry, pixels, told)
         if pixels.shape != first[1].shape:
             raise DataError(
                 f"{album.where(entry.name)}: (C, H, W) is {pixels.shape} but {first[1].shape} in "
                 f"{album.where(first[0].name)}; give size or channels"
             )
-        yield entry, pixels
+        yield entry, pixels, told
 
 
 def _pieces(pictures: Iterator[Picture]) -> Iterator[list[Picture]]:
@@ -289,8 +312,15 @@ def _pieces(pictures: Iterator[Picture]) -> Iterator[list[Picture]]:
 
 
 def _split(piece: list[Picture], labelled: bool) -> Split:
-    x = torch.from_numpy(np.stack([pixels for _, pixels in piece]))
-    return Split(x, torch.tensor([entry.label for entry, _ in piece]) if labelled else None)
+    entries, pixels, told = zip(*piece, strict=True)
+    columns: dict[str, Column] = {}
+    captions, vectors = zip(*told, strict=True)
+    if captions[0] is not None:
+        columns["text"] = Captions.of(captions)
+    if vectors[0] is not None:
+        columns["vector"] = torch.tensor(vectors, dtype=torch.float32)
+    label = torch.tensor([entry.label for entry in entries]) if labelled else None
+    return Split(torch.from_numpy(np.stack(pixels)), label, columns=columns)
 
 
 def picture_levels(

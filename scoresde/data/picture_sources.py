@@ -1,12 +1,13 @@
-"""Sources of pictures: a folder, or a zip archive, read without extraction."""
+"""Sources of pictures: a folder, a zip archive, or tar shards, read without extraction."""
 
 from __future__ import annotations
 
 import os
+import tarfile
 import zipfile
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -15,6 +16,7 @@ from scoresde.data.dataset import DataError, reading, require_there
 from scoresde.data.file_kinds import kind_of
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+TAR = ".tar"
 LARGEST_MEMBER = 2**28
 """Most bytes of an unpacked picture of an archive."""
 DEEPEST_LINK = 3
@@ -32,15 +34,20 @@ class Album(ABC):
 
     @property
     @abstractmethod
+    def files(self) -> Collection[str]:
+        """Names of all visible files, pictures or not."""
+
+    @cached_property
     def names(self) -> Sequence[str]:
-        """Names of the visible pictures, in an order that depends only on the names.
+        """Names of the pictures, in an order that depends only on the names.
 
         Raises DataError for an album without pictures.
         """
+        return _pictures(list(self.files))
 
-    @abstractmethod
     def __contains__(self, name: str) -> bool:
         """True if there is a file, a picture or not, with this name."""
+        return name in self.files
 
     @abstractmethod
     def marks(self, names: Sequence[str]) -> list[tuple[str, int, int]]:
@@ -62,8 +69,8 @@ class FolderAlbum(Album):
         self.path = path
 
     @cached_property
-    def names(self) -> Sequence[str]:
-        return _pictures([name for name in self._files() if (self.path / name).is_file()])
+    def files(self) -> Collection[str]:
+        return {name for name in self._files() if (self.path / name).is_file()}
 
     def _files(self) -> Iterator[str]:
         def fail(error: OSError) -> None:
@@ -78,9 +85,6 @@ class FolderAlbum(Album):
                 if not _hidden(name) and not (deep and (Path(root) / name).is_symlink())
             ]
             yield from ((here / name).as_posix() for name in files if not _hidden(name))
-
-    def __contains__(self, name: str) -> bool:
-        return (self.path / name).is_file()
 
     def marks(self, names: Sequence[str]) -> list[tuple[str, int, int]]:
         found = []
@@ -108,12 +112,9 @@ class ZipAlbum(Album):
         self.path, self._archive = path, archive
         self._members = _members(archive)
 
-    @cached_property
-    def names(self) -> Sequence[str]:
-        return _pictures(list(self._members))
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._members
+    @property
+    def files(self) -> Collection[str]:
+        return self._members.keys()
 
     def marks(self, names: Sequence[str]) -> list[tuple[str, int, int]]:
         infos = (self._members[name] for name in names)
@@ -121,11 +122,7 @@ class ZipAlbum(Album):
 
     def read(self, name: str) -> bytes:
         info = self._members[name]
-        if info.file_size > LARGEST_MEMBER:
-            raise DamagedPicture(
-                f"unpacks to {info.file_size} bytes, more than the {LARGEST_MEMBER} allowed to a "
-                f"picture; remove it"
-            )
+        _require_small(info.file_size)
         try:
             return self._archive.read(info)
         except Exception as error:  # each compression method raises its own types
@@ -133,29 +130,93 @@ class ZipAlbum(Album):
             raise DamagedPicture(f"damaged ({reason}); make the archive anew") from error
 
 
+class TarAlbum(Album):
+    """The pictures in uncompressed tar files, such as the shards of webdataset.
+
+    A name is that of the member, below the folder of its tar file relative to ``path``. Raises
+    DataError for damaged tar files, names that lead out, and names that come twice.
+    """
+
+    def __init__(self, path: Path, shards: Sequence[Path]) -> None:
+        self.path = path
+        self._members: dict[str, tuple[Path, tarfile.TarInfo]] = {}
+        for shard in shards:
+            inner = PurePosixPath() if shard == path else shard.relative_to(path).parent
+            with reading(shard.name):
+                try:
+                    with tarfile.open(shard, "r:") as archive:
+                        members = archive.getmembers()
+                except (OSError, tarfile.TarError) as error:
+                    raise DataError(f"no usable .tar ({error}); get it anew, unpacked") from error
+                for info in members:
+                    if name := _visible(info.name, not info.isreg() or info.issparse()):
+                        name = (inner / name).as_posix()
+                        if name in self._members:
+                            first = self._members[name][0].name
+                            raise DataError(f"member {name!r} is in {first} too; rename it")
+                        self._members[name] = shard, info
+
+    @property
+    def files(self) -> Collection[str]:
+        return self._members.keys()
+
+    def marks(self, names: Sequence[str]) -> list[tuple[str, int, int]]:
+        found = ((name, *self._members[name]) for name in names)
+        return [(name, info.size, shard.stat().st_mtime_ns) for name, shard, info in found]
+
+    def read(self, name: str) -> bytes:
+        shard, info = self._members[name]
+        _require_small(info.size)
+        try:
+            with shard.open("rb") as file:
+                file.seek(info.offset_data)
+                return file.read(info.size)
+        except OSError as error:
+            raise DamagedPicture(f"not readable ({error.strerror}); get it anew") from error
+
+
 @contextmanager
 def album(path: Path) -> Iterator[Album]:
-    """The pictures at a path, a folder or a ``.zip``. Raises DataError for anything else."""
+    """The pictures at a path: a folder, of tar files too, a ``.zip`` or a ``.tar``.
+
+    Raises DataError for anything else.
+    """
     with reading(path):
         require_there(path)
+        archive = None
+        found: Album
         if path.is_dir():
-            archive = None
-        elif path.suffix.lower() != ".zip":
-            raise DataError(f"is {kind_of(path)}; give a folder of pictures, or a .zip of one")
-        else:
+            found = folder = FolderAlbum(path)
+            if shards := tar_files(folder):
+                found = TarAlbum(path, shards)
+        elif path.suffix.lower() == TAR:
+            found = TarAlbum(path, [path])
+        elif path.suffix.lower() == ".zip":
             try:
                 archive = zipfile.ZipFile(path)
             except PermissionError as error:
                 raise DataError(f"not readable ({error.strerror}); allow it") from error
             except Exception as error:  # the parser raises many types
                 raise DataError(f"damaged or no zip archive ({error}); get it anew") from error
+        else:
+            raise DataError(
+                f"is {kind_of(path)}; give a folder of pictures, or a .zip or .tar of one"
+            )
     if archive is None:
-        yield FolderAlbum(path)
+        yield found
         return
     with archive:
         with reading(path):
             found = ZipAlbum(path, archive)
         yield found
+
+
+def tar_files(folder: FolderAlbum) -> list[Path]:
+    """The sorted ``.tar`` files below a folder without pictures."""
+    suffixes = {name: PurePosixPath(name).suffix.lower() for name in folder.files}
+    if not set(SUFFIXES).isdisjoint(suffixes.values()):
+        return []
+    return [folder.path / name for name in sorted(suffixes) if suffixes[name] == TAR]
 
 
 def shown(name: str) -> str:
@@ -183,17 +244,29 @@ def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     """The visible files by name, with forward slashes."""
     found: dict[str, zipfile.ZipInfo] = {}
     for info in archive.infolist():
-        _require_inside(info.filename)
-        path = PurePosixPath(info.filename.replace("\\", "/"))  # some programs use backslashes
-        if info.is_dir() or any(map(_hidden, path.parts)):
+        if not (name := _visible(info.filename, info.is_dir())):
             continue
-        name = path.as_posix()
         if name in found:
             raise DataError(f"member {name!r} comes twice; make the archive anew")
         if info.flag_bits & 1:
             raise DataError(f"member {name!r} is encrypted; make the archive anew")
         found[name] = info
     return found
+
+
+def _visible(name: str, other: bool) -> str:
+    """The name of a member with slashes; "" if it is hidden or ``other`` than a file."""
+    _require_inside(name)
+    path = PurePosixPath(name.replace("\\", "/"))  # some programs use backslashes
+    return "" if other or any(map(_hidden, path.parts)) else path.as_posix()
+
+
+def _require_small(size: int) -> None:
+    if size > LARGEST_MEMBER:
+        raise DamagedPicture(
+            f"unpacks to {size} bytes, more than the {LARGEST_MEMBER} allowed to a picture; "
+            f"remove it"
+        )
 
 
 def _require_inside(name: str) -> None:

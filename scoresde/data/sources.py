@@ -175,7 +175,7 @@ def kind_at(path: Path) -> str:
     with reading(path):
         require_there(path)
     if not path.is_dir():
-        return "folder" if path.suffix.lower() == ".zip" else "arrays"
+        return "folder" if path.suffix.lower() in (".zip", ".tar") else "arrays"
     if any(path.glob("train-*.webp")) and (path / "train-labels.npy").is_file():
         return "cifar_subset"
     if holds_arrays(path):

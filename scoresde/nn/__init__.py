@@ -1,4 +1,4 @@
-"""Networks ``net(x, noise, label=None)`` of a noise coordinate, independent of the process."""
+"""Networks ``net(x, noise, **told)`` of a noise coordinate, independent of the process."""
 
 from scoresde.nn.concat import ConcatUNet
 from scoresde.nn.cross import CrossAttention

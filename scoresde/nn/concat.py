@@ -14,6 +14,7 @@ from scoresde.arguments import Count, Natural, check
 from scoresde.nn.blocks import GroupNorm, run
 from scoresde.nn.resample import DownConv
 from scoresde.nn.residual import Residual, Style
+from scoresde.nn.told import Told, attending, beside, require_context
 from scoresde.nn.unet import Several, check_attention, check_images, head
 
 Cells = Any
@@ -27,11 +28,19 @@ class Cell(nn.Module):
         super().__init__()
         self.residual = Residual(into, out, style)
         self.attention = style.attention(out) if attends else nn.Identity()
+        self.cross = style.cross(out) if attends else None
 
-    def forward(self, x: Tensor, condition: Tensor, skip: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        condition: Tensor,
+        context: Tensor | None = None,
+        mask: Tensor | None = None,
+        skip: Tensor | None = None,
+    ) -> Tensor:
         x = x if skip is None else torch.cat([x, skip], dim=1)
-        result: Tensor = self.attention(self.residual(x, condition))
-        return result
+        h = self.attention(self.residual(x, condition))
+        return attending(h, self.cross, context, mask)
 
 
 class Descent(nn.Module):
@@ -75,7 +84,7 @@ class ConcatUNet(nn.Module):
 
     Args:
         channels: channels of the input.
-        condition: module from (noise, label, augment) to a vector of ``style.condition`` numbers.
+        condition: module from (noise, label, augment, embed) to ``style.condition`` numbers.
         style: common settings of all blocks.
         width: channels at full resolution.
         multipliers: channels at each resolution, in units of the width.
@@ -83,6 +92,7 @@ class ConcatUNet(nn.Module):
         attention: resolutions with self-attention; 0 is the full resolution.
         attend_once: in the decoder, only the last block at a resolution has attention.
         picture: taps of the filter of ``PicturedDescent``; None for ``Descent``.
+        concat: channels of pictures that are given beside the input.
         outputs: output channels; None for those of the input.
         recompute: run the blocks again in the backward pass.
     """
@@ -99,6 +109,7 @@ class ConcatUNet(nn.Module):
         attention: tuple[Natural, ...],
         attend_once: bool = False,
         picture: Sequence[float] | None = None,
+        concat: Natural = 0,
         outputs: Count | None = None,
         recompute: bool = False,
     ) -> None:
@@ -108,11 +119,12 @@ class ConcatUNet(nn.Module):
         widths = [width * m for m in multipliers]
         attends = [i in attention for i in range(len(widths))]
         self.channels, self.recompute = channels, recompute
+        self.context, self.concat = style.context, concat
         self.classes: int | None = getattr(condition, "classes", None)
         self.condition = condition
-        self.stem = style.conv(channels, width)
+        self.stem = style.conv(channels + concat, width)
         self.encoder = _encoder(style, width, widths, blocks, attends)
-        self.descents = _descents(style, channels, widths, picture)
+        self.descents = _descents(style, channels + concat, widths, picture)
         self.middle = nn.ModuleList(
             Cell(widths[-1], widths[-1], style, attends=first) for first in (True, False)
         )
@@ -124,48 +136,57 @@ class ConcatUNet(nn.Module):
         self.head = head(widths[0], channels, outputs)
 
     def forward(
-        self, x: Tensor, noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None
+        self,
+        x: Tensor,
+        noise: Tensor,
+        label: Tensor | None = None,
+        augment: Tensor | None = None,
+        embed: Tensor | None = None,
+        context: Tensor | None = None,
+        mask: Tensor | None = None,
+        concat: Tensor | None = None,
     ) -> Tensor:
-        """x (B, channels, H, W), noise (B,), label (B,), augment (B, n) -> (B, outputs, H, W)."""
+        """(B, channels, H, W) and what is said (``scoresde.nn.told``) -> (B, outputs, H, W)."""
         check_images(x, self.channels)
-        condition = self.condition(noise, label, augment)
-        skips = self._encode(x, condition)
-        h = self._through(self.middle, skips[-1], condition)[-1]
-        h = self._decode(h, skips, condition)
+        require_context(context, self.context)
+        told = Told(self.condition(noise, label, augment, embed), context, mask)
+        skips = self._encode(beside(x, concat, self.concat), told)
+        h = self._through(self.middle, skips[-1], told)[-1]
+        h = self._decode(h, skips, told)
         result: Tensor = self.head(F.silu(self.norm(h)))
         return result
 
-    def _encode(self, x: Tensor, condition: Tensor) -> list[Tensor]:
+    def _encode(self, x: Tensor, told: Told) -> list[Tensor]:
         """All feature maps of the encoder."""
         h, picture = self.stem(x), x
-        skips = [h, *self._through(self.encoder[0], h, condition)]
+        skips = [h, *self._through(self.encoder[0], h, told)]
         for descent, cells in zip(self.descents, self.encoder[1:], strict=True):
-            h, picture = self._run(descent, skips[-1], picture, condition)
-            skips += [h, *self._through(cells, h, condition)]
+            h, picture = self._run(descent, skips[-1], picture, told.condition)
+            skips += [h, *self._through(cells, h, told)]
         return skips
 
-    def _decode(self, h: Tensor, skips: list[Tensor], condition: Tensor) -> Tensor:
-        h = self._joining(self.decoder[0], h, skips, condition)
+    def _decode(self, h: Tensor, skips: list[Tensor], told: Told) -> Tensor:
+        h = self._joining(self.decoder[0], h, skips, told)
         for ascent, cells in zip(self.ascents, self.decoder[1:], strict=True):
             height, width = skips[-1].shape[2:]
-            h = self._run(ascent, h, condition)[..., :height, :width]
-            h = self._joining(cells, h, skips, condition)
+            h = self._run(ascent, h, told.condition)[..., :height, :width]
+            h = self._joining(cells, h, skips, told)
         return h
 
-    def _joining(self, cells: Cells, h: Tensor, skips: list[Tensor], condition: Tensor) -> Tensor:
+    def _joining(self, cells: Cells, h: Tensor, skips: list[Tensor], told: Told) -> Tensor:
         """Each cell takes the last of the skips from the list."""
         for cell in cells:
-            h = self._run(cell, h, condition, skips.pop())
+            h = self._run(cell, h, *told, skips.pop())
         return h
 
-    def _through(self, cells: Cells, h: Tensor, condition: Tensor) -> list[Tensor]:
+    def _through(self, cells: Cells, h: Tensor, told: Told) -> list[Tensor]:
         """The output of every cell."""
         maps: list[Tensor] = []
         for cell in cells:
-            maps.append(h := self._run(cell, h, condition))
+            maps.append(h := self._run(cell, h, *told))
         return maps
 
-    def _run(self, block: nn.Module, *inputs: Tensor) -> Any:
+    def _run(self, block: nn.Module, *inputs: Tensor | None) -> Any:
         return run(block, *inputs, again=self.recompute and self.training)
 
 

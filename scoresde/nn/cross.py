@@ -29,14 +29,9 @@ class CrossAttention(nn.Module):
         self.project = zeroed(nn.Linear(channels, channels))
 
     def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
-        self._check(x, context, mask)
+        context, keys = readable(x, context, mask, self.width)
         if context.shape[1] == 0:
             return x
-        keys = None
-        if mask is not None:
-            context = context.masked_fill(~mask[:, :, None], 0)  # 0 times NaN would be NaN
-            # A softmax needs at least one key; the result is discarded below.
-            keys = (mask | ~mask.any(1, keepdim=True))[:, None, None, :]
         q = self._heads(self.query(self.norm(x).flatten(2).transpose(1, 2)))
         k, v = map(self._heads, self.key_value(context).chunk(2, dim=2))
         out = self.project(attend(q, k, v, keys).transpose(1, 2).flatten(2))
@@ -48,14 +43,26 @@ class CrossAttention(nn.Module):
         """(B, N, channels) as (B, heads, N, d)."""
         return torch.unflatten(tokens, 2, (self.heads, -1)).transpose(1, 2)
 
-    def _check(self, x: Tensor, context: Tensor, mask: Tensor | None) -> None:
-        if context.ndim != 3 or context.shape[::2] != (x.shape[0], self.width):
-            raise ValueError(
-                f"this block takes a context ({len(x)}, L, {self.width}) beside {len(x)} images, "
-                f"got {tuple(context.shape)}"
-            )
-        if mask is not None and (mask.shape != context.shape[:2] or mask.dtype != torch.bool):
-            raise ValueError(
-                f"need a mask of truth values {tuple(context.shape[:2])}, got {mask.dtype} "
-                f"{tuple(mask.shape)}"
-            )
+
+def readable(
+    x: Tensor, context: Tensor, mask: Tensor | None, width: int
+) -> tuple[Tensor, Tensor | None]:
+    """The context with zeros where the mask is false, and the keys (B, 1, 1, L) to attend to.
+
+    Without any entry to attend to all are keys, because a softmax needs one; the caller discards
+    that result. Raises ValueError for other shapes.
+    """
+    if context.ndim != 3 or context.shape[::2] != (x.shape[0], width):
+        raise ValueError(
+            f"this block takes a context ({len(x)}, L, {width}) beside {len(x)} images, "
+            f"got {tuple(context.shape)}"
+        )
+    if mask is None:
+        return context, None
+    if mask.shape != context.shape[:2] or mask.dtype != torch.bool:
+        raise ValueError(
+            f"need a mask of truth values {tuple(context.shape[:2])}, got {mask.dtype} "
+            f"{tuple(mask.shape)}"
+        )
+    context = context.masked_fill(~mask[:, :, None], 0)  # 0 times NaN would be NaN
+    return context, (mask | ~mask.any(1, keepdim=True))[:, None, None, :]

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scoresde.arguments import Count, Even, Fraction, Range, check
+from scoresde.arguments import Count, Even, Fraction, Natural, Range, check
 from scoresde.nn.blocks import Layer, attend, run, zeroed
+from scoresde.nn.cross import readable
 from scoresde.nn.embeddings import Conditioning
+from scoresde.nn.told import Told, attending, beside, require_context
 from scoresde.nn.unet import check_images
 
 _EPS = 1e-6
@@ -59,26 +61,63 @@ class Attention(nn.Module):
         return mixed
 
 
+class CrossTokens(nn.Module):
+    """x + project(attention(norm(x), context)) on tokens (B, N, width), initially x.
+
+    The context is that of ``CrossAttention``. PixArt-alpha, arXiv 2310.00426, section 2.3.
+    """
+
+    def __init__(self, width: int, context: int, *, heads: int) -> None:
+        super().__init__()
+        self.heads, self.width = heads, context
+        self.query = _glorot(nn.Linear(width, width))
+        self.key_value = _glorot(nn.Linear(context, 2 * width))
+        self.project = zeroed(nn.Linear(width, width))
+
+    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
+        context, keys = readable(x, context, mask, self.width)
+        q = torch.unflatten(
+            self.query(F.layer_norm(x, x.shape[-1:], eps=_EPS)), 2, (self.heads, -1)
+        )
+        kv = torch.unflatten(self.key_value(context), 2, (2, self.heads, -1))
+        k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)
+        out: Tensor = self.project(
+            attend(q.transpose(1, 2), k, v, keys).transpose(1, 2).flatten(2)
+        )
+        return x + (out if mask is None else out * mask.any(1)[:, None, None])
+
+
 class DiTBlock(nn.Module):
     """Attention, then a perceptron of four times the width, on tokens (B, N, width).
 
         x -> x + gate dropout(f((1 + scale) norm(x) + shift))   for f = attention, perceptron
 
     Gates, scales and shifts are linear in the condition and initially zero, so the block returns
-    x. Scalable Diffusion Models with Transformers, arXiv 2212.09748, section 3.2 (adaLN-Zero).
+    x. With a context, attention to it comes between the two. Scalable Diffusion Models with
+    Transformers, arXiv 2212.09748, section 3.2 (adaLN-Zero).
     """
 
-    def __init__(self, width: int, *, heads: int, dropout: float) -> None:
+    def __init__(
+        self, width: int, *, heads: int, dropout: float, context: int | None = None
+    ) -> None:
         super().__init__()
         self.modulation = zeroed(nn.Linear(width, 6 * width))
         self.attention = Attention(width, heads=heads)
+        self.cross = None if context is None else CrossTokens(width, context, heads=heads)
         self.inner = _glorot(nn.Linear(width, 4 * width))
         self.outer = _glorot(nn.Linear(4 * width, width))
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        condition: Tensor,
+        context: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         six = self.modulation(condition)[:, None].chunk(6, dim=2)
         x = torch.addcmul(x, six[2], self.dropout(self.attention(_modulated(x, *six[:2]))))
+        x = attending(x, self.cross, context, mask)
         h = F.gelu(self.inner(_modulated(x, *six[3:5])), approximate="tanh")
         return torch.addcmul(x, six[5], self.dropout(self.outer(h)))
 
@@ -104,6 +143,9 @@ class DiT(nn.Module):
         augments: number of augmentation labels; None without.
         dropout: probability of dropout in each block.
         outputs: output channels; None for those of the input.
+        embed: length of an embedding of what is said; None without.
+        context: width of a sequence to attend to, such as a text; None without.
+        concat: channels of pictures that are given beside the input.
         recompute: run the blocks again in the backward pass: less memory, a third more time.
     """
 
@@ -121,41 +163,55 @@ class DiT(nn.Module):
         augments: Count | None = None,
         dropout: Fraction = 0.0,
         outputs: Count | None = None,
+        embed: Count | None = None,
+        context: Count | None = None,
+        concat: Natural = 0,
         recompute: bool = False,
     ) -> None:
         super().__init__()
         check(DiT, locals())
         self.channels, self.classes = channels, classes
         self.patch, self.recompute = patch, recompute
+        self.context, self.concat = context, concat
         self.condition = Conditioning(
-            embedding, width, fourier=fourier, classes=classes, augments=augments
+            embedding, width, fourier=fourier, classes=classes, augments=augments, embed=embed
         )
-        self.stem = _glorot(nn.Conv2d(channels, width, patch, stride=patch))
+        self.stem = _glorot(nn.Conv2d(channels + concat, width, patch, stride=patch))
         self.blocks = nn.ModuleList(
-            DiTBlock(width, heads=heads, dropout=dropout) for _ in range(depth)
+            DiTBlock(width, heads=heads, dropout=dropout, context=context) for _ in range(depth)
         )
         self.modulation = zeroed(nn.Linear(width, 2 * width))
         self.head = zeroed(nn.Linear(width, (outputs or channels) * patch**2))
 
     def forward(
-        self, x: Tensor, noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None
+        self,
+        x: Tensor,
+        noise: Tensor,
+        label: Tensor | None = None,
+        augment: Tensor | None = None,
+        embed: Tensor | None = None,
+        context: Tensor | None = None,
+        mask: Tensor | None = None,
+        concat: Tensor | None = None,
     ) -> Tensor:
-        """x (B, channels, H, W), noise (B,), label (B,), augment (B, n) -> (B, outputs, H, W)."""
+        """(B, channels, H, W) and what is said (``scoresde.nn.told``) -> (B, outputs, H, W)."""
         check_images(x, self.channels)
         height, width = x.shape[2:]
-        condition = self.condition(noise, label, augment)
+        require_context(context, self.context)
+        told = Told(self.condition(noise, label, augment, embed), context, mask)
+        x = beside(x, concat, self.concat)
         h = self.stem(F.pad(x, (0, -width % self.patch, 0, -height % self.patch)))
         grid = h.shape[2:]
         h = h.flatten(2).transpose(1, 2)  # (B, N, width)
         h = h + positions(grid[0], grid[1], h)
         for block in self.blocks:
-            h = self._run(block, h, condition)
-        h = self.head(_modulated(h, *self.modulation(condition)[:, None].chunk(2, dim=2)))
+            h = self._run(block, h, told)
+        h = self.head(_modulated(h, *self.modulation(told.condition)[:, None].chunk(2, dim=2)))
         image = F.pixel_shuffle(torch.unflatten(h.transpose(1, 2), 2, grid), self.patch)
         return image[:, :, :height, :width]
 
-    def _run(self, block: nn.Module, x: Tensor, condition: Tensor) -> Tensor:
-        result: Tensor = run(block, x, condition, again=self.recompute and self.training)
+    def _run(self, block: nn.Module, x: Tensor, told: Told) -> Tensor:
+        result: Tensor = run(block, x, *told, again=self.recompute and self.training)
         return result
 
 

@@ -17,12 +17,14 @@ from scoresde.nn.magnitude import (
     MPAttention,
     MPConditioning,
     MPConv,
+    MPCrossAttention,
     MPLinear,
     mp_cat,
     mp_silu,
     mp_sum,
     pixel_norm,
 )
+from scoresde.nn.told import Told, attending, beside, require_context
 from scoresde.nn.unet import Several, check_attention, check_images, resized
 
 EDM2_WIDTHS: Mapping[str, int] = MappingProxyType(
@@ -66,6 +68,7 @@ class MPBlock(nn.Module):
         norm: normalise the trunk.
         head_channels: channels of each head of the attention.
         dropout: probability of dropout.
+        context: width of a sequence to attend to, and channels of each head; None for none.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class MPBlock(nn.Module):
         norm: bool,
         head_channels: int | None,
         dropout: float,
+        context: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         self.norm = norm
@@ -89,13 +93,24 @@ class MPBlock(nn.Module):
             if head_channels is None
             else MPAttention(outputs, head_channels=head_channels)
         )
+        self.cross = (
+            None
+            if context is None
+            else MPCrossAttention(outputs, context[0], head_channels=context[1])
+        )
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        condition: Tensor,
+        context: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         trunk = self.skip(x)
         if self.norm:
             x = trunk = pixel_norm(trunk)
-        result: Tensor = self.attention(mp_sum(trunk, self.residual(x, condition), RESIDUAL))
-        return result
+        h = self.attention(mp_sum(trunk, self.residual(x, condition), RESIDUAL))
+        return attending(h, self.cross, context, mask)
 
 
 class EDM2(nn.Module):
@@ -122,6 +137,9 @@ class EDM2(nn.Module):
         augments: number of augmentation labels; None without.
         dropout: probability of dropout in each block.
         outputs: output channels; None for those of the input.
+        embed: length of an embedding of what is said; None without.
+        context: width of a sequence to attend to, such as a text; None without.
+        concat: channels of pictures that are given beside the input.
         recompute: run the blocks again in the backward pass: less memory, a third more time.
     """
 
@@ -140,6 +158,9 @@ class EDM2(nn.Module):
         augments: Count | None = None,
         dropout: Fraction = 0.0,
         outputs: Count | None = None,
+        embed: Count | None = None,
+        context: Count | None = None,
+        concat: Natural = 0,
         recompute: bool = False,
     ) -> None:
         super().__init__()
@@ -150,8 +171,15 @@ class EDM2(nn.Module):
 
         def block(inputs: int, outputs: int, i: int | None, norm: bool) -> MPBlock:
             heads = head_channels if i in attention else None
+            crossed = context is not None and i in (attention or (last,))
             return MPBlock(
-                inputs, outputs, vector, norm=norm, head_channels=heads, dropout=dropout
+                inputs,
+                outputs,
+                vector,
+                norm=norm,
+                head_channels=heads,
+                dropout=dropout,
+                context=(context, head_channels) if context is not None and crossed else None,
             )
 
         def encoding(i: int) -> nn.ModuleList:
@@ -167,14 +195,16 @@ class EDM2(nn.Module):
             )
 
         self.channels, self.classes, self.recompute = channels, classes, recompute
+        self.context, self.concat = context, concat
         self.condition = MPConditioning(
             width + width % 2 if embedding is None else embedding,
             vector,
             fourier=fourier,
             classes=classes,
             augments=augments,
+            embed=embed,
         )
-        self.stem = MPConv(channels + 1, widths[0], 3)
+        self.stem = MPConv(channels + concat + 1, widths[0], 3)
         self.halved = nn.ModuleList(block(w, w, None, True) for w in widths[:-1])
         self.encoder = nn.ModuleList(encoding(i) for i in range(len(widths)))
         self.bottom = nn.ModuleList(
@@ -189,37 +219,47 @@ class EDM2(nn.Module):
         self.gain = nn.Parameter(torch.zeros(()))
 
     def forward(
-        self, x: Tensor, noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None
+        self,
+        x: Tensor,
+        noise: Tensor,
+        label: Tensor | None = None,
+        augment: Tensor | None = None,
+        embed: Tensor | None = None,
+        context: Tensor | None = None,
+        mask: Tensor | None = None,
+        concat: Tensor | None = None,
     ) -> Tensor:
-        """x (B, channels, H, W), noise (B,), label (B,), augment (B, n) -> (B, outputs, H, W)."""
+        """(B, channels, H, W) and what is said (``scoresde.nn.told``) -> (B, outputs, H, W)."""
         check_images(x, self.channels)
-        condition = self.condition(noise, label, augment)
+        require_context(context, self.context)
+        told = Told(self.condition(noise, label, augment, embed), context, mask)
         # The constant channel is the only bias.
-        skips = self._encode(self.stem(torch.cat([x, torch.ones_like(x[:, :1])], 1)), condition)
-        result: Tensor = self.gain * self.head(self._decode(skips, condition))
+        ones = torch.ones_like(x[:, :1])
+        skips = self._encode(self.stem(torch.cat([beside(x, concat, self.concat), ones], 1)), told)
+        result: Tensor = self.gain * self.head(self._decode(skips, told))
         return result
 
-    def _encode(self, h: Tensor, condition: Tensor) -> list[Tensor]:
+    def _encode(self, h: Tensor, told: Told) -> list[Tensor]:
         outputs = [h]
         for i, blocks in enumerate(self.encoder):
             if i:  # halve; at an odd edge, average the pixels there are
                 h = F.avg_pool2d(outputs[-1], 2, ceil_mode=True, count_include_pad=False)
-                outputs.append(self._run(self.halved[i - 1], h, condition))
+                outputs.append(self._run(self.halved[i - 1], h, told))
             for block in blocks.children():
-                outputs.append(self._run(block, outputs[-1], condition))
+                outputs.append(self._run(block, outputs[-1], told))
         return outputs
 
-    def _decode(self, skips: list[Tensor], condition: Tensor) -> Tensor:
+    def _decode(self, skips: list[Tensor], told: Told) -> Tensor:
         h = skips[-1]
         for block in self.bottom:
-            h = self._run(block, h, condition)
+            h = self._run(block, h, told)
         for i, blocks in enumerate(self.decoder):
             if i:
-                h = self._run(self.doubled[i - 1], resized(h, skips[-1]), condition)
+                h = self._run(self.doubled[i - 1], resized(h, skips[-1]), told)
             for block in blocks.children():
-                h = self._run(block, mp_cat(h, skips.pop()), condition)
+                h = self._run(block, mp_cat(h, skips.pop()), told)
         return h
 
-    def _run(self, block: nn.Module, x: Tensor, condition: Tensor) -> Tensor:
-        result: Tensor = run(block, x, condition, again=self.recompute and self.training)
+    def _run(self, block: nn.Module, x: Tensor, told: Told) -> Tensor:
+        result: Tensor = run(block, x, *told, again=self.recompute and self.training)
         return result

@@ -1,4 +1,4 @@
-"""Features of the noise level and of the class, and the vector that conditions every block.
+"""Features of noise level, class and embedding, and the vector that conditions every block.
 
 The noise coordinate is log(sigma / alpha) / 4, roughly in [-3, 3], one number per sample.
 """
@@ -55,11 +55,11 @@ def gaussian_fourier(width: int, *, scale: float = 2.0, seed: int = 0) -> Sinuso
 
 
 class Conditioning(nn.Module):
-    """One vector of noise, class and augmentation, (B,), (B,), (B, augments) -> (B, out).
+    """One vector of noise, class, augmentation and embedding, (B, ...) each -> (B, out).
 
     A two-layer network of their summed features. Labels are 0..classes-1; the value ``classes``,
-    or ``label=None`` for a whole batch, means no label. The augmentation enters through a linear
-    map; zeros, or ``augment=None``, mean no augmentation. EDM, arXiv 2206.00364, appendix F.
+    or ``label=None`` for a whole batch, means no label. Augmentation and embedding enter through
+    linear maps; zeros, or None, add nothing. EDM, arXiv 2206.00364, appendix F.
     """
 
     def __init__(
@@ -70,27 +70,34 @@ class Conditioning(nn.Module):
         fourier: bool = False,
         classes: int | None = None,
         augments: int | None = None,
+        embed: int | None = None,
     ) -> None:
         super().__init__()
-        check_counts(classes, augments)
+        check_counts(classes, augments, embed)
         self.classes = classes
         self.features = gaussian_fourier(features) if fourier else sinusoidal(features)
         self.labels = None if classes is None else nn.Embedding(classes + 1, features)
         self.augments = None if augments is None else nn.Linear(augments, features, bias=False)
+        self.embed = None if embed is None else nn.Linear(embed, features, bias=False)
         self.hidden = nn.Linear(features, out)
         self.out = nn.Linear(out, out)
 
     def forward(
-        self, noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None
+        self,
+        noise: Tensor,
+        label: Tensor | None = None,
+        augment: Tensor | None = None,
+        embed: Tensor | None = None,
     ) -> Tensor:
-        """Raises ValueError for a label without classes or an augmentation without augments."""
+        """Raises ValueError for an input that the network was not built for."""
         features = labelled(self.features(noise), self.labels, label)
-        features = augmented(features, self.augments, augment)
+        features = added(features, self.augments, augment, "augment")
+        features = added(features, self.embed, embed, "embed")
         return F.silu(self.out(F.silu(self.hidden(features))))
 
 
 class LateConditioning(nn.Module):
-    """``Conditioning`` with the class added after the two layers.
+    """``Conditioning`` with class and embedding added after the two layers.
 
     Diffusion Models Beat GANs on Image Synthesis, arXiv 2105.05233, section 3.1.
     """
@@ -103,22 +110,28 @@ class LateConditioning(nn.Module):
         fourier: bool = False,
         classes: int | None = None,
         augments: int | None = None,
+        embed: int | None = None,
     ) -> None:
         super().__init__()
-        check_counts(classes, augments)
+        check_counts(classes, augments, embed)
         self.classes = classes
         self.features = gaussian_fourier(features) if fourier else sinusoidal(features)
         self.labels = None if classes is None else nn.Embedding(classes + 1, out)
         self.augments = None if augments is None else nn.Linear(augments, features, bias=False)
+        self.embed = None if embed is None else nn.Linear(embed, out, bias=False)
         self.hidden = nn.Linear(features, out)
         self.out = nn.Linear(out, out)
 
     def forward(
-        self, noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None
+        self,
+        noise: Tensor,
+        label: Tensor | None = None,
+        augment: Tensor | None = None,
+        embed: Tensor | None = None,
     ) -> Tensor:
-        features = augmented(self.features(noise), self.augments, augment)
-        vector = self.out(F.silu(self.hidden(features)))
-        return F.silu(labelled(vector, self.labels, label))
+        features = added(self.features(noise), self.augments, augment, "augment")
+        vector = labelled(self.out(F.silu(self.hidden(features))), self.labels, label)
+        return F.silu(added(vector, self.embed, embed, "embed"))
 
 
 def labelled(features: Tensor, labels: nn.Embedding | None, label: Tensor | None) -> Tensor:
@@ -136,26 +149,28 @@ def labelled(features: Tensor, labels: nn.Embedding | None, label: Tensor | None
     return features
 
 
-def augmented(features: Tensor, augments: nn.Linear | None, augment: Tensor | None) -> Tensor:
-    """The features plus ``augments(augment)``; unchanged if ``augment`` is None.
+def added(features: Tensor, layer: nn.Module | None, given: Tensor | None, name: str) -> Tensor:
+    """The features plus ``layer(given)``; unchanged if nothing is given.
 
-    Raises ValueError for an augmentation if ``augments`` is None.
+    Raises ValueError if something is given that the network was not built for.
     """
-    if augment is None:
+    if given is None:
         return features
-    if augments is None:
+    if layer is None:
+        built = {"augment": "augments", "embed": "embed"}[name]
         raise ValueError(
-            "network built without augments: pass augment=None or build it with augments=n"
+            f"network built without {built}: pass {name}=None or build it with {built}=n"
         )
-    added: Tensor = augments(augment)
-    return features + added
+    found: Tensor = layer(given)
+    return features + found
 
 
-def check_counts(classes: int | None, augments: int | None) -> None:
+def check_counts(classes: int | None, augments: int | None, embed: int | None) -> None:
     """Raise ValueError for numbers below 1."""
-    if any(count is not None and count < 1 for count in (classes, augments)):
+    if any(count is not None and count < 1 for count in (classes, augments, embed)):
         raise ValueError(
-            f"need classes and augments >= 1 or None, got classes={classes}, augments={augments}"
+            f"need classes, augments and embed >= 1 or None, got classes={classes}, "
+            f"augments={augments}, embed={embed}"
         )
 
 

@@ -32,10 +32,15 @@ class LevelMean(nn.Module):
         self.register_buffer("middles", middles, persistent=False)
 
     def forward(
-        self, x: Tensor, noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None
+        self,
+        x: Tensor,
+        noise: Tensor,
+        label: Tensor | None = None,
+        augment: Tensor | None = None,
+        **told: Tensor | None,
     ) -> Tensor:
-        """x (B, C, ...), noise (B,), label (B,) int64 or None -> the shape of x."""
-        logits = self.inner(x, noise, label, augment).to(x.dtype)
+        """x (B, C, ...), noise (B,) and what the inner network is told -> the shape of x."""
+        logits = self.inner(x, noise, label, augment, **told).to(x.dtype)
         logits = torch.unflatten(logits.movedim(1, -1), -1, (x.shape[1], -1))
         at = x.movedim(1, -1).unsqueeze(-1)  # (B, ..., C, 1)
         numbers = math.prod(logits.shape[1:])

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scoresde.nn.blocks import attend
+from scoresde.nn.cross import readable
 from scoresde.nn.embeddings import check_counts, gaussian_fourier, sinusoidal
 
 RESIDUAL = 0.3
@@ -111,14 +112,47 @@ class MPAttention(nn.Module):
         return mp_sum(x, self.project(mixed), RESIDUAL)
 
 
+class MPCrossAttention(nn.Module):
+    """x + gain project(attention(x, context)): the pixels attend to a sequence.
+
+    x is (B, C, H, W), ``context`` (B, L, width) and ``mask`` (B, L) as in ``CrossAttention``. The
+    gain is learned and initially zero. Raises ValueError as ``MPAttention`` does.
+    """
+
+    def __init__(self, channels: int, width: int, *, head_channels: int) -> None:
+        super().__init__()
+        if head_channels < 1 or channels % head_channels:
+            raise ValueError(
+                f"head_channels={head_channels} does not divide the {channels} channels that "
+                "attend"
+            )
+        self.heads, self.width = channels // head_channels, width
+        self.query = MPConv(channels, channels, 1)
+        self.key_value = MPLinear(width, 2 * channels)
+        self.project = MPConv(channels, channels, 1)
+        self.gain = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
+        context, keys = readable(x, context, mask, self.width)
+        q = torch.unflatten(self.query(x).flatten(2), 1, (self.heads, -1)).transpose(2, 3)
+        kv = torch.unflatten(self.key_value(context), 2, (2, self.heads, -1))
+        k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = (pixel_norm(each, 3) for each in (q, k, v))
+        mixed = attend(q, k, v, keys).transpose(2, 3).reshape(x.shape)
+        if mask is not None:
+            mixed = mixed * mask.any(1)[:, None, None, None]
+        return torch.addcmul(x, self.gain, self.project(mixed))
+
+
 class MPConditioning(nn.Module):
-    """One vector of noise, class and augmentation, (B,), (B,), (B, augments) -> (B, out).
+    """One vector of noise, class, augmentation and embedding, (B, ...) each -> (B, out).
 
         silu(mp_sum(W f, V one_hot(label), 0.5)),   f = sqrt 2 (sin(w noise), cos(w noise))
 
     f has unit size. Its frequencies are random as in eq. 75, with two phases each instead of a
     random one, or geometric (``fourier=False``). Labels are as in ``Conditioning``. Augmentation,
-    which the paper lacks, is added to f by a linear map with an initial gain of zero.
+    which the paper lacks, is added to f by a linear map with an initial gain of zero. An embedding
+    (B, embed) of unit size is joined by a second mp_sum like that of the label.
     """
 
     def __init__(
@@ -129,24 +163,37 @@ class MPConditioning(nn.Module):
         fourier: bool = True,
         classes: int | None = None,
         augments: int | None = None,
+        embed: int | None = None,
     ) -> None:
         super().__init__()
-        check_counts(classes, augments)
+        check_counts(classes, augments, embed)
         self.classes = classes
         self.features = gaussian_fourier(features, scale=1.0) if fourier else sinusoidal(features)
         self.noise = MPLinear(features, out)
         self.labels = None if classes is None else MPLinear(classes + 1, out)
         self.augments = None if augments is None else MPLinear(augments, features)
         self.augment_gain = None if augments is None else nn.Parameter(torch.zeros(()))
+        self.embed = None if embed is None else MPLinear(embed, out)
 
     def forward(
-        self, noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None
+        self,
+        noise: Tensor,
+        label: Tensor | None = None,
+        augment: Tensor | None = None,
+        embed: Tensor | None = None,
     ) -> Tensor:
-        """Raises ValueError for a label without classes or an augmentation without augments."""
+        """Raises ValueError for an input that the network was not built for."""
         features = math.sqrt(2) * self.features(noise)
         if augment is not None:
             features = features + self._augmented(augment)
-        return mp_silu(self._add_label(self.noise(features), label))
+        vector = self._add_label(self.noise(features), label)
+        if embed is not None:
+            if self.embed is None:
+                raise ValueError(
+                    "network built without embed: pass embed=None or build it with embed=n"
+                )
+            vector = mp_sum(vector, self.embed(embed), 0.5)
+        return mp_silu(vector)
 
     def _add_label(self, h: Tensor, label: Tensor | None) -> Tensor:
         if self.labels is not None and self.classes is not None:

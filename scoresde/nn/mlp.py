@@ -22,6 +22,7 @@ class MLP(nn.Module):
         embedding: features of the noise level.
         fourier: draw the frequencies of the noise features at random.
         classes: number of classes; None without labels.
+        embed: length of an embedding of what is said; None without.
         dropout: probability of dropout in each block.
         outputs: numbers of the output, a multiple of dim; None for those of the input.
     """
@@ -35,13 +36,16 @@ class MLP(nn.Module):
         embedding: Even = 64,
         fourier: bool = False,
         classes: Count | None = None,
+        embed: Count | None = None,
         dropout: Fraction = 0.0,
         outputs: Count | None = None,
     ) -> None:
         super().__init__()
         check(MLP, locals())
         self.dim, self.classes = dim, classes
-        self.condition = Conditioning(embedding, width, fourier=fourier, classes=classes)
+        self.condition = Conditioning(
+            embedding, width, fourier=fourier, classes=classes, embed=embed
+        )
         self.stem = nn.Linear(dim, width)
         self.blocks = nn.ModuleList(
             ResidualVector(width, width, dropout=dropout) for _ in range(depth)
@@ -49,9 +53,16 @@ class MLP(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.head = zeroed(nn.Linear(width, outputs or dim))
 
-    def forward(self, x: Tensor, noise: Tensor, label: Tensor | None = None) -> Tensor:
-        """x (B, ...), noise (B,), label (B,) int64 or None -> the shape of x, or a
-        multiple of its channels.
+    def forward(
+        self,
+        x: Tensor,
+        noise: Tensor,
+        label: Tensor | None = None,
+        *,
+        embed: Tensor | None = None,
+    ) -> Tensor:
+        """x (B, ...), noise (B,), label (B,) int64, embed (B, n) -> the shape of x, or a multiple
+        of its channels.
 
         Raises ValueError for another number of values per sample.
         """
@@ -60,7 +71,7 @@ class MLP(nn.Module):
             raise ValueError(
                 f"this MLP takes {self.dim} numbers per sample, got x of shape {tuple(x.shape)}"
             )
-        condition = self.condition(noise, label)
+        condition = self.condition(noise, label, embed=embed)
         h = self.stem(flat)
         for block in self.blocks:
             h = block(h, condition)

@@ -24,6 +24,9 @@ def ddpmpp(
     augments: Count | None = None,
     dropout: Fraction = 0.1,
     outputs: Count | None = None,
+    embed: Count | None = None,
+    context: Count | None = None,
+    concat: Natural = 0,
     recompute: bool = False,
 ) -> ConcatUNet:
     """DDPM++: sums divided by sqrt 2, and residual blocks that resample by 2 x 2 boxes.
@@ -45,19 +48,25 @@ def ddpmpp(
         augments: number of augmentation labels; None without.
         dropout: probability of dropout in each block.
         outputs: output channels; None for those of the input.
+        embed: length of an embedding of what is said; None without.
+        context: width of a sequence to attend to, such as a text; None without.
+        concat: channels of pictures that are given beside the input.
         recompute: run the blocks again in the backward pass: less memory, a third more time.
     """
     check(ddpmpp, locals())
     features = width + width % 2 if embedding is None else embedding
     return ConcatUNet(
         channels,
-        Conditioning(features, 4 * width, fourier=fourier, classes=classes, augments=augments),
-        _rescaled(width, fir(), head_channels, dropout),
+        Conditioning(
+            features, 4 * width, fourier=fourier, classes=classes, augments=augments, embed=embed
+        ),
+        _rescaled(width, fir(), head_channels, dropout, context),
         width=width,
         multipliers=multipliers,
         blocks=blocks,
         attention=attention,
         attend_once=True,
+        concat=concat,
         outputs=outputs,
         recompute=recompute,
     )
@@ -77,6 +86,9 @@ def ncsnpp(
     augments: Count | None = None,
     dropout: Fraction = 0.1,
     outputs: Count | None = None,
+    embed: Count | None = None,
+    context: Count | None = None,
+    concat: Natural = 0,
     taps: tuple[Positive, ...] = (1, 3, 3, 1),
     recompute: bool = False,
 ) -> ConcatUNet:
@@ -98,6 +110,9 @@ def ncsnpp(
         augments: number of augmentation labels; None without.
         dropout: probability of dropout in each block.
         outputs: output channels; None for those of the input.
+        embed: length of an embedding of what is said; None without.
+        context: width of a sequence to attend to, such as a text; None without.
+        concat: channels of pictures that are given beside the input.
         taps: symmetric filter that halves and doubles images, of an even number of taps.
         recompute: run the blocks again in the backward pass: less memory, a third more time.
     """
@@ -105,14 +120,17 @@ def ncsnpp(
     features = 2 * width if embedding is None else embedding
     return ConcatUNet(
         channels,
-        Conditioning(features, 4 * width, fourier=fourier, classes=classes, augments=augments),
-        _rescaled(width, fir(taps), head_channels, dropout),
+        Conditioning(
+            features, 4 * width, fourier=fourier, classes=classes, augments=augments, embed=embed
+        ),
+        _rescaled(width, fir(taps), head_channels, dropout, context),
         width=width,
         multipliers=multipliers,
         blocks=blocks,
         attention=attention,
         attend_once=True,
         picture=taps,
+        concat=concat,
         outputs=outputs,
         recompute=recompute,
     )
@@ -132,6 +150,9 @@ def adm(
     augments: Count | None = None,
     dropout: Fraction = 0.1,
     outputs: Count | None = None,
+    embed: Count | None = None,
+    context: Count | None = None,
+    concat: Natural = 0,
     recompute: bool = False,
 ) -> ConcatUNet:
     """ADM: the condition scales and shifts every block, with attention at three resolutions.
@@ -152,28 +173,43 @@ def adm(
         augments: number of augmentation labels; None without.
         dropout: probability of dropout in each block.
         outputs: output channels; None for those of the input.
+        embed: length of an embedding of what is said; None without.
+        context: width of a sequence to attend to, such as a text; None without.
+        concat: channels of pictures that are given beside the input.
         recompute: run the blocks again in the backward pass: less memory, a third more time.
     """
     check(adm, locals())
     features = width + width % 2 if embedding is None else embedding
     style = Style(
-        4 * width, fir(), conditioned=Modulated, head_channels=head_channels, dropout=dropout
+        4 * width,
+        fir(),
+        conditioned=Modulated,
+        head_channels=head_channels,
+        dropout=dropout,
+        context=context,
     )
     return ConcatUNet(
         channels,
-        LateConditioning(features, 4 * width, fourier=fourier, classes=classes, augments=augments),
+        LateConditioning(
+            features, 4 * width, fourier=fourier, classes=classes, augments=augments, embed=embed
+        ),
         style,
         width=width,
         multipliers=multipliers,
         blocks=blocks,
         attention=attention,
+        concat=concat,
         outputs=outputs,
         recompute=recompute,
     )
 
 
 def _rescaled(
-    width: int, resampling: Resampling, head_channels: int | None, dropout: float
+    width: int,
+    resampling: Resampling,
+    head_channels: int | None,
+    dropout: float,
+    context: int | None,
 ) -> Style:
     """Sums divided by sqrt 2; the maps are initially small, so the norms have a smaller eps."""
     return Style(
@@ -185,4 +221,5 @@ def _rescaled(
         start=xavier,
         dropout=dropout,
         eps=1e-6,
+        context=context,
     )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scoresde.nn.blocks import GroupNorm, Layer, SelfAttention, modulate, zeroed
+from scoresde.nn.cross import CrossAttention
 from scoresde.nn.resample import Resampling
 
 
@@ -78,6 +79,7 @@ class Style:
         start: initialisation of all convolutions but the last of a block, which is zero.
         dropout: probability of dropout in each block.
         eps: eps of the norms.
+        context: width of a sequence to attend to; None without.
     """
 
     condition: int
@@ -89,6 +91,7 @@ class Style:
     start: Callable[[nn.Conv2d], nn.Conv2d] = as_made
     dropout: float = 0.0
     eps: float = 1e-5
+    context: int | None = None
 
     def conv(self, into: int, out: int, size: int = 3) -> nn.Conv2d:
         """A convolution that keeps the size of the image."""
@@ -96,12 +99,22 @@ class Style:
 
     def attention(self, channels: int) -> SelfAttention:
         """Attention over the pixels. Raises ValueError for heads that do not fit."""
+        heads = self._heads(channels)
+        return SelfAttention(channels, heads=heads, merge=self.merge, eps=self.eps)
+
+    def cross(self, channels: int) -> CrossAttention | None:
+        """Attention to the context, if there is one. Raises ValueError as ``attention`` does."""
+        if self.context is None:
+            return None
+        return CrossAttention(channels, self.context, heads=self._heads(channels))
+
+    def _heads(self, channels: int) -> int:
         each = channels if self.head_channels is None else self.head_channels
         if each < 1 or channels % each:
             raise ValueError(
                 f"head_channels={each} does not divide the {channels} channels to attend over"
             )
-        return SelfAttention(channels, heads=channels // each, merge=self.merge, eps=self.eps)
+        return channels // each
 
 
 class Residual(nn.Module):

@@ -11,7 +11,9 @@ from torch.nn import functional as F
 
 from scoresde.arguments import Count, Even, Fraction, Natural, Range, check
 from scoresde.nn.blocks import GroupNorm, ResidualImage, SelfAttention, run, zeroed
+from scoresde.nn.cross import CrossAttention
 from scoresde.nn.embeddings import Conditioning
+from scoresde.nn.told import Told, attending, beside, require_context
 
 Several = Annotated[tuple[Count, ...], Range(length=1)]
 """Channels at each resolution, in units of the width."""
@@ -25,6 +27,7 @@ class Stage(nn.Module):
         condition: length of the condition.
         blocks: residual blocks.
         heads: heads of the attention; None for no attention.
+        context: width of a sequence to attend to after it, and heads; None for none.
         dropout: probability of dropout.
         recompute: run the blocks again in the backward pass.
     """
@@ -37,6 +40,7 @@ class Stage(nn.Module):
         blocks: int,
         heads: int | None,
         dropout: float,
+        context: tuple[int, int] | None = None,
         recompute: bool = False,
     ) -> None:
         super().__init__()
@@ -48,25 +52,41 @@ class Stage(nn.Module):
             nn.Identity() if heads is None else SelfAttention(channels, heads=heads)
             for _ in range(blocks)
         )
+        self.crosses = (
+            None
+            if context is None
+            else nn.ModuleList(
+                CrossAttention(channels, context[0], heads=context[1]) for _ in range(blocks)
+            )
+        )
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, x: Tensor, told: Told) -> Tensor:
         again = self.recompute and self.training
-        for residual, attention in zip(self.residuals, self.attentions, strict=True):
-            x = run(_block, residual, attention, x, condition, again=again)
+        crosses = [None] * len(self.residuals) if self.crosses is None else self.crosses
+        for layers in zip(self.residuals, self.attentions, crosses, strict=True):
+            x = run(_block, *layers, x, *told, again=again)
         return x
 
 
-def _block(residual: nn.Module, attention: nn.Module, x: Tensor, condition: Tensor) -> Tensor:
-    result: Tensor = attention(residual(x, condition))
-    return result
+def _block(
+    residual: nn.Module,
+    attention: nn.Module,
+    cross: nn.Module | None,
+    x: Tensor,
+    condition: Tensor,
+    context: Tensor | None,
+    mask: Tensor | None,
+) -> Tensor:
+    return attending(attention(residual(x, condition)), cross, context, mask)
 
 
 class UNet(nn.Module):
-    """A U-Net on (B, channels, H, W), H and W >= 1, conditioned on noise and class.
+    """A U-Net on (B, channels, H, W), H and W >= 1, conditioned on noise and what is said.
 
     Resolution i has ``width * multipliers[i]`` channels on ceil(H / 2^i) x ceil(W / 2^i) pixels.
     It has one stage in the encoder and one in the decoder, whose input is the sum with the output
-    of the former; the lowest resolution has one stage. The output is initially zero. Raises
+    of the former; the lowest resolution has one stage. A context is attended to wherever there is
+    self-attention, or else at the lowest resolution. The output is initially zero. Raises
     ValueError for sizes that do not fit. DDPM, arXiv 2006.11239, appendix B.
 
     Args:
@@ -82,6 +102,9 @@ class UNet(nn.Module):
         augments: number of augmentation labels; None without.
         dropout: probability of dropout in each block.
         outputs: output channels; None for those of the input.
+        embed: length of an embedding of what is said; None without.
+        context: width of a sequence to attend to, such as a text; None without.
+        concat: channels of pictures that are given beside the input.
         recompute: run the blocks again in the backward pass: less memory, a third more time.
     """
 
@@ -100,6 +123,9 @@ class UNet(nn.Module):
         augments: Count | None = None,
         dropout: Fraction = 0.1,
         outputs: Count | None = None,
+        embed: Count | None = None,
+        context: Count | None = None,
+        concat: Natural = 0,
         recompute: bool = False,
     ) -> None:
         super().__init__()
@@ -108,21 +134,25 @@ class UNet(nn.Module):
         widths = [width * m for m in multipliers]
         vector = 4 * width
 
+        crossed = attention or (len(widths) - 1,)
+
         def stage(i: int) -> Stage:
             return Stage(
                 widths[i],
                 vector,
                 blocks=blocks,
                 heads=heads if i in attention else None,
+                context=None if context is None or i not in crossed else (context, heads),
                 dropout=dropout,
                 recompute=recompute,
             )
 
         self.channels, self.classes = channels, classes
+        self.context, self.concat = context, concat
         self.condition = Conditioning(
-            embedding, vector, fourier=fourier, classes=classes, augments=augments
+            embedding, vector, fourier=fourier, classes=classes, augments=augments, embed=embed
         )
-        self.stem = nn.Conv2d(channels, widths[0], 3, padding=1)
+        self.stem = nn.Conv2d(channels + concat, widths[0], 3, padding=1)
         self.down = nn.ModuleList(stage(i) for i in range(len(widths) - 1))
         self.shrink = nn.ModuleList(
             nn.Conv2d(fine, coarse, 3, stride=2, padding=1) for fine, coarse in pairwise(widths)
@@ -136,22 +166,32 @@ class UNet(nn.Module):
         self.head = head(widths[0], channels, outputs)
 
     def forward(
-        self, x: Tensor, noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None
+        self,
+        x: Tensor,
+        noise: Tensor,
+        label: Tensor | None = None,
+        augment: Tensor | None = None,
+        embed: Tensor | None = None,
+        context: Tensor | None = None,
+        mask: Tensor | None = None,
+        concat: Tensor | None = None,
     ) -> Tensor:
-        """x (B, channels, H, W), noise (B,), label (B,), augment (B, n) -> (B, outputs, H, W)."""
+        """(B, channels, H, W) and what is said (``scoresde.nn.told``) -> (B, outputs, H, W)."""
         check_images(x, self.channels)
-        h = self._through(self.stem(x), self.condition(noise, label, augment))
+        require_context(context, self.context)
+        told = Told(self.condition(noise, label, augment, embed), context, mask)
+        h = self._through(self.stem(beside(x, concat, self.concat)), told)
         result: Tensor = self.head(F.silu(self.norm(h)))
         return result
 
-    def _through(self, h: Tensor, condition: Tensor) -> Tensor:
+    def _through(self, h: Tensor, told: Told) -> Tensor:
         skips: list[Tensor] = []
         for stage, shrink in zip(self.down, self.shrink, strict=True):
-            skips.append(stage(h, condition))
+            skips.append(stage(h, told))
             h = shrink(skips[-1])
-        h = self.bottom(h, condition)
+        h = self.bottom(h, told)
         for stage, grow, skip in zip(self.up, self.grow, reversed(skips), strict=True):
-            h = stage(skip + resized(grow(h), skip), condition)
+            h = stage(skip + resized(grow(h), skip), told)
         return h
 
 

@@ -33,6 +33,7 @@ from scoresde.registry.steps import (
 from scoresde.registry.tables import (
     AUGMENTATIONS,
     BETAS,
+    CONDITIONS,
     DATASETS,
     DRAWS,
     GRIDS,
@@ -53,6 +54,7 @@ from scoresde.registry.tables import (
 __all__ = [
     "AUGMENTATIONS",
     "BETAS",
+    "CONDITIONS",
     "DATASETS",
     "DEQUANTISATIONS",
     "DRAWS",
@@ -92,6 +94,7 @@ TABLES: dict[str, Table[Any]] = {
     "sde": SDES,
     "parameterization": PARAMETERIZATIONS,
     "network": NETWORKS,
+    "condition": CONDITIONS,
     "step": STEPS,
     "sampler": SAMPLERS,
     "grid": GRIDS,

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Generic, TypeVar, final
 import torch
 from torch import Tensor, nn
 
-from scoresde import betas, data, sde
+from scoresde import betas, conditions, data, sde
 from scoresde import parameterization as parameterizations
 from scoresde.arguments import EMPTY, Argument, Count, Range, arguments, check, nearest
 from scoresde.betas import Betas
@@ -247,7 +247,22 @@ NETWORKS: Table[Callable[..., nn.Module]] = Table(
         "edm2": EDM2,
         "dit": DiT,
     },
-    supplied=(1, "classes", "augments", "outputs"),
+    supplied=(1, "classes", "augments", "outputs", "embed", "context", "concat"),
+)
+# What the training data decide, ``measured`` of the class, is supplied.
+CONDITIONS: Table[type[conditions.Condition]] = Table(
+    {
+        "label": conditions.Label,
+        "vector": conditions.Vector,
+        "tokens": conditions.Tokens,
+        "frozen_text": conditions.FrozenText,
+        "picture": conditions.Picture,
+        "segmentation": conditions.SegmentationMap,
+    },
+    supplied=(
+        *("classes", "mean", "std", "words", "longest", "rules"),
+        *("shape", "levels", "size", "states"),
+    ),
 )
 DATASETS: Table[Callable[..., Dataset]] = Table(
     {

@@ -129,7 +129,7 @@ def _require_same(run: Run, found: Checkpoint, path: Path) -> list[str]:
             f"train.steps: {run.plan.steps}, but the run is at step {found.step} already; "
             "give more"
         )
-    kind, expected = (_kind(data) for data in (describe(run.dataset), found.data))
+    kind, expected = (_kind(data) for data in (describe(run.dataset, run.told), found.data))
     if kind != expected:
         raise ValueError(
             f"{path}: trained on data of (shape, levels, classes) = {expected}, these are {kind}; "

@@ -17,6 +17,7 @@ from scoresde.config import (
     build_model,
     build_plan,
     build_reporting,
+    measured,
     override,
     to_plain,
 )
@@ -40,6 +41,7 @@ from scoresde.training import (
 )
 from scoresde.training.distributed import Rank
 from scoresde.training.held_out import evaluating
+from scoresde.training.said import columns_read
 
 # Enough for a held-out loss that ranks checkpoints: its numbers are the same at every step.
 HELD_OUT_EVALUATIONS = 2048
@@ -68,6 +70,7 @@ class Run:
     state: TrainState
     flops: int
     contents: str
+    told: Mapping[str, Mapping[str, Any]]
     best: Best | None = None
 
     @property
@@ -105,7 +108,7 @@ def prepare(
         require_tensorboard()
     dataset = build_dataset(config.data, progress) if task.dataset is None else task.dataset
     plan = build_plan(config, dataset, rank)
-    split, held_out = _splits(config, dataset)
+    told = measured(config, dataset)
     if task.model is None:
         model = build_model(config, dataset)
     else:
@@ -113,12 +116,15 @@ def prepare(
         if not any(p.requires_grad for p in model.parameters()):
             model.requires_grad_(True)  # of ``load``; a model that is frozen in part stays so
         require_fit(model, dataset, plan)
+    split, held_out = _splits(config, columns_read(dataset.train, model.conditions))
     if not plan.shard:
         model.to(device)  # what is split never is there as a whole
     cost = flops(model, tuple(dataset.shape), plan.classes)
     state = TrainState.of(model, plan, device)
     contents = digest(dataset.train)
-    return Run(config, folder, dataset, split, held_out, plan, reporting, state, cost, contents)
+    return Run(
+        config, folder, dataset, split, held_out, plan, reporting, state, cost, contents, told
+    )
 
 
 def with_absolute_paths(config: Config) -> Config:
@@ -175,7 +181,7 @@ def snapshot(run: Run) -> Checkpoint:
 
     return Checkpoint(
         config=to_plain(run.config),
-        data=describe(run.dataset),
+        data=describe(run.dataset, run.told),
         step=state.step,
         model=whole(state.model),
         ema=whole(state.ema),
@@ -200,10 +206,10 @@ def described(counts: Mapping[str, int], most: int = 12) -> list[str]:
     return [f"{len(counts)} classes (training examples): {', '.join(listed)}{more}"]
 
 
-def _splits(config: Config, dataset: Dataset) -> tuple[Examples, Split | None]:
+def _splits(config: Config, train: Split) -> tuple[Examples, Split | None]:
     if config.train.holdout == 0:
-        return dataset.train, None
+        return train, None
     with reading("train.holdout"):
-        split, held_out = views(dataset.train, config.train.holdout, config.seed)
+        split, held_out = views(train, config.train.holdout, config.seed)
     # Every update on the whole of a large set would cost more than it tells.
     return split, held_out.take(spread(len(held_out), HELD_OUT_EVALUATIONS))

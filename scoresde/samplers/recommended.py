@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.arguments import NonNegative, Positive, Range, check_fields
+from scoresde.arguments import NonNegative, Positive, Range, check, check_fields
 from scoresde.samplers.grids import Grid
 from scoresde.samplers.integrals import EXACT, Residual
 from scoresde.samplers.multistep import UniPC
@@ -88,7 +88,9 @@ def suited_grid(step: Step) -> ArctanGrid:
     return replace(grid, std=getattr(holder, "std", 0.0) or grid.std)
 
 
-def recommended(nfe: int, eta: float = 0.0, std: float = 0.5) -> tuple[Step, Grid]:
+def recommended(
+    nfe: Annotated[int, Range(ge=2)], eta: NonNegative = 0.0, std: Positive = 0.5
+) -> tuple[Step, Grid]:
     """The default step and grid for ``nfe`` calls: nfe - 1 steps of one call, then denoising.
 
     The step is a predictor-corrector of third order on the residual of Gaussian data of standard
@@ -97,7 +99,6 @@ def recommended(nfe: int, eta: float = 0.0, std: float = 0.5) -> tuple[Step, Gri
     residual and a wider grid. The choice rests on measurements (docs/experiments.md). Raises
     ValueError unless nfe >= 2, eta >= 0 and std > 0.
     """
-    if nfe < 2:
-        raise ValueError(f"need at least 2 calls, one step and the denoising, got nfe={nfe}")
+    check(recommended, locals())
     step = StochasticMultistep(3, eta, std) if eta else UniPC(Residual(std), 3, EXACT)
     return step, suited_grid(step)

@@ -7,18 +7,22 @@ neither on the device nor on the number of processes.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from scoresde.conditions import Condition
 from scoresde.data import Examples, Scaling, batch_indices
+from scoresde.parameterization import ScoreModel
 from scoresde.sde import SDE, sent
 from scoresde.training.plan import Plan
+from scoresde.training.said import said
 
 Value = TypeVar("Value")
 THREAD = "scoresde-prefetch"
@@ -27,8 +31,9 @@ THREAD = "scoresde-prefetch"
 class Batch(NamedTuple):
     """Clean examples in model units and noise (B, ...), times (B,), labels (B,) or None.
 
-    ``augment`` (B, n) are the augmentation labels, or None. ``shaken`` (B, ...) is noise of the
-    input alone, ``weight`` (B,) a weight of the losses, or None.
+    ``augment`` (B, n) are the augmentation labels, or None; ``said`` are the conditions by name,
+    as ``Condition.read`` gives them. ``shaken`` (B, ...) is noise of the input alone, ``weight``
+    (B,) a weight of the losses, or None.
     """
 
     x0: Tensor
@@ -36,12 +41,13 @@ class Batch(NamedTuple):
     eps: Tensor
     label: Tensor | None
     augment: Tensor | None = None
+    said: Mapping[str, Tensor] = MappingProxyType({})
     shaken: Tensor | None = None
     weight: Tensor | None = None
 
     def rows(self, rows: Tensor | slice) -> Batch:
         """Some of the examples."""
-        return Batch._make(None if p is None else p[rows] for p in self)
+        return self._each(lambda part: part[rows])
 
     def pinned(self, device: torch.device) -> Batch:
         """The batch in pinned memory for a CUDA device, unchanged for others."""
@@ -51,30 +57,48 @@ class Batch(NamedTuple):
 
     def on(self, device: torch.device) -> Batch:
         """The batch on a device. Its times stay on the host, where schedules are evaluated."""
-        return Batch._make(p if p is None or p is self.t else sent(p, device) for p in self)
+        return self._each(lambda part: part if part is self.t else sent(part, device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with every tensor changed."""
+        found = {
+            name: change(part) for name, part in self._asdict().items() if isinstance(part, Tensor)
+        }
+        said = {name: change(y) for name, y in self.said.items()}
+        return self._replace(**found, said=said)
 
     @property
     def cond(self) -> dict[str, Tensor]:
         """The conditional inputs of the network, by name."""
-        cond = {"label": self.label, "augment": self.augment}
+        cond = {"label": self.label, "augment": self.augment, **self.said}
         return {name: value for name, value in cond.items() if value is not None}
 
 
 def batches(
-    plan: Plan, split: Examples, scaling: Scaling, sde: SDE, device: torch.device, start: int
+    plan: Plan, split: Examples, scaling: Scaling, model: ScoreModel, start: int
 ) -> Iterator[Batch]:
-    """The batches from step ``start`` to the end of the plan, pinned for ``device``.
+    """The batches of a model from step ``start`` to the end of the plan, pinned for its device.
 
     A thread draws the next ``plan.prefetch`` batches while one is in use.
     """
 
     def draw(step: int) -> Batch:
-        return draw_batch(plan, split, scaling, sde, step).pinned(device)
+        batch = draw_batch(plan, split, scaling, model.sde, step, model.conditions)
+        return batch.pinned(device)
+
+    device = model.device
 
     return ahead(draw, range(start, plan.steps), plan.prefetch)
 
 
-def draw_batch(plan: Plan, split: Examples, scaling: Scaling, sde: SDE, step: int) -> Batch:
+def draw_batch(
+    plan: Plan,
+    split: Examples,
+    scaling: Scaling,
+    sde: SDE,
+    step: int,
+    conditions: Mapping[str, Condition] = MappingProxyType({}),
+) -> Batch:
     """The batch of a step, drawn on the host so that it does not depend on the device.
 
     Raises ValueError if the model has classes and the data have no labels.
@@ -85,6 +109,9 @@ def draw_batch(plan: Plan, split: Examples, scaling: Scaling, sde: SDE, step: in
     t = plan.times(sde, plan.draw(plan.batch, generator))
     eps = torch.randn(x0.shape, generator=generator)
     batch = Batch(x0, t, eps, _labels(plan, chosen.label, generator), described)
+    # A separate seed, so that conditions do not change noise, times and labels.
+    own = torch.Generator().manual_seed(derived_seed(plan.seed, step, "conditions"))
+    batch = batch._replace(said=said(chosen, x0, conditions, own))
     return _with_further_noise(plan, batch, step)
 
 

@@ -45,12 +45,16 @@ BEST = "best.pt"
 
 @dataclass(frozen=True)
 class DataDescription:
-    """The properties of the data that a model needs; ``shape`` is that of one example."""
+    """The properties of the data that a model needs; ``shape`` is that of one example.
+
+    ``told`` holds for each condition what the data decide of it (``Condition.measured``).
+    """
 
     name: str
     shape: tuple[int, ...]
     scaling: Scaling
     classes: tuple[str, ...] | None = None
+    told: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
 
     def to_json(self) -> str:
         """The description as JSON text."""
@@ -62,12 +66,17 @@ class DataDescription:
         found = json.loads(text)
         classes = None if found["classes"] is None else tuple(map(str, found["classes"]))
         shape = tuple(int(n) for n in found["shape"])
-        return DataDescription(str(found["name"]), shape, Scaling(**found["scaling"]), classes)
+        scaling = Scaling(**found["scaling"])
+        told = {str(name): dict(each) for name, each in found.get("told", {}).items()}
+        return DataDescription(str(found["name"]), shape, scaling, classes, told)
 
 
-def describe(dataset: Dataset) -> DataDescription:
-    """The description of a data set for its checkpoints."""
-    return DataDescription(dataset.name, tuple(dataset.shape), dataset.scaling, dataset.classes)
+def describe(
+    dataset: Dataset, told: Mapping[str, Mapping[str, Any]] | None = None
+) -> DataDescription:
+    """The description of a data set for its checkpoints, and what it decides of conditions."""
+    shape = tuple(dataset.shape)
+    return DataDescription(dataset.name, shape, dataset.scaling, dataset.classes, told or {})
 
 
 @dataclass(frozen=True)

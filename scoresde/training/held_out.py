@@ -12,6 +12,7 @@ from scoresde.data import Scaling, Split
 from scoresde.parameterization import ScoreModel
 from scoresde.training import losses
 from scoresde.training.batches import Batch, dequantised, derived_seed
+from scoresde.training.said import said
 
 
 def held_out_loss(
@@ -54,7 +55,8 @@ def held_out_loss(
             x0 = dequantised(split.x, scaling, generator, dither)
             t = ts[torch.randperm(len(ts), generator=generator)]
             eps = torch.randn(x0.shape, generator=generator)
-            whole = Batch(x0, t, eps, split.label if conditional else None)
+            label = split.label if conditional else None
+            whole = Batch(x0, t, eps, label, said=said(split, x0, model.conditions))
             for rows in torch.arange(len(split)).split(batch):
                 b = whole.rows(rows).on(model.device)
                 loss = losses.dsm_loss(model, b.x0, b.t, b.eps, weight, **b.cond)

@@ -29,6 +29,7 @@ from scoresde.training.loss_aware import LossHistory
 from scoresde.training.losses import predicted
 from scoresde.training.plan import Plan
 from scoresde.training.precision import MOST_SKIPPED, autocast
+from scoresde.training.said import columns_read
 from scoresde.training.state import TrainState
 
 REAL = Scaling(None)
@@ -71,13 +72,16 @@ def fit(
     """
     model = state.model
     split = Split(examples) if isinstance(examples, Tensor) else examples
-    for batch in batches(plan, split, scaling, model.sde, model.device, state.step):
+    if isinstance(split, Split) and model.conditions:
+        split = columns_read(split, model.conditions)
+    for batch in batches(plan, split, scaling, model, state.step):
         yield _updated(state, plan, batch, scaling)
 
 
 def update(state: TrainState, plan: Plan, split: Examples, scaling: Scaling) -> Metrics:
     """One update of ``state`` in place, on the batch of its step."""
-    batch = draw_batch(plan, split, scaling, state.model.sde, state.step)
+    model = state.model
+    batch = draw_batch(plan, split, scaling, model.sde, state.step, model.conditions)
     return _updated(state, plan, batch, scaling)
 
 

@@ -70,7 +70,7 @@ def predicted(
     sde = model.sde
     c = model.parameterization(sde, t)
     x = sde.perturb(x0, t, eps if shaken is None else eps + shaken)
-    value, mix = model.outputs(c, x, cond)
+    value, mix = model.outputs(c, x, model.told_of(x, cond))
     return Prediction(sde, t, c.out, value - network_target(sde, c, x0, t, eps), mix)
 
 

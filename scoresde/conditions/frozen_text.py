@@ -1,0 +1,168 @@
+"""A sentence by a text model of somebody else, which stays as it is."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import tempfile
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from scoresde.arguments import Count, Fraction, check
+from scoresde.atomic import atomic_write
+from scoresde.conditions.condition import Condition, Joined
+from scoresde.conditions.tokens import sentences_of
+
+NEEDS = "a text model is run by the package transformers; pip install scoresde[text]"
+
+
+@final
+class FrozenText(Condition):
+    """The states of a frozen text model, such as that of CLIP or MiniLM, from a local folder.
+
+    The folder is one of transformers, with config.json, tokenizer.json and weights, or one with
+    the folders tokenizer and text_encoder of a Stable Diffusion model. Nothing is downloaded. y
+    are the states (n, length, d) in half precision, NaN behind the end of a sentence; they are
+    computed once and stored by sentence. ``context`` is a linear map of them, or with ``width``
+    null they themselves; ``embed`` is the mean over the words. Raises ValueError for a folder that
+    is none.
+
+    Args:
+        folder: folder of the text model.
+        length: most tokens of a sentence, its start and end included.
+        width: width of the context; null for that of the text model.
+        cache: folder of the stored states; by default one for temporary files.
+        dropout: fraction of the training examples without their sentence.
+        states: width of the states of the text model.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        length: Count = 77,
+        width: Count | None = None,
+        cache: Path | None = None,
+        dropout: Fraction = 0.1,
+        states: Count | None = None,
+    ) -> None:
+        super().__init__()
+        check(FrozenText, {k: v for k, v in locals().items() if k != "self"})
+        self.folder, self.length, self.dropout = Path(folder).expanduser(), length, dropout
+        self.cache = Path(cache or Path(tempfile.gettempdir()) / "scoresde-text").expanduser()
+        self.states = states or width_of(self.folder)
+        self.context = width or self.states
+        self.embed = self.states
+        self.project = nn.Identity() if width is None else nn.Linear(self.states, width)
+
+    @staticmethod
+    def measured(values: Any, folder: Path | None = None, **settings: Any) -> dict[str, Any]:
+        if folder is None:
+            raise ValueError("the folder of the text model is not given")
+        return {"states": width_of(Path(folder).expanduser())}
+
+    def read(self, values: Any) -> Tensor:
+        """A sentence or several. Sentences whose states are not stored are encoded."""
+        sentences = sentences_of(values)
+        different = list(dict.fromkeys(sentences))
+        places = [self._place(sentence) for sentence in different]
+        missing = [k for k, place in enumerate(places) if not place.is_file()]
+        for first in range(0, len(missing), 64):
+            some = missing[first : first + 64]
+            found = encoded(self.folder, [different[k] for k in some], self.length)
+            for k, states in zip(some, found, strict=True):
+                places[k].parent.mkdir(parents=True, exist_ok=True)
+                atomic_write(places[k], partial(_save, states))
+        table = torch.full((len(different), self.length, self.states), math.nan).half()
+        for row, place in zip(table, places, strict=True):
+            states = np.load(place, allow_pickle=False)
+            row[: len(states)] = torch.from_numpy(states)
+        index = {sentence: k for k, sentence in enumerate(different)}
+        return table[[index[sentence] for sentence in sentences]]
+
+    def null(self, n: int) -> Tensor:
+        """The states of the empty sentence."""
+        return self.read("").expand(n, -1, -1)
+
+    def forward(self, y: Tensor) -> Joined:
+        mask = ~torch.isnan(y[..., 0])
+        states = y.masked_fill(~mask[:, :, None], 0)
+        mean = states.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+        return Joined(embed=mean, context=self.project(states), mask=mask)
+
+    def _place(self, sentence: str) -> Path:
+        name = hashlib.sha256(sentence.encode()).hexdigest()
+        model = hashlib.sha256(f"{self.folder.resolve()} {_stamp(self.folder)}".encode())
+        return self.cache / f"{model.hexdigest()[:16]}-{self.length}" / name[:2] / f"{name}.npy"
+
+
+def width_of(folder: Path) -> int:
+    """The width of the states of a text model. Raises ValueError, naming the folder."""
+    config: Any = _opened(folder)[1].config
+    return int(getattr(config, "text_config", config).hidden_size)
+
+
+def encoded(folder: Path, sentences: Sequence[str], length: int) -> list[np.ndarray]:
+    """The last hidden states (tokens, d) of each sentence, in half precision.
+
+    Raises ValueError for a sentence of more than ``length`` tokens.
+    """
+    tokenizer, model = _opened(folder)
+    most = min(length, int(getattr(model.config, "max_position_embeddings", length)))
+    found = tokenizer(list(sentences), padding=True, return_tensors="pt")
+    for sentence, row in zip(sentences, found["attention_mask"], strict=True):
+        if int(row.sum()) > most:
+            raise ValueError(
+                f"a sentence of {int(row.sum())} tokens, and the text model reads {most}: "
+                f"{sentence[:40]!r}; shorten it"
+            )
+    with torch.no_grad():
+        taken = {k: v for k, v in found.items() if k in ("input_ids", "attention_mask")}
+        states = model(**taken).last_hidden_state
+    counts = found["attention_mask"].sum(1).tolist()
+    return [row[:n].half().numpy() for row, n in zip(states, counts, strict=True)]
+
+
+def _opened(folder: Path) -> tuple[Any, Any]:
+    """The tokenizer and the text model of a folder, opened once."""
+    key = f"{folder.resolve()} {_stamp(folder)}"
+    if key not in _OPEN:
+        try:
+            from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPTextModel
+        except ImportError:
+            raise ValueError(NEEDS) from None
+        encoder, words = folder / "text_encoder", folder / "tokenizer"
+        encoder, words = (encoder, words) if encoder.is_dir() else (folder, folder)
+        try:
+            kind = AutoConfig.from_pretrained(encoder, local_files_only=True).model_type
+            loader = CLIPTextModel if kind.startswith("clip") else AutoModel
+            model = loader.from_pretrained(encoder, local_files_only=True, use_safetensors=True)
+            tokenizer = AutoTokenizer.from_pretrained(words, local_files_only=True)
+        except (OSError, ValueError, KeyError) as error:
+            text = " ".join(str(error).split())[:200]
+            raise ValueError(f"{folder}: no folder of a text model ({text})") from None
+        _OPEN.clear()  # one at a time in memory
+        _OPEN[key] = (tokenizer, model.eval().requires_grad_(False))
+    return _OPEN[key]
+
+
+_OPEN: dict[str, tuple[Any, Any]] = {}
+
+
+def _stamp(folder: Path) -> str:
+    """Names, sizes and times of the weights, which change with them."""
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("text_encoder/*.safetensors")])
+    if not files:
+        raise ValueError(f"{folder}: no folder of a text model (no .safetensors); check the path")
+    return " ".join(f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files)
+
+
+def _save(states: np.ndarray, file: Path) -> None:
+    with file.open("wb") as opened:
+        np.save(opened, states, allow_pickle=False)

@@ -1,0 +1,143 @@
+"""A picture beside the noisy one: its low resolution, its grey values, its edges, a map."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from scoresde.arguments import Count, Fraction, check
+from scoresde.conditions.condition import Condition, Joined
+
+
+@final
+class Picture(Condition):
+    """A picture (c, H, W) in model units, and a channel of ones where there is none.
+
+    By default it is a column of the data. Or it is made of the example: ``low``, its means over
+    squares of ``factor`` pixels, ``grey``, the mean of its channels, or ``edges``, the size of the
+    differences between neighbours (Sobel 1968). Raises ValueError for values out of range.
+
+    Args:
+        shape: channels, height and width.
+        of: what the picture is: a column of the data, or what is made of the example.
+        factor: side of the squares of ``low`` in pixels.
+        levels: number of pixel levels of pictures of whole numbers; None for real numbers.
+        dropout: fraction of the training examples without their picture.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        *,
+        of: Literal["column", "low", "grey", "edges"] = "column",
+        factor: Count = 4,
+        levels: Count | None = 256,
+        dropout: Fraction = 0.1,
+    ) -> None:
+        super().__init__()
+        check(Picture, {k: v for k, v in locals().items() if k not in ("self", "shape")})
+        channels, height, width = shape
+        self.shape = (1 if of in ("grey", "edges") else channels, height, width)
+        if of == "low" and (height % factor or width % factor):
+            raise ValueError(f"factor={factor} does not divide the size {height} x {width}")
+        self.of, self.factor, self.levels, self.dropout = of, factor, levels, dropout
+        self.concat, self.derives = self.shape[0] + 1, of != "column"
+
+    @staticmethod
+    def measured(values: Any, **settings: Any) -> dict[str, Any]:
+        found = torch.as_tensor(values)
+        if found.ndim != 4:
+            raise ValueError(f"need pictures (N, C, H, W), got {tuple(found.shape)}")
+        levels = None if found.is_floating_point() else max(2, int(found.max()) + 1, 256)
+        return {"shape": list(found.shape[1:]), "levels": levels}
+
+    def read(self, values: Any) -> Tensor:
+        """A picture (c, H, W), or several; of ``low`` also the small one (c, H / f, W / f).
+
+        Whole numbers are pixel levels, real numbers are in model units, -1 to 1.
+        """
+        x = values if isinstance(values, Tensor) else torch.as_tensor(values)
+        x = x[None] if x.ndim == 3 else x
+        if not x.is_floating_point():
+            if self.levels is None:
+                raise ValueError("need a picture of real numbers in model units, got whole ones")
+            x = 2 * (x.float() + 0.5) / self.levels - 1
+        small = (self.shape[0], self.shape[1] // self.factor, self.shape[2] // self.factor)
+        if x.ndim == 4 and self.of == "low" and tuple(x.shape[1:]) == small:
+            x = x.repeat_interleave(self.factor, 2).repeat_interleave(self.factor, 3)
+        if x.ndim != 4 or tuple(x.shape[1:]) != self.shape:
+            also = f" or {small}" if self.of == "low" else ""
+            raise ValueError(f"need a picture {self.shape}{also}, got {tuple(x.shape[1:])}")
+        if not torch.isfinite(x).all():
+            raise ValueError("need a picture of finite numbers, got NaN or infinity")
+        return x.float()
+
+    def derive(self, x0: Tensor) -> Tensor:
+        if self.of == "low":
+            f = self.factor
+            mean = F.avg_pool2d(x0, f)
+            return mean.repeat_interleave(f, 2).repeat_interleave(f, 3)
+        grey = x0.mean(1, keepdim=True)
+        if self.of == "grey":
+            return grey
+        if self.of == "edges":
+            kernel = x0.new_tensor([[1, 0, -1], [2, 0, -2], [1, 0, -1]]) / 8
+            both = torch.stack([kernel, kernel.T])[:, None]
+            found = F.conv2d(F.pad(grey, (1, 1, 1, 1), "replicate"), both)
+            return found.square().sum(1, keepdim=True).sqrt()
+        return super().derive(x0)
+
+    def null(self, n: int) -> Tensor:
+        return torch.full((n, *self.shape), math.nan)
+
+    def forward(self, y: Tensor) -> Joined:
+        missing = torch.isnan(y)
+        return Joined(concat=torch.cat([y.masked_fill(missing, 0), missing[:, :1].to(y)], 1))
+
+
+@final
+class SegmentationMap(Condition):
+    """A class for every pixel, (H, W) of 0 .. classes - 1, as one-hot channels.
+
+    A last channel stands for "nothing said". Raises ValueError for values out of range.
+
+    Args:
+        classes: number of classes.
+        size: height and width.
+        dropout: fraction of the training examples without their map.
+    """
+
+    def __init__(self, classes: Count, size: tuple[int, int], *, dropout: Fraction = 0.1) -> None:
+        super().__init__()
+        check(SegmentationMap, {"classes": classes, "dropout": dropout})
+        self.classes, self.size, self.dropout = classes, tuple(size), dropout
+        self.concat = classes + 1
+
+    @staticmethod
+    def measured(values: Any, **settings: Any) -> dict[str, Any]:
+        found = torch.as_tensor(values)
+        if found.ndim != 3 or found.is_floating_point() or int(found.min()) < 0:
+            raise ValueError(f"need maps (N, H, W) of classes from 0, got {tuple(found.shape)}")
+        return {"classes": int(found.max()) + 1, "size": list(found.shape[1:])}
+
+    def read(self, values: Any) -> Tensor:
+        """A map (H, W), or several (n, H, W)."""
+        y = values if isinstance(values, Tensor) else torch.as_tensor(values)
+        y = y[None] if y.ndim == 2 else y
+        if y.is_floating_point() or y.ndim != 3 or tuple(y.shape[1:]) != self.size:
+            raise ValueError(f"need a map {self.size} of whole numbers, got {tuple(y.shape[1:])}")
+        if y.numel() and not 0 <= int(y.min()) <= int(y.max()) < self.classes:
+            raise ValueError(
+                f"need classes 0 to {self.classes - 1}, got {int(y.min())} to {int(y.max())}"
+            )
+        return y.long()
+
+    def null(self, n: int) -> Tensor:
+        return torch.full((n, *self.size), self.classes)
+
+    def forward(self, y: Tensor) -> Joined:
+        return Joined(concat=F.one_hot(y, self.classes + 1).movedim(-1, 1).float())
