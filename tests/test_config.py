@@ -78,6 +78,8 @@ class TestFiles:
             changes = {"sde.kind": "discrete_vp"} | changes
         if kind == "given":
             changes |= {"sde.levels": 3, "sde.table.betas": "0.1,0.2,0.4"}
+        if path == "train.objective":
+            changes |= {"train.times.kind": "levels"}
         config = override(Config(), changes)
         assert load_config(write(tmp_path, to_yaml(config))) == config
         assert config_from(to_plain(config), "checkpoint") == config

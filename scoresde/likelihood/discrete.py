@@ -248,13 +248,30 @@ def _decoded_once(
     model: _Model, x: Tensor, chain: _Chain, levels: Quantisation | None, noise: Noise
 ) -> Tensor:
     """log p(x | z_0) (B,) for one draw of z_0."""
-    sde, t = model.denoiser.sde, chain.t[-1]
+    sde, before, t = model.denoiser.sde, *chain.t[-2:]
     x0, mix = model(sde.perturb(x, t, noise(x)), t)
-    if model.mix is not None:
+    return decoded(sde, x, x0, t, before, None if model.mix is not None else mix, levels)
+
+
+def decoded(
+    sde: SDE,
+    x: Tensor,
+    x0: Tensor,
+    t: Tensor,
+    before: Tensor,
+    mix: Tensor | None,
+    levels: Quantisation | None,
+) -> Tensor:
+    """log p(x | z) (B,) of data, given x0_hat at the lowest time ``t`` of a chain.
+
+    ``mix`` (B, ...) is between the small variance of the transition from ``before`` to ``t`` and
+    (sigma / alpha)^2; None takes the former for pixel ``levels``, the latter for real numbers.
+    """
+    if mix is None:
         mix = torch.tensor(LARGE if levels is None else SMALL, dtype=torch.float64)
     large = (-2 * sde.lam(t)).exp()
-    small = torch.minimum(chain.reverse.small[-1], large)
-    variance = Reverse(small, large, large).variance(mix)
+    small = torch.minimum(sde.reverse(before, t).small, large)
+    variance = Reverse(small, large, large).to(x).variance(mix)
     if levels is not None:
         return discretised_gaussian(x, x0, variance, levels)
     density = (x - x0).square() / variance + variance.log() + math.log(2 * math.pi)

@@ -21,6 +21,7 @@ from scoresde.registry.grid_files import from_file
 from scoresde.samplers import WIDE, ArctanGrid, Grid, grids
 from scoresde.sde import SDE, DiscreteVP
 from scoresde.training import augment, losses, times
+from scoresde.training.vlb import Hybrid, Objective, Vlb
 
 Value = TypeVar("Value")
 Entry = TypeVar("Entry")
@@ -185,6 +186,10 @@ def unit() -> None:
     """Weight 1 on the squared error of the network output."""
 
 
+def simple() -> None:
+    """The denoising loss with the weighting, L_simple."""
+
+
 def none() -> None:
     """No augmentation of the images."""
 
@@ -285,12 +290,16 @@ WEIGHTINGS: Table[Callable[..., losses.Weight | None]] = Table(
         "edm": losses.edm,
     }
 )
+OBJECTIVES: Table[Callable[..., Objective | None]] = Table(
+    {"simple": simple, "vlb": Vlb, "hybrid": Hybrid}
+)
 TIMES: Table[Callable[..., times.Times]] = Table(
     {
         "uniform": times.Uniform,
         "log_snr": times.LogSNR,
         "lognormal": times.LogNormal,
         "levels": times.DiscreteTimes,
+        "loss_aware": times.LossAware,
     }
 )
 AUGMENTATIONS: Table[Callable[..., augment.Augmentation | None]] = Table(

@@ -109,6 +109,7 @@ class Checkpoint:
         decays: state dicts of further exponential averages, by decay.
         contents: digest of the training examples; empty in checkpoints of older versions.
         learned: state dict of a learned weight; empty without one.
+        history: state dict of the losses of loss-aware times; empty for other times.
     """
 
     config: dict[str, Any]
@@ -123,6 +124,7 @@ class Checkpoint:
     decays: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     contents: str = ""
     learned: dict[str, Any] = field(default_factory=dict)
+    history: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,7 @@ def save(path: str | Path, checkpoint: Checkpoint) -> None:
         "contents": checkpoint.contents,
         "decays": {name: dict(average) for name, average in checkpoint.decays.items()},
         "learned": checkpoint.learned,
+        "history": checkpoint.history,
     }
     atomic_write(path, lambda temporary: torch.save(entries, temporary))
 
@@ -338,6 +341,7 @@ def _checkpoint(entries: Mapping[str, Any]) -> Checkpoint:
         contents=str(entries.get("contents", "")),
         decays={str(k): _state_dict(v) for k, v in entries.get("decays", {}).items()},
         learned=learned,
+        history=_state_dict(entries.get("history", {})),
     )
 
 
@@ -373,7 +377,7 @@ def _groups(checkpoint: Checkpoint) -> list[dict[str, Tensor]]:
     """All tensors of a checkpoint by name, in groups."""
     optimizer = _tensors(checkpoint.optimizer)
     averages = (*checkpoint.decays.values(), *checkpoint.averages.values())
-    groups = [checkpoint.model, checkpoint.ema, *averages, optimizer]
+    groups = [checkpoint.model, checkpoint.ema, *averages, optimizer, checkpoint.history]
     if checkpoint.learned:
         groups += [checkpoint.learned["u"], _tensors(checkpoint.learned["optimizer"])]
     return groups
