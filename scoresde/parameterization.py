@@ -167,8 +167,8 @@ class ScoreModel(nn.Module):
         net: nn.Module,
         sde: SDE,
         parameterization: Parameterization,
-        variance: bool = False,
         *,
+        variance: bool = False,
         conditions: Mapping[str, Condition] | None = None,
     ) -> None:
         super().__init__()
@@ -285,12 +285,13 @@ class ScoreModel(nn.Module):
         and encoded once. What is not said, or None, the network was told in training as often as
         the dropout of that condition says. Raises ValueError as ``read`` does.
         """
-        # Read while they are on the host, then sent once.
-        read = {
-            name: None if y is None else sent(y, self.device)
-            for name, y in self.read(**said).items()
-        }
-        told = self.told(read)
+        return self.bound(self.read(**said))
+
+    def bound(self, read: Mapping[str, Tensor | None]) -> Denoiser:
+        """``denoiser`` of what ``read`` returns, or of what the data say, on any device."""
+        told = self.told(
+            {name: None if y is None else sent(y, self.device) for name, y in read.items()}
+        )
         bound = Bound(self, told)
         mix = bound.variance_mix if self.variance else None
         return Denoiser(self.sde, bound, mix, batch=_batch(told))

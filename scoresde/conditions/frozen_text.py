@@ -42,6 +42,8 @@ class FrozenText(Condition):
         states: width of the states of the text model.
     """
 
+    sentences = True
+
     def __init__(
         self,
         folder: Path,
@@ -85,6 +87,9 @@ class FrozenText(Condition):
             row[: len(states)] = torch.from_numpy(states)
         index = {sentence: k for k, sentence in enumerate(different)}
         return table[[index[sentence] for sentence in sentences]]
+
+    def takes(self) -> str:
+        return f"a sentence of at most {self.length} tokens, read by {self.folder.name}"
 
     def null(self, n: int) -> Tensor:
         """The states of the empty sentence."""

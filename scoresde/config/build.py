@@ -115,7 +115,7 @@ def build_model(config: Config, described: Described) -> ScoreModel:
     parameterization = build(config.parameterization)
     variance = config.network.values.get("head") == "variance"
     sde = build_sde(config.sde)
-    return ScoreModel(network, sde, parameterization, variance, conditions=conditions)
+    return ScoreModel(network, sde, parameterization, variance=variance, conditions=conditions)
 
 
 def build_conditions(config: Config, described: Described) -> dict[str, Condition]:

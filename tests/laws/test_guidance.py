@@ -68,7 +68,7 @@ class Exact(nn.Module):
 
 def exact(sde=None, **settings) -> ScoreModel:
     conditions = {"row": Label(3, **settings), "column": Label(3)}
-    return ScoreModel(Exact(), sde or VP(), parameterizations.x0, conditions)
+    return ScoreModel(Exact(), sde or VP(), parameterizations.x0, conditions=conditions)
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def test_what_is_said_against_takes_the_place_of_nothing():
 @pytest.mark.parametrize("as_denoiser", [False, True])
 def test_a_weaker_model_takes_the_place_of_the_unconditional(as_denoiser):
     sde, s = VP(), 2.0
-    weak = ScoreModel(Halved(), sde, parameterizations.x0, exact().conditions)
+    weak = ScoreModel(Halved(), sde, parameterizations.x0, conditions=exact().conditions)
     given = weak.denoiser(row=1) if as_denoiser else weak
     model = exact(dropout=0.0)
     guided = guidance.free(model, {"row": 1, "column": 0}, scale=s, weaker=given)
