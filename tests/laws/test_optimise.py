@@ -132,7 +132,7 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match="draws noise"):
         optimise_grid(denoiser, ancestral(), 4, x)
     with pytest.raises(ValueError, match="raise it"):
-        optimise_grid(denoiser, STEP, 4, x, budget=20)
+        optimise_grid(denoiser, STEP, 4, x, budget=16)
     with pytest.raises(ValueError, match="at least one start"):
         optimise_grid(denoiser, STEP, 4, x[:0])
     with pytest.raises(ValueError, match="t_end < t_max"):
