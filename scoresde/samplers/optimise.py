@@ -228,7 +228,7 @@ class _Problem:
         picks = np.random.default_rng(0).integers(b, size=(_RESAMPLES, b))
         found, standard = self.measures(errors[picks]), self.measures(self.standard[picks])
         less = [(a < b).mean() for a, b in zip(found, standard, strict=True)]
-        return min(less) >= _CONFIDENCE
+        return bool(min(less) >= _CONFIDENCE)
 
     def along(self, origin: Array, profile: Array) -> Loss:
         """The loss as a function of moves (directions,) from ``origin``."""
