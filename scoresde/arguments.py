@@ -180,6 +180,8 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 def _is_number(value: Any, kind: type) -> bool:
     """Whether a value may stand for an int or a float: one of numpy or torch may too."""
+    if isinstance(value, bool):
+        return False
     if kind is int:
         return hasattr(value, "__index__") and not getattr(value, "ndim", 0)
     return hasattr(value, "__float__")

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from scoresde.arguments import Count, Positive, check, check_fields
 from scoresde.denoiser import Denoiser
 from scoresde.sde import SDE, floating, sent, unit_alpha
 
@@ -98,7 +99,7 @@ def solve_sde(
     x: Tensor,
     t0: Tensor | float,
     t1: Tensor | float,
-    steps: int,
+    steps: Count,
     *,
     method: str = "euler",
     eta: float = 1.0,
@@ -122,10 +123,9 @@ def solve_sde(
     """
     import torchsde
 
+    check(solve_sde, locals())
     if method not in SDE_METHODS:
         raise ValueError(f"unknown SDE method {method!r}; choose one of {', '.join(SDE_METHODS)}")
-    if steps < 1:
-        raise ValueError(f"need steps >= 1, got steps={steps}")
     if not 0 <= eta < math.inf:
         raise ValueError(f"need 0 <= eta < inf, got eta={eta:g}")
     require_samples(x)
@@ -165,22 +165,17 @@ class Tolerance:
     """
 
     method: str = "dopri5"
-    rtol: float = 1e-5
-    atol: float = 1e-5
-    steps: int = 50
-    max_nfe: int = 10_000
+    rtol: Positive = 1e-5
+    atol: Positive = 1e-5
+    steps: Count = 50
+    max_nfe: Count = 10_000
     grad: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.method not in ODE_METHODS:
             raise ValueError(
                 f"unknown ODE method {self.method!r}; choose one of {', '.join(ODE_METHODS)}"
-            )
-        if self.steps < 1:
-            raise ValueError(f"need steps >= 1, got steps={self.steps}")
-        if not (self.rtol > 0 and self.atol > 0):
-            raise ValueError(
-                f"need rtol > 0 and atol > 0, got rtol={self.rtol:g}, atol={self.atol:g}"
             )
         if self.grad and self.method == "scipy_solver":
             raise ValueError(

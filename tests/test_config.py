@@ -26,7 +26,7 @@ from scoresde.config import (
     to_yaml,
 )
 from scoresde.config.schema import ROOT
-from scoresde.config.sections import contents, keys, options
+from scoresde.config.sections import Named, contents, keys, options
 from scoresde.config.values import Unreadable, is_plain, read_value
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -78,6 +78,8 @@ class TestFiles:
             changes = {"sde.kind": "discrete_vp"} | changes
         if kind == "given":
             changes |= {"sde.levels": 3, "sde.table.betas": "0.1,0.2,0.4"}
+        if path == "train.objective":
+            changes |= {"train.times.kind": "levels"}
         config = override(Config(), changes)
         assert load_config(write(tmp_path, to_yaml(config))) == config
         assert config_from(to_plain(config), "checkpoint") == config
@@ -316,6 +318,8 @@ class TestConstructors:
         def walk(name: str, argument: Argument) -> None:
             assert argument.about, f"{name} has no description"
             source = contents(argument)
+            if isinstance(source, Named):
+                source = source.table
             assert source is not None or is_plain(argument.type), name
             if source is None:
                 return

@@ -101,7 +101,7 @@ def test_the_example_of_the_likelihood_is_exact(capsys):
 def test_the_example_of_the_evaluation_runs_and_every_metric_is_explained(capsys):
     for block in blocks(ROOT / "docs" / "evaluation.md", "python"):
         exec(block, {})
-    first, second = capsys.readouterr().out.splitlines()
+    _, first, second = capsys.readouterr().out.splitlines()
     value, error, limit = map(float, first.split())
     assert 0 < float(second.split()[1]) < float(second.split()[0])
     assert 0 < error < value

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "codes": THEORY | {"solvers", "samplers"},
     "testing": THEORY | {"samplers", "solvers", "likelihood"},
     "convergence": THEORY | {"samplers", "testing"},
-    "training": THEORY | {"samplers", "data", "nn", "atomic"},
+    "training": THEORY | {"samplers", "solvers", "likelihood", "data", "nn", "atomic"},
     "nn": set(),
     "conditions": {"atomic"},
     "atomic": set(),

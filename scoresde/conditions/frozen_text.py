@@ -97,7 +97,8 @@ class FrozenText(Condition):
 
     def forward(self, y: Tensor) -> Joined:
         mask = ~torch.isnan(y[..., 0])
-        states = y.masked_fill(~mask[:, :, None], 0)
+        dtype = next((p.dtype for p in self.project.parameters()), torch.float32)
+        states = y.masked_fill(~mask[:, :, None], 0).to(dtype)
         mean = states.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
         return Joined(embed=mean, context=self.project(states), mask=mask)
 

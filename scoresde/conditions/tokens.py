@@ -184,7 +184,10 @@ def _tokenizer(rules: str) -> Any:
             raise ValueError(
                 "a tokenizer.json is read by the package tokenizers; pip install scoresde[text]"
             ) from None
-        _TOKENIZERS[rules] = Tokenizer.from_str(rules)
+        try:
+            _TOKENIZERS[rules] = Tokenizer.from_str(rules)
+        except Exception as error:  # the package raises no other type
+            raise ValueError(f"no rules of a tokenizer ({error}); check tokenizer.json") from None
     return _TOKENIZERS[rules]
 
 

@@ -91,7 +91,7 @@ ROOT = Group((Config,))
 
 def _levels_agree(config: Config) -> None:
     sde, law = config.sde, config.train.times
-    if sde.kind == "discrete_vp" and law.kind == "levels" and law.n != sde.levels:
+    if sde.kind == "discrete_vp" and law.kind in ("levels", "loss_aware") and law.n != sde.levels:
         raise ConfigError(
             f"train.times.n={law.n} and sde.levels={sde.levels} differ; give both the same"
         )

@@ -56,9 +56,9 @@ def free(
             in a Limited Interval Improves Sample and Distribution Quality, arXiv 2404.07724.
         rescale: share of x0_hat that gets the standard deviation of c, sample by sample. Common
             Diffusion Noise Schedules, arXiv 2305.08891, eq. 15-16, there of the network's output.
-        parallel: share kept of the part of c - u along c, sample by sample; that part makes colours
-            too strong. Eliminating Oversaturation and Artifacts of High Guidance Scales (APG),
-            arXiv 2410.02416, its eta.
+        parallel: share kept of the part of c - u along c, sample by sample; that part makes
+            colours too strong. Eliminating Oversaturation and Artifacts of High Guidance Scales
+            (APG), arXiv 2410.02416, its eta.
         norm: largest norm of c - u, sample by sample; r of the same.
         weaker: a weaker model of the same process in the place of u, told what is said, or its
             denoiser. Guiding a Diffusion Model with a Bad Version of Itself, arXiv 2406.02507.

@@ -5,7 +5,7 @@ package.
 """
 
 from scoresde.likelihood.bounds import elbo
-from scoresde.likelihood.discrete import discrete_elbo
+from scoresde.likelihood.discrete import bound_terms, discrete_elbo
 from scoresde.likelihood.divergence import Exact, Hutchinson
 from scoresde.likelihood.estimators import FlowEstimator
 from scoresde.likelihood.flow import (
@@ -23,6 +23,7 @@ __all__ = [
     "LogLikelihood",
     "adaptive_log_likelihood",
     "bits_per_dim",
+    "bound_terms",
     "discrete_elbo",
     "elbo",
     "log_likelihood",

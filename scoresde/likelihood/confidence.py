@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 FEWEST = 10
@@ -28,11 +29,13 @@ class Mean(NamedTuple):
     error: float
 
 
-def student(level: float, freedom: int) -> float:
-    """The quantile of Student's law that leaves (1 - level) / 2 above it."""
+def student(level: float, freedom: Tensor | int) -> Tensor:
+    """The quantiles of Student's laws that leave (1 - level) / 2 above them, float64."""
     from scipy.special import stdtrit
 
-    return -float(stdtrit(freedom, (1 - level) / 2))
+    freedom = torch.as_tensor(freedom, dtype=torch.float64)
+    found = torch.as_tensor(-stdtrit(freedom.cpu().numpy(), (1 - level) / 2))
+    return found.to(freedom.device)
 
 
 def mean(values: Tensor) -> Mean:
@@ -80,7 +83,7 @@ def mean_interval(values: Tensor, level: float = 0.95) -> Interval:
     if spread == 0:
         return Interval(centre, centre, f"all {n} values are equal, so nothing shows their spread")
     skew = float((rest / spread).pow(3).mean()) / math.sqrt(n)
-    t = student(level, n - 1)
+    t = float(student(level, n - 1))
     ends = [-t, t]
     if skew:
         cubes = (1 + skew * (w - skew / 6) for w in (-t, t))

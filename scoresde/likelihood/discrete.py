@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
 
+from scoresde.arguments import Positive, Probability, Range, check
 from scoresde.denoiser import Denoiser
-from scoresde.likelihood.bounds import Bound, excess, strata, stratified_mean, terminal_gap
+from scoresde.likelihood.bounds import Bound, excess, strata, stratified_sum, terminal_gap
 from scoresde.likelihood.dequantise import Quantisation
 from scoresde.likelihood.divergence import sum_from
 from scoresde.likelihood.flow import require_law
@@ -34,11 +35,11 @@ def discrete_elbo(
     x: Tensor,
     ts: Tensor,
     *,
-    mix: float | None = SMALL,
+    mix: Probability | None = SMALL,
     levels: Quantisation | None = None,
-    times: int | None = None,
-    decodes: int = 8,
-    std: float = 0.5,
+    times: Annotated[int, Range(ge=2)] | None = None,
+    decodes: Annotated[int, Range(ge=2)] = 8,
+    std: Positive = 0.5,
     noise: Noise | None = None,
 ) -> Bound:
     """The variational bound of clean data for the chain along the grid ``ts``.
@@ -62,34 +63,39 @@ def discrete_elbo(
     Raises ValueError for arguments out of range. DDPM, arXiv 2006.11239, eq. 5 and 13; Improved
     DDPM, arXiv 2102.09672, eq. 15.
     """
+    check(discrete_elbo, locals())
     if times is None:
         terms = bound_terms(
             denoiser, x, ts, mix=mix, levels=levels, decodes=decodes, std=std, noise=noise
         )
         log_prob = terms.decoder - terms.transitions.sum(0) - terms.prior
-        return Bound(log_prob, terms.standard_error, len(terms.transitions) + decodes)
+        calls = len(terms.transitions) + decodes
+        return Bound(log_prob, terms.standard_error, calls, terms.freedom)
     model, chain, clean, noise = _prepared(denoiser, x, ts, mix, std, min(times, decodes), noise)
-    value, error = _some_terms(model, clean, chain, times, noise)
+    value, error, freedom = _some_terms(model, clean, chain, times, noise)
     decoder, spread = _decoded(model, clean, chain, levels, decodes, noise)
     log_prob = decoder - value - terminal_gap(denoiser.sde, clean, chain.t[0])
-    return Bound(log_prob, (error.square() + spread).sqrt(), times + decodes)
+    error, freedom = _with_decoder(error, freedom, spread, decodes)
+    return Bound(log_prob, error, times + decodes, freedom)
 
 
 class Terms(NamedTuple):
     """The terms of the variational bound of each sample: log p >= decoder - transitions - prior.
 
     ``prior`` and ``decoder`` are (B,), ``transitions`` (n, B) from the most noise to the least, in
-    nats; ``standard_error`` (B,) is that of the bound.
+    nats; ``standard_error`` (B,) is that of the bound, and ``freedom`` its degrees of freedom.
     """
 
     prior: Tensor
     transitions: Tensor
     decoder: Tensor
     standard_error: Tensor
+    freedom: Tensor
 
     def bits_per_dim(self, shape: Sequence[int]) -> Terms:
         """The terms in bits per number of a sample of this shape."""
-        return Terms(*(part / (math.prod(shape) * math.log(2)) for part in self))
+        nats = math.prod(shape) * math.log(2)
+        return self._replace(**{name: getattr(self, name) / nats for name in self._fields[:4]})
 
 
 def bound_terms(
@@ -110,10 +116,21 @@ def bound_terms(
     subtracted.
     """
     model, chain, clean, noise = _prepared(denoiser, x, ts, mix, std, decodes, noise)
-    transitions, error = _every_term(model, clean, chain, noise)
+    transitions, error, freedom = _every_term(model, clean, chain, noise)
     decoder, spread = _decoded(model, clean, chain, levels, decodes, noise)
     prior = terminal_gap(denoiser.sde, clean, chain.t[0])
-    return Terms(prior, transitions, decoder, (error.square() + spread).sqrt())
+    error, freedom = _with_decoder(error, freedom, spread, decodes)
+    return Terms(prior, transitions, decoder, error, freedom)
+
+
+def _with_decoder(
+    error: Tensor, freedom: Tensor, spread: Tensor, decodes: int
+) -> tuple[Tensor, Tensor]:
+    """The error of the terms with that of the decoder, and its freedom by Satterthwaite's rule."""
+    both = error.square() + spread
+    parts = error.square().square() / freedom + spread.square() / (decodes - 1)
+    # Without any error the freedom is of no use.
+    return both.sqrt(), torch.where(parts > 0, both.square() / parts, freedom)
 
 
 def _prepared(
@@ -180,27 +197,27 @@ def _chain(sde: SDE, ts: Tensor, mix: float | None, std: float) -> _Chain:
     return _Chain(t, reverse, slope, reverse.variance(middle), term / term.sum())
 
 
-def _every_term(model: _Model, x: Tensor, chain: _Chain, noise: Noise) -> tuple[Tensor, Tensor]:
-    """All terms (n, B), and the standard error of their sum from differences of neighbours."""
+def _every_term(
+    model: _Model, x: Tensor, chain: _Chain, noise: Noise
+) -> tuple[Tensor, Tensor, Tensor]:
+    """All terms (n, B), and the error and freedom of their sum."""
     index = torch.arange(len(chain.weight)).unsqueeze(1).expand(-1, len(x))
     ratios = torch.stack([_ratio(model, x, chain, i, noise) for i in index])
     weight = sent(chain.weight, x.device).unsqueeze(1)
-    steps = ratios.diff(dim=0).square() / 2
-    # An inner transition averages the differences to its two neighbours.
-    variance = torch.cat([steps[:1], (steps[1:] + steps[:-1]) / 2, steps[-1:]])
-    return weight * ratios, (weight**2 * variance).sum(0).sqrt()
+    _, error, freedom = stratified_sum(ratios, weight)
+    return weight * ratios, error, freedom
 
 
 def _some_terms(
     model: _Model, x: Tensor, chain: _Chain, times: int, noise: Noise
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """An estimate of the sum from ``times`` transitions, stratified by their weights."""
     edges = chain.weight.cumsum(0)[:-1]
     ratios = [
         _ratio(model, x, chain, torch.searchsorted(edges, u, right=True), noise)
         for u in strata(x, times, noise)
     ]
-    return stratified_mean(torch.stack(ratios))
+    return stratified_sum(torch.stack(ratios), x.new_full((times, 1), 1 / times))
 
 
 def _ratio(model: _Model, x: Tensor, chain: _Chain, i: Tensor, noise: Noise) -> Tensor:
@@ -231,13 +248,30 @@ def _decoded_once(
     model: _Model, x: Tensor, chain: _Chain, levels: Quantisation | None, noise: Noise
 ) -> Tensor:
     """log p(x | z_0) (B,) for one draw of z_0."""
-    sde, t = model.denoiser.sde, chain.t[-1]
+    sde, before, t = model.denoiser.sde, *chain.t[-2:]
     x0, mix = model(sde.perturb(x, t, noise(x)), t)
-    if model.mix is not None:
+    return decoded(sde, x, x0, t, before, None if model.mix is not None else mix, levels)
+
+
+def decoded(
+    sde: SDE,
+    x: Tensor,
+    x0: Tensor,
+    t: Tensor,
+    before: Tensor,
+    mix: Tensor | None,
+    levels: Quantisation | None,
+) -> Tensor:
+    """log p(x | z) (B,) of data, given x0_hat at the lowest time ``t`` of a chain.
+
+    ``mix`` (B, ...) is between the small variance of the transition from ``before`` to ``t`` and
+    (sigma / alpha)^2; None takes the former for pixel ``levels``, the latter for real numbers.
+    """
+    if mix is None:
         mix = torch.tensor(LARGE if levels is None else SMALL, dtype=torch.float64)
     large = (-2 * sde.lam(t)).exp()
-    small = torch.minimum(chain.reverse.small[-1], large)
-    variance = Reverse(small, large, large).variance(mix)
+    small = torch.minimum(sde.reverse(before, t).small, large)
+    variance = Reverse(small, large, large).to(x).variance(mix)
     if levels is not None:
         return discretised_gaussian(x, x0, variance, levels)
     density = (x - x0).square() / variance + variance.log() + math.log(2 * math.pi)

@@ -10,6 +10,8 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from scoresde.arguments import Count, check, check_fields
+
 Field = Callable[[Tensor], Tensor]
 
 CACHE, MEMORY = 16 << 20, 1 << 30
@@ -41,13 +43,12 @@ class Exact:
     in for the estimators that draw probes. Raises ValueError unless the budget is positive.
     """
 
-    budget: int | None = None
+    budget: Count | None = None
     estimates: ClassVar[int] = 1
     random: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if self.budget is not None and self.budget < 1:
-            raise ValueError(f"need a budget of at least 1 byte, got {self.budget}")
+        check_fields(self)
 
     def held(self, x: Tensor, noise: object) -> Exact:
         """Return self: nothing is drawn for a solve."""
@@ -118,10 +119,9 @@ class Hutchinson:
 EXACT = Exact()
 
 
-def rademacher(x: Tensor, probes: int = 1, generator: torch.Generator | None = None) -> Tensor:
+def rademacher(x: Tensor, probes: Count = 1, generator: torch.Generator | None = None) -> Tensor:
     """Random signs (probes, *x.shape), the independent probes of least variance."""
-    if probes < 1:
-        raise ValueError(f"need at least 1 probe, got {probes}")
+    check(rademacher, locals())
     bits = torch.randint(0, 2, (probes, *x.shape), generator=generator, device=x.device)
     return (2 * bits - 1).to(x.dtype)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol, Self, final
+from typing import Annotated, NamedTuple, Protocol, Self, final
 
 import torch
 from torch import Tensor
 
-from scoresde.arguments import Count, Positive, check_fields
+from scoresde.arguments import Count, Positive, Range, check_fields
 from scoresde.denoiser import Denoiser
 from scoresde.likelihood.bounds import elbo
 from scoresde.likelihood.dequantise import (
@@ -37,7 +37,8 @@ LOOSER = 10.0
 class Estimate(NamedTuple):
     """One draw of log P (B,) in nats, the number of denoiser calls, and the error of the solver.
 
-    The error (B,) is an estimate in nats; None if there is no solver, NaN if not estimated.
+    The error (B,) is an estimate in nats; None if there is no solver, NaN if not estimated. A
+    sample that the solver did not finish has log P NaN and an infinite error.
     """
 
     log_prob: Tensor
@@ -67,10 +68,11 @@ class Estimator(ABC):
     def start(self, sde: SDE, scaling: Quantisation) -> float:
         """The time t_0 at which the model takes over."""
 
-    def coarser(self) -> Self | None:
-        """The same estimator at about half the cost, to measure the error of its solver.
+    def halved(self) -> tuple[Self, Self] | None:
+        """Two estimators whose difference shows the error of the solver.
 
-        None if there is no solver or its cost cannot be halved.
+        They have the same random probes, and the second has about half the cost. None if there is
+        no solver, its cost cannot be halved, or it estimates all of its error.
         """
         return None
 
@@ -146,8 +148,8 @@ class FlowSolver(ABC):
     ) -> LogLikelihood: ...
 
     @abstractmethod
-    def coarser(self) -> Self | None:
-        """The same solver at about half the cost; None if it cannot be halved."""
+    def halved(self) -> tuple[Self, Self] | None:
+        """Two solvers with the same random probes, as in ``Estimator.halved``."""
 
 
 @final
@@ -162,12 +164,14 @@ class GridFlow(FlowSolver):
         between: solver steps for each step of the quadrature.
         tolerance: error of a sample in nats above which it is solved again; by default 0.05, and
             at least 0.002 per dimension.
+        held: use the same probes at every node, to compare solves with other nodes.
     """
 
-    nodes: int = 64
+    nodes: Annotated[int, Range(ge=2 * GREGORY)] = 64
     probes: Count | None = 1
     between: Count = 1
     tolerance: Positive | None = None
+    held: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -175,7 +179,7 @@ class GridFlow(FlowSolver):
     def __call__(self, denoiser: Denoiser, x: Tensor, noise: Noise, t0: float) -> LogLikelihood:
         probing: Probing = EXACT
         if self.probes is not None and self.probes < x[0].numel():
-            probing = Orthogonal(signs(x, 1, noise), self.probes)
+            probing = Orthogonal(signs(x, 1, noise), self.probes, self.held)
         return path_log_likelihood(
             denoiser,
             x,
@@ -186,9 +190,11 @@ class GridFlow(FlowSolver):
             tolerance=self.tolerance,
         )
 
-    def coarser(self) -> GridFlow | None:
+    def halved(self) -> tuple[GridFlow, GridFlow] | None:
         nodes = self.nodes // 2
-        return None if nodes < 2 * GREGORY else replace(self, nodes=nodes)
+        if self.probes is None or nodes < 2 * GREGORY:
+            return None
+        return replace(self, held=True), replace(self, held=True, nodes=nodes)
 
 
 @final
@@ -212,11 +218,11 @@ class AdaptiveFlow(FlowSolver):
     def __call__(self, denoiser: Denoiser, x: Tensor, noise: Noise, t0: float) -> LogLikelihood:
         divergence = self.trace.held(x, noise)
         return adaptive_log_likelihood(
-            denoiser, x, divergence, t0=t0, rtol=self.rtol, atol=self.atol
+            denoiser, x, divergence, t0=t0, rtol=self.rtol, atol=self.atol, strict=False
         )
 
-    def coarser(self) -> AdaptiveFlow:
-        return replace(self, rtol=LOOSER * self.rtol, atol=LOOSER * self.atol)
+    def halved(self) -> tuple[AdaptiveFlow, AdaptiveFlow]:
+        return self, replace(self, rtol=LOOSER * self.rtol, atol=LOOSER * self.atol)
 
 
 @final
@@ -253,10 +259,10 @@ class BlackBox(FlowSolver):
             steps=self.steps,
         )
 
-    def coarser(self) -> BlackBox | None:
+    def halved(self) -> tuple[BlackBox, BlackBox] | None:
         if self.method in FIXED_STEP_METHODS:
-            return None if self.steps < 2 else replace(self, steps=self.steps // 2)
-        return replace(self, rtol=LOOSER * self.rtol, atol=LOOSER * self.atol)
+            return None if self.steps < 2 else (self, replace(self, steps=self.steps // 2))
+        return self, replace(self, rtol=LOOSER * self.rtol, atol=LOOSER * self.atol)
 
 
 # --- estimators ---------------------------------------------------------------------------------
@@ -294,9 +300,10 @@ class FlowEstimator(Estimator):
     def start(self, sde: SDE, scaling: Quantisation) -> float:
         return _start(sde, scaling, self.dequantisation) if self.t0 is None else self.t0
 
-    def coarser(self) -> FlowEstimator | None:
-        solver = self.solver.coarser()
-        return None if solver is None else replace(self, solver=solver)
+    def halved(self) -> tuple[FlowEstimator, FlowEstimator] | None:
+        if (pair := self.solver.halved()) is None:
+            return None
+        return replace(self, solver=pair[0]), replace(self, solver=pair[1])
 
 
 @final

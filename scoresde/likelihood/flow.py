@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from scoresde.arguments import Count, Positive, check
 from scoresde.denoiser import Denoiser
 from scoresde.likelihood.confidence import student
 from scoresde.likelihood.divergence import EXACT, Divergence, sum_from
 from scoresde.samplers import solve_adaptive
-from scoresde.sde import SDE, match, unit_alpha
+from scoresde.sde import SDE, match, sent, unit_alpha
 from scoresde.solvers import (
     Flow,
     SolverError,
@@ -37,7 +38,8 @@ class LogLikelihood(NamedTuple):
 
     The standard errors (B,) are over ``estimates`` independent probes: zero for the exact
     divergence, NaN where the probes are too few to say, as in ``standard_error_of``.
-    ``solver_error`` (B,) estimates the error of the solver in nats; NaN if it is not estimated.
+    ``solver_error`` (B,) estimates the error of the solver in nats: NaN if it is not estimated,
+    infinity for a sample that did not reach its end, whose log-density may be NaN.
     """
 
     log_prob: Tensor
@@ -57,7 +59,7 @@ class LogLikelihood(NamedTuple):
         Student's interval is too short.
         """
         k = self.estimates
-        half = student(level, max(k - 1, 1)) * (1 + 9 / k) * self.standard_error
+        half = float(student(level, max(k - 1, 1))) * (1 + 9 / k) * self.standard_error
         return self.log_prob - half, self.log_prob + half
 
 
@@ -69,10 +71,10 @@ def log_likelihood(
     prior: Any = None,
     t0: float | None = None,
     method: str = "dopri8",
-    rtol: float = 1e-6,
-    atol: float = 1e-6,
-    steps: int = 50,
-    max_nfe: int = 10_000,
+    rtol: Positive = 1e-6,
+    atol: Positive = 1e-6,
+    steps: Count = 50,
+    max_nfe: Count = 10_000,
     grad: bool = False,
 ) -> LogLikelihood:
     """Log-density (10) of samples by torchdiffeq, with the solver options of ``solve_ode``.
@@ -96,6 +98,7 @@ def log_likelihood(
     Raises ValueError and SolverError as ``solve_ode`` does. Score-Based Generative Modeling
     through SDEs, arXiv 2011.13456, eq. 39, in the variables of (8).
     """
+    check(log_likelihood, locals())
     require_law(denoiser)
     require_continuous(x)
     sde, flow, dim = denoiser.sde, Flow(denoiser), x[0].numel()
@@ -126,14 +129,17 @@ def adaptive_log_likelihood(
     *,
     prior: Any = None,
     t0: float | None = None,
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
-    max_nfe: int = 10_000,
+    rtol: Positive = 1e-5,
+    atol: Positive = 1e-5,
+    max_nfe: Count = 10_000,
+    strict: bool = True,
 ) -> LogLikelihood:
     """Log-density (10) of samples by ``samplers.solve_adaptive``, with error control per sample.
 
     The Dormand-Prince pair solves for the state and its log-density jointly. A value does not
-    depend on the batch.
+    depend on the batch. A sample that does not reach t_max within ``max_nfe`` calls has
+    log-density NaN and ``solver_error`` infinity; the others have ``solver_error`` NaN, which is
+    not estimated.
 
     Args:
         denoiser: the model.
@@ -144,9 +150,12 @@ def adaptive_log_likelihood(
         rtol: relative tolerance.
         atol: absolute tolerance.
         max_nfe: limit on the denoiser calls.
+        strict: raise if no sample reaches t_max.
 
-    Raises ValueError for an empty batch or integers, SolverError if a sample needs more calls.
+    Raises ValueError for arguments out of range, an empty batch or integers, SolverError if no
+    sample reaches t_max and ``strict``, RuntimeError for a denoiser that is not finite.
     """
+    check(adaptive_log_likelihood, locals())
     require_law(denoiser)
     require_continuous(x)
     sde, dim = denoiser.sde, x[0].numel()
@@ -155,16 +164,19 @@ def adaptive_log_likelihood(
     state = x.double().reshape(len(x), dim)
     y = torch.cat([state, state.new_zeros(len(x), divergence.estimates)], 1)
     end = solve_adaptive(joint, y, float(first), float(last), rtol, atol, max_nfe)
-    if late := int((~end.finished).sum()):
+    if strict and not bool(end.finished.any()):
         raise SolverError(
-            f"adaptive: {late} of {len(x)} samples did not reach t={float(last):g} within "
-            f"{max_nfe} calls; loosen rtol and atol"
+            f"adaptive: {len(x)} of {len(x)} samples did not reach t={float(last):g} within "
+            f"{max_nfe} calls; loosen rtol and atol, or raise max_nfe"
         )
+    finished = sent(end.finished, x.device)
     latent = end.x[:, :dim].reshape(x.shape)
     gain = end.x[:, dim:].T / float(sde.norm(last))
     log_prob = closed(sde, latent, prior, first, last) + gain.mean(0)
+    log_prob = torch.where(finished, log_prob, math.nan)
+    late = torch.where(finished, log_prob.new_tensor(math.nan), math.inf)
     error = standard_error_of(gain, divergence)
-    return LogLikelihood(log_prob, latent, end.nfe, error, error * math.nan, len(gain))
+    return LogLikelihood(log_prob, latent, end.nfe, error, late, len(gain))
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import torch
 from torch import Tensor
 
+from scoresde.arguments import Count, Positive, Range, check, check_fields
 from scoresde.denoiser import Denoiser
 from scoresde.likelihood.divergence import EXACT, Divergence, Field, Hutchinson, sum_from
 from scoresde.likelihood.flow import LogLikelihood, closed, require_law, standard_error_of
@@ -50,21 +51,22 @@ class Orthogonal:
 
     E v v^T = 1 at every node, so each estimate is unbiased. Over all rows the mean of h h^T is 1,
     so off-diagonal parts of a Jacobian that changes slowly from node to node cancel in the
-    integral. Groups are independent, and their scatter gives the standard error.
+    integral. Groups are independent, and their scatter gives the standard error. ``held`` takes
+    the first rows at every node, so that solves with other nodes have the same probes.
     """
 
     signs: Tensor
-    rows: int = 1
+    rows: Count = 1
+    held: bool = False
 
     def __post_init__(self) -> None:
-        if self.rows < 1:
-            raise ValueError(f"need rows >= 1, got {self.rows}")
+        check_fields(self)
 
     def at(self, k: int, x: Tensor) -> Divergence:
         groups, shape = len(self.signs), x.shape
         dim = math.prod(shape[1:])
-        first = torch.arange(k * self.rows, (k + 1) * self.rows)
-        h = sent(_hadamard(first, dim), x.device, x.dtype).reshape(self.rows, 1, *shape[1:])
+        used = torch.arange(self.rows) + (0 if self.held else k * self.rows)
+        h = sent(_hadamard(used, dim), x.device, x.dtype).reshape(self.rows, 1, *shape[1:])
         signs = sent(self.signs, x.device, x.dtype)
         probes = signs.unsqueeze(1) * h  # (groups, rows, B, ...)
         return Averaged(Hutchinson(probes.reshape(groups * self.rows, *shape)), groups)
@@ -100,17 +102,19 @@ def path_log_likelihood(
     *,
     prior: Any = None,
     t0: float | None = None,
-    nodes: int = 64,
-    between: int = 1,
-    tolerance: float | None = None,
-    max_nfe: int = 10_000,
+    nodes: Annotated[int, Range(ge=2 * GREGORY)] = 64,
+    between: Count = 1,
+    tolerance: Positive | None = None,
+    max_nfe: Count = 10_000,
 ) -> LogLikelihood:
     """Log-density (10) of samples on a grid of equal steps of lam, about one call per node.
 
     A sample with an estimated error above ``tolerance`` is solved again with up to 8 times the
     nodes. If these are too few, and the divergence is exact, implicit steps of adaptive size solve
-    it. ``solver_error`` is the estimate in the end: of the path, and of the quadrature unless
-    random probes hide its error in their scatter. ``nfe`` is the average over the samples.
+    it. ``solver_error`` is the estimate in the end: of the path and, with the exact divergence, of
+    the quadrature. Random probes hide the error of the quadrature: they change from node to node,
+    and rules of 4 and 6 points on the same values differ by their scatter. Two solves with
+    ``Orthogonal(held=True)`` show it. ``nfe`` is the average over the samples.
 
     Args:
         denoiser: the model.
@@ -125,39 +129,19 @@ def path_log_likelihood(
             default 0.05, and at least 0.002 per dimension.
         max_nfe: limit on the denoiser calls of a sample in the implicit steps.
 
-    Raises ValueError for too few nodes or an empty batch, SolverError if the path is not finite.
+    Raises ValueError for arguments out of range or an empty batch, SolverError if the path is not
+    finite.
     """
+    check(path_log_likelihood, locals())
     require_law(denoiser)
     require_continuous(x)
-    if nodes < 2 * GREGORY:
-        raise ValueError(f"need nodes >= {2 * GREGORY}, got {nodes}")
-    if between < 1:
-        raise ValueError(f"need between >= 1, got {between}")
-    sde, n, dim = denoiser.sde, len(x), x[0].numel()
+    sde, x, dim = denoiser.sde, x.detach().double(), x[0].numel()
     limit = default_tolerance(dim) if tolerance is None else tolerance
-    if not limit > 0:
-        raise ValueError(f"need tolerance > 0, got {limit:g}")
-    x = x.detach().double()
     first, last = time_of(sde, sde.t_min if t0 is None else t0), time_of(sde, sde.t_max)
     if not first < last:
         raise ValueError(f"t0: need a time below t_max={float(last):g}, got {float(first):g}")
-    ends = (float(sde.lam(first)), float(sde.lam(last)))
-
-    def walk(
-        rows: Tensor | None, finer: int, strict: bool = False
-    ) -> tuple[LogLikelihood, Tensor]:
-        some, part, probes = denoiser, x, probing
-        if rows is not None:
-            some, part, probes = denoiser.among(rows, n), x[rows], probing.among(rows)
-        lam = torch.linspace(*ends, nodes * finer * between + 1, dtype=torch.float64)
-        ts = sde.time(lam)
-        ts[0], ts[-1] = first, last
-        solved, estimate = _walked(some, part, probes, prior, ts, lam, between, strict)
-        # The signs of larger errors say nothing: their sizes are added up.
-        error = torch.where(estimate <= limit, estimate, solved.solver_error)
-        return solved._replace(solver_error=error), estimate
-
-    found, errors = walk(None, 1)
+    path = _Path(denoiser, x, probing, prior, first, last, nodes, between, limit)
+    found, errors = path.walked()
     # The device is read here, once if every sample is solved. Errors fall with h^4.
     finer = (torch.where(found.log_prob.isfinite(), errors, math.inf).cpu() / limit) ** (1 / 4)
     if bool((finer <= 1).all()):
@@ -168,18 +152,18 @@ def path_log_likelihood(
         rows = torch.nonzero((finer > factor / 2) & ((finer <= factor) | last_try)).flatten()
         if len(rows):
             rows = sent(rows, x.device)
-            found = _replaced(found, rows, walk(rows, factor)[0])
+            found = _replaced(found, rows, path.among(rows).walked(factor)[0])
     rows = torch.nonzero(~(found.solver_error.cpu() <= limit)).flatten()
     if stiff and limit < math.inf and len(rows):
         rows = sent(rows, x.device)
-        some, part = denoiser.among(rows, n), x[rows]
+        some = denoiser.among(rows, len(x))
         new = stiff_log_likelihood(
-            some, part, first, last, limit=limit, prior=prior, max_nfe=max_nfe
+            some, x[rows], first, last, limit=limit, prior=prior, max_nfe=max_nfe
         )
         found = _replaced(found, rows, new)
     if not bool(found.log_prob.isfinite().all()):
         require_finite(x, "x", "correct them")
-        walk(None, 1, strict=True)  # raises at the first state that is not finite
+        path.walked(strict=True)  # raises at the first state that is not finite
     require_finite(found.log_prob, "path", REMEDY)
     return found
 
@@ -207,38 +191,60 @@ def _replaced(found: LogLikelihood, rows: Tensor, new: LogLikelihood) -> LogLike
     )
 
 
-def _walked(
-    denoiser: Denoiser,
-    x: Tensor,
-    probing: Probing,
-    prior: Any,
-    ts: Tensor,
-    lam: Tensor,
-    between: int,
-    strict: bool,
-) -> tuple[LogLikelihood, Tensor]:
-    """The solution on a grid of times with the sum of its errors, and an estimate of its error."""
-    zero = x.new_zeros(len(x))
-    places = {float(t): k for k, t in enumerate(ts)}
-    reader = _Reader(denoiser, probing, places, between, strict, zero, zero, zero)
-    end = sample(replace(denoiser, predict=reader), x, ts, eab(V, 4), denoise=False)
-    reader(end, ts[-1])
-    lam, dim = lam[::between], x[0].numel()
-    weights = gregory(len(lam) - 1) * float(lam[1] - lam[0])
-    # dlog p/dlam = a (div - a D), summed with the weights of the quadrature.
-    gain = torch.zeros_like(reader.found[0])
-    for at, weight, div in zip(lam.tolist(), weights.tolist(), reader.found, strict=True):
-        gain = gain + weight * unit_alpha(at) * (div - unit_alpha(at) * dim)
-    log_prob = closed(denoiser.sde, end, prior, ts[0], ts[-1]) + gain.mean(0)
-    error = standard_error_of(gain, probing.at(0, end))
-    total, estimate = reader.total, reader.signed.abs() + reader.square.sqrt() / 4
-    if not probing.at(0, end).random:
-        # How much the integral over each step changes from 4 to 6 points.
-        change = (_panels(len(lam) - 1, 6) - _panels(len(lam) - 1, 4)) * float(lam[1] - lam[0])
-        rates = torch.cat(reader.found) * sent(unit_alpha(lam), x.device).unsqueeze(1)
-        rough = (sent(change, x.device) @ rates).abs().sum(0)
-        total, estimate = total + rough, estimate + rough
-    return LogLikelihood(log_prob, end, reader.calls, error, total, len(gain)), estimate
+@dataclass(frozen=True)
+class _Path:
+    """The paths of samples ``x`` from ``first`` to ``last``, and what is integrated along them."""
+
+    denoiser: Denoiser
+    x: Tensor
+    probing: Probing
+    prior: Any
+    first: Tensor
+    last: Tensor
+    nodes: int
+    between: int
+    limit: float
+
+    def among(self, rows: Tensor) -> _Path:
+        """The paths of the samples ``rows``."""
+        some = self.denoiser.among(rows, len(self.x)), self.x[rows], self.probing.among(rows)
+        return replace(self, denoiser=some[0], x=some[1], probing=some[2])
+
+    def walked(self, finer: int = 1, strict: bool = False) -> tuple[LogLikelihood, Tensor]:
+        """The solution with ``finer`` times the nodes, and an estimate of its error."""
+        sde, dim = self.denoiser.sde, self.x[0].numel()
+        ends = (float(sde.lam(self.first)), float(sde.lam(self.last)))
+        lam = torch.linspace(*ends, self.nodes * finer * self.between + 1, dtype=torch.float64)
+        ts = sde.time(lam)
+        ts[0], ts[-1] = self.first, self.last
+        zero = self.x.new_zeros(len(self.x))
+        places = {float(t): k for k, t in enumerate(ts)}
+        reader = _Reader(
+            self.denoiser, self.probing, places, self.between, strict, zero, zero, zero
+        )
+        walk = replace(self.denoiser, predict=reader)
+        end = sample(walk, self.x, ts, eab(V, 4), denoise=False)
+        reader(end, ts[-1])
+        lam = lam[:: self.between]
+        step = float(lam[1] - lam[0])
+        # dlog p/dlam = a (div - a D), summed with the weights of the quadrature.
+        gain = torch.zeros_like(reader.found[0])
+        weights = (gregory(len(lam) - 1) * step).tolist()
+        for at, weight, div in zip(lam.tolist(), weights, reader.found, strict=True):
+            gain = gain + weight * unit_alpha(at) * (div - unit_alpha(at) * dim)
+        log_prob = closed(sde, end, self.prior, self.first, self.last) + gain.mean(0)
+        total, estimate = reader.total, reader.signed.abs() + reader.square.sqrt() / 4
+        probes = self.probing.at(0, end)
+        if not probes.random:
+            # How much the integral over each step changes from 4 to 6 points.
+            change = (_panels(len(lam) - 1, 6) - _panels(len(lam) - 1, 4)) * step
+            rates = torch.cat(reader.found) * sent(unit_alpha(lam), end.device).unsqueeze(1)
+            rough = (sent(change, end.device) @ rates).abs().sum(0)
+            total, estimate = total + rough, estimate + rough
+        # The signs of larger errors say nothing: their sizes are added up.
+        error = torch.where(estimate <= self.limit, estimate, total)
+        spread = standard_error_of(gain, probes)
+        return LogLikelihood(log_prob, end, reader.calls, spread, error, len(gain)), estimate
 
 
 @dataclass

@@ -32,12 +32,14 @@ from scoresde.registry.steps import (
 )
 from scoresde.registry.tables import (
     AUGMENTATIONS,
+    BETAS,
     CONDITIONS,
     DATASETS,
     DRAWS,
     GRIDS,
     NEEDY_GRIDS,
     NETWORKS,
+    OBJECTIVES,
     OPTIMIZERS,
     PARAMETERIZATIONS,
     SDES,
@@ -51,6 +53,7 @@ from scoresde.registry.tables import (
 
 __all__ = [
     "AUGMENTATIONS",
+    "BETAS",
     "CONDITIONS",
     "DATASETS",
     "DEQUANTISATIONS",
@@ -59,6 +62,7 @@ __all__ = [
     "METHODS",
     "NEEDY_GRIDS",
     "NETWORKS",
+    "OBJECTIVES",
     "OPTIMIZERS",
     "PARAMETERIZATIONS",
     "PREDICTIONS",
@@ -100,6 +104,8 @@ TABLES: dict[str, Table[Any]] = {
     "times": TIMES,
     "augment": AUGMENTATIONS,
     "draw": DRAWS,
+    "objective": OBJECTIVES,
+    "table": BETAS,
     "optimizer": OPTIMIZERS,
     "data": DATASETS,
     "method": METHODS,

@@ -99,8 +99,8 @@ class Scoring:
         variance: variance of the reverse steps of discrete.
         repeats: number of independent draws per example.
         importance: combine the repeats into the importance-weighted bound instead of their mean.
-        check: number of examples scored twice more, with other random draws and with a coarser
-            solver, to measure these two errors.
+        check: number of examples scored again, with other random draws and with half the effort of
+            the solver, to measure these two errors.
         batch: number of examples scored at a time; it does not change the values.
 
     Raises ValueError for settings that exclude each other.

@@ -21,6 +21,7 @@ from scoresde.registry.grid_files import from_file
 from scoresde.samplers import WIDE, ArctanGrid, Grid, grids
 from scoresde.sde import SDE, DiscreteVP
 from scoresde.training import augment, losses, times
+from scoresde.training.vlb import Hybrid, Objective, Vlb
 
 Value = TypeVar("Value")
 Entry = TypeVar("Entry")
@@ -162,11 +163,11 @@ def discrete_vp(
 
 
 def suited() -> Grid:
-    """The grid arctan, or arctan_wide for a sampler that draws noise; the default."""
+    """The default: arctan, or arctan_wide for a sampler that draws noise, for the model's data."""
     return ArctanGrid()
 
 
-def optimised(budget: Annotated[int, Range(ge=500)] = 800, starts: Count = 32) -> Grid:
+def optimised(budget: Annotated[int, Range(ge=500)] = 500, starts: Count = 32) -> Grid:
     """Grid optimised for the model, the sampler and the steps; stored next to the checkpoint.
 
     Args:
@@ -183,6 +184,10 @@ def _needs_a_model(process: SDE, n: int) -> Tensor:
 
 def unit() -> None:
     """Weight 1 on the squared error of the network output."""
+
+
+def simple() -> None:
+    """The denoising loss with the weighting, L_simple."""
 
 
 def none() -> None:
@@ -285,12 +290,16 @@ WEIGHTINGS: Table[Callable[..., losses.Weight | None]] = Table(
         "edm": losses.edm,
     }
 )
+OBJECTIVES: Table[Callable[..., Objective | None]] = Table(
+    {"simple": simple, "vlb": Vlb, "hybrid": Hybrid}
+)
 TIMES: Table[Callable[..., times.Times]] = Table(
     {
         "uniform": times.Uniform,
         "log_snr": times.LogSNR,
         "lognormal": times.LogNormal,
         "levels": times.DiscreteTimes,
+        "loss_aware": times.LossAware,
     }
 )
 AUGMENTATIONS: Table[Callable[..., augment.Augmentation | None]] = Table(

@@ -45,7 +45,6 @@ from scoresde.samplers import (
     starting_noise,
     suited_grid,
 )
-from scoresde.sde import SDE
 from scoresde.training.held_out import evaluating
 
 DEFAULT_NUM, DEFAULT_NFE = 64, 19
@@ -398,9 +397,9 @@ def _chosen(
     """The sampler that the arguments of ``draw`` name, and what messages call it."""
     if nfe is None and step is None and grid is None and model.config is not None:
         sample = model.config.sample
-        search = configured_search(sample)
+        search = configured_search(sample, model.std)
         found = None if search is None else optimised_grid(model, shape, search, None, progress)[0]
-        sampler: Any = build_sampler(sample, found)
+        sampler: Any = build_sampler(sample, found, model.std)
         return replace(sampler, **({} if denoise is None else {"denoise": denoise})), (
             sample.sampler.kind
         )
@@ -412,11 +411,12 @@ def _chosen(
             raise ValueError(f"{given}: {name} paces itself; leave it out")
         if name not in SELF_PACED:
             return constructor(SAMPLERS, name)(denoise=last), name
-        return GridSampler(ArctanGrid(), build_step(name, {}, 1), 1, last), name
+        paced = build_step(name, {}, 1)
+        return GridSampler(suited_grid(paced, model.std), paced, 1, last), name
     times, calls = _grid_of(grid), DEFAULT_NFE if nfe is None else nfe
-    made, steps = _within(model.sde, times or ArctanGrid(), name, step, calls, last)
+    made, steps = _within(model, times or ArctanGrid(), name, step, calls, last)
     if grid is None or grid == "recommended":
-        times = suited_grid(made)
+        times = suited_grid(made, model.std)
     if times is None:
         search = GridSearch(name, made, steps)
         times, _ = optimised_grid(model, shape, search, None, progress)
@@ -436,18 +436,18 @@ def _grid_of(grid: Grid | str | None) -> Grid | None:
 
 
 def _within(
-    sde: SDE, grid: Grid, name: str, step: Step | str | None, nfe: int, denoise: bool
+    model: ScoreModel, grid: Grid, name: str, step: Step | str | None, nfe: int, denoise: bool
 ) -> tuple[Step, int]:
     """A step, and the largest number of its steps that take at most ``nfe`` network calls."""
 
     def made(n: int) -> Step:
         if step is None:
-            return recommended(n + 1)[0]
-        return build_step(step, {}, n) if isinstance(step, str) else step
+            return recommended(n + 1, std=model.std)[0]
+        return build_step(step, {}, n, model.std) if isinstance(step, str) else step
 
     def calls(n: int) -> int:
         instrument = Instrument(strict=False)
-        denoiser = instrument.on(Denoiser(sde, lambda x, t: x / 2))
+        denoiser = instrument.on(Denoiser(model.sde, lambda x, t: x / 2))
         GridSampler(grid, made(n), n, denoise)(denoiser, torch.ones(1, 1), _ones)
         return instrument.count
 

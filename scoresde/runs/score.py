@@ -26,6 +26,7 @@ from scoresde.runs.results import require_writable
 from scoresde.runs.scoring import Job, Partial, Values
 from scoresde.runs.train_setup import takes_labels
 from scoresde.sde import SDE
+from scoresde.solvers import SolverError
 from scoresde.training.held_out import evaluating
 
 FILES = ("likelihood.json", "values.csv", "values.npz", "histogram.png")
@@ -47,7 +48,10 @@ class Scores:
 
     @property
     def log_prob(self) -> Tensor:
-        """log p (N,) in nats: a probability of pixel levels, or a density in units of the data."""
+        """log p (N,) in nats: a probability of pixel levels, or a density in units of the data.
+
+        NaN for an example whose solver did not reach its end.
+        """
         return self.values.columns["nats"]
 
     @property
@@ -57,13 +61,13 @@ class Scores:
 
     @property
     def bits_per_dim(self) -> float:
-        """Mean of ``bits`` over the examples."""
-        return mean(self.bits).value
+        """Mean of ``bits`` over the examples that have a value."""
+        return mean(valued(self.bits)).value
 
     @property
     def standard_error(self) -> float:
         """The standard error of ``bits_per_dim``; NaN for a single example."""
-        return mean(self.bits).error
+        return mean(valued(self.bits)).error
 
     @property
     def bound(self) -> Tensor | None:
@@ -124,7 +128,7 @@ def score(
         stopping: called after every batch; True stops the scoring.
 
     Raises ValueError for bad arguments, RuntimeError for values that are not finite, Stopped when
-    ``stopping`` returns True, and SolverError if a solver fails.
+    ``stopping`` returns True, and SolverError if a solver fails for every example.
     """
     if out is None and (resume or overwrite):
         raise ValueError("resume and overwrite need out, the folder that keeps the values")
@@ -229,7 +233,7 @@ def scored(
         advance(len(own) - len(rows))
         for some, found in scoring.batches(job, rows):
             values.put(some, found)
-            so_far = mean(job.bits(values.columns["nats"][values.done]))
+            so_far = mean(valued(job.bits(values.columns["nats"])))
             advance(len(some), f"{with_error(*so_far)} bits/dim")
             stop = stopping()
             if part is not None and (stop or time.monotonic() - last >= KEEP_SECONDS):
@@ -247,7 +251,18 @@ def scored(
         values = part.read(n).joined(values)
     if world.rank == 0 and (missing := n - len(values.done)):
         raise RuntimeError(f"{missing} examples have no value; go on with resume=True")
-    return Scores(job, values, time.perf_counter() - started)
+    result = Scores(job, values, time.perf_counter() - started)
+    if n and world.rank == 0 and not len(valued(result.log_prob)):
+        raise SolverError(
+            f"likelihood: none of {n} examples has a value, since no solve reached its end; "
+            "loosen rtol and atol"
+        )
+    return result
+
+
+def valued(x: Tensor) -> Tensor:
+    """The finite values among ``x`` (N,), which are those of the examples that were solved."""
+    return x[x.isfinite()]
 
 
 def with_error(value: float, error: float | None) -> str:

@@ -23,7 +23,7 @@ from scoresde.likelihood.confidence import Mean, draw_error, mean, mean_interval
 from scoresde.likelihood.dequantise import middles
 from scoresde.likelihood.path import default_tolerance
 from scoresde.runs.results import Make, replace_all, save_arrays
-from scoresde.runs.score import FILES, Scores, with_error
+from scoresde.runs.score import FILES, Scores, valued, with_error
 from scoresde.runs.scoring import Job
 from scoresde.solvers import FIXED_STEP_METHODS
 
@@ -33,33 +33,36 @@ WIDTH = 79
 
 def report_of(scores: Scores, other: Scores | None = None) -> dict[str, Any]:
     """Summary as JSON values; ``other`` is a set to distinguish from the scored data."""
-    job, bits, settings = scores.job, scores.bits, scores.job.settings
+    job, bits, settings = scores.job, valued(scores.bits), scores.job.settings
     values, scaling = scores.values, job.scaling
-    in_nats, again, coarse = mean(scores.log_prob), values.known("again"), values.known("coarse")
-
-    def column(name: str, rows: torch.Tensor) -> torch.Tensor:
-        return job.bits(values.columns[name][rows])
-
+    in_nats = mean(valued(scores.log_prob))
     # Both the value and its repetition are means over all draws.
-    draws = draw_error(column("nats", again), column("again", again), len(bits))
-    solver = None
-    if len(coarse):
-        change = mean(column("coarse", coarse) - column("nats", coarse))
-        solver = {"change": change.value, "se": _number(change.error), "examples": len(coarse)}
+    repeated = job.bits(values.columns["again"] - values.columns["nats"])
+    draws = draw_error(valued(repeated), torch.tensor(0.0), len(bits))
+    solver, changes = None, valued(job.bits(values.columns["change"]))
+    if len(changes):
+        change = mean(changes)
+        solver = {"change": change.value, "se": _number(change.error), "examples": len(changes)}
     interval = None if len(bits) < 2 else mean_interval(bits, LEVEL)
     doubts = []
     if interval is not None and interval.doubt is not None:
         doubts = [f"the interval cannot be trusted: {interval.doubt}"]
+    if late := len(scores.bits) - len(bits):
+        doubts.append(
+            f"{late} of {examples(len(scores.bits))} did not reach the end of the solver; the "
+            "mean leaves them out, though they may be the least likely"
+        )
     bound = None
     if job.beside is not None and scores.bound is not None:
         bound = {**_as_bits(mean(job.bits(scores.bound))), "is": job.beside.bounds}
     return {
         "data": job.name,
-        "examples": len(bits),
+        "examples": len(scores.bits),
         **_as_bits(mean(bits)),
         "interval": None if interval is None else [interval.low, interval.high],
         "draws_se": _number(draws),
         "solver_error": solver,
+        "told_error": _told(scores),
         "uncertain": _uncertain(scores),
         "lower_bound": bound,
         "nats": in_nats.value,
@@ -78,6 +81,13 @@ def report_of(scores: Scores, other: Scores | None = None) -> dict[str, Any]:
         **{k: v for k, v in asdict(settings).items() if k not in ("t0", "dequantisation")},
         "dequantisation": None if scaling.levels is None else settings.law,
     }
+
+
+def _told(scores: Scores) -> float | None:
+    """Mean of the errors that the solver estimates, in bits per dimension."""
+    if scores.solver_error is None or not len(errors := valued(scores.solver_error)):
+        return None
+    return -float(scores.job.bits(errors.mean()))
 
 
 def _uncertain(scores: Scores) -> dict[str, Any] | None:
@@ -118,7 +128,9 @@ def _warnings(job: Job) -> list[str]:
                 f"the model was trained on dithered levels: {settings.law} scores a distribution "
                 "it never saw, and its bound is loose"
             )
-    if settings.method not in ("elbo", "discrete") and job.estimator.coarser() is None:
+    judged = settings.method == "path" and settings.trace == "exact"
+    bound = settings.method in ("elbo", "discrete")
+    if not judged and not bound and job.estimator.halved() is None:
         found.append(
             f"{settings.steps} steps are too few to halve: the error of the solver is unknown"
         )
@@ -132,11 +144,16 @@ def _warnings(job: Job) -> list[str]:
 
 def _against(scores: Scores, other: Scores) -> dict[str, Any]:
     """Mean of the other set, and the AUROC of distinguishing the sets by their bits."""
-    bits, theirs = scores.bits, other.bits
+    bits, theirs = valued(scores.bits), valued(other.bits)
     order = torch.cat([bits, theirs]).argsort().argsort().double() + 1
     n, m = len(bits), len(theirs)
     auroc = (float(order[n:].sum()) - m * (m + 1) / 2) / (n * m)
-    return {"data": other.job.name, "examples": m, **_as_bits(mean(theirs)), "auroc": auroc}
+    return {
+        "data": other.job.name,
+        "examples": len(other.bits),
+        **_as_bits(mean(theirs)),
+        "auroc": auroc,
+    }
 
 
 def _as_bits(found: Mean) -> dict[str, float | None]:
@@ -175,6 +192,10 @@ def page(report: Mapping[str, Any]) -> str:
         ]
     if report["draws_se"] is not None:
         lines.append(f"error from random draws and probes: {report['draws_se']:.4f} bits/dim")
+    if report["told_error"] is not None:
+        lines.append(
+            f"error of the solver, by its own estimate: {report['told_error']:.1e} bits/dim"
+        )
     if (solver := report["solver_error"]) is not None:
         change = with_error(solver["change"], solver["se"])
         lines.append(
@@ -243,7 +264,7 @@ def write_report(
     out: Path, scores: Scores, report: Mapping[str, Any], other: Scores | None = None
 ) -> None:
     """Write the report, the value of every example and a histogram atomically."""
-    shown = {part.job.name: part.bits for part in (scores, other) if part is not None}
+    shown = {part.job.name: valued(part.bits) for part in (scores, other) if part is not None}
     table, text = _table(scores), json.dumps(report, indent=2) + "\n"
     arrays = {k: np.array(v) for k, v in table.items() if k != "label" or v[0] != ""}
     files: dict[str, Make] = {

@@ -33,9 +33,10 @@ from scoresde.samplers import per_sample_noise
 from scoresde.training.batches import derived_seed
 from scoresde.training.checkpoint import fingerprint
 
-COLUMNS = ("nats", "nfe", "solver_error", "bound", "again", "coarse")
+COLUMNS = ("nats", "nfe", "solver_error", "bound", "again", "change")
 """log p in nats, its network calls, the error of its solver, the lower bound, log p with other
-random draws, and log p with a coarser solver; NaN where not computed."""
+random draws, and its change with half the effort of the solver; NaN where not computed. An example
+whose solver did not reach its end has calls and an infinite error, but no log p."""
 
 DAMAGE = (OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile)
 
@@ -101,8 +102,8 @@ class Values:
 
     @property
     def done(self) -> Tensor:
-        """Rows that have a value."""
-        return torch.nonzero(self.columns["nats"].isfinite()).flatten()
+        """Rows that are scored."""
+        return self.known("nfe")
 
     def put(self, rows: Tensor, found: Mapping[str, Tensor]) -> None:
         """Store the values of some rows."""
@@ -125,7 +126,7 @@ def batches(job: Job, rows: Tensor) -> Iterator[tuple[Tensor, dict[str, Tensor]]
     Raises RuntimeError for values that are not finite, and SolverError if a solver fails.
     """
     checked, estimator, settings = job.checked(), job.estimator, job.settings
-    coarser, beside = estimator.coarser(), job.beside
+    pair, beside = estimator.halved(), job.beside
     # ``split`` of an empty tensor returns one empty part.
     for some in rows.split(settings.batch) if len(rows) else ():
         nats, nfe, wrong = _scored(job, estimator, some, "likelihood", settings.importance)
@@ -133,17 +134,23 @@ def batches(job: Job, rows: Tensor) -> Iterator[tuple[Tensor, dict[str, Tensor]]
         if beside is not None:
             # An importance-weighted mean of noisy draws may exceed log p, so take the plain mean.
             columns["bound"], *_ = _scored(job, beside, some, "bound", importance=False)
-        _require_finite(columns, some)
+        _require_finite(columns, some, wrong)
         if wrong is not None:
             columns["solver_error"] = wrong
         if len(twice := torch.nonzero(torch.isin(some, checked)).flatten()):
-            others = {"again": (estimator, "again")}
-            if coarser is not None:
-                others["coarse"] = (coarser, "likelihood")
-            for name, (other, purpose) in others.items():
-                found, *_ = _scored(job, other, some[twice], purpose, settings.importance)
+
+            def value(other: Estimator, purpose: str, rows: Tensor = some[twice]) -> Tensor:
+                return _scored(job, other, rows, purpose, settings.importance)[0].cpu()
+
+            others = {"again": value(estimator, "again")}
+            if pair is not None:
+                fine, coarse = pair
+                same = fine == estimator
+                first = nats.cpu()[twice] if same else value(fine, "likelihood")
+                others["change"] = value(coarse, "likelihood") - first
+            for name, found in others.items():
                 columns[name] = torch.full((len(some),), math.nan, dtype=torch.float64)
-                columns[name][twice] = found.double().cpu()
+                columns[name][twice] = found.double()
         yield some, columns
 
 
@@ -167,10 +174,16 @@ def _scored(
     return value, sum(draw.nfe for draw in draws) / repeats, wrong
 
 
-def _require_finite(columns: Mapping[str, Tensor], rows: Tensor) -> None:
+def _require_finite(
+    columns: Mapping[str, Tensor], rows: Tensor, solver_error: Tensor | None
+) -> None:
+    """Raise RuntimeError for values that are not finite, unless the solver says it is not done."""
     for name, column in columns.items():
-        if bad := int((~column.isfinite()).sum()):
-            row = int(rows[torch.nonzero(~column.isfinite()).flatten()[0].cpu()])
+        wrong = ~column.isfinite()
+        if name == "nats" and solver_error is not None:
+            wrong &= solver_error != math.inf
+        if bad := int(wrong.sum()):
+            row = int(rows[torch.nonzero(wrong).flatten()[0].cpu()])
             raise RuntimeError(
                 f"{name} of {bad} of {len(rows)} examples is not finite, the first is row {row}; "
                 "check the model, or take more steps"

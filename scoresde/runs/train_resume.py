@@ -75,6 +75,8 @@ def _take_over(state: TrainState, found: Checkpoint, path: Path) -> None:
     if state.learned is not None:
         checkpoints.load_tensors(state.learned.u, found.learned.get("u", {}), path)
         state.learned.optimizer.load_state_dict(found.learned["optimizer"])
+    if state.history is not None:
+        state.history.load_state_dict(found.history)
     state.step, state.scale = found.step, found.scale
 
 

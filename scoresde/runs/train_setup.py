@@ -192,6 +192,7 @@ def snapshot(run: Run) -> Checkpoint:
         contents=run.contents,
         decays={str(decay): whole(average) for decay, average in state.decays.items()},
         learned={} if state.learned is None else state.learned.state_dict(),
+        history={} if state.history is None else state.history.state_dict(),
     )
 
 

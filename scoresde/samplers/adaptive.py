@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from scoresde.arguments import Count, Positive, check
 from scoresde.denoiser import Denoiser
 from scoresde.samplers.kernels import combine, held_flow
 from scoresde.samplers.noise import BrownianPath
@@ -40,9 +41,9 @@ def solve_adaptive(
     x: Tensor,
     t0: float,
     t1: float,
-    rtol: float = 1e-3,
-    atol: float = 1e-3,
-    max_nfe: int = 1000,
+    rtol: Positive = 1e-3,
+    atol: Positive = 1e-3,
+    max_nfe: Count = 1000,
     noise: BrownianPath | None = None,
     pair: Pair | None = None,
     *,
@@ -58,7 +59,8 @@ def solve_adaptive(
     taken; without it they have none. Raises ValueError for invalid arguments, RuntimeError if the
     denoiser returns values that are not finite.
     """
-    _check(denoiser.sde, t0, t1, rtol, atol, max_nfe)
+    check(solve_adaptive, locals())
+    _check(denoiser.sde, t0, t1)
     with torch.set_grad_enabled(grad):
         return _solved(denoiser, floating(x), t0, t1, rtol, atol, max_nfe, noise, pair)
 
@@ -287,13 +289,9 @@ def _heun(
     return euler + gap, gap
 
 
-def _check(sde: SDE, t0: float, t1: float, rtol: float, atol: float, max_nfe: int) -> None:
+def _check(sde: SDE, t0: float, t1: float) -> None:
     for name, t in (("t0", t0), ("t1", t1)):
         if not 0 < t <= sde.t_max:
             raise ValueError(f"need 0 < {name} <= {sde.t_max:g}, got {name}={t:g}")
     if t0 == t1:
         raise ValueError(f"need t0 != t1, got {t0:g} twice")
-    if not (rtol > 0 and atol > 0):
-        raise ValueError(f"need rtol > 0 and atol > 0, got rtol={rtol:g}, atol={atol:g}")
-    if max_nfe < 1:
-        raise ValueError(f"need max_nfe >= 1, got {max_nfe}")

@@ -32,7 +32,8 @@ class Batch(NamedTuple):
     """Clean examples in model units and noise (B, ...), times (B,), labels (B,) or None.
 
     ``augment`` (B, n) are the augmentation labels, or None; ``said`` are the conditions by name,
-    as ``Condition.read`` gives them.
+    as ``Condition.read`` gives them. ``shaken`` (B, ...) is noise of the input alone, ``weight``
+    (B,) a weight of the losses, or None.
     """
 
     x0: Tensor
@@ -41,12 +42,12 @@ class Batch(NamedTuple):
     label: Tensor | None
     augment: Tensor | None = None
     said: Mapping[str, Tensor] = MappingProxyType({})
+    shaken: Tensor | None = None
+    weight: Tensor | None = None
 
     def rows(self, rows: Tensor | slice) -> Batch:
         """Some of the examples."""
-        label, augment = (None if p is None else p[rows] for p in (self.label, self.augment))
-        said = {name: y[rows] for name, y in self.said.items()}
-        return Batch(self.x0[rows], self.t[rows], self.eps[rows], label, augment, said)
+        return self._each(lambda part: part[rows])
 
     def pinned(self, device: torch.device) -> Batch:
         """The batch in pinned memory for a CUDA device, unchanged for others."""
@@ -56,10 +57,15 @@ class Batch(NamedTuple):
 
     def on(self, device: torch.device) -> Batch:
         """The batch on a device. Its times stay on the host, where schedules are evaluated."""
-        given = (self.label, self.augment)
-        label, augment = (None if p is None else sent(p, device) for p in given)
-        said = {name: sent(y, device) for name, y in self.said.items()}
-        return Batch(sent(self.x0, device), self.t, sent(self.eps, device), label, augment, said)
+        return self._each(lambda part: part if part is self.t else sent(part, device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with every tensor changed."""
+        found = {
+            name: change(part) for name, part in self._asdict().items() if isinstance(part, Tensor)
+        }
+        said = {name: change(y) for name, y in self.said.items()}
+        return self._replace(**found, said=said)
 
     @property
     def cond(self) -> dict[str, Tensor]:
@@ -102,10 +108,11 @@ def draw_batch(
     x0, described = _augmented(plan, chosen.x, scaling, generator, step)
     t = plan.times(sde, plan.draw(plan.batch, generator))
     eps = torch.randn(x0.shape, generator=generator)
-    label = _labels(plan, chosen.label, generator)
+    batch = Batch(x0, t, eps, _labels(plan, chosen.label, generator), described)
     # A separate seed, so that conditions do not change noise, times and labels.
     own = torch.Generator().manual_seed(derived_seed(plan.seed, step, "conditions"))
-    return Batch(x0, t, eps, label, described, said(chosen, x0, conditions, own))
+    batch = batch._replace(said=said(chosen, x0, conditions, own))
+    return _with_further_noise(plan, batch, step)
 
 
 def local_microbatches(plan: Plan, batch: Batch) -> Iterator[tuple[int, Batch]]:
@@ -130,6 +137,17 @@ def derived_seed(seed: int, step: int, purpose: str) -> int:
     """A 64-bit seed for one purpose at one step, by numpy's stable SeedSequence."""
     words = [seed, step, *purpose.encode()]
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])
+
+
+def _with_further_noise(plan: Plan, batch: Batch, step: int) -> Batch:
+    """The batch with offset noise and input noise, from a seed that changes nothing else."""
+    if not plan.offset_noise and not plan.input_noise:
+        return batch
+    own = torch.Generator().manual_seed(derived_seed(plan.seed, step, "further noise"))
+    eps = batch.eps
+    flat = torch.randn(*eps.shape[:2], *[1] * (eps.ndim - 2), generator=own)
+    shaken = plan.input_noise * torch.randn(eps.shape, generator=own) if plan.input_noise else None
+    return batch._replace(eps=eps + plan.offset_noise * flat, shaken=shaken)
 
 
 def _augmented(

@@ -47,6 +47,7 @@ BEST = "best.pt"
 class DataDescription:
     """The properties of the data that a model needs; ``shape`` is that of one example.
 
+    ``std`` is the standard deviation of the training data in model units, None where unknown, and
     ``told`` holds for each condition what the data decide of it (``Condition.measured``).
     """
 
@@ -54,6 +55,7 @@ class DataDescription:
     shape: tuple[int, ...]
     scaling: Scaling
     classes: tuple[str, ...] | None = None
+    std: float | None = None
     told: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
 
     def to_json(self) -> str:
@@ -67,16 +69,19 @@ class DataDescription:
         classes = None if found["classes"] is None else tuple(map(str, found["classes"]))
         shape = tuple(int(n) for n in found["shape"])
         scaling = Scaling(**found["scaling"])
+        std = None if found.get("std") is None else float(found["std"])
         told = {str(name): dict(each) for name, each in found.get("told", {}).items()}
-        return DataDescription(str(found["name"]), shape, scaling, classes, told)
+        return DataDescription(str(found["name"]), shape, scaling, classes, std, told)
 
 
 def describe(
     dataset: Dataset, told: Mapping[str, Mapping[str, Any]] | None = None
 ) -> DataDescription:
     """The description of a data set for its checkpoints, and what it decides of conditions."""
-    shape = tuple(dataset.shape)
-    return DataDescription(dataset.name, shape, dataset.scaling, dataset.classes, told or {})
+    shape, scaling = tuple(dataset.shape), dataset.scaling
+    return DataDescription(
+        dataset.name, shape, scaling, dataset.classes, dataset.std, dict(told or {})
+    )
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,7 @@ class Checkpoint:
         decays: state dicts of further exponential averages, by decay.
         contents: digest of the training examples; empty in checkpoints of older versions.
         learned: state dict of a learned weight; empty without one.
+        history: state dict of the losses of loss-aware times; empty for other times.
     """
 
     config: dict[str, Any]
@@ -118,6 +124,7 @@ class Checkpoint:
     decays: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     contents: str = ""
     learned: dict[str, Any] = field(default_factory=dict)
+    history: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -153,6 +160,7 @@ def save(path: str | Path, checkpoint: Checkpoint) -> None:
         "contents": checkpoint.contents,
         "decays": {name: dict(average) for name, average in checkpoint.decays.items()},
         "learned": checkpoint.learned,
+        "history": checkpoint.history,
     }
     atomic_write(path, lambda temporary: torch.save(entries, temporary))
 
@@ -333,6 +341,7 @@ def _checkpoint(entries: Mapping[str, Any]) -> Checkpoint:
         contents=str(entries.get("contents", "")),
         decays={str(k): _state_dict(v) for k, v in entries.get("decays", {}).items()},
         learned=learned,
+        history=_state_dict(entries.get("history", {})),
     )
 
 
@@ -368,7 +377,7 @@ def _groups(checkpoint: Checkpoint) -> list[dict[str, Tensor]]:
     """All tensors of a checkpoint by name, in groups."""
     optimizer = _tensors(checkpoint.optimizer)
     averages = (*checkpoint.decays.values(), *checkpoint.averages.values())
-    groups = [checkpoint.model, checkpoint.ema, *averages, optimizer]
+    groups = [checkpoint.model, checkpoint.ema, *averages, optimizer, checkpoint.history]
     if checkpoint.learned:
         groups += [checkpoint.learned["u"], _tensors(checkpoint.learned["optimizer"])]
     return groups

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from scoresde.data import Examples, Scaling, Split
 from scoresde.nn.magnitude import normalise
 from scoresde.parameterization import ScoreModel
+from scoresde.sde import sent
 from scoresde.training import averages, fsdp
 from scoresde.training.batches import (
     Batch,
@@ -24,7 +25,8 @@ from scoresde.training.batches import (
     draw_batch,
     local_microbatches,
 )
-from scoresde.training.losses import dsm_loss
+from scoresde.training.loss_aware import LossHistory
+from scoresde.training.losses import predicted
 from scoresde.training.plan import Plan
 from scoresde.training.precision import MOST_SKIPPED, autocast
 from scoresde.training.said import columns_read
@@ -73,25 +75,29 @@ def fit(
     if isinstance(split, Split) and model.conditions:
         split = columns_read(split, model.conditions)
     for batch in batches(plan, split, scaling, model, state.step):
-        yield _updated(state, plan, batch)
+        yield _updated(state, plan, batch, scaling)
 
 
 def update(state: TrainState, plan: Plan, split: Examples, scaling: Scaling) -> Metrics:
     """One update of ``state`` in place, on the batch of its step."""
     model = state.model
     batch = draw_batch(plan, split, scaling, model.sde, state.step, model.conditions)
-    return _updated(state, plan, batch)
+    return _updated(state, plan, batch, scaling)
 
 
-def _updated(state: TrainState, plan: Plan, batch: Batch) -> Metrics:
+def _updated(state: TrainState, plan: Plan, batch: Batch, scaling: Scaling) -> Metrics:
     """One update of ``state`` in place: loss, gradient, clipping, optimiser, averages."""
     rate = plan.learning_rate(state.step)
     for optimizer in state.optimizers:
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad(set_to_none=True)
-    t, losses = _backward(state, plan, batch)
-    loss, norm = _summed(state, plan, losses)
+    if state.history is not None:
+        batch, levels = _loss_aware(state.history, plan, batch, state)
+    t, losses, total = _backward(state, plan, batch, scaling)
+    loss, norm = _summed(state, plan, total)
+    if state.history is not None:
+        state.history.add(levels, _of_all(plan, losses))
     if _is_finite(state, plan, loss, norm, rate):
         for optimizer in state.optimizers:
             optimizer.step()
@@ -105,32 +111,65 @@ def _updated(state: TrainState, plan: Plan, batch: Batch) -> Metrics:
     return Metrics(state.step, loss, norm, rate, state.scale.skipped, t, losses)
 
 
-def _backward(state: TrainState, plan: Plan, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Compute the gradient of the microbatches of this process; return their times and losses."""
+def _loss_aware(
+    history: LossHistory, plan: Plan, batch: Batch, state: TrainState
+) -> tuple[Batch, Tensor]:
+    """The batch with the times and weights that its history gives to this step, and the levels."""
+    generator = torch.Generator().manual_seed(derived_seed(plan.seed, state.step, "times"))
+    levels, weight = history.draw(plan.draw(plan.batch, generator))
+    t = history.law.at(state.model.sde, levels.double())
+    return batch._replace(t=t, weight=weight), levels
+
+
+def _of_all(plan: Plan, losses: Tensor) -> Tensor:
+    """The losses (B,) of the whole batch, on the host, from those of each process."""
+    whole = losses.new_zeros(plan.rank.size, len(losses))
+    whole[plan.rank.index] = losses
+    plan.rank.add([whole])
+    return whole.flatten().double().cpu()
+
+
+def _backward(
+    state: TrainState, plan: Plan, batch: Batch, scaling: Scaling = REAL
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute the gradient of the microbatches of this process.
+
+    Returns their times and losses, and the sum of the losses with the weights of the batch.
+    """
     scale = state.scale.value if plan.precision == "fp16" else 1.0
     model = state.model
-    times, found = [], []
+    times, found, counted = [], [], []
     for number, part in local_microbatches(plan, batch):
-        loss = weighted = _loss(model, plan, part, state.step, number)
+        loss = weighted = _loss(model, plan, part, scaling, state.step, number)
         if state.learned is not None:
             weighted = state.learned(loss, model.parameterization(model.sde, part.t).noise)
+        # 1 is exact.
+        own = torch.ones(()) if part.weight is None else sent(part.weight, loss.device, loss.dtype)
+        weighted = weighted * own
         (weighted.sum() * (scale / plan.batch)).backward()
         times.append(part.t)
         found.append(loss.detach())
+        counted.append(found[-1] * own)
     if scale != 1:
         for gradient in state.gradients():
             gradient.div_(scale)
-    return torch.cat(times), torch.cat(found)
+    return torch.cat(times), torch.cat(found), torch.cat(counted).sum()
 
 
-def _loss(model: ScoreModel, plan: Plan, part: Batch, step: int, number: int) -> Tensor:
+def _loss(
+    model: ScoreModel, plan: Plan, part: Batch, scaling: Scaling, step: int, number: int
+) -> Tensor:
     """The losses (B,) of a microbatch in training mode, with dropout masks from (seed, step)."""
     model.train()
     purpose = f"dropout {number}" if number else "dropout"
     seed = derived_seed(plan.seed, step, purpose)
     with _dropout_from(seed, model.device), autocast(plan.precision, model.device):
         b = part.on(model.device)
-        return dsm_loss(model, b.x0, b.t, b.eps, plan.weight, **b.cond)
+        found = predicted(model, b.x0, b.t, b.eps, b.cond, b.shaken)
+        if plan.objective is None:
+            return found.loss(plan.weight)
+        levels = None if plan.dither or scaling.levels is None else scaling
+        return plan.objective(found, b.x0, plan.chain, plan.weight, levels)
 
 
 @contextmanager
@@ -144,12 +183,12 @@ def _dropout_from(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def _summed(state: TrainState, plan: Plan, losses: Tensor) -> tuple[Tensor, Tensor]:
+def _summed(state: TrainState, plan: Plan, total: Tensor) -> tuple[Tensor, Tensor]:
     """Sum loss and gradients over all processes and clip.
 
     Returns the mean loss and the norm of the gradient of the network before clipping.
     """
-    loss = losses.sum() / plan.batch
+    loss = total / plan.batch
     norm = fsdp.sum_gradients(state.model, loss, plan.rank)
     if state.learned is not None:
         plan.rank.add(state.learned.gradients())

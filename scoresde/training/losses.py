@@ -39,8 +39,8 @@ def dsm_loss(
 class Prediction(NamedTuple):
     """The output of a network on noised data, against its target.
 
-    ``error`` (B, ...) is F - target, and -``out`` times it is x0 - x0_hat; ``mix`` (B, ...) is
-    that of a learned reverse variance, or None.
+    ``error`` (B, ...) is F - target, and ``out`` times it is x0_hat - x0; ``mix`` (B, ...) is that
+    of a learned reverse variance, or None.
     """
 
     sde: SDE

@@ -23,6 +23,7 @@ from scoresde.training.distributed import Rank
 from scoresde.training.losses import Weight, likelihood, reweighted
 from scoresde.training.precision import Precision
 from scoresde.training.times import Draw, Times, Uniform, stratified
+from scoresde.training.vlb import Objective
 
 Width = Annotated[float, Range(ge=0.001, le=0.28)]
 
@@ -54,7 +55,9 @@ class Plan:
             0.999,0.9999, the first is used unless another is chosen when loading
         posthoc: widths (sigma_rel) of power-function averages to store, such as 0.05,0.1; other
             widths can be synthesised from them after training
-        weighting: weight of the loss
+        objective: the denoising loss, or the variational bound of a chain of levels, which also
+            trains a variance (network.head: variance)
+        weighting: weight of the denoising loss
         learned_weight: learn a further weight for every noise level, the inverse of its expected
             loss, so that all noise levels contribute equally
         times: distribution of the training times
@@ -62,6 +65,11 @@ class Plan:
         dither: add uniform noise within each pixel level; false trains on the middles of the
             levels, for likelihoods by truncated-normal dequantisation or a decoder
         augment: random changes of the training images
+        offset_noise: deviation of further noise that is the same for all pixels of a channel, so
+            that samples may be as dark or as bright as an image; x at t_max is then another one
+            than the samplers start from
+        input_noise: deviation of further noise in the input of the network alone, in units of the
+            noise of its level; against the exposure bias of long chains, 0.1 in its paper
         label_dropout: fraction of examples trained without their class, in a conditional model
         seed: random seed of the data order and of every draw
         classes: number of classes of a conditional model; None is unconditional
@@ -93,12 +101,15 @@ class Plan:
     clip: Positive | None = 1.0
     ema: Annotated[tuple[Fraction, ...], Range(length=1)] = (0.999,)
     posthoc: tuple[Width, ...] = ()
+    objective: Objective | None = None
     weighting: Weight | None = None
     learned_weight: bool = False
     times: Times = Uniform()
     draw: Draw = stratified
     dither: bool = True
     augment: Augmentation | None = None
+    offset_noise: NonNegative = 0.0
+    input_noise: NonNegative = 0.0
     label_dropout: Fraction = 0.1
     seed: Natural = 0
     classes: Count | None = None
@@ -126,6 +137,21 @@ class Plan:
             other = "channels_last" if self.channels_last else "compile"
             raise ValueError(f"shard=true does not work with {other}=true; set one to false")
         self._density()
+        if self.objective is not None and not hasattr(self.times, "n"):
+            raise ValueError(
+                f"objective={self.objective} is of a chain of levels, got times={self.times}; "
+                "choose times: levels or loss_aware"
+            )
+        if self.objective is not None and self.learned_weight:
+            raise ValueError(
+                f"objective={self.objective} may be negative, which learned_weight=true cannot "
+                "weigh; set one of the two"
+            )
+
+    @property
+    def chain(self) -> int:
+        """The number of levels of the chain of ``times``; 0 for continuous times."""
+        return getattr(self.times, "n", 0)
 
     @property
     def warmup_steps(self) -> int:

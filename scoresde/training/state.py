@@ -10,8 +10,11 @@ from torch import Tensor
 from scoresde.parameterization import ScoreModel
 from scoresde.training import averages, fsdp
 from scoresde.training.learned_weight import LearnedWeight
+from scoresde.training.loss_aware import LossHistory
 from scoresde.training.plan import Plan
 from scoresde.training.precision import LossScale, lay_out
+from scoresde.training.times import LossAware
+from scoresde.training.vlb import Hybrid
 
 
 @dataclass
@@ -27,6 +30,7 @@ class TrainState:
         averages: power-function averages by width, in ascending order.
         scale: loss scale of fp16.
         learned: learned weight of the loss.
+        history: latest losses of the levels, for loss-aware times.
     """
 
     model: ScoreModel
@@ -37,13 +41,25 @@ class TrainState:
     averages: dict[float, ScoreModel] = field(default_factory=dict)
     scale: LossScale = field(default_factory=LossScale)
     learned: LearnedWeight | None = None
+    history: LossHistory | None = None
 
     @staticmethod
     def of(model: ScoreModel, plan: Plan, device: torch.device | None = None) -> TrainState:
         """The state before the first update; the averages equal the weights.
 
-        With ``plan.shard`` the model moves to ``device``; otherwise it stays on its own.
+        With ``plan.shard`` the model moves to ``device``; otherwise it stays on its own. Raises
+        ValueError where nothing trains the variance of the model, or it has none to train.
         """
+        if model.variance and plan.objective is None:
+            raise ValueError(
+                "nothing trains the variance of this model (network.head=variance); set "
+                "train.objective to hybrid or vlb"
+            )
+        if isinstance(plan.objective, Hybrid) and not model.variance:
+            raise ValueError(
+                "train.objective=hybrid trains a variance, which this model lacks; set "
+                "network.head to variance, or variance=True in ScoreModel"
+            )
         if plan.channels_last:
             lay_out(model)
 
@@ -67,6 +83,8 @@ class TrainState:
             state.optimizer = optimizer()
         if plan.learned_weight:
             state.learned = LearnedWeight(device or model.device)
+        if isinstance(plan.times, LossAware):
+            state.history = LossHistory(plan.times)
         if plan.compile:
             model.net.compile()  # the averages, copied before, are not compiled
         return state

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from scoresde.arguments import Count, Positive, check_fields
+from scoresde.arguments import Count, Open, Positive, check_fields
 from scoresde.sde import SDE, derivative
 
 Draw = Callable[[int, torch.Generator], Tensor]
@@ -109,5 +109,24 @@ class DiscreteTimes:
         check_fields(self)
 
     def __call__(self, sde: SDE, u: Tensor) -> Tensor:
-        i = (u * self.n).floor().clamp(0, self.n - 1)
-        return ((i + 1) / self.n * sde.t_max).clamp(min=sde.t_min)
+        return self.at(sde, (u * self.n).floor().clamp(0, self.n - 1))
+
+    def at(self, sde: SDE, level: Tensor) -> Tensor:
+        """The times of levels 0 to n - 1."""
+        return ((level + 1) / self.n * sde.t_max).clamp(min=sde.t_min)
+
+
+@dataclass(frozen=True)
+class LossAware(DiscreteTimes):
+    """The n times of levels, drawn in proportion to the root mean square of their last losses.
+
+    Losses are divided by these probabilities, so the expected loss is that of levels. The losses
+    are part of the state of training. Improved DDPM, arXiv 2102.09672, section 3.3.
+
+    Args:
+        history: number of losses of each level; the times are uniform until all have as many.
+        least: probability of a uniform draw in its place.
+    """
+
+    history: Count = 10
+    least: Open = 0.001

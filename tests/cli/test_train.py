@@ -734,7 +734,7 @@ def test_held_out_examples_of_a_set_sorted_by_class_have_all_classes():
     train = Split(torch.zeros(len(label), 1, 1, 1, dtype=torch.uint8), label)
     test = Split(train.x[:10], torch.arange(10))
     data = Dataset("sorted", train, test, Scaling(256), tuple("0123456789"))
-    _, held_out = _splits(Config(), data)
+    _, held_out = _splits(Config(), data.train)
     assert held_out is not None
     assert len(held_out) == 2048
     assert (held_out.label.bincount(minlength=10) - 204.8).abs().max() < 5 * 204.8**0.5

@@ -166,7 +166,7 @@ def test_bad_input_is_named():
         (lambda: solve_adaptive(denoiser, x, 2.0, 0.1), "t0=2"),
         (lambda: solve_adaptive(denoiser, x, 0.5, 0.5), "t0 != t1"),
         (lambda: solve_adaptive(denoiser, x, 1.0, 0.1, rtol=0), "rtol=0"),
-        (lambda: solve_adaptive(denoiser, x, 1.0, 0.1, max_nfe=0), "max_nfe >= 1, got 0"),
+        (lambda: solve_adaptive(denoiser, x, 1.0, 0.1, max_nfe=0), "max_nfe >= 1, got max_nfe=0"),
         (lambda: solve_adaptive(denoiser, x, 0.1, 1.0, noise=path), "needs t1 < t0"),
         (
             lambda: solve_adaptive(denoiser, x, 1.0, 0.1, noise=per_sample_noise([1, 2])),

@@ -13,7 +13,7 @@ from scoresde.likelihood.dequantise import Decoder
 from scoresde.likelihood.discrete import LARGE, LEARNED, SMALL, discretised_gaussian
 from scoresde.samplers import per_sample_noise, white_noise
 from scoresde.sde import linear_betas
-from scoresde.testing import Gaussian, grid25, mostly_black
+from scoresde.testing import Gaussian, Mixture, grid25, mostly_black
 
 F64 = torch.float64
 
@@ -25,6 +25,16 @@ def uniform_log_snr(sde, n, t0=None):
     ts = sde.time(torch.linspace(float(high), float(low), n + 1, dtype=F64))
     ts[0], ts[-1] = ends
     return ts
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def sharp(dim, std):
+    """Five modes of deviation ``std``."""
+    means = torch.randn(5, dim, generator=seeded(dim), dtype=F64) / 2
+    return Mixture(torch.ones(5, dtype=F64), means, torch.full((5,), std, dtype=F64))
 
 
 class TestContinuous:
@@ -46,6 +56,32 @@ class TestContinuous:
         gap = data.log_prob(x) - got.log_prob
         error = float(got.standard_error.square().mean().sqrt()) / math.sqrt(500)
         assert -4 * error < gap.mean() < 0.01 * 2 * math.log(2) + 4 * error
+
+    @pytest.mark.parametrize(
+        "data",
+        [
+            *(
+                Gaussian(torch.zeros(dim, dtype=F64), torch.tensor(var, dtype=F64))
+                for dim, var in ((1, 0.01), (1, 1.0), (4, 0.25), (16, 1.0))
+            ),
+            grid25(std=0.02),
+            grid25(std=0.1),
+            sharp(1, 0.001),
+            sharp(8, 0.4),
+        ],
+        ids=range(8),
+    )
+    def test_the_interval_covers_as_often_as_it_says(self, data):
+        """Also where a few draws, or their squares, carry the error."""
+        x = data.sample(6, seeded(0)).repeat_interleave(250, 0)
+        got = elbo(data.denoiser(VP()), x, noise=white_noise(seeded(1)))
+        mean = got.log_prob.reshape(6, -1).mean(1).repeat_interleave(250)
+        low, high = got.interval()
+        unknown = low.isnan()
+        assert (unknown | ((low <= mean) & (mean <= high))).double().mean() > 0.92
+        assert unknown.double().mean() < 0.1
+        told = got.standard_error.square().mean().sqrt()
+        assert told < 1.3 * (got.log_prob - mean).square().mean().sqrt()
 
     def test_draws_of_the_decoder_count_in_the_error(self):
         """At a time where a level is two deviations wide, decoding is most of the scatter."""
@@ -206,7 +242,7 @@ class TestDiscrete:
             discrete_elbo(denoiser, x, ts, mix=LEARNED)
         with pytest.raises(ValueError, match="0 <= mix <= 1"):
             discrete_elbo(denoiser, x, ts, mix=2)
-        with pytest.raises(ValueError, match="times and decodes >= 2"):
+        with pytest.raises(ValueError, match="times >= 2, got times=1"):
             discrete_elbo(denoiser, x, ts, times=1)
 
 
@@ -227,7 +263,3 @@ def test_batch_mates_never_change_a_value(times, gaussian):
     for i in (0, 3, 6):
         for alone, value in zip(both([i]), whole, strict=True):
             torch.testing.assert_close(alone[0], value[i], rtol=1e-12, atol=1e-12)
-
-
-def seeded(seed):
-    return torch.Generator().manual_seed(seed)

@@ -41,13 +41,14 @@ from scoresde.likelihood.estimators import (
 from scoresde.likelihood.path import Orthogonal
 from scoresde.nn import MLP
 from scoresde.registry import SELF_PACED, STEPS, build_step
-from scoresde.samplers import BrownianPath, grids, per_sample_noise, solve_adaptive
+from scoresde.samplers import BrownianPath, ddpm, grids, per_sample_noise, solve_adaptive
 from scoresde.samplers.adaptive import DORMAND_PRINCE, EXPONENTIAL
 from scoresde.sde import sent
 from scoresde.solvers import FIXED_STEP_METHODS, SDE_METHODS, solve_ode, solve_sde
 from scoresde.training import Plan, TrainState, fit, loop, losses
 from scoresde.training.loss_by_noise import LossByNoise
-from scoresde.training.times import LogSNR
+from scoresde.training.times import LogSNR, LossAware
+from scoresde.training.vlb import Hybrid, Vlb
 from tests.elsewhere import Elsewhere, Mixed, host
 
 B, D = 3, 2
@@ -346,6 +347,69 @@ def test_no_loss_waits(weight):
         return torch.cat([loss.detach(), *(g.flatten() for g in gradients if g is not None)])
 
     assert both(run, states(), states() ** 2) == []
+
+
+class Twice(torch.nn.Module):
+    """A network with a second output, for a variance."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor, noise: Tensor, label: Tensor | None = None) -> Tensor:
+        y = self.inner(x, noise, label)
+        return torch.cat([y, y.tanh()], 1)
+
+
+def varied(model: ScoreModel) -> ScoreModel:
+    """The model with a learned variance."""
+    return ScoreModel(Twice(model.net), model.sde, model.parameterization, variance=True)
+
+
+@pytest.mark.parametrize("levels", [None, Scaling(8)], ids=["numbers", "levels"])
+@pytest.mark.parametrize("learned", [False, True])
+def test_no_bound_as_a_loss_waits(learned, levels):
+    def run(model, x0, eps):
+        model = varied(model) if learned else model
+        t = torch.tensor([1 / 20, 0.3, 1.0], dtype=torch.float64)
+        found = losses.predicted(model, x0, t, eps, {}, 0.1 * eps)
+        loss = Hybrid()(found, x0, 20, losses.sigma2, levels) + Vlb()(found, x0, 20, None, levels)
+        gradients = torch.autograd.grad(loss.sum(), list(model.parameters()), allow_unused=True)
+        return torch.cat([loss.detach(), *(g.flatten() for g in gradients if g is not None)])
+
+    assert both(run, states(), states() ** 2, close=1e-5) == []
+
+
+def test_no_learned_draw_waits():
+    def run(model, x):
+        ts, noise = torch.linspace(1, 0.1, 5, dtype=torch.float64), per_sample_noise(range(B))
+        return sample(varied(model).denoiser(), x, ts, ddpm("learned"), noise)
+
+    assert both(run, states()) == []
+
+
+def test_a_step_with_loss_aware_levels_waits_for_its_losses(monkeypatch):
+    monkeypatch.setattr(loop, "_dropout_from", lambda seed, device: nullcontext())
+    plan = Plan(
+        steps=4,
+        batch=8,
+        optimizer=lambda parameters, lr, weight_decay, fused: torch.optim.Adam(
+            parameters, lr=lr, foreach=False
+        ),
+        objective=Hybrid(),
+        times=LossAware(3, history=2),
+        offset_noise=0.1,
+        input_noise=0.1,
+    )
+
+    def run(model):
+        state = TrainState.of(varied(model), plan)
+        list(fit(state, plan, Split(torch.arange(12 * D).reshape(12, D), LABELS), GRAY))
+        assert (state.history.seen >= 2).all()
+        return torch.cat([p.detach().flatten() for p in state.model.parameters()])
+
+    waits = [wait for wait in both(run, close=1e-4) if "training/loop.py" in wait]
+    assert len(waits) == 2 * plan.steps
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

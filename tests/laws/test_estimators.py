@@ -2,13 +2,14 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
-from scoresde import VP, Denoiser
+from scoresde import VP, Denoiser, parameterization, score
 from scoresde.data import Scaling
-from scoresde.likelihood import FlowEstimator, adaptive_log_likelihood, log_likelihood
+from scoresde.likelihood import FlowEstimator, adaptive_log_likelihood, estimators, log_likelihood
 from scoresde.likelihood.confidence import draw_error, mean, mean_interval
 from scoresde.likelihood.dequantise import Continuous, Decoder, TruncatedNormal, Uniform
 from scoresde.likelihood.divergence import EXACT
@@ -22,6 +23,8 @@ from scoresde.likelihood.estimators import (
     HutchPlusPlusTrace,
     Variational,
 )
+from scoresde.parameterization import ScoreModel
+from scoresde.runs.score_report import page, report_of
 from scoresde.samplers import per_sample_noise
 from scoresde.solvers import SolverError
 from scoresde.testing import Gaussian, grid25
@@ -108,25 +111,32 @@ def test_the_model_takes_over_where_its_dequantisation_is_tight():
     assert FlowEstimator(dequantisation=Decoder()).start(late, LEVELS) == late.t_min
 
 
-def test_half_the_effort_shows_the_error_of_the_solver():
+@pytest.mark.parametrize("trace", ["one probe", "all"])
+def test_half_the_effort_shows_the_error_of_the_solver(trace):
+    """Without the scatter of the probes, which are the same in both."""
     law, sde = grid25(0.1), VP()
     x = law.sample(20, torch.Generator().manual_seed(0))
-    fine = FlowEstimator(GridFlow(48, None))
-    exact = FlowEstimator(GridFlow(400, None))
+    solver = GridFlow(48, 1) if trace == "one probe" else AdaptiveFlow(1e-5, 1e-5)
+    fine, coarse = FlowEstimator(solver).halved()
+    finest = GridFlow(400, 1, held=True) if trace == "one probe" else AdaptiveFlow(1e-7, 1e-7)
     values = [
         e(law.denoiser(sde), x, REAL, per_sample_noise(range(20))).log_prob
-        for e in (fine.coarser(), fine, exact)
+        for e in (coarse, fine, FlowEstimator(finest))
     ]
     told, error = (values[0] - values[1]).abs().mean(), (values[1] - values[2]).abs().mean()
-    assert error < told < 1
-    assert Variational().coarser() is None
+    assert error < told < 0.05
+    assert Variational().halved() is None
 
 
 @pytest.mark.parametrize("solver", [GridFlow(23), BlackBox("rk4", steps=1)])
 def test_too_few_steps_are_not_halved(solver):
-    assert FlowEstimator(solver).coarser() is None
+    assert FlowEstimator(solver).halved() is None
     twice = GridFlow(24) if isinstance(solver, GridFlow) else BlackBox("rk4", steps=2)
-    assert twice.coarser() is not None
+    assert twice.halved() is not None
+
+
+def test_a_solver_that_estimates_all_of_its_error_is_not_halved():
+    assert FlowEstimator(GridFlow(64, None)).halved() is None
 
 
 def test_what_it_is_is_said():
@@ -148,6 +158,43 @@ def test_the_adaptive_value_is_exact_and_agrees_with_the_black_box(sde):
     assert torch.allclose(found.log_prob, known.log_prob, atol=1e-5)
     assert torch.allclose(found.latent, known.latent, atol=1e-4 * float(sde.prior().stddev))
     assert found.nfe > 0
+
+
+class Rough(torch.nn.Module):
+    """v = 0 up to |x| = 5, where the model is the standard normal law, and fast waves beyond."""
+
+    def forward(self, x, noise):
+        return torch.where(x.abs() > 5, torch.sin(3000 * x), 0 * x)
+
+
+def test_a_late_sample_is_marked_and_leaves_its_mates_alone():
+    model = ScoreModel(Rough(), VP(), parameterization.v)
+    x = torch.tensor([[0.3, -0.2], [40.0, 30.0], [1.0, 2.0]], dtype=F64)
+    found = adaptive_log_likelihood(model.denoiser(), x, max_nfe=150)
+    known = torch.distributions.Normal(0.0, 1.0).log_prob(x).sum(1)
+    torch.testing.assert_close(found.log_prob[::2], known[::2], rtol=0, atol=1e-3)
+    assert found.log_prob[1].isnan()
+    assert found.solver_error[1] == math.inf
+    assert found.solver_error[::2].isnan().all()
+
+
+def test_a_late_example_is_counted_and_left_out_of_the_mean(monkeypatch):
+    """Whatever its batch: alone in one, it stops no other."""
+    monkeypatch.setattr(
+        estimators, "adaptive_log_likelihood", partial(adaptive_log_likelihood, max_nfe=150)
+    )
+    model = ScoreModel(Rough(), VP(), parameterization.v)
+    x = torch.tensor([[0.3, -0.2], [40.0, 30.0], [1.0, 2.0]])
+    for batch in (1, 3):
+        found = score(model, x, method="adaptive", trace="exact", batch=batch)
+        assert found.log_prob.isfinite().tolist() == [True, False, True]
+        assert found.bits_per_dim == pytest.approx(float(found.bits[::2].mean()))
+        report = report_of(found)
+        assert report["uncertain"]["examples"] == 1
+        assert any("1 of 3 examples did not reach the end" in w for w in report["warnings"])
+        assert "1 of 3 examples uncertain" in page(report)
+    with pytest.raises(SolverError, match="none of 1 examples has a value"):
+        score(model, x[1:2], method="adaptive", trace="exact")
 
 
 def test_a_solve_that_is_cut_short_says_how_many():

@@ -3,6 +3,7 @@
 import math
 import multiprocessing
 import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +11,16 @@ from torch import nn
 
 import scoresde as ss
 from scoresde import parameterization as parameterizations
+from scoresde.likelihood import (
+    adaptive_log_likelihood,
+    discrete_elbo,
+    elbo,
+    log_likelihood,
+    path_log_likelihood,
+)
+from scoresde.likelihood.divergence import Exact, rademacher
+from scoresde.likelihood.estimators import GridFlow
+from scoresde.likelihood.path import Orthogonal
 from scoresde.parameterization import ScoreModel, caution
 from scoresde.registry import STEPS, build_step
 from scoresde.samplers import DDIM, Heun, grids, per_sample_noise, recommended, solve_adaptive
@@ -200,3 +211,56 @@ def test_a_caution_names_the_factor_of_the_error(sde, name):
     assert name in said
     assert f"{float(sde.sigma(t) / sde.alpha(t)):.3g}" in said
     assert caution(NAMED[name], ss.VP(t_max=0.1)) is None
+
+
+def _likelihoods():
+    """Calls that take one numeric argument by its name."""
+    law, sde = grid25(), ss.VP()
+    denoiser, x, ts = law.denoiser(sde), law.sample(2).double(), torch.tensor([1.0, 0.5, 0.1])
+    return {
+        "path": partial(path_log_likelihood, denoiser, x),
+        "adaptive": partial(adaptive_log_likelihood, denoiser, x),
+        "black box": partial(log_likelihood, denoiser, x),
+        "elbo": partial(elbo, denoiser, x),
+        "chain": partial(discrete_elbo, denoiser, x, ts),
+        "solve_adaptive": partial(solve_adaptive, denoiser, x, 1.0, 0.1),
+        "recommended": recommended,
+        "rademacher": partial(rademacher, x),
+        "Orthogonal": partial(Orthogonal, rademacher(x)),
+        "Exact": Exact,
+        "GridFlow": GridFlow,
+    }
+
+
+@pytest.mark.parametrize("bad", [0, -3, 2.5, 40.5, True, math.nan])
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [
+        ("path", "nodes"),
+        ("path", "between"),
+        ("path", "max_nfe"),
+        ("adaptive", "max_nfe"),
+        ("black box", "steps"),
+        ("black box", "max_nfe"),
+        ("elbo", "times"),
+        ("chain", "times"),
+        ("chain", "decodes"),
+        ("solve_adaptive", "max_nfe"),
+        ("recommended", "nfe"),
+        ("rademacher", "probes"),
+        ("Orthogonal", "rows"),
+        ("Exact", "budget"),
+        ("GridFlow", "nodes"),
+    ],
+)
+def test_a_count_is_a_whole_number_in_its_range(name, argument, bad):
+    with pytest.raises(ValueError, match=f"{argument}={bad}"):
+        _likelihoods()[name](**{argument: bad})
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, math.nan])
+@pytest.mark.parametrize("name", ["adaptive", "black box", "solve_adaptive"])
+@pytest.mark.parametrize("argument", ["rtol", "atol"])
+def test_a_tolerance_is_positive(name, argument, bad):
+    with pytest.raises(ValueError, match=f"need {argument} > 0, got {argument}={bad:g}"):
+        _likelihoods()[name](**{argument: bad})

@@ -106,6 +106,10 @@ def test_named_weights_on_the_noise_error(sde):
     )
     clipped = losses.min_snr(5.0)(sde, t)
     torch.testing.assert_close(clipped, losses.sigma2(sde, t).clamp(max=5.0))
+    torch.testing.assert_close(
+        losses.dsm_loss(model, x0, t, eps, losses.p2(0.5, 2.0)),
+        (2 + losses.sigma2(sde, t)) ** -0.5 * noise_error,
+    )
 
 
 def test_inputs_and_targets_have_unit_size_for_unit_data(sde):

@@ -7,12 +7,13 @@ from ours by design, a test says by what (docs/parity.md).
 """
 
 import warnings
+from dataclasses import replace
 from itertools import count
 
 import pytest
 import torch
 
-from scoresde import DiscreteVP, sample
+from scoresde import DiscreteVP, betas, sample
 from scoresde.samplers import (
     DDIM,
     EPS,
@@ -150,24 +151,100 @@ def test_ddim(diffusers, monkeypatch, kind, spacing, eta, prediction):
         agree(ours, theirs)
 
 
-@TABLES
-@SPACINGS
-@pytest.mark.parametrize("large", [False, True])
-def test_ddpm(diffusers, monkeypatch, kind, spacing, large):
-    """Strided; their fixed_large is beta of the stride, ours too."""
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_ddim_from_no_signal_at_all(diffusers, monkeypatch, eta):
+    scheduler = diffusers.DDIMScheduler(
+        clip_sample=False,
+        timestep_spacing="trailing",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+    )
+    scheduler.alphas_cumprod = torch.cumprod(1 - scheduler.betas.double(), 0)
+    both = Both(scheduler, 20, prediction="v_prediction")
+    step = scheduler.step
+    scheduler.step = lambda *a: step(*a, eta=eta)
+    agree(both.run_ours(DDIM(eta)), both.run_theirs(monkeypatch), 1e-5)
+
+
+# Their name, and our table; their Laplace has a square root too many.
+BETAS = {
+    "linear": betas.linear(),
+    "scaled_linear": betas.scaled_linear(1e-4, 0.02),
+    "squaredcos_cap_v2": betas.cosine(),
+    "sigmoid": betas.sigmoid(),
+    "laplace": betas.laplace(published=True),
+}
+
+
+@pytest.mark.parametrize("kind", BETAS)
+@pytest.mark.parametrize("zero_terminal", [False, True])
+def test_tables(diffusers, kind, zero_terminal):
+    """Theirs are in single precision."""
     scheduler = diffusers.DDPMScheduler(
-        **table(kind),
+        beta_schedule=kind, beta_start=1e-4, beta_end=0.02, rescale_betas_zero_snr=zero_terminal
+    )
+    ours = BETAS[kind](LEVELS)
+    ours = torch.tensor(betas.zero_terminal(ours) if zero_terminal else ours, dtype=F64)
+    torch.testing.assert_close(scheduler.betas.double(), ours, rtol=2e-4, atol=1e-6)
+    bars = torch.cumprod(1 - ours, 0)
+    torch.testing.assert_close(scheduler.alphas_cumprod.double(), bars, rtol=1e-3, atol=1e-6)
+
+
+def test_the_exponential_table(diffusers):
+    scheduler = diffusers.HeunDiscreteScheduler(beta_schedule="exp")
+    ours = torch.tensor(betas.exponential()(LEVELS), dtype=F64)
+    torch.testing.assert_close(scheduler.betas.double(), ours, rtol=1e-5, atol=0)
+
+
+def test_the_rescaled_table(diffusers):
+    """Their function in double precision, of every table."""
+    module = __import__("diffusers.schedulers.scheduling_ddpm", fromlist=["x"])
+    for kind in BETAS.values():
+        ours = kind(LEVELS)
+        theirs = module.rescale_zero_terminal_snr(torch.tensor(ours, dtype=F64))
+        ours = torch.tensor(betas.zero_terminal(ours), dtype=F64)
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+VARIANCES = {
+    "fixed_small": "small",
+    "fixed_small_log": "small",
+    "fixed_large": "large",
+    "learned_range": "learned",
+}
+
+
+@pytest.mark.parametrize("kind", BETAS)
+@SPACINGS
+@pytest.mark.parametrize("variance", VARIANCES)
+@pytest.mark.parametrize("zero_terminal", [False, True])
+def test_ddpm(diffusers, monkeypatch, kind, spacing, variance, zero_terminal):
+    """Strided, of every table, spacing and variance, to 1e-5 with their tables in doubles."""
+    scheduler = diffusers.DDPMScheduler(
+        beta_schedule=kind,
+        beta_start=1e-4,
+        beta_end=0.02,
         clip_sample=False,
         timestep_spacing=spacing,
-        variance_type="fixed_large" if large else "fixed_small",
+        variance_type=variance,
+        prediction_type="v_prediction" if zero_terminal else "epsilon",
+        rescale_betas_zero_snr=zero_terminal,
     )
-    both = Both(scheduler, 25)
-    theirs = both.run_theirs(monkeypatch)
-    if large and both.levels[-1] > 0:
-        # Their last step adds noise of variance beta on the way to no noise at all.
-        differ(both.run_ours(ddpm(large)), theirs, 1e-3)
-    else:
-        agree(both.run_ours(ddpm(large)), theirs)
+    scheduler.betas = scheduler.betas.double()
+    scheduler.alphas = 1 - scheduler.betas
+    scheduler.alphas_cumprod = torch.cumprod(scheduler.alphas, 0)
+    both = Both(scheduler, 25, prediction="v_prediction" if zero_terminal else "epsilon")
+    plain, mix = both.model, lambda x, t: 0.5 + 0.4 * torch.tanh(x)
+    if variance == "learned_range":
+        both.denoiser = replace(both.denoiser, variance_mix=mix)
+        both.model = lambda x, level: torch.cat([plain(x, level), 2 * mix(x, level) - 1], 1)
+    # On the way from a level above the cleanest to no noise at all, their last step adds some.
+    last = VARIANCES[variance] == "small" or both.levels[-1] == 0
+    step = ddpm(VARIANCES[variance])
+    theirs = both.run_theirs(monkeypatch, last)
+    agree(both.run_ours(step, last), theirs, 1e-5)
+    if not last:
+        differ(both.run_ours(step), both.run_theirs(monkeypatch), 1e-6)
 
 
 @TABLES

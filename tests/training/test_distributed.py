@@ -25,7 +25,7 @@ def test_every_row_is_in_one_part_of_one_process(size, accumulate):
 def gradient(plan, split, scaling, state):
     """Gradient and losses of the share of a plan, without the sum over processes."""
     state.optimizer.zero_grad()
-    _, losses = _backward(state, plan, draw_batch(plan, split, scaling, state.model.sde, 0))
+    _, losses, _ = _backward(state, plan, draw_batch(plan, split, scaling, state.model.sde, 0))
     return [p.grad.clone() for p in state.model.parameters() if p.grad is not None], losses
 
 
