@@ -1,4 +1,4 @@
-"""``scoresde sample`` under prompts, conditions and guidance, and pictures that are drawn again."""
+"""``scoresde sample`` under conditions and guidance, and pictures that are drawn again."""
 
 from __future__ import annotations
 

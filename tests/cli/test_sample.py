@@ -251,7 +251,7 @@ class TestFiles:
     def test_the_record(self, images, tmp_path):
         flags = ("--seeds", "4-6", "--class", "3", "--sample.sampler", "ddim")
         found = record(sample(images, tmp_path / "out", *flags, "--sample.sampler.eta", "0.5"))
-        assert found["sampler"] == {"kind": "ddim", "eta": 0.5, "large": False}
+        assert found["sampler"] == {"kind": "ddim", "eta": 0.5, "variance": "small"}
         assert (found["steps"], found["nfe"], found["step"]) == (3, 4, 7)
         assert (found["seeds"], found["labels"]) == ([4, 5, 6], [3, 3, 3])
 
