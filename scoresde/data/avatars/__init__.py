@@ -38,8 +38,9 @@ def avatars(size: Literal[16, 32, 64] = 16, partial: bool = False) -> Dataset:
     """8000 portraits (3, size, size), 256 levels, with a sentence and nine attributes each.
 
     The sentence (column "text") states all attributes, which are columns of labels; no word on
-    glasses, a beard or a hat says that there is none. The first 7000 are for training. Larger portraits repeat the pixels of those of side 16, which is what
-    the artist's vector graphics show at that size. Source: DiceBear "Pixel Art", CC0 1.0.
+    glasses, a beard or a hat says that there is none. The first 7000 are for training. Larger
+    portraits repeat the pixels of those of side 16, which is what the artist's vector graphics
+    show at that size. Source: DiceBear "Pixel Art", CC0 1.0.
 
     Args:
         size: side of the portraits.
