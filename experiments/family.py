@@ -409,9 +409,9 @@ def default(case: Case, nfe: int) -> Errors:
 
 
 def optimised(case: Case, nfe: int, budget: int) -> Errors:
-    """The default step on a grid found on 64 other starts."""
+    """The default step on a grid found on 256 other starts."""
     step, grid = recommended(nfe, std=case.problem.std)
-    x = starts(case.problem, case.sde, 64, seed=5)
+    x = starts(case.problem, case.sde, 256, seed=5)
     among = (grid, *STANDARD[1:])
     denoiser = case.problem.denoiser(case.sde)
     ts = optimise_grid(denoiser, step, nfe - 1, x, budget=budget, candidates=among)
@@ -423,7 +423,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--part", choices=("search", "held"), default="held")
     parser.add_argument("--peers", type=Path, default=Path("family-peers.json"))
-    parser.add_argument("--budget", type=int, default=800, help="calls to optimise a grid")
+    parser.add_argument("--budget", type=int, default=400, help="calls to optimise a grid")
     parser.add_argument("--optimised", type=int, nargs="*", default=(6, 10, 20))
     parser.add_argument("--out", type=Path, default=HERE / "results" / "family.json")
     args = parser.parse_args()

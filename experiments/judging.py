@@ -55,7 +55,9 @@ def drawn(
     model: ScoreModel, config: Config, dataset: Dataset, n: int, label: Tensor | None = None
 ) -> tuple[Tensor, float]:
     """The levels of n samples by the sampler of a configuration, from seeds 0, 1, ...; calls."""
-    found = draw(model, n, sampler=build_sampler(config.sample), label=label, batch=BATCH)
+    found = draw(
+        model, n, sampler=build_sampler(config.sample, std=model.std), label=label, batch=BATCH
+    )
     return found.x, found.nfe
 
 

@@ -25,10 +25,10 @@ from scoresde.runs.optimised import grid_folder
 
 HERE = Path(__file__).parent
 COMPARISONS = (
-    ("recommended,dpmpp_2m", "arctan,optimised", "5,7,10,14,20,30,50"),
+    ("recommended,dpmpp_2m", "recommended,optimised", "5,7,10,14,20,30,50"),
     ("dpmpp_2m,ddim", "karras", "5,7,10,14,20,30,50"),
-    ("unipc", "arctan", "3,5,7,10,14,20,30,50"),
-    ("heun", "arctan,karras", "3,5,7,10,15,25"),
+    ("unipc", "recommended", "3,5,7,10,14,20,30,50"),
+    ("heun", "recommended,karras", "3,5,7,10,15,25"),
 )
 
 

@@ -75,7 +75,8 @@ _HOMES = {
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 _MODULES = {
     *(name for name in _HOMES if "." not in name),
-    *("codes", "config", "data", "nn", "registry", "runs", "testing", "training"),
+    *("codes", "conditions", "config", "data", "guidance", "nn", "registry", "runs"),
+    *("testing", "training"),
 }
 
 

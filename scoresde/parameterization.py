@@ -149,9 +149,9 @@ class ScoreModel(nn.Module):
     it is told, and returns F with the shape of ``x``. ``conditions`` (``scoresde.conditions``)
     turn what users say, by name, into what the network is told. Without conditions the network
     receives what is given as it is, such as ``label`` (B,). ``data`` describes what it was trained
-    on (name, shape, scaling, classes) and ``config`` is the configuration of its run, None where
-    nobody has said. Raises ValueError for a process or a parameterisation that is none, such as
-    ``VP`` in place of ``VP()``, or that divides by an alpha of 0, and for a condition with the
+    on (name, shape, scaling, classes, std) and ``config`` is the configuration of its run, None
+    where nobody has said. Raises ValueError for a process or a parameterisation that is none, such
+    as ``VP`` in place of ``VP()``, or that divides by an alpha of 0, and for a condition with the
     name of an input of the network.
 
     With ``variance`` the network has twice the channels, (B, 2 C, ...): after F, the numbers v
@@ -167,8 +167,8 @@ class ScoreModel(nn.Module):
         net: nn.Module,
         sde: SDE,
         parameterization: Parameterization,
-        variance: bool = False,
         *,
+        variance: bool = False,
         conditions: Mapping[str, Condition] | None = None,
     ) -> None:
         super().__init__()
@@ -205,6 +205,18 @@ class ScoreModel(nn.Module):
     def classes(self) -> int | None:
         """Number of classes in a table of the network's own; None without."""
         return getattr(self.net, "classes", None)
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the data in model units, which the default sampler is made for.
+
+        It is that of the training data if ``data`` states it, else ``sigma_data`` of the
+        parameterisation, else 1 for real numbers, which are standardised, else 0.5.
+        """
+        measured = getattr(self.data, "std", None)
+        declared = getattr(self.parameterization, "sigma_data", None)
+        real = self.data is not None and self.data.scaling.levels is None
+        return measured or declared or (1.0 if real else Preconditioned.sigma_data)
 
     def forward(self, x: Tensor, t: Tensor, **cond: Tensor | None) -> Tensor:
         """The raw network output F(inp x, noise), in the dtype of the network.
@@ -273,12 +285,13 @@ class ScoreModel(nn.Module):
         and encoded once. What is not said, or None, the network was told in training as often as
         the dropout of that condition says. Raises ValueError as ``read`` does.
         """
-        # Read while they are on the host, then sent once.
-        read = {
-            name: None if y is None else sent(y, self.device)
-            for name, y in self.read(**said).items()
-        }
-        told = self.told(read)
+        return self.bound(self.read(**said))
+
+    def bound(self, read: Mapping[str, Tensor | None]) -> Denoiser:
+        """``denoiser`` of what ``read`` returns, or of what the data say, on any device."""
+        told = self.told(
+            {name: None if y is None else sent(y, self.device) for name, y in read.items()}
+        )
         bound = Bound(self, told)
         mix = bound.variance_mix if self.variance else None
         return Denoiser(self.sde, bound, mix, batch=_batch(told))

@@ -101,7 +101,7 @@ def test_the_example_of_the_likelihood_is_exact(capsys):
 def test_the_example_of_the_evaluation_runs_and_every_metric_is_explained(capsys):
     for block in blocks(ROOT / "docs" / "evaluation.md", "python"):
         exec(block, {})
-    first, second = capsys.readouterr().out.splitlines()
+    _, first, second = capsys.readouterr().out.splitlines()
     value, error, limit = map(float, first.split())
     assert 0 < float(second.split()[1]) < float(second.split()[0])
     assert 0 < error < value
@@ -184,3 +184,15 @@ def test_the_pictures_of_the_experiments_are_there_and_small():
     files = [ROOT / "docs" / name for name in linked]
     assert len(files) >= len(stored("images"))
     assert all(file.stat().st_size < 100_000 for file in files)
+
+
+def test_the_ceilings_of_the_judges():
+    judges = stored("judges")["judges"]
+    names = list(judges["avatars"]["accuracy"]["test"])
+    row = "| " + " | ".join(f"{100 * judges['avatars']['accuracy']['test'][n]:.1f}" for n in names)
+    assert row in EVALUATION
+    assert f"{round(judges['avatars']['cpu_seconds'])} CPU seconds" in EVALUATION
+    pairs = judges["digit_pairs"]["accuracy"]
+    for part, words in (("test", "test canvases"), ("held_out", "canvases of held-out pairs")):
+        count = judges["digit_pairs"]["pictures"][part]
+        assert f"{100 * pairs[part]['all']:.1f} % of {count} {words}" in EVALUATION

@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "denoiser": {"sde"},
     "parameterization": {"sde", "denoiser", "conditions"},
     "samplers": THEORY,
+    "guidance": THEORY,
     "solvers": THEORY,
     "likelihood": THEORY | {"solvers", "samplers"},
     "codes": THEORY | {"solvers", "samplers"},

@@ -292,6 +292,16 @@ class TestSamplers:
         step = registry.build_step(name, options, 9)
         assert samplers.suited_grid(step) == registry.GRIDS[grid]()
 
+    @pytest.mark.parametrize(("kind", "std"), [("recommended", 0.3), ("heun", None)])
+    def test_the_deviation_of_the_data_is_used_unless_another_is_given(self, kind, std):
+        given = {} if std is None else {"sample__sampler__std": std}
+        for known, changes in ((0.9, {}), (std or 0.9, given)):
+            sample = small(sample__sampler__kind=kind, sample__steps=8, **changes).sample
+            found = build_sampler(sample, std=0.9)
+            assert found.grid == samplers.ArctanGrid(std=known)
+            if kind == "recommended":
+                assert found.step == samplers.recommended(9, std=known)[0]
+
     def test_churn_is_spread_over_the_steps_of_the_grid(self):
         step = registry.build_step("heun", {"s_churn": 30.0, "s_tmax": None}, 77)
         assert step == samplers.Churned(samplers.Heun(), 30.0, steps=77)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,8 @@ class Condition(nn.Module, ABC):
     """Fraction of the training examples for which nothing is said."""
     derives: bool = False
     """Whether y is made of the example itself, by ``derive``, and not of a column of the data."""
+    sentences: ClassVar[bool] = False
+    """Whether it reads sentences, so that a prompt is meant for it."""
 
     @staticmethod
     @abstractmethod
@@ -57,6 +59,14 @@ class Condition(nn.Module, ABC):
 
         Raises ValueError for values that this condition cannot take.
         """
+
+    @abstractmethod
+    def takes(self) -> str:
+        """What a user may say, in words."""
+
+    def written(self, text: str) -> Any:
+        """The value, as for ``read``, that a word of the command line stands for."""
+        return text
 
     @abstractmethod
     def null(self, n: int) -> Tensor:

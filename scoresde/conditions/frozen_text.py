@@ -42,6 +42,8 @@ class FrozenText(Condition):
         states: width of the states of the text model.
     """
 
+    sentences = True
+
     def __init__(
         self,
         folder: Path,
@@ -86,13 +88,17 @@ class FrozenText(Condition):
         index = {sentence: k for k, sentence in enumerate(different)}
         return table[[index[sentence] for sentence in sentences]]
 
+    def takes(self) -> str:
+        return f"a sentence of at most {self.length} tokens, read by {self.folder.name}"
+
     def null(self, n: int) -> Tensor:
         """The states of the empty sentence."""
         return self.read("").expand(n, -1, -1)
 
     def forward(self, y: Tensor) -> Joined:
         mask = ~torch.isnan(y[..., 0])
-        states = y.masked_fill(~mask[:, :, None], 0)
+        dtype = next((p.dtype for p in self.project.parameters()), torch.float32)
+        states = y.masked_fill(~mask[:, :, None], 0).to(dtype)
         mean = states.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
         return Joined(embed=mean, context=self.project(states), mask=mask)
 

@@ -37,6 +37,8 @@ class Label(Condition):
 
     @staticmethod
     def measured(values: Any, **settings: Any) -> dict[str, Any]:
+        if isinstance(values, Tensor):  # of places
+            return {"classes": [str(k) for k in range(int(values.max()) + 1)]}
         return {"classes": sorted({str(value) for value in values})}
 
     def read(self, values: Any) -> Tensor:
@@ -46,6 +48,14 @@ class Label(Condition):
         if isinstance(values, str) or not hasattr(values, "__iter__"):
             values = [values]
         return torch.tensor([self._place(value) for value in values], dtype=torch.int64)
+
+    def takes(self) -> str:
+        some = ", ".join(self.classes[:10]) + ", ..." * (len(self.classes) > 10)
+        return f"one of {len(self.classes)} classes: {some}"
+
+    def written(self, text: str) -> str | int:
+        """A name, or the place of a class."""
+        return int(text) if text.isdecimal() and text not in self.classes else text
 
     def _place(self, value: Any) -> int:
         if isinstance(value, bool) or not (isinstance(value, str) or hasattr(value, "__index__")):

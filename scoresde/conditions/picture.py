@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any, Literal, final
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -76,6 +78,18 @@ class Picture(Condition):
             raise ValueError("need a picture of finite numbers, got NaN or infinity")
         return x.float()
 
+    def takes(self) -> str:
+        channels, height, width = self.shape
+        kind = {"column": "", "low": " of low resolution"}.get(self.of, f" ({self.of})")
+        return f"a picture{kind} of {height} x {width} pixels and {channels} channels"
+
+    def written(self, text: str) -> Tensor:
+        """The pixels of a file."""
+        shades = opened(text, "L" if self.shape[0] == 1 else "RGB").movedim(-1, 0)
+        if self.levels is None:
+            return 2 * (shades.float() + 0.5) / 256 - 1
+        return shades.int() * self.levels // 256
+
     def derive(self, x0: Tensor) -> Tensor:
         if self.of == "low":
             f = self.factor
@@ -136,8 +150,34 @@ class SegmentationMap(Condition):
             )
         return y.long()
 
+    def takes(self) -> str:
+        height, width = self.size
+        return f"a map of {height} x {width} places of {self.classes} classes"
+
+    def written(self, text: str) -> Tensor:
+        """The places of classes in a file of grey values, or of a palette."""
+        return opened(text, None)[..., 0].long()
+
     def null(self, n: int) -> Tensor:
         return torch.full((n, *self.size), self.classes)
 
     def forward(self, y: Tensor) -> Joined:
         return Joined(concat=F.one_hot(y, self.classes + 1).movedim(-1, 1).float())
+
+
+def opened(path: str, mode: str | None) -> Tensor:
+    """The pixels (H, W, C) of a picture file, uint8; of None as stored, with one channel.
+
+    Raises ValueError, naming the file.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(Path(path).expanduser()) as picture:
+            if mode is None and picture.mode not in ("L", "P", "1"):
+                raise ValueError(f"its pixels are {picture.mode}, not grey values or a palette")
+            pixels = np.array(picture if mode is None else picture.convert(mode), np.uint8)
+    except (OSError, ValueError, SyntaxError) as error:
+        text = getattr(error, "strerror", None) or error
+        raise ValueError(f"{path}: no picture that can be read ({text})") from None
+    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1))

@@ -42,6 +42,8 @@ class Tokens(Condition):
         rules: the text of the tokenizer.json.
     """
 
+    sentences = True
+
     def __init__(
         self,
         words: Sequence[str] | int,
@@ -86,6 +88,12 @@ class Tokens(Condition):
     def read(self, values: Any) -> Tensor:
         """A sentence or several; "" says nothing. Raises ValueError for unknown words."""
         return torch.tensor([self._ids(s) for s in sentences_of(values)], dtype=torch.int64)
+
+    def takes(self) -> str:
+        some = f" ({', '.join(self.words[:10])}{', ...' * (len(self.words) > 10)})"
+        count = len(self.table.weight) - FIRST
+        kind = f"tokens of a vocabulary of {count}" if self.rules else f"of {count} words{some}"
+        return f"a sentence of at most {self.longest} {kind}"
 
     def _ids(self, sentence: str) -> list[int]:
         if self.rules is not None:
@@ -176,7 +184,10 @@ def _tokenizer(rules: str) -> Any:
             raise ValueError(
                 "a tokenizer.json is read by the package tokenizers; pip install scoresde[text]"
             ) from None
-        _TOKENIZERS[rules] = Tokenizer.from_str(rules)
+        try:
+            _TOKENIZERS[rules] = Tokenizer.from_str(rules)
+        except Exception as error:  # the package raises no other type
+            raise ValueError(f"no rules of a tokenizer ({error}); check tokenizer.json") from None
     return _TOKENIZERS[rules]
 
 

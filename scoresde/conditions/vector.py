@@ -67,6 +67,15 @@ class Vector(Condition):
             raise ValueError("need finite numbers, got NaN or infinity")
         return (found - self.mean) / self.std
 
+    def takes(self) -> str:
+        means = ", ".join(f"{m:.3g} +- {s:.3g}" for m, s in zip(self.mean, self.std, strict=True))
+        d = len(self.mean)
+        return f"{d} number{'s' * (d > 1)}, in the training data {means}"
+
+    def written(self, text: str) -> list[str | None]:
+        """Numbers separated by commas; one that is left empty is not given."""
+        return [part.strip() or None for part in text.split(",")]
+
     def null(self, n: int) -> Tensor:
         return torch.full((n, len(self.mean)), math.nan, dtype=torch.float64)
 

@@ -115,7 +115,7 @@ def build_model(config: Config, described: Described) -> ScoreModel:
     parameterization = build(config.parameterization)
     variance = config.network.values.get("head") == "variance"
     sde = build_sde(config.sde)
-    return ScoreModel(network, sde, parameterization, variance, conditions=conditions)
+    return ScoreModel(network, sde, parameterization, variance=variance, conditions=conditions)
 
 
 def build_conditions(config: Config, described: Described) -> dict[str, Condition]:
@@ -188,24 +188,28 @@ def build_reporting(config: Config) -> Reporting:
     return reporting
 
 
-def build_sampler(sample: Section, grid: Grid | None = None) -> Sampler:
-    """Build the sampler of ``config.sample``; ``grid`` replaces its grid if given."""
+def build_sampler(sample: Section, grid: Grid | None = None, std: float | None = None) -> Sampler:
+    """Build the sampler of ``config.sample``; ``grid`` replaces its grid if given.
+
+    ``std`` is the standard deviation of the model's data, ``ScoreModel.std``, for the default
+    sampler and grid.
+    """
     kind = sample.sampler.kind
     if kind in STEPS:
-        step = build_step(kind, sample.sampler.values, sample.steps)
-        found = build_grid(sample.grid, step) if grid is None else grid
+        step = build_step(kind, sample.sampler.values, sample.steps, std)
+        found = build_grid(sample.grid, step, std) if grid is None else grid
         return GridSampler(found, step, grid_steps(step, sample.steps), sample.denoise)
     solver: Sampler = build(sample.sampler, steps=sample.steps, denoise=sample.denoise)
     return solver
 
 
-def build_grid(section: Section, step: Step) -> Grid:
-    """Build the grid of ``config.sample.grid`` for a step.
+def build_grid(section: Section, step: Step, std: float | None = None) -> Grid:
+    """Build the grid of ``config.sample.grid`` for a step and data of deviation ``std``.
 
     Raises ConfigError for a missing path.
     """
     if section.kind == "recommended":
-        return suited_grid(step)
+        return suited_grid(step, std)
     if section.values.get("path", "") is None:
         raise ConfigError("sample.grid.path is not given for sample.grid.kind=file")
     grid: Grid = build(section)

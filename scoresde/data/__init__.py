@@ -1,8 +1,10 @@
 """Data sets as tensors of pixel levels or real numbers, each with its scaling."""
 
 from scoresde.data.arrays import arrays
+from scoresde.data.avatars import avatars
 from scoresde.data.columns import Captions, Column
 from scoresde.data.dataset import DataError, Dataset, Examples, Split, View, holdout, views
+from scoresde.data.digit_pairs import digit_pairs
 from scoresde.data.digits import digits
 from scoresde.data.foreign import examples
 from scoresde.data.idx import idx_folder
@@ -22,10 +24,12 @@ __all__ = [
     "Split",
     "View",
     "arrays",
+    "avatars",
     "batch_indices",
     "checkerboard",
     "cifar_subset",
     "dataset_of",
+    "digit_pairs",
     "digits",
     "examples",
     "gaussians25",

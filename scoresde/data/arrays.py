@@ -47,7 +47,7 @@ VALIDATION = {
     "x_test": ("x_val", "x_valid", "val_images"),
     "y_test": ("y_val", "y_valid", "val_labels"),
 }
-LABELS = ("y", "y_test")
+LABELS, TEST = ("y", "y_test"), "_test"
 
 PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
@@ -61,6 +61,7 @@ def arrays(
     seed: Natural = 0,
     standardise: bool = True,
     cache: Path | str | None = None,
+    vector: Sequence[str] | None = None,
     progress: Progress = silent,
 ) -> Dataset:
     """Examples, with optional labels, from arrays in .npz, .npy or CSV files.
@@ -81,6 +82,9 @@ def arrays(
         standardise: scale real numbers to mean 0 and deviation 1, feature by feature.
         cache: folder for the decoded examples, which are then mapped into memory; null keeps
             them in memory only.
+        vector: arrays of numbers (N,) or (N, K) in the file, or columns of a table, that are read
+            as the condition vector and are no part of the examples; arrays of a test part are
+            named with _test at the end.
         progress: callback that shows the number of files read.
 
     Raises DataError for missing, damaged or pickled arrays, and for values, shapes or labels that
@@ -90,7 +94,8 @@ def arrays(
     path = Path(path).expanduser()
     with reading(path):
         require_there(path)
-        shards = _shards(path)
+        wanted = tuple(vector or ())
+        shards = _shards(path, wanted)
         if levels is None:
             levels = _levels(shards[0])
         held = _held(shards, holdout, seed)
@@ -98,13 +103,14 @@ def arrays(
 
     def decode(skipped: list[str]) -> Iterator[tuple[bool, Split]]:
         with reading(path):
-            yield from _decoded(shards, held, numbers, levels, layout, progress)
+            yield from _decoded(shards, held, numbers, levels, layout, wanted, progress)
 
     if cache is None:
         found = gathered(decode)
     else:
         options: dict[str, Any] = {"levels": levels, "layout": layout, "holdout": holdout}
         options |= {"seed": seed, "classes": numbers and numbers.classes}
+        options["vector"] = vector
         marks = [
             (file.name, file.stat().st_size, file.stat().st_mtime_ns)
             for shard in shards
@@ -123,17 +129,20 @@ def holds_arrays(folder: Path) -> bool:
     return bool(_visible(folder, "npz") or _visible(folder, "npy"))
 
 
-def read_arrays(path: Path, only: Sequence[str] = tuple(KEYS)) -> dict[str, np.ndarray]:
+def read_arrays(
+    path: Path, only: Sequence[str] = tuple(KEYS), vector: Sequence[str] = ()
+) -> dict[str, np.ndarray]:
     """The arrays of an ``.npz`` named in ``KEYS``, or that of an ``.npy`` as "x".
 
-    Raises DataError if the file cannot be read.
+    Those of ``vector`` have the names of ``_vectors``. Raises DataError if the file cannot be
+    read.
     """
     with _parsed(path) as file:
         loaded = np.load(file, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             return {"x": loaded}
         _require_ordinary(loaded.zip)
-        names = _names(loaded.files)
+        names = _names(loaded.files, vector)
         return {name: _array(loaded[key]) for name, key in names.items() if name in only}
 
 
@@ -149,7 +158,9 @@ class Header:
         return f"{kind} ({', '.join(['N', *map(str, self.shape[1:])])})"
 
 
-def read_headers(path: Path) -> tuple[dict[str, Header], tuple[str, ...]]:
+def read_headers(
+    path: Path, vector: Sequence[str] = ()
+) -> tuple[dict[str, Header], tuple[str, ...]]:
     """Headers of the arrays that ``read_arrays`` reads, and notes about those that it does not.
 
     Raises DataError for a file that cannot be read or is shorter than its headers state.
@@ -157,16 +168,18 @@ def read_headers(path: Path) -> tuple[dict[str, Header], tuple[str, ...]]:
     with _parsed(path) as file:
         packed = file.read(4) in (b"PK\3\4", b"PK\5\6")
         file.seek(0)
+        if not packed and vector:
+            raise DataError(f"an .npy holds x only, no {vector[0]!r}; give an .npz")
         if not packed:
             return {"x": _header(file, path.stat().st_size)}, ()
         with zipfile.ZipFile(file) as archive:
             _require_ordinary(archive)
             members = {m.filename.removesuffix(".npy"): m for m in archive.infolist()}
             found = {}
-            for name, key in _names(list(members)).items():
+            for name, key in _names(list(members), vector).items():
                 with archive.open(members[key]) as member:
                     found[name] = _header(member, members[key].file_size)
-            return found, _unread(list(members))
+            return found, _unread(list(members), vector)
 
 
 @contextmanager
@@ -215,15 +228,15 @@ class Shard:
         return reading(self.name) if self.name else nullcontext()
 
 
-def _shards(path: Path) -> list[Shard]:
+def _shards(path: Path, vector: Sequence[str] = ()) -> list[Shard]:
     """The parts of a file or folder. Raises DataError if their arrays differ."""
     if not path.is_dir():
-        found = [shard_of(path)]
+        found = [shard_of(path, vector=vector)]
     elif files := _visible(path, "npz"):
         found = []
         for file in files:
             with reading(file.name):
-                found.append(shard_of(file, file.name))
+                found.append(shard_of(file, file.name, vector))
                 one, two = (
                     {k: str(v) for k, v in sorted(s.headers.items())}
                     for s in (found[0], found[-1])
@@ -233,7 +246,7 @@ def _shards(path: Path) -> list[Shard]:
                         f"holds {two}, but {found[0].name} holds {one}; make them alike"
                     )
     elif files := _visible(path, "npy"):
-        found = [_together(files)]
+        found = [_together(files, vector)]
     else:
         raise DataError("no .npz or .npy files in this folder; check the path")
     with found[0].named():
@@ -245,24 +258,25 @@ def _shards(path: Path) -> list[Shard]:
     return found
 
 
-def shard_of(file: Path, name: str = "") -> Shard:
+def shard_of(file: Path, name: str = "", vector: Sequence[str] = ()) -> Shard:
     """The shard of one file. Raises DataError for a file without a known suffix."""
     suffix = file.suffix.lower()
     if suffix in TABLES:
-        table = read_table(file)
+        table = read_table(file, vector)
         found = {"x": table.x} | ({} if table.y is None else {"y": table.y})
+        found |= dict(zip(_vectors(vector), table.apart.values(), strict=True))
         headers = {key: Header(array.shape, array.dtype) for key, array in found.items()}
         return Shard(headers, lambda only: found, (file,), name, table.notes)
     if suffix not in (".npz", ".npy"):
         raise DataError(f"is {kind_of(file)}; give arrays as .npz, .npy or .csv")
-    headers, notes = read_headers(file)
-    return Shard(headers, partial(read_arrays, file), (file,), name, notes)
+    headers, notes = read_headers(file, vector)
+    return Shard(headers, partial(read_arrays, file, vector=vector), (file,), name, notes)
 
 
-def _together(files: Sequence[Path]) -> Shard:
+def _together(files: Sequence[Path], vector: Sequence[str]) -> Shard:
     """The shard of a folder of ``.npy`` files, named as their arrays."""
     by_stem = {file.stem: file for file in files}
-    chosen = {name: by_stem[stem] for name, stem in _names(list(by_stem)).items()}
+    chosen = {name: by_stem[stem] for name, stem in _names(list(by_stem), vector).items()}
     headers = {}
     for name, file in chosen.items():
         with reading(file.name):
@@ -271,7 +285,7 @@ def _together(files: Sequence[Path]) -> Shard:
     def read(only: Sequence[str]) -> dict[str, np.ndarray]:
         return {name: read_arrays(file)["x"] for name, file in chosen.items() if name in only}
 
-    return Shard(headers, read, tuple(chosen.values()), notes=_unread(list(by_stem)))
+    return Shard(headers, read, tuple(chosen.values()), notes=_unread(list(by_stem), vector))
 
 
 def _visible(folder: Path, suffix: str) -> list[Path]:
@@ -319,6 +333,7 @@ def _decoded(
     numbers: Numbered | None,
     levels: int | None,
     layout: Layout | None,
+    vector: Sequence[str],
     progress: Progress,
 ) -> Iterator[tuple[bool, Split]]:
     """Yield the examples of each file in turn, each with whether they are for testing."""
@@ -330,23 +345,56 @@ def _decoded(
             if not len(shard):
                 continue
             with shard.named():
-                found = shard.read(("x", "x_test"))
+                found = shard.read(("x", "x_test", *_vectors(vector), *_vectors(vector, TEST)))
                 advance(1)
-                train = _split(found["x"], own.get("y"), "x", levels, layout)
+                columns = _columns(found, vector)
+                train = _split(found["x"], own.get("y"), "x", levels, layout, columns)
                 if held is not None:
                     yield from _divided(train, held - first)
                     continue
                 yield False, train
                 if found["x_test"].size or not shard.name:
-                    label = own.get("y_test")
-                    yield True, _split(found["x_test"], label, "x_test", levels, layout)
+                    label, columns = own.get("y_test"), _columns(found, vector, TEST)
+                    yield True, _split(found["x_test"], label, "x_test", levels, layout, columns)
 
 
 def _split(
-    x: np.ndarray, label: Tensor | None, name: str, levels: int | None, layout: Layout | None
+    x: np.ndarray,
+    label: Tensor | None,
+    name: str,
+    levels: int | None,
+    layout: Layout | None,
+    columns: Mapping[str, Tensor],
 ) -> Split:
     with reading(f"array {name!r}"):
-        return Split(torch.from_numpy(examples_of(x, levels, layout)), label)
+        return Split(torch.from_numpy(examples_of(x, levels, layout)), label, columns=columns)
+
+
+def _vectors(vector: Sequence[str], part: str = "") -> list[str]:
+    """The names within a shard of the arrays of the condition vector."""
+    return [f"vector {name}{part}" for name in vector]
+
+
+def _columns(
+    found: Mapping[str, np.ndarray], vector: Sequence[str], part: str = ""
+) -> dict[str, Tensor]:
+    """The condition vector, float32 (N, d), of the arrays of a shard; empty if there is none."""
+    if not vector:
+        return {}
+    columns = []
+    for name, key in zip(vector, _vectors(vector, part), strict=True):
+        with reading(f"array {name + part!r}"):
+            values = found[key]
+            if values.dtype.kind not in "buif" or values.ndim not in (1, 2):
+                raise DataError(f"{values.dtype} {values.shape}; give numbers (N,) or (N, K)")
+            with np.errstate(over="ignore"):
+                column = values.reshape(len(values), -1).astype(np.float32)
+            if not (finite := np.isfinite(column).all(1)).all():
+                raise DataError(f"row {int(finite.argmin())} is not finite; remove or repair it")
+            columns.append(column)
+    if len({len(column) for column in columns}) > 1:
+        raise DataError(f"{listing(vector)} differ in length; give a number for each example")
+    return {"vector": torch.from_numpy(np.concatenate(columns, 1))}
 
 
 def _divided(split: Split, held: Tensor) -> Iterator[tuple[bool, Split]]:
@@ -370,7 +418,7 @@ def _array(found: object) -> np.ndarray:
     return found
 
 
-def _names(keys: Sequence[str]) -> dict[str, str]:
+def _names(keys: Sequence[str], vector: Sequence[str] = ()) -> dict[str, str]:
     """The key of each array to read, by its name in ``KEYS``."""
     spelled = {key.lower(): key for key in reversed(keys)}
     first = {name: _first(known, spelled) for name, known in KEYS.items()}
@@ -379,6 +427,12 @@ def _names(keys: Sequence[str]) -> dict[str, str]:
         raise DataError(f"holds the keys {held}; call the examples 'x'")
     if first["x_test"] is None and first["y_test"] is None:
         first |= {name: _first(known, spelled) for name, known in VALIDATION.items()}
+    parts = ("",) if first["x_test"] is None else ("", TEST)
+    for name in [f"{name}{part}" for part in parts for name in vector]:
+        if name.lower() not in spelled:
+            held = listing(sorted(ascii(key)[1:-1] for key in keys))
+            raise DataError(f"no array {name!r}, but {held}; add it, or name others in vector")
+        first[f"vector {name}"] = spelled[name.lower()]
     return {name: key for name, key in first.items() if key is not None}
 
 
@@ -386,9 +440,9 @@ def _first(known: Sequence[str], spelled: Mapping[str, str]) -> str | None:
     return next((spelled[key] for key in known if key in spelled), None)
 
 
-def _unread(keys: Sequence[str]) -> tuple[str, ...]:
+def _unread(keys: Sequence[str], vector: Sequence[str] = ()) -> tuple[str, ...]:
     """Notes about arrays that are not read, and validation examples used for testing."""
-    names = _names(keys)
+    names = _names(keys, vector)
     left = sorted(ascii(key)[1:-1] for key in set(keys) - set(names.values()))
     notes = [f"arrays that are not read: {listing(left)}"] if left else []
     if names.get("x_test", "").lower() in VALIDATION["x_test"]:

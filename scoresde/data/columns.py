@@ -68,7 +68,9 @@ class Captions(Sequence["str | list[str]"]):
     def __getitem__(self, k: int | slice) -> str | list[str] | Captions:
         if isinstance(k, slice):
             return self.take(torch.arange(len(self))[k])
-        found = self._row(range(len(self))[k])
+        row = range(len(self))[k]
+        start = int(self._starts[row])
+        found = self._decoded(torch.arange(start, start + int(self.counts[row])))
         return found if self.several else found[0]
 
     @cached_property
@@ -79,7 +81,7 @@ class Captions(Sequence["str | list[str]"]):
     @property
     def sentences(self) -> list[str]:
         """All M sentences in order."""
-        return [self._sentence(k) for k in range(len(self.lengths))]
+        return self._decoded(torch.arange(len(self.lengths)))
 
     def chosen(self, generator: torch.Generator | None = None) -> Tensor:
         """The place among ``sentences`` of one sentence of each example, int64 (N,).
@@ -93,11 +95,18 @@ class Captions(Sequence["str | list[str]"]):
 
     def pick(self, generator: torch.Generator | None = None) -> list[str]:
         """The ``chosen`` sentence of each example."""
-        return [self._sentence(k) for k in self.chosen(generator).tolist()]
+        return self._decoded(self.chosen(generator))
 
     def take(self, index: Tensor) -> Captions:
         """The captions of the examples at ``index``, in that order."""
-        return Captions.of([self._row(k) for k in index.tolist()])
+        counts = self.counts[index]
+        first = counts.cumsum(0) - counts
+        places = (self._starts[index] - first).repeat_interleave(counts)
+        places += torch.arange(len(places))
+        pieces = bytearray(b"".join(self._bytes(places)) or b" ")
+        lengths = self.lengths[places]
+        text = torch.frombuffer(pieces, dtype=torch.uint8)[: int(lengths.sum())]
+        return Captions(text, lengths, counts)
 
     def tensors(self) -> dict[str, Tensor]:
         """The three tensors by name."""
@@ -111,13 +120,13 @@ class Captions(Sequence["str | list[str]"]):
     def _ends(self) -> Tensor:
         return self.lengths.cumsum(0)
 
-    def _row(self, k: int) -> list[str]:
-        start = int(self._starts[k])
-        return [self._sentence(start + i) for i in range(int(self.counts[k]))]
+    def _bytes(self, places: Tensor) -> list[memoryview]:
+        ends = self._ends[places]
+        starts, text = ends - self.lengths[places], self.text.numpy().data
+        return [text[a:b] for a, b in zip(starts.tolist(), ends.tolist(), strict=True)]
 
-    def _sentence(self, k: int) -> str:
-        end = int(self._ends[k])
-        return self.text[end - int(self.lengths[k]) : end].numpy().tobytes().decode()
+    def _decoded(self, places: Tensor) -> list[str]:
+        return [str(piece, "utf-8") for piece in self._bytes(places)]
 
 
 def flat(columns: Mapping[str, Column]) -> dict[str, Tensor]:

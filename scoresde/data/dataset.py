@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -20,6 +21,7 @@ from scoresde.data.shuffle import LARGEST_TABLE, scattered
 
 # Numbers per piece, so that a memory-mapped set is never whole in memory.
 CHUNK = 2**24
+MEASURED = 2**22  # most numbers that a standard deviation is measured on
 
 
 class DataError(ValueError):
@@ -205,6 +207,16 @@ class Dataset:
     def shape(self) -> torch.Size:
         """Shape of one example, (C, H, W) or (D,)."""
         return self.train.x.shape[1:]
+
+    @cached_property
+    def std(self) -> float:
+        """Standard deviation of the training examples in model units, about one common mean.
+
+        Of large sets, evenly spread examples are measured.
+        """
+        most = max(2, MEASURED // self.shape.numel())
+        x = self.train.take(spread(len(self.train), most)).x
+        return float(self.scaling.encode(x).double().std(correction=0))
 
     @property
     def conditions(self) -> dict[str, Column]:

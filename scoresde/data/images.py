@@ -343,7 +343,7 @@ def _sheets(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
     files = sorted(folder.glob(f"{part}-*.webp"))
     if not files:
         raise DataError(f"{folder}: no {part}-*.webp; check the path")
-    x = np.concatenate([_tiles(file) for file in files])
+    x = np.concatenate([tiles(file) for file in files])
     labels = folder / f"{part}-labels.npy"
     with reading(labels):
         y = label_values(read_arrays(labels)["x"])
@@ -352,13 +352,14 @@ def _sheets(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
         return x, y
 
 
-def _tiles(file: Path) -> np.ndarray:
+def tiles(file: Path, side: int = TILE) -> np.ndarray:
+    """The square tiles of a sheet, uint8 (N, 3, side, side), row by row. Raises DataError."""
     with reading(file):
         sheet = np.asarray(open_image(FolderAlbum(file.parent).read(file.name)).convert("RGB"))
-        down, across = (side // TILE for side in sheet.shape[:2])
-        if sheet.shape[:2] != (down * TILE, across * TILE):
+        down, across = (length // side for length in sheet.shape[:2])
+        if sheet.shape[:2] != (down * side, across * side):
             raise DataError(
-                f"sides {sheet.shape[:2]} are no multiples of {TILE}; get the file anew"
+                f"sides {sheet.shape[:2]} are no multiples of {side}; get the file anew"
             )
-    tiles = sheet.reshape(down, TILE, across, TILE, 3).transpose(0, 2, 4, 1, 3)
-    return np.ascontiguousarray(tiles).reshape(-1, 3, TILE, TILE)
+    found = sheet.reshape(down, side, across, side, 3).transpose(0, 2, 4, 1, 3)
+    return np.ascontiguousarray(found).reshape(-1, 3, side, side)

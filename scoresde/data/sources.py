@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from scoresde.arguments import Natural, NonNegative, Range, check
 from scoresde.data.arrays import arrays, holds_arrays
+from scoresde.data.columns import Captions, Column
 from scoresde.data.convert import Layout, examples_of, fitted, known_levels
 from scoresde.data.dataset import DataError, Dataset, Split, held_rows, reading, require_there
 from scoresde.data.idx import idx_folder
@@ -29,6 +31,7 @@ def dataset_of(
     seed: Natural = 0,
     standardise: bool = True,
     classes: Sequence[str] | None = None,
+    conditions: Mapping[str, Any] | None = None,
     name: str = "data",
 ) -> Dataset:
     """A data set from data in memory or at a path; a ``Dataset`` is returned unchanged.
@@ -48,18 +51,20 @@ def dataset_of(
         seed: random seed of the held-out examples.
         standardise: scale real numbers to mean 0 and deviation 1.
         classes: names of the labels 0, 1, ...; None: the labels themselves.
+        conditions: further columns by name, a row for each example: sentences or lists of them;
+            floats (N,) or (N, d); integers (N,); or pictures (N, C, H, W).
         name: name of the data in messages and records.
     """
     check(dataset_of, locals())
     if isinstance(source, Dataset):
-        if label is not None or classes is not None:
-            raise DataError("label and classes come with a Dataset; leave them out")
+        if label is not None or classes is not None or conditions is not None:
+            raise DataError("label, classes and conditions come with a Dataset; leave them out")
         return source
     if isinstance(source, str | Path):
         if not str(source):
             raise DataError("the path is empty; give one")
-        if label is not None or classes is not None:
-            raise DataError("label and classes are read from the path; leave them out")
+        if label is not None or classes is not None or conditions is not None:
+            raise DataError("label, classes and conditions are read from the path; leave them out")
         return _at(Path(source), levels, layout, holdout, seed, standardise)
     x, label, found = pair_of(source, label)
     classes = found if classes is None else classes
@@ -80,10 +85,34 @@ def dataset_of(
             split = Split(every.x, codes, every.bounds)
     elif classes is not None:
         raise DataError("classes name the labels, and there are none; give label")
+    split = replace(split, columns={k: column_of(k, v) for k, v in (conditions or {}).items()})
     train, test = split.take(rest), split.take(held)
     known = levels if array.dtype.kind == "f" else levels or known_levels(array)
     scaling, more = fitted(train, known, standardise)
     return Dataset(name, train, test, scaling, names, (*notes, *more))
+
+
+def column_of(name: str, values: Any) -> Column:
+    """A column of conditions from sentences, numbers or pictures. Raises DataError for others."""
+    if isinstance(values, Captions):
+        return values
+    if isinstance(values, np.ndarray) and values.dtype.kind == "U":
+        values = values.tolist()
+    first = values[0] if isinstance(values, Sequence) and len(values) else None
+    with reading(f"conditions, {name!r}"):
+        if isinstance(first, str) or (
+            isinstance(first, list | tuple) and all(isinstance(text, str) for text in first)
+        ):
+            try:
+                return Captions.of(values)
+            except ValueError as error:
+                raise DataError(str(error)) from error
+        array = array_of(values)
+        if array.dtype.kind not in "buif":
+            raise DataError(f"values are {array.dtype}; give sentences or numbers")
+        if array.dtype.kind == "f":
+            return torch.from_numpy(array.astype(np.float32))
+        return torch.from_numpy(array if array.ndim > 1 else array.astype(np.int64))
 
 
 def pair_of(source: Any, label: Any = None) -> tuple[Any, Any, Sequence[str] | None]:

@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from scoresde.data.dataset import DataError
+from scoresde.data.labels import listing
 
 SUFFIXES = (".csv", ".tsv", ".txt")
 LABELS = ("label", "labels", "class", "y", "target")
 
 
 class Table(NamedTuple):
-    """Numbers (N, D), labels (N,) or None, and notes for the user."""
+    """Numbers (N, D), labels (N,) or None, notes for the user, and columns (N,) apart."""
 
     x: np.ndarray
     y: np.ndarray | None
     notes: tuple[str, ...]
+    apart: Mapping[str, np.ndarray] = {}
 
 
-def read_table(path: Path) -> Table:
+def read_table(path: Path, apart: Sequence[str] = ()) -> Table:
     """The numbers in a text file, one example per line.
 
     Columns are separated by commas, semicolons, tabs or spaces. A first line without numbers is a
     header; then a column named as in LABELS holds classes, and a first column without a name is an
-    index, which is ignored. Raises DataError, stating line and column, for other text.
+    index, which is ignored. Columns ``apart``, by name, are no part of the examples. Raises
+    DataError, stating line and column, for other text.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -42,17 +46,25 @@ def read_table(path: Path) -> Table:
     lower = [name.lower() for name in names]
     label = next((lower.index(name) for name in LABELS if name in lower), None)
     index = 0 if names[0] == "" else None
-    columns = [k for k in range(len(names)) if k not in (label, index)]
+    if strange := [name for name in apart if name not in names]:
+        raise DataError(f"no column {strange[0]!r}, but {listing(names)}; name one of these")
+    others = [names.index(name) for name in apart]
+    columns = [k for k in range(len(names)) if k not in (label, index, *others)]
     if not columns:
         raise DataError("no column of numbers; give at least one")
     notes = [] if index is None else ["column 1 has no name: an index, left out"]
-    x = np.array([[_number(row[k], line, names[k]) for k in columns] for line, row in rows])
+    x, own = (
+        np.array([[_number(row[k], line, names[k]) for k in some] for line, row in rows])
+        for some in (columns, others)
+    )
+    found = dict(zip(apart, own.T, strict=True))
     if label is None:
-        return Table(x, None, tuple(notes))
+        return Table(x, None, tuple(notes), found)
     notes.append(f"labels from column {names[label]!r}")
     cells = [_label(row[label], line, names[label]) for line, row in rows]
     numbers = all(map(_is_number, cells))
-    return Table(x, np.array(cells, np.float64 if numbers else np.str_), tuple(notes))
+    y = np.array(cells, np.float64 if numbers else np.str_)
+    return Table(x, y, tuple(notes), found)
 
 
 def _rows(text: str) -> list[tuple[int, list[str]]]:

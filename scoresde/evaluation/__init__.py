@@ -1,5 +1,6 @@
 """Evaluation of samples: distances to real data, classifiers, copies, and figures."""
 
+from scoresde.evaluation.attributes import Accuracy, Judge, attribute_judge, halves_judge
 from scoresde.evaluation.classifier import Classifier, fit_classifier
 from scoresde.evaluation.copying import copies, copy_rate, nearest
 from scoresde.evaluation.features import (
@@ -33,10 +34,13 @@ from scoresde.evaluation.transport import directions, sliced_wasserstein, wasser
 from scoresde.evaluation.two_sample import two_sample_test
 
 __all__ = [
+    "Accuracy",
     "Classifier",
     "Estimate",
     "Extractor",
+    "Judge",
     "Moments",
+    "attribute_judge",
     "by_halves",
     "captioned",
     "classifier_features",
@@ -48,6 +52,7 @@ __all__ = [
     "fit_classifier",
     "frechet_distance",
     "gaussian_mmd2",
+    "halves_judge",
     "image_grid",
     "kid",
     "kid_blocks",

@@ -95,15 +95,16 @@ def restart(
     return samplers.Restart(samplers.Heun(), low, high, times, inner_steps)
 
 
-def recommended(eta: NonNegative = 0.0, std: Positive = 0.5, steps: Count = 18) -> Step:
+def recommended(eta: NonNegative = 0.0, std: Positive | None = None, steps: Count = 18) -> Step:
     """UniPC on the residual of Gaussian data, without a start; with noise, eab_sde; the default.
 
     Args:
         eta: size of the noise: 0 for none, 1 for the reverse SDE; 0.25 suffices to damp errors.
-        std: standard deviation of the data; the default grid follows it.
+        std: standard deviation of the data in model units, which the default grid follows; by
+            default that of the model's data.
         steps: number of grid steps, one network call each.
     """
-    return samplers.recommended(steps + 1, eta, std)[0]
+    return samplers.recommended(steps + 1, eta, Residual.std if std is None else std)[0]
 
 
 def dpm_fast(steps: Count = 10) -> Step:
@@ -243,15 +244,21 @@ VARIABLES: Table[Variable] = Table(
 OBJECTS: Mapping[str, Table[Any]] = {"prediction": PREDICTIONS, "variable": VARIABLES}
 
 
-def build_step(kind: str, options: Mapping[str, Any], steps: int) -> Step:
+def build_step(
+    kind: str, options: Mapping[str, Any], steps: int, std: float | None = None
+) -> Step:
     """Build the step of a configuration, for a grid of ``steps`` steps.
 
-    An option that is None has the default of the constructor. Raises UnknownName for an unknown
-    kind, ValueError for invalid options.
+    An option that is None has the default of the constructor, and the option ``std`` the value
+    ``std``, that of the model's data. Raises UnknownName for an unknown kind, ValueError for
+    invalid options.
     """
     make = constructor(STEPS, kind)
+    known = arguments(make)
+    if "std" in known and known["std"].default is None:
+        options = {"std": std, **{name: o for name, o in options.items() if o is not None}}
     given = {name: _resolved(name, value) for name, value in options.items() if value is not None}
-    return make(**given, **({"steps": steps} if "steps" in arguments(make) else {}))
+    return make(**given, **({"steps": steps} if "steps" in known else {}))
 
 
 def grid_steps(step: Step, steps: int) -> int:

@@ -163,11 +163,11 @@ def discrete_vp(
 
 
 def suited() -> Grid:
-    """The grid arctan, or arctan_wide for a sampler that draws noise; the default."""
+    """The default: arctan, or arctan_wide for a sampler that draws noise, for the model's data."""
     return ArctanGrid()
 
 
-def optimised(budget: Annotated[int, Range(ge=500)] = 800, starts: Count = 32) -> Grid:
+def optimised(budget: Annotated[int, Range(ge=500)] = 500, starts: Count = 32) -> Grid:
     """Grid optimised for the model, the sampler and the steps; stored next to the checkpoint.
 
     Args:
@@ -267,10 +267,12 @@ CONDITIONS: Table[type[conditions.Condition]] = Table(
 DATASETS: Table[Callable[..., Dataset]] = Table(
     {
         "digits": data.digits,
+        "avatars": data.avatars,
         "idx": data.idx_folder,
         "cifar_subset": data.cifar_subset,
         "folder": data.image_folder,
         "arrays": data.arrays,
+        "digit_pairs": data.digit_pairs,
         "moons": data.moons,
         "checkerboard": data.checkerboard,
         "swiss_roll": data.swiss_roll,

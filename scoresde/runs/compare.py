@@ -22,7 +22,6 @@ from scoresde.runs.instrument import Instrument
 from scoresde.runs.optimised import GridSearch, optimised_grid, without_class
 from scoresde.runs.results import ResultFolder
 from scoresde.samplers import (
-    ArctanGrid,
     Grid,
     per_sample_noise,
     solve_adaptive,
@@ -156,18 +155,18 @@ def _contenders(
     for name in names:
         if name in SELF_PACED:
             step = build_step(name, {}, 1)
-            yield _Contender(name, "-", GridSampler(ArctanGrid(), step, 1))
+            yield _Contender(name, "-", GridSampler(suited_grid(step, model.std), step, 1))
             continue
         for place in grids or [own.kind if own else "recommended"]:
             for n in steps:
-                step = build_step(name, {}, n)
+                step = build_step(name, {}, n, model.std)
                 if place == "optimised":
                     grid = optimised(GridSearch(name, step, n))
                 elif grids is None and own:
-                    grid = build_grid(own, step)
+                    grid = build_grid(own, step, model.std)
                 else:
                     grid = (
-                        suited_grid(step)
+                        suited_grid(step, model.std)
                         if place == "recommended"
                         else constructor(GRIDS, place)()
                     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from inspect import Parameter, signature
 from operator import index
@@ -16,6 +16,7 @@ from scoresde.config import build_sampler
 from scoresde.data.dataset import reading
 from scoresde.data.labels import is_number, label_values, listing
 from scoresde.denoiser import Denoiser, compiled
+from scoresde.guidance.free import Scale
 from scoresde.parameterization import ScoreModel
 from scoresde.progress import Progress, silent
 from scoresde.registry import (
@@ -33,6 +34,7 @@ from scoresde.runs.compiling import compiling
 from scoresde.runs.instrument import Instrument, NetworkCall, Stopped, require_finite
 from scoresde.runs.optimised import GridSearch, configured_search, optimised_grid
 from scoresde.runs.processes import World, jointly
+from scoresde.runs.said import Said, said_of, sentence_condition
 from scoresde.runs.train_setup import takes_labels
 from scoresde.samplers import (
     ArctanGrid,
@@ -43,7 +45,6 @@ from scoresde.samplers import (
     starting_noise,
     suited_grid,
 )
-from scoresde.sde import SDE
 from scoresde.training.held_out import evaluating
 
 DEFAULT_NUM, DEFAULT_NFE = 64, 19
@@ -57,8 +58,9 @@ class Drawn:
     """Samples ``x`` (N, ...) in units of the data, and the seed and class of each.
 
     ``nfe`` is the mean number of network calls a sample, counted where the network is called.
-    ``label`` (N,) holds places among the classes, or is None. The last ``unfinished`` samples are
-    denoised states of a sampler that was stopped on the way.
+    ``label`` (N,) holds places among the classes, or is None; ``said`` what else was said of each
+    sample, by name. The last ``unfinished`` samples are denoised states of a sampler that was
+    stopped on the way.
     """
 
     x: Tensor
@@ -66,6 +68,7 @@ class Drawn:
     nfe: float
     label: Tensor | None = None
     unfinished: int = 0
+    said: tuple[Mapping[str, Any], ...] = ()
 
     def __len__(self) -> int:
         return len(self.x)
@@ -81,6 +84,11 @@ def draw(
     grid: Grid | str | None = None,
     sampler: Sampler | None = None,
     label: Any = None,
+    prompt: str | Sequence[str] | None = None,
+    cond: Mapping[str, Any] | None = None,
+    negative: Mapping[str, Any] | str | None = None,
+    guidance: Scale = 1.0,
+    guidance_interval: tuple[float, float] | None = None,
     batch: int = 64,
     denoise: bool | None = None,
     compile: bool = False,
@@ -95,18 +103,24 @@ def draw(
 
     So a sample does not depend on the others in its batch (but those of the black-box solvers
     ``ode`` and ``sde`` do). Without nfe, step, grid and sampler it is the sampler that the model's
-    configuration names, or else ``samplers.recommended``.
+    configuration names, or else ``samplers.recommended``. Of several labels, prompts or values of
+    a condition there are as many samples of each, in turn.
 
     Args:
         model: trained model, such as ``load`` returns.
-        num: number of samples; as many as there are seeds or labels, or 64.
+        num: number of samples; as many as there are seeds or values, or 64.
         seeds: seed of every sample; 0, 1, ... by default.
         nfe: most network calls a sample, the denoising call included; 19 by default.
         step: sampler's step, or a name in ``registry.SAMPLERS``.
         grid: times between which it steps, or a name in ``registry.GRIDS``.
         sampler: whole sampler in place of nfe, step, grid and denoise.
-        label: class of the samples by name or place; several give as many samples of each, in
-            turn, and "all" stands for all classes.
+        label: class of the samples by name or place, or several; "all" stands for all classes.
+        prompt: sentence, or several, for the condition of the model that reads sentences.
+        cond: value, or several, of further conditions, by name.
+        negative: what is said against, by name, or a sentence; it takes the place of the
+            prediction with nothing said.
+        guidance: scale of ``guidance.free``: 1 is the plain conditional, 0 the unconditional.
+        guidance_interval: lowest and highest sigma / alpha of guidance; all by default.
         batch: samples drawn at a time; it does not change them.
         denoise: end with the denoised state.
         compile: compile the network, which takes up to minutes, and makes its calls faster; on a
@@ -124,7 +138,15 @@ def draw(
     if not isinstance(model, ScoreModel):
         raise ValueError(f"model: need a ScoreModel, got {type(model).__name__}")
     _require_whole(num=num, nfe=nfe, batch=batch)
-    label, seeds = _labels_and_seeds(label, seeds, num, model)
+    told = dict(cond or {})
+    if prompt is not None:
+        name_of_it = sentence_condition(model, "prompt")
+        if told.get(name_of_it) is not None:
+            raise ValueError(f"prompt: {name_of_it} is given too; give it once")
+        told[name_of_it] = prompt
+    said, seeds = _said_and_seeds(
+        model, label, told, negative, guidance, guidance_interval, seeds, num
+    )
     if model.data is None and shape is None:
         raise ValueError("shape is missing: the model does not say what it was trained on")
     known = None if model.data is None else tuple(model.data.shape)
@@ -142,7 +164,7 @@ def draw(
         found_name = _name_of(sampler)
     else:
         raise ValueError("sampler: a whole sampler replaces nfe, step, grid and denoise")
-    job = _Job(model, sampler, name or found_name, shape, seeds, label, compile, look, stopping)
+    job = _Job(model, sampler, name or found_name, shape, seeds, said, compile, look, stopping)
     firsts = range(0, len(seeds), batch)[world.rank :: world.size]
     mine = sum(len(seeds[first : first + batch]) for first in firsts)
     parts = jointly(world, lambda: _parts(job, firsts, batch, mine, progress))
@@ -153,8 +175,9 @@ def draw(
         x if model.data is None else model.data.scaling.decode(x),
         tuple(seeds[row] for row in rows),
         sum(part.calls * len(part.x) for part in found) / max(len(x), 1),
-        None if label is None else label[rows],
+        None if (places := said.labels()) is None else places[rows],
         sum(len(part.x) for part in found if part.unfinished),
+        tuple(map(said.each, rows)) if said.cond else (),
     )
 
 
@@ -179,7 +202,7 @@ class _Job:
     name: str
     shape: tuple[int, ...]
     seeds: Sequence[int]
-    label: Tensor | None
+    said: Said
     compile: bool
     look: Callable[[int, NetworkCall], None]
     stopping: Callable[[], bool]
@@ -191,12 +214,10 @@ class _Job:
         if self.compile and first:  # a smaller batch would be compiled anew
             rows += [rows[-1]] * (batch - n)
         seeds = [self.seeds[row] for row in rows]
-        label = None if self.label is None else self.label[rows]
         instrument, noise = Instrument(self.name, show, self.stopping), per_sample_noise(seeds)
         like = torch.empty(len(seeds), *self.shape, device=device)
         x = starting_noise(self.model.sde, like, noise)
-        condition = {} if label is None else {"label": label}
-        denoiser = self.model.denoiser(**condition)
+        denoiser = self.said.denoiser(rows)
         denoiser = instrument.on(compiled(denoiser) if self.compile else denoiser)
         try:
             with evaluating(self.model), compiling("compile"):
@@ -256,17 +277,32 @@ def _require_whole(**values: Any) -> None:
             raise ValueError(f"{name}: need a whole number from 1, got {value!r}")
 
 
-def _labels_and_seeds(
-    label: Any, seeds: Iterable[int] | None, num: int | None, model: ScoreModel
-) -> tuple[Tensor | None, Sequence[int]]:
-    """The place of the class of every sample, and its seed. Raises ValueError."""
+def _said_and_seeds(
+    model: ScoreModel,
+    label: Any,
+    cond: dict[str, Any],
+    negative: Mapping[str, Any] | str | None,
+    guidance: Scale,
+    interval: tuple[float, float] | None,
+    seeds: Iterable[int] | None,
+    num: int | None,
+) -> tuple[Said, Sequence[int]]:
+    """What is said of the samples, and the seed of each. Raises ValueError."""
     if num is not None and num > MOST:
         raise ValueError(f"num: need 1 to {MOST:,}, got {num}")
+    if "label" not in model.conditions:
+        label = cond.pop("label", None) if label is None else label
+        if (places := _places(label, model)) is not None:
+            cond = {"label": places, **cond}
+    elif label is not None:
+        every = isinstance(label, str) and label == "all"
+        classes = model.conditions["label"].classes
+        cond["label"] = list(classes) if every and "all" not in classes else label
+    said = said_of(model, cond, negative, guidance, interval)
     if seeds is None:
-        places = _places(label, model)
-        labels = 0 if places is None else len(places)
-        several = labels > 1 and not isinstance(label, str)  # "all" is a few of each
-        seeds = range(num or (labels if several else max(DEFAULT_NUM, labels)))
+        # "all" is a few of each.
+        several = said.count > 1 and not isinstance(label, str)
+        seeds = range(num or (said.count if several else max(DEFAULT_NUM, said.count)))
     try:
         seeds = seeds if isinstance(seeds, range) else [index(seed) for seed in seeds]
     except TypeError:
@@ -277,7 +313,12 @@ def _labels_and_seeds(
         raise ValueError(f"seeds: need 0 <= seed < 2^64, got {min(seeds)} to {max(seeds)}")
     if num is not None and num != len(seeds):
         raise ValueError(f"num: {num} samples but {len(seeds)} seeds; leave one of them out")
-    return places_of(label, model, len(seeds)), seeds
+    if said.count > len(seeds):
+        what = "labels" if [*said.cond] == ["label"] else "values"
+        raise ValueError(
+            f"num: {len(seeds)} samples for {said.count} {what}; ask for more samples"
+        )
+    return replace(said, n=len(seeds)), seeds
 
 
 def places_of(label: Any, model: ScoreModel, n: int) -> Tensor | None:
@@ -349,9 +390,9 @@ def _chosen(
     """The sampler that the arguments of ``draw`` name, and what messages call it."""
     if nfe is None and step is None and grid is None and model.config is not None:
         sample = model.config.sample
-        search = configured_search(sample)
+        search = configured_search(sample, model.std)
         found = None if search is None else optimised_grid(model, shape, search, None, progress)[0]
-        sampler: Any = build_sampler(sample, found)
+        sampler: Any = build_sampler(sample, found, model.std)
         return replace(sampler, **({} if denoise is None else {"denoise": denoise})), (
             sample.sampler.kind
         )
@@ -363,11 +404,12 @@ def _chosen(
             raise ValueError(f"{given}: {name} paces itself; leave it out")
         if name not in SELF_PACED:
             return constructor(SAMPLERS, name)(denoise=last), name
-        return GridSampler(ArctanGrid(), build_step(name, {}, 1), 1, last), name
+        paced = build_step(name, {}, 1)
+        return GridSampler(suited_grid(paced, model.std), paced, 1, last), name
     times, calls = _grid_of(grid), DEFAULT_NFE if nfe is None else nfe
-    made, steps = _within(model.sde, times or ArctanGrid(), name, step, calls, last)
+    made, steps = _within(model, times or ArctanGrid(), name, step, calls, last)
     if grid is None or grid == "recommended":
-        times = suited_grid(made)
+        times = suited_grid(made, model.std)
     if times is None:
         search = GridSearch(name, made, steps)
         times, _ = optimised_grid(model, shape, search, None, progress)
@@ -387,18 +429,18 @@ def _grid_of(grid: Grid | str | None) -> Grid | None:
 
 
 def _within(
-    sde: SDE, grid: Grid, name: str, step: Step | str | None, nfe: int, denoise: bool
+    model: ScoreModel, grid: Grid, name: str, step: Step | str | None, nfe: int, denoise: bool
 ) -> tuple[Step, int]:
     """A step, and the largest number of its steps that take at most ``nfe`` network calls."""
 
     def made(n: int) -> Step:
         if step is None:
-            return recommended(n + 1)[0]
-        return build_step(step, {}, n) if isinstance(step, str) else step
+            return recommended(n + 1, std=model.std)[0]
+        return build_step(step, {}, n, model.std) if isinstance(step, str) else step
 
     def calls(n: int) -> int:
         instrument = Instrument(strict=False)
-        denoiser = instrument.on(Denoiser(sde, lambda x, t: x / 2))
+        denoiser = instrument.on(Denoiser(model.sde, lambda x, t: x / 2))
         GridSampler(grid, made(n), n, denoise)(denoiser, torch.ones(1, 1), _ones)
         return instrument.count
 

@@ -17,8 +17,8 @@ from scoresde.parameterization import ScoreModel
 from scoresde.progress import Advance, Progress, silent
 from scoresde.registry import GRIDS, SELF_PACED, STEPS, build_step
 from scoresde.registry.grid_files import StoredGrid, described, load_grid, save_grid
-from scoresde.samplers import Grid, Step, per_sample_noise
-from scoresde.samplers.optimise import search_grid
+from scoresde.samplers import Grid, Step, per_sample_noise, suited_grid
+from scoresde.samplers.optimise import STANDARD, search_grid
 from scoresde.training.checkpoint import fingerprint
 from scoresde.training.snapshots import AVERAGES
 
@@ -47,17 +47,18 @@ class GridSearch:
             )
 
 
-def configured_search(sample: Section) -> GridSearch | None:
+def configured_search(sample: Section, std: float | None = None) -> GridSearch | None:
     """The search that ``config.sample`` describes; None if its grid is not optimised.
 
-    Raises ValueError for a sampler that has no grid or draws noise.
+    ``std`` is that of ``build_sampler``. Raises ValueError for a sampler that has no grid or draws
+    noise.
     """
     if sample.grid.kind != "optimised":
         return None
     name = sample.sampler.kind
     if name not in STEPS or name in SELF_PACED:
         raise ValueError(f"grid optimised: {name} paces itself; leave the grid out")
-    step = build_step(name, sample.sampler.values, sample.steps)
+    step = build_step(name, sample.sampler.values, sample.steps, std)
     return GridSearch(name, step, sample.steps, sample.grid.budget, sample.grid.starts)
 
 
@@ -90,11 +91,14 @@ def optimised_grid(
     label = f"{search.name}: network calls to optimise the grid"
     with progress(search.budget, label) as advance:
         denoiser = _counted(without_class(model), len(x), advance)
-        found = search_grid(denoiser, search.step, search.steps, x, budget=search.budget)
+        bases: tuple[Grid, ...] = suited_grid(search.step, model.std), *STANDARD[1:]
+        found = search_grid(
+            denoiser, search.step, search.steps, x, budget=search.budget, candidates=bases
+        )
     gain = math.exp(found.loss_before - found.loss)
     note = (
-        f"grid: found in {found.calls} network calls, {gain:.2g} times the accuracy of the best "
-        f"standard grid on {search.starts} paths"
+        f"grid: found in {found.calls} network calls, {gain:.2g} times the accuracy of the grid "
+        f"arctan on {(search.starts + 1) // 2} other paths"
     )
     if path is None:
         lams = tuple(model.sde.lam(found.times).tolist())

@@ -80,8 +80,8 @@ def configured_sampler(
 
     With several processes, the first one optimises the grid and the others read it from the file.
     """
-    if (search := configured_search(sample)) is None:
-        return build_sampler(sample), ""
+    if (search := configured_search(sample, loaded.model.std)) is None:
+        return build_sampler(sample, std=loaded.model.std), ""
     found: list[Any] = []
 
     def find() -> None:

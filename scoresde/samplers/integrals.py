@@ -187,9 +187,18 @@ def ratio(sde: SDE, lam: Array) -> Array:
     return np.exp(-lam)
 
 
-def share(sde: SDE, lam: Array) -> Array:
-    """sigma / (alpha + sigma), the time of the straight path."""
-    return (1 - np.tanh(lam / 2)) / 2
+@final
+@dataclass(frozen=True)
+class Share:
+    """sigma / (alpha d + sigma): the time of the straight path, for data scaled by 1 / d."""
+
+    std: float = 1.0
+
+    def __call__(self, sde: SDE, lam: Array) -> Array:
+        return (1 - np.tanh((lam + math.log(self.std)) / 2)) / 2
+
+
+share = Share()
 
 
 def clock(sde: SDE, lam: Array) -> Array:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from scoresde.arguments import NonNegative, Positive, Range, check, check_fields
 from scoresde.samplers.grids import Grid
-from scoresde.samplers.integrals import EXACT, Residual
+from scoresde.samplers.integrals import Interpolation, Residual, Share
 from scoresde.samplers.multistep import UniPC
 from scoresde.samplers.protocols import Step
 from scoresde.samplers.stochastic_multistep import StochasticMultistep
@@ -43,12 +43,12 @@ class ArctanGrid:
         std: standard deviation of the data.
     """
 
-    centre: float = 0.35
-    width: Positive = 1.75
-    spread: NonNegative = 1.5
+    centre: float = 0.5
+    width: Positive = 1.5
+    spread: NonNegative = 2.0
     end: float = -0.5
     growth: NonNegative = 1.45
-    last: Annotated[float, Range(gt=0, le=1)] = 0.35
+    last: Annotated[float, Range(gt=0, le=1)] = 0.3
     std: Positive = 0.5
 
     def __post_init__(self) -> None:
@@ -80,12 +80,16 @@ WIDE = ArctanGrid(centre=1.6, width=3.2, spread=0.0, end=2.2, growth=0.65, last=
 """For steps with noise, whose errors are larger where steps are long."""
 
 
-def suited_grid(step: Step) -> ArctanGrid:
-    """``ArctanGrid``, or the wide one for a step that draws noise, for the ``std`` of the step."""
+def suited_grid(step: Step, std: float | None = None) -> ArctanGrid:
+    """``ArctanGrid``, or the wide one for a step that draws noise.
+
+    It is made for the ``std`` of the step, or where the step has none for data of deviation
+    ``std``.
+    """
     noisy = hasattr(step, "weak_order") and getattr(step, "eta", 1.0) > 0
     holder = step if hasattr(step, "std") else getattr(step, "prediction", None)
     grid = WIDE if noisy else ArctanGrid()
-    return replace(grid, std=getattr(holder, "std", 0.0) or grid.std)
+    return replace(grid, std=getattr(holder, "std", None) or std or grid.std)
 
 
 def recommended(
@@ -94,11 +98,13 @@ def recommended(
     """The default step and grid for ``nfe`` calls: nfe - 1 steps of one call, then denoising.
 
     The step is a predictor-corrector of third order on the residual of Gaussian data of standard
-    deviation ``std``, that of the model's data: UniPC with up to 3 evaluations, and no start.
-    ``eta`` scales the noise: 1 gives the reverse SDE, by exponential Adams-Bashforth on the same
-    residual and a wider grid. The choice rests on measurements (docs/experiments.md). Raises
-    ValueError unless nfe >= 2, eta >= 0 and std > 0.
+    deviation ``std``, that of the model's data: UniPC with up to 3 evaluations, and no start. It
+    takes the residual for a polynomial in sigma / (alpha std + sigma), which is bounded, where one
+    in lam overshoots in the long steps at both ends. ``eta`` scales the noise: 1 gives the reverse
+    SDE, by exponential Adams-Bashforth on the same residual and a wider grid. The choice rests on
+    measurements (docs/experiments.md). Raises ValueError unless nfe >= 2, eta >= 0 and std > 0.
     """
     check(recommended, locals())
-    step = StochasticMultistep(3, eta, std) if eta else UniPC(Residual(std), 3, EXACT)
+    rule = Interpolation(Share(std))
+    step = StochasticMultistep(3, eta, std) if eta else UniPC(Residual(std), 3, rule)
     return step, suited_grid(step)

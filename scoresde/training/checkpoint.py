@@ -47,6 +47,7 @@ BEST = "best.pt"
 class DataDescription:
     """The properties of the data that a model needs; ``shape`` is that of one example.
 
+    ``std`` is the standard deviation of the training data in model units, None where unknown, and
     ``told`` holds for each condition what the data decide of it (``Condition.measured``).
     """
 
@@ -54,6 +55,7 @@ class DataDescription:
     shape: tuple[int, ...]
     scaling: Scaling
     classes: tuple[str, ...] | None = None
+    std: float | None = None
     told: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
 
     def to_json(self) -> str:
@@ -67,16 +69,19 @@ class DataDescription:
         classes = None if found["classes"] is None else tuple(map(str, found["classes"]))
         shape = tuple(int(n) for n in found["shape"])
         scaling = Scaling(**found["scaling"])
+        std = None if found.get("std") is None else float(found["std"])
         told = {str(name): dict(each) for name, each in found.get("told", {}).items()}
-        return DataDescription(str(found["name"]), shape, scaling, classes, told)
+        return DataDescription(str(found["name"]), shape, scaling, classes, std, told)
 
 
 def describe(
     dataset: Dataset, told: Mapping[str, Mapping[str, Any]] | None = None
 ) -> DataDescription:
     """The description of a data set for its checkpoints, and what it decides of conditions."""
-    shape = tuple(dataset.shape)
-    return DataDescription(dataset.name, shape, dataset.scaling, dataset.classes, told or {})
+    shape, scaling = tuple(dataset.shape), dataset.scaling
+    return DataDescription(
+        dataset.name, shape, scaling, dataset.classes, dataset.std, dict(told or {})
+    )
 
 
 @dataclass(frozen=True)

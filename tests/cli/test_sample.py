@@ -66,7 +66,7 @@ class TestSeeds:
 class TestChoices:
     def test_without_a_choice_it_is_the_recommended_sampler(self, points, tmp_path):
         found = record(sample(points, tmp_path / "out", "--num", "3"))
-        assert found["sampler"] == {"kind": "recommended", "eta": 0.0, "std": 0.5}
+        assert found["sampler"] == {"kind": "recommended", "eta": 0.0, "std": None}
         assert found["grid"]["kind"] == "recommended"
         assert found["nfe"] == 4  # 3 steps and the denoising
         run = load_run(points)

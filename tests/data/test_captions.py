@@ -144,7 +144,8 @@ def test_several_lines_are_several_captions(tmp_path):
     for k in range(2):
         (tmp_path / f"{k}.png").write_bytes(png(k))
         (tmp_path / f"{k}.txt").write_text("a dog\n\n a cat \n")
-    assert captions(image_folder(tmp_path, holdout=1)) == {k: ["a dog", "a cat"] for k in range(2)}
+    both = ["a dog", "a cat"]
+    assert captions(image_folder(tmp_path, holdout=1)) == {0: both, 1: both}
 
 
 def test_a_missing_caption_is_refused_or_not(laid):

@@ -72,7 +72,8 @@ def test_one_of_several_captions_at_random_and_the_first_without():
     assert set(drawn[1::2]) == {"d"}
     for sentence in "abc":  # 5 deviations of a binomial count
         assert abs(drawn[::2].count(sentence) - 200) < 5 * (600 * 2 / 9) ** 0.5
-    assert [captions.sentences[k] for k in captions.chosen().tolist()] == captions.pick()
+    sentences = captions.sentences
+    assert [sentences[k] for k in captions.chosen().tolist()] == captions.pick()
 
 
 def test_the_digest_covers_every_column():

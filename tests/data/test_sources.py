@@ -40,7 +40,7 @@ def every(data):
 def test_one_of_ours_is_left_alone():
     data = digits()
     assert dataset_of(data) is data
-    with pytest.raises(DataError, match="label and classes come with a Dataset"):
+    with pytest.raises(DataError, match="label, classes and conditions come with a Dataset"):
         dataset_of(data, label=LABEL)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from scoresde import VP, ScoreModel, compiled, draw
+from scoresde import VP, ScoreModel, compiled, draw, guidance
 from scoresde import denoiser as denoisers
 from scoresde import parameterization as parameterizations
 from scoresde.nn import MLP, UNet
@@ -48,6 +48,40 @@ def test_a_denoiser_is_one_graph_for_all_times(sde, counter, per_sample):
     x = torch.randn(3, 2)
     denoiser = made(sde, parameterizations.v).denoiser(label=torch.tensor([0, 1, 2]))
     fast = compiled(denoiser)
+    with torch.no_grad():
+        for t in TIMES:
+            t = t.expand(3) * torch.tensor([1, 0.9, 0.8]) if per_sample else t
+            torch.testing.assert_close(fast(x, t), denoiser(x, t))
+    assert counter.frame_count == 1
+
+
+def nearest_origin(x, t):
+    return -(x**2).sum(1)
+
+
+GUIDED = {
+    "scale": {},
+    "interval": {"interval": (0.2, 3.0)},
+    "schedule": {"scale": lambda ratio: 1 + ratio / (1 + ratio)},
+    "variants": {"rescale": 0.5, "parallel": 0.2, "norm": 1.0},
+    "negative": {"negative": {"label": 1}},
+}
+
+
+@pytest.mark.parametrize("name", [*GUIDED, "classifier", "clip", "dynamic_threshold"])
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_a_guided_denoiser_is_one_graph_for_all_times(counter, name, per_sample):
+    model, own = made(VP(), parameterizations.v), {"label": torch.tensor([0, 1, 2])}
+    if name in GUIDED:
+        denoiser = guidance.free(model, own, **{"scale": 2.0} | GUIDED[name])
+    else:
+        guide = {
+            "classifier": guidance.classifier(nearest_origin),
+            "clip": guidance.clip(),
+            "dynamic_threshold": guidance.dynamic_threshold(0.9),
+        }[name]
+        denoiser = guide(model.denoiser(**own))
+    fast, x = compiled(denoiser), torch.randn(3, 2)
     with torch.no_grad():
         for t in TIMES:
             t = t.expand(3) * torch.tensor([1, 0.9, 0.8]) if per_sample else t

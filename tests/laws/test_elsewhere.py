@@ -15,7 +15,7 @@ import torch
 import torchsde
 from torch import Tensor
 
-from scoresde import VP, DiscreteVP, ScoreModel, draw, sample
+from scoresde import VP, DiscreteVP, ScoreModel, draw, guidance, sample
 from scoresde import parameterization as parameterizations
 from scoresde.data import Scaling, Split
 from scoresde.evaluation.metrics import METRICS
@@ -43,6 +43,7 @@ from scoresde.nn import MLP
 from scoresde.registry import SELF_PACED, STEPS, build_step
 from scoresde.samplers import BrownianPath, ddpm, grids, per_sample_noise, solve_adaptive
 from scoresde.samplers.adaptive import DORMAND_PRINCE, EXPONENTIAL
+from scoresde.sde import sent
 from scoresde.solvers import FIXED_STEP_METHODS, SDE_METHODS, solve_ode, solve_sde
 from scoresde.training import Plan, TrainState, fit, loop, losses
 from scoresde.training.loss_by_noise import LossByNoise
@@ -138,6 +139,32 @@ def test_no_step_waits_under_a_table_with_labels_and_one_path():
         return sample(denoiser, x, ts, build_step("dpmpp_sde", {}, 4), BrownianPath(range(B)))
 
     assert both(run, states(), sde=DiscreteVP()) == []
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"interval": (0.5, 5.0)},
+        {"scale": lambda ratio: 1 + ratio / (1 + ratio)},
+        {"rescale": 0.5, "parallel": 0.2, "norm": 1.0},
+        {"negative": {"label": 2}},
+    ],
+    ids=["scale", "interval", "schedule", "variants", "negative"],
+)
+def test_no_guide_waits(settings, per_sample):
+    def run(model, x):
+        denoiser = guidance.free(model, {"label": [0, 1, 2]}, **{"scale": 2.0} | settings)
+        denoiser = guidance.classifier(lambda x, t: -(x**2).sum(1), 0.3)(denoiser)
+        denoiser = guidance.clip(-3, 3)(guidance.dynamic_threshold(0.9)(denoiser))
+        if per_sample:
+            with torch.no_grad():
+                return denoiser(x, sent(torch.tensor([0.1, 0.5, 0.9]), x.device))
+        ts = grids.log_snr(model.sde, 4)
+        return sample(denoiser, x, ts, build_step("dpmpp_2m", {}, 4))
+
+    assert both(run, states()) == []
 
 
 def test_drawing_waits_at_the_end_of_a_batch():

@@ -40,6 +40,7 @@ from scoresde.samplers.integrals import (
     FixedAdams,
     Interpolation,
     PublishedTaylor,
+    Share,
     clock,
     ratio,
     share,
@@ -117,6 +118,14 @@ def closed_moment(prediction, at, to, k):
     }[prediction]
     unit = {EPS: to.alpha, X0: to.sigma, V: to.alpha + to.sigma}[prediction]
     return unit * (theta(to) ** (k + 1) - theta(at) ** (k + 1)) / (k + 1)
+
+
+@pytest.mark.parametrize("std", [0.2, 1.0, 3.0])
+def test_the_share_is_that_of_the_noise_in_units_of_the_data(sde, std):
+    ts = torch.linspace(0.2, 0.9, 5, dtype=F64) * sde.t_max
+    found = Share(std)(sde, sde.lam(ts).numpy())
+    expected = sde.sigma(ts) / (sde.alpha(ts) * std + sde.sigma(ts))
+    assert found == pytest.approx(expected.numpy(), rel=1e-10)
 
 
 def inverse_ratio(sde, lam):

@@ -6,7 +6,7 @@ import pytest
 
 from scoresde.runs.compare import compare
 from scoresde.samplers.grids import uniform
-from tests.runs.test_draw import D, normal, wild
+from tests.runs.test_draw import D, in_units, normal, wild
 
 
 def test_ddim_on_a_normal_law_is_off_by_the_cosines_of_its_steps():
@@ -24,6 +24,15 @@ def test_more_steps_come_closer():
     coarse, fine = found.trials
     assert fine.relative < coarse.relative / 4
     assert {trial.grid for trial in found.trials} == {"recommended"}
+
+
+def test_errors_do_not_depend_on_the_unit_of_data_and_noise():
+    one, other = (
+        compare(in_units(c), ["recommended", "dpmpp_2m"], [6], num=4, shape=(D,)).trials
+        for c in (1.0, 0.25)
+    )
+    errors = [[trial.relative for trial in trials] for trials in (one, other)]
+    assert errors[0] == pytest.approx(errors[1], rel=1e-3)
 
 
 @pytest.mark.parametrize(

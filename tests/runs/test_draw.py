@@ -41,6 +41,58 @@ def wild(classes: tuple[str, ...] | None = None) -> ss.ScoreModel:
     return model
 
 
+class Still(nn.Module):
+    """A network of the state alone, so that a change of units leaves its input as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(D, D, bias=False)
+        generator = torch.Generator().manual_seed(3)
+        nn.init.normal_(self.layer.weight, std=0.7, generator=generator)
+
+    def forward(self, x: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        return torch.sin(2 * self.layer(x))
+
+
+def in_units(c: float) -> ss.ScoreModel:
+    """A model of data of deviation c / 2, noised from 0.002 c to 80 c."""
+    sde = ss.EDM(t_min=0.002 * c, t_eps=0.002 * c, t_max=80 * c)
+    return ss.ScoreModel(Still(), sde, parameterization.edm(0.5 * c)).requires_grad_(False)
+
+
+class TestDeviation:
+    @pytest.mark.parametrize(
+        ("scaling", "measured", "declared", "expected"),
+        [
+            (None, None, None, 0.5),
+            (None, None, 0.7, 0.7),
+            (Scaling(), None, None, 1.0),
+            (Scaling(), None, 0.7, 0.7),
+            (Scaling(256), None, None, 0.5),
+            (Scaling(256), 0.3, None, 0.3),
+            (Scaling(256), 0.3, 0.7, 0.3),
+            (Scaling(256), 0.0, 0.7, 0.7),
+        ],
+    )
+    def test_the_model_knows_it_from_its_data_or_its_parameterisation(
+        self, scaling, measured, declared, expected
+    ):
+        made = parameterization.v if declared is None else parameterization.edm(declared)
+        model = ss.ScoreModel(Still(), ss.VP(), made).requires_grad_(False)
+        if scaling is not None:
+            model.data = DataDescription("made", (D,), scaling, std=measured)
+        assert model.std == expected
+        found = draw(model, 3, shape=(D,), nfe=8).x
+        step, grid = recommended(8, std=expected)
+        own = draw(model, 3, shape=(D,), sampler=registry.GridSampler(grid, step, 7)).x
+        assert torch.equal(found, own)
+
+    @pytest.mark.parametrize("step", [None, "recommended", "dpmpp_2m"])
+    def test_in_other_units_of_data_and_noise_the_samples_are_those_in_other_units(self, step):
+        one, other = (draw(in_units(c), 4, shape=(D,), step=step).x for c in (1.0, 0.25))
+        assert torch.allclose(0.25 * one, other, atol=1e-5)
+
+
 class TestKnownAnswers:
     def test_the_flow_of_a_normal_law_keeps_the_noise_of_the_seed(self):
         found = draw(normal(), seeds=[5, 9], step="ode", denoise=False, shape=(D,))
@@ -172,8 +224,8 @@ class TestLabels:
 class TestUnits:
     def test_standardised_numbers_come_back_in_units_of_the_data(self):
         scaling = Scaling(shift=(1.0, 2.0, 3.0), scale=(10.0, 1.0, 0.1))
-        raw = draw(normal(), 4, shape=(D,)).x
-        found = draw(normal(scaling=scaling), 4).x
+        raw = draw(normal(), 4, shape=(D,), grid="log_snr", step="ddim").x
+        found = draw(normal(scaling=scaling), 4, grid="log_snr", step="ddim").x
         assert torch.allclose(found, raw * torch.tensor([10, 1, 0.1]) + torch.tensor([1.0, 2, 3]))
 
     def test_levels_come_back_as_levels(self):

@@ -85,6 +85,10 @@ def test_description_of_a_data_set():
     text = ck.describe(data).to_json()
     assert DataDescription.from_json(text) == ck.describe(data)
     assert DataDescription.from_json(text).shape == (2,)
+    x = data.scaling.encode(data.train.x).double()
+    assert ck.describe(data).std == pytest.approx(float((x - x.mean()).square().mean().sqrt()))
+    older = {name: value for name, value in json.loads(text).items() if name != "std"}
+    assert DataDescription.from_json(json.dumps(older)) == replace(ck.describe(data), std=None)
 
 
 # --- atomic -----------------------------------------------------------------------------------

@@ -1,0 +1,150 @@
+"""Sentences by tokenizers and text models of others, made here and read from local folders.
+
+pip install -e ".[dev,parity]" -c constraints.txt && pytest -m parity
+"""
+
+import json
+
+import pytest
+import torch
+
+from scoresde import VP, ScoreModel
+from scoresde.conditions import FrozenText, Tokens, sizes
+from scoresde.nn import UNet
+from scoresde.parameterization import v
+
+pytestmark = pytest.mark.parity
+tokenizers = pytest.importorskip("tokenizers")
+transformers = pytest.importorskip("transformers")
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "green", "hat", "cat"]
+
+
+def tokenizer_of(words=WORDS) -> "tokenizers.Tokenizer":
+    made = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({word: k for k, word in enumerate(words)}, unk_token="[UNK]")
+    )
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    made.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return made
+
+
+def bert(folder) -> None:
+    config = transformers.BertConfig(
+        vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=12,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    transformers.BertModel(config).save_pretrained(folder)
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer_of(), pad_token="[PAD]", unk_token="[UNK]"
+    ).save_pretrained(folder)
+
+
+def clip(folder) -> None:
+    """The two folders of a Stable Diffusion model."""
+    config = transformers.CLIPTextConfig(
+        vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=12, bos_token_id=2, eos_token_id=3,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    transformers.CLIPTextModel(config).save_pretrained(folder / "text_encoder")
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer_of(), pad_token="[PAD]", unk_token="[UNK]"
+    ).save_pretrained(folder / "tokenizer")
+
+
+@pytest.fixture(params=[bert, clip], ids=["bert", "stable diffusion"])
+def folder(request, tmp_path):
+    request.param(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def condition(folder, **options) -> FrozenText:
+    return FrozenText(folder, length=12, cache=folder.parent / "cache", **options)
+
+
+def test_states_are_those_of_the_text_model(folder):
+    made = condition(folder)
+    sentences = ["a red hat", "cat", "a red hat"]
+    told = made(made.read(sentences))
+    assert told.mask.sum(1).tolist() == [5, 3, 5]
+    encoder, words = folder / "text_encoder", folder / "tokenizer"
+    if encoder.is_dir():
+        model = transformers.CLIPTextModel.from_pretrained(encoder, local_files_only=True)
+        read = transformers.AutoTokenizer.from_pretrained(words, local_files_only=True)
+    else:
+        model = transformers.BertModel.from_pretrained(folder, local_files_only=True)
+        read = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    for k, sentence in enumerate(sentences):
+        found = read(sentence, return_tensors="pt")
+        with torch.no_grad():
+            states = model.eval()(found["input_ids"]).last_hidden_state[0]
+        n = len(states)
+        # Half precision stores them.
+        torch.testing.assert_close(told.context[k, :n].float(), states, atol=3e-3, rtol=0)
+        assert not told.context[k, n:].any()
+
+
+def test_a_sentence_is_encoded_once(folder, monkeypatch):
+    first = condition(folder).read(["a cat", "a hat"])
+    from scoresde.conditions import frozen_text
+
+    monkeypatch.setattr(frozen_text, "encoded", lambda *args: pytest.fail("encoded again"))
+    again = condition(folder, states=16).read(["a hat", "a cat"])
+    torch.testing.assert_close(again, first.flip(0), equal_nan=True)
+
+
+def test_nothing_said_is_the_empty_sentence(folder):
+    made = condition(folder)
+    torch.testing.assert_close(made.null(2), made.read(["", ""]), equal_nan=True)
+
+
+def test_a_long_sentence_is_refused(folder):
+    with pytest.raises(ValueError, match="a sentence of 14 tokens, and the text model reads 12"):
+        condition(folder).read(" ".join(["cat"] * 12))
+
+
+def test_a_network_attends_to_the_states(folder):
+    made = condition(folder, width=8)
+    net = UNet(1, width=8, heads=2, **sizes({"text": made}))
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    model = ScoreModel(net, VP(), v, conditions={"text": made}).eval()
+    assert not [name for name in model.state_dict() if "embeddings" in name]  # the text model's
+    x, t = torch.randn(2, 1, 4, 4), torch.tensor(0.5, dtype=torch.float64)
+    with torch.no_grad():
+        red, green = (model.denoiser(text=f"a {c} hat")(x, t) for c in ("red", "green"))
+    assert (red - green).abs().amax() > 1e-4
+
+
+def test_a_folder_without_a_text_model_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"no folder of a text model \(no .safetensors\)"):
+        FrozenText(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(ValueError, match="no folder of a text model"):
+        FrozenText(tmp_path)
+
+
+def test_a_tokenizer_file_is_a_vocabulary(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    tokenizer_of().save(str(path))
+    decided = Tokens.measured(["a red hat", "a cat"], tokenizer=path)
+    assert decided["words"] == len(WORDS)
+    assert decided["longest"] == 3
+    path.unlink()  # the checkpoint holds its text
+    made = Tokens(**json.loads(json.dumps(decided)), tokenizer=path, width=8, heads=2)
+    assert made.read("a red hat").tolist() == [[2 + 4, 2 + 5, 2 + 7, 1]]
+    assert made.table.num_embeddings == 2 + len(WORDS)
+
+
+def test_a_damaged_tokenizer_file_is_named(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    path.write_text("{")
+    with pytest.raises(ValueError, match=r"tokenizer.json: no tokenizer.json"):
+        Tokens.measured(["a"], tokenizer=path)
+    path.write_text("{}")
+    with pytest.raises(ValueError, match=r"tokenizer"):
+        Tokens.measured(["a"], tokenizer=path)
