@@ -66,7 +66,7 @@ def test_the_five_lines_of_the_first_page_run(tmp_path, monkeypatch):
 def test_the_guidance_of_the_documentation_runs():
     model = ss.ScoreModel(MLP(2, width=8, classes=10), ss.VP(), parameterization.v)
     names = {"ss": ss, "guidance": guidance, "model": model, "start": torch.randn(4, 2)}
-    (block,) = blocks(ROOT / "docs" / "guidance.md", "python")
+    block, _ = blocks(ROOT / "docs" / "guidance.md", "python")
     exec(block, names)
     assert float(names["x"].abs().max()) <= 1
 
