@@ -55,7 +55,10 @@ def parse(
         else:
             flag, positive = _find(name, flags, prog)
             value, rest = _value(name, values, flag, positive)
-            (overrides if flag.configures else found)[flag.key] = value
+            target = overrides if flag.configures else found
+            if _repeated(flag.argument):
+                value = [*target.get(flag.key, ()), value]
+            target[flag.key] = value
             words += rest
     if asks_help:
         print(_page(command, prog, load_config(found.get("config"), overrides), sections))
@@ -114,9 +117,10 @@ def _find(name: str, flags: Mapping[str, Flag], prog: str) -> tuple[Flag, bool]:
 def _value(name: str, values: list[str], flag: Flag, positive: bool) -> tuple[Any, list[str]]:
     """The value of a flag, and the remaining words, which do not belong to it."""
     kind = _kind(flag.argument)
-    if "" in values and not is_sequence(kind):
+    several = is_sequence(kind) and not _repeated(flag.argument)
+    if "" in values and not several:
         raise UsageError(f"{name}: empty; give a value, or leave it out")
-    if is_sequence(kind):
+    if several:
         return [part for v in values for part in v.strip("[]() ").split(",") if part.strip()], []
     if kind is bool:
         says = bool(values) and positive and values[0].lower() in (*YES, *NO)
@@ -222,7 +226,8 @@ def _entry(name: str, argument: Argument, value: Any, *, required: bool = False)
         facts.append("required" if required else _now(argument, value))
     text = f"{argument.about} ({'; '.join(filter(None, facts))})" if any(facts) else argument.about
     placed = not name.startswith("--")
-    yield from _columns(name if placed else f"{name} {_metavar(kind, choices)}", text)
+    metavar = "NAME=VALUE" if _repeated(argument) else _metavar(kind, choices)
+    yield from _columns(name if placed else f"{name} {metavar}", text)
 
 
 def _columns(left: str, text: str) -> Iterator[str]:
@@ -281,9 +286,14 @@ def _positional(argument: Argument) -> bool:
     return "positional" in _notes(argument)
 
 
+def _repeated(argument: Argument) -> bool:
+    return "repeated" in _notes(argument)
+
+
 def _spelling(argument: Argument) -> str:
     """Name of the flag: the argument's name, or its note where that is a Python keyword."""
-    return next((n for n in _notes(argument) if isinstance(n, str)), argument.name)
+    words = (n for n in _notes(argument) if isinstance(n, str) and n != "repeated")
+    return next(words, argument.name)
 
 
 def _dashes(name: str) -> str:

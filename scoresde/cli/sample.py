@@ -7,26 +7,36 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+import scoresde
 from scoresde.cli.choices import labels
 from scoresde.cli.console import pick_device, progress
 from scoresde.cli.options import SampleOptions
-from scoresde.cli.weights import described_choice, load_chosen
-from scoresde.config import override
+from scoresde.cli.weights import chosen_flags, described_choice, load_chosen
+from scoresde.config import ConfigError, override
 from scoresde.data.foreign import RECORD
+from scoresde.parameterization import ScoreModel
 from scoresde.progress import silent
 from scoresde.runs.draw import DEFAULT_NUM, LARGEST_SEED, MOST, Drawn, draw, places_of
 from scoresde.runs.load import LoadedRun
 from scoresde.runs.optimised import configured_search
-from scoresde.runs.pictures import Recorder, sample_folder, write_samples
+from scoresde.runs.pictures import Recorder, is_image, pixels, sample_folder, write_samples
 from scoresde.runs.processes import World, own_device, together
+from scoresde.runs.recipe import as_json, differences, recipe
 from scoresde.runs.results import require_writable
+from scoresde.runs.said import sentence_condition
 from scoresde.runs.samples import configured_sampler, sampling_settings
 from scoresde.runs.stopping import Stopping
+from scoresde.training.checkpoint import fingerprint
+
+LIKE = ("sampler", "grid", "steps", "denoise")
+"""The settings of a picture that are those of the section ``sample`` of a configuration."""
 
 
 def run(options: SampleOptions, overrides: Mapping[str, Any]) -> int:
@@ -36,14 +46,33 @@ def run(options: SampleOptions, overrides: Mapping[str, Any]) -> int:
     the samples so far and raises SystemExit with code 130 or 143.
     """
     world = World.found()
-    seeds = chosen_seeds(options.num, options.seeds)
+    before = None if options.like is None else recipe(options.like)
+    options = options if before is None else _like(options, before)
+    if options.checkpoint is None:
+        raise ValueError("checkpoint is missing; see scoresde sample --help")
+    prompts = chosen_prompts(options)
+    num = options.num
+    if num is None and options.seeds is None and isinstance(prompts, list):
+        num = len(prompts)
+    seeds = chosen_seeds(num, options.seeds)
     sample_folder(options.out).require_free(options.overwrite)
     loaded = load_chosen(options.checkpoint, options)
     say = partial(print, file=sys.stderr) if world.rank == 0 else lambda line: None
     for note in loaded.notes:
         say(note)
-    sample = override(loaded.config, _with_grid(options.grid, overrides)).sample
+    config = loaded.config
+    if before is not None:
+        given = {k: before[k] for k in LIKE if before[k] is not None}
+        try:
+            config = override(config, {"sample": given})
+        except ConfigError as error:
+            raise ValueError(f"{options.like}: {error}") from None
+    sample = override(config, _with_grid(options.grid, overrides)).sample
     label, places = chosen_labels(options, loaded, len(seeds))
+    said = chosen_conditions(options, loaded.model, prompts, before or {})
+    digest = fingerprint({}, {k: v.cpu() for k, v in loaded.model.state_dict().items()})
+    if before is not None and before["model_hash"] not in ("", digest):
+        say(f"{options.like}: drawn by other weights, which make other pictures")
     configured_search(sample)  # raises early if the sampler has no grid to optimise
     loaded.model.to(own_device(pick_device(options.device), world))
     require_writable(options.out)
@@ -62,6 +91,7 @@ def run(options: SampleOptions, overrides: Mapping[str, Any]) -> int:
                 sampler=sampler,
                 name=sample.sampler.kind,
                 label=label,
+                **said,
                 batch=options.batch,
                 compile=options.compile,
                 world=world,
@@ -76,6 +106,12 @@ def run(options: SampleOptions, overrides: Mapping[str, Any]) -> int:
         if len(drawn):
             settings = sampling_settings(loaded, sample) | described_choice(options)
             settings |= {
+                "negative": as_json_values(loaded.model, said["negative"]),
+                "guidance": said["guidance"],
+                "guidance_interval": said["guidance_interval"],
+                "model_hash": digest,
+                "version": scoresde.__version__,
+                "device": loaded.model.device.type,
                 "batch": options.batch,
                 "compile": options.compile,
                 "nfe": drawn.nfe,
@@ -89,6 +125,9 @@ def run(options: SampleOptions, overrides: Mapping[str, Any]) -> int:
             write_samples(
                 options.out, drawn, loaded.data, settings, title=title, npz=npz, extra=extra
             )
+        if before is not None and is_image(drawn.x) and list(seeds) == [before["seed"]]:
+            first = pixels(drawn.x[:1], loaded.data.scaling)[0].permute(1, 2, 0).squeeze(2)
+            say(differences(Path(str(options.like)), first.numpy()) or "the same picture")
         if stopped is None:
             rate = f"{len(drawn) / seconds:.3g} per second"
             line = f"{len(drawn)} samples in {seconds:.1f} s ({rate}), NFE {drawn.nfe:g}"
@@ -156,6 +195,88 @@ def chosen_labels(options: SampleOptions, loaded: LoadedRun, n: int) -> tuple[An
         if options.classes is None:
             raise
         raise ValueError(re.sub("^label", "classes", str(error))) from None
+
+
+def chosen_prompts(options: SampleOptions) -> str | list[str] | None:
+    """The sentence of --prompt or those of --prompts. Raises ValueError for a file without any."""
+    if options.prompts is None:
+        return options.prompt
+    if options.prompt is not None:
+        raise ValueError("--prompt and --prompts: give one of them")
+    try:
+        lines = options.prompts.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"prompts: {options.prompts} is not UTF-8 text ({error})") from None
+    found = [line.strip() for line in lines if line.strip()]
+    if not found:
+        raise ValueError(f"prompts: {options.prompts} holds no sentence; write one in a line")
+    return found
+
+
+def chosen_conditions(
+    options: SampleOptions,
+    model: ScoreModel,
+    prompts: str | list[str] | None,
+    before: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What the options say, as arguments of ``draw``; what they leave out is as ``before``.
+
+    Raises ValueError for a condition that the model does not have.
+    """
+    given: dict[str, Any] = {}
+    for text in options.condition:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise ValueError(f"condition: write NAME=VALUE, got {text!r}")
+        if name in given:
+            raise ValueError(f"condition: {name} is given twice; give it once")
+        if name not in model.conditions:
+            model.read(**{name: value})  # says so
+        try:
+            given[name] = model.conditions[name].written(value)
+        except ValueError as error:
+            raise ValueError(f"condition: {name}: {error}") from None
+    cond = {**(before.get("conditions") or {}), **given}
+    if prompts is not None:
+        name = sentence_condition(model, "prompt")
+        if name in given:
+            raise ValueError(f"prompt: {name} is given by --condition too; give it once")
+        cond.pop(name, None)
+    scale = before.get("guidance", 1.0) if options.guidance is None else options.guidance
+    guided = before if scale != 1 else {}
+    interval = options.guidance_interval or guided.get("guidance_interval")
+    if interval is not None and len(interval) != 2:
+        raise ValueError("guidance_interval: need two numbers, such as 0.2,5")
+    return {
+        "prompt": prompts,
+        "cond": cond,
+        "negative": guided.get("negative") if options.negative is None else options.negative,
+        "guidance": float(scale),
+        "guidance_interval": None if interval is None else tuple(interval),
+    }
+
+
+def as_json_values(model: ScoreModel, negative: Any) -> dict[str, Any] | None:
+    """What is said against, by name, as JSON."""
+    if isinstance(negative, str):
+        return {sentence_condition(model, "negative"): negative}
+    return None if negative is None else {k: as_json(v) for k, v in negative.items()}
+
+
+def _like(options: SampleOptions, before: Mapping[str, Any]) -> SampleOptions:
+    """The options, where they say nothing filled with the settings of a picture."""
+    seed, found = before["seed"], dict[str, Any]()
+    if options.seeds is None:
+        found["seeds"] = f"{seed}-{seed + (options.num or 1) - 1}"
+    if options.checkpoint is None:
+        found["checkpoint"] = Path(before["checkpoint"])
+    if not chosen_flags(options):
+        found["no_ema"] = before["weights"] == "raw"
+        found |= {name: before[name] for name in ("ema_decay", "ema_width")}
+    if options.label is None and options.classes is None:
+        name = before["label"] if before["class"] is None else before["class"]
+        found["label"] = None if name is None else str(name)
+    return replace(options, compile=options.compile or before["compile"], **found)
 
 
 def _with_grid(grid: str | None, overrides: Mapping[str, Any]) -> dict[str, Any]:

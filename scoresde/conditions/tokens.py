@@ -90,7 +90,7 @@ class Tokens(Condition):
         return torch.tensor([self._ids(s) for s in sentences_of(values)], dtype=torch.int64)
 
     def takes(self) -> str:
-        some = f" ({', '.join(self.words[:10])}{', ...' * (len(self.words) > 10)})"
+        some = f" ({', '.join([w for w in self.words if w.isalnum()][:10])}, ...)"
         count = len(self.table.weight) - FIRST
         kind = f"tokens of a vocabulary of {count}" if self.rules else f"of {count} words{some}"
         return f"a sentence of at most {self.longest} {kind}"

@@ -72,9 +72,9 @@ class Vector(Condition):
         d = len(self.mean)
         return f"{d} number{'s' * (d > 1)}, in the training data {means}"
 
-    def written(self, text: str) -> list[str | None]:
+    def written(self, text: str) -> list[float | None]:
         """Numbers separated by commas; one that is left empty is not given."""
-        return [part.strip() or None for part in text.split(",")]
+        return [_numbers(part) if part.strip() else None for part in text.split(",")]
 
     def null(self, n: int) -> Tensor:
         return torch.full((n, len(self.mean)), math.nan, dtype=torch.float64)

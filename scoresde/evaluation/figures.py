@@ -15,7 +15,7 @@ from torch import Tensor
 TILE = 48
 FEW, FEW_POINTS = 30, 1000
 MOST_ROWS = MOST_COLUMNS = 16
-FONT_SIZE, LONGEST_NAME = 14, 24
+FONT_SIZE, LONGEST_NAME = 14, 32
 BACKGROUND = 255
 BLUE, ORANGE, GREY = "#1f5fa8", "#d9680d", "#9aa5b1"
 INK = (40, 40, 40)
@@ -52,14 +52,15 @@ def image_grid(
 def captioned(grid: np.ndarray, title: str = "", rows: Sequence[str] = ()) -> np.ndarray:
     """A picture with a wrapped title above it and a name to the left of each row.
 
-    The rows have equal heights. Names are cut to 24 characters.
+    The rows have equal heights. Names are cut to two lines of 32 characters.
     """
     from PIL import Image, ImageDraw, ImageFont
 
     font = ImageFont.load_default(FONT_SIZE)
     line, space = round(1.3 * FONT_SIZE), FONT_SIZE // 2
-    names = [n if len(n) <= LONGEST_NAME else f"{n[: LONGEST_NAME - 1]}..." for n in rows]
-    left = math.ceil(max((font.getlength(name) for name in names), default=-space)) + space
+    names = [textwrap.wrap(n, LONGEST_NAME, max_lines=2, placeholder="...") for n in rows]
+    lengths = [font.getlength(part) for name in names for part in name]
+    left = math.ceil(max(lengths, default=-space)) + space
     width = left + grid.shape[1]
     lines: list[str] = []
     for word in title.split():
@@ -76,7 +77,8 @@ def captioned(grid: np.ndarray, title: str = "", rows: Sequence[str] = ()) -> np
         draw.text((space, space + k * line), text, font=font, fill=INK)
     for k, name in enumerate(names):
         middle = top + (k + 0.5) * grid.shape[0] / len(names)
-        draw.text((left - space / 2, middle), name, font=font, fill=INK, anchor="rm")
+        place, text = (left - space / 2, middle), "\n".join(name)
+        draw.multiline_text(place, text, font=font, fill=INK, anchor="rm", align="right")
     return np.asarray(page)
 
 

@@ -295,9 +295,7 @@ def _said_and_seeds(
         if (places := _places(label, model)) is not None:
             cond = {"label": places, **cond}
     elif label is not None:
-        every = isinstance(label, str) and label == "all"
-        classes = model.conditions["label"].classes
-        cond["label"] = list(classes) if every and "all" not in classes else label
+        cond["label"] = _every(label, model)
     said = said_of(model, cond, negative, guidance, interval)
     if seeds is None:
         # "all" is a few of each.
@@ -335,8 +333,17 @@ def places_of(label: Any, model: ScoreModel, n: int) -> Tensor | None:
     return places[torch.arange(n) * len(places) // n]
 
 
+def _every(label: Any, model: ScoreModel) -> Any:
+    """The label, or all classes of the condition of this name for "all"."""
+    classes = getattr(model.conditions["label"], "classes", ())
+    every = isinstance(label, str) and label == "all" and isinstance(classes, tuple)
+    return list(classes) if every and "all" not in classes else label
+
+
 def _places(label: Any, model: ScoreModel) -> Tensor | None:
     config, data = model.config, model.data
+    if "label" in model.conditions:
+        return None if label is None else model.read(label=_every(label, model))["label"]
     if label is None:
         taken = signature(model.net.forward).parameters.get("label")
         if taken is not None and taken.default is Parameter.empty:

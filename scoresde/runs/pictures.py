@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,8 +19,10 @@ from scoresde.atomic import writing
 from scoresde.data import Scaling
 from scoresde.data.foreign import RECORD
 from scoresde.evaluation import sample_grid, save_film, save_png, scatter
+from scoresde.evaluation.figures import MOST_ROWS
 from scoresde.runs.draw import Drawn
 from scoresde.runs.instrument import NetworkCall
+from scoresde.runs.recipe import KEY, VIEWERS, as_json, in_words, parameters
 from scoresde.runs.results import Make, ResultFolder, save_arrays
 from scoresde.training.checkpoint import DataDescription
 
@@ -49,6 +51,8 @@ def write_samples(
     Raises OSError if a write fails.
     """
     labels = None if drawn.label is None else drawn.label.tolist()
+    names, said = data.classes, [_conditions(each) for each in drawn.said or [{}] * len(drawn)]
+    group, rows, title = _rows(drawn, names, said, title)
     files: dict[str, Make] = {}
     arrays = drawn.x.numpy()
     if is_image(drawn.x):
@@ -56,23 +60,43 @@ def write_samples(
         arrays = images.permute(0, 2, 3, 1).numpy()
         for i, image in enumerate(images):
             own = {"seed": drawn.seeds[i], "label": None if labels is None else labels[i]}
+            own["class"] = None if labels is None or names is None else names[labels[i]]
+            own["conditions"] = said[i]
             picture = image[0] if len(image) == 1 else image.permute(1, 2, 0)
             files[f"{i:06d}.png"] = partial(
                 save_picture, pixels=picture.numpy(), settings=dict(settings) | own
             )
-        grid = sample_grid(images, drawn.label, data.classes, title)
+        grid = sample_grid(images, group, rows, title)
         files["grid.png"] = partial(save_picture, pixels=grid, settings=settings)
     elif drawn.x.ndim == 2 and drawn.x.shape[1] == 2:
-        files["scatter.png"] = partial(
-            scatter, panels={title: drawn.x}, label=drawn.label, classes=data.classes
-        )
+        files["scatter.png"] = partial(scatter, panels={title: drawn.x}, label=group, classes=rows)
     if npz or not is_image(drawn.x):
         # The names of guided-diffusion: arr_0 the samples, arr_1 the labels.
         both = [arrays] if drawn.label is None else [arrays, drawn.label.numpy()]
         files["samples.npz"] = lambda path: save_arrays(path, *both)
-    names = None if labels is None else data.classes
-    record = dict(settings) | {"seeds": list(drawn.seeds), "labels": labels, "classes": names}
+    record = dict(settings) | {"seeds": list(drawn.seeds), "labels": labels}
+    record["classes"] = None if labels is None else names
+    if said[0]:
+        record["conditions"] = said
     sample_folder(folder).write(files | dict(extra or {}), record)
+
+
+def _conditions(said: Mapping[str, Any]) -> dict[str, Any]:
+    """What was said of a sample apart from its class, as JSON values."""
+    return {name: as_json(value) for name, value in said.items() if name != "label"}
+
+
+def _rows(
+    drawn: Drawn, classes: Sequence[str] | None, said: Sequence[Mapping[str, Any]], title: str
+) -> tuple[Tensor | None, Sequence[str] | None, str]:
+    """What tells the samples apart, as places (N,) and names, and a title with what does not."""
+    words = ["; ".join(map(in_words, each.values())) for each in said]
+    different = list(dict.fromkeys(words))
+    if len(different) == 1 and different[0]:
+        return drawn.label, classes, f"{title}: {different[0]}"
+    if drawn.label is not None or not 1 < len(different) <= MOST_ROWS:
+        return drawn.label, classes, title
+    return torch.tensor([different.index(each) for each in words]), different, title
 
 
 def is_image(x: Tensor) -> bool:
@@ -86,12 +110,14 @@ def pixels(x: Tensor, scaling: Scaling) -> Tensor:
 
 
 def save_picture(path: Path, pixels: np.ndarray, settings: Mapping[str, Any]) -> None:
-    """Write a PNG that carries its settings as JSON text under the key ``scoresde``."""
+    """Write a PNG that carries its settings, for viewers and to draw it again (``recipe``)."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
-    info.add_text("scoresde", json.dumps(settings))
+    height, width = pixels.shape[:2]
+    info.add_text(VIEWERS, parameters(settings, width, height))
+    info.add_text(KEY, json.dumps(settings))
     Image.fromarray(np.ascontiguousarray(pixels)).save(path, format="PNG", pnginfo=info)
 
 

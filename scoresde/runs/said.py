@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +16,8 @@ from scoresde.guidance.free import Scale
 from scoresde.parameterization import ScoreModel
 
 
-class Values(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Values:
     """Users' values of a condition: one for all samples, or several, each for a block of them."""
 
     value: Any
@@ -73,12 +74,11 @@ class Said:
         return cond or {}, negative
 
     def labels(self) -> Tensor | None:
-        """The place (n,) of the class of every sample; None where none is said."""
+        """The place (n,) of the class of every sample; None where no class is said."""
         if (values := self.cond.get("label")) is None:
             return None
         read = self.model.read(label=values.of(torch.arange(self.n), self.n))["label"]
-        assert read is not None
-        return read.cpu().expand(self.n)
+        return read.cpu().expand(self.n) if read is not None and read.ndim < 2 else None
 
     def each(self, row: int) -> dict[str, Any]:
         """What is said of one sample, by name."""
@@ -130,7 +130,7 @@ def said_of(
 
 def sentence_condition(model: ScoreModel, argument: str) -> str:
     """The name of the one condition that reads sentences. Raises ValueError if it is not one."""
-    names = [name for name, condition in model.conditions.items() if condition.sentences]
+    names = [str(name) for name, condition in model.conditions.items() if condition.sentences]
     if len(names) == 1:
         return names[0]
     if not model.conditions:

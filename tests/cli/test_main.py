@@ -207,8 +207,8 @@ class TestFlags:
             parse(SampleOptions, ["--checkpoint", "a", "--out", "b", *argv], "scoresde sample")
 
     def test_a_missing_option_is_named(self):
-        with pytest.raises(UsageError, match="--checkpoint is missing"):
-            parse(SampleOptions, ["--out", "x"], "scoresde sample", ["sample"])
+        with pytest.raises(UsageError, match="--out is missing"):
+            parse(SampleOptions, ["--checkpoint", "x"], "scoresde sample", ["sample"])
 
 
 WORDS = ["--config", "--out", "--resume", "--device", "vp", "1", "-1", "nan", "1e999", "null", ""]

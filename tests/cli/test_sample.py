@@ -171,14 +171,14 @@ class TestWatching:
         """During call 3 of the second batch: 2 samples finished, 2 as denoised so far, 3 lost."""
         calls = []
 
-        def interrupting(self, c, x, condition):
+        def interrupting(self, *args):
             calls.append(1)
             if len(calls) == 6 + 3:
                 os.kill(os.getpid(), number)
-            return evaluate(self, c, x, condition)
+            return outputs(self, *args)
 
-        evaluate = ScoreModel.evaluate
-        monkeypatch.setattr(ScoreModel, "evaluate", interrupting)
+        outputs = ScoreModel.outputs
+        monkeypatch.setattr(ScoreModel, "outputs", interrupting)
         common = ["--checkpoint", str(wild), "--out", str(tmp_path / "out"), "--device", "cpu"]
         common += ["--num", "7", "--class", "1", "--batch", "2", "--sample.steps", "5", "--npz"]
         assert main(["sample", *common]) == 128 + number
@@ -251,7 +251,7 @@ class TestFiles:
     def test_the_record(self, images, tmp_path):
         flags = ("--seeds", "4-6", "--class", "3", "--sample.sampler", "ddim")
         found = record(sample(images, tmp_path / "out", *flags, "--sample.sampler.eta", "0.5"))
-        assert found["sampler"] == {"kind": "ddim", "eta": 0.5, "large": False}
+        assert found["sampler"] == {"kind": "ddim", "eta": 0.5, "variance": "small"}
         assert (found["steps"], found["nfe"], found["step"]) == (3, 4, 7)
         assert (found["seeds"], found["labels"]) == ([4, 5, 6], [3, 3, 3])
 
