@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from scoresde.runs.load import load
     from scoresde.runs.score import score
     from scoresde.runs.train import train
+    from scoresde.runs.train_classifier import load_classifier, train_classifier
     from scoresde.samplers import sample, trajectory
     from scoresde.sde import EDM, SDE, VE, VP, Cosine, DiscreteVP, LinearFlow, SubVP
     from scoresde.solvers import Solution, SolverError, solve_ode, solve_sde
@@ -49,6 +50,7 @@ __all__ = [
     "draw",
     "evaluate",
     "load",
+    "load_classifier",
     "log_likelihood",
     "sample",
     "samplers",
@@ -56,6 +58,7 @@ __all__ = [
     "solve_ode",
     "solve_sde",
     "train",
+    "train_classifier",
     "trajectory",
 ]
 
@@ -68,6 +71,7 @@ _HOMES = {
     "runs.load": ("load",),
     "runs.score": ("score",),
     "runs.train": ("train",),
+    "runs.train_classifier": ("load_classifier", "train_classifier"),
     "samplers": ("sample", "trajectory"),
     "sde": ("EDM", "SDE", "VE", "VP", "Cosine", "DiscreteVP", "LinearFlow", "SubVP"),
     "solvers": ("Solution", "SolverError", "solve_ode", "solve_sde"),

@@ -360,11 +360,15 @@ class Bound:
     given: dict[str, Tensor | None]
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        return both([self], x, t)[0][0]
+        return self.both(x, t)[0]
+
+    def both(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
+        """x0_hat and the mix of a learned reverse variance, in one call."""
+        return both([self], x, t)[0]
 
     def variance_mix(self, x: Tensor, t: Tensor) -> Tensor:
         """The mix of the learned reverse variance, shaped like ``x``."""
-        mix = both([self], x, t)[0][1]
+        mix = self.both(x, t)[1]
         assert mix is not None
         return mix
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import scoresde as ss
-from scoresde import parameterization, registry
+from scoresde import guidance, parameterization, registry
 from scoresde.cli import options
 from scoresde.cli.flags import parse
 from scoresde.cli.main import COMMANDS
@@ -61,6 +61,23 @@ def test_the_five_lines_of_the_first_page_run(tmp_path, monkeypatch):
     assert names["drawn"].x.shape == (64, 2)
     assert names["score"].log_prob.shape == (60,)
     assert names["found"]["recall"].error > 0
+
+
+def test_the_guidance_of_the_documentation_runs():
+    model = ss.ScoreModel(MLP(2, width=8, classes=10), ss.VP(), parameterization.v)
+    names = {"ss": ss, "guidance": guidance, "model": model, "start": torch.randn(4, 2)}
+    block, _ = blocks(ROOT / "docs" / "guidance.md", "python")
+    exec(block, names)
+    assert float(names["x"].abs().max()) <= 1
+
+
+def test_the_cost_of_guidance_is_the_stored_one():
+    found, text = stored("guidance_cost"), TEXT["guidance"]
+    for row in found["rows"]:
+        cells = f"| {row['batch']} | {row['settings']} | {row['network_ms']:.1f} ms "
+        assert f"{cells}| {100 * row['extra']:.1f} % | {row['wrapper_us']:.0f} us |" in text
+        if row["settings"] == "a scale":
+            assert row["extra"] <= found["limit"]
 
 
 def test_the_training_of_the_documentation_goes_on_where_it_was(tmp_path, monkeypatch):

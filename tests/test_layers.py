@@ -78,9 +78,10 @@ def test_losses_and_times_know_only_the_theory():
 
 
 def test_no_command_imports_another():
-    for name in COMMANDS:
+    modules = {name.replace("-", "_") for name in COMMANDS}
+    for name in modules:
         leaned_on = imports(ROOT / "cli" / f"{name}.py")
-        assert not {f"cli.{other}" for other in COMMANDS} & {
+        assert not {f"cli.{other}" for other in modules - {name}} & {
             ".".join(n.split(".")[:2]) for n in leaned_on
         }
 

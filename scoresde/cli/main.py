@@ -22,7 +22,7 @@ MISSING_FILES = (FileNotFoundError, NotADirectoryError, IsADirectoryError, Permi
 class Command(NamedTuple):
     """A command: its summary, options class and configuration sections.
 
-    The module ``scoresde.cli.<name>`` defines its ``run(options, overrides)``.
+    The module ``scoresde.cli.<name>``, with _ for -, defines its ``run(options, overrides)``.
     """
 
     summary: str
@@ -45,6 +45,9 @@ COMMANDS = {
             "sample",
             "likelihood",
         ),
+    ),
+    "train-classifier": Command(
+        "train a classifier of noisy states, to guide a model", "TrainClassifierOptions"
     ),
     "sample": Command("draw samples from a trained model", "SampleOptions", ("sample",)),
     "likelihood": Command(
@@ -101,7 +104,9 @@ def _dispatch(arguments: list[str]) -> int:
     found, overrides = flags.parse(
         getattr(options, command.options), rest, f"scoresde {name}", command.sections
     )
-    run: Callable[[Any, dict[str, Any]], int] = import_module(f"scoresde.cli.{name}").run
+    run: Callable[[Any, dict[str, Any]], int] = import_module(
+        f"scoresde.cli.{name.replace('-', '_')}"
+    ).run
     return run(found, overrides)
 
 

@@ -18,6 +18,7 @@ from scoresde.runs.compare import compare
 from scoresde.runs.draw import draw
 from scoresde.runs.edit import Editor
 from scoresde.runs.evaluate import evaluate
+from scoresde.runs.train_classifier import train_classifier
 
 
 def default(function: Callable[..., Any], name: str) -> Any:
@@ -84,6 +85,33 @@ class TrainOptions(Common):
     resume: bool = False
     overwrite: bool = False
     dry_run: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainClassifierOptions(ModelOptions):
+    """Train a classifier of the noisy states of a trained model, on its data, to guide it.
+
+    Args:
+        out: file to write, such as classifier.pt.
+        steps: optimiser steps.
+        batch: examples per step.
+        lr: learning rate after the warm-up.
+        width: channels at full resolution, or a quarter of the hidden units for vectors.
+        seed: seed of the weights, the data order and every draw.
+        checkpoint_every: steps between two checkpoints.
+        resume: continue the training in --out.
+        overwrite: replace the file.
+    """
+
+    out: Path
+    steps: Count = default(train_classifier, "steps")
+    batch: Count = default(train_classifier, "batch")
+    lr: Positive = default(train_classifier, "lr")
+    width: Count = default(train_classifier, "width")
+    seed: Natural = default(train_classifier, "seed")
+    checkpoint_every: Count = default(train_classifier, "checkpoint_every")
+    resume: bool = False
+    overwrite: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

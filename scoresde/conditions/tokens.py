@@ -66,7 +66,7 @@ class Tokens(Condition):
         if count < 1 or (rules is None and len(self.places) < count):
             raise ValueError("need a vocabulary of different words")
         self.longest, self.unknown, self.dropout = longest, unknown, dropout
-        self.embed = self.context = width
+        self.embed, self.context = 2 * width, width
         self.table = nn.Embedding(FIRST + count, width)
         self.positions = nn.Parameter(torch.randn(longest + 1, width))
         self.layers = nn.ModuleList(Layer(width, heads) for _ in range(depth))
@@ -117,12 +117,14 @@ class Tokens(Condition):
 
     def forward(self, y: Tensor) -> Joined:
         mask = y != PAD
-        h = self.table(y) + self.positions
+        words = self.table(y)
+        h = words + self.positions
         for layer in self.layers:
             h = layer(h, mask)
         h = F.layer_norm(h, h.shape[-1:])
         end = h[torch.arange(len(y), device=y.device), (y == END).int().argmax(1)]
-        return Joined(embed=end, context=h, mask=mask)
+        bag = (words * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True).sqrt()
+        return Joined(embed=torch.cat([end, bag], 1), context=h, mask=mask)
 
 
 class Layer(nn.Module):

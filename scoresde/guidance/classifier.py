@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from scoresde.conditions.label import Label
 from scoresde.denoiser import Denoiser, Guide
-from scoresde.sde import match
+from scoresde.sde import SDE, match, sent
 
 FAINT = 1000.0  # the largest sigma / alpha at which a classifier is asked
 LogProb = Callable[[Tensor, Tensor], Tensor]
@@ -96,3 +97,58 @@ def gradient(log_prob: LogProb, x: Tensor, t: Tensor) -> Tensor:
         # torch.func.grad works inside the transforms of torch.func, and under no_grad.
         found: Tensor = torch.func.grad(total)(x.clone())
         return found
+
+
+class NoisyClassifier(nn.Module):
+    """A network that reads the class of a noisy state, with its process.
+
+    ``net(x, noise)`` takes the state scaled to unit size (B, ...) and the noise coordinate (B,) of
+    ``ScoreModel``, and returns logits (B, K) of the ``classes``. Raises ValueError for fewer than
+    two classes.
+    """
+
+    def __init__(self, net: nn.Module, sde: SDE, classes: Sequence[str]) -> None:
+        super().__init__()
+        if len(classes) < 2:
+            raise ValueError(f"classes: need the names of two or more, got {list(classes)}")
+        self.net, self.sde, self.classes = net, sde, tuple(map(str, classes))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """Logits (B, K) of states (B, ...) at a time, 0-dim or (B,)."""
+        noise = (-self.sde.lam(t.double()) / 4).expand(len(x))
+        scale = match(1 / self.sde.norm(t.double()), x)
+        dtype = next((p.dtype for p in self.net.parameters()), x.dtype)
+        logits: Tensor = self.net((scale * x).to(dtype), sent(noise, x.device, dtype))
+        return logits
+
+    def log_prob(self, label: Any) -> ClassLogProb:
+        """log p(y | x_t) for ``classifier``; ``label`` is a class, or one a sample, by name or
+        place from 0.
+
+        Raises ValueError for a class that is not there.
+        """
+        read = Label(self.classes).read(label)
+        place = next(self.parameters(), torch.empty(0)).device
+        return ClassLogProb(self, sent(read, place))
+
+
+@dataclass(frozen=True)
+class ClassLogProb:
+    """log p(y | x_t) (B,) of labels (1,), for all samples, or (B,)."""
+
+    model: NoisyClassifier
+    label: Tensor
+
+    @property
+    def batch(self) -> int | None:
+        """The number of samples that the labels belong to; None for any."""
+        return len(self.label) if len(self.label) > 1 else None
+
+    def among(self, rows: Tensor) -> ClassLogProb:
+        """The same for some samples of the batch."""
+        return self if self.batch is None else replace(self, label=self.label[rows])
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        label = self.label.expand(len(x)).unsqueeze(1)
+        logits: Tensor = self.model(x, t)
+        return logits.log_softmax(1).gather(1, label).squeeze(1).to(x)

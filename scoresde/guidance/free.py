@@ -19,10 +19,11 @@ from torch import Tensor
 from scoresde.arguments import Positive, Probability, check
 from scoresde.denoiser import Denoiser
 from scoresde.parameterization import Bound, ScoreModel, predictions
-from scoresde.sde import match
+from scoresde.sde import SDE, match
 
 Said = Mapping[str, Any]
 Scale = float | Callable[[Tensor], Tensor | float]
+ALL = (-math.inf, math.inf)  # times
 
 
 def free(
@@ -56,9 +57,9 @@ def free(
             in a Limited Interval Improves Sample and Distribution Quality, arXiv 2404.07724.
         rescale: share of x0_hat that gets the standard deviation of c, sample by sample. Common
             Diffusion Noise Schedules, arXiv 2305.08891, eq. 15-16, there of the network's output.
-        parallel: share kept of the part of c - u along c, sample by sample; that part makes
-            colours too strong. Eliminating Oversaturation and Artifacts of High Guidance Scales
-            (APG), arXiv 2410.02416, its eta.
+        parallel: share kept of the part of c - u along c, sample by sample; this part makes
+            colours too strong. Eliminating Oversaturation and Artifacts of High Guidance Scales,
+            arXiv 2410.02416 (APG), its eta.
         norm: largest norm of c - u, sample by sample; r of the same.
         weaker: a weaker model of the same process in the place of u, told what is said, or its
             denoiser. Guiding a Diffusion Model with a Bad Version of Itself, arXiv 2406.02507.
@@ -67,10 +68,7 @@ def free(
     sde = model.sde
     _check_scale(scale)
     scale = scale if callable(scale) else float(scale)
-    if interval is not None:
-        low, high = interval
-        if not 0 <= low < high:
-            raise ValueError(f"interval: need 0 <= low < high in sigma / alpha, got {interval}")
+    times = ALL if interval is None else _times(sde, *interval)
     several = not (cond is None or isinstance(cond, Mapping))
     said: Any = cond if several else [(cond, 1.0)]
     if weaker is not None:
@@ -89,10 +87,10 @@ def free(
         uncond = _denoiser(model, negative, "negative") if weaker is None else weaker
     plain = combine(uncond, conds)
     used = tuple((denoiser, float(weight)) for denoiser, weight in conds if weight)
-    guided = Guided(uncond, used, scale, interval, float(rescale), float(parallel), float(norm))
+    guided = Guided(uncond, used, scale, times, float(rescale), float(parallel), float(norm))
     if scale == 1:
         return plain
-    if scale == 0 and guided.linear and interval is None:
+    if scale == 0 and guided.linear and times == ALL:
         return uncond
     return replace(plain, predict=guided, normalised=False)
 
@@ -134,7 +132,7 @@ class Guided:
     uncond: Denoiser
     conds: tuple[tuple[Denoiser, float], ...]
     scale: Scale = 1.0
-    interval: tuple[float, float] | None = None
+    times: tuple[float, float] = ALL
     rescale: float = 0.0
     parallel: float = 1.0
     norm: float = math.inf
@@ -145,24 +143,30 @@ class Guided:
         return self.rescale == 0 and self.parallel == 1 and self.norm == math.inf
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        scale, weights = self._scale_at(t), [w for _, w in self.conds]
-        rest = 1 - math.fsum(weights)
-        if isinstance(scale, float) and (self.linear or scale == 1):
-            parts = [(self.uncond, 1 - scale + scale * rest)]
-            return _weighted(
-                [(part, w) for part, w in [*parts, *((c, scale * w) for c, w in self.conds)] if w],
-                x,
-                t,
-            )
-        u, *found = together([self.uncond, *(c for c, _ in self.conds)], x, t)
-        c = sum((w * part for w, part in zip(weights, found, strict=True)), rest * u)
-        gain = match(scale, x) - 1 if isinstance(scale, Tensor) else scale - 1
+        scale, rest = self._scale_at(t), 1 - math.fsum([w for _, w in self.conds])
+        number = isinstance(scale, float)
+        if number and scale == 0 and self.linear:
+            return self.uncond.predict(x, t)
+        alone = number and scale == 1 and rest == 0
+        parts = [*self.conds] if alone else [(self.uncond, rest), *self.conds]
+        found = together([denoiser for denoiser, _ in parts], x, t)
+        weighted = ((w, x0) for (_, w), x0 in zip(parts, found, strict=True) if w)
+        first, *others = (x0 if w == 1 else w * x0 for w, x0 in weighted)
+        c = sum(others, first)
+        if number and scale == 1:
+            return c
+        u = found[0]
+        if isinstance(scale, float) and self.linear:
+            return torch.lerp(u, c, scale)
+        gain = scale - 1 if isinstance(scale, float) else match(scale, x) - 1
         guided = c + gain * self._projected(c - u, c)
-        if not self.rescale:
+        if self.rescale == 0:
             return guided
-        ratio = _std(c) / _std(guided)
-        factor = torch.where(ratio.isfinite(), ratio, 1.0)  # nothing varies
-        return guided * (1 + self.rescale * (factor - 1))
+        wanted, own = (
+            x0.std(tuple(range(1, x.ndim)), correction=0, keepdim=True) for x0 in (c, guided)
+        )
+        factor = (wanted / own).nan_to_num(1.0, 1.0)  # nothing varies
+        return torch.lerp(guided, factor * guided, self.rescale)
 
     def among(self, rows: Tensor) -> Guided:
         """The prediction for some samples of the batch."""
@@ -175,26 +179,31 @@ class Guided:
 
     def _scale_at(self, t: Tensor) -> float | Tensor:
         """s: a number if it is known on the host, else a tensor, 0-dim or (B,)."""
-        if not callable(self.scale) and self.interval is None:
-            return self.scale
-        ratio = torch.exp(-self.uncond.sde.lam(t.double()))
-        scale = self.scale(ratio) if callable(self.scale) else self.scale
-        found = scale if isinstance(scale, Tensor) else torch.full_like(ratio, scale)
-        if self.interval is not None:
-            low, high = self.interval
-            found = torch.where((ratio >= low) & (ratio <= high), found, 1.0)
         # In compiled code a time is an input: one graph for all of them.
-        if t.ndim or t.device.type != "cpu" or torch.compiler.is_compiling():
-            return found
-        return float(found)
+        known = t.ndim == 0 and t.device.type == "cpu" and not torch.compiler.is_compiling()
+        low, high = self.times
+        if self.times == ALL and not callable(self.scale):
+            return self.scale
+        if known and not low <= float(t) <= high:
+            return 1.0
+        scale: Any = self.scale
+        if callable(scale):
+            scale = scale(torch.exp(-self.uncond.sde.lam(t.double())))
+        if known:
+            return float(scale)
+        t = t.double()
+        found: Tensor = scale if isinstance(scale, Tensor) else torch.full_like(t, scale)
+        return torch.where((t >= low) & (t <= high), found, 1.0)
 
     def _projected(self, gap: Tensor, c: Tensor) -> Tensor:
         """c - u of limited norm, with a share of its part along c."""
+        over = tuple(range(1, c.ndim))
         if self.norm < math.inf:
-            size = _dot(gap, gap).sqrt()
+            size = torch.linalg.vector_norm(gap, dim=over, keepdim=True)
             gap = gap * (self.norm / size).clamp(max=1)
         if self.parallel < 1:
-            along = _dot(gap, c) / _dot(c, c).clamp(min=torch.finfo(c.dtype).tiny)
+            square = c.square().sum(over, keepdim=True).clamp(min=torch.finfo(c.dtype).tiny)
+            along = (gap * c).sum(over, keepdim=True) / square
             gap = gap - (1 - self.parallel) * along * c
         return gap
 
@@ -216,22 +225,6 @@ def together(denoisers: Sequence[Denoiser], x: Tensor, t: Tensor) -> list[Tensor
     return [found[i] for i in range(len(denoisers))]
 
 
-def _weighted(parts: Sequence[tuple[Denoiser, float]], x: Tensor, t: Tensor) -> Tensor:
-    found = together([denoiser for denoiser, _ in parts], x, t)
-    first, *others = (x0 if w == 1 else w * x0 for (_, w), x0 in zip(parts, found, strict=True))
-    return sum(others, first)
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """The scalar product of each sample (B, 1, ...)."""
-    return (a * b).flatten(1).sum(1).reshape(-1, *[1] * (a.ndim - 1))
-
-
-def _std(x: Tensor) -> Tensor:
-    """The standard deviation over each sample (B, 1, ...)."""
-    return x.flatten(1).std(1, correction=0).reshape(-1, *[1] * (x.ndim - 1))
-
-
 # What is said ------------------------------------------------------------------------------------
 
 
@@ -240,6 +233,16 @@ def _denoiser(model: ScoreModel, said: Said | None, name: str) -> Denoiser:
         return model.denoiser(**(said or {}))
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
+
+
+def _times(sde: SDE, low: float, high: float) -> tuple[float, float]:
+    """The times of an interval of sigma / alpha; infinite where it reaches beyond t_max."""
+    if not 0 <= low < high:
+        raise ValueError(f"interval: need 0 <= low < high in sigma / alpha, got {(low, high)}")
+    lams = -torch.tensor([low, high], dtype=torch.float64).log()
+    end = sde.lam(torch.tensor(sde.t_max, dtype=torch.float64))
+    times = sde.time(lams).masked_fill(lams <= end, math.inf)
+    return float(times[0]) if low else -math.inf, float(times[1])
 
 
 def _names(said: Said | None) -> frozenset[str]:

@@ -174,7 +174,7 @@ def adaptive_log_likelihood(
     gain = end.x[:, dim:].T / float(sde.norm(last))
     log_prob = closed(sde, latent, prior, first, last) + gain.mean(0)
     log_prob = torch.where(finished, log_prob, math.nan)
-    late = torch.where(finished, log_prob.new_tensor(math.nan), math.inf)
+    late = torch.full_like(log_prob, math.nan).masked_fill(~finished, math.inf)
     error = standard_error_of(gain, divergence)
     return LogLikelihood(log_prob, latent, end.nfe, error, late, len(gain))
 

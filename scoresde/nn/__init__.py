@@ -1,5 +1,6 @@
 """Networks ``net(x, noise, **told)`` of a noise coordinate, independent of the process."""
 
+from scoresde.nn.classifiers import ImageClassifier, VectorClassifier
 from scoresde.nn.concat import ConcatUNet
 from scoresde.nn.cross import CrossAttention
 from scoresde.nn.dit import DIT_SIZES, DiT
@@ -25,10 +26,12 @@ __all__ = [
     "Conditioning",
     "CrossAttention",
     "DiT",
+    "ImageClassifier",
     "LateConditioning",
     "LevelMean",
     "Sinusoids",
     "UNet",
+    "VectorClassifier",
     "adm",
     "ddpmpp",
     "gaussian_fourier",

@@ -83,3 +83,22 @@ def test_a_wheel_holds_them(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         assert {f"scoresde/data/avatars/{file}" for file in FILES} <= set(archive.namelist())
+
+
+def test_partial_sentences_say_nothing_wrong(data):
+    """Every phrase of the second sentence is one of the first, but for a hat of any colour."""
+    some = avatars(partial=True)
+    assert torch.equal(some.train.x, data.train.x)
+    lengths = set()
+    for full, (first, second) in zip(
+        data.train.columns["text"], some.train.columns["text"], strict=True
+    ):
+        assert first == full
+        hair = {f"{word} hair" for word in full.split(" hair")[0].split()[-2:]}
+        phrases = second.removeprefix("a person").replace(", ", "|").replace(" and ", "|")
+        phrases = phrases.replace(" on ", "|").replace(" with ", "|").split("|")
+        for phrase in filter(None, phrases):
+            assert phrase in full or phrase in hair or (phrase == "a hat" and " hat" in full)
+        lengths.add(len(second.split()))
+    assert {2, 3} <= lengths
+    assert list(some.test.columns["text"]) == list(data.test.columns["text"])

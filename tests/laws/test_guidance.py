@@ -273,12 +273,11 @@ def test_classes_of_a_table_share_the_call_with_no_class():
 
 
 def test_guidance_in_an_interval():
-    """Elsewhere it is the conditional, in a call of the batch itself; the ends belong to it."""
+    """Elsewhere it is the conditional, in a call of the batch itself."""
     model, sde = exact(), VP()
     ratios = torch.tensor([5.0, 2.0, 1.0, 0.5, 0.1], dtype=F64)
     ts = sde.time(-ratios.log())
-    found = torch.exp(-sde.lam(ts[[3, 1]])).tolist()
-    denoiser = guidance.free(model, {"row": 1}, scale=2.0, interval=tuple(found))
+    denoiser = guidance.free(model, {"row": 1}, scale=2.0, interval=(0.499, 2.001))
     plain, guided = model.denoiser(row=1), guidance.free(model, {"row": 1}, scale=2.0)
     x = torch.randn(5, 2, dtype=F64)
     for t, inside in zip(ts, (False, True, True, True, False), strict=True):
@@ -287,6 +286,11 @@ def test_guidance_in_an_interval():
         assert model.net.batches == [10 if inside else 5]
         close(got, (guided if inside else plain)(x, t))
         close(denoiser(x, t.expand(5)), got)
+    for reach, t in (((0.0, 0.2), 1e-5), ((9.0, math.inf), 1.0)):  # to the ends of time
+        ends = guidance.free(model, {"row": 1}, scale=2.0, interval=reach)
+        t = torch.tensor(t).float()
+        torch.testing.assert_close(ends(x, t), guided(x, t))
+        close(ends(x, ts[2]), plain(x, ts[2]))
     mixed = denoiser(x, ts)
     close(mixed[[0, 4]], plain(x, ts)[[0, 4]])
     close(mixed[1:4], guided(x, ts)[1:4])
