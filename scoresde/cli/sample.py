@@ -230,6 +230,8 @@ def chosen_conditions(
             raise ValueError(f"condition: write NAME=VALUE, got {text!r}")
         if name in given:
             raise ValueError(f"condition: {name} is given twice; give it once")
+        if name == "label" and name not in model.conditions:
+            raise ValueError("condition: give the class of this model by --class")
         if name not in model.conditions:
             model.read(**{name: value})  # says so
         try:

@@ -22,7 +22,7 @@ from scoresde.evaluation import sample_grid, save_film, save_png, scatter
 from scoresde.evaluation.figures import MOST_ROWS
 from scoresde.runs.draw import Drawn
 from scoresde.runs.instrument import NetworkCall
-from scoresde.runs.recipe import KEY, VIEWERS, as_json, in_words, parameters
+from scoresde.runs.recipe import KEY, VIEWERS, as_json, depth, in_words, parameters
 from scoresde.runs.results import Make, ResultFolder, save_arrays
 from scoresde.training.checkpoint import DataDescription
 
@@ -76,8 +76,9 @@ def write_samples(
         files["samples.npz"] = lambda path: save_arrays(path, *both)
     record = dict(settings) | {"seeds": list(drawn.seeds), "labels": labels}
     record["classes"] = None if labels is None else names
-    if said[0]:
-        record["conditions"] = said
+    if said[0]:  # without pictures
+        flat = [{k: v for k, v in each.items() if depth(v) < 2} for each in said]
+        record["conditions"] = flat
     sample_folder(folder).write(files | dict(extra or {}), record)
 
 

@@ -108,12 +108,16 @@ def _quoted(value: Any) -> str:
 def in_words(value: Any) -> str:
     """A user's value of a condition in a few words; a picture by its size."""
     value = as_json(value)
-    depth = np.ndim(value) if isinstance(value, list) and None not in value else 0
-    if depth > 1:
+    if depth(value) > 1:
         return " x ".join(map(str, np.shape(value)))
     if isinstance(value, list):
         return ", ".join(map(in_words, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def depth(value: Any) -> int:
+    """How deep the lists of a JSON value are nested."""
+    return 1 + max(map(depth, value), default=0) if isinstance(value, list) else 0
 
 
 def as_json(value: Any) -> Any:
