@@ -53,6 +53,7 @@ def write_samples(
     labels = None if drawn.label is None else drawn.label.tolist()
     names, said = data.classes, [_conditions(each) for each in drawn.said or [{}] * len(drawn)]
     group, rows, title = _rows(drawn, names, said, title)
+    batch = int(settings.get("batch", len(drawn)))
     files: dict[str, Make] = {}
     arrays = drawn.x.numpy()
     if is_image(drawn.x):
@@ -62,9 +63,11 @@ def write_samples(
             own = {"seed": drawn.seeds[i], "label": None if labels is None else labels[i]}
             own["class"] = None if labels is None or names is None else names[labels[i]]
             own["conditions"] = said[i]
+            first = i - i % batch
+            where = {"row": i - first, "rows": min(batch, len(images) - first)}
             picture = image[0] if len(image) == 1 else image.permute(1, 2, 0)
             files[f"{i:06d}.png"] = partial(
-                save_picture, pixels=picture.numpy(), settings=dict(settings) | own
+                save_picture, pixels=picture.numpy(), settings=where | dict(settings) | own
             )
         grid = sample_grid(images, group, rows, title)
         files["grid.png"] = partial(save_picture, pixels=grid, settings=settings)
