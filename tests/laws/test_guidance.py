@@ -258,6 +258,29 @@ def test_all_that_is_needed_is_one_network_call(cond, settings, batches):
         assert model.net.batches == batches
 
 
+class WithVariance(Exact):
+    """The exact denoiser, and a mix of its own for each row."""
+
+    def forward(self, z: Tensor, noise: Tensor, *, embed: Tensor) -> Tensor:
+        mix = embed[:, :1].expand_as(z) / 4
+        return torch.cat([super().forward(z, noise, embed=embed), mix.to(z)], 1)
+
+
+@pytest.mark.parametrize("scale", [2.0, lambda ratio: 1.0, lambda ratio: 0.0])
+def test_a_learned_variance_comes_with_the_same_call(scale):
+    """It is that of the conditional; where the scale is 0 this takes a call of its own."""
+    model = ScoreModel(
+        WithVariance(), VP(), parameterizations.x0, conditions=exact().conditions, variance=True
+    )
+    guided, plain = guidance.free(model, {"row": 0}, scale=scale), model.denoiser(row=0)
+    for x, t in states(model.sde):
+        model.net.batches.clear()
+        x0, mix = guided.with_variance(x, t)
+        assert model.net.batches == ([12] if scale == 2.0 else [6] if scale(t) else [6, 6])
+        close(x0, guided(x, t))
+        close(mix, plain.variance_mix(x, t))
+
+
 def test_classes_of_a_table_share_the_call_with_no_class():
     torch.manual_seed(0)
     net = MLP(2, width=8, depth=1, embedding=4, classes=3)
