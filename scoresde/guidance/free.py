@@ -19,7 +19,7 @@ from torch import Tensor
 from scoresde.arguments import Positive, Probability, check
 from scoresde.denoiser import Denoiser
 from scoresde.parameterization import Bound, ScoreModel, both
-from scoresde.sde import SDE, match
+from scoresde.sde import FAINTEST, SDE, match
 
 Said = Mapping[str, Any]
 Scale = float | Callable[[Tensor], Tensor | float]
@@ -198,7 +198,8 @@ class Guided:
             return 1.0
         scale: Any = self.scale
         if callable(scale):
-            scale = scale(torch.exp(-self.uncond.sde.lam(t.double())))
+            lam = self.uncond.sde.lam(t.double()).clamp(min=FAINTEST)
+            scale = scale(torch.exp(-lam))
         if known:
             return float(scale)
         t = t.double()

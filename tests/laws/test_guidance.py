@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from scoresde import VP, Denoiser, LinearFlow, ScoreModel, guidance, sample
+from scoresde import VP, Denoiser, DiscreteVP, LinearFlow, ScoreModel, betas, guidance, sample
 from scoresde import parameterization as parameterizations
 from scoresde.conditions import Label
 from scoresde.evaluation.transport import directions, sliced_wasserstein
@@ -429,6 +429,21 @@ def test_a_classifier_where_no_signal_is_left():
     end = sample(guided, x, ts, build_step("heun", {}, 29))
     exact_end = sample(law(2).denoiser(sde), x, ts, build_step("heun", {}, 29))
     torch.testing.assert_close(end, exact_end, rtol=3e-3, atol=3e-3)
+
+
+def test_a_table_whose_last_level_holds_no_signal():
+    sde = DiscreteVP(betas.zero_terminal(betas.linear()(100)))
+    x, t = torch.randn(6, 2, dtype=F64), torch.tensor(1.0, dtype=F64)
+    u, c = law().denoiser(sde)(x, t), law(2).denoiser(sde)(x, t)
+    guided = guidance.free(
+        exact(sde), {"row": 2}, scale=lambda ratio: 1 + ratio / (1 + ratio), interval=(0.1, 1e6)
+    )
+    near = partial(torch.testing.assert_close, rtol=1e-6, atol=1e-6)
+    near(guided(x, t), c)  # beyond the interval
+    guided = guidance.free(exact(sde), {"row": 2}, scale=lambda ratio: 1 + ratio / (1 + ratio))
+    near(guided(x, t), 2 * c - u)
+    by_classifier = guidance.classifier(Posterior(sde, torch.tensor(2)))(law().denoiser(sde))
+    torch.testing.assert_close(by_classifier(x, t), c, rtol=3e-3, atol=3e-3)
 
 
 @pytest.mark.parametrize("sde", [VP(), LinearFlow()], ids=lambda sde: type(sde).__name__)
