@@ -7,12 +7,14 @@ import shlex
 
 import pytest
 import torch
+import yaml
 
 import scoresde as ss
 from scoresde import guidance, parameterization, registry
 from scoresde.cli import options
 from scoresde.cli.flags import parse
 from scoresde.cli.main import COMMANDS
+from scoresde.config import load_config
 from scoresde.evaluation.metrics import METRICS
 from scoresde.nn import MLP
 from tests.test_readme import RESULTS, ROOT, blocks
@@ -78,6 +80,20 @@ def test_the_cost_of_guidance_is_the_stored_one():
         assert f"{cells}| {100 * row['extra']:.1f} % | {row['wrapper_us']:.0f} us |" in text
         if row["settings"] == "a scale":
             assert row["extra"] <= found["limit"]
+
+
+def test_the_conditions_of_the_documentation_are_told():
+    n = torch.arange(40)
+    names = {"ss": ss, "parameterization": parameterization, "x": torch.randn(40, 2)}
+    names |= {"kinds": [["cat", "dog"][k] for k in n % 2], "places": torch.randn(40, 2)}
+    (block,) = blocks(ROOT / "docs" / "conditions.md", "python")
+    exec(block.replace("steps=3000", "steps=3"), names)
+    assert [each["kind"] for each in names["drawn"].said] == ["cat", "dog"]
+    assert names["score"].log_prob.shape == (40,)
+    assert names["score"].job.conditional
+    listed = set(re.findall(r"^\| `(\w+)` \|", TEXT["conditions"].split("## In a")[0], re.M))
+    assert listed == set(registry.CONDITIONS) | {"kind"}
+    load_config(None, yaml.safe_load(blocks(ROOT / "docs" / "conditions.md", "yaml")[0]))
 
 
 def test_the_training_of_the_documentation_goes_on_where_it_was(tmp_path, monkeypatch):

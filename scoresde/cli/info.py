@@ -25,6 +25,7 @@ LISTINGS = {
     "processes": Listing("sde.kind", registry.SDES),
     "parameterizations": Listing("parameterization.kind", registry.PARAMETERIZATIONS),
     "networks": Listing("network.kind", registry.NETWORKS),
+    "conditions": Listing("conditions.NAME.kind", registry.CONDITIONS),
     "samplers": Listing("sample.sampler.kind", registry.SAMPLERS),
     "grids": Listing("sample.grid.kind", registry.GRIDS),
     "weightings": Listing("train.weighting.kind", registry.WEIGHTINGS),

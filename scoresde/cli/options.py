@@ -181,7 +181,7 @@ class LikelihoodOptions(ModelOptions):
         images: pictures to score instead, a folder or an .npz.
         against: further pictures to score; their histogram is drawn beside the first.
         num: number of examples scored, from the first on; all by default.
-        conditional: score log p(x | y) with the true classes instead of log p(x).
+        conditional: score log p(x | y) with the true classes and conditions instead of log p(x).
         bound: also print the variational lower bound.
         seed: seed of the dequantisation, the probes and the times.
         csv: file to write the value of every example to.

@@ -6,7 +6,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -47,6 +47,7 @@ def run(options: SampleOptions, overrides: Mapping[str, Any]) -> int:
     """
     world = World.found()
     before = None if options.like is None else recipe(options.like)
+    exactly = before is not None and not overrides and not _changes(options)
     options = options if before is None else _like(options, before)
     if options.checkpoint is None:
         raise ValueError("checkpoint is missing; see scoresde sample --help")
@@ -85,20 +86,21 @@ def run(options: SampleOptions, overrides: Mapping[str, Any]) -> int:
             say(note)
         started = time.perf_counter()
         with Stopping() as stop:
-            drawn = draw(
+            drawing: Callable[..., Drawn] = partial(
+                draw,
                 loaded.model,
-                seeds=seeds,
                 sampler=sampler,
                 name=sample.sampler.kind,
                 label=label,
                 **said,
-                batch=options.batch,
                 compile=options.compile,
-                world=world,
                 progress=shown,
-                look=recorder,
                 stopping=lambda: stop.signal is not None,
             )
+            drawn = drawing(seeds=seeds, batch=options.batch, world=world, look=recorder)
+            place = (0, 1)
+            if before is not None and exactly and len(drawn) and world.rank == 0:
+                drawn, place = _to_the_bit(drawn, drawing, options, loaded, before)
     stopped, seconds = stop.signal, time.perf_counter() - started
     if world.rank == 0:
         if stopped is None and len(drawn) - drawn.unfinished < len(seeds):
@@ -118,6 +120,8 @@ def run(options: SampleOptions, overrides: Mapping[str, Any]) -> int:
                 "seconds": seconds,
             }
             settings["images_per_second"] = len(drawn) / seconds
+            if exactly:
+                settings |= dict(zip(("row", "rows"), place, strict=True))
             if stopped is not None:
                 settings |= {"stopped": stopped.name, "unfinished": drawn.unfinished}
             title = f"{loaded.data.name}: {sample.sampler.kind}, {drawn.nfe:g} network calls"
@@ -125,9 +129,8 @@ def run(options: SampleOptions, overrides: Mapping[str, Any]) -> int:
             write_samples(
                 options.out, drawn, loaded.data, settings, title=title, npz=npz, extra=extra
             )
-        if before is not None and is_image(drawn.x) and list(seeds) == [before["seed"]]:
-            first = pixels(drawn.x[:1], loaded.data.scaling)[0].permute(1, 2, 0).squeeze(2)
-            say(differences(Path(str(options.like)), first.numpy()) or "the same picture")
+        if before is not None and list(seeds) == [before["seed"]]:
+            say(_compared(drawn, loaded, options) or "the same picture")
         if stopped is None:
             rate = f"{len(drawn) / seconds:.3g} per second"
             line = f"{len(drawn)} samples in {seconds:.1f} s ({rate}), NFE {drawn.nfe:g}"
@@ -137,6 +140,51 @@ def run(options: SampleOptions, overrides: Mapping[str, Any]) -> int:
     if stopped is not None:
         raise SystemExit(128 + stopped)
     return 0
+
+
+def _changes(options: SampleOptions) -> bool:
+    """Whether options change what is drawn from the settings of a picture."""
+    texts = (options.seeds, options.label, options.classes, options.prompt, options.prompts)
+    others = (options.num, options.negative, options.guidance, options.grid)
+    lists = (options.condition, options.guidance_interval)
+    given = any(value is not None for value in (*texts, *others)) or any(lists)
+    return given or bool(chosen_flags(options))
+
+
+def _compared(drawn: Drawn, loaded: LoadedRun, options: SampleOptions) -> str:
+    """How the first sample differs from the picture of --like, in words; "" if it does not."""
+    if not len(drawn) or not is_image(drawn.x):
+        return f"{options.like}: not compared"
+    first = pixels(drawn.x[:1], loaded.data.scaling)[0].permute(1, 2, 0).squeeze(2)
+    return differences(Path(str(options.like)), first.numpy())
+
+
+def _to_the_bit(
+    drawn: Drawn,
+    drawing: Callable[..., Drawn],
+    options: SampleOptions,
+    loaded: LoadedRun,
+    before: Mapping[str, Any],
+) -> tuple[Drawn, tuple[int, int]]:
+    """The sample, and its row among how many, drawn anew at its row of a batch where that matters.
+
+    Sums are rounded in another order in a batch of another size.
+    """
+    row, rows = before["row"] or 0, before["rows"] or 1
+    if rows == 1 or not _compared(drawn, loaded, options):
+        return drawn, (0, 1)
+    many = drawing(seeds=[before["seed"]] * rows, batch=rows)
+    if len(many) < rows or many.unfinished:
+        return drawn, (0, 1)
+    label = None if many.label is None else many.label[row : row + 1]
+    some = replace(
+        many,
+        x=many.x[row : row + 1],
+        seeds=many.seeds[:1],
+        label=label,
+        said=many.said[row : row + 1],
+    )
+    return some, (row, rows)
 
 
 def _kept(stopped: signal.Signals, drawn: Drawn, n: int) -> str:
@@ -230,6 +278,8 @@ def chosen_conditions(
             raise ValueError(f"condition: write NAME=VALUE, got {text!r}")
         if name in given:
             raise ValueError(f"condition: {name} is given twice; give it once")
+        if name == "label" and name not in model.conditions:
+            raise ValueError("condition: give the class of this model by --class")
         if name not in model.conditions:
             model.read(**{name: value})  # says so
         try:

@@ -2,6 +2,7 @@
 
 from scoresde.config.build import (
     Described,
+    build_conditions,
     build_dataset,
     build_grid,
     build_model,
@@ -22,6 +23,7 @@ __all__ = [
     "Described",
     "Section",
     "build",
+    "build_conditions",
     "build_dataset",
     "build_grid",
     "build_model",

@@ -41,8 +41,9 @@ def dataset_of(
     data that cannot be read, ValueError for other arguments out of range.
 
     Args:
-        source: examples as a tensor, an array or nested lists; a pair (x, label) of them; a torch
-            ``Dataset`` of x or (x, label); or a path, whose kind is detected.
+        source: examples as a tensor, an array or nested lists; a pair (x, label) of them; a pair
+            of x and a mapping with the label and conditions by name; a torch ``Dataset`` of x or
+            (x, label); or a path, whose kind is detected.
         label: the class of every example: numbers, names or one-hot rows.
         levels: number of pixel levels of integers; None: 256 for uint8, 2 for bool.
         layout: order of the axes of images; None: the one that fits.
@@ -56,6 +57,9 @@ def dataset_of(
         name: name of the data in messages and records.
     """
     check(dataset_of, locals())
+    source, own, told = columns_apart(source)
+    if told or own is not None:
+        label, conditions = own if label is None else label, {**told, **(conditions or {})}
     if isinstance(source, Dataset):
         if label is not None or classes is not None or conditions is not None:
             raise DataError("label, classes and conditions come with a Dataset; leave them out")
@@ -90,6 +94,14 @@ def dataset_of(
     known = levels if array.dtype.kind == "f" else levels or known_levels(array)
     scaling, more = fitted(train, known, standardise)
     return Dataset(name, train, test, scaling, names, (*notes, *more))
+
+
+def columns_apart(source: Any) -> tuple[Any, Any, dict[str, Any]]:
+    """x, label and further columns of a pair (x, mapping of columns); others as they are."""
+    if isinstance(source, tuple) and len(source) == 2 and isinstance(source[1], Mapping):
+        told = dict(source[1])
+        return source[0], told.pop("label", None), told
+    return source, None, {}
 
 
 def column_of(name: str, values: Any) -> Column:

@@ -142,8 +142,10 @@ def draw(
     if prompt is not None:
         name_of_it = sentence_condition(model, "prompt")
         if told.get(name_of_it) is not None:
-            raise ValueError(f"prompt: {name_of_it} is given too; give it once")
+            raise ValueError(f"prompt: cond has {name_of_it} too; give it once")
         told[name_of_it] = prompt
+    if label is not None and told.get("label") is not None:
+        raise ValueError("label: cond has it too; give it once")
     said, seeds = _said_and_seeds(
         model, label, told, negative, guidance, guidance_interval, seeds, num
     )

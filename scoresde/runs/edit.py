@@ -143,7 +143,7 @@ class Editor:
         """A function from rows to their denoiser, conditional on their classes."""
         if places is None:
             return lambda rows: self.model.denoiser()
-        return lambda rows: self.model.denoiser(label=places[rows].to(self.model.device))
+        return lambda rows: self.model.bound({"label": places[rows]})
 
     def _between(self, share: Tensor, first: Tensor, second: Tensor, rows: Tensor) -> Denoiser:
         """The denoiser of some rows, interpolated between the denoisers of two classes."""

@@ -117,8 +117,17 @@ def optimised_grid(
 
 
 def without_class(model: ScoreModel) -> Denoiser:
-    """Unconditional denoiser; a model that needs classes gets all of them in turn."""
+    """Unconditional denoiser; a model that needs classes gets all of them in turn.
+
+    Raises ValueError for a model that never learned to do without a condition.
+    """
     config, data = model.config, model.data
+    for name, condition in model.conditions.items():
+        if condition.dropout == 0:
+            raise ValueError(
+                f"model: paths are drawn with nothing said, and it never learned to do without "
+                f"{name} (conditions.{name}.dropout=0)"
+            )
     if config is None or not config.conditional or config.train.label_dropout:
         return model.denoiser()
 

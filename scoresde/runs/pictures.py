@@ -22,7 +22,7 @@ from scoresde.evaluation import sample_grid, save_film, save_png, scatter
 from scoresde.evaluation.figures import MOST_ROWS
 from scoresde.runs.draw import Drawn
 from scoresde.runs.instrument import NetworkCall
-from scoresde.runs.recipe import KEY, VIEWERS, as_json, in_words, parameters
+from scoresde.runs.recipe import KEY, VIEWERS, as_json, depth, in_words, parameters
 from scoresde.runs.results import Make, ResultFolder, save_arrays
 from scoresde.training.checkpoint import DataDescription
 
@@ -53,6 +53,7 @@ def write_samples(
     labels = None if drawn.label is None else drawn.label.tolist()
     names, said = data.classes, [_conditions(each) for each in drawn.said or [{}] * len(drawn)]
     group, rows, title = _rows(drawn, names, said, title)
+    batch = int(settings.get("batch", len(drawn)))
     files: dict[str, Make] = {}
     arrays = drawn.x.numpy()
     if is_image(drawn.x):
@@ -62,9 +63,11 @@ def write_samples(
             own = {"seed": drawn.seeds[i], "label": None if labels is None else labels[i]}
             own["class"] = None if labels is None or names is None else names[labels[i]]
             own["conditions"] = said[i]
+            first = i - i % batch
+            where = {"row": i - first, "rows": min(batch, len(images) - first)}
             picture = image[0] if len(image) == 1 else image.permute(1, 2, 0)
             files[f"{i:06d}.png"] = partial(
-                save_picture, pixels=picture.numpy(), settings=dict(settings) | own
+                save_picture, pixels=picture.numpy(), settings=where | dict(settings) | own
             )
         grid = sample_grid(images, group, rows, title)
         files["grid.png"] = partial(save_picture, pixels=grid, settings=settings)
@@ -76,8 +79,9 @@ def write_samples(
         files["samples.npz"] = lambda path: save_arrays(path, *both)
     record = dict(settings) | {"seeds": list(drawn.seeds), "labels": labels}
     record["classes"] = None if labels is None else names
-    if said[0]:
-        record["conditions"] = said
+    if said[0]:  # without pictures
+        flat = [{k: v for k, v in each.items() if depth(v) < 2} for each in said]
+        record["conditions"] = flat
     sample_folder(folder).write(files | dict(extra or {}), record)
 
 

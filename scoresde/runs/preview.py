@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from scoresde.atomic import writing
-from scoresde.data import Dataset
+from scoresde.data import Captions, Dataset
 from scoresde.evaluation import sample_grid, save_png, scatter
 from scoresde.parameterization import ScoreModel
 from scoresde.samplers import Heun, per_sample_noise, sample, starting_noise
 from scoresde.samplers.grids import karras
+from scoresde.training.said import columns_read, said
 
 STEPS = 12
 ROWS, COLUMNS, POINTS = 8, 8, 1000
@@ -24,34 +25,62 @@ def save_preview(
 ) -> bool:
     """Write samples of a model as a picture: a grid with one row per class, or a scatter plot.
 
+    A model with conditions is told those of the first test examples, a row of samples for each.
     Returns False for data of other shapes, which have no picture. Without a path, samples are
     drawn but not written; a sharded model needs all processes to draw.
     """
     shape = tuple(dataset.shape)
     if shape == (2,):
         label = None if classes is None else torch.arange(POINTS) % classes
-        x = dataset.scaling.decode(draw(model, POINTS, shape, label))
+        told = _told(model, dataset, torch.arange(POINTS), label)
+        x = dataset.scaling.decode(draw(model, POINTS, shape, told))
         points = {"data": dataset.train.x[:POINTS], "samples": x}
         _into(path, lambda file: scatter(file, points))
         return True
     if len(shape) == 3 and shape[0] in (1, 3):
         rows = ROWS if classes is None else min(classes, 10)
-        label = None if classes is None else torch.arange(rows).repeat_interleave(COLUMNS)
-        images = dataset.scaling.to_uint8(draw(model, rows * COLUMNS, shape, label))
-        grid = sample_grid(images, label, dataset.classes, f"{dataset.name}: samples")
+        row = torch.arange(rows).repeat_interleave(COLUMNS)
+        label, names = (None, None) if classes is None else (row, dataset.classes)
+        told = _told(model, dataset, row, label)
+        images = dataset.scaling.to_uint8(draw(model, len(row), shape, told))
+        if label is None and (sentences := _sentences(model, dataset, rows)):
+            label, names = row, tuple(sentences)
+        grid = sample_grid(images, label, names, f"{dataset.name}: samples")
         _into(path, lambda file: save_png(file, grid))
         return True
     return False
 
 
-def draw(model: ScoreModel, n: int, shape: tuple[int, ...], label: Tensor | None) -> Tensor:
-    """Draw samples (n, *shape) on the host; each depends on its index and label alone."""
+def draw(
+    model: ScoreModel, n: int, shape: tuple[int, ...], told: dict[str, Tensor | None]
+) -> Tensor:
+    """Draw samples (n, *shape) on the host; each depends on its index and what is told alone."""
     device = model.device
     noise = per_sample_noise(range(n))
     x = starting_noise(model.sde, torch.empty(n, *shape, device=device), noise)
-    condition = {} if label is None else {"label": label.to(device)}
     ts = karras()(model.sde, STEPS)
-    return sample(model.denoiser(**condition), x, ts, Heun(), noise).cpu()
+    return sample(model.bound(told), x, ts, Heun(), noise).cpu()
+
+
+def _told(
+    model: ScoreModel, dataset: Dataset, row: Tensor, label: Tensor | None
+) -> dict[str, Tensor | None]:
+    """The class of each sample, and what the test examples in these rows say of it."""
+    told: dict[str, Tensor | None] = {} if label is None else {"label": label}
+    if model.conditions:
+        some = dataset.test.take(row % len(dataset.test))
+        x0 = dataset.scaling.encode(some.x)
+        told |= said(columns_read(some, model.conditions), x0, model.conditions)
+    return told
+
+
+def _sentences(model: ScoreModel, dataset: Dataset, rows: int) -> list[str]:
+    """The first sentences of the test examples; empty if the model reads none."""
+    test = dataset.test
+    for name, condition in model.conditions.items():
+        if condition.sentences and isinstance(column := test.conditions[name], Captions):
+            return column.take(torch.arange(rows) % len(test)).pick()
+    return []
 
 
 def _into(path: Path | None, write: Callable[[Path], None]) -> None:

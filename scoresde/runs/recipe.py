@@ -12,6 +12,8 @@ import numpy as np
 from torch import Tensor
 
 KEY, VIEWERS = "scoresde", "parameters"
+MOST_ROWS = 2**16
+"""The largest batch that a picture can ask for."""
 KINDS: dict[str, tuple[type, ...]] = {
     "checkpoint": (str,),
     "seed": (int,),
@@ -30,6 +32,8 @@ KINDS: dict[str, tuple[type, ...]] = {
     "guidance_interval": (list, type(None)),
     "compile": (bool,),
     "model_hash": (str,),
+    "row": (int, type(None)),
+    "rows": (int, type(None)),
 }
 """The settings that draw a picture again, with the types of their JSON values."""
 SINCE = {"conditions": {}, "guidance": 1.0, "compile": False, "model_hash": ""}
@@ -65,6 +69,9 @@ def recipe(path: Path) -> dict[str, Any]:
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             shown = repr(value)[:40]
             raise ValueError(f"{path}: its settings are damaged ({name} is {shown})")
+    row, rows = found["row"] or 0, found["rows"] or 1
+    if not 0 <= row < rows <= MOST_ROWS:
+        raise ValueError(f"{path}: its settings are damaged (row {row} of {rows})")
     return {name: found[name] for name in KINDS}
 
 
@@ -108,12 +115,16 @@ def _quoted(value: Any) -> str:
 def in_words(value: Any) -> str:
     """A user's value of a condition in a few words; a picture by its size."""
     value = as_json(value)
-    depth = np.ndim(value) if isinstance(value, list) and None not in value else 0
-    if depth > 1:
+    if depth(value) > 1:
         return " x ".join(map(str, np.shape(value)))
     if isinstance(value, list):
         return ", ".join(map(in_words, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def depth(value: Any) -> int:
+    """How deep the lists of a JSON value are nested."""
+    return 1 + max(map(depth, value), default=0) if isinstance(value, list) else 0
 
 
 def as_json(value: Any) -> Any:

@@ -14,6 +14,7 @@ from torch import Tensor
 from scoresde.arguments import Count, Natural, check, nearest
 from scoresde.config import build
 from scoresde.data import Dataset, Scaling, Split, examples
+from scoresde.data.sources import column_of, columns_apart
 from scoresde.likelihood.confidence import mean
 from scoresde.parameterization import ScoreModel
 from scoresde.progress import Progress, silent
@@ -28,6 +29,7 @@ from scoresde.runs.train_setup import takes_labels
 from scoresde.sde import SDE
 from scoresde.solvers import SolverError
 from scoresde.training.held_out import evaluating
+from scoresde.training.said import columns_read
 
 FILES = ("likelihood.json", "values.csv", "values.npz", "histogram.png")
 KEEP_SECONDS = 5.0
@@ -111,13 +113,13 @@ def score(
 
     Args:
         model: trained model, such as ``load`` returns; it is scored in evaluation mode.
-        data: examples: a tensor, a pair (x, label), a Split, a Dataset, a path, or what ``draw``
-            returns.
+        data: examples: a tensor, a pair (x, label) or of x and a mapping of columns by name, a
+            Split, a Dataset, a path, or what ``draw`` returns.
         label: class of every example of a tensor, or a single class for all.
         split: part of a Dataset to score.
         num: number of examples, from the first on; all by default.
-        conditional: score log p(x | y) instead of log p(x); by default if a tensor comes with
-            labels and the model takes them.
+        conditional: score log p(x | y) instead of log p(x), where y is what the data say of each
+            example; by default if a tensor comes with it and the model takes it.
         bound: also compute the variational lower bound.
         seed: seed of all random draws.
         settings: estimator of log p; by default that of the configuration of the model.
@@ -185,13 +187,19 @@ def prepared(
     check(prepared, locals())
     t0, sde, notes = settings.t0, model.sde, list[str]()
     _require_start(t0, sde)
+    data, own, told = columns_apart(data)
+    label = own if label is None else label
     found, name, classes = _examples(model, data, label, split)
-    given = label is not None or (isinstance(data, tuple) and len(data) == 2)
+    if told:
+        found = replace(found, columns={k: column_of(k, values) for k, values in told.items()})
+    given = bool(told) or label is not None or (isinstance(data, tuple) and len(data) == 2)
     if conditional is None:
-        conditional = given and _has_classes(model)
+        conditional = given and (_has_classes(model) or bool(model.conditions))
         if label is not None and not conditional:
             raise ValueError("label: this model was trained without classes; leave it out")
-    _require_classes(model, conditional, found, classes, name)
+    if not (conditional and model.conditions) or model.classes is not None:
+        _require_classes(model, conditional, found, classes, name)
+    found = _columns(model, conditional, found, classes)
     if num is not None:
         if num > len(found):
             raise ValueError(f"num: there are {len(found)} examples, got {num}")
@@ -316,6 +324,7 @@ def _examples(
     known = model.data
     if isinstance(data, Drawn):
         data = Split(data.x, data.label)
+    columns = data.columns if isinstance(data, Split) else {}
     if isinstance(data, Dataset):
         if known is not None:
             require_same_data(data, known)
@@ -329,13 +338,14 @@ def _examples(
         found = examples(
             data, known.shape, known.scaling, label=label, classes=known.classes, **fit
         )
-        return found, name, known.classes
+        return replace(found, columns=columns), name, known.classes
     x = data[0] if isinstance(data, tuple) else getattr(data, "x", data)
     if path or not hasattr(x, "shape"):
         raise ValueError(
             "data: the model does not say what it was trained on; give a tensor in model units"
         )
-    return examples(data, tuple(x.shape[1:]), Scaling(), label=label), name, None
+    found = examples(data, tuple(x.shape[1:]), Scaling(), label=label)
+    return replace(found, columns=columns), name, None
 
 
 def _has_classes(model: ScoreModel) -> bool:
@@ -345,6 +355,30 @@ def _has_classes(model: ScoreModel) -> bool:
     if model.data is None:
         return takes_labels(model.net)
     return model.data.classes is not None
+
+
+def _columns(
+    model: ScoreModel, conditional: bool, split: Split, classes: tuple[str, ...] | None
+) -> Split:
+    """The split with the columns that are told to the model, read.
+
+    Raises ValueError if the model needs to be told what is not asked for, or what there is not.
+    """
+    if conditional:
+        known = None if model.data is None else model.data.classes
+        if "label" in model.conditions and known not in (None, classes):
+            raise ValueError("conditional: these are not the classes of the model; leave it out")
+        try:
+            return columns_read(split, model.conditions)
+        except ValueError as error:
+            raise ValueError(f"conditional: {error}; leave it out") from None
+    for name, condition in model.conditions.items():
+        if condition.dropout == 0:
+            raise ValueError(
+                f"this model never learned to do without {name} (conditions.{name}.dropout=0); "
+                "give conditional=True"
+            )
+    return replace(split, columns={})
 
 
 def _require_start(t0: float | None, sde: SDE) -> None:

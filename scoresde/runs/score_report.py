@@ -169,7 +169,7 @@ def _number(value: float) -> float | None:
 
 def page(report: Mapping[str, Any]) -> str:
     """Format the report as text, at most 79 characters wide."""
-    law = "log p(x | y) with the true classes" if report["conditional"] else "log p(x)"
+    law = "log p(x | y) with the true y" if report["conditional"] else "log p(x)"
     lines = [
         f"{report['data']}: {examples(report['examples'])}, {law}",
         f"method: {_effort(report)}; {report['nfe']:.4g} network calls per draw, "

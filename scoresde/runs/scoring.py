@@ -23,6 +23,7 @@ from torch import Tensor
 from scoresde.atomic import atomic_write
 from scoresde.config import plain
 from scoresde.data import Scaling, Split
+from scoresde.data.columns import flat
 from scoresde.likelihood import bits_per_dim
 from scoresde.likelihood.dequantise import importance_weighted
 from scoresde.likelihood.estimators import Estimator
@@ -32,6 +33,7 @@ from scoresde.runs.load import coefficients
 from scoresde.samplers import per_sample_noise
 from scoresde.training.batches import derived_seed
 from scoresde.training.checkpoint import fingerprint
+from scoresde.training.said import said
 
 COLUMNS = ("nats", "nfe", "solver_error", "bound", "again", "change")
 """log p in nats, its network calls, the error of its solver, the lower bound, log p with other
@@ -52,7 +54,7 @@ class Job:
         settings: estimator of log p.
         name: name of the examples in a report.
         bound: also find the variational lower bound.
-        conditional: score log p(x | y) with the labels of the split.
+        conditional: score log p(x | y) with the labels and columns of the split.
         seed: seed of all random draws.
         notes: remarks on the examples for the report.
     """
@@ -160,10 +162,12 @@ def _scored(
     """Values (B,) over the repeated draws, network calls per draw, and errors of the solver."""
     device, repeats = job.model.device, job.settings.repeats
     part = job.split.take(rows)
-    condition = {}
-    if job.conditional and part.label is not None:
-        condition["label"] = part.label.to(device)
-    denoiser, draws = job.model.denoiser(**condition), []
+    told: dict[str, Tensor | None] = {}
+    if job.conditional:
+        told |= said(part, job.scaling.encode(part.x), job.model.conditions)
+        if part.label is not None and (not told or job.model.classes is not None):
+            told["label"] = part.label
+    denoiser, draws = job.model.bound(told), []
     for draw in range(repeats):
         seeds = [derived_seed(job.seed, int(row), f"{purpose} {draw}") for row in rows]
         draws.append(estimator(denoiser, part.x.to(device), job.scaling, per_sample_noise(seeds)))
@@ -198,6 +202,8 @@ def key(job: Job) -> str:
     data = hashlib.sha256(job.split.x.contiguous().numpy().tobytes())
     if job.conditional and job.split.label is not None:
         data.update(job.split.label.numpy().tobytes())
+    for name, column in sorted(flat(job.split.columns).items()):
+        data.update(name.encode() + column.contiguous().numpy().tobytes())
     model, config = job.model, job.model.config
     state = {k: v.cpu().contiguous() for k, v in model.state_dict().items()}
     described: dict[str, Any] = {"sde": repr(model.sde), "coefficients": coefficients(model)}

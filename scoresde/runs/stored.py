@@ -10,7 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde.config import Config, ConfigError, build_network, config_from, plain
+from scoresde.config import (
+    Config,
+    ConfigError,
+    build_conditions,
+    build_network,
+    config_from,
+    plain,
+)
 from scoresde.runs.folder import RunFolder, records
 from scoresde.runs.load import load_checkpoint, stored_decays
 from scoresde.training.checkpoint import DataDescription, load_weights
@@ -74,18 +81,28 @@ def _about(
         "classes": data.classes,
         **{name: None if own else plain(getattr(described, name)) for name in sections},
         "conditional": None if described is None else described.conditional,
-        "parameters": _parameters(described, data, weights),
+        **_built(None if own else described, data, weights),
     }
 
 
-def _parameters(
+def _built(
     described: Config | None, data: DataDescription, weights: Mapping[str, Tensor]
-) -> int:
-    """Number of parameters; without a configuration, the number of all stored values."""
-    if described is None or described.own:
-        return sum(tensor.numel() for tensor in weights.values())
+) -> dict[str, Any]:
+    """The conditions with what they take, and the number of parameters.
+
+    Without a configuration, the number of all stored values.
+    """
+    if described is None:
+        return {"parameters": sum(tensor.numel() for tensor in weights.values())}
     with torch.device("meta"):
-        return sum(p.numel() for p in build_network(described, data).parameters())
+        conditions = build_conditions(described, data)
+        parts = [build_network(described, data, conditions), *conditions.values()]
+    kinds = described.conditions.values
+    takes = {k: {"kind": kinds[k].kind, "takes": c.takes()} for k, c in conditions.items()}
+    return {
+        "conditions": takes,
+        "parameters": sum(p.numel() for part in parts for p in part.parameters()),
+    }
 
 
 def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -94,10 +111,13 @@ def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "step", str(found["step"])
     yield "data", f"{found['data']}: {levels} of shape {shape}"
     if found["classes"] is not None:
-        use = "used by the model" if found["conditional"] else "not used by the model"
+        used = found["conditional"] or "label" in found.get("conditions", {})
+        use = "used by the model" if used else "not used by the model"
         names = list(found["classes"])
         some = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
         yield "classes", f"{len(names)} ({some}), {use}"
+    for name, told in (found.get("conditions") or {}).items():
+        yield f"condition {name}", f"{told['takes']} ({told['kind']})"
     for name, key in (("process", "sde"), ("parameterisation", "parameterization")):
         yield name, _keys(found[key])
     yield "network", _keys(found["network"])

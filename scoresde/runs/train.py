@@ -97,8 +97,9 @@ def train(
         model_or_config: a ``ScoreModel``, whose network, process and parameterisation may be a
             program's own; or a configuration, as an object, a mapping or a YAML file. Parameters
             that are frozen stay so, unless all are, as in a loaded model.
-        data: a tensor, an array, a pair (x, label), a torch ``Dataset``, a ``Dataset`` of ours or
-            a path; by default the data set of the configuration. Real numbers are standardised.
+        data: a tensor, an array, a pair (x, label), a pair of x and a mapping of columns by name,
+            a torch ``Dataset``, a ``Dataset`` of ours or a path; by default the data set of the
+            configuration. Real numbers are standardised.
         out: run folder to write, that of ``scoresde train``; without one nothing is written.
         steps: optimiser steps.
         batch: examples per step.
@@ -286,7 +287,9 @@ def _config_of(source: Any) -> Config:
 def _of_own_model(model: ScoreModel, dataset: Dataset) -> dict[str, Any]:
     """The keys of a configuration that a program's own model decides."""
     changes: dict[str, Any] = {"own": coefficients(model)}
-    if dataset.classes is not None and takes_labels(model.net):
+    built_without = hasattr(model.net, "classes") and model.classes is None
+    table = takes_labels(model.net) and not built_without and "label" not in model.conditions
+    if dataset.classes is not None and table:
         changes["conditional"] = True
         # Only networks that say so take the number of classes for "no class".
         if getattr(model.net, "classes", None) is None:
@@ -355,5 +358,6 @@ def _in_memory(
     if best is not None:
         model.load_state_dict(best)
     model.eval().requires_grad_(False)
-    model.data, model.config = describe(run.dataset), None if run.config.own else run.config
+    about = describe(run.dataset, run.told)
+    model.data, model.config = about, None if run.config.own else run.config
     return Trained(model, None, run.state.step, records, bool(stopped))

@@ -5,7 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+import scoresde as ss
+from scoresde import parameterization
+from scoresde.conditions import Label, sizes
 from scoresde.data import Scaling
+from scoresde.nn import MLP
 from scoresde.runs.edit import Editor
 from tests.runs.test_draw import D, normal, wild
 
@@ -69,3 +73,17 @@ def test_pairs_need_an_even_number():
 def test_settings_out_of_range_are_refused(arguments):
     with pytest.raises(ValueError, match=next(iter(arguments))):
         Editor(normal(), **arguments)
+
+
+def test_a_condition_named_label_is_a_class():
+    """Classes named by numbers are places nowhere."""
+    conditions = {"label": Label(["7", "3"])}
+    net = MLP(2, width=8, depth=1, embed=sizes(conditions)["embed"])
+    for weight in net.parameters():
+        torch.nn.init.normal_(weight, std=0.5)
+    model = ss.ScoreModel(net, ss.VP(), parameterization.v, conditions=conditions)
+    editor, z = Editor(model.requires_grad_(False)), torch.randn(2, 2)
+    both = editor.decode(z, ["7", "3"])
+    assert torch.allclose(both[:1], editor.decode(z[:1], 7), atol=1e-2)
+    assert torch.allclose(both[1:], editor.decode(z[1:], "3"), atol=1e-2)
+    assert not torch.allclose(both[:1], editor.decode(z[:1], "3"), atol=0.1)

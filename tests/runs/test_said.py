@@ -113,10 +113,11 @@ def test_a_guided_step_is_one_call_of_twice_the_batch():
     [
         ({"prompt": "a green hat"}, "text: unknown word 'green'"),
         ({"prompt": []}, "text: need a sentence, or several, got none"),
-        ({"prompt": "hat", "cond": {"text": "a"}}, "prompt: text is given too"),
+        ({"prompt": "hat", "cond": {"text": "a"}}, "prompt: cond has text too"),
         ({"cond": {"txt": "a"}}, "txt: this model has no such condition; did you mean 'text'"),
         ({"cond": {"place": [1.0]}}, "place: need 2 numbers"),
         ({"label": "cow"}, "label: no class 'cow'"),
+        ({"label": "cat", "cond": {"label": "dog"}}, "label: cond has it too"),
         ({"prompt": "hat", "negative": "hat"}, "negative: without effect at guidance 1"),
         ({"prompt": "hat", "guidance_interval": (0, 1)}, "guidance_interval: without effect"),
         ({"guidance": 3.0}, "guidance: say something, or leave it out"),
@@ -171,6 +172,8 @@ def test_a_condition_without_dropout_has_to_be_said():
     with pytest.raises(ValueError, match="text is missing: this model never learned"):
         drawn(m)
     assert len(drawn(m, 2, prompt="hat")) == 2
+    with pytest.raises(ValueError, match=r"model: .* never learned to do without text"):
+        drawn(m, prompt="hat", step="heun", grid="optimised")
     with pytest.raises(ValueError, match="text: this model was trained without dropout"):
         drawn(m, 2, prompt="hat", guidance=2.0)
 
