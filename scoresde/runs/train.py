@@ -285,7 +285,10 @@ def _config_of(source: Any) -> Config:
 
 def _of_own_model(model: ScoreModel, dataset: Dataset) -> dict[str, Any]:
     """The keys of a configuration that a program's own model decides."""
-    changes: dict[str, Any] = {"own": coefficients(model)}
+    changes: dict[str, Any] = {
+        "own": coefficients(model),
+        "self_conditioning": model.self_conditioning,
+    }
     if dataset.classes is not None and takes_labels(model.net):
         changes["conditional"] = True
         # Only networks that say so take the number of classes for "no class".
