@@ -6,7 +6,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 2
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-all parity lint format clean
+.PHONY: demo demo-digits test test-all parity lint format clean
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -14,8 +14,11 @@ export OMP_WAIT_POLICY ?= PASSIVE
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $@
 
-demo: .venv/.installed  ## train on the digits, sample them, score them: runs/demo
+demo: .venv/.installed  ## learn portraits from sentences, draw what is said, score: runs/demo
 	$(BIN)/python experiments/demo.py --out runs/demo
+
+demo-digits: .venv/.installed  ## the smaller one, digits class by class: runs/digits
+	$(BIN)/python experiments/demo_digits.py --out runs/digits
 
 test: .venv/.installed  ## the default suite, two processes of one thread
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2

@@ -1,10 +1,11 @@
-"""The demonstration: learn the digits, draw them class by class, score them in bits per dimension.
+"""The demonstration: learn portraits from sentences, and draw what is said.
 
     python experiments/demo.py --out runs/demo
 
-writes into that folder a training run, a picture of samples for each sampler (samples.png and
-samples-SAMPLER.png, a class a row), trajectory.gif, loss.png and report.json, and prints one
-table. Interrupted, it goes on where it was.
+writes into that folder a training run, pictures of what was said (said.png) and of the same
+sentences at several guidance scales (scales.png), trajectory.gif, loss.png and report.json, and
+prints the table of a judge that reads the nine attributes off the portraits. Interrupted, it goes
+on where it was.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import json
 import platform
 import shutil
 import sys
+import textwrap
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,32 +26,26 @@ from rich.table import Table
 from torch import Tensor
 
 import scoresde as ss
-from scoresde.data import Dataset, Split, digits
-from scoresde.evaluation import Classifier, copy_rate, fit_classifier, sample_grid, save_png
+from scoresde.data import Captions, Dataset, Split, avatars
+from scoresde.evaluation import Judge, attribute_judge, copy_rate
 from scoresde.progress import bar
 from scoresde.runs.folder import RunFolder
 from scoresde.runs.pictures import Recorder, pixels
 from scoresde.training import describe
 
 RESULTS = Path(__file__).parent / "results"
-CONFIG = Path(__file__).parent.parent / "configs" / "digits_vp_conditional.yaml"
-SAMPLERS: dict[str, dict[str, Any]] = {
-    "recommended": {"nfe": 19},
-    "heun": {"step": "heun", "grid": "karras", "nfe": 37},
-    "ancestral": {"step": "ancestral", "grid": "log_snr", "nfe": 81},
-}
-FIRST = "recommended"
-SAMPLES, SHOWN, FITTED = 500, 10, 400
-
-
-@dataclass(frozen=True)
-class Judged:
-    """How the samples of one sampler fare."""
-
-    nfe: float
-    seconds: float
-    class_accuracy: float
-    copy_rate: float
+CONFIG = Path(__file__).parent.parent / "configs" / "avatars.yaml"
+SCALE = 2.0
+SCALES = (1.0, SCALE, 4.0)
+JUDGED, SCORED, FITTED = 300, 100, 800
+SAYINGS = (
+    "a happy person with green hair and a purple shirt",
+    "a person with a red hat and sunglasses",
+    "a sad person with dark skin, long pink hair and a yellow shirt on a blue background",
+    "a person with a beard and short grey hair on a white background",
+)
+SHOWN = 6  # portraits of each saying
+AGAINST = {"hat": "a person with a hat", "glasses": "a person with glasses"}
 
 
 def main() -> int:
@@ -68,7 +63,7 @@ def main() -> int:
     (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     if arguments.store:
         shutil.copy(out / "report.json", RESULTS / "demo.json")
-        shutil.copy(out / "samples.png", RESULTS / "demo.png")
+        shutil.copy(out / "said.png", RESULTS / "demo.png")
     Console().print(table(report))
     print(spent(report))
     print(f"pictures and report.json are in {out}")
@@ -76,40 +71,53 @@ def main() -> int:
 
 
 def demonstrate(out: Path) -> dict[str, Any]:
-    """Train (or go on), sample, judge and score; the report."""
+    """Train (or go on), draw, judge and score; the report."""
     started = time.perf_counter()
     say(1, f"training by {CONFIG.name}, in {out}")
     run = ss.train(CONFIG, out=out, resume=RunFolder(out).is_run(), progress=bar)
     trained = time.perf_counter()
-    model, dataset = ss.load(out), digits()
-    say(2, "fitting a classifier on the training images, which is to judge the samples")
-    with bar(FITTED, "classifier steps") as advance:
-        x, y = dataset.train.x, labels(dataset.train)
-        judge = fit_classifier(x, y, 10, steps=FITTED, advance=advance)
-    judged = {name: draw_and_judge(name, out, model, dataset, judge) for name in SAMPLERS}
-    save_film(out / "trajectory.gif", model, dataset)
+    model, dataset = ss.load(out), avatars()
+    say(2, "fitting a judge on the training portraits, which is to read the drawn ones")
+    with bar(FITTED, "steps of the judge") as advance:
+        judge = attribute_judge(
+            dataset.train.x, truth_of(dataset.train), steps=FITTED, advance=advance
+        )
+    say(3, f"drawing from sentences that were not trained on, {JUDGED} at each guidance scale")
+    some = dataset.test.take(torch.arange(JUDGED))
+    texts, truth = texts_of(some).pick(), truth_of(some)
+    accuracy: dict[str, dict[str, float]] = {}
+    copies = 0.0
+    for scale in SCALES:
+        x = drawn(model, texts, scale)
+        read = judge.accuracy(x, truth)
+        accuracy[f"{scale:g}"] = {name: found.value for name, found in read.items()}
+        if scale == SCALE:
+            copies = copy_rate(x, dataset.train.x)
+    against = {name: without(model, judge, dataset, name) for name in AGAINST}
+    show(out, model, dataset)
     sampled = time.perf_counter()
-    say(4, "scoring every test image, without and with its class")
-    free, classed = (
-        ss.score(model, dataset, conditional=conditional, batch=45, progress=bar)
+    say(4, f"scoring {SCORED} test portraits, without and with their sentences")
+    test = dataset.test.take(torch.arange(SCORED))
+    free, said = (
+        ss.score(model, score_set(dataset, test), conditional=conditional, progress=bar)
         for conditional in (False, True)
     )
     ended = time.perf_counter()
+    ceiling = judge.accuracy(dataset.test.x, truth_of(dataset.test))
     return {
+        "accuracy": accuracy,
+        "judge_on_real_portraits": {name: found.value for name, found in ceiling.items()},
+        "judged": JUDGED,
+        "against": against,
+        "copy_rate": copies,
+        "copy_rate_of_test_images": copy_rate(some.x, dataset.train.x),
         "bits_per_dim": free.bits_per_dim,
         "bits_per_dim_se": free.standard_error,
-        "bits_per_dim_given_class": classed.bits_per_dim,
-        "bits_per_dim_given_class_se": classed.standard_error,
+        "bits_per_dim_given_sentence": said.bits_per_dim,
+        "bits_per_dim_given_sentence_se": said.standard_error,
         "likelihood_nfe": free.nfe,
         "bits_per_dim_independent_pixels": independent_pixels(dataset),
-        "test_images": len(dataset.test),
-        "class_accuracy": judged[FIRST].class_accuracy,
-        "classifier_test_accuracy": judge.accuracy(dataset.test.x, labels(dataset.test)),
-        "copy_rate": judged[FIRST].copy_rate,
-        "copy_rate_of_test_images": copy_rate(dataset.test.x, dataset.train.x),
-        "nfe": judged[FIRST].nfe,
-        "samples": SAMPLES,
-        "samplers": {name: asdict(found) for name, found in judged.items()},
+        "scored": SCORED,
         "parameters": sum(p.numel() for p in model.parameters()),
         "step": run.step,
         "training_seconds": trained - started,
@@ -126,67 +134,101 @@ def say(part: int, text: str) -> None:
     print(f"{part}/4  {text}", flush=True)
 
 
-def labels(split: Split) -> Tensor:
-    """The classes of the examples, which every split of the digits has."""
-    assert split.label is not None
-    return split.label
+def texts_of(split: Split) -> Captions:
+    """The sentences of some portraits."""
+    found = split.columns["text"]
+    assert isinstance(found, Captions)
+    return found
 
 
-def draw_and_judge(
-    name: str, out: Path, model: ss.ScoreModel, dataset: Dataset, judge: Classifier
-) -> Judged:
-    """Draw as many samples of each class: how many are recognised, how many are copies.
-
-    The first ones of each class go into a picture.
-    """
-    classes = dataset.classes or ()
-    say(3, f"drawing {SAMPLES} samples, {SAMPLES // len(classes)} of each class: {name}")
-    begin = time.perf_counter()
-    drawn = ss.draw(model, SAMPLES, label="all", batch=100, progress=bar, **SAMPLERS[name])
-    seconds = time.perf_counter() - begin
-    assert drawn.label is not None
-    accuracy = judge.accuracy(drawn.x, drawn.label)
-    rows = torch.cat([(drawn.label == k).nonzero()[:SHOWN, 0] for k in range(len(classes))])
-    title = f"{name}, {drawn.nfe:.0f} network calls a sample: {accuracy:.1%} recognised"
-    picture = "samples.png" if name == FIRST else f"samples-{name}.png"
-    shown = pixels(drawn.x[rows], dataset.scaling)
-    save_png(out / picture, sample_grid(shown, drawn.label[rows], classes, title))
-    return Judged(drawn.nfe, seconds, accuracy, copy_rate(drawn.x, dataset.train.x))
+def truth_of(split: Split) -> dict[str, Tensor]:
+    """The nine attributes of some portraits."""
+    return {name: c for name, c in split.columns.items() if isinstance(c, Tensor)}
 
 
-def save_film(path: Path, model: ss.ScoreModel, dataset: Dataset) -> None:
-    """Four digits of each class as they appear, by the first sampler."""
-    label = torch.arange(10).repeat_interleave(4)
-    recorder = Recorder(describe(dataset), label)
-    ss.draw(model, label=label, look=recorder, **SAMPLERS[FIRST])
-    recorder.save_film(path)
+def score_set(dataset: Dataset, test: Split) -> Dataset:
+    """The data with fewer test portraits."""
+    return Dataset(dataset.name, dataset.train, test, dataset.scaling, words=dataset.words)
+
+
+def drawn(model: ss.ScoreModel, texts: list[str], scale: float, **more: Any) -> Tensor:
+    """One portrait of each sentence."""
+    return ss.draw(model, prompt=texts, guidance=scale, batch=100, progress=bar, **more).x
+
+
+def without(model: ss.ScoreModel, judge: Judge, dataset: Dataset, name: str) -> dict[str, float]:
+    """How many portraits of "a person" lack a hat or glasses, and with it said against."""
+    none, texts = dataset.words[name].index("none"), ["a person"] * 100
+
+    def share(negative: str | None, scale: float) -> float:
+        found = judge.read(drawn(model, texts, scale, negative=negative))[name]
+        return float((found == none).double().mean())
+
+    return {"said_nothing": share(None, 1.0), "said_against": share(AGAINST[name], SCALE)}
+
+
+def show(out: Path, model: ss.ScoreModel, dataset: Dataset) -> None:
+    """Portraits of the sayings, the same at several scales, and a film of them as they appear."""
+    many = [saying for saying in SAYINGS for _ in range(SHOWN)]
+    scaling = dataset.scaling
+    said = pixels(drawn(model, many, SCALE), scaling)
+    panels(out / "said.png", dict(zip(SAYINGS, said.split(SHOWN), strict=True)))
+    first = [SAYINGS[0]] * SHOWN
+    at = {f"guidance {s:g}: {SAYINGS[0]}": pixels(drawn(model, first, s), scaling) for s in SCALES}
+    panels(out / "scales.png", at)
+    recorder = Recorder(describe(dataset))
+    ss.draw(model, prompt=many, guidance=SCALE, look=recorder)
+    recorder.save_film(out / "trajectory.gif")
+
+
+def panels(path: Path, rows: dict[str, Tensor]) -> None:
+    """A row of pictures, uint8 (N, 3, H, W), beside what was said of them."""
+    from matplotlib.figure import Figure
+
+    count = max(len(images) for images in rows.values())
+    figure = Figure(figsize=(count + 2.6, len(rows) * 1.05), dpi=100, layout="constrained")
+    grid = figure.subplots(len(rows), count + 1, width_ratios=[2.6, *[1] * count], squeeze=False)
+    for axes, (text, images) in zip(grid, rows.items(), strict=True):
+        axes[0].text(0, 0.5, textwrap.fill(text, 30), va="center", fontsize=8)
+        for place, image in zip(axes[1:], images, strict=True):
+            place.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
+        for place in axes:
+            place.set_axis_off()
+    figure.savefig(path)
 
 
 def independent_pixels(dataset: Dataset) -> float:
-    """Bits per dimension of the test images if every pixel had its own smoothed histogram."""
+    """Bits per dimension of the test portraits if every number had its own smoothed histogram."""
     train, test = (split.x.flatten(1).long() for split in (dataset.train, dataset.test))
-    counts = torch.nn.functional.one_hot(train, dataset.scaling.levels or -1).sum(0) + 1
-    probability = (counts / counts.sum(1, keepdim=True)).T
+    counts = torch.ones(256, train.shape[1])
+    counts.scatter_add_(0, train, torch.ones(train.shape))
+    probability = counts / counts.sum(0)
     return float(-probability.gather(0, test).log2().mean())
 
 
 def table(r: dict[str, Any]) -> Table:
     """What was reached, and what to compare it with."""
-    page = Table(title="scoresde on the 8 x 8 digits", title_justify="left")
-    for column in ("", "reached", "compare with"):
+    real, shown = r["judge_on_real_portraits"], r["accuracy"][f"{SCALE:g}"]
+    page = Table(title="scoresde: portraits from sentences", title_justify="left")
+    columns = ("", *(f"guidance {scale:g}" for scale in SCALES), "real portraits")
+    for column in columns:
         page.add_column(column)
-    for key, name in (
-        ("bits_per_dim", f"bits/dim of {r['test_images']} test images"),
-        ("bits_per_dim_given_class", "  given their classes"),
-    ):
-        apart = f"{r['bits_per_dim_independent_pixels']:.2f} independent pixels"
-        value = f"{r[key]:.3f} +- {r[f'{key}_se']:.3f}"
-        page.add_row(name, value, apart if key == "bits_per_dim" else "")
-    judge, copies = r["classifier_test_accuracy"], r["copy_rate_of_test_images"]
-    for name, found in r["samplers"].items():
-        title = f"{name}, {found['nfe']:.0f} calls: recognised"
-        page.add_row(title, f"{found['class_accuracy']:.1%}", f"{judge:.1%} of real digits")
-        page.add_row("  copy rate", f"{found['copy_rate']:.1%}", f"{copies:.1%} of real digits")
+    for name in shown:
+        title = "all nine" if name == "all" else name.replace("_", " ")
+        found = (f"{r['accuracy'][f'{scale:g}'][name]:.0%}" for scale in SCALES)
+        page.add_row(title, *found, f"{real[name]:.0%}")
+    for name, share in r["against"].items():
+        title = f"without {name}, said against"
+        page.add_row(
+            title, "", f"{share['said_against']:.0%}", "", f"{share['said_nothing']:.0%} unsaid"
+        )
+    page.add_row(
+        "copy rate", "", f"{r['copy_rate']:.0%}", "", f"{r['copy_rate_of_test_images']:.0%}"
+    )
+    bits = f"{r['bits_per_dim']:.3f} +- {r['bits_per_dim_se']:.3f}"
+    page.add_row("bits/dim", bits, "", "", f"{r['bits_per_dim_independent_pixels']:.2f} indep.")
+    told = f"{r['bits_per_dim_given_sentence']:.3f} +- {r['bits_per_dim_given_sentence_se']:.3f}"
+    page.add_row("  given the sentence", told, "", "", "")
     return page
 
 

@@ -6,9 +6,10 @@
 Trains the models of configs/avatars.yaml and configs/digit_pairs.yaml, draws pictures from
 sentences that were not trained on at several guidance scales, and lets a judge fitted on real
 pictures read them (experiments/judges.py has its ceiling). The avatars are trained without any
-portrait of green hair and a purple shirt, and then asked for it; sentences with a hat or glasses
-are drawn again with "hat" or "glasses" as a negative prompt. Times are CPU seconds of the training
-on one thread. Writes experiments/results/sentences.json and a picture of each, and prints tables.
+portrait of green hair and a purple shirt, and then asked for it; sentences that leave a hat or
+glasses open are drawn with "a person with a hat" or "... glasses" as a negative prompt. Times are
+CPU seconds of the training on one thread. Writes experiments/results/sentences.json and a picture
+of each, and prints tables.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def main() -> int:
     torch.set_num_threads(1)
     one: Callable[[int], dict[str, Any]]
     if given.task == "avatars":
-        data = without_hidden(avatars())
+        data = without_hidden(avatars(partial=True))
         judge = attribute_judge(data.train.x, truth_of(data.train))
         one = lambda seed: portraits(data, judge, seed, given.steps, given.drawn)  # noqa: E731
     else:
@@ -133,35 +134,26 @@ def portraits(data: Dataset, judge: Judge, seed: int, steps: int | None, n: int)
 
 
 def removed(data: Dataset, model: Any, judge: Judge, name: str, n: int) -> dict[str, float]:
-    """Sentences that do not say whether there is one: how often, and with a negative prompt.
+    """How many portraits lack a hat or glasses, of sentences that leave it open.
 
-    The attribute is left out of sentences that have it, so that half or less of the portraits
-    show it, and then it is said against.
+    Without guidance they show it as often as the data do; then it is said against.
     """
     none = data.words[name].index("none")
-    texts = texts_of(data.test).pick()
-    having = [k for k in range(len(texts)) if int(data.test.columns[name][k]) != none][:n]
-    said = [texts[k] for k in having]
-    against = {"hat": "a hat", "glasses": "glasses"}[name]
+    pattern = r"(a \w+ person with \w+ skin, \w+ \w+ hair),? (?:and )?(an? \w+ shirt)"
+    found = (re.match(pattern, text) for text in texts_of(data.test).pick()[:n])
+    said = [f"{match[1]} and {match[2]}" for match in found if match]
+    against = {"hat": "a person with a hat", "glasses": "a person with glasses"}[name]
 
-    def share(sentences: list[str], negative: str | None) -> float:
-        read = judge.read(drawn(model, sentences, 2.0, negative))
+    def share(scale: float, negative: str | None) -> float:
+        read = judge.read(drawn(model, said, scale, negative))
         return float((read[name] == none).double().mean())
 
     return {
         "of": len(said),
-        "absent_when_said": share(said, None),
-        "absent_when_left_out": share([left_out(text, name) for text in said], None),
-        "absent_with_negative": share([left_out(text, name) for text in said], against),
+        "absent_unguided": share(1.0, None),
+        "absent_guided": share(2.0, None),
+        "absent_with_negative": share(2.0, against),
     }
-
-
-def left_out(text: str, name: str) -> str:
-    """The sentence without its hat or glasses."""
-    words = {"hat": r"an? \w+ hat", "glasses": r"(?:sun)?glasses"}[name]
-    for pattern in (rf", {words}(?=,| and| on)", rf" and {words}(?= on)"):
-        text = re.sub(pattern, "", text)
-    return text
 
 
 def hidden(data: Dataset, model: Any, judge: Judge, scale: float, n: int) -> float:

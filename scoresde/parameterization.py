@@ -157,6 +157,16 @@ class ScoreModel(nn.Module):
     With ``variance`` the network has twice the channels, (B, 2 C, ...): after F, the numbers v
     whose (v + 1) / 2 is the mix of the reverse variance, ``Denoiser.variance_mix``. Improved DDPM,
     arXiv 2102.09672, eq. 15.
+
+    With ``self_conditioning`` the network is told an estimate of x0 by C further channels of
+    ``concat``, after those of the conditions, and is called twice at each evaluation,
+
+        x0_hat(x, t) = f(x, t, f(x, t, 0)),
+
+    a function of x and t alone. The published samplers call it once and give it the estimate of
+    the step before, so that its prediction depends on the path, and the first and the last call
+    differ from the others. Analog Bits, arXiv 2208.04202, section 3.2. ValueError is raised for a
+    network without ``concat``.
     """
 
     data: Any = None
@@ -169,6 +179,7 @@ class ScoreModel(nn.Module):
         parameterization: Parameterization,
         *,
         variance: bool = False,
+        self_conditioning: bool = False,
         conditions: Mapping[str, Condition] | None = None,
     ) -> None:
         super().__init__()
@@ -188,6 +199,12 @@ class ScoreModel(nn.Module):
         self.sde = sde
         self.parameterization = parameterization
         self.variance = variance
+        self.self_conditioning = self_conditioning
+        if self_conditioning and not getattr(net, "concat", self._takes("concat")):
+            raise ValueError(
+                "self_conditioning: this network takes no estimate beside its input; build one "
+                "with concat=channels, or leave it out"
+            )
         self.conditions: Any = nn.ModuleDict(dict(conditions or {}))
         taken = {"augment", *Joined._fields} | ({"label"} if self.classes is not None else set())
         if stray := taken & self.conditions.keys():
@@ -301,13 +318,37 @@ class ScoreModel(nn.Module):
         return self.outputs(c, x, told)[0]
 
     def outputs(
-        self, c: Coeffs, x: Tensor, told: Mapping[str, Tensor | None], copies: int = 1
+        self,
+        c: Coeffs,
+        x: Tensor,
+        told: Mapping[str, Tensor | None],
+        copies: int = 1,
+        estimated: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """F and the mix of a learned reverse variance, both shaped like ``x``, in one call.
+        """F and the mix of a learned reverse variance, both shaped like ``x``.
 
         ``told`` may be of ``copies`` times the samples of x, one batch after the other; so is the
-        output.
+        output. It is one call of the network, with self-conditioning two. In training,
+        ``estimated`` (B,) are the samples that are told the estimate, held constant; the others
+        are told zeros.
         """
+        if not self.self_conditioning:
+            return self._called(c, x, told, copies)
+        dtype = next((p.dtype for p in self.net.parameters()), x.dtype)
+        zeros = torch.zeros((copies * len(x), *x.shape[1:]), dtype=dtype, device=x.device)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and estimated is None):
+            first, _ = self._called(c, x, _beside(told, zeros, self.net), copies)
+            estimate = torch.cat(_x0_hats(c, x, first, copies)).to(dtype)
+        if estimated is not None:
+            # Autocast would give the weights that it cast here, without a graph, to the next call.
+            torch.clear_autocast_cache()
+            estimate = torch.where(estimated.reshape(-1, *[1] * (x.ndim - 1)), estimate, zeros)
+        return self._called(c, x, _beside(told, estimate, self.net), copies)
+
+    def _called(
+        self, c: Coeffs, x: Tensor, told: Mapping[str, Tensor | None], copies: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """``outputs``, by one call of the network."""
         dtype = next((p.dtype for p in self.net.parameters()), x.dtype)
         scaled, noise = (match(c.inp, x) * x).to(dtype), _per_sample(c.noise, x).to(dtype)
         if copies > 1:
@@ -398,14 +439,31 @@ def both(bounds: Sequence[Bound], x: Tensor, t: Tensor) -> list[tuple[Tensor, Te
     c = model.parameterization(model.sde, t)
     each = [_spread(bound.given, x) for bound in bounds]
     told = each[0] if len(each) == 1 else _stacked(each, len(x), model.classes)
-    if told is None:
-        found = [model.outputs(c, x, one) for one in each]
-    else:
-        value, mix = model.outputs(c, x, told, len(each))
-        mixes = [None] * len(each) if mix is None else mix.to(x).chunk(len(each))
-        found = list(zip(value.chunk(len(each)), mixes, strict=True))
+    calls = [(one, 1) for one in each] if told is None else [(told, len(each))]
+    found: list[tuple[Tensor, Tensor | None]] = []
+    for some, copies in calls:
+        value, mix = model.outputs(c, x, some, copies)
+        mixes = [None] * copies if mix is None else mix.to(x).chunk(copies)
+        found += zip(_x0_hats(c, x, value, copies), mixes, strict=True)
+    return found
+
+
+def _x0_hats(c: Coeffs, x: Tensor, value: Tensor, copies: int) -> list[Tensor]:
+    """x0_hat (7) of ``copies`` outputs for x, one batch after the other."""
     skipped, out = match(c.skip, x) * x, match(c.out, x)
-    return [(skipped + out * value.to(x), mix) for value, mix in found]
+    return [skipped + out * part.to(x) for part in value.chunk(copies)]
+
+
+def _beside(
+    told: Mapping[str, Tensor | None], estimate: Tensor, net: nn.Module
+) -> dict[str, Tensor | None]:
+    """What is told, with an estimate of x0 after the pictures; zeros where none are given."""
+    n, channels, *size = estimate.shape
+    pictures = told.get("concat")
+    if pictures is None:
+        others = getattr(net, "concat", channels) - channels
+        pictures = estimate.new_zeros(n, max(others, 0), *size)
+    return {**told, "concat": torch.cat([pictures.to(estimate), estimate], 1)}
 
 
 def _stacked(

@@ -19,12 +19,14 @@ from scoresde.config import (
     build,
     build_dataset,
     build_model,
+    build_sde,
     config_from,
     load_config,
     override,
     to_plain,
     to_yaml,
 )
+from scoresde.config.files import read_yaml
 from scoresde.config.schema import ROOT
 from scoresde.config.sections import Named, contents, keys, options
 from scoresde.config.values import Unreadable, is_plain, read_value
@@ -80,6 +82,8 @@ class TestFiles:
             changes |= {"sde.levels": 3, "sde.table.betas": "0.1,0.2,0.4"}
         if path == "train.objective":
             changes |= {"train.times.kind": "levels"}
+        if kind == "hybrid":
+            changes |= {"network.head": "variance"}
         config = override(Config(), changes)
         assert load_config(write(tmp_path, to_yaml(config))) == config
         assert config_from(to_plain(config), "checkpoint") == config
@@ -207,6 +211,12 @@ class TestProblems:
             ),
             ("network: {kind: ncsnpp, taps: [1, 2, 1]}", ("even number", "1,2,1")),
             ("network: {kind: adm, head: levels}", ("head=levels", "parameterization=v")),
+            ("network: {head: variance}", ("head=variance", "set train.objective")),
+            (
+                "train: {objective: hybrid, times: levels}",
+                ("train.objective=hybrid", "network.head"),
+            ),
+            ("{self_conditioning: true, network: mlp}", ("self_conditioning=true", "kind=mlp")),
         ],
     )
     def test_an_inconsistent_pair_is_refused_with_both_names_and_values(
@@ -222,6 +232,46 @@ class TestProblems:
     @pytest.mark.parametrize("text", ["train: 3", "sde: [vp]", "data: 1.5"])
     def test_a_section_is_a_mapping(self, tmp_path, text):
         assert "must be a section" in refusal(tmp_path, text)
+
+
+class TestOlderVersions:
+    """Keys that stored runs have under their old names."""
+
+    @pytest.mark.parametrize(
+        ("old", "new"),
+        [
+            (
+                "sde: {kind: discrete_vp, levels: 9, beta_start: 0.01, beta_end: 0.3}",
+                "sde: {kind: discrete_vp, levels: 9, table: {start: 0.01, end: 0.3}}",
+            ),
+            (
+                "sample: {sampler: {kind: ddpm, large: true}, steps: 7}",
+                "sample: {sampler: {kind: ddpm, variance: large}, steps: 7}",
+            ),
+            ("sample: {sampler: {kind: ddpm, large: false}}", "sample: {sampler: ddpm}"),
+            (
+                "sample: {sampler: {kind: ddim, eta: 1.0, large: true}}",
+                "sample: {sampler: {kind: ddim, eta: 1.0, variance: large}}",
+            ),
+            ("sample: {sampler: {kind: ddim, eta: 0.0, large: true}}", "sample: {sampler: ddim}"),
+        ],
+    )
+    def test_are_read_as_those_of_today(self, tmp_path, old, new):
+        expected = load_config(write(tmp_path, new))
+        file = write(tmp_path, old)
+        assert load_config(file) == expected
+        assert config_from(read_yaml(file), "old.pt") == expected
+
+    def test_a_table_of_betas_is_the_same_numbers(self):
+        old = {"sde": {"kind": "discrete_vp", "levels": 5, "beta_start": 0.1, "beta_end": 0.5}}
+        found = build_sde(config_from(old, "old.pt").sde)
+        assert found.betas == pytest.approx((0.1, 0.2, 0.3, 0.4, 0.5))
+
+    def test_old_and_new_keys_do_not_mix(self, tmp_path):
+        text = "sde: {kind: discrete_vp, beta_start: 0.1, table: cosine}"
+        assert "sde.beta_start: unknown key" in refusal(tmp_path, text)
+        text = "sample: {sampler: {kind: ddim, eta: 0.5, large: true}}"
+        assert "variance=large is of eta=1, got eta=0.5" in refusal(tmp_path, text)
 
 
 class TestPrecedence:

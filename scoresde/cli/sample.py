@@ -124,7 +124,8 @@ def run(options: SampleOptions, overrides: Mapping[str, Any]) -> int:
                 settings |= dict(zip(("row", "rows"), place, strict=True))
             if stopped is not None:
                 settings |= {"stopped": stopped.name, "unfinished": drawn.unfinished}
-            title = f"{loaded.data.name}: {sample.sampler.kind}, {drawn.nfe:g} network calls"
+            calls = (1 + loaded.model.self_conditioning) * drawn.nfe
+            title = f"{loaded.data.name}: {sample.sampler.kind}, {calls:g} network calls"
             npz, extra = options.npz, recorder.files()
             write_samples(
                 options.out, drawn, loaded.data, settings, title=title, npz=npz, extra=extra
@@ -134,6 +135,7 @@ def run(options: SampleOptions, overrides: Mapping[str, Any]) -> int:
         if stopped is None:
             rate = f"{len(drawn) / seconds:.3g} per second"
             line = f"{len(drawn)} samples in {seconds:.1f} s ({rate}), NFE {drawn.nfe:g}"
+            line += " of two network calls each" * loaded.model.self_conditioning
             print(f"{line}: {options.out}")
         else:
             say(_kept(stopped, drawn, len(seeds)))

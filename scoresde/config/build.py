@@ -84,7 +84,10 @@ def build_network(
         )
     if "classes" in taken:
         given["classes"] = classes
-    for name, size in sizes(conditions).items():
+    told = sizes(conditions)
+    if config.self_conditioning:
+        told["concat"] = (told["concat"] or 0) + inputs
+    for name, size in told.items():
         if name in taken:
             given[name] = size
         elif size:
@@ -115,7 +118,14 @@ def build_model(config: Config, described: Described) -> ScoreModel:
     parameterization = build(config.parameterization)
     variance = config.network.values.get("head") == "variance"
     sde = build_sde(config.sde)
-    return ScoreModel(network, sde, parameterization, variance=variance, conditions=conditions)
+    return ScoreModel(
+        network,
+        sde,
+        parameterization,
+        variance=variance,
+        self_conditioning=config.self_conditioning,
+        conditions=conditions,
+    )
 
 
 def build_conditions(config: Config, described: Described) -> dict[str, Condition]:

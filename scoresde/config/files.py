@@ -33,12 +33,12 @@ def load_config(path: str | Path | None = None, overrides: Overrides | None = No
     mapping in YAML, unknown keys, and values of the wrong type or out of range.
     """
     found = {} if path is None else read_yaml(Path(path))
-    return _validated(_merge(to_plain(Config()), found), overrides or {}, path)
+    return _validated(_merge(to_plain(Config()), renamed(found)), overrides or {}, path)
 
 
 def config_from(found: Mapping[str, Any], source: str | Path) -> Config:
     """Read the configuration stored in a checkpoint. Raises ConfigError, naming the source."""
-    return _validated(_merge(to_plain(Config()), dict(found)), {}, source)
+    return _validated(_merge(to_plain(Config()), renamed(found)), {}, source)
 
 
 def to_plain(config: Config) -> dict[str, Any]:
@@ -189,6 +189,35 @@ def _line(problem: Problem, overrides: Overrides, file: str | Path | None) -> st
 def _printable(text: str) -> str:
     """Escape text that contains unprintable characters, such as line breaks."""
     return text if text.isprintable() else ascii(text)
+
+
+# Older versions ------------------------------------------------------------------------------
+
+
+_BETAS = {"beta_start": "start", "beta_end": "end"}
+
+
+def renamed(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with the keys that older versions wrote under their names of today.
+
+    sde.beta_start and beta_end of discrete_vp are those of its table, linear; sample.sampler.large
+    of ddpm and ddim is its variance.
+    """
+    found = dict(found)
+    sde, sample = found.get("sde"), found.get("sample")
+    sampler = sample.get("sampler") if isinstance(sample, dict) else None
+    sampler = sampler if isinstance(sampler, dict) else {}
+    if isinstance(sde, dict) and sde.get("kind") == "discrete_vp" and "table" not in sde:
+        ends = {new: sde[old] for old, new in _BETAS.items() if old in sde}
+        kept = {key: value for key, value in sde.items() if key not in _BETAS}
+        found["sde"] = kept | ({"table": {"kind": "linear", **ends}} if ends else {})
+    chain = sampler.get("kind") in ("ddpm", "ddim") and "variance" not in sampler
+    if chain and isinstance(sampler.get("large"), bool):
+        kept = {key: value for key, value in sampler.items() if key != "large"}
+        noisy = sampler["kind"] == "ddpm" or sampler.get("eta", 0) != 0
+        variance = "large" if sampler["large"] and noisy else "small"  # without noise no matter
+        found["sample"] = {**found["sample"], "sampler": {**kept, "variance": variance}}
+    return found
 
 
 # Merging ------------------------------------------------------------------------------------

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 from scoresde import registry
 from scoresde.arguments import Count, Natural, arguments
-from scoresde.config.sections import Group, Named, Problem, read
+from scoresde.config.sections import Group, Named, Problem, build, read
 from scoresde.training import Plan, Reporting
+from scoresde.training.vlb import require_trained
 
 LABEL_DROPOUT = arguments(Plan)["label_dropout"].default
 TRAIN = Group((Plan, Reporting), frozenset(Plan.OUTSIDE))
@@ -50,6 +51,8 @@ class Config:
         parameterization: meaning of the output of the network.
         network: network.
         conditional: give the network the classes of the data set.
+        self_conditioning: give the network its own estimate of x0, for images; an evaluation is
+            then two network calls.
         conditions: what else the model is told, by name. A name is that of a column of the data
             set, unless the condition is made of the example itself.
         train: how the model is trained.
@@ -65,6 +68,7 @@ class Config:
     parameterization: Annotated[Any, registry.PARAMETERIZATIONS] = "v"
     network: Annotated[Any, registry.NETWORKS] = "unet"
     conditional: bool = False
+    self_conditioning: bool = False
     conditions: Annotated[Any, Named(registry.CONDITIONS)] = None
     train: Annotated[Any, TRAIN] = None
     sample: Annotated[Any, Group((Sampling,))] = None
@@ -120,6 +124,30 @@ def _head_fits(config: Config) -> None:
         )
 
 
+def _variance_trained(config: Config) -> None:
+    if config.own:  # the network is that of a program
+        return
+    try:
+        require_trained(
+            config.network.values.get("head") == "variance", build(config.train.objective)
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _estimate_fits(config: Config) -> None:
+    network = config.network
+    if (
+        config.self_conditioning
+        and not config.own
+        and "concat" not in arguments(network.makers[0])
+    ):
+        raise ConfigError(
+            f"self_conditioning=true is for images, got network.kind={network.kind}; "
+            "set self_conditioning to false"
+        )
+
+
 def _augmentation_fits(config: Config) -> None:
     kind = config.train.augment.kind
     if kind != "none" and config.network.kind == "mlp":
@@ -155,6 +183,8 @@ RULES = (
     _levels_agree,
     _deviations_agree,
     _head_fits,
+    _variance_trained,
+    _estimate_fits,
     _augmentation_fits,
     _layout_used,
     _labels_used,

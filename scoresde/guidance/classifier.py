@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from scoresde.conditions.label import Label
 from scoresde.denoiser import Denoiser, Guide
-from scoresde.sde import SDE, match, sent
+from scoresde.sde import FAINTEST, SDE, match, sent
 
 FAINT = 1000.0  # the largest sigma / alpha at which a classifier is asked
 LogProb = Callable[[Tensor, Tensor], Tensor]
@@ -115,7 +115,7 @@ class NoisyClassifier(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """Logits (B, K) of states (B, ...) at a time, 0-dim or (B,)."""
-        noise = (-self.sde.lam(t.double()) / 4).expand(len(x))
+        noise = (-self.sde.lam(t.double()).clamp(min=FAINTEST) / 4).expand(len(x))
         scale = match(1 / self.sde.norm(t.double()), x)
         dtype = next((p.dtype for p in self.net.parameters()), x.dtype)
         logits: Tensor = self.net((scale * x).to(dtype), sent(noise, x.device, dtype))

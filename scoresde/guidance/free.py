@@ -18,8 +18,8 @@ from torch import Tensor
 
 from scoresde.arguments import Positive, Probability, check
 from scoresde.denoiser import Denoiser
-from scoresde.parameterization import Bound, ScoreModel, predictions
-from scoresde.sde import SDE, match
+from scoresde.parameterization import Bound, ScoreModel, both
+from scoresde.sde import FAINTEST, SDE, match
 
 Said = Mapping[str, Any]
 Scale = float | Callable[[Tensor], Tensor | float]
@@ -143,30 +143,40 @@ class Guided:
         return self.rescale == 0 and self.parallel == 1 and self.norm == math.inf
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        return self._evaluated(x, t)[0]
+
+    def both(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
+        """x0_hat and the mix of the reverse variance of the first condition, in one call."""
+        value, mix = self._evaluated(x, t)
+        own = self.conds[0][0].variance_mix
+        return value, own(x, t) if mix is None and own is not None else mix
+
+    def _evaluated(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
         scale, rest = self._scale_at(t), 1 - math.fsum([w for _, w in self.conds])
         number = isinstance(scale, float)
         if number and scale == 0 and self.linear:
-            return self.uncond.predict(x, t)
+            return self.uncond.predict(x, t), None
         alone = number and scale == 1 and rest == 0
         parts = [*self.conds] if alone else [(self.uncond, rest), *self.conds]
         found = together([denoiser for denoiser, _ in parts], x, t)
-        weighted = ((w, x0) for (_, w), x0 in zip(parts, found, strict=True) if w)
+        mix = found[len(parts) - len(self.conds)][1]
+        weighted = ((w, x0) for (_, w), (x0, _) in zip(parts, found, strict=True) if w)
         first, *others = (x0 if w == 1 else w * x0 for w, x0 in weighted)
         c = sum(others, first)
         if number and scale == 1:
-            return c
-        u = found[0]
+            return c, mix
+        u = found[0][0]
         if isinstance(scale, float) and self.linear:
-            return torch.lerp(u, c, scale)
+            return torch.lerp(u, c, scale), mix
         gain = scale - 1 if isinstance(scale, float) else match(scale, x) - 1
         guided = c + gain * self._projected(c - u, c)
         if self.rescale == 0:
-            return guided
+            return guided, mix
         wanted, own = (
             x0.std(tuple(range(1, x.ndim)), correction=0, keepdim=True) for x0 in (c, guided)
         )
         factor = (wanted / own).nan_to_num(1.0, 1.0)  # nothing varies
-        return torch.lerp(guided, factor * guided, self.rescale)
+        return torch.lerp(guided, factor * guided, self.rescale), mix
 
     def among(self, rows: Tensor) -> Guided:
         """The prediction for some samples of the batch."""
@@ -188,7 +198,8 @@ class Guided:
             return 1.0
         scale: Any = self.scale
         if callable(scale):
-            scale = scale(torch.exp(-self.uncond.sde.lam(t.double())))
+            lam = self.uncond.sde.lam(t.double()).clamp(min=FAINTEST)
+            scale = scale(torch.exp(-lam))
         if known:
             return float(scale)
         t = t.double()
@@ -208,20 +219,25 @@ class Guided:
         return gap
 
 
-def together(denoisers: Sequence[Denoiser], x: Tensor, t: Tensor) -> list[Tensor]:
-    """x0_hat of each, by one network call for all that are bound to one model."""
-    found: dict[int, Tensor] = {}
+def together(
+    denoisers: Sequence[Denoiser], x: Tensor, t: Tensor
+) -> list[tuple[Tensor, Tensor | None]]:
+    """x0_hat of each, and the mix of a learned variance where the same call gives it.
+
+    There is one network call for all that are bound to one model.
+    """
+    found: dict[int, tuple[Tensor, Tensor | None]] = {}
     for i, denoiser in enumerate(denoisers):
         if i in found:
             continue
         if not isinstance(denoiser.predict, Bound):
-            found[i] = denoiser.predict(x, t)
+            found[i] = denoiser.predict(x, t), None
             continue
         model, alike = denoiser.predict.model, {}
         for j, other in enumerate(denoisers):
             if isinstance(other.predict, Bound) and other.predict.model is model:
                 alike[j] = other.predict
-        found |= dict(zip(alike, predictions(list(alike.values()), x, t), strict=True))
+        found |= dict(zip(alike, both(list(alike.values()), x, t), strict=True))
     return [found[i] for i in range(len(denoisers))]
 
 

@@ -28,6 +28,7 @@ class LevelMean(nn.Module):
         super().__init__()
         self.inner = inner
         self.classes: int | None = getattr(inner, "classes", None)
+        self.concat: int = getattr(inner, "concat", 0)
         # Not saved: the data determine it.
         self.register_buffer("middles", middles, persistent=False)
 

@@ -167,7 +167,7 @@ def suited() -> Grid:
     return ArctanGrid()
 
 
-def optimised(budget: Annotated[int, Range(ge=500)] = 500, starts: Count = 32) -> Grid:
+def optimised(budget: Annotated[int, Range(ge=400)] = 400, starts: Count = 32) -> Grid:
     """Grid optimised for the model, the sampler and the steps; stored next to the checkpoint.
 
     Args:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from scoresde.parameterization import ScoreModel
-from scoresde.training import dsm_loss
 from scoresde.training.held_out import evaluating
+from scoresde.training.losses import predicted
 
 # Dense bf16 operations per second from NVIDIA's data sheets; the first matching name counts.
 PEAKS = {
@@ -27,7 +27,8 @@ PEAKS = {
 def flops(model: ScoreModel, shape: tuple[int, ...], classes: int | None) -> int:
     """Operations of the forward and backward pass of one example; a multiply-add counts as two.
 
-    Counts convolutions, matrix products and attention, without recomputation in the backward pass.
+    Counts convolutions, matrix products and attention, without recomputation in the backward pass,
+    and with the estimate of self-conditioning.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -37,7 +38,8 @@ def flops(model: ScoreModel, shape: tuple[int, ...], classes: int | None) -> int
     cond: dict[str, Any] = {} if classes is None else {"label": label}
     t = torch.tensor([model.sde.t_max], dtype=torch.float64)
     with evaluating(model), FlopCounterMode(display=False) as counter:
-        loss = dsm_loss(model, x, t, torch.ones_like(x), **cond).sum()
+        found = predicted(model, x, t, torch.ones_like(x), cond, estimated=t > 0)
+        loss = found.loss(None).sum()
         torch.autograd.grad(loss, weights, allow_unused=True)
     return int(counter.get_total_flops())
 

@@ -57,7 +57,8 @@ ALONE = World()
 class Drawn:
     """Samples ``x`` (N, ...) in units of the data, and the seed and class of each.
 
-    ``nfe`` is the mean number of network calls a sample, counted where the network is called.
+    ``nfe`` is the mean number of network calls a sample, counted where the denoiser is called.
+    With self-conditioning each is two, with guidance it is one of a larger batch.
     ``label`` (N,) holds places among the classes, or is None; ``said`` what else was said of each
     sample, by name. The last ``unfinished`` samples are denoised states of a sampler that was
     stopped on the way.

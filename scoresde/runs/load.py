@@ -164,6 +164,11 @@ def _loaded(
             f"{path}: trained with another process or parameterisation than the given model "
             "has; give the model it was trained with"
         )
+    if model.self_conditioning != config.self_conditioning:
+        raise CheckpointError(
+            f"{path}: trained with self_conditioning={str(config.self_conditioning).lower()}; "
+            "give the model it was trained with"
+        )
     load_tensors(model, weights, path)
     model.eval().requires_grad_(False)
     model.data, model.config = description, None if config.own else config

@@ -172,7 +172,7 @@ def page(report: Mapping[str, Any]) -> str:
     law = "log p(x | y) with the true y" if report["conditional"] else "log p(x)"
     lines = [
         f"{report['data']}: {examples(report['examples'])}, {law}",
-        f"method: {_effort(report)}; {report['nfe']:.4g} network calls per draw, "
+        f"method: {_effort(report)}; {report['nfe']:.4g} evaluations per draw, "
         f"{report['seconds']:.1f} s",
         *(f"warning: {warning}" for warning in report["warnings"]),
         *_headline(report),

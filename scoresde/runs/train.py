@@ -286,7 +286,10 @@ def _config_of(source: Any) -> Config:
 
 def _of_own_model(model: ScoreModel, dataset: Dataset) -> dict[str, Any]:
     """The keys of a configuration that a program's own model decides."""
-    changes: dict[str, Any] = {"own": coefficients(model)}
+    changes: dict[str, Any] = {
+        "own": coefficients(model),
+        "self_conditioning": model.self_conditioning,
+    }
     built_without = hasattr(model.net, "classes") and model.classes is None
     table = takes_labels(model.net) and not built_without and "label" not in model.conditions
     if dataset.classes is not None and table:

@@ -79,7 +79,7 @@ def optimise_grid(
     default the search chooses it, down to ``t_min``. A given ``t_end`` may lie below ``t_min``;
     the errors remain those against the flow to ``t_min``, denoised. The search uses the second
     half of the starts. The default, the first of the ``candidates``, is kept unless the first
-    half is for the grid found: each of l and m of ``Optimised`` must be less in 90% of its
+    half is for the grid found: each of l and m of ``Optimised`` must be less in 75% of its
     bootstrap resamples. They say nothing of what happens more rarely than once in B / 2 starts. A
     single start serves for both. The search makes about ``budget`` denoiser calls for all starts,
     including those of the reference, and is deterministic. Raises ValueError for invalid
@@ -223,7 +223,7 @@ class _Problem:
         return float(sum(found)) / 2 + 2 * behind
 
     def is_surely_better(self, errors: Array) -> bool:
-        """Whether each measure is less than the default's in 90% of bootstrap resamples."""
+        """Whether each measure is less than the default's in 75% of bootstrap resamples."""
         b = len(errors)
         picks = np.random.default_rng(0).integers(b, size=(_RESAMPLES, b))
         found, standard = self.measures(errors[picks]), self.measures(self.standard[picks])
@@ -238,7 +238,7 @@ class _Problem:
 _FLOOR = 1e-6
 """Relative error below which a start no longer lowers the loss."""
 
-_RESAMPLES, _CONFIDENCE = 1000, 0.9
+_RESAMPLES, _CONFIDENCE = 1000, 0.75
 
 
 def _reference(denoiser: Denoiser, starts: Tensor, n: int, budget: int) -> Tensor:
@@ -269,19 +269,19 @@ def _check(sde: SDE, starts: Tensor, t_end: float | None, candidates: Sequence[G
 
 # --- the search -------------------------------------------------------------------------------
 
-_ROUNDS, _TRIES, _KNOTS, _FINE = 3, 3, 6, 20
+_ROUNDS, _TRIES, _KNOTS, _FINE, _ROWS = 3, 3, 6, 20, 64
 _SHARES = (1.0, 0.5, 0.25)
 
 
 def _informative(errors: Sequence[Array]) -> tuple[Rows, Array]:
-    """A quarter of the rows, at least 8 if there are, and their weights.
+    """A quarter of the rows, at least 8 if there are and at most 64, and their weights.
 
     The probability of a row is the mean of a uniform one and one proportional to its squared
     error, relative to each grid's mean; it is at most 1, and the weight is its inverse. The draw
     is systematic along the rows in the order of their errors.
     """
     count = len(errors[0])
-    k = min(count, max(8, count // 4))
+    k = min(count, max(8, count // 4), _ROWS)
     if k == count:
         return np.arange(count), np.ones(count)
     finite = [e + _FLOOR for e in errors if np.isfinite(e).all()] or [np.ones(count)]

@@ -33,7 +33,8 @@ class Batch(NamedTuple):
 
     ``augment`` (B, n) are the augmentation labels, or None; ``said`` are the conditions by name,
     as ``Condition.read`` gives them. ``shaken`` (B, ...) is noise of the input alone, ``weight``
-    (B,) a weight of the losses, or None.
+    (B,) a weight of the losses, ``estimated`` (B,) says which examples are trained with
+    self-conditioning, or None.
     """
 
     x0: Tensor
@@ -44,6 +45,7 @@ class Batch(NamedTuple):
     said: Mapping[str, Tensor] = MappingProxyType({})
     shaken: Tensor | None = None
     weight: Tensor | None = None
+    estimated: Tensor | None = None
 
     def rows(self, rows: Tensor | slice) -> Batch:
         """Some of the examples."""

@@ -92,6 +92,9 @@ def _updated(state: TrainState, plan: Plan, batch: Batch, scaling: Scaling) -> M
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad(set_to_none=True)
+    if state.model.self_conditioning:
+        own = torch.Generator().manual_seed(derived_seed(plan.seed, state.step, "estimates"))
+        batch = batch._replace(estimated=torch.rand(plan.batch, generator=own) < 0.5)
     if state.history is not None:
         batch, levels = _loss_aware(state.history, plan, batch, state)
     t, losses, total = _backward(state, plan, batch, scaling)
@@ -165,7 +168,7 @@ def _loss(
     seed = derived_seed(plan.seed, step, purpose)
     with _dropout_from(seed, model.device), autocast(plan.precision, model.device):
         b = part.on(model.device)
-        found = predicted(model, b.x0, b.t, b.eps, b.cond, b.shaken)
+        found = predicted(model, b.x0, b.t, b.eps, b.cond, b.shaken, b.estimated)
         if plan.objective is None:
             return found.loss(plan.weight)
         levels = None if plan.dither or scaling.levels is None else scaling

@@ -65,12 +65,16 @@ def predicted(
     eps: Tensor,
     cond: Mapping[str, Tensor | None],
     shaken: Tensor | None = None,
+    estimated: Tensor | None = None,
 ) -> Prediction:
-    """Evaluate the network on alpha x0 + sigma (eps + ``shaken``), with the target of ``eps``."""
+    """Evaluate the network on alpha x0 + sigma (eps + ``shaken``), with the target of ``eps``.
+
+    ``estimated`` (B,) are the samples with self-conditioning, of ``ScoreModel.outputs``.
+    """
     sde = model.sde
     c = model.parameterization(sde, t)
     x = sde.perturb(x0, t, eps if shaken is None else eps + shaken)
-    value, mix = model.outputs(c, x, model.told_of(x, cond))
+    value, mix = model.outputs(c, x, model.told_of(x, cond), estimated=estimated)
     return Prediction(sde, t, c.out, value - network_target(sde, c, x0, t, eps), mix)
 
 

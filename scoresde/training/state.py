@@ -14,7 +14,7 @@ from scoresde.training.loss_aware import LossHistory
 from scoresde.training.plan import Plan
 from scoresde.training.precision import LossScale, lay_out
 from scoresde.training.times import LossAware
-from scoresde.training.vlb import Hybrid
+from scoresde.training.vlb import require_trained
 
 
 @dataclass
@@ -50,16 +50,7 @@ class TrainState:
         With ``plan.shard`` the model moves to ``device``; otherwise it stays on its own. Raises
         ValueError where nothing trains the variance of the model, or it has none to train.
         """
-        if model.variance and plan.objective is None:
-            raise ValueError(
-                "nothing trains the variance of this model (network.head=variance); set "
-                "train.objective to hybrid or vlb"
-            )
-        if isinstance(plan.objective, Hybrid) and not model.variance:
-            raise ValueError(
-                "train.objective=hybrid trains a variance, which this model lacks; set "
-                "network.head to variance, or variance=True in ScoreModel"
-            )
+        require_trained(model.variance, plan.objective)
         if plan.channels_last:
             lay_out(model)
 

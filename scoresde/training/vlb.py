@@ -68,6 +68,20 @@ class Hybrid:
         return found.loss(weight) + self.share * vlb(constant, x0, n, levels)
 
 
+def require_trained(variance: bool, objective: Objective | None) -> None:
+    """Raise ValueError where nothing trains the variance of a model, or it has none to train."""
+    if variance and objective is None:
+        raise ValueError(
+            "nothing trains the variance of this model (network.head=variance); set "
+            "train.objective to hybrid or vlb"
+        )
+    if isinstance(objective, Hybrid) and not variance:
+        raise ValueError(
+            "train.objective=hybrid trains a variance, which this model lacks; set "
+            "network.head to variance, or variance=True in ScoreModel"
+        )
+
+
 def vlb(found: Prediction, x0: Tensor, n: int, levels: Scaling | None = None) -> Tensor:
     """n times the term of the transition t -> t - t_max / n, (B,), in bits per number of ``x0``.
 

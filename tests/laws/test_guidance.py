@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from scoresde import VP, Denoiser, LinearFlow, ScoreModel, guidance, sample
+from scoresde import VP, Denoiser, DiscreteVP, LinearFlow, ScoreModel, betas, guidance, sample
 from scoresde import parameterization as parameterizations
 from scoresde.conditions import Label
 from scoresde.evaluation.transport import directions, sliced_wasserstein
@@ -258,6 +258,29 @@ def test_all_that_is_needed_is_one_network_call(cond, settings, batches):
         assert model.net.batches == batches
 
 
+class WithVariance(Exact):
+    """The exact denoiser, and a mix of its own for each row."""
+
+    def forward(self, z: Tensor, noise: Tensor, *, embed: Tensor) -> Tensor:
+        mix = embed[:, :1].expand_as(z) / 4
+        return torch.cat([super().forward(z, noise, embed=embed), mix.to(z)], 1)
+
+
+@pytest.mark.parametrize("scale", [2.0, lambda ratio: 1.0, lambda ratio: 0.0])
+def test_a_learned_variance_comes_with_the_same_call(scale):
+    """It is that of the conditional; where the scale is 0 this takes a call of its own."""
+    model = ScoreModel(
+        WithVariance(), VP(), parameterizations.x0, conditions=exact().conditions, variance=True
+    )
+    guided, plain = guidance.free(model, {"row": 0}, scale=scale), model.denoiser(row=0)
+    for x, t in states(model.sde)[:-1]:  # a time of each sample calls both
+        model.net.batches.clear()
+        x0, mix = guided.with_variance(x, t)
+        assert model.net.batches == ([12] if scale == 2.0 else [6] if scale(t) else [6, 6])
+        close(x0, guided(x, t))
+        close(mix, plain.variance_mix(x, t))
+
+
 def test_classes_of_a_table_share_the_call_with_no_class():
     torch.manual_seed(0)
     net = MLP(2, width=8, depth=1, embedding=4, classes=3)
@@ -406,6 +429,21 @@ def test_a_classifier_where_no_signal_is_left():
     end = sample(guided, x, ts, build_step("heun", {}, 29))
     exact_end = sample(law(2).denoiser(sde), x, ts, build_step("heun", {}, 29))
     torch.testing.assert_close(end, exact_end, rtol=3e-3, atol=3e-3)
+
+
+def test_a_table_whose_last_level_holds_no_signal():
+    sde = DiscreteVP(betas.zero_terminal(betas.linear()(100)))
+    x, t = torch.randn(6, 2, dtype=F64), torch.tensor(1.0, dtype=F64)
+    u, c = law().denoiser(sde)(x, t), law(2).denoiser(sde)(x, t)
+    guided = guidance.free(
+        exact(sde), {"row": 2}, scale=lambda ratio: 1 + ratio / (1 + ratio), interval=(0.1, 1e6)
+    )
+    near = partial(torch.testing.assert_close, rtol=1e-6, atol=1e-6)
+    near(guided(x, t), c)  # beyond the interval
+    guided = guidance.free(exact(sde), {"row": 2}, scale=lambda ratio: 1 + ratio / (1 + ratio))
+    near(guided(x, t), 2 * c - u)
+    by_classifier = guidance.classifier(Posterior(sde, torch.tensor(2)))(law().denoiser(sde))
+    torch.testing.assert_close(by_classifier(x, t), c, rtol=3e-3, atol=3e-3)
 
 
 @pytest.mark.parametrize("sde", [VP(), LinearFlow()], ids=lambda sde: type(sde).__name__)

@@ -108,15 +108,16 @@ def test_the_default_is_kept_unless_the_other_half_shows_a_gain():
 
 def test_informative_rows_estimate_sums_and_contain_the_large_errors():
     """Weighted sums over the rows drawn are those over all rows, nearly; outliers are certain."""
-    errors = np.random.default_rng(0).lognormal(-3.0, 1.0, 2000)
+    errors = np.random.default_rng(0).lognormal(-3.0, 1.0, 240)
     errors[:3] = 1e3
     chosen, weights = _informative([errors])
-    assert len(set(chosen)) == 500
+    assert len(set(chosen)) == 60
     assert {0, 1, 2} <= set(chosen)
     assert (weights[chosen < 3] == 1).all()
     small = np.where(errors < 1e3, errors, 0.0)
-    for f in (np.ones(2000), errors**2, np.log(errors), small):
-        assert weights @ f[chosen] == pytest.approx(f.sum(), rel=0.02)
+    for f in (np.ones(240), errors**2, np.log(errors), small):
+        assert weights @ f[chosen] == pytest.approx(f.sum(), rel=0.05)
+    assert len(_informative([np.ones(2000)])[0]) == 64
 
 
 def test_never_worse_than_where_it_starts():
@@ -293,7 +294,7 @@ def test_the_kernel_of_the_residual_is_the_derivative_of_its_angle(sde):
 
 
 def test_bad_options_of_the_default_are_refused():
-    with pytest.raises(ValueError, match="at least 2 calls"):
+    with pytest.raises(ValueError, match="nfe >= 2"):
         recommended(1)
     with pytest.raises(ValueError, match="std > 0"):
         Residual(0.0)

@@ -37,8 +37,8 @@ def trained(steps: int = 4, **settings) -> ss.runs.train_classifier.TrainedClass
 
 
 def test_it_learns_the_posterior_of_noisy_states():
-    """In the units of the model: the data are standardised. Also its gradient, on the whole."""
-    found = trained(300, batch=128, width=16, lr=3e-3)
+    """In the units of the model: the data are standardised. Also its gradient."""
+    found = trained(400, batch=256, width=24, lr=3e-3)
     scaling = dataset_of(data(), holdout=0).scaling
     shift, scale = torch.tensor(scaling.shift, dtype=F64), torch.tensor(scaling.scale, dtype=F64)
     means, stds = (MEANS - shift) / scale, (0.5 / scale).expand(2, 2)
@@ -54,7 +54,9 @@ def test_it_learns_the_posterior_of_noisy_states():
         zero = Denoiser(sde, lambda x, t: torch.zeros_like(x))
         moved = guidance.classifier(log_prob)(zero)(x, t)
         want = classes[1].denoiser(sde)(x, t) - mixture.denoiser(sde)(x, t)
-        assert float((moved - want).square().mean() / want.square().mean()) < 0.4
+        unsure = (exact > 0.1) & (exact < 0.9)  # elsewhere gradients are learned late
+        error = (moved - want)[unsure].square().mean() / want[unsure].square().mean()
+        assert error < 0.1
     assert found.accuracy[0.1] > 0.9 > found.accuracy[5.0]
 
 

@@ -15,6 +15,7 @@ from scoresde import DiscreteVP, ScoreModel, parameterization
 from scoresde.betas import linear
 from scoresde.data import Scaling
 from scoresde.likelihood.discrete import LEARNED, SMALL, bound_terms, discrete_elbo
+from scoresde.nn import MLP
 from scoresde.runs.log import Quiet
 from scoresde.samplers import ddpm
 from scoresde.training import Plan, TrainState
@@ -291,6 +292,12 @@ class TestAsASetting:
         del tree["network"]["head"]
         with pytest.raises(ValueError, match="this model lacks"):
             ss.train(tree, listener=Quiet())
+        settings = {"objective": "hybrid", "times": "levels", "steps": 1, "batch": 8}
+        mine = ScoreModel(
+            MLP(2, width=4, outputs=4), SDE, parameterization.v, variance=True
+        )  # of which the configuration says nothing
+        run = ss.train(mine, torch.randn(40, 2), listener=Quiet(), **settings)
+        assert run.model.variance
 
 
 class TestLossAware:
