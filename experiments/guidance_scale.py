@@ -196,7 +196,7 @@ def figure(stored: dict[str, Any]) -> None:
                     label="within the interval" if within else "at all levels",
                 )
             axis.axhline(result["real"][key], color="grey", linestyle="--", label="real images")
-            axis.set(xlabel="guidance scale", title=f"{name}: {title}")
+            axis.set(xlabel="guidance scale", xlim=(-0.3, 5.3), title=f"{name}: {title}")
             axis.title.set_fontsize(9)
             axis.grid(alpha=0.3)
     axes[0, 0].legend(fontsize=8, frameon=False)

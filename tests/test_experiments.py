@@ -81,6 +81,15 @@ def test_guided_samples_are_judged_by_laws(script):
     assert none["accuracy"] is None
 
 
+def test_the_page_quotes_the_stored_guidance_scales(script):
+    guidance_scale = script("guidance_scale")
+    stored = json.loads(guidance_scale.STORE.read_text())
+    page = (guidance_scale.HERE.parent / "docs" / "experiments.md").read_text()
+    assert all(guidance_scale.table(result) in page for result in stored.values())
+    best = max(row["accuracy"] or 0 for row in stored["digits"]["rows"])
+    assert best >= 0.985
+
+
 def test_memory_is_linear_in_the_images(script):
     needs = script("needs")
     config = load_config(None, {"network.width": 8})
