@@ -218,7 +218,7 @@ def table(r: dict[str, Any]) -> Table:
         found = (f"{r['accuracy'][f'{scale:g}'][name]:.0%}" for scale in SCALES)
         page.add_row(title, *found, f"{real[name]:.0%}")
     for name, share in r["against"].items():
-        title = f"without {name}, said against"
+        title = f"no {name}, said against"
         page.add_row(
             title, "", f"{share['said_against']:.0%}", "", f"{share['said_nothing']:.0%} unsaid"
         )

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,8 +10,10 @@ import torch
 from scoresde import VP
 from scoresde.config import build_dataset, build_model, build_plan, load_config
 from scoresde.data import Dataset, Scaling, Split
+from scoresde.evaluation import fit_classifier
 from scoresde.registry import PARAMETERIZATIONS
 from scoresde.testing import Mixture
+from scoresde.training import describe
 
 
 @pytest.fixture
@@ -53,6 +56,38 @@ def test_the_error_by_level_is_that_of_the_exact_denoiser(script):
     torch.testing.assert_close(
         torch.tensor(found, dtype=torch.float64), expected, rtol=0.05, atol=0
     )
+
+
+def test_guided_samples_are_judged_by_laws(script):
+    """The test images in the samples' place are as good as can be, and guidance 1 is none."""
+    guidance_scale, judging = script("guidance_scale"), script("judging")
+    config = load_config(None, {"conditional": True, "network.width": 8, "network.blocks": 1})
+    data = build_dataset(config.data)
+    data = replace(data, test=data.test.take(torch.arange(40)))
+    classifier = fit_classifier(data.train.x, data.train.label, 10, steps=2)
+    judge = judging.Judge(data, classifier, classifier.features(data.test.x))
+    found = guidance_scale.judged(judge, data.test.x, classifier.predict(data.test.x))
+    assert (found["precision"], found["recall"], found["accuracy"]) == (1, 1, 1)
+    assert found["frechet"] == pytest.approx(0, abs=1e-6)
+    assert found["accuracy_error"] == 0
+    model = build_model(config, data)
+    model.data = describe(data)
+    plain, same, none = (
+        guidance_scale.at_scale(model.eval(), judge, 20, scale, interval)
+        for scale, interval in ((1.0, None), (5.0, (1e5, 1e6)), (0.0, None))
+    )
+    keys = ("nfe", "accuracy", *guidance_scale.METRICS)
+    assert [plain[key] for key in keys] == [same[key] for key in keys]
+    assert none["accuracy"] is None
+
+
+def test_the_page_quotes_the_stored_guidance_scales(script):
+    guidance_scale = script("guidance_scale")
+    stored = json.loads(guidance_scale.STORE.read_text())
+    page = (guidance_scale.HERE.parent / "docs" / "experiments.md").read_text()
+    assert all(guidance_scale.table(result) in page for result in stored.values())
+    best = max(row["accuracy"] or 0 for row in stored["digits"]["rows"])
+    assert best >= 0.985
 
 
 def test_memory_is_linear_in_the_images(script):
