@@ -165,8 +165,8 @@ class ScoreModel(nn.Module):
 
     a function of x and t alone. The published samplers call it once and give it the estimate of
     the step before, so that its prediction depends on the path, and the first and the last call
-    differ from the others. Analog Bits, arXiv 2208.04202, section 3.2. ValueError is raised for a
-    network without ``concat``.
+    differ from the others. Analog Bits, arXiv 2208.04202, algorithms 1 and 2. ValueError is raised
+    for a network without ``concat``.
     """
 
     data: Any = None
@@ -340,7 +340,7 @@ class ScoreModel(nn.Module):
             first, _ = self._called(c, x, _beside(told, zeros, self.net), copies)
             estimate = torch.cat(_x0_hats(c, x, first, copies)).to(dtype)
         if estimated is not None:
-            # Autocast would give the weights that it cast here, without a graph, to the next call.
+            # Autocast of torch 2.10 would keep the weights that it cast here, without a graph.
             torch.clear_autocast_cache()
             estimate = torch.where(estimated.reshape(-1, *[1] * (x.ndim - 1)), estimate, zeros)
         return self._called(c, x, _beside(told, estimate, self.net), copies)
