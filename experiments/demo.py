@@ -35,8 +35,8 @@ from scoresde.training import describe
 
 RESULTS = Path(__file__).parent / "results"
 CONFIG = Path(__file__).parent.parent / "configs" / "avatars.yaml"
-SCALE = 2.0
-SCALES = (1.0, SCALE, 4.0)
+SCALE = 3.0
+SCALES = (1.0, 2.0, SCALE)
 JUDGED, SCORED, FITTED = 300, 100, 800
 SAYINGS = (
     "a happy person with green hair and a purple shirt",

@@ -55,7 +55,7 @@ def main() -> int:
     torch.set_num_threads(1)
     one: Callable[[int], dict[str, Any]]
     if given.task == "avatars":
-        data = without_hidden(avatars(partial=True))
+        data = without_hidden(avatars(partial=0.4))
         judge = attribute_judge(data.train.x, truth_of(data.train))
         one = lambda seed: portraits(data, judge, seed, given.steps, given.drawn)  # noqa: E731
     else:
@@ -151,8 +151,8 @@ def removed(data: Dataset, model: Any, judge: Judge, name: str, n: int) -> dict[
     return {
         "of": len(said),
         "absent_unguided": share(1.0, None),
-        "absent_guided": share(2.0, None),
-        "absent_with_negative": share(2.0, against),
+        "absent_guided": share(3.0, None),
+        "absent_with_negative": share(3.0, against),
     }
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from scoresde.arguments import check
+from scoresde.arguments import Fraction, check
 from scoresde.data.columns import Captions, Column
 from scoresde.data.dataset import Dataset, Split
 from scoresde.data.images import tiles
@@ -34,7 +34,7 @@ ATTRIBUTES = {
 }
 
 
-def avatars(size: Literal[16, 32, 64] = 16, partial: bool = False) -> Dataset:
+def avatars(size: Literal[16, 32, 64] = 16, partial: Fraction = 0.0) -> Dataset:
     """8000 portraits (3, size, size), 256 levels, with a sentence and nine attributes each.
 
     The sentence (column "text") states all attributes, which are columns of labels; no word on
@@ -44,8 +44,8 @@ def avatars(size: Literal[16, 32, 64] = 16, partial: bool = False) -> Dataset:
 
     Args:
         size: side of the portraits.
-        partial: training portraits have a second sentence, which states some of the attributes, so
-            that a model also learns short sentences, and what they leave open.
+        partial: fraction of the training portraits with a second sentence, which states some of
+            the attributes, so that a model also learns short sentences, and what they leave open.
     """
     check(avatars, locals())
     folder = Path(__file__).parent
@@ -64,7 +64,10 @@ def avatars(size: Literal[16, 32, 64] = 16, partial: bool = False) -> Dataset:
     train, test = every.take(order[:TRAIN]), every.take(order[TRAIN:])
     if partial:
         rng = np.random.default_rng(0)
-        both = [(row["text"], _partly(row, rng)) for row in rows[:TRAIN]]
+        both = [
+            (row["text"], _partly(row, rng)) if rng.random() < partial else row["text"]
+            for row in rows[:TRAIN]
+        ]
         train = replace(train, columns={**train.columns, "text": Captions.of(both)})
     return Dataset("avatars", train, test, Scaling(256), words=words)
 
