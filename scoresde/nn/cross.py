@@ -6,23 +6,26 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.nn.blocks import GroupNorm, attend, zeroed
+from scoresde.nn.embeddings import positions
 
 
 class CrossAttention(nn.Module):
     """x + project(attention(norm(x), context)): the pixels of an image attend to a sequence.
 
-    x is (B, channels, H, W) and ``context`` (B, L, width), without positional encoding. Entries
-    whose ``mask`` (B, L) is false have no influence, even if they are NaN. Without other entries
+    x is (B, channels, H, W) and ``context`` (B, L, width), whose order has no meaning here. With
+    ``positions`` a pixel asks with sines and cosines of its row and column added, so that it can
+    ask for what belongs to its place; without them a model learns which things are said long
+    before where they belong (docs/conditions.md). Entries whose ``mask`` (B, L) is false have no influence, even if they are NaN. Without other entries
     the block returns x; it also does so initially, because the projection is zero. Raises
     ValueError unless heads divides the channels, or for other shapes. High-Resolution Image
     Synthesis with Latent Diffusion Models, arXiv 2112.10752, section 3.3.
     """
 
-    def __init__(self, channels: int, width: int, *, heads: int) -> None:
+    def __init__(self, channels: int, width: int, *, heads: int, positions: bool = False) -> None:
         super().__init__()
         if heads < 1 or channels % heads:
             raise ValueError(f"heads={heads} does not divide the {channels} channels that attend")
-        self.heads, self.width = heads, width
+        self.heads, self.width, self.positions = heads, width, positions
         self.norm = GroupNorm(channels)
         self.query = nn.Linear(channels, channels)
         self.key_value = nn.Linear(width, 2 * channels)
@@ -32,7 +35,10 @@ class CrossAttention(nn.Module):
         context, keys = readable(x, context, mask, self.width)
         if context.shape[1] == 0:
             return x
-        q = self._heads(self.query(self.norm(x).flatten(2).transpose(1, 2)))
+        pixels = self.norm(x).flatten(2).transpose(1, 2)
+        if self.positions:
+            pixels = pixels + positions(x.shape[2], x.shape[3], pixels)
+        q = self._heads(self.query(pixels))
         k, v = map(self._heads, self.key_value(context).chunk(2, dim=2))
         out = self.project(attend(q, k, v, keys).transpose(1, 2).flatten(2))
         if mask is not None:

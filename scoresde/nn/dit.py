@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, NamedTuple
@@ -14,7 +13,7 @@ from torch.nn import functional as F
 from scoresde.arguments import Count, Even, Fraction, Natural, Range, check
 from scoresde.nn.blocks import Layer, attend, run, zeroed
 from scoresde.nn.cross import readable
-from scoresde.nn.embeddings import Conditioning
+from scoresde.nn.embeddings import Conditioning, positions
 from scoresde.nn.told import Told, attending, beside, require_context
 from scoresde.nn.unet import check_images
 
@@ -213,24 +212,6 @@ class DiT(nn.Module):
     def _run(self, block: nn.Module, x: Tensor, told: Told) -> Tensor:
         result: Tensor = run(block, x, *told, again=self.recompute and self.training)
         return result
-
-
-def positions(rows: int, columns: int, like: Tensor) -> Tensor:
-    """Sines and cosines of rows and columns, (rows columns, width) for ``like`` (..., width).
-
-    The frequencies are 10000^(-4 i / width), i < width / 4, for each coordinate. Attention Is All
-    You Need, arXiv 1706.03762, section 3.5.
-    """
-    quarter = like.shape[-1] // 4
-    wide = torch.promote_types(like.dtype, torch.float32)
-    i, row, column = (
-        torch.arange(n, device=like.device, dtype=wide) for n in (quarter, rows, columns)
-    )
-    w = torch.exp(-math.log(1e4) / quarter * i)
-    at_row = row.repeat_interleave(columns)[:, None] * w
-    at_column = column.repeat(rows)[:, None] * w
-    parts = [at_row.sin(), at_row.cos(), at_column.sin(), at_column.cos()]
-    return torch.cat(parts, dim=1).to(like.dtype)
 
 
 def _modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

@@ -174,6 +174,25 @@ def check_counts(classes: int | None, augments: int | None, embed: int | None) -
         )
 
 
+def positions(rows: int, columns: int, like: Tensor) -> Tensor:
+    """Sines and cosines of rows and columns, (rows columns, width) for ``like`` (..., width).
+
+    The frequencies are 10000^(-4 i / width), i < width / 4, for each coordinate; zeros fill up a
+    width that is no multiple of 4. Attention Is All
+    You Need, arXiv 1706.03762, section 3.5.
+    """
+    quarter = like.shape[-1] // 4
+    wide = torch.promote_types(like.dtype, torch.float32)
+    i, row, column = (
+        torch.arange(n, device=like.device, dtype=wide) for n in (quarter, rows, columns)
+    )
+    w = torch.exp(-math.log(1e4) / max(quarter, 1) * i)
+    at_row = row.repeat_interleave(columns)[:, None] * w
+    at_column = column.repeat(rows)[:, None] * w
+    parts = [at_row.sin(), at_row.cos(), at_column.sin(), at_column.cos()]
+    return F.pad(torch.cat(parts, dim=1), (0, like.shape[-1] - 4 * quarter)).to(like.dtype)
+
+
 def _pairs(width: int) -> int:
     if width < 2 or width % 2:
         raise ValueError(f"need an even embedding width >= 2, got {width}")

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from scoresde.nn.blocks import attend
 from scoresde.nn.cross import readable
-from scoresde.nn.embeddings import check_counts, gaussian_fourier, sinusoidal
+from scoresde.nn.embeddings import check_counts, gaussian_fourier, positions, sinusoidal
 
 RESIDUAL = 0.3
 """The weight of a branch in its sum with the trunk."""
@@ -115,8 +115,9 @@ class MPAttention(nn.Module):
 class MPCrossAttention(nn.Module):
     """x + gain project(attention(x, context)): the pixels attend to a sequence.
 
-    x is (B, C, H, W), ``context`` (B, L, width) and ``mask`` (B, L) as in ``CrossAttention``. The
-    gain is learned and initially zero. Raises ValueError as ``MPAttention`` does.
+    x is (B, C, H, W), ``context`` (B, L, width) and ``mask`` (B, L) as in ``CrossAttention`` with
+    its positions. The gain is learned and initially zero. Raises ValueError as ``MPAttention``
+    does.
     """
 
     def __init__(self, channels: int, width: int, *, head_channels: int) -> None:
@@ -134,7 +135,8 @@ class MPCrossAttention(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
         context, keys = readable(x, context, mask, self.width)
-        q = torch.unflatten(self.query(x).flatten(2), 1, (self.heads, -1)).transpose(2, 3)
+        place = positions(x.shape[2], x.shape[3], x.movedim(1, -1)).T.reshape(x.shape[1:])
+        q = torch.unflatten(self.query(x + place).flatten(2), 1, (self.heads, -1)).transpose(2, 3)
         kv = torch.unflatten(self.key_value(context), 2, (2, self.heads, -1))
         k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)
         q, k, v = (pixel_norm(each, 3) for each in (q, k, v))

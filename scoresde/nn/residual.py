@@ -106,7 +106,8 @@ class Style:
         """Attention to the context, if there is one. Raises ValueError as ``attention`` does."""
         if self.context is None:
             return None
-        return CrossAttention(channels, self.context, heads=self._heads(channels))
+        heads = self._heads(channels)
+        return CrossAttention(channels, self.context, heads=heads, positions=True)
 
     def _heads(self, channels: int) -> int:
         each = channels if self.head_channels is None else self.head_channels

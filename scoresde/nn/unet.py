@@ -56,7 +56,8 @@ class Stage(nn.Module):
             None
             if context is None
             else nn.ModuleList(
-                CrossAttention(channels, context[0], heads=context[1]) for _ in range(blocks)
+                CrossAttention(channels, context[0], heads=context[1], positions=True)
+                for _ in range(blocks)
             )
         )
 

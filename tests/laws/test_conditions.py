@@ -147,6 +147,15 @@ def test_the_order_of_words_matters():
     assert (told.embed[0] - told.embed[1]).abs().max() > 1e-2
 
 
+def test_the_embedding_also_holds_the_words_without_their_order():
+    tokens = all_conditions()["text"].double()
+    both = tokens(tokens.read(["cat red hat", "hat cat red", "cat red"])).embed[:, 8:]
+    torch.testing.assert_close(both[0], both[1])
+    places = [tokens.places[word] for word in ("cat", "red")]
+    expected = tokens.table.weight[[*places, 1]].sum(0) / math.sqrt(3)
+    torch.testing.assert_close(both[2], expected)
+
+
 def test_words_and_positions_start_at_one_size():
     tokens = Tokens([f"w{k}" for k in range(500)], 60, width=32)
     assert 0.9 < float(tokens.table.weight.detach().std()) < 1.1
@@ -248,7 +257,7 @@ def test_contexts_follow_each_other():
     told = joined([one(one.read("a cat")), two(two.read(["dog", "hat", "a red"]))], 3)
     assert told.context.shape == (3, 5 + 3, 8)
     assert told.mask.sum(1).tolist() == [3 + 2, 3 + 2, 3 + 3]
-    assert told.embed.shape == (3, 16)
+    assert told.embed.shape == (3, one.embed + two.embed)
     with pytest.raises(ValueError, match="different widths"):
         sizes({"one": one, "two": Tokens(WORDS, 2, width=12, heads=2)})
 

@@ -115,3 +115,15 @@ def test_another_mask_is_an_error(mask):
 def test_heads_that_do_not_divide_the_channels_are_an_error():
     with pytest.raises(ValueError, match="heads=3"):
         CrossAttention(8, 6, heads=3)
+
+
+def test_with_positions_pixels_alike_ask_for_what_belongs_to_their_place():
+    torch.manual_seed(0)
+    flat, context = torch.ones(1, 8, 3, 4, dtype=torch.float64), inputs()[1][:1]
+    for positions in (False, True):
+        net = CrossAttention(8, 6, heads=2, positions=positions).double()
+        nn.init.normal_(net.project.weight)
+        out = net(flat, context)
+        assert bool((out - out[..., :1, :1]).abs().amax() > 1e-3) is positions
+    order = torch.tensor([3, 0, 4, 2, 1])
+    assert torch.allclose(net(flat, context[:, order]), net(flat, context), rtol=0, atol=1e-12)
