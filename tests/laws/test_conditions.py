@@ -248,7 +248,7 @@ def test_contexts_follow_each_other():
     told = joined([one(one.read("a cat")), two(two.read(["dog", "hat", "a red"]))], 3)
     assert told.context.shape == (3, 5 + 3, 8)
     assert told.mask.sum(1).tolist() == [3 + 2, 3 + 2, 3 + 3]
-    assert told.embed.shape == (3, 16)
+    assert told.embed.shape == (3, one.embed + two.embed)
     with pytest.raises(ValueError, match="different widths"):
         sizes({"one": one, "two": Tokens(WORDS, 2, width=12, heads=2)})
 
