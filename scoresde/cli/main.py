@@ -37,6 +37,7 @@ COMMANDS = {
         (
             "seed",
             "conditional",
+            "self_conditioning",
             "data",
             "sde",
             "parameterization",
