@@ -25,10 +25,9 @@ class Tokens(Condition):
 
     Every sentence has an end, and nothing said is the end alone. ``context`` are the states of
     words and end; ``embed`` is the state at the end, and beside it the sum of the n words over
-    sqrt(n), from which a network learns what is said sooner than how (docs/conditions.md). Words and their positions start at one size:
-    started much smaller, positions are learned late or never (docs/conditions.md). Words are
-    lower-case runs of letters and digits, or single signs. Raises ValueError for sizes out of
-    range, and an unknown word where it is read.
+    sqrt(n), from which a network learns what is said sooner than how (docs/conditions.md). Words
+    and their positions start at one size. Words are lower-case runs of letters and digits, or
+    single signs. Raises ValueError for sizes out of range, and an unknown word where it is read.
 
     Args:
         words: the vocabulary; of a tokenizer the number of its tokens.
