@@ -1,6 +1,6 @@
 """Pictures from sentences: are they what was said?
 
-    python experiments/sentences.py avatars [--seeds 0 1 2]
+    python experiments/sentences.py avatars [--seeds 0 1 2] [--steps 12500]
     python experiments/sentences.py pairs --mnist FOLDER [--seeds 0 1 2]
 
 Trains the models of configs/avatars.yaml and configs/digit_pairs.yaml, draws pictures from
@@ -49,7 +49,8 @@ def main() -> int:
     parser.add_argument("task", choices=("avatars", "pairs"))
     parser.add_argument("--mnist", help="folder with the four idx files of MNIST")
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2))
-    parser.add_argument("--steps", type=int, help="steps of the training, fewer for a trial")
+    parser.add_argument("--steps", type=int, help="steps of the training; not those of the file")
+    parser.add_argument("--trial", action="store_true", help="store nothing")
     parser.add_argument("--drawn", type=int, default=DRAWN, help="pictures for each figure")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -61,18 +62,21 @@ def main() -> int:
     else:
         if not given.mnist:
             parser.error("pairs need --mnist FOLDER")
-        data = digit_pairs(given.mnist)
+        data = digit_pairs(given.mnist, height=12)
         columns = data.train.columns
         judge = halves_judge(data.train.x, columns["left"], columns["right"])
         one = lambda seed: pairs(data, judge, seed, given.steps, given.drawn)  # noqa: E731
-    runs = []
     for seed in given.seeds:
-        runs.append(one(seed))
-        stored = json.loads(STORE.read_text()) if STORE.exists() else {}
-        stored[given.task] = {"runs": runs, **surroundings()}
-        if given.steps is None:
+        found = one(seed)
+        report(given.task, found)
+        if not given.trial:
+            stored = json.loads(STORE.read_text()) if STORE.exists() else {}
+            before = stored.get(given.task, {}).get("runs", [])
+            key = (found["seed"], found["steps"])
+            runs = [run for run in before if (run["seed"], run["steps"]) != key]
+            runs = sorted([*runs, found], key=lambda run: (run["steps"], run["seed"]))
+            stored[given.task] = {"runs": runs, **surroundings()}
             STORE.write_text(json.dumps(stored, indent=1) + "\n")
-        report(given.task, runs[-1])
     return 0
 
 
@@ -129,7 +133,8 @@ def portraits(data: Dataset, judge: Judge, seed: int, steps: int | None, n: int)
     found["negative"] = {name: removed(data, model, judge, name, n) for name in ("hat", "glasses")}
     found["hidden"] = {f"{scale:g}": hidden(data, model, judge, scale, n) for scale in SCALES}
     columns, rows = SHOWN
-    show(f"avatars{'' if seed == 0 else f'_{seed}'}", data, model, texts[: columns * rows])
+    if seed == 0:
+        show("avatars", data, model, texts[: columns * rows])
     return found
 
 
@@ -192,8 +197,9 @@ def pairs(data: Dataset, judge: Judge, seed: int, steps: int | None, n: int) -> 
                 for name, each in (("right", right_pairs), ("swapped", swapped))
             }
     columns, rows = SHOWN
-    texts = texts_of(data.parts["held_out"]).pick()[: columns * rows]
-    show(f"digit_pairs{'' if seed == 0 else f'_{seed}'}", data, model, texts)
+    if seed == 0:
+        texts = texts_of(data.parts["held_out"]).pick()[: columns * rows]
+        show("digit_pairs", data, model, texts)
     return found
 
 

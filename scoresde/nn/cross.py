@@ -15,10 +15,11 @@ class CrossAttention(nn.Module):
     x is (B, channels, H, W) and ``context`` (B, L, width), whose order has no meaning here. With
     ``positions`` a pixel asks with sines and cosines of its row and column added, so that it can
     ask for what belongs to its place; without them a model learns which things are said long
-    before where they belong (docs/conditions.md). Entries whose ``mask`` (B, L) is false have no influence, even if they are NaN. Without other entries
-    the block returns x; it also does so initially, because the projection is zero. Raises
-    ValueError unless heads divides the channels, or for other shapes. High-Resolution Image
-    Synthesis with Latent Diffusion Models, arXiv 2112.10752, section 3.3.
+    before where they belong (docs/conditions.md). Entries whose ``mask`` (B, L) is false have no
+    influence, even if they are NaN. Without other entries the block returns x; it also does so
+    initially, because the projection is zero. Raises ValueError unless heads divides the channels,
+    or for other shapes. High-Resolution Image Synthesis with Latent Diffusion Models, arXiv
+    2112.10752, section 3.3.
     """
 
     def __init__(self, channels: int, width: int, *, heads: int, positions: bool = False) -> None:
