@@ -24,10 +24,9 @@ class Tokens(Condition):
     """The states of a small transformer on the words of a sentence, trained with the model.
 
     Every sentence has an end, and nothing said is the end alone. ``context`` are the states of
-    words and end; ``embed`` is the state at the end, and beside it the sum of the n words over
-    sqrt(n), from which a network learns what is said sooner than how (docs/conditions.md). Words
-    and their positions start at one size. Words are lower-case runs of letters and digits, or
-    single signs. Raises ValueError for sizes out of range, and an unknown word where it is read.
+    words and end. ``embed``, if ``pooled``, is the state at the end, and beside it the sum of the
+    n words over sqrt(n). Words and their positions start at one size. Words are lower-case runs of
+    letters and digits, or single signs. Raises ValueError for sizes out of range, and an unknown word where it is read.
 
     Args:
         words: the vocabulary; of a tokenizer the number of its tokens.
@@ -37,6 +36,8 @@ class Tokens(Condition):
         width: width of the states.
         depth: layers of the transformer.
         heads: heads of its attention.
+        pooled: also add the sentence as a whole to the noise level: what it names is learned
+            sooner, but the order of its words later.
         unknown: an unknown word is refused, or left out.
         dropout: fraction of the training examples without their sentence.
         rules: the text of the tokenizer.json.
@@ -53,6 +54,7 @@ class Tokens(Condition):
         width: Annotated[int, Range(ge=4)] = 64,
         depth: Natural = 2,
         heads: Count = 4,
+        pooled: bool = True,
         unknown: Literal["refuse", "ignore"] = "refuse",
         dropout: Fraction = 0.1,
         rules: str | None = None,
@@ -66,7 +68,8 @@ class Tokens(Condition):
         if count < 1 or (rules is None and len(self.places) < count):
             raise ValueError("need a vocabulary of different words")
         self.longest, self.unknown, self.dropout = longest, unknown, dropout
-        self.embed, self.context = 2 * width, width
+        self.pooled, self.context = pooled, width
+        self.embed = 2 * width if pooled else 0
         self.table = nn.Embedding(FIRST + count, width)
         self.positions = nn.Parameter(torch.randn(longest + 1, width))
         self.layers = nn.ModuleList(Layer(width, heads) for _ in range(depth))
@@ -122,6 +125,8 @@ class Tokens(Condition):
         for layer in self.layers:
             h = layer(h, mask)
         h = F.layer_norm(h, h.shape[-1:])
+        if not self.pooled:
+            return Joined(context=h, mask=mask)
         end = h[torch.arange(len(y), device=y.device), (y == END).int().argmax(1)]
         bag = (words * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True).sqrt()
         return Joined(embed=torch.cat([end, bag], 1), context=h, mask=mask)

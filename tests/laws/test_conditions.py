@@ -154,6 +154,9 @@ def test_the_embedding_also_holds_the_words_without_their_order():
     places = [tokens.places[word] for word in ("cat", "red")]
     expected = tokens.table.weight[[*places, 1]].sum(0) / math.sqrt(3)
     torch.testing.assert_close(both[2], expected)
+    plain = Tokens(WORDS, 4, width=8, heads=2, pooled=False)
+    assert plain(plain.read("cat")).embed is None
+    assert sizes({"text": plain})["embed"] is None
 
 
 def test_words_and_positions_start_at_one_size():
