@@ -26,7 +26,8 @@ class Tokens(Condition):
     Every sentence has an end, and nothing said is the end alone. ``context`` are the states of
     words and end. ``embed``, if ``pooled``, is the state at the end, and beside it the sum of the
     n words over sqrt(n). Words and their positions start at one size. Words are lower-case runs of
-    letters and digits, or single signs. Raises ValueError for sizes out of range, and an unknown word where it is read.
+    letters and digits, or single signs. Raises ValueError for sizes out of range, and an unknown
+    word where it is read.
 
     Args:
         words: the vocabulary; of a tokenizer the number of its tokens.
