@@ -143,10 +143,7 @@ def removed(data: Dataset, model: Any, judge: Judge, name: str, n: int) -> dict[
 
     Without guidance they show it as often as the data do; then it is said against.
     """
-    none = data.words[name].index("none")
-    pattern = r"(a \w+ person with \w+ skin, \w+ \w+ hair),? (?:and )?(an? \w+ shirt)"
-    found = (re.match(pattern, text) for text in texts_of(data.test).pick()[:n])
-    said = [f"{match[1]} and {match[2]}" for match in found if match]
+    none, said = data.words[name].index("none"), open_sentences(data, n)
     against = {"hat": "a person with a hat", "glasses": "a person with glasses"}[name]
 
     def share(scale: float, negative: str | None) -> float:
@@ -161,20 +158,28 @@ def removed(data: Dataset, model: Any, judge: Judge, name: str, n: int) -> dict[
     }
 
 
+def open_sentences(data: Dataset, n: int) -> list[str]:
+    """Sentences about hair and shirt, which leave glasses, beards and hats open."""
+    pattern = r"(a \w+ person with \w+ skin, \w+ \w+ hair),? (?:and )?(an? \w+ shirt)"
+    found = (re.match(pattern, text) for text in texts_of(data.test).pick()[:n])
+    return [f"{match[1]} and {match[2]}" for match in found if match]
+
+
 def hidden(data: Dataset, model: Any, judge: Judge, scale: float, n: int) -> float:
     """How often both attributes of the combination that was never trained are right."""
-    texts = texts_of(data.test).pick()
-    asked = [
-        re.sub(r"\b\w+ hair", HIDDEN[0], re.sub(r"\b\w+ shirt", HIDDEN[1], text))
-        for text in texts
-        if re.search(r"\w+ hair", text) and "hat" not in text and "bald" not in text
-    ][:n]
-    asked = [re.sub(r"\ban (?=purple)", "a ", text) for text in asked]
+    asked = hidden_sentences(data, n)
     read = judge.read(drawn(model, asked, scale))
     both = (read["hair"] == data.words["hair"].index("green")) & (
         read["shirt"] == data.words["shirt"].index("purple")
     )
     return float(both.double().mean())
+
+
+def hidden_sentences(data: Dataset, n: int) -> list[str]:
+    """Test sentences without a hat, of the hidden hair and shirt."""
+    texts = [text for text in texts_of(data.test).pick() if "hat" not in text][:n]
+    coloured = (re.sub(r"\w+ hair", HIDDEN[0], text) for text in texts)
+    return [re.sub(r"an? \w+ shirt", f"a {HIDDEN[1]}", text) for text in coloured]
 
 
 # Pairs of digits ---------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import torch
 
 from scoresde import VP
 from scoresde.config import build_dataset, build_model, build_plan, load_config
-from scoresde.data import Dataset, Scaling, Split
+from scoresde.data import Dataset, Scaling, Split, avatars
 from scoresde.evaluation import fit_classifier
 from scoresde.registry import PARAMETERIZATIONS
 from scoresde.testing import Mixture
@@ -117,3 +117,19 @@ def test_the_experiment_for_a_gpu_works_on_a_cpu(script, monkeypatch, tmp_path):
     assert found.keys() >= {"training", "fit", "sampling", "likelihood", "tests"}
     assert found["tests"]["failures"] == []
     assert "left_out" not in found
+
+
+def test_the_hidden_combination_is_asked_for_and_never_trained_on(script):
+    sentences = script("sentences")
+    data = sentences.without_hidden(avatars(partial=0.4))
+    said = sentences.texts_of(data.train).sentences
+    assert not [text for text in said if all(words in text for words in sentences.HIDDEN)]
+    assert 6800 < len(data.train) < 7000
+    words = set(" ".join(said).replace(",", "").split())
+    for text in sentences.hidden_sentences(data, 50):
+        assert all(words in text for words in sentences.HIDDEN)
+        assert set(text.replace(",", "").split()) <= words
+        assert " an purple" not in text
+    for text in sentences.open_sentences(data, 50):
+        assert "shirt" in text
+        assert not any(word in text for word in ("glasses", "hat", "beard", "background"))
