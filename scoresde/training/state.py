@@ -71,6 +71,7 @@ class TrainState:
         if plan.shard:
             for each in state.models:
                 fsdp.split(each.net, plan.rank, device or model.device)
+                each.conditions.to(device or model.device)
             state.optimizer = optimizer()
         if plan.learned_weight:
             state.learned = LearnedWeight(device or model.device)

@@ -23,17 +23,17 @@ def test_a_vector_condition_learns_the_posterior_within_three_percent():
     y = theta @ A.T + NOISE * torch.randn(len(theta), 3, generator=generator)
     condition = Vector(**Vector.measured(y), dropout=0.0)
     torch.manual_seed(0)
-    net = MLP(2, width=128, depth=2, embed=condition.embed)
+    net = MLP(2, width=96, depth=2, embed=condition.embed)
     model = ss.ScoreModel(net, ss.EDM(), edm(1.0), conditions={"y": condition})
     run = ss.train(
         model,
         (theta, {"y": y}),
-        steps=6000,
-        batch=512,
+        steps=8000,
+        batch=1024,
         lr=2e-3,
         warmup=100,
         schedule="cosine",
-        ema=0.999,
+        ema=0.9995,
         times="lognormal",
         progress=silent,
     )
