@@ -43,6 +43,8 @@ class Condition(nn.Module, ABC):
     """Whether y is made of the example itself, by ``derive``, and not of a column of the data."""
     sentences: ClassVar[bool] = False
     """Whether it reads sentences, so that a prompt is meant for it."""
+    classed: ClassVar[bool] = False
+    """Whether it reads classes, which a column of the data may number in another way."""
 
     @staticmethod
     @abstractmethod

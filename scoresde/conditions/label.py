@@ -26,6 +26,8 @@ class Label(Condition):
         dropout: fraction of the training examples without their class.
     """
 
+    classed = True
+
     def __init__(self, classes: int | Sequence[str], *, dropout: Fraction = 0.1) -> None:
         super().__init__()
         check(Label, {"dropout": dropout})
@@ -38,6 +40,8 @@ class Label(Condition):
     @staticmethod
     def measured(values: Any, **settings: Any) -> dict[str, Any]:
         if isinstance(values, Tensor):  # of places
+            if values.ndim != 1 or values.is_floating_point():
+                raise ValueError("need names or whole numbers (N,); a vector takes real numbers")
             return {"classes": [str(k) for k in range(int(values.max()) + 1)]}
         return {"classes": sorted({str(value) for value in values})}
 
@@ -68,7 +72,7 @@ class Label(Condition):
         raise ValueError(f"no class {value!r}; {nearest(str(value), self.classes)}")
 
     def rows(self, column: Tensor) -> Tensor:
-        """Columns of the data hold places."""
+        """Places among the classes of the model."""
         return column.long()
 
     def null(self, n: int) -> Tensor:

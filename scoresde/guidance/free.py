@@ -68,7 +68,7 @@ def free(
     sde = model.sde
     _check_scale(scale)
     scale = scale if callable(scale) else float(scale)
-    times = ALL if interval is None else _times(sde, *interval)
+    times = ALL if interval is None else _times(sde, interval)
     several = not (cond is None or isinstance(cond, Mapping))
     said: Any = cond if several else [(cond, 1.0)]
     if weaker is not None:
@@ -251,10 +251,11 @@ def _denoiser(model: ScoreModel, said: Said | None, name: str) -> Denoiser:
         raise ValueError(f"{name}: {error}") from None
 
 
-def _times(sde: SDE, low: float, high: float) -> tuple[float, float]:
+def _times(sde: SDE, interval: Sequence[float]) -> tuple[float, float]:
     """The times of an interval of sigma / alpha; infinite where it reaches beyond t_max."""
+    low, high = interval if len(interval) == 2 else (math.nan, math.nan)
     if not 0 <= low < high:
-        raise ValueError(f"interval: need 0 <= low < high in sigma / alpha, got {(low, high)}")
+        raise ValueError(f"interval: need 0 <= low < high in sigma / alpha, got {interval}")
     lams = -torch.tensor([low, high], dtype=torch.float64).log()
     end = sde.lam(torch.tensor(sde.t_max, dtype=torch.float64))
     times = sde.time(lams).masked_fill(lams <= end, math.inf)
@@ -268,8 +269,8 @@ def _names(said: Said | None) -> frozenset[str]:
 def _check_scale(scale: Scale) -> None:
     """Raise ValueError for a scale that is not finite, or a function that is not elementwise."""
     if not callable(scale):
-        if not math.isfinite(scale):
-            raise ValueError(f"scale: need a finite number, got {scale}")
+        if isinstance(scale, str) or not hasattr(scale, "__float__") or not math.isfinite(scale):
+            raise ValueError(f"scale: need a finite number, got {scale!r}")
         return
     ratios = torch.tensor([0.1, 1.0, 10.0], dtype=torch.float64)
     for ratio in (ratios[1], ratios):

@@ -139,6 +139,8 @@ def draw(
     if not isinstance(model, ScoreModel):
         raise ValueError(f"model: need a ScoreModel, got {type(model).__name__}")
     _require_whole(num=num, nfe=nfe, batch=batch)
+    if not isinstance(cond, Mapping | None):
+        raise ValueError(f"cond: need a mapping of conditions by name, got {cond!r:.60}")
     told = dict(cond or {})
     if prompt is not None:
         name_of_it = sentence_condition(model, "prompt")

@@ -14,7 +14,7 @@ from scoresde.evaluation import sample_grid, save_png, scatter
 from scoresde.parameterization import ScoreModel
 from scoresde.samplers import Heun, per_sample_noise, sample, starting_noise
 from scoresde.samplers.grids import karras
-from scoresde.training.said import columns_read, said
+from scoresde.training.said import columns_read, said, words_of
 
 STEPS = 12
 ROWS, COLUMNS, POINTS = 8, 8, 1000
@@ -70,7 +70,8 @@ def _told(
     if model.conditions:
         some = dataset.test.take(row % len(dataset.test))
         x0 = dataset.scaling.encode(some.x)
-        told |= said(columns_read(some, model.conditions), x0, model.conditions)
+        some = columns_read(some, model.conditions, words_of(dataset))
+        told |= said(some, x0, model.conditions)
     return told
 
 

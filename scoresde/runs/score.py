@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +29,7 @@ from scoresde.runs.train_setup import takes_labels
 from scoresde.sde import SDE
 from scoresde.solvers import SolverError
 from scoresde.training.held_out import evaluating
-from scoresde.training.said import columns_read
+from scoresde.training.said import columns_read, words_of
 
 FILES = ("likelihood.json", "values.csv", "values.npz", "histogram.png")
 KEEP_SECONDS = 5.0
@@ -199,7 +199,10 @@ def prepared(
             raise ValueError("label: this model was trained without classes; leave it out")
     if not (conditional and model.conditions) or model.classes is not None:
         _require_classes(model, conditional, found, classes, name)
-    found = _columns(model, conditional, found, classes)
+    words = words_of(data) if isinstance(data, Dataset) else {}
+    if classes is not None and not isinstance(data, Drawn):  # whose labels are the model's
+        words["label"] = classes
+    found = _columns(model, conditional, found, classes, words)
     if num is not None:
         if num > len(found):
             raise ValueError(f"num: there are {len(found)} examples, got {num}")
@@ -358,7 +361,11 @@ def _has_classes(model: ScoreModel) -> bool:
 
 
 def _columns(
-    model: ScoreModel, conditional: bool, split: Split, classes: tuple[str, ...] | None
+    model: ScoreModel,
+    conditional: bool,
+    split: Split,
+    classes: tuple[str, ...] | None,
+    words: Mapping[str, tuple[str, ...]],
 ) -> Split:
     """The split with the columns that are told to the model, read.
 
@@ -369,7 +376,7 @@ def _columns(
         if "label" in model.conditions and known not in (None, classes):
             raise ValueError("conditional: these are not the classes of the model; leave it out")
         try:
-            return columns_read(split, model.conditions)
+            return columns_read(split, model.conditions, words)
         except ValueError as error:
             raise ValueError(f"conditional: {error}; leave it out") from None
     for name, condition in model.conditions.items():

@@ -200,7 +200,8 @@ def remarks(run: Run, device: torch.device) -> list[str]:
     """Remarks on the data as they were read, and on settings that have another effect."""
     plan, model = run.plan, run.state.model
     found = [*run.dataset.notes, *described(run.dataset.counts)]
-    if run.dataset.classes is not None and plan.classes is None:
+    told = plan.classes is not None or "label" in model.conditions
+    if run.dataset.classes is not None and not told:
         why = "the network takes no label" if run.config.own else "conditional is false"
         found.append(f"the classes are not learned: {why}")
     if (line := caution(model.parameterization, model.sde)) is not None:

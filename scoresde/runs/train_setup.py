@@ -41,7 +41,7 @@ from scoresde.training import (
 )
 from scoresde.training.distributed import Rank
 from scoresde.training.held_out import evaluating
-from scoresde.training.said import columns_read
+from scoresde.training.said import columns_read, words_of
 
 # Enough for a held-out loss that ranks checkpoints: its numbers are the same at every step.
 HELD_OUT_EVALUATIONS = 2048
@@ -116,7 +116,8 @@ def prepare(
         if not any(p.requires_grad for p in model.parameters()):
             model.requires_grad_(True)  # of ``load``; a model that is frozen in part stays so
         require_fit(model, dataset, plan)
-    split, held_out = _splits(config, columns_read(dataset.train, model.conditions))
+    train = columns_read(dataset.train, model.conditions, words_of(dataset))
+    split, held_out = _splits(config, train)
     if not plan.shard:
         model.to(device)  # what is split never is there as a whole
     cost = flops(model, tuple(dataset.shape), plan.classes)

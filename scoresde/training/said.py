@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import final
 
 import torch
 from torch import Tensor
 
 from scoresde.conditions import Condition
-from scoresde.data import Captions, Split
+from scoresde.data import Captions, Dataset, Split
+from scoresde.data.columns import Column
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Read:
-    """Captions of N examples as ``Condition.read`` gives them, each different sentence once.
+    """Values of N examples as ``Condition.read`` gives them, each different sentence once.
 
     Args:
-        table: y of the different sentences.
+        table: y of the different sentences or classes.
         places: place in the table of every sentence.
         starts: place of the first sentence of each example (N,).
         counts: number of sentences of each example (N,).
@@ -38,6 +40,17 @@ class Read:
         places = torch.tensor([different[sentence] for sentence in sentences])
         table = condition.read(list(different))
         return Read(table, places, captions.chosen(), captions.counts)
+
+    @staticmethod
+    def of_classes(column: Tensor, words: Sequence[str] | None, condition: Condition) -> Read:
+        """Read classes (N,), named by ``words``. Raises ValueError as ``of`` does."""
+        if column.ndim != 1 or column.is_floating_point():
+            raise ValueError("need names or whole numbers (N,); a vector takes real numbers")
+        different, places = column.unique(return_inverse=True)
+        found = different.tolist()
+        named = found if words is None else [condition.written(words[value]) for value in found]
+        each = torch.arange(len(column))
+        return Read(condition.read(named), places, each, torch.ones_like(each))
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -59,12 +72,24 @@ class Read:
         return self.table[self.places[chosen]]
 
 
-def columns_read(split: Split, conditions: Mapping[str, Condition]) -> Split:
-    """The split with the captions that conditions read, and without columns that none reads.
+def words_of(dataset: Dataset) -> dict[str, tuple[str, ...]]:
+    """The names of the values 0, 1, ... of the columns of labels of a data set."""
+    return {**dataset.words, **({} if dataset.classes is None else {"label": dataset.classes})}
 
-    Raises ValueError, naming the condition, if the data lack a column or it cannot be read.
+
+def columns_read(
+    split: Split,
+    conditions: Mapping[str, Condition],
+    words: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> Split:
+    """The split with the captions and classes that conditions read, and no other columns.
+
+    ``words`` name the values 0, 1, ... of columns of labels, so that a class is found by its name
+    where data and model number them in another way. Labels without names are places among the
+    classes of the model. Raises ValueError, naming the condition, if the data lack a column or it
+    cannot be read.
     """
-    found = {}
+    found: dict[str, Column] = {}
     for name, condition in conditions.items():
         if condition.derives:
             continue
@@ -72,11 +97,19 @@ def columns_read(split: Split, conditions: Mapping[str, Condition]) -> Split:
             raise ValueError(f"{name}: the data have no column of this name")
         column = split.conditions[name]
         try:
-            found[name] = Read.of(column, condition) if isinstance(column, Captions) else column
+            if isinstance(column, Captions):
+                found[name] = Read.of(column, condition)
+            elif not isinstance(column, Tensor) or (name == "label" and name not in words):
+                found[name] = column
+            elif condition.classed:
+                found[name] = Read.of_classes(column, words.get(name), condition)
+            else:
+                condition.rows(column[:1])  # says what does not fit
+                found[name] = column
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
-    found.pop("label", None)  # which a split holds apart
-    return replace(split, columns=found)
+    label = found.pop("label", split.label)  # which a split holds apart
+    return replace(split, columns=found, label=label.pick() if isinstance(label, Read) else label)
 
 
 def said(

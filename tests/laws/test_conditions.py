@@ -254,6 +254,53 @@ def test_one_of_several_captions_is_drawn():
     assert torch.equal(said(taken, taken.x, {"text": tokens})["text"], tokens.read(["hat", "cat"]))
 
 
+@pytest.mark.parametrize(
+    ("classes", "column", "words", "expected"),
+    [
+        (["dog", "cat"], [0, 1, 1], ["cat", "dog"], ["cat", "dog", "dog"]),
+        (["cat", "dog", "eel"], [0, 1, 0], ["dog", "eel"], ["dog", "eel", "dog"]),
+        (["3", "7"], [3, 7, 3], None, ["3", "7", "3"]),
+        (["1", "2", "3"], [0, 1, 1], ["1", "3"], ["1", "3", "3"]),
+        (["cat", "dog"], [1, 0, 1], None, ["dog", "cat", "dog"]),
+        (["cat", "dog"], [1, 0, 1], ["0", "1"], ["dog", "cat", "dog"]),
+    ],
+)
+@pytest.mark.parametrize("name", ["kind", "label"])
+def test_a_class_of_the_data_is_that_of_the_model(name, classes, column, words, expected):
+    """Where data and model number the classes in different ways; reading twice is reading once."""
+    if name == "label" and words is None:  # a data set names them
+        words = sorted(map(str, set(column)))
+        column = [words.index(str(value)) for value in column]
+    label = Label(classes)
+    values = torch.tensor(column)
+    named = {name: words} if words else {}
+    x = torch.zeros(3, 2)
+    split = Split(x, values) if name == "label" else Split(x, columns={name: values})
+    once = columns_read(split, {name: label}, named)
+    for read in (once, columns_read(once, {name: label})):
+        assert torch.equal(said(read, x, {name: label})[name], label.read(expected))
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        (torch.tensor([0, 2, 1]), "kind: no class 2"),
+        (torch.tensor([0.0, 0.5, 1.0]), "kind: need names or whole numbers"),
+        (torch.zeros(3, 2, dtype=torch.int64), "kind: need names or whole numbers"),
+    ],
+)
+def test_a_column_of_no_classes_is_refused(column, message):
+    split = Split(torch.zeros(3, 2), columns={"kind": column})
+    with pytest.raises(ValueError, match=message):
+        columns_read(split, {"kind": Label(["cat", "dog"])})
+
+
+def test_a_column_of_another_size_is_refused_by_name():
+    split = Split(torch.zeros(3, 2), columns={"place": torch.zeros(3, 3)})
+    with pytest.raises(ValueError, match="place: need 2 numbers"):
+        columns_read(split, {"place": all_conditions()["place"]})
+
+
 def test_contexts_follow_each_other():
     one = Tokens(WORDS, 4, width=8, heads=2)
     two = Tokens(WORDS, 2, width=8, heads=2)

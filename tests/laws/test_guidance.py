@@ -563,10 +563,13 @@ def wrong(**settings):
     ("call", "message"),
     [
         (wrong(scale=math.nan), "scale: need a finite number"),
+        (wrong(scale="3"), "scale: need a finite number, got '3'"),
+        (wrong(scale=None), "scale: need a finite number, got None"),
         (wrong(scale=lambda ratio: ratio.log() / 0), "scale: need a function"),
         (wrong(scale=lambda ratio: torch.ones(2)), "scale: need a function"),
         (wrong(interval=(2.0, 1.0)), "interval: need 0 <= low < high"),
         (wrong(interval=(math.nan, 1.0)), "interval: need 0 <= low < high"),
+        (wrong(interval=(0.1, 1.0, 2.0)), "interval: need 0 <= low < high"),
         (wrong(rescale=1.5), "need 0 <= rescale <= 1"),
         (wrong(parallel=-0.1), "need 0 <= parallel <= 1"),
         (wrong(norm=0.0), "need norm > 0"),

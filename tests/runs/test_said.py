@@ -116,6 +116,7 @@ def test_a_guided_step_is_one_call_of_twice_the_batch():
         ({"prompt": "hat", "cond": {"text": "a"}}, "prompt: cond has text too"),
         ({"cond": {"txt": "a"}}, "txt: this model has no such condition; did you mean 'text'"),
         ({"cond": {"place": [1.0]}}, "place: need 2 numbers"),
+        ({"cond": "hat"}, "cond: need a mapping of conditions by name, got 'hat'"),
         ({"label": "cow"}, "label: no class 'cow'"),
         ({"label": "cat", "cond": {"label": "dog"}}, "label: cond has it too"),
         ({"prompt": "hat", "negative": "hat"}, "negative: without effect at guidance 1"),
