@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from scoresde.arguments import Count, Positive, check, check_fields
 from scoresde.denoiser import Denoiser
-from scoresde.sde import SDE, floating, sent, unit_alpha
+from scoresde.sde import FAINTEST, SDE, floating, sent, unit_alpha
 
 ADAPTIVE_METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun", "scipy_solver")
 FIXED_STEP_METHODS = (
@@ -131,7 +131,8 @@ def solve_sde(
     require_samples(x)
     sde, flow, x = denoiser.sde, Flow(denoiser), floating(x.detach())
     first, last = time_of(sde, t0), time_of(sde, t1)
-    lam0, lam1 = float(sde.lam(first)), float(sde.lam(last))
+    # Without signal x is the same noise at all lam.
+    lam0, lam1 = max(float(sde.lam(first)), FAINTEST), float(sde.lam(last))
     if not lam0 < lam1:
         raise ValueError(
             "the reverse SDE runs from a noisy t0 to a cleaner t1 < t0; SDE.perturb adds noise"

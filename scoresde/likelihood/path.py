@@ -137,7 +137,8 @@ def path_log_likelihood(
     require_continuous(x)
     sde, x, dim = denoiser.sde, x.detach().double(), x[0].numel()
     limit = default_tolerance(dim) if tolerance is None else tolerance
-    first, last = time_of(sde, sde.t_min if t0 is None else t0), time_of(sde, sde.t_max)
+    # Nodes where x holds no signal would be lost.
+    first, last = time_of(sde, sde.t_min if t0 is None else t0), sde.time(sde.span(sde.t_min)[0])
     if not first < last:
         raise ValueError(f"t0: need a time below t_max={float(last):g}, got {float(first):g}")
     path = _Path(denoiser, x, probing, prior, first, last, nodes, between, limit)

@@ -130,7 +130,7 @@ def compare(
     x = starting_noise(
         model.sde, torch.empty(num, *shape, device=model.device), per_sample_noise(seeds)
     )
-    denoiser = without_class(model)
+    denoiser = without_class(model, num)
     exact, nfe = _reference(denoiser, x, tolerance)
     with progress(len(found), "samplers") as advance:
         trials = tuple(_trial(each, denoiser, x, exact, seeds, advance) for each in found)

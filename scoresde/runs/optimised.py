@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from scoresde.arguments import arguments
 from scoresde.config import Section
 from scoresde.convergence import draws_noise
 from scoresde.denoiser import Denoiser
 from scoresde.parameterization import ScoreModel
-from scoresde.progress import Advance, Progress, silent
+from scoresde.progress import Progress, silent
 from scoresde.registry import GRIDS, SELF_PACED, STEPS, build_step
 from scoresde.registry.grid_files import StoredGrid, described, load_grid, save_grid
 from scoresde.samplers import Grid, Step, per_sample_noise, suited_grid
@@ -90,10 +89,15 @@ def optimised_grid(
     x = x * float(model.sde.prior().stddev)
     label = f"{search.name}: network calls to optimise the grid"
     with progress(search.budget, label) as advance:
-        denoiser = _counted(without_class(model), len(x), advance)
         bases: tuple[Grid, ...] = suited_grid(search.step, model.std), *STANDARD[1:]
         found = search_grid(
-            denoiser, search.step, search.steps, x, budget=search.budget, candidates=bases
+            without_class(model, len(x)),
+            search.step,
+            search.steps,
+            x,
+            budget=search.budget,
+            candidates=bases,
+            advance=advance,
         )
     gain = math.exp(found.loss_before - found.loss)
     note = (
@@ -116,8 +120,8 @@ def optimised_grid(
     return load_grid(path), f"{note}: {path}"
 
 
-def without_class(model: ScoreModel) -> Denoiser:
-    """Unconditional denoiser; a model that needs classes gets all of them in turn.
+def without_class(model: ScoreModel, n: int) -> Denoiser:
+    """Unconditional denoiser; the n samples of a model that needs classes get them in turn.
 
     Raises ValueError for a model that never learned to do without a condition.
     """
@@ -130,12 +134,7 @@ def without_class(model: ScoreModel) -> Denoiser:
             )
     if config is None or not config.conditional or config.train.label_dropout:
         return model.denoiser()
-
-    def predict(x: Tensor, t: Tensor) -> Tensor:
-        label = torch.arange(len(x), device=model.device) % len(data.classes)
-        return model.denoiser(label=label)(x, t)
-
-    return Denoiser(model.sde, predict)
+    return model.denoiser(label=torch.arange(n) % len(data.classes))
 
 
 def _name(model: ScoreModel, search: GridSearch) -> str:
@@ -147,17 +146,3 @@ def _name(model: ScoreModel, search: GridSearch) -> str:
     }
     weights = {name: w.cpu() for name, w in model.state_dict().items()}
     return f"{search.name}-{search.steps}-{fingerprint(about, weights)[:12]}.json"
-
-
-def _counted(denoiser: Denoiser, starts: int, advance: Advance) -> Denoiser:
-    """The denoiser, which advances by one after every ``starts`` samples."""
-    samples = 0
-
-    def predict(x: Tensor, t: Tensor) -> Tensor:
-        nonlocal samples
-        samples += len(x)
-        whole, samples = divmod(samples, starts)
-        advance(whole)
-        return denoiser(x, t)
-
-    return replace(denoiser, predict=predict)

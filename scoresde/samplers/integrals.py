@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scoresde.samplers.kernels import Marginal
-from scoresde.sde import SDE
+from scoresde.sde import FAINTEST, SDE
 
 Array = NDArray[np.float64]
 Weights = tuple[float, ...]
@@ -148,8 +148,11 @@ EPS, X0, V = Epsilon(), Data(), Velocity()
 
 
 def regular(*marginals: Marginal) -> bool:
-    """True if alpha and sigma are positive; otherwise only the first-order step is defined."""
-    return all(math.isfinite(marginal.lam) for marginal in marginals)
+    """True if x holds signal and noise; otherwise only the first-order step is of use.
+
+    Noise predictions divide by alpha, which multiplies rounding errors where there is no signal.
+    """
+    return all(FAINTEST <= marginal.lam < math.inf for marginal in marginals)
 
 
 def advance(

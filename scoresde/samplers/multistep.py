@@ -45,8 +45,8 @@ class Multistep:
     Each step makes one call. Without ``start`` the number of evaluations grows from one, which
     limits the order to 2. With ``start``, that single step is the first one and costs one more
     call per inner node. Its last inner evaluation enters the history, so order points - 1 of
-    ``start`` suffices for order ``points``. A step at alpha = 0 or sigma = 0 is the DDIM step and
-    clears the history.
+    ``start`` suffices for order ``points``. A step where x holds no signal or no noise is the DDIM
+    step and clears the history.
     Raises ValueError unless 1 <= points <= 4 and ``start`` has the same prediction.
     """
 

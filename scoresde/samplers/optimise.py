@@ -99,10 +99,14 @@ def search_grid(
     t_end: float | None = None,
     budget: int = 20_000,
     candidates: Sequence[Grid] = STANDARD,
+    advance: Callable[[int], None] = lambda calls: None,
 ) -> Optimised:
-    """Like ``optimise_grid``, but also returns the losses and the number of calls."""
+    """Like ``optimise_grid``, but also returns the losses and the number of calls.
+
+    ``advance`` is called with every number of further calls.
+    """
     _check(denoiser.sde, starts, t_end, candidates)
-    calls, rows = _Counted(len(starts)), np.arange(len(starts))
+    calls, rows = _Counted(len(starts), advance), np.arange(len(starts))
     exact = _reference(calls.on(denoiser), starts, n, budget)
     whole = _Problem(denoiser, calls, step, starts, t_end, exact, rows, np.ones(len(rows)))
     bases = [whole.logs(grid(denoiser.sde, n)) for grid in candidates]
@@ -139,11 +143,17 @@ class _Counted:
     """Counts the calls of denoisers, in units of a call for all starts."""
 
     starts: int
-    count: float = field(default=0, init=False)
+    advance: Callable[[int], None]
+    samples: int = field(default=0, init=False)
+
+    @property
+    def count(self) -> float:
+        return self.samples / self.starts
 
     def on(self, denoiser: Denoiser) -> Denoiser:
         def predict(x: Tensor, t: Tensor) -> Tensor:
-            self.count += len(x) / self.starts
+            before, self.samples = self.samples, self.samples + len(x)
+            self.advance(self.samples // self.starts - before // self.starts)
             return denoiser(x, t)
 
         return dataclasses.replace(denoiser, predict=predict)

@@ -62,7 +62,7 @@ THIRDS = Scheme(3, (1 / 3, 2 / 3), ((0,), (0, 1), (0, 2)))
 class SingleStep:
     """A scheme on the probability flow, in the variables of a prediction.
 
-    A step that starts or ends at alpha = 0 or sigma = 0 is the DDIM step and makes one call.
+    A step from or to where x holds no signal or no noise is the DDIM step and makes one call.
     """
 
     prediction: Prediction

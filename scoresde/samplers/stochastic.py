@@ -15,6 +15,7 @@ from torch import Tensor
 
 from scoresde.arguments import Open, Probability, check_fields
 from scoresde.denoiser import Denoiser
+from scoresde.samplers.integrals import regular
 from scoresde.samplers.kernels import (
     Marginal,
     combine,
@@ -57,7 +58,7 @@ class DPM2A:
         at, to = marginals(denoiser.sde, t, s, self.eta > 0)
         down, up = split(at, to, self.eta)
         x0 = denoiser(x, t)
-        if not math.isfinite(down.lam - at.lam):
+        if not regular(at, down):
             return noised(flow_step(x, x0, at, down), up, noise, t, s), None
         m = _middle(denoiser.sde, at, down, s, self.eta)
         mid = marginal(denoiser.sde, m)
@@ -139,7 +140,7 @@ class DPMppSDE:
         at, to = marginals(denoiser.sde, t, s, self.eta > 0)
         x0 = denoiser(x, t)
         down, up = split(at, to, self.eta)
-        if not math.isfinite(down.lam - at.lam):
+        if not regular(at, down):
             return noised(flow_step(x, x0, at, down), up, noise, t, s), None
         m = time_at(denoiser.sde, at.lam + self.r * (to.lam - at.lam))
         mid = marginal(denoiser.sde, m)

@@ -92,7 +92,7 @@ class StochasticMultistep:
     """Extrapolates the drift through up to ``points`` evaluations and draws the exact noise.
 
     Each step makes one call. The number of evaluations grows from one, which limits the order to
-    2. A step at alpha = 0 or sigma = 0 is of first order and clears the history. ``eta`` = 0 is
+    2. A step where x holds no signal or no noise is of first order and clears the history. ``eta`` = 0 is
     ``Multistep`` without noise.
     Raises ValueError unless 1 <= points <= 4, eta >= 0 and std >= 0.
     """
@@ -234,7 +234,7 @@ class SASolver:
 def _unbounded(
     x: Tensor, x0: Tensor, at: Marginal, to: Marginal, eta: float
 ) -> tuple[Tensor, float]:
-    """Mean and standard deviation of a step from alpha = 0 or to sigma = 0 (infinite in lam)."""
+    """Mean and standard deviation of a step from no signal or to no noise."""
     if not eta:
         return flow_step(x, x0, at, to), 0.0
     return flow_step(x, x0, at, Marginal(to.alpha, 0.0, math.inf)), to.sigma

@@ -90,16 +90,17 @@ class TestScores:
     @pytest.mark.parametrize("trace", ["exact", "hutchinson"])
     def test_a_score_depends_on_its_example_and_the_seed_alone(self, wild, trace, method):
         run = load_run(wild)
-        split = build_dataset(run.config.data).test.take(torch.arange(5))
+        split = build_dataset(run.config.data).test.take(torch.arange(3))
         steps = 4 if method == "rk4" else 12
         settings = {"trace": trace, "method": method, "steps": steps, "repeats": 2}
+        settings |= {"check": 0, "tolerance": 1e6}  # finer paths of a wild network are long
 
         def bits(batch: int, seed: int) -> torch.Tensor:
             chosen = Scoring(**settings, batch=batch)
             return library.score(run.model, split, settings=chosen, seed=seed).bits
 
-        assert torch.allclose(bits(2, 0), bits(5, 0), rtol=1e-5)
-        assert not torch.allclose(bits(5, 0), bits(5, 1), rtol=1e-5)
+        assert torch.allclose(bits(2, 0), bits(3, 0), rtol=1e-5)
+        assert not torch.allclose(bits(3, 0), bits(3, 1), rtol=1e-5)
 
     def test_repeats_average_the_draws(self, images):
         run = load_run(images)

@@ -9,7 +9,8 @@ from scoresde import Cosine, DiscreteVP, ScoreModel, betas, sample
 from scoresde.config import build_sde, config_from
 from scoresde.nn import MLP
 from scoresde.parameterization import edm, eps, flow, score, v, x0
-from scoresde.samplers import DDIM, ddpm, grids, white_noise
+from scoresde.registry import STEPS, build_step, grid_steps
+from scoresde.samplers import DDIM, ArctanGrid, ddpm, grids, white_noise
 from scoresde.testing import Gaussian
 from scoresde.training.losses import dsm_loss, held_out_times, sigma2
 from scoresde.training.times import LogSNR
@@ -30,6 +31,7 @@ MAKERS = [
     betas.laplace(),
     betas.given(betas.cosine()(N)),
 ]
+COARSE = ("euler_maruyama", "reverse_diffusion", "pc", "annealed_langevin", "dpm_adaptive")
 BARE = pytest.mark.parametrize("parameterization", [v, x0, flow, edm(0.5)])
 
 
@@ -169,6 +171,20 @@ class TestWithoutSignal:
         assert abs(float(found[bare()].mean()) - 40) < 0.02
         if isinstance(step, DDIM) and step.eta == 0:
             assert abs(float(found[rest].mean()) - 40) > 0.05
+
+    @pytest.mark.parametrize("kind", [k for k in STEPS if k not in COARSE])
+    @pytest.mark.parametrize("grid", [grids.trailing(), ArctanGrid()], ids=["trailing", "arctan"])
+    def test_every_step_leaves_the_noise(self, kind, grid):
+        """It keeps the spread of the table with a rest of signal, in float32."""
+        x = torch.special.ndtri((torch.arange(200, dtype=F64) + 0.5) / 200)[:, None].float()
+        step = build_step(kind, {}, 20)
+        spread = []
+        for sde in (bare(), DiscreteVP()):
+            denoiser = Gaussian(torch.zeros(1), torch.tensor(0.25)).denoiser(sde)
+            noise = white_noise(torch.Generator().manual_seed(0))
+            ts = grid(sde, grid_steps(step, 20))
+            spread.append(float(sample(denoiser, x, ts, step, noise).std()))
+        assert spread[0] == pytest.approx(spread[1], rel=0.1)
 
 
 class TestShiftedCosine:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from scoresde import parameterization, registry
 from scoresde.data import Scaling
 from scoresde.nn import MLP
 from scoresde.runs.draw import Drawn, draw
+from scoresde.runs.optimised import without_class
 from scoresde.samplers import DDIM, Heun, grids, per_sample_noise, recommended
 from scoresde.training.checkpoint import DataDescription
 
@@ -157,6 +159,17 @@ class TestCalls:
         assert torch.equal(
             found.x, draw(model, 2, step="ddim", grid="optimised", nfe=5, shape=(D,)).x
         )
+
+    def test_paths_of_a_model_that_needs_classes_keep_theirs_in_a_part_of_the_batch(self):
+        """The search of a grid compares some of the paths with those of the whole batch."""
+        model = wild(("a", "b", "c"))
+        train = SimpleNamespace(label_dropout=0.0)
+        model.config = SimpleNamespace(conditional=True, train=train)
+        x, t, rows = torch.randn(7, D), torch.tensor(0.5), torch.tensor([1, 2, 6])
+        denoiser = without_class(model, 7)
+        whole = denoiser(x, t)
+        assert not torch.allclose(whole, model.denoiser(label=0)(x, t))
+        torch.testing.assert_close(denoiser.among(rows, 7)(x[rows], t), whole[rows])
 
 
 class TestLabels:
