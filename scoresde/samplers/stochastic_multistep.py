@@ -92,8 +92,8 @@ class StochasticMultistep:
     """Extrapolates the drift through up to ``points`` evaluations and draws the exact noise.
 
     Each step makes one call. The number of evaluations grows from one, which limits the order to
-    2. A step where x holds no signal or no noise is of first order and clears the history. ``eta`` = 0 is
-    ``Multistep`` without noise.
+    2. A step where x holds no signal or no noise is of first order and clears the history. With
+    ``eta`` = 0 it is ``Multistep`` without noise.
     Raises ValueError unless 1 <= points <= 4, eta >= 0 and std >= 0.
     """
 

@@ -4,13 +4,16 @@ import math
 
 import pytest
 import torch
+from torch.distributions import Normal
 
 from scoresde import Cosine, DiscreteVP, ScoreModel, betas, sample
 from scoresde.config import build_sde, config_from
+from scoresde.likelihood import path_log_likelihood
 from scoresde.nn import MLP
 from scoresde.parameterization import edm, eps, flow, score, v, x0
 from scoresde.registry import STEPS, build_step, grid_steps
 from scoresde.samplers import DDIM, ArctanGrid, ddpm, grids, white_noise
+from scoresde.solvers import solve_sde
 from scoresde.testing import Gaussian
 from scoresde.training.losses import dsm_loss, held_out_times, sigma2
 from scoresde.training.times import LogSNR
@@ -185,6 +188,19 @@ class TestWithoutSignal:
             ts = grid(sde, grid_steps(step, 20))
             spread.append(float(sample(denoiser, x, ts, step, noise).std()))
         assert spread[0] == pytest.approx(spread[1], rel=0.1)
+
+    def test_solvers_in_lam_pass_over_the_noise(self):
+        law = Gaussian(torch.tensor([0.4, -0.2], dtype=F64), torch.tensor(0.25, dtype=F64))
+        denoiser = law.denoiser(bare())
+        x = torch.randn(4, 2, dtype=F64, generator=torch.Generator().manual_seed(0))
+        found = path_log_likelihood(denoiser, x)
+        t = torch.tensor(bare().t_min, dtype=F64)
+        std = (0.25 * bare().alpha(t) ** 2 + bare().sigma(t) ** 2).sqrt()
+        exact = Normal(bare().alpha(t) * law.mean, std).log_prob(x).sum(1)
+        torch.testing.assert_close(found.log_prob, exact, rtol=0, atol=0.05)
+        assert found.nfe < 80  # of one solve: no sample has to be solved again
+        end = solve_sde(denoiser, x, 1.0, bare().t_eps, 40, seed=0)
+        assert float(end.abs().max()) < 5
 
 
 class TestShiftedCosine:
