@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -108,7 +108,7 @@ def columns_read(
                 found[name] = column
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
-    label = found.pop("label", split.label)  # which a split holds apart
+    label: Any = found.pop("label", split.label)  # which a split holds apart
     return replace(split, columns=found, label=label.pick() if isinstance(label, Read) else label)
 
 
