@@ -87,6 +87,8 @@ class Tokens(Condition):
             return {"words": made.get_vocab_size(), "longest": max(longest, 1), "rules": rules}
         split = [split_words(sentence) for sentence in set(sentences)]
         words = sorted({word for sentence in split for word in sentence})
+        if not words:
+            raise ValueError("every sentence is empty; give sentences, or leave the condition out")
         return {"words": words, "longest": max(1, max(map(len, split), default=1))}
 
     def read(self, values: Any) -> Tensor:

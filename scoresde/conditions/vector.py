@@ -65,7 +65,10 @@ class Vector(Condition):
         given = values if isinstance(values, Tensor) else None
         if torch.isinf(found).any() or (given is not None and torch.isnan(found).any()):
             raise ValueError("need finite numbers, got NaN or infinity")
-        return (found - self.mean) / self.std
+        found = (found - self.mean) / self.std
+        if (found.abs() > torch.finfo(torch.float32).max).any():
+            raise ValueError("a number is too far from those of the training data; check it")
+        return found
 
     def takes(self) -> str:
         means = ", ".join(f"{m:.3g} +- {s:.3g}" for m, s in zip(self.mean, self.std, strict=True))

@@ -301,6 +301,16 @@ def test_a_column_of_another_size_is_refused_by_name():
         columns_read(split, {"place": all_conditions()["place"]})
 
 
+def test_sentences_without_words_are_no_vocabulary():
+    with pytest.raises(ValueError, match="every sentence is empty; give sentences"):
+        Tokens.measured(["", " "])
+
+
+def test_a_number_that_no_network_can_take_is_refused():
+    with pytest.raises(ValueError, match="too far from those of the training data"):
+        Vector([0.0], [1.0]).read(1e300)
+
+
 def test_contexts_follow_each_other():
     one = Tokens(WORDS, 4, width=8, heads=2)
     two = Tokens(WORDS, 2, width=8, heads=2)
