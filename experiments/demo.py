@@ -157,12 +157,17 @@ def drawn(model: ss.ScoreModel, texts: list[str], scale: float, **more: Any) -> 
 
 
 def without(model: ss.ScoreModel, judge: Judge, dataset: Dataset, name: str) -> dict[str, float]:
-    """How many portraits of "a person" lack a hat or glasses, and with it said against."""
-    none, texts = dataset.words[name].index("none"), ["a person"] * 100
+    """How many portraits of "a person" lack a hat or glasses, and with it said against.
+
+    Sunglasses are no glasses: they are a word of their own.
+    """
+    words, texts = dataset.words[name], ["a person"] * 100
+    others = ("none", "sunglasses")
+    present = torch.tensor([k for k, word in enumerate(words) if word not in others])
 
     def share(negative: str | None, scale: float) -> float:
         found = judge.read(drawn(model, texts, scale, negative=negative))[name]
-        return float((found == none).double().mean())
+        return 1 - float(torch.isin(found, present).double().mean())
 
     return {"said_nothing": share(None, 1.0), "said_against": share(AGAINST[name], SCALE)}
 
