@@ -27,7 +27,8 @@ FOURTH = 0.3  # order 4 shows on finer grids than these
 FURTHER: Mapping[str, Sequence[Mapping[str, Any]]] = {
     "recommended": [{"eta": 0.5}],
     "heun": [{"s_churn": 3.0}],
-    "ddim": [{"eta": 1.0}],
+    "ddim": [{"eta": 1.0}, {"eta": 1.0, "variance": "large"}],
+    "ddpm": [{"variance": "large"}],
     "sa_solver": [{"tau": 0.5}, {"predictor": 3, "corrector": 3}],
     "eab_sde": [{"std": 0.5}],
 }

@@ -660,7 +660,7 @@ def test_previews_follow_the_weights_alone(tmp_path, finished):
         torch.rand(3)
         assert save_preview(tmp_path / name, model, data, 2)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    few, more = (draw(model, n, (2,), None) for n in (3, 5))
+    few, more = (draw(model, n, (2,), {}) for n in (3, 5))
     torch.testing.assert_close(few, more[:3])
 
 
