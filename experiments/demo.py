@@ -77,6 +77,9 @@ def demonstrate(out: Path) -> dict[str, Any]:
     say(1, f"training by {CONFIG.name}, in {out}")
     resume = RunFolder(out).is_run()
     run = ss.train(CONFIG, out=out, steps=STEPS, resume=resume, progress=bar)
+    if run.stopped:
+        print("stopped in the training; the same command goes on", file=sys.stderr)
+        raise SystemExit(130)
     trained = time.perf_counter()
     model, dataset = ss.load(out), avatars()
     say(2, "fitting a judge on the training portraits, which is to read the drawn ones")

@@ -80,6 +80,9 @@ def demonstrate(out: Path) -> dict[str, Any]:
     started = time.perf_counter()
     say(1, f"training by {CONFIG.name}, in {out}")
     run = ss.train(CONFIG, out=out, resume=RunFolder(out).is_run(), progress=bar)
+    if run.stopped:
+        print("stopped in the training; the same command goes on", file=sys.stderr)
+        raise SystemExit(130)
     trained = time.perf_counter()
     model, dataset = ss.load(out), digits()
     say(2, "fitting a classifier on the training images, which is to judge the samples")
