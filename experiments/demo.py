@@ -10,18 +10,13 @@ on where it was.
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
-import shutil
-import sys
 import textwrap
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
+from demonstration import CONFIGS, demonstrate, say, spent, trained
 from rich.table import Table
 from torch import Tensor
 
@@ -29,12 +24,10 @@ import scoresde as ss
 from scoresde.data import Captions, Dataset, Split, avatars
 from scoresde.evaluation import Judge, attribute_judge, copy_rate
 from scoresde.progress import bar
-from scoresde.runs.folder import RunFolder
 from scoresde.runs.pictures import Recorder, pixels
 from scoresde.training import describe
 
-RESULTS = Path(__file__).parent / "results"
-CONFIG = Path(__file__).parent.parent / "configs" / "avatars.yaml"
+CONFIG = CONFIGS / "avatars.yaml"
 STEPS = 3000  # fewer than the configuration's, for all to end within six minutes
 SCALE = 3.0
 SCALES = (1.0, 2.0, SCALE)
@@ -49,38 +42,11 @@ SHOWN = 6  # portraits of each saying
 AGAINST = {"hat": "a person with a hat", "glasses": "a person with glasses"}
 
 
-def main() -> int:
-    """Parse, demonstrate, print the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="the run folder")
-    parser.add_argument("--store", action="store_true", help="renew the numbers of the README")
-    arguments = parser.parse_args()
-    out: Path = arguments.out
-    try:
-        report = demonstrate(out)
-    except (ValueError, RuntimeError, OSError) as error:
-        print(f"demo: error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ValueError) else 1
-    (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    if arguments.store:
-        shutil.copy(out / "report.json", RESULTS / "demo.json")
-        shutil.copy(out / "said.png", RESULTS / "demo.png")
-    Console().print(table(report))
-    print(spent(report))
-    print(f"pictures and report.json are in {out}")
-    return 0
-
-
-def demonstrate(out: Path) -> dict[str, Any]:
+def work(out: Path) -> dict[str, Any]:
     """Train (or go on), draw, judge and score; the report."""
     started = time.perf_counter()
-    say(1, f"training by {CONFIG.name}, in {out}")
-    resume = RunFolder(out).is_run()
-    run = ss.train(CONFIG, out=out, steps=STEPS, resume=resume, progress=bar)
-    if run.stopped:
-        print("stopped in the training; the same command goes on", file=sys.stderr)
-        raise SystemExit(130)
-    trained = time.perf_counter()
+    run = trained(CONFIG, out, STEPS)
+    learned = time.perf_counter()
     model, dataset = ss.load(out), avatars()
     say(2, "fitting a judge on the training portraits, which is to read the drawn ones")
     with bar(FITTED, "steps of the judge") as advance:
@@ -125,18 +91,8 @@ def demonstrate(out: Path) -> dict[str, Any]:
         "scored": SCORED,
         "parameters": sum(p.numel() for p in model.parameters()),
         "step": run.step,
-        "training_seconds": trained - started,
-        "sampling_seconds": sampled - trained,
-        "scoring_seconds": ended - sampled,
-        "seconds": ended - started,
-        "machine": f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
-        "torch": torch.__version__,
+        **spent(started, learned, sampled, ended),
     }
-
-
-def say(part: int, text: str) -> None:
-    """A line that names a part of the demonstration."""
-    print(f"{part}/4  {text}", flush=True)
 
 
 def texts_of(split: Split) -> Captions:
@@ -242,12 +198,5 @@ def table(r: dict[str, Any]) -> Table:
     return page
 
 
-def spent(r: dict[str, Any]) -> str:
-    """Where the time went."""
-    parts = ("training", "sampling", "scoring")
-    listed = ", ".join(f"{r[f'{part}_seconds']:.0f} {part}" for part in parts)
-    return f"{r['seconds']:.0f} seconds: {listed}"
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(demonstrate("demo", __doc__, "runs/demo", "said.png", work, table))

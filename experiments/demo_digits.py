@@ -9,18 +9,13 @@ table. Interrupted, it goes on where it was.
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
-import shutil
-import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
+from demonstration import CONFIGS, demonstrate, say, spent, trained
 from rich.table import Table
 from torch import Tensor
 
@@ -28,12 +23,10 @@ import scoresde as ss
 from scoresde.data import Dataset, Split, digits
 from scoresde.evaluation import Classifier, copy_rate, fit_classifier, sample_grid, save_png
 from scoresde.progress import bar
-from scoresde.runs.folder import RunFolder
 from scoresde.runs.pictures import Recorder, pixels
 from scoresde.training import describe
 
-RESULTS = Path(__file__).parent / "results"
-CONFIG = Path(__file__).parent.parent / "configs" / "digits_vp_conditional.yaml"
+CONFIG = CONFIGS / "digits_vp_conditional.yaml"
 SAMPLERS: dict[str, dict[str, Any]] = {
     "recommended": {"nfe": 19},
     "heun": {"step": "heun", "grid": "karras", "nfe": 37},
@@ -53,37 +46,11 @@ class Judged:
     copy_rate: float
 
 
-def main() -> int:
-    """Parse, demonstrate, print the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/digits"), help="the run folder")
-    parser.add_argument("--store", action="store_true", help="renew the numbers of the README")
-    arguments = parser.parse_args()
-    out: Path = arguments.out
-    try:
-        report = demonstrate(out)
-    except (ValueError, RuntimeError, OSError) as error:
-        print(f"demo_digits: error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ValueError) else 1
-    (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    if arguments.store:
-        shutil.copy(out / "report.json", RESULTS / "demo_digits.json")
-        shutil.copy(out / "samples.png", RESULTS / "demo_digits.png")
-    Console().print(table(report))
-    print(spent(report))
-    print(f"pictures and report.json are in {out}")
-    return 0
-
-
-def demonstrate(out: Path) -> dict[str, Any]:
+def work(out: Path) -> dict[str, Any]:
     """Train (or go on), sample, judge and score; the report."""
     started = time.perf_counter()
-    say(1, f"training by {CONFIG.name}, in {out}")
-    run = ss.train(CONFIG, out=out, resume=RunFolder(out).is_run(), progress=bar)
-    if run.stopped:
-        print("stopped in the training; the same command goes on", file=sys.stderr)
-        raise SystemExit(130)
-    trained = time.perf_counter()
+    run = trained(CONFIG, out)
+    learned = time.perf_counter()
     model, dataset = ss.load(out), digits()
     say(2, "fitting a classifier on the training images, which is to judge the samples")
     with bar(FITTED, "classifier steps") as advance:
@@ -115,18 +82,8 @@ def demonstrate(out: Path) -> dict[str, Any]:
         "samplers": {name: asdict(found) for name, found in judged.items()},
         "parameters": sum(p.numel() for p in model.parameters()),
         "step": run.step,
-        "training_seconds": trained - started,
-        "sampling_seconds": sampled - trained,
-        "scoring_seconds": ended - sampled,
-        "seconds": ended - started,
-        "machine": f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
-        "torch": torch.__version__,
+        **spent(started, learned, sampled, ended),
     }
-
-
-def say(part: int, text: str) -> None:
-    """A line that names a part of the demonstration."""
-    print(f"{part}/4  {text}", flush=True)
 
 
 def labels(split: Split) -> Tensor:
@@ -193,12 +150,7 @@ def table(r: dict[str, Any]) -> Table:
     return page
 
 
-def spent(r: dict[str, Any]) -> str:
-    """Where the time went."""
-    parts = ("training", "sampling", "scoring")
-    listed = ", ".join(f"{r[f'{part}_seconds']:.0f} {part}" for part in parts)
-    return f"{r['seconds']:.0f} seconds: {listed}"
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(
+        demonstrate("demo_digits", __doc__, "runs/digits", "samples.png", work, table)
+    )

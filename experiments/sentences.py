@@ -54,20 +54,20 @@ def main() -> int:
     parser.add_argument("--drawn", type=int, default=DRAWN, help="pictures for each figure")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    one: Callable[[int], dict[str, Any]]
+    one: Callable[[Dataset, Judge, int, int | None, int], dict[str, Any]]
     if given.task == "avatars":
         data = without_hidden(avatars(partial=0.4))
         judge = attribute_judge(data.train.x, truth_of(data.train))
-        one = lambda seed: portraits(data, judge, seed, given.steps, given.drawn)  # noqa: E731
+        one = portraits
     else:
         if not given.mnist:
             parser.error("pairs need --mnist FOLDER")
         data = digit_pairs(given.mnist, height=12)
         columns = data.train.columns
         judge = halves_judge(data.train.x, columns["left"], columns["right"])
-        one = lambda seed: pairs(data, judge, seed, given.steps, given.drawn)  # noqa: E731
+        one = pairs
     for seed in given.seeds:
-        found = one(seed)
+        found = one(data, judge, seed, given.steps, given.drawn)
         report(given.task, found)
         if not given.trial:
             stored = json.loads(STORE.read_text()) if STORE.exists() else {}

@@ -196,7 +196,7 @@ def _tokenizer(rules: str) -> Any:
             ) from None
         try:
             _TOKENIZERS[rules] = Tokenizer.from_str(rules)
-        except Exception as error:  # the package raises no other type
+        except Exception as error:  # tokenizers raises Exception itself
             raise ValueError(f"no rules of a tokenizer ({error}); check tokenizer.json") from None
     return _TOKENIZERS[rules]
 

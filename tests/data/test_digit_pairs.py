@@ -112,7 +112,8 @@ def test_the_real_digits():
         pytest.skip("SCORESDE_DATA names no folder that holds mnist/")
     data = digit_pairs(folder, height=28, train=200, test=50)
     source = idx_folder(folder)
-    known = {x.numpy().tobytes(): int(y) for x, y in zip(source.train.x, source.train.label)}  # noqa: B905
+    digits = zip(source.train.x, source.train.label.tolist(), strict=True)
+    known = {x.numpy().tobytes(): label for x, label in digits}
     for side, half in zip(("left", "right"), data.train.x.chunk(2, -1), strict=True):
         found = [known[x.contiguous().numpy().tobytes()] for x in half]
         assert found == data.train.columns[side].tolist()

@@ -49,7 +49,10 @@ def bare():
 
 def test_alpha_bar_is_the_textbook_function():
     t = torch.arange(1, N + 1, dtype=F64) / N
-    sigmoid = lambda x: 1 / (1 + torch.exp(-torch.as_tensor(x, dtype=F64)))  # noqa: E731
+
+    def sigmoid(x):
+        return 1 / (1 + torch.exp(-torch.as_tensor(x, dtype=F64)))
+
     cosine = torch.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
     cosine /= math.cos(0.008 / 1.008 * math.pi / 2) ** 2
     scaled = (sigmoid(3) - sigmoid(6 * t - 3)) / (sigmoid(3) - sigmoid(-3))
