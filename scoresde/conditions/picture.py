@@ -64,6 +64,8 @@ class Picture(Condition):
         """
         x = values if isinstance(values, Tensor) else torch.as_tensor(values)
         x = x[None] if x.ndim == 3 else x
+        if x.is_complex():
+            raise ValueError("need a picture of real numbers, got complex ones")
         if not x.is_floating_point():
             if self.levels is None:
                 raise ValueError("need a picture of real numbers in model units, got whole ones")

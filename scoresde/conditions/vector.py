@@ -53,6 +53,8 @@ class Vector(Condition):
     def read(self, values: Any) -> Tensor:
         """One vector (d,), or (n, d); a number where d = 1. Numbers may be None: not given."""
         if isinstance(values, Tensor):
+            if values.is_complex():
+                raise ValueError("need real numbers, got complex ones")
             found = values.detach().cpu().double()
         else:
             found = torch.tensor(_numbers(values), dtype=torch.float64)

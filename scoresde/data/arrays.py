@@ -38,7 +38,7 @@ from scoresde.progress import Progress, silent
 # Names of an array in an .npz, in order of preference: ours, numpy's, those of Keras, of MedMNIST.
 KEYS = {
     "x": ("x", "images", "arr_0", "x_train", "train_images"),
-    "y": ("y", "labels", "arr_1", "y_train", "train_labels"),
+    "y": ("y", "label", "labels", "arr_1", "y_train", "train_labels"),
     "x_test": ("x_test", "test_images"),
     "y_test": ("y_test", "test_labels"),
 }

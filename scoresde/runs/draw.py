@@ -373,7 +373,7 @@ def _places(label: Any, model: ScoreModel) -> Tensor | None:
         raise ValueError("label: empty; give at least one")
     if classes is None:
         if values.dtype.kind == "U" or values.min() < 0:
-            raise ValueError(f"label: need numbers from 0, got {values[0]!r}")
+            raise ValueError(f"label: need numbers from 0, got {values[0].item()!r}")
         return torch.from_numpy(values)
     numbered = any(map(is_number, classes))
     places = {name: k for k, name in enumerate(classes)}

@@ -26,6 +26,7 @@ def save(path, **content):
     [
         ("x", "y", "x_test", "y_test"),
         ("images", "labels", "test_images", "test_labels"),
+        ("x", "label", "x_test", "y_test"),
         ("x_train", "y_train", "x_test", "y_test"),
         ("train_images", "train_labels", "test_images", "test_labels"),
         ("arr_0", "arr_1", "x_test", "y_test"),

@@ -350,6 +350,8 @@ def test_gradients_reach_the_condition():
         ({"place": [1.0, math.nan]}, "place: need finite numbers"),
         ({"place": torch.tensor([1.0, math.inf])}, "place: need finite numbers"),
         ({"place": "here"}, "place: need numbers"),
+        ({"place": torch.ones(2, dtype=torch.complex64)}, "place: need real numbers"),
+        ({"small": torch.ones(3, 6, 6, dtype=torch.complex64)}, "small: need a picture of real"),
         ({"small": torch.zeros(3, 5, 5)}, r"small: need a picture \(3, 6, 6\) or \(3, 3, 3\)"),
         ({"small": torch.full((3, 6, 6), math.nan)}, "small: need a picture of finite"),
         ({"map": torch.full((6, 6), 3)}, "map: need classes 0 to 2, got 3 to 3"),
