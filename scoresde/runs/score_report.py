@@ -54,7 +54,8 @@ def report_of(scores: Scores, other: Scores | None = None) -> dict[str, Any]:
         )
     bound = None
     if job.beside is not None and scores.bound is not None:
-        bound = {**_as_bits(mean(job.bits(scores.bound))), "is": job.beside.bounds}
+        theirs = scores.bound[scores.bits.isfinite()]  # of the examples that the value is of
+        bound = {**_as_bits(mean(job.bits(theirs))), "is": job.beside.bounds}
     return {
         "data": job.name,
         "examples": len(scores.bits),

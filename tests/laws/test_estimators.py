@@ -186,11 +186,13 @@ def test_a_late_example_is_counted_and_left_out_of_the_mean(monkeypatch):
     model = ScoreModel(Rough(), VP(), parameterization.v)
     x = torch.tensor([[0.3, -0.2], [40.0, 30.0], [1.0, 2.0]])
     for batch in (1, 3):
-        found = score(model, x, method="adaptive", trace="exact", batch=batch)
+        found = score(model, x, method="adaptive", trace="exact", batch=batch, bound=True)
         assert found.log_prob.isfinite().tolist() == [True, False, True]
         assert found.bits_per_dim == pytest.approx(float(found.bits[::2].mean()))
         report = report_of(found)
         assert report["uncertain"]["examples"] == 1
+        below = float(found.job.bits(found.bound[::2]).mean())
+        assert report["lower_bound"]["bits_per_dim"] == pytest.approx(below)
         assert any("1 of 3 examples did not reach the end" in w for w in report["warnings"])
         assert "1 of 3 examples uncertain" in page(report)
     with pytest.raises(SolverError, match="none of 1 examples has a value"):
