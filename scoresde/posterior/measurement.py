@@ -23,11 +23,13 @@ class Measurement:
         operator: map A of samples (B, ...) to what is measured, (B, *m).
         y: one measurement (*m) for all samples, or one for each, (B, *m).
         noise: standard deviation of the error of every number of y.
+        batch: number of samples of which each has its own y, if that is known.
     """
 
     operator: Operator
     y: Tensor
     noise: NonNegative = 0.0
+    batch: int | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -44,12 +46,12 @@ class Measurement:
         object.__setattr__(self, "y", floating(y))
         object.__setattr__(self, "noise", float(self.noise))
 
-    def batch(self, x: Tensor) -> int | None:
-        """B if each of the samples ``x`` (B, ...) has its own y; None if all have the same.
+    def fit(self, x: Tensor) -> Measurement:
+        """The measurement of the samples ``x`` (B, ...), its ``batch`` known.
 
         Raises ValueError, naming both shapes, if y is a measurement of other samples.
         """
-        return self._batch(x, self.operator.outputs_like(x))
+        return replace(self, batch=self._batch(x, self.operator.outputs_like(x)))
 
     def residual(self, x0: Tensor, value: Tensor | None = None) -> Tensor:
         """y - A(x0), (B, *m); ``value`` is A(x0) if it is known. Raises ValueError as above."""
@@ -58,7 +60,7 @@ class Measurement:
         return sent(self.y, x0.device, x0.dtype) - value
 
     def _batch(self, x: Tensor, each: tuple[int, ...]) -> int | None:
-        if (found := tuple(self.y.shape)) == each:
+        if (found := tuple(self.y.shape)) == each and self.batch is None:
             return None
         if found != (len(x), *each):
             raise ValueError(
@@ -68,8 +70,11 @@ class Measurement:
         return len(x)
 
     def among(self, rows: Tensor | slice) -> Measurement:
-        """The measurement of some of the samples, where each has its own y."""
-        return replace(self, y=self.y[rows])
+        """The measurement of some of the samples ``rows``."""
+        if self.batch is None:
+            return self
+        y = self.y[rows]
+        return replace(self, y=y, batch=len(y))
 
     def require_linear(self, method: str) -> LinearOperator:
         """The operator. Raises ValueError unless it is linear."""

@@ -127,7 +127,8 @@ class Downsample(LinearOperator):
 
     def __call__(self, x: Tensor) -> Tensor:
         blocks = x.unflatten(-1, (-1, self.factor)).unflatten(-3, (-1, self.factor))
-        return blocks.mean((-3, -1))
+        found: Tensor = blocks.mean((-3, -1))
+        return found
 
     def outputs(self, shape: Sequence[int]) -> Shape:
         *others, height, width = _picture(self, shape)

@@ -143,13 +143,14 @@ def test_a_measurement_is_one_for_all_samples_or_one_for_each():
     one, each = Measurement(a, random(3)), Measurement(a, random(5, 3), 0.1)
     assert one.residual(x).shape == each.residual(x).shape == (5, 3)
     torch.testing.assert_close(each.residual(x), each.y.float() - a(x))
-    assert one.batch(x) is None
-    assert each.batch(x) == 5
-    torch.testing.assert_close(each.among(slice(2, 4)).y, each.y[2:4])
+    assert one.fit(x).batch is None
+    assert each.fit(x).batch == 5
+    torch.testing.assert_close(each.fit(x).among(slice(2, 4)).y, each.y[2:4])
+    assert one.among(slice(2, 4)) is one
     with pytest.raises(ValueError, match=r"y: its shape is \(5, 3\); of 4 samples"):
         each.residual(x[:4])
     with pytest.raises(ValueError, match=r"made for samples \(4,\), got \(3,\)"):
-        one.batch(x[:, :3])
+        one.fit(x[:, :3])
 
 
 def test_methods_ask_a_measurement_for_what_they_need():
