@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -58,6 +58,13 @@ class Said:
         """The most values of a condition; 1 if nothing is said."""
         both = [*self.cond.values(), *(self.negative or {}).values()]
         return max((values.count for values in both), default=1)
+
+    def over(self, n: int) -> Said:
+        """The same of n samples. Raises ValueError for fewer samples than values."""
+        if self.count > n:
+            what = "labels" if [*self.cond] == ["label"] else "values"
+            raise ValueError(f"num: {n} samples for {self.count} {what}; ask for more samples")
+        return replace(self, n=n)
 
     def denoiser(self, rows: Sequence[int]) -> Denoiser:
         """The denoiser of some samples."""
