@@ -68,6 +68,29 @@ class ModelOptions(WeightOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SaidOptions(WeightOptions):
+    """Options that say what samples are of.
+
+    Args:
+        label: class of every sample, by name or number.
+        prompt: sentence that says what to draw.
+        condition: a value of another condition, once for each: a class, numbers such as 0.5,-1, a
+            sentence, or the path of a picture.
+        negative: sentence that says what not to draw.
+        guidance: scale of guidance; 1, the default, is the plain conditional, 3 follows what is
+            said more closely.
+        guidance_interval: lowest and highest sigma / alpha of guidance, such as 0.2,5.
+    """
+
+    label: Annotated[str | None, "class"] = None
+    prompt: str | None = None
+    condition: Annotated[tuple[str, ...], "repeated"] = ()
+    negative: str | None = None
+    guidance: float | None = None
+    guidance_interval: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainOptions(Common):
     """Train a model; every key of the configuration is also a flag, --section.key VALUE.
 
@@ -115,7 +138,7 @@ class TrainClassifierOptions(ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleOptions(WeightOptions):
+class SampleOptions(SaidOptions):
     """Draw samples from a trained model.
 
     Args:
@@ -127,17 +150,9 @@ class SampleOptions(WeightOptions):
         num: number of samples; 64 by default, or one for each seed or prompt.
         seeds: seeds of the samples, such as 0-63 or 1,5,9, each with a stream of noise of its
             own; 0 to num - 1 by default.
-        label: class of every sample, by name or number.
         classes: classes to draw the same number of samples from, such as cat,dog or 0,3; all
             stands for every class.
-        prompt: sentence that says what to draw.
         prompts: text file of sentences, one in a line; as many samples of each are drawn.
-        condition: a value of another condition, once for each: a class, numbers such as 0.5,-1, a
-            sentence, or the path of a picture.
-        negative: sentence that says what not to draw.
-        guidance: scale of guidance; 1, the default, is the plain conditional, 3 follows what is
-            said more closely.
-        guidance_interval: lowest and highest sigma / alpha of guidance, such as 0.2,5.
         batch: samples drawn at a time; it does not change them.
         compile: compile the network, which takes up to minutes, and makes its calls faster.
         grid: times of the steps, as --sample.grid: a name such as karras or optimised.
@@ -153,14 +168,8 @@ class SampleOptions(WeightOptions):
     like: Path | None = None
     num: Count | None = None
     seeds: str | None = None
-    label: Annotated[str | None, "class"] = None
     classes: str | None = None
-    prompt: str | None = None
     prompts: Path | None = None
-    condition: Annotated[tuple[str, ...], "repeated"] = ()
-    negative: str | None = None
-    guidance: float | None = None
-    guidance_interval: tuple[float, ...] = ()
     batch: Count = default(draw, "batch")
     compile: bool = default(draw, "compile")
     grid: str | None = None

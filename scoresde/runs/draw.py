@@ -172,7 +172,7 @@ class _Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Job:
-    """What the batches of a call share; ``sampler`` maps the places of samples to their sampler."""
+    """What the batches of a call share; ``sampler`` maps places of samples to their sampler."""
 
     model: ScoreModel
     sampler: Callable[[Sequence[int]], Sampler]
@@ -415,8 +415,8 @@ def sampler_by(
         sample = model.config.sample
         search = configured_search(sample, model.std)
         found = None if search is None else optimised_grid(model, shape, search, None, progress)[0]
-        sampler: Any = build_sampler(sample, found, model.std)
-        return replace(sampler, **({} if denoise is None else {"denoise": denoise})), (
+        built: Any = build_sampler(sample, found, model.std)
+        return replace(built, **({} if denoise is None else {"denoise": denoise})), (
             sample.sampler.kind
         )
     last = denoise is None or denoise
