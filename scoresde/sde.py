@@ -262,7 +262,8 @@ class Until(SDE):
 
     def __post_init__(self) -> None:
         if not self.sde.t_min < self.t_max <= self.sde.t_max:
-            raise ValueError(f"need {self.sde.t_min:g} < t_max <= {self.sde.t_max:g}: {self}")
+            low, high = self.sde.t_min, self.sde.t_max
+            raise ValueError(f"need {low:g} < t_max <= {high:g}, got t_max={self.t_max:g}")
         object.__setattr__(self, "t_min", self.sde.t_min)
         middle = math.sqrt(self.sde.t_min * self.t_max)
         object.__setattr__(self, "t_eps", min(self.sde.t_eps, middle))
