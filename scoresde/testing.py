@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser
+from scoresde.posterior.operators import LinearOperator
 from scoresde.sde import SDE, match
 
 
@@ -75,6 +76,21 @@ class Gaussian:
         _, z, total = self._coordinates(x, sde, t)
         return -0.5 * (z**2 / total + total.log() + math.log(2 * math.pi)).sum(1)
 
+    def posterior(self, operator: LinearOperator, y: Tensor, noise: float) -> Gaussian:
+        """p(x0 | y) of one measurement y = A x0 + noise eps with noise > 0."""
+        (mean,), (cov,), _ = _conditioned(self.mean[None], self._covariance, operator, y, noise)
+        return Gaussian(mean, cov)
+
+    def log_evidence(self, operator: LinearOperator, y: Tensor, noise: float) -> float:
+        """log p(y) in nats of one measurement."""
+        return float(_conditioned(self.mean[None], self._covariance, operator, y, noise)[2])
+
+    @property
+    def _covariance(self) -> Tensor:
+        """The covariance as (1, D, D)."""
+        values, vectors = self._spectrum
+        return (vectors * values @ vectors.T)[None]
+
     def _coordinates(
         self, x: Tensor, sde: SDE | None, t: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -92,41 +108,58 @@ class Gaussian:
 
 @dataclass(frozen=True, eq=False)
 class Mixture:
-    """A mixture of Gaussians with diagonal covariances.
+    """A mixture of Gaussians.
 
-    ``weights`` are (K,), ``means`` (K, ...), ``stds`` (K,) or shaped like ``means``. Raises
-    ValueError for other shapes, or weights and deviations that are not positive.
+    ``weights`` are (K,), ``means`` (K, ...). ``stds`` are (K,) or shaped like ``means``; or in
+    place of them ``covs`` are full covariances (K, D, D). Raises ValueError for other shapes, or
+    weights, deviations and covariances that are not positive.
     """
 
     weights: Tensor
     means: Tensor
-    stds: Tensor
+    stds: Tensor | None = None
+    covs: Tensor | None = None
 
     def __post_init__(self) -> None:
-        k = len(self.means)
-        if self.weights.shape != (k,) or self.stds.shape not in ((k,), self.means.shape):
+        k, dim = len(self.means), self.means[0].numel()
+        given = self.stds if self.covs is None else self.covs
+        shapes = ((k,), self.means.shape) if self.covs is None else ((k, dim, dim),)
+        if given is None or self.weights.shape != (k,) or given.shape not in shapes:
             raise ValueError(
-                f"{k} means need weights ({k},) and stds ({k},) or {tuple(self.means.shape)}, "
-                f"got {tuple(self.weights.shape)} and {tuple(self.stds.shape)}"
+                f"{k} means need weights ({k},), and stds ({k},) or {tuple(self.means.shape)} or "
+                f"covs ({k}, {dim}, {dim}), got {tuple(self.weights.shape)} and "
+                f"{None if given is None else tuple(given.shape)}"
             )
-        if not ((self.weights > 0).all() and (self.stds > 0).all()):
-            raise ValueError("the weights and stds of a mixture must be positive")
+        positive = given if self.covs is None else self._components[2]
+        if not ((self.weights > 0).all() and (positive > 0).all()):
+            raise ValueError("the weights, stds and covs of a mixture must be positive")
 
     @cached_property
     def _components(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-weights (K,), means (K, D) and variances (K, D)."""
+        """Log-weights (K,), means (K, D) and variances (K, D) along the axes."""
         means = self.means.flatten(1)
-        variances = self.stds.reshape(len(means), -1).expand_as(means) ** 2
+        if self.stds is not None:
+            variances = self.stds.reshape(len(means), -1).expand_as(means) ** 2
+        else:
+            variances = torch.linalg.eigvalsh(self.covs)
         return (self.weights / self.weights.sum()).log(), means, variances
 
+    @cached_property
+    def _axes(self) -> Tensor | None:
+        """The principal axes (K, D, D), None for those of the coordinates."""
+        return None if self.covs is None else torch.linalg.eigh(self.covs).eigenvectors
+
     def denoiser(self, sde: SDE) -> Denoiser:
-        """x0_hat = sum_k p(k | x) [m_k + alpha v_k (x - alpha m_k) / (alpha^2 v_k + sigma^2)]."""
+        """x0_hat = sum_k p(k | x) [m_k + alpha C_k (alpha^2 C_k + sigma^2)^-1 (x - alpha m_k)]."""
 
         def predict(x: Tensor, t: Tensor) -> Tensor:
             alpha, gap, total, joint = self._joint(x, sde, t)
             _, means, variances = (part.to(x) for part in self._components)
             posterior = joint.softmax(1).unsqueeze(2)
-            return (posterior * (means + alpha * variances * gap / total)).sum(1).reshape(x.shape)
+            moved = alpha * variances * gap / total
+            if self._axes is not None:
+                moved = torch.einsum("kde,bke->bkd", self._axes.to(x), moved)
+            return (posterior * (means + moved)).sum(1).reshape(x.shape)
 
         return Denoiser(sde, predict)
 
@@ -138,20 +171,47 @@ class Mixture:
         z = torch.randn(
             n, means.shape[1], generator=generator, dtype=means.dtype, device=means.device
         )
-        return (means[k] + variances[k].sqrt() * z).reshape(n, *self.means.shape[1:])
+        z = variances[k].sqrt() * z
+        if self._axes is not None:
+            z = torch.einsum("bde,be->bd", self._axes[k], z)
+        return (means[k] + z).reshape(n, *self.means.shape[1:])
 
     def log_prob(self, x: Tensor, sde: SDE | None = None, t: Tensor | None = None) -> Tensor:
         """log p_t(x) (B,) in nats, or the log-density of the data without a process."""
         return self._joint(x, sde, t)[3].logsumexp(1)
 
+    def posterior(self, operator: LinearOperator, y: Tensor, noise: float) -> Mixture:
+        """p(x0 | y) of one measurement y = A x0 + noise eps with noise > 0."""
+        means, covs, joint = self._conditioned(operator, y, noise)
+        weights = joint.softmax(0).clamp(min=torch.finfo(joint.dtype).tiny)
+        return Mixture(weights, means, covs=covs)
+
+    def log_evidence(self, operator: LinearOperator, y: Tensor, noise: float) -> float:
+        """log p(y) in nats of one measurement."""
+        return float(self._conditioned(operator, y, noise)[2].logsumexp(0))
+
+    def _conditioned(
+        self, operator: LinearOperator, y: Tensor, noise: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Means and covariances of the components after a measurement, and log p(k) p(y | k)."""
+        log_weights, _, variances = self._components
+        covs = variances.diag_embed() if self.covs is None else self.covs
+        means, covs, log_normal = _conditioned(self.means, covs, operator, y, noise)
+        return means, covs, log_weights + log_normal
+
     def _joint(
         self, x: Tensor, sde: SDE | None, t: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """alpha, x - alpha m_k and its variances (B, K, D), and log p(k) p_t(x | k) (B, K)."""
+        """alpha, x - alpha m_k and its variances (B, K, D), and log p(k) p_t(x | k) (B, K).
+
+        x - alpha m_k is in the axes of component k.
+        """
         log_weights, means, variances = (part.to(x) for part in self._components)
         flat = x.flatten(1).unsqueeze(1)
         alpha, sigma = _marginal(flat, sde, t)
         gap, total = flat - alpha * means, alpha**2 * variances + sigma**2
+        if self._axes is not None:
+            gap = torch.einsum("kde,bkd->bke", self._axes.to(x), gap)
         log_normal = -0.5 * (gap**2 / total + total.log() + math.log(2 * math.pi)).sum(2)
         return alpha, gap, total, log_weights + log_normal
 
@@ -230,6 +290,29 @@ def grid25(std: float = 0.05, total: float = 0.5) -> Mixture:
 def mixture(weights: Sequence[float], means: Tensor, stds: Sequence[float]) -> Mixture:
     """A Mixture from Python numbers, in the dtype of ``means``."""
     return Mixture(torch.tensor(weights).to(means), means, torch.tensor(stds).to(means))
+
+
+def _conditioned(
+    means: Tensor, covs: Tensor, operator: LinearOperator, y: Tensor, noise: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gaussians N(m_k, C_k) (K, ...) given y = A x0 + noise eps: means, covariances, log p(y).
+
+    G = C A* (A C A* + noise^2)^-1,   m + G (y - A m),   (1 - G A) C (1 - G A)* + noise^2 G G*
+    """
+    if not noise > 0:
+        raise ValueError(f"an exact posterior needs noise > 0, got {noise:g}")
+    dim = means[0].numel()
+    eye = torch.eye(dim, dtype=means.dtype, device=means.device)
+    a = operator(eye.reshape(dim, *means.shape[1:])).flatten(1).T
+    gap = y.to(means).flatten() - means.flatten(1) @ a.T
+    spread = torch.linalg.cholesky(a @ covs @ a.T + noise**2 * torch.eye(len(a)).to(eye))
+    gain = torch.cholesky_solve(a @ covs, spread).mT
+    kept = eye - gain @ a
+    away = torch.linalg.solve_triangular(spread, gap[..., None], upper=False)[..., 0]
+    log_det = spread.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    log_normal = -0.5 * (away.square() + math.log(2 * math.pi)).sum(-1) - log_det
+    found = means + (gain @ gap[..., None])[..., 0].reshape(means.shape)
+    return found, kept @ covs @ kept.mT + noise**2 * gain @ gain.mT, log_normal
 
 
 def _marginal(x: Tensor, sde: SDE | None, t: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -19,10 +19,11 @@ MAY_IMPORT = {
     "parameterization": {"sde", "denoiser", "conditions"},
     "samplers": THEORY,
     "guidance": THEORY,
+    "posterior": THEORY | {"samplers"},
     "solvers": THEORY,
     "likelihood": THEORY | {"solvers", "samplers"},
     "codes": THEORY | {"solvers", "samplers"},
-    "testing": THEORY | {"samplers", "solvers", "likelihood"},
+    "testing": THEORY | {"samplers", "solvers", "likelihood", "posterior"},
     "convergence": THEORY | {"samplers", "testing"},
     "training": THEORY | {"samplers", "solvers", "likelihood", "data", "nn", "atomic"},
     "nn": set(),
@@ -30,7 +31,8 @@ MAY_IMPORT = {
     "atomic": set(),
     "data": {"atomic"},
     "evaluation": set(),
-    "registry": THEORY | {"betas", "samplers", "solvers", "likelihood", "training", "nn", "data"},
+    "registry": THEORY
+    | {"betas", "samplers", "posterior", "solvers", "likelihood", "training", "nn", "data"},
     "config": THEORY | {"samplers", "solvers", "training", "nn", "data", "registry"},
     "cli": None,  # anything
     "__main__": {"cli"},

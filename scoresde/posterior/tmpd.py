@@ -1,0 +1,50 @@
+"""Tweedie moment projection."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from scoresde.denoiser import Denoiser
+from scoresde.posterior.linearised import local, tangent
+from scoresde.posterior.measurement import Measurement
+from scoresde.posterior.method import GuideMethod, prior_variance
+
+
+@final
+@dataclass(frozen=True)
+class TMPD(GuideMethod):
+    """The gradient of log p(y | x_t) with the row sums of A Cov[x0 | x_t] A* as variances.
+
+        E[x0 | x_t, y] = x0_hat + C A* (max(A C A* 1, floor) + noise^2)^-1 (y - A x0_hat)
+        C = (sigma^2 / alpha) d x0_hat / dx
+
+    Row sums may be small or negative where numbers are anticorrelated; the floor is ``least`` of
+    the variances of Gaussian data of deviation ``std``. A nonlinear operator is linearised at
+    x0_hat. Boys and others, Tweedie Moment Projected Diffusions for Inverse Problems, arXiv
+    2310.06721, eq. 9.
+
+    Args:
+        least: smallest variance, relative to that of Gaussian data.
+    """
+
+    least: float = 0.1
+
+    def ready(self, measurement: Measurement, x: Tensor) -> Measurement:
+        measurement.require_gradient("tmpd", x)
+        return measurement.fit(x)
+
+    def estimate(
+        self, denoiser: Denoiser, measurement: Measurement, x: Tensor, t: Tensor
+    ) -> Tensor:
+        x0, covariance = tangent(denoiser, x, t)
+        near = local(measurement, x0)
+        ones = near.adjoint(torch.ones_like(near.residual))
+        r2 = prior_variance(denoiser.sde, t, self.std, x)
+        floor = self.least * near.forward(r2 * ones).abs()
+        variance = torch.maximum(near.forward(covariance(ones)), floor) + measurement.noise**2
+        u = torch.where(variance > 0, near.residual / variance, 0)
+        return x0 + covariance(near.adjoint(u))
