@@ -99,3 +99,12 @@ def as_json_values(model: ScoreModel, negative: Any) -> dict[str, Any] | None:
     if isinstance(negative, str):
         return {sentence_condition(model, "negative"): negative}
     return None if negative is None else {k: as_json(v) for k, v in negative.items()}
+
+
+def with_grid(grid: str | None, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Add ``--grid`` to the overrides."""
+    if grid is None:
+        return dict(overrides)
+    if given := [key for key in overrides if key in ("sample.grid", "sample.grid.kind")]:
+        raise ValueError(f"--grid and --{given[0]}: give one of them")
+    return {"sample.grid.kind": grid, **overrides}

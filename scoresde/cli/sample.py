@@ -18,7 +18,7 @@ import scoresde
 from scoresde.cli.choices import labels
 from scoresde.cli.console import pick_device, progress
 from scoresde.cli.options import SampleOptions
-from scoresde.cli.said import as_json_values, chosen_conditions, chosen_seeds
+from scoresde.cli.said import as_json_values, chosen_conditions, chosen_seeds, with_grid
 from scoresde.cli.weights import chosen_flags, described_choice, load_chosen
 from scoresde.config import ConfigError, override
 from scoresde.data.foreign import RECORD
@@ -67,7 +67,7 @@ def run(options: SampleOptions, overrides: Mapping[str, Any]) -> int:
             config = override(config, {"sample": given})
         except ConfigError as error:
             raise ValueError(f"{options.like}: {error}") from None
-    sample = override(config, _with_grid(options.grid, overrides)).sample
+    sample = override(config, with_grid(options.grid, overrides)).sample
     label, places = chosen_labels(options, loaded, len(seeds))
     said = chosen_conditions(options, loaded.model, prompts, before or {})
     digest = fingerprint({}, {k: v.cpu() for k, v in loaded.model.state_dict().items()})
@@ -248,12 +248,3 @@ def _like(options: SampleOptions, before: Mapping[str, Any]) -> SampleOptions:
         name = before["label"] if before["class"] is None else before["class"]
         found["label"] = None if name is None else str(name)
     return replace(options, compile=options.compile or before["compile"], **found)
-
-
-def _with_grid(grid: str | None, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Add ``--grid`` to the overrides."""
-    if grid is None:
-        return dict(overrides)
-    if given := [key for key in overrides if key in ("sample.grid", "sample.grid.kind")]:
-        raise ValueError(f"--grid and --{given[0]}: give one of them")
-    return {"sample.grid.kind": grid, **overrides}

@@ -1,32 +1,51 @@
-"""Editing pictures: parts painted anew, colours, enlargement, variations, and codes of the flow."""
+"""Editing pictures: parts painted anew, colours, enlargement, variations, codes of the flow."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from os import PathLike
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
 
-from scoresde.arguments import Count, Positive, Probability, check, nearest
+from scoresde import posterior as _p
+from scoresde.arguments import Count, NonNegative, Positive, Probability, check, nearest
 from scoresde.data import Scaling
+from scoresde.data.foreign import EDITED
 from scoresde.denoiser import Denoiser
+from scoresde.evaluation import captioned, image_grid, save_png, scatter
 from scoresde.guidance.free import Scale
 from scoresde.parameterization import ScoreModel
 from scoresde.posterior import Blur, Downsample, Grey, LinearOperator, Mask, Measurement
 from scoresde.progress import Progress, silent
-from scoresde.registry import POSTERIORS, GridSampler, Sampler, constructor
+from scoresde.registry import GridSampler, Sampler
 from scoresde.runs.draw import Drawn, Job, checked_seeds, drawn, said_by, sampler_by
-from scoresde.runs.edit_pictures import pictures_of, repainted
-from scoresde.runs.editor import Editor
+from scoresde.runs.edit_pictures import is_path, pictures_of, repainted
+from scoresde.runs.editor import CODES, Editor
 from scoresde.runs.instrument import NetworkCall
+from scoresde.runs.pictures import is_image, pixels
+from scoresde.runs.results import Make, ResultFolder
 from scoresde.samplers import Grid, Noise, Step
 from scoresde.samplers.grids import Fixed
 from scoresde.sde import SDE, Until
 
+POSTERIORS = {
+    "replacement": _p.Replacement,
+    "moment_matching": _p.MomentMatching,
+    "dps": _p.DPS,
+    "pigdm": _p.PiGDM,
+    "diffpir": _p.DiffPIR,
+    "repaint": _p.RePaint,
+    "daps": _p.DAPS,
+}
+SAMPLES, PICTURE = "edited.npz", "edit.png"
+NAMES = re.compile("|".join(map(re.escape, (CODES, SAMPLES, PICTURE))) + r"|\d{6,}\.png")
+COLUMNS = 16
 SETTINGS = {
     "inpaint": ("mask", "box", "painted"),
     "outpaint": ("margins",),
@@ -39,8 +58,8 @@ SETTINGS = {
 }
 """The operations, with the arguments of ``edit`` that belong to each alone."""
 MEASURED = ("inpaint", "outpaint", "colourise", "superres", "deblur")
-STRENGTH, FACTOR, BLUR, COLUMNS, NFE = 0.6, 4, 1.0, 9, 100
-METHOD = "moment_matching"
+STRENGTH, FACTOR, BLUR, PATH, NFE = 0.6, 4, 1.0, 9, 100
+METHOD = "diffpir"
 SMALLEST = 0.1
 """Least length in lam of the way of ``img2img``, from its start to t_min."""
 
@@ -57,6 +76,7 @@ class Edited:
         seen: what is known of each picture, (N, ...): the mask, white where it was painted, the
             grey, small or blurred picture; None for the other operations.
         z: codes of the pictures, or along the paths between them.
+        settings: what the operation was asked, as JSON values, its defaults included.
     """
 
     drawn: Drawn
@@ -64,6 +84,7 @@ class Edited:
     before: Tensor | None = None
     seen: Tensor | None = None
     z: Tensor | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def x(self) -> Tensor:
@@ -96,7 +117,7 @@ def edit(
     source: Any = None,
     tolerance: Positive | None = None,
     method: Any = None,
-    noise: float | None = None,
+    noise: NonNegative | None = None,
     nfe: Count | None = None,
     step: Step | str | None = None,
     grid: Grid | str | None = None,
@@ -200,7 +221,7 @@ def edit(
         rows = torch.tensor(found.rows, dtype=torch.long) // per
         anew = task.repainted.expand(pictures, *task.repainted.shape[1:])[rows]
         found = replace(found, x=torch.where(anew, found.x, task.x[rows]))
-    return Edited(found, per, task.before, task.seen)
+    return Edited(found, per, task.before, task.seen, settings=task.settings)
 
 
 class _Task(NamedTuple):
@@ -214,6 +235,7 @@ class _Task(NamedTuple):
     shape: tuple[int, ...]
     name: str
     sampler: Callable[[list[int]], Sampler]
+    settings: Mapping[str, Any]
     before: Tensor | None = None
     seen: Tensor | None = None
     repainted: Tensor | None = None
@@ -226,16 +248,20 @@ def _require_fitting(operation: str, given: Mapping[str, Any]) -> None:
     if operation not in SETTINGS:
         raise ValueError(f"operation: unknown name {operation!r}; {nearest(operation, SETTINGS)}")
     check(edit, {k: v for k, v in given.items() if k not in ("tolerance", "step", "grid")})
-    owners: dict[str, list[str]] = {}
+    require_own(operation, given)
+    if operation in ("interpolate", "invert") and ("seeds" in given or given.get("num", 1) > 1):
+        raise ValueError(f"num: {operation} draws no noise, so a picture has one result")
+
+
+def require_own(operation: str, given: Iterable[str]) -> None:
+    """Raise ValueError, naming it, for an argument that belongs to other operations."""
+    owners: dict[str, list[str]] = {"nfe": ["img2img"]}
     for each, names in SETTINGS.items():
-        extra = ("method", "noise", "nfe") if each in MEASURED else ()
-        for setting in (*names, *extra, *(("nfe",) if each == "img2img" else ())):
+        for setting in (*names, *(("method", "noise", "nfe") if each in MEASURED else ())):
             owners.setdefault(setting, []).append(each)
     for setting in given:
         if operation not in owners.get(setting, [operation]):
             raise ValueError(f"{setting}: is for {', '.join(owners[setting])}; leave it out")
-    if operation in ("interpolate", "invert") and ("seeds" in given or given.get("num", 1) > 1):
-        raise ValueError(f"num: {operation} draws no noise, so a picture has one result")
 
 
 def _task(operation: str, given: Mapping[str, Any]) -> _Task:
@@ -243,7 +269,9 @@ def _task(operation: str, given: Mapping[str, Any]) -> _Task:
     if operation == "img2img":
         return _variation(given)
     if model.data is None or len(model.data.shape) != 3:
-        raise ValueError(f"operation: {operation} needs a model of pictures, and their description")
+        raise ValueError(
+            f"operation: {operation} needs a model of pictures, and their description"
+        )
     if operation in ("inpaint", "outpaint"):
         return _painting(operation, given)
     return _restoring(operation, given)
@@ -305,13 +333,14 @@ def _variation(given: Mapping[str, Any]) -> _Task:
     strength = given.get("strength", STRENGTH)
     x = pictures_of(given["picture"], model)
     shape = tuple(x.shape[1:])
-    settings = ("nfe", "step", "grid", "denoise", "sampler", "progress")
-    sampler, found = sampler_by(model, shape, **{k: given.get(k) for k in settings})
+    settings = {k: given[k] for k in ("nfe", "step", "grid", "denoise", "sampler") if k in given}
+    sampler, found = sampler_by(model, shape, **settings, progress=given["progress"])
     name = given.get("name", found)
+    task = _Task(x, shape, name, lambda some: sampler, {"strength": strength}, x)
     if strength in (0, 1):
-        return _Task(x, shape, name, lambda _: sampler, x, unchanged=strength == 0)
+        return task._replace(unchanged=strength == 0)
     clean, start = units(x, model), start_of(model.sde, strength, model.std)
-    return _Task(x, shape, name, lambda some: FromPictures(sampler, clean[some], start), x)
+    return task._replace(sampler=lambda some: FromPictures(sampler, clean[some], start))
 
 
 # What is known of a picture ----------------------------------------------------------------------
@@ -332,25 +361,30 @@ class FromMeasurement:
 
 
 def _measured(
-    given: Mapping[str, Any], operator: Callable[[list[int]], LinearOperator], y: Tensor,
-    noise: float, **task: Any,
-) -> _Task:  # fmt: skip
+    given: Mapping[str, Any],
+    operator: Callable[[list[int]], LinearOperator],
+    y: Tensor,
+    noise: float,
+    settings: Mapping[str, Any],
+    alone: bool = False,
+    **task: Any,
+) -> _Task:
     """The task of drawing from the posterior of measurements ``y`` (N, *m), in model units."""
     method = given.get("method", METHOD)
     name = method if isinstance(method, str) else type(method).__name__
     if isinstance(method, str):
-        method = constructor(POSTERIORS, method)()
-    model, nfe = given["model"], given.get("nfe", NFE)
-    noise = given.get("noise", noise) * model.data.scaling.step
-    if noise < 0:
-        raise ValueError(f"noise: need 0 or more, got {noise:g}")
+        method = POSTERIORS[method]()
+    model, nfe, noise = given["model"], given.get("nfe", NFE), given.get("noise", noise)
+    std = noise * model.data.scaling.step
 
     def sampler(some: list[int]) -> Sampler:
-        return FromMeasurement(method, Measurement(operator(some), y[some], noise), nfe)
+        return FromMeasurement(method, Measurement(operator(some), y[some], std), nfe)
 
     sampler([0])
-    alone = task.pop("alone", False) or getattr(method, "population", False)
-    return _Task(shape=tuple(model.data.shape), name=name, sampler=sampler, alone=alone, **task)
+    alone = alone or getattr(method, "population", False)
+    settings = {**settings, "method": name, "noise": noise, "nfe": nfe}
+    shape = tuple(model.data.shape)
+    return _Task(shape=shape, name=name, sampler=sampler, settings=settings, alone=alone, **task)
 
 
 def _painting(operation: str, given: Mapping[str, Any]) -> _Task:
@@ -378,10 +412,13 @@ def _painting(operation: str, given: Mapping[str, Any]) -> _Task:
         return Mask(~anew[some[0] if alone else 0])
 
     white = model.data.scaling.decode(torch.where(anew, 1.0, -1.0).expand(len(x), *x.shape[1:]))
+    settings = {k: given[k] for k in ("mask", "box", "painted", "margins") if k in given}
+    if "mask" in settings:
+        settings["mask"] = str(settings["mask"]) if is_path(settings["mask"]) else "given"
+    y = clean.masked_fill(anew, 0)
     return _measured(
-        given, operator, clean.masked_fill(anew, 0), 0.0, alone=alone, x=x, before=x, seen=white,
-        repainted=anew,
-    )  # fmt: skip
+        given, operator, y, 0.0, settings, alone, x=x, before=x, seen=white, repainted=anew
+    )
 
 
 def _margins(margins: Sequence[int] | None, height: int, width: int) -> tuple[int, ...]:
@@ -404,6 +441,7 @@ def _restoring(operation: str, given: Mapping[str, Any]) -> _Task:
     model: ScoreModel = given["model"]
     full = channels, height, width = tuple(model.data.shape)
     operator: LinearOperator
+    settings: dict[str, Any] = {}
     if operation == "colourise":
         if channels != 3:
             raise ValueError("operation: colourise needs a model of pictures in colour")
@@ -412,15 +450,19 @@ def _restoring(operation: str, given: Mapping[str, Any]) -> _Task:
         factors = [given["factor"]] if "factor" in given else _factors(height, width)
         smaller = [(channels, height // f, width // f) for f in factors]
         x = pictures_of(given["picture"], model, *smaller)
-        default = given.get("factor", FACTOR)
-        operator = Downsample(default if tuple(x.shape[1:]) == full else height // x.shape[2])
+        factor = given.get("factor", FACTOR)
+        factor = factor if tuple(x.shape[1:]) == full else height // x.shape[2]
+        operator, settings = Downsample(factor), {"factor": factor}
         operator.outputs(full)
     else:
-        x, operator = pictures_of(given["picture"], model), Blur(given.get("blur", BLUR))
-    degraded = tuple(x.shape[1:]) == full and (operation != "deblur" or given.get("degrade", False))
+        blur = given.get("blur", BLUR)
+        x, operator, settings = pictures_of(given["picture"], model), Blur(blur), {"blur": blur}
+    degraded = tuple(x.shape[1:]) == full and (
+        operation != "deblur" or given.get("degrade", False)
+    )
     y = operator(units(x, model)) if degraded else units(x, model)
     before, seen = (x if degraded else None), _shown(y, model.data.scaling)
-    return _measured(given, lambda some: operator, y, 1.0, x=x, before=before, seen=seen)
+    return _measured(given, lambda some: operator, y, 1.0, settings, x=x, before=before, seen=seen)
 
 
 def _factors(height: int, width: int) -> list[int]:
@@ -454,17 +496,14 @@ def _along_the_flow(given: Mapping[str, Any]) -> Edited:
     if said.count not in (1, n):
         raise ValueError(f"num: {n} pictures for {said.count} values; give one for each")
     if given["operation"] == "interpolate":
-        columns = given.get("columns", COLUMNS)
+        columns = given.get("columns", PATH)
         found = editor.interpolate(x, said, columns)
         rows = tuple(range(n // 2 * columns))
         ends = Drawn(found.x.flatten(0, 1), (), math.nan, rows=rows)
-        return Edited(ends, columns, x, None, found.z.flatten(0, 1))
+        return Edited(ends, columns, x, None, found.z.flatten(0, 1), {"tolerance": tolerance})
     source = given.get("source")
     cond = {"cond": source} if isinstance(source, Mapping) else {"label": source}
-    if source is not None or said.cond:
-        own = said_by(model, **cond).over(n)
-    else:
-        own = said
+    own = said if source is None and not said.cond else said_by(model, **cond).over(n)
     target = said if said.cond or said.negative else own
     parts: list[tuple[Tensor, Tensor]] = []
     for rows_of in torch.arange(n).split(batch):
@@ -486,4 +525,51 @@ def _along_the_flow(given: Mapping[str, Any]) -> Edited:
         rows,
     )
     codes = torch.cat([z for _, z in parts]) if parts else None
-    return Edited(ends, 1, x, None, codes)
+    return Edited(ends, 1, x, None, codes, {"tolerance": tolerance})
+
+
+# Files -------------------------------------------------------------------------------------------
+
+
+def edit_folder(folder: Path) -> ResultFolder:
+    """The folder of an edit, whose files ``edit.json`` lists."""
+    return ResultFolder(folder, EDITED, NAMES)
+
+
+def picture_of(
+    model: ScoreModel, rows: Sequence[tuple[str, Tensor]], title: str
+) -> dict[str, Make]:
+    """Picture of named rows of images or named sets of points; empty for other shapes."""
+    x = rows[0][1]
+    if is_image(x):
+        images = [pixels(row, model.data.scaling) for _, row in rows]
+        width = max(map(len, images))
+        white = torch.full_like(images[0][:1], 255)
+        whole = [torch.cat([row, white.expand(width - len(row), -1, -1, -1)]) for row in images]
+        grid = captioned(image_grid(torch.cat(whole), width), title, [name for name, _ in rows])
+        return {PICTURE: partial(save_png, picture=grid)}
+    if x.ndim == 2 and x.shape[1] == 2:
+        frame = torch.cat([row for _, row in rows])
+        return {PICTURE: partial(scatter, panels=dict(rows), frame=frame)}
+    return {}
+
+
+def rows_of(edited: Edited, names: Sequence[str]) -> list[tuple[str, Tensor]]:
+    """A named row for each picture: itself, what is known of it, and its results.
+
+    Of other data than pictures they are the sets before and after.
+    """
+    x, rows = edited.x, torch.tensor(edited.drawn.rows, dtype=torch.long) // edited.num
+    if not is_image(x):
+        sets = {"before": edited.before, "after": x}
+        return [(name, part) for name, part in sets.items() if part is not None]
+    found = []
+    for k in rows.unique().tolist():
+        parts = [part[k : k + 1] for part in (edited.before, edited.seen) if part is not None]
+        zoom = [x.shape[2] // part.shape[2] for part in parts]
+        larger = [
+            part.expand(-1, x.shape[1], -1, -1).repeat_interleave(f, 2).repeat_interleave(f, 3)
+            for part, f in zip(parts, zoom, strict=True)
+        ]
+        found.append((names[k], torch.cat([*larger, x[rows == k]])))
+    return found

@@ -28,13 +28,15 @@ def pictures_of(source: Any, model: ScoreModel, *others: Shape) -> Tensor:
     They are all of the size of the model, or all of one of the ``others``. Raises ValueError,
     naming both sizes, for pictures of another one.
     """
-    if _is_path(source) or (isinstance(source, list | tuple) and source and _is_path(source[0])):
-        paths = [source] if _is_path(source) else source
+    if is_path(source) or (isinstance(source, list | tuple) and source and is_path(source[0])):
+        paths = [source] if is_path(source) else source
         return _from_files([file for p in paths for file in picture_files(Path(p))], model, others)
     x = torch.as_tensor(source)
     if model.data is None:
         if not x.is_floating_point() or x.ndim < 2:
-            raise ValueError(f"picture: need real numbers (N, ...), got {x.dtype} {tuple(x.shape)}")
+            raise ValueError(
+                f"picture: need real numbers (N, ...), got {x.dtype} {tuple(x.shape)}"
+            )
         return x
     full = tuple(model.data.shape)
     x = x[None] if x.ndim == len(full) else x
@@ -93,7 +95,7 @@ def repainted(
     elif painted is not None:
         found, name = _of_shade(x, model, painted), "painted"
     else:
-        found, name = _of_mask(mask, height, width), str(mask) if _is_path(mask) else "mask"
+        found, name = _of_mask(mask, height, width), str(mask) if is_path(mask) else "mask"
     some = found.flatten(1).any(1)
     if not bool(some.all()):
         which = f" in picture {int((~some).nonzero()[0, 0]) + 1}" if len(found) > 1 else ""
@@ -134,7 +136,7 @@ def _of_shade(x: Tensor, model: ScoreModel, painted: Sequence[int]) -> Tensor:
 
 def _of_mask(mask: Any, height: int, width: int) -> Tensor:
     where = "mask"
-    if _is_path(mask):
+    if is_path(mask):
         where = str(mask)
         with reading(where):
             found = shades(Path(mask).expanduser(), ("1", "L")) >= WHITE
@@ -155,7 +157,8 @@ def _of_mask(mask: Any, height: int, width: int) -> Tensor:
     return found
 
 
-def _is_path(value: Any) -> bool:
+def is_path(value: Any) -> bool:
+    """Whether a value names a file."""
     return isinstance(value, str | PathLike)
 
 

@@ -66,6 +66,14 @@ class Said:
             raise ValueError(f"num: {n} samples for {self.count} {what}; ask for more samples")
         return replace(self, n=n)
 
+    def part(self, rows: Sequence[int]) -> Said:
+        """What is said of some of the samples, as of samples of their own."""
+        parts = [
+            said and {k: Values(said[k], 1 if v.count == 1 else len(rows)) for k, v in own.items()}
+            for said, own in zip(self.of(rows), (self.cond, self.negative or {}), strict=True)
+        ]
+        return replace(self, cond=parts[0] or {}, negative=parts[1], n=len(rows))
+
     def denoiser(self, rows: Sequence[int]) -> Denoiser:
         """The denoiser of some samples."""
         cond, negative = self.of(rows)
