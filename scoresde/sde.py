@@ -13,10 +13,10 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, final
 
 import torch
 from torch import Tensor
@@ -245,6 +245,34 @@ class SDE(ABC):
             high = torch.log1p(-(2.0 ** torch.linspace(-48, -1, 512, dtype=torch.float64)))
             log_t = math.log(self.t_max) + torch.cat([low, high]).unique()
             return log_t, self._lam(log_t.exp())
+
+
+@final
+@dataclass(frozen=True)
+class Until(SDE):
+    """A process up to an earlier ``t_max``, from whose noise samplers then start.
+
+    Raises ValueError unless t_min < t_max <= t_max of the process.
+    """
+
+    sde: SDE
+    t_max: float
+    t_min: float = field(init=False)
+    t_eps: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not self.sde.t_min < self.t_max <= self.sde.t_max:
+            low, high = self.sde.t_min, self.sde.t_max
+            raise ValueError(f"need {low:g} < t_max <= {high:g}, got t_max={self.t_max:g}")
+        object.__setattr__(self, "t_min", self.sde.t_min)
+        middle = math.sqrt(self.sde.t_min * self.t_max)
+        object.__setattr__(self, "t_eps", min(self.sde.t_eps, middle))
+
+    def log_alpha(self, t: Tensor) -> Tensor:
+        return self.sde.log_alpha(t)
+
+    def log_sigma(self, t: Tensor) -> Tensor:
+        return self.sde.log_sigma(t)
 
 
 def _ordered(**values: float) -> None:

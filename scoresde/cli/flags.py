@@ -21,6 +21,7 @@ from scoresde.registry import Table, summary
 
 Options = TypeVar("Options")
 WIDTH, COLUMN = 80, 30
+KINDS = ("positional", "repeated")
 
 
 class UsageError(ValueError):
@@ -76,7 +77,7 @@ def spelling(command: type, sections: Sequence[str], name: str) -> str | None:
 
 def _flags(command: type, sections: Sequence[str]) -> dict[str, Flag]:
     own = _own(command).values()
-    found = {_spelling(a): Flag(a, a.name) for a in own if not _positional(a)}
+    found = {_spelling(a): Flag(a, a.name) for a in own}
     for path, argument in options(ROOT):
         if path.split(".")[0] in sections:
             found.setdefault(path, Flag(argument, path, True))
@@ -120,6 +121,10 @@ def _value(name: str, values: list[str], flag: Flag, positive: bool) -> tuple[An
     several = is_sequence(kind) and not _repeated(flag.argument)
     if "" in values and not several:
         raise UsageError(f"{name}: empty; give a value, or leave it out")
+    if several and _paths(kind):
+        if not values:
+            raise UsageError(f"{name}: takes one path or more, got none")
+        return values, []
     if several:
         return [part for v in values for part in v.strip("[]() ").split(",") if part.strip()], []
     if kind is bool:
@@ -155,6 +160,8 @@ def _made(
             raise UsageError(f"--{_dashes(_spelling(argument))}: {error}") from None
         if is_path(_kind(argument)):
             values[name] = Path(values[name])
+        elif _paths(_kind(argument)):
+            values[name] = tuple(map(Path, values[name]))
     if words:
         raise UsageError(f"{words[0]}: unexpected argument; see {prog} --help")
     return command(**values)
@@ -245,7 +252,7 @@ def _metavar(kind: Any, choices: Sequence[Any]) -> str:
     if choices:
         return "NAME"
     if is_sequence(kind):
-        return "LIST"
+        return "PATH..." if _paths(kind) else "LIST"
     return "PATH" if is_path(kind) else {int: "N", float: "NUMBER"}.get(kind, "TEXT")
 
 
@@ -278,6 +285,11 @@ def _kind(argument: Argument) -> Any:
     return unwrapped(argument.type)[0]
 
 
+def _paths(kind: Any) -> bool:
+    """Whether the values of a flag are paths, which may hold commas."""
+    return is_sequence(kind) and is_path(get_args(kind)[0])
+
+
 def _notes(argument: Argument) -> tuple[Any, ...]:
     return getattr(argument.type, "__metadata__", ())
 
@@ -292,7 +304,7 @@ def _repeated(argument: Argument) -> bool:
 
 def _spelling(argument: Argument) -> str:
     """Name of the flag: the argument's name, or its note where that is a Python keyword."""
-    words = (n for n in _notes(argument) if isinstance(n, str) and n != "repeated")
+    words = (n for n in _notes(argument) if isinstance(n, str) and n not in KINDS)
     return next(words, argument.name)
 
 

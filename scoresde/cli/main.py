@@ -58,7 +58,9 @@ COMMANDS = {
     ),
     "evaluate": Command("compare samples with real data", "EvaluateOptions", ("data", "sample")),
     "edit": Command(
-        "latent codes: encode, decode, interpolate, reconstruct", "EditOptions", ("data",)
+        "edit pictures: inpaint, colourise, enlarge, vary, interpolate",
+        "EditOptions",
+        ("data", "sample"),
     ),
     "compare": Command("compare samplers on a trained model: error and calls", "CompareOptions"),
     "verify": Command("measure the order of every sampler", "VerifyOptions"),

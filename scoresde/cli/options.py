@@ -13,10 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from scoresde.arguments import Count, Fraction, Natural, Positive, Range, arguments
+from scoresde.arguments import (
+    Count,
+    Fraction,
+    Natural,
+    NonNegative,
+    Positive,
+    Probability,
+    Range,
+    arguments,
+)
 from scoresde.runs.compare import compare
 from scoresde.runs.draw import draw
-from scoresde.runs.edit import Editor
+from scoresde.runs.edit import edit
 from scoresde.runs.evaluate import evaluate
 from scoresde.runs.train_classifier import train_classifier
 
@@ -68,6 +77,29 @@ class ModelOptions(WeightOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SaidOptions(WeightOptions):
+    """Options that say what samples are of.
+
+    Args:
+        label: class of every sample, by name or number.
+        prompt: sentence that says what to draw.
+        condition: a value of another condition, once for each: a class, numbers such as 0.5,-1, a
+            sentence, or the path of a picture.
+        negative: sentence that says what not to draw.
+        guidance: scale of guidance; 1, the default, is the plain conditional, 3 follows what is
+            said more closely.
+        guidance_interval: lowest and highest sigma / alpha of guidance, such as 0.2,5.
+    """
+
+    label: Annotated[str | None, "class"] = None
+    prompt: str | None = None
+    condition: Annotated[tuple[str, ...], "repeated"] = ()
+    negative: str | None = None
+    guidance: float | None = None
+    guidance_interval: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainOptions(Common):
     """Train a model; every key of the configuration is also a flag, --section.key VALUE.
 
@@ -115,7 +147,7 @@ class TrainClassifierOptions(ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleOptions(WeightOptions):
+class SampleOptions(SaidOptions):
     """Draw samples from a trained model.
 
     Args:
@@ -127,17 +159,9 @@ class SampleOptions(WeightOptions):
         num: number of samples; 64 by default, or one for each seed or prompt.
         seeds: seeds of the samples, such as 0-63 or 1,5,9, each with a stream of noise of its
             own; 0 to num - 1 by default.
-        label: class of every sample, by name or number.
         classes: classes to draw the same number of samples from, such as cat,dog or 0,3; all
             stands for every class.
-        prompt: sentence that says what to draw.
         prompts: text file of sentences, one in a line; as many samples of each are drawn.
-        condition: a value of another condition, once for each: a class, numbers such as 0.5,-1, a
-            sentence, or the path of a picture.
-        negative: sentence that says what not to draw.
-        guidance: scale of guidance; 1, the default, is the plain conditional, 3 follows what is
-            said more closely.
-        guidance_interval: lowest and highest sigma / alpha of guidance, such as 0.2,5.
         batch: samples drawn at a time; it does not change them.
         compile: compile the network, which takes up to minutes, and makes its calls faster.
         grid: times of the steps, as --sample.grid: a name such as karras or optimised.
@@ -153,14 +177,8 @@ class SampleOptions(WeightOptions):
     like: Path | None = None
     num: Count | None = None
     seeds: str | None = None
-    label: Annotated[str | None, "class"] = None
     classes: str | None = None
-    prompt: str | None = None
     prompts: Path | None = None
-    condition: Annotated[tuple[str, ...], "repeated"] = ()
-    negative: str | None = None
-    guidance: float | None = None
-    guidance_interval: tuple[float, ...] = ()
     batch: Count = default(draw, "batch")
     compile: bool = default(draw, "compile")
     grid: str | None = None
@@ -205,31 +223,85 @@ class LikelihoodOptions(ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EditOptions(ModelOptions):
-    """Latent codes of test examples: encode, decode, interpolate or reconstruct.
+class EditOptions(ModelOptions, SaidOptions):
+    """Edit pictures: paint parts anew, colour, enlarge, sharpen, vary; or map them to codes.
+
+    The pictures are files of the size of the model, or else examples of its data.
 
     Args:
-        out: folder to write codes.npz, edited.npz, edit.png and edit.json to.
-        operation: encode maps examples to codes, decode codes to samples, interpolate draws paths
-            between pairs of examples, reconstruct maps examples to codes and back.
-        num: number of test examples, from the first on; 16 by default. Interpolate pairs them:
-            1 with 2, 3 with 4, and so on.
+        operation: inpaint paints a part anew and outpaint the margins, colourise colours,
+            superres enlarges, deblur sharpens, img2img adds noise and removes it, invert decodes
+            the code of a picture under what is said, interpolate draws paths between the codes of
+            pairs, encode maps pictures to codes, decode codes to samples, reconstruct maps
+            pictures to codes and back.
+        out: folder to write the results, edited.npz, codes.npz, edit.png and edit.json to.
+        picture: pictures, or a folder of them; by default test examples, grey, small or blurred
+            as the operation needs.
+        examples: test examples, such as 0-3 or 1,5; by default the first 4, or as --num says.
+        num: results of each picture; of encode, interpolate and reconstruct the number of test
+            examples, 16 by default, which interpolate pairs: 1 with 2, 3 with 4, and so on.
+        seeds: seeds of the results of each picture, such as 0-3; 0 to num - 1 by default.
+        mask: grey picture of the same size, whose white pixels inpaint paints.
+        box: rectangle x0,y0,x1,y1 in pixels that inpaint paints; x1 and y1 are not included.
+        painted: colour of the pixels that inpaint paints, such as ff00ff, two digits a channel.
+        margins: pixels that outpaint paints at the left, top, right and bottom, such as 4,0,4,0.
+        factor: ratio of the sizes of superres; 4, or that of a small picture.
+        blur: standard deviation of the blur of deblur in pixels; 1 by default.
+        strength: share of noise that img2img starts from; 0 returns the picture, 1 does not
+            depend on it; 0.6 by default.
+        method: method of inpaint, outpaint, colourise, superres and deblur; scoresde info lists
+            them.
+        noise: standard deviation of the error of what is known of a picture, in levels of a pixel.
+        nfe: most network calls of a method; 100 by default.
+        grid: times of the steps of img2img, as --sample.grid.
+        source: what a picture shows, by which invert encodes it, as --condition; of an example
+            its class by default.
         codes: codes.npz to decode.
         columns: samples on a path of interpolate, both ends included.
-        label: class given to every example, by name or number; its own by default.
         tolerance: relative and absolute tolerance of the probability flow.
-        batch: samples solved at a time.
+        batch: results drawn at a time; it does not change them.
+        preview_every: network calls between two pictures of the first batch as denoised so far.
         overwrite: replace the results in the folder.
     """
 
+    operation: Annotated[
+        Literal[
+            "inpaint",
+            "outpaint",
+            "colourise",
+            "superres",
+            "deblur",
+            "img2img",
+            "invert",
+            "interpolate",
+            "encode",
+            "decode",
+            "reconstruct",
+        ],
+        "positional",
+    ] = "reconstruct"
     out: Path
-    operation: Literal["encode", "decode", "interpolate", "reconstruct"] = "reconstruct"
+    picture: tuple[Path, ...] = ()
+    examples: str | None = None
     num: Count | None = None
+    seeds: str | None = None
+    mask: Path | None = None
+    box: tuple[int, ...] = ()
+    painted: str | None = None
+    margins: tuple[int, ...] = ()
+    factor: Annotated[int | None, Range(ge=2)] = None
+    blur: Positive | None = None
+    strength: Probability | None = None
+    method: str | None = None
+    noise: NonNegative | None = None
+    nfe: Count | None = None
+    grid: str | None = None
+    source: Annotated[tuple[str, ...], "repeated"] = ()
     codes: Path | None = None
-    columns: Annotated[int, Range(ge=2)] = 9
-    label: Annotated[str | None, "class"] = None
-    tolerance: Positive = default(Editor, "tolerance")
-    batch: Count = default(Editor, "batch")
+    columns: Annotated[int | None, Range(ge=2)] = None
+    tolerance: Positive | None = None
+    batch: Count = default(edit, "batch")
+    preview_every: Count | None = None
     overwrite: bool = False
 
 

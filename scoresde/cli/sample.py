@@ -6,7 +6,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,19 +18,18 @@ import scoresde
 from scoresde.cli.choices import labels
 from scoresde.cli.console import pick_device, progress
 from scoresde.cli.options import SampleOptions
+from scoresde.cli.said import as_json_values, chosen_conditions, chosen_seeds, with_grid
 from scoresde.cli.weights import chosen_flags, described_choice, load_chosen
 from scoresde.config import ConfigError, override
 from scoresde.data.foreign import RECORD
-from scoresde.parameterization import ScoreModel
 from scoresde.progress import silent
-from scoresde.runs.draw import DEFAULT_NUM, LARGEST_SEED, MOST, Drawn, draw, places_of
+from scoresde.runs.draw import Drawn, draw, places_of
 from scoresde.runs.load import LoadedRun
 from scoresde.runs.optimised import configured_search
 from scoresde.runs.pictures import Recorder, is_image, pixels, sample_folder, write_samples
 from scoresde.runs.processes import World, own_device, together
-from scoresde.runs.recipe import as_json, differences, recipe
+from scoresde.runs.recipe import differences, recipe
 from scoresde.runs.results import require_writable
-from scoresde.runs.said import sentence_condition
 from scoresde.runs.samples import configured_sampler, sampling_settings
 from scoresde.runs.stopping import Stopping
 from scoresde.training.checkpoint import fingerprint
@@ -68,7 +67,7 @@ def run(options: SampleOptions, overrides: Mapping[str, Any]) -> int:
             config = override(config, {"sample": given})
         except ConfigError as error:
             raise ValueError(f"{options.like}: {error}") from None
-    sample = override(config, _with_grid(options.grid, overrides)).sample
+    sample = override(config, with_grid(options.grid, overrides)).sample
     label, places = chosen_labels(options, loaded, len(seeds))
     said = chosen_conditions(options, loaded.model, prompts, before or {})
     digest = fingerprint({}, {k: v.cpu() for k, v in loaded.model.state_dict().items()})
@@ -202,34 +201,6 @@ def _kept(stopped: signal.Signals, drawn: Drawn, n: int) -> str:
     )
 
 
-def chosen_seeds(num: int | None, text: str | None) -> Sequence[int]:
-    """Parse seeds such as "0-63" or "1,5,9"; by default 0 to num - 1. Raises ValueError."""
-    if num is not None and not 1 <= num <= MOST:
-        raise ValueError(f"num: need 1 to {MOST:,}, got {num}")
-    if text is None:
-        return range(num or DEFAULT_NUM)
-    seeds = [seed for part in text.split(",") for seed in _range(part.strip())]
-    if len(seeds) > MOST:
-        raise ValueError(f"seeds: need at most {MOST:,}, got {len(seeds):,}")
-    if num is not None and num != len(seeds):
-        raise ValueError(f"num: {num} samples but {len(seeds)} seeds; leave one of them out")
-    return seeds
-
-
-def _range(part: str) -> range:
-    found = re.fullmatch(r"([0-9]{1,20})(?:-([0-9]{1,20}))?", part)
-    if found is None:
-        raise ValueError(f"seeds: cannot read {part!r}; write seeds such as 0-63 or 1,5,9")
-    first, last = int(found[1]), int(found[2] or found[1])
-    if last < first:
-        raise ValueError(f"seeds: {part} runs backwards; write {last}-{first}")
-    if last > LARGEST_SEED:
-        raise ValueError(f"seeds: {last} has more than 64 bits; give less than {2**64}")
-    if last - first >= MOST:
-        raise ValueError(f"seeds: {part} holds more than {MOST:,}; give fewer")
-    return range(first, last + 1)
-
-
 def chosen_labels(options: SampleOptions, loaded: LoadedRun, n: int) -> tuple[Any, Tensor | None]:
     """Labels of --class or --classes for ``draw``, and the class index of every sample.
 
@@ -263,58 +234,6 @@ def chosen_prompts(options: SampleOptions) -> str | list[str] | None:
     return found
 
 
-def chosen_conditions(
-    options: SampleOptions,
-    model: ScoreModel,
-    prompts: str | list[str] | None,
-    before: Mapping[str, Any],
-) -> dict[str, Any]:
-    """What the options say, as arguments of ``draw``; what they leave out is as ``before``.
-
-    Raises ValueError for a condition that the model does not have.
-    """
-    given: dict[str, Any] = {}
-    for text in options.condition:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise ValueError(f"condition: write NAME=VALUE, got {text!r}")
-        if name in given:
-            raise ValueError(f"condition: {name} is given twice; give it once")
-        if name == "label" and name not in model.conditions:
-            raise ValueError("condition: give the class of this model by --class")
-        if name not in model.conditions:
-            model.read(**{name: value})  # says so
-        try:
-            given[name] = model.conditions[name].written(value)
-        except ValueError as error:
-            raise ValueError(f"condition: {name}: {error}") from None
-    cond = {**(before.get("conditions") or {}), **given}
-    if prompts is not None:
-        name = sentence_condition(model, "prompt")
-        if name in given:
-            raise ValueError(f"prompt: {name} is given by --condition too; give it once")
-        cond.pop(name, None)
-    scale = before.get("guidance", 1.0) if options.guidance is None else options.guidance
-    guided = before if scale != 1 else {}
-    interval = options.guidance_interval or guided.get("guidance_interval")
-    if interval is not None and len(interval) != 2:
-        raise ValueError("guidance_interval: need two numbers, such as 0.2,5")
-    return {
-        "prompt": prompts,
-        "cond": cond,
-        "negative": guided.get("negative") if options.negative is None else options.negative,
-        "guidance": float(scale),
-        "guidance_interval": None if interval is None else tuple(interval),
-    }
-
-
-def as_json_values(model: ScoreModel, negative: Any) -> dict[str, Any] | None:
-    """What is said against, by name, as JSON."""
-    if isinstance(negative, str):
-        return {sentence_condition(model, "negative"): negative}
-    return None if negative is None else {k: as_json(v) for k, v in negative.items()}
-
-
 def _like(options: SampleOptions, before: Mapping[str, Any]) -> SampleOptions:
     """The options, where they say nothing filled with the settings of a picture."""
     seed, found = before["seed"], dict[str, Any]()
@@ -329,12 +248,3 @@ def _like(options: SampleOptions, before: Mapping[str, Any]) -> SampleOptions:
         name = before["label"] if before["class"] is None else before["class"]
         found["label"] = None if name is None else str(name)
     return replace(options, compile=options.compile or before["compile"], **found)
-
-
-def _with_grid(grid: str | None, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Add ``--grid`` to the overrides."""
-    if grid is None:
-        return dict(overrides)
-    if given := [key for key in overrides if key in ("sample.grid", "sample.grid.kind")]:
-        raise ValueError(f"--grid and --{given[0]}: give one of them")
-    return {"sample.grid.kind": grid, **overrides}

@@ -16,11 +16,11 @@ from scoresde.data.arrays import shard_of
 from scoresde.data.dataset import DataError, Split, reading, require_there
 from scoresde.data.images import picture_levels
 from scoresde.data.labels import MOST_CLASSES, label_values, placed
-from scoresde.data.picture_sources import album
+from scoresde.data.picture_sources import FolderAlbum, album
 from scoresde.data.scaling import Scaling
 from scoresde.data.sources import array_of, pair_of
 
-RECORD, ARRAYS = "sample.json", "samples.npz"
+RECORD, EDITED, ARRAYS = "sample.json", "edit.json", "samples.npz"
 PICTURE = re.compile(r"\d{6,}\.png")
 SHADES = 256
 
@@ -75,14 +75,28 @@ def examples(
 
 
 def sample_record(path: Path) -> dict[str, Any]:
-    """The record of ``scoresde sample`` for a folder or a file in it; empty without one."""
-    try:
-        record = (path if path.is_dir() else path.parent) / RECORD
-        found = json.loads(record.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    ours = isinstance(found, dict) and isinstance(found.get("files"), list)
-    return found if ours and (path.is_dir() or path.name in found["files"]) else {}
+    """The record of ``scoresde sample`` or ``edit`` for a folder or a file in it; else empty."""
+    folder = path if path.is_dir() else path.parent
+    for name in (RECORD, EDITED):
+        try:
+            found = json.loads((folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            continue
+        if isinstance(found, dict) and isinstance(found.get("files"), list):
+            return found if path.is_dir() or path.name in found["files"] else {}
+    return {}
+
+
+def picture_files(path: Path) -> list[Path]:
+    """The pictures of a folder, those of ``scoresde sample`` and ``edit`` without the grid; or a
+    picture itself. Raises DataError for a path with neither."""
+    path = path.expanduser()
+    with reading(path):
+        require_there(path)
+        if not path.is_dir():
+            return [path]
+        listed = [n for n in sample_record(path).get("files", ()) if PICTURE.fullmatch(str(n))]
+        return [path / name for name in listed or FolderAlbum(path).names]
 
 
 def unfinished(path: Path, n: int) -> int:

@@ -61,7 +61,7 @@ class Drawn:
     With self-conditioning each is two, with guidance it is one of a larger batch.
     ``label`` (N,) holds places among the classes, or is None; ``said`` what else was said of each
     sample, by name. The last ``unfinished`` samples are denoised states of a sampler that was
-    stopped on the way.
+    stopped on the way. ``rows`` are the places of the samples in what was asked for.
     """
 
     x: Tensor
@@ -70,6 +70,7 @@ class Drawn:
     label: Tensor | None = None
     unfinished: int = 0
     said: tuple[Mapping[str, Any], ...] = ()
+    rows: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.x)
@@ -139,51 +140,22 @@ def draw(
     if not isinstance(model, ScoreModel):
         raise ValueError(f"model: need a ScoreModel, got {type(model).__name__}")
     _require_whole(num=num, nfe=nfe, batch=batch)
-    if not isinstance(cond, Mapping | None):
-        raise ValueError(f"cond: need a mapping of conditions by name, got {cond!r:.60}")
-    told = dict(cond or {})
-    if prompt is not None:
-        name_of_it = sentence_condition(model, "prompt")
-        if told.get(name_of_it) is not None:
-            raise ValueError(f"prompt: cond has {name_of_it} too; give it once")
-        told[name_of_it] = prompt
-    if label is not None and told.get("label") is not None:
-        raise ValueError("label: cond has it too; give it once")
-    said, seeds = _said_and_seeds(
-        model, label, told, negative, guidance, guidance_interval, seeds, num
-    )
+    said = said_by(model, label, prompt, cond, negative, guidance, guidance_interval)
+    # "all" is a few of each.
+    several = said.count > 1 and not isinstance(label, str)
+    seeds = checked_seeds(seeds, num, said.count if several else max(DEFAULT_NUM, said.count))
+    said = said.over(len(seeds))
     if model.data is None and shape is None:
         raise ValueError("shape is missing: the model does not say what it was trained on")
     known = None if model.data is None else tuple(model.data.shape)
     shape = tuple(shape or known or ())
     if known is not None and shape != known:
         raise ValueError(f"shape: the model was trained on examples of {known}, got {shape}")
-    for argument, value in {"step": step, "grid": grid, "sampler": sampler}.items():
-        if isinstance(value, type) or not (
-            value is None or callable(value) or (isinstance(value, str) and argument != "sampler")
-        ):
-            raise ValueError(f"{argument}: need an object that can be called, got {value!r}")
-    if sampler is None:
-        sampler, found_name = _chosen(model, shape, nfe, step, grid, denoise, progress)
-    elif all(given is None for given in (nfe, step, grid, denoise)):
-        found_name = _name_of(sampler)
-    else:
-        raise ValueError("sampler: a whole sampler replaces nfe, step, grid and denoise")
-    job = _Job(model, sampler, name or found_name, shape, seeds, said, compile, look, stopping)
-    firsts = range(0, len(seeds), batch)[world.rank :: world.size]
-    mine = sum(len(seeds[first : first + batch]) for first in firsts)
-    parts = jointly(world, lambda: _parts(job, firsts, batch, mine, progress))
-    found = sorted(_gathered(world, parts), key=lambda part: (part.unfinished, part.first))
-    rows = [row for part in found for row in range(part.first, part.first + len(part.x))]
-    x = torch.cat([torch.empty(0, *shape), *(part.x for part in found)])
-    return Drawn(
-        x if model.data is None else model.data.scaling.decode(x),
-        tuple(seeds[row] for row in rows),
-        sum(part.calls * len(part.x) for part in found) / max(len(x), 1),
-        None if (places := said.labels()) is None else places[rows],
-        sum(len(part.x) for part in found if part.unfinished),
-        tuple(map(said.each, rows)) if said.cond else (),
+    same, found_name = sampler_by(model, shape, nfe, step, grid, denoise, sampler, progress)
+    job = Job(
+        model, lambda rows: same, name or found_name, seeds, said, shape, compile, look, stopping
     )
+    return drawn(job, batch, world, progress)
 
 
 # The loop over the batches -----------------------------------------------------------------------
@@ -199,18 +171,18 @@ class _Part(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Job:
-    """What the batches of a call of ``draw`` share."""
+class Job:
+    """What the batches of a call share; ``sampler`` maps places of samples to their sampler."""
 
     model: ScoreModel
-    sampler: Sampler
+    sampler: Callable[[Sequence[int]], Sampler]
     name: str
-    shape: tuple[int, ...]
     seeds: Sequence[int]
     said: Said
-    compile: bool
-    look: Callable[[int, NetworkCall], None]
-    stopping: Callable[[], bool]
+    shape: tuple[int, ...]
+    compile: bool = False
+    look: Callable[[int, NetworkCall], None] = lambda first, call: None
+    stopping: Callable[[], bool] = lambda: False
 
     def part(self, first: int, batch: int, show: Callable[[NetworkCall], None]) -> _Part | None:
         """Draw a batch; None if it was stopped before its first network call."""
@@ -226,7 +198,7 @@ class _Job:
         denoiser = instrument.on(compiled(denoiser) if self.compile else denoiser)
         try:
             with evaluating(self.model), compiling("compile"):
-                end, stopped = self.sampler(denoiser, x, noise, seeds[0]), False
+                end, stopped = self.sampler(rows)(denoiser, x, noise, seeds[0]), False
         except Stopped:
             if instrument.last is None:
                 return None
@@ -235,8 +207,28 @@ class _Job:
         return _Part(first, end[:n].cpu(), instrument.count, stopped)
 
 
+def drawn(job: Job, batch: int, world: World = ALONE, progress: Progress = silent) -> Drawn:
+    """The samples of a job, drawn batch by batch up to where it is stopped."""
+    seeds, said, scaling = job.seeds, job.said, getattr(job.model.data, "scaling", None)
+    firsts = range(0, len(seeds), batch)[world.rank :: world.size]
+    mine = sum(len(seeds[first : first + batch]) for first in firsts)
+    parts = jointly(world, lambda: _parts(job, firsts, batch, mine, progress))
+    found = sorted(_gathered(world, parts), key=lambda part: (part.unfinished, part.first))
+    rows = [row for part in found for row in range(part.first, part.first + len(part.x))]
+    x = torch.cat([torch.empty(0, *job.shape), *(part.x for part in found)])
+    return Drawn(
+        x if scaling is None else scaling.decode(x),
+        tuple(seeds[row] for row in rows),
+        sum(part.calls * len(part.x) for part in found) / max(len(x), 1),
+        None if (places := said.labels()) is None else places[rows],
+        sum(len(part.x) for part in found if part.unfinished),
+        tuple(map(said.each, rows)) if said.cond else (),
+        tuple(rows),
+    )
+
+
 def _parts(
-    job: _Job, firsts: Iterable[int], batch: int, total: int, progress: Progress
+    job: Job, firsts: Iterable[int], batch: int, total: int, progress: Progress
 ) -> list[_Part]:
     """The batches of this process, up to where it is stopped."""
     found: list[_Part] = []
@@ -282,30 +274,41 @@ def _require_whole(**values: Any) -> None:
             raise ValueError(f"{name}: need a whole number from 1, got {value!r}")
 
 
-def _said_and_seeds(
+def said_by(
     model: ScoreModel,
-    label: Any,
-    cond: dict[str, Any],
-    negative: Mapping[str, Any] | str | None,
-    guidance: Scale,
-    interval: tuple[float, float] | None,
-    seeds: Iterable[int] | None,
-    num: int | None,
-) -> tuple[Said, Sequence[int]]:
-    """What is said of the samples, and the seed of each. Raises ValueError."""
-    if num is not None and num > MOST:
-        raise ValueError(f"num: need 1 to {MOST:,}, got {num}")
+    label: Any = None,
+    prompt: str | Sequence[str] | None = None,
+    cond: Mapping[str, Any] | None = None,
+    negative: Mapping[str, Any] | str | None = None,
+    guidance: Scale = 1.0,
+    interval: tuple[float, float] | None = None,
+) -> Said:
+    """What these arguments of ``draw`` say. Raises ValueError."""
+    if not isinstance(cond, Mapping | None):
+        raise ValueError(f"cond: need a mapping of conditions by name, got {cond!r:.60}")
+    cond = dict(cond or {})
+    if prompt is not None:
+        name = sentence_condition(model, "prompt")
+        if cond.get(name) is not None:
+            raise ValueError(f"prompt: cond has {name} too; give it once")
+        cond[name] = prompt
+    if label is not None and cond.get("label") is not None:
+        raise ValueError("label: cond has it too; give it once")
     if "label" not in model.conditions:
         label = cond.pop("label", None) if label is None else label
         if (places := _places(label, model)) is not None:
             cond = {"label": places, **cond}
     elif label is not None:
         cond["label"] = _every(label, model)
-    said = said_of(model, cond, negative, guidance, interval)
+    return said_of(model, cond, negative, guidance, interval)
+
+
+def checked_seeds(seeds: Iterable[int] | None, num: int | None, default: int) -> Sequence[int]:
+    """The seed of each sample: those given, or 0 to num - 1. Raises ValueError."""
+    if num is not None and num > MOST:
+        raise ValueError(f"num: need 1 to {MOST:,}, got {num}")
     if seeds is None:
-        # "all" is a few of each.
-        several = said.count > 1 and not isinstance(label, str)
-        seeds = range(num or (said.count if several else max(DEFAULT_NUM, said.count)))
+        seeds = range(num or default)
     try:
         seeds = seeds if isinstance(seeds, range) else [index(seed) for seed in seeds]
     except TypeError:
@@ -316,12 +319,7 @@ def _said_and_seeds(
         raise ValueError(f"seeds: need 0 <= seed < 2^64, got {min(seeds)} to {max(seeds)}")
     if num is not None and num != len(seeds):
         raise ValueError(f"num: {num} samples but {len(seeds)} seeds; leave one of them out")
-    if said.count > len(seeds):
-        what = "labels" if [*said.cond] == ["label"] else "values"
-        raise ValueError(
-            f"num: {len(seeds)} samples for {said.count} {what}; ask for more samples"
-        )
-    return replace(said, n=len(seeds)), seeds
+    return seeds
 
 
 def places_of(label: Any, model: ScoreModel, n: int) -> Tensor | None:
@@ -390,22 +388,35 @@ def _places(label: Any, model: ScoreModel) -> Tensor | None:
 # Samplers ----------------------------------------------------------------------------------------
 
 
-def _chosen(
+def sampler_by(
     model: ScoreModel,
     shape: tuple[int, ...],
-    nfe: int | None,
-    step: Step | str | None,
-    grid: Grid | str | None,
-    denoise: bool | None,
-    progress: Progress,
+    nfe: int | None = None,
+    step: Step | str | None = None,
+    grid: Grid | str | None = None,
+    denoise: bool | None = None,
+    sampler: Sampler | None = None,
+    progress: Progress = silent,
 ) -> tuple[Sampler, str]:
-    """The sampler that the arguments of ``draw`` name, and what messages call it."""
+    """The sampler that these arguments of ``draw`` name, and what messages call it.
+
+    Raises ValueError for arguments that exclude each other.
+    """
+    for argument, value in {"step": step, "grid": grid, "sampler": sampler}.items():
+        if isinstance(value, type) or not (
+            value is None or callable(value) or (isinstance(value, str) and argument != "sampler")
+        ):
+            raise ValueError(f"{argument}: need an object that can be called, got {value!r}")
+    if sampler is not None:
+        if any(given is not None for given in (nfe, step, grid, denoise)):
+            raise ValueError("sampler: a whole sampler replaces nfe, step, grid and denoise")
+        return sampler, _name_of(sampler)
     if nfe is None and step is None and grid is None and model.config is not None:
         sample = model.config.sample
         search = configured_search(sample, model.std)
         found = None if search is None else optimised_grid(model, shape, search, None, progress)[0]
-        sampler: Any = build_sampler(sample, found, model.std)
-        return replace(sampler, **({} if denoise is None else {"denoise": denoise})), (
+        built: Any = build_sampler(sample, found, model.std)
+        return replace(built, **({} if denoise is None else {"denoise": denoise})), (
             sample.sampler.kind
         )
     last = denoise is None or denoise

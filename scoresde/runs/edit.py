@@ -1,199 +1,539 @@
-"""Latent codes of examples: encode, decode, interpolate, reconstruct.
-
-Examples and samples are in the units of the data; codes have unit variance under the prior.
-"""
+"""Editing pictures: parts painted anew, colours, enlargement, variations, codes of the flow."""
 
 from __future__ import annotations
 
+import math
 import re
-import zipfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde import codes
-from scoresde.arguments import Count, Open, check_fields
-from scoresde.data.file_kinds import kind_of
+from scoresde import posterior as _p
+from scoresde.arguments import Count, NonNegative, Positive, Probability, check, nearest
+from scoresde.data import Scaling
+from scoresde.data.foreign import EDITED
 from scoresde.denoiser import Denoiser
 from scoresde.evaluation import captioned, image_grid, save_png, scatter
+from scoresde.guidance.free import Scale
 from scoresde.parameterization import ScoreModel
-from scoresde.progress import Advance, Progress, silent
-from scoresde.runs.draw import places_of
-from scoresde.runs.instrument import require_finite
+from scoresde.posterior import Blur, Downsample, Grey, LinearOperator, Mask, Measurement
+from scoresde.progress import Progress, silent
+from scoresde.registry import GridSampler, Sampler
+from scoresde.runs.draw import Drawn, Job, checked_seeds, drawn, said_by, sampler_by
+from scoresde.runs.edit_pictures import is_path, pictures_of, repainted
+from scoresde.runs.editor import CODES, Editor
+from scoresde.runs.instrument import NetworkCall
 from scoresde.runs.pictures import is_image, pixels
 from scoresde.runs.results import Make, ResultFolder
-from scoresde.sde import match
+from scoresde.samplers import Grid, Noise, Step
+from scoresde.samplers.grids import Fixed
+from scoresde.sde import SDE, Until
 
-RECORD, CODES, SAMPLES, PICTURE = "edit.json", "codes.npz", "edited.npz", "edit.png"
-NAMES = re.compile("|".join(map(re.escape, (CODES, SAMPLES, PICTURE))))
+POSTERIORS = {
+    "replacement": _p.Replacement,
+    "moment_matching": _p.MomentMatching,
+    "dps": _p.DPS,
+    "pigdm": _p.PiGDM,
+    "diffpir": _p.DiffPIR,
+    "repaint": _p.RePaint,
+    "daps": _p.DAPS,
+}
+SAMPLES, PICTURE = "edited.npz", "edit.png"
+NAMES = re.compile("|".join(map(re.escape, (CODES, SAMPLES, PICTURE))) + r"|\d{6,}\.png")
 COLUMNS = 16
+SETTINGS = {
+    "inpaint": ("mask", "box", "painted"),
+    "outpaint": ("margins",),
+    "colourise": (),
+    "superres": ("factor",),
+    "deblur": ("blur", "degrade"),
+    "img2img": ("strength", "step", "grid", "sampler", "denoise", "name"),
+    "interpolate": ("columns", "tolerance"),
+    "invert": ("source", "tolerance"),
+}
+"""The operations, with the arguments of ``edit`` that belong to each alone."""
+MEASURED = ("inpaint", "outpaint", "colourise", "superres", "deblur")
+STRENGTH, FACTOR, BLUR, PATH, NFE = 0.6, 4, 1.0, 9, 100
+METHOD = "diffpir"
+SMALLEST = 0.1
+"""Least length in lam of the way of ``img2img``, from its start to t_min."""
 
 
-class Interpolated(NamedTuple):
-    """Samples and codes (pairs, n, ...) along the paths between pairs of examples."""
-
-    x: Tensor
-    z: Tensor
-
-
-class Reconstructed(NamedTuple):
-    """Reconstructions ``x`` from the codes ``z``, and the RMS error of each example, (N,).
-
-    The errors are in model units. ``changed`` is the fraction of pixel levels that differ, None
-    for real numbers.
-    """
-
-    x: Tensor
-    z: Tensor
-    errors: Tensor
-    changed: float | None
-
-
-@dataclass(frozen=True)
-class Editor:
-    """Maps between examples and latent codes by the probability flow of a model.
+@dataclass(frozen=True, eq=False)
+class Edited:
+    """Results of an operation, in units of the data: ``num`` of each picture, in turn.
 
     Args:
-        model: trained model.
-        tolerance: relative and absolute tolerance of the probability flow.
-        batch: samples solved at a time.
-        progress: shows how many samples are done.
-
-    Methods take labels as ``draw`` does; None means no class. They raise ValueError for bad
-    labels, RuntimeError if the solver fails.
+        drawn: the results x (M, ...), with seed, class and conditions of each; ``rows`` // num
+            are their pictures.
+        num: number of results of each picture.
+        before: the pictures (N, ...), of the size of the model; None for a measurement alone.
+        seen: what is known of each picture, (N, ...): the mask, white where it was painted, the
+            grey, small or blurred picture; None for the other operations.
+        z: codes of the pictures, or along the paths between them.
+        settings: what the operation was asked, as JSON values, its defaults included.
     """
 
-    model: ScoreModel
-    tolerance: Open = 1e-5
-    batch: Count = 64
-    progress: Progress = silent
+    drawn: Drawn
+    num: int = 1
+    before: Tensor | None = None
+    seen: Tensor | None = None
+    z: Tensor | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        check_fields(self)
+    @property
+    def x(self) -> Tensor:
+        """The results (M, ...)."""
+        return self.drawn.x
 
-    def encode(self, x: Tensor, label: Any = None) -> Tensor:
-        """Encode examples to codes (N, ...) in float64."""
-        places = places_of(label, self.model, len(x))
-        with self.progress(len(x), "encoded") as advance:
-            return self._carried(codes.encode, self._units(x), self._given(places), advance)
+    @property
+    def nfe(self) -> float:
+        """Mean number of network calls of a result; NaN where a solver of the flow chose it."""
+        return self.drawn.nfe
 
-    def decode(self, z: Tensor, label: Any = None) -> Tensor:
-        """Decode codes to samples (N, ...)."""
-        places = places_of(label, self.model, len(z))
-        with self.progress(len(z), "decoded") as advance:
-            return self._data(self._carried(codes.decode, z, self._given(places), advance))
-
-    def interpolate(self, x: Tensor, label: Any = None, n: int = 9) -> Interpolated:
-        """Interpolate along great circles between the codes of each pair, with n samples per path.
-
-        Between two classes, the denoisers are interpolated linearly as well. The path is therefore
-        continuous, and it ends at the examples.
-        """
-        if len(x) % 2:
-            raise ValueError(f"num: pairs need an even number of examples, got {len(x)}")
-        places, pairs = places_of(label, self.model, len(x)), len(x) // 2
-        with self.progress(len(x) + n * pairs, "carried") as advance:
-            z = self._carried(codes.encode, self._units(x), self._given(places), advance)
-            path = codes.interpolate(z[0::2], z[1::2], n).transpose(0, 1)
-            between = self._given(places)
-            if places is not None:
-                share = torch.linspace(0, 1, n, dtype=torch.float64).repeat(pairs)
-                ends = (places[k::2].repeat_interleave(n) for k in (0, 1))
-                between = partial(self._between, share, *ends)
-            found = self._carried(codes.decode, path.flatten(0, 1), between, advance)
-        return Interpolated(self._data(found).unflatten(0, (pairs, n)), path)
-
-    def reconstruct(self, x: Tensor, label: Any = None) -> Reconstructed:
-        """Encode and decode examples."""
-        given = self._given(places_of(label, self.model, len(x)))
-        clean = self._units(x)
-        with self.progress(2 * len(x), "carried") as advance:
-            z = self._carried(codes.encode, clean, given, advance)
-            back = self._carried(codes.decode, z, given, advance)
-        found, data = self._data(back), self.model.data
-        levels = data is not None and data.scaling.levels is not None
-        errors = (back - clean).flatten(1).square().mean(1).sqrt()
-        return Reconstructed(
-            found, z, errors, float((found != x).double().mean()) if levels else None
-        )
-
-    def _carried(
-        self,
-        carry: Callable[..., Tensor],
-        x: Tensor,
-        denoiser: Callable[[Tensor], Denoiser],
-        advance: Advance,
-    ) -> Tensor:
-        """Apply ``codes.encode`` or ``codes.decode`` to all samples, batch by batch."""
-        flow, device, parts = codes.Solved(self.tolerance), self.model.device, []
-        for rows in torch.arange(len(x)).split(self.batch):
-            part = carry(denoiser(rows), x[rows].to(device), flow).cpu()
-            require_finite(part, carry.__name__, "at the end")
-            parts.append(part)
-            advance(len(rows))
-        return torch.cat(parts)
-
-    def _given(self, places: Tensor | None) -> Callable[[Tensor], Denoiser]:
-        """A function from rows to their denoiser, conditional on their classes."""
-        if places is None:
-            return lambda rows: self.model.denoiser()
-        return lambda rows: self.model.bound({"label": places[rows]})
-
-    def _between(self, share: Tensor, first: Tensor, second: Tensor, rows: Tensor) -> Denoiser:
-        """The denoiser of some rows, interpolated between the denoisers of two classes."""
-        a, b = self._given(first)(rows), self._given(second)(rows)
-        if torch.equal(first[rows], second[rows]):
-            return a
-        u = share[rows].to(self.model.device)
-        return replace(
-            a,
-            predict=lambda x, t: match(1 - u, x) * a(x, t) + match(u, x) * b(x, t),
-            normalised=False,
-        )
-
-    def _units(self, x: Tensor) -> Tensor:
-        """Convert to model units; pixel levels become the middles of their bins."""
-        data = self.model.data
-        return x.double() if data is None else data.scaling.encode(x, dtype=torch.float64)
-
-    def _data(self, x: Tensor) -> Tensor:
-        """Convert to the units of the data."""
-        data = self.model.data
-        return x.float() if data is None else data.scaling.decode(x.float())
+    def __len__(self) -> int:
+        return len(self.drawn)
 
 
-def read_codes(path: Path, model: ScoreModel) -> tuple[Tensor, Tensor | None]:
-    """Read codes z (N, ...) and optional labels (N,) from a .npz.
+def edit(
+    model: ScoreModel,
+    picture: Any,
+    operation: str,
+    *,
+    mask: Any = None,
+    box: Sequence[int] | None = None,
+    painted: Sequence[int] | None = None,
+    margins: Sequence[int] | None = None,
+    factor: Count | None = None,
+    blur: Positive | None = None,
+    degrade: bool | None = None,
+    strength: Probability | None = None,
+    columns: Count | None = None,
+    source: Any = None,
+    tolerance: Positive | None = None,
+    method: Any = None,
+    noise: NonNegative | None = None,
+    nfe: Count | None = None,
+    step: Step | str | None = None,
+    grid: Grid | str | None = None,
+    sampler: Sampler | None = None,
+    denoise: bool | None = None,
+    name: str | None = None,
+    num: Count | None = None,
+    seeds: Iterable[int] | None = None,
+    label: Any = None,
+    prompt: str | Sequence[str] | None = None,
+    cond: Mapping[str, Any] | None = None,
+    negative: Mapping[str, Any] | str | None = None,
+    guidance: Scale = 1.0,
+    guidance_interval: tuple[float, float] | None = None,
+    batch: Count = 64,
+    progress: Progress = silent,
+    look: Callable[[int, NetworkCall], None] = lambda first, call: None,
+    stopping: Callable[[], bool] = lambda: False,
+) -> Edited:
+    """Edit pictures by a model that was trained on pictures of their size.
 
-    Raises ValueError for a file without codes for this model, OSError for a missing file.
+    ``inpaint`` paints a part anew and ``outpaint`` the margins; the other pixels stay exactly as
+    they are. ``colourise`` colours grey pictures, ``superres`` enlarges small ones, ``deblur``
+    sharpens. These five draw from the posterior of the picture by a method of
+    ``registry.POSTERIORS``. ``img2img`` adds noise up to a level and removes it, along a grid as
+    long as that from pure noise. ``interpolate`` draws paths between the codes of pairs, and
+    ``invert`` decodes the code of a picture under what is said. A result depends on its picture
+    and its seed, not on the others of its batch.
+
+    Args:
+        model: trained model, such as ``load`` returns.
+        picture: one example of the data (C, H, W), or several (N, C, H, W), as an array in units
+            of the data; or the path of a picture, several, or a folder. ``colourise`` also takes
+            grey ones, ``superres`` small ones, ``outpaint`` those without the margins.
+        operation: its name, one of the eight.
+        mask: where ``inpaint`` paints, an array (H, W) of True, or the path of a grey picture of
+            the same size, whose white pixels (from 128) are painted.
+        box: rectangle x0, y0, x1, y1 in pixels that ``inpaint`` paints, x1 and y1 not included.
+        painted: shades, 0 to 255 of each channel, of the pixels that ``inpaint`` paints.
+        margins: pixels that ``outpaint`` paints at the left, top, right and bottom.
+        factor: ratio of the sizes of ``superres``; 4, or that of a small picture.
+        blur: standard deviation of the blur of ``deblur`` in pixels; 1 by default.
+        degrade: blur the picture first; by default ``deblur`` takes it for blurred.
+        strength: share sigma / (sigma + alpha std) of noise that ``img2img`` starts from: 0
+            returns the picture, 1 does not depend on it; 0.6 by default.
+        columns: samples on a path of ``interpolate``, both ends included; 9 by default.
+        source: class of the pictures, or conditions by name, by which ``invert`` encodes them.
+        tolerance: that of ``interpolate`` and ``invert``, as in ``Editor``.
+        method: method of the posterior, or its name in ``registry.POSTERIORS``.
+        noise: standard deviation of the error of what is known of the picture, in units of the
+            data; by default 0 for painting, else one pixel level.
+        nfe: most network calls of a result: 100 of a method; for ``img2img`` as in ``draw``.
+        step: step of ``img2img``, as in ``draw``.
+        grid: grid of ``img2img``, as in ``draw``.
+        sampler: whole sampler of ``img2img`` in place of nfe, step, grid and denoise.
+        denoise: end ``img2img`` with the denoised state.
+        name: what messages call the sampler of ``img2img``.
+        num: number of results of each picture.
+        seeds: seed of each result of a picture; 0, 1, ... by default.
+        label: class of the results, as in ``draw``; of several there is one for each picture.
+        prompt: sentence for the results, or one for each picture.
+        cond: further conditions of the results, by name.
+        negative: what is said against, as in ``draw``.
+        guidance: scale of guidance, as in ``draw``.
+        guidance_interval: lowest and highest sigma / alpha of guidance.
+        batch: results drawn at a time; it does not change them.
+        progress: shows how many results are done.
+        look: called at every network call, with the place of the first result of its batch.
+        stopping: asked before every network call, or every batch of a flow; True stops there.
+
+    Raises ValueError for arguments that do not fit, before the first network call; RuntimeError
+    for results that are not finite.
     """
-    try:
-        # Opened here, because numpy does not close a damaged archive.
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            found = {name: torch.from_numpy(file[name]) for name in file.files}
-    except (ValueError, OSError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise ValueError(f"codes: {path} is {kind_of(path)}, not codes; give a {CODES}") from error
-    z, shape = found.get("z"), tuple(model.data.shape)
-    if z is None or tuple(z.shape[1:]) != shape or not len(z) or not z.is_floating_point():
-        got = "nothing" if z is None else f"{z.dtype} {tuple(z.shape)}"
-        needed = ", ".join(map(str, ("N", *shape)))
-        raise ValueError(f"codes: z of {path} is {got}; this model needs ({needed})")
-    if not bool(z.isfinite().all()):
-        raise ValueError(f"codes: some in {path} are not finite; encode them anew")
-    return z, found.get("label")
+    if not isinstance(model, ScoreModel):
+        raise ValueError(f"model: need a ScoreModel, got {type(model).__name__}")
+    given = {k: v for k, v in locals().items() if v is not None}
+    _require_fitting(operation, given)
+    if operation in ("interpolate", "invert"):
+        return _along_the_flow(given)
+    said = said_by(model, label, prompt, cond, negative, guidance, guidance_interval)
+    seeds = checked_seeds(seeds, num, 1)
+    task = _task(operation, given)
+    pictures, per = len(task.x), len(seeds)
+    said = said.over(pictures * per)
+    if said.count not in (1, pictures):
+        raise ValueError(f"num: {pictures} pictures for {said.count} values; give one for each")
+    seeds = list(seeds) * pictures
+    job = Job(
+        model, lambda rows: task.sampler([row // per for row in rows]), task.name, seeds, said,
+        task.shape, look=look, stopping=stopping,
+    )  # fmt: skip
+    if task.unchanged:
+        labels, each = said.labels(), tuple(map(said.each, range(len(seeds)))) if said.cond else ()
+        x = task.x.repeat_interleave(per, 0)
+        found = Drawn(x, tuple(seeds), 0.0, labels, 0, each, tuple(range(len(seeds))))
+    else:
+        if task.alone:  # the results of a picture share a batch with no others
+            batch = max(d for d in range(1, per + 1) if per % d == 0 and (d <= batch or d == 1))
+        found = drawn(job, batch, progress=progress)
+    if task.repainted is not None:
+        rows = torch.tensor(found.rows, dtype=torch.long) // per
+        anew = task.repainted.expand(pictures, *task.repainted.shape[1:])[rows]
+        found = replace(found, x=torch.where(anew, found.x, task.x[rows]))
+    return Edited(found, per, task.before, task.seen, settings=task.settings)
+
+
+class _Task(NamedTuple):
+    """What an operation asks for: ``sampler`` maps the pictures of a batch to their sampler.
+
+    ``x`` are the pictures, or what is known of them; ``repainted`` are the pixels that may change,
+    (1 or N, 1, H, W). ``alone`` says that pictures cannot share a batch.
+    """
+
+    x: Tensor
+    shape: tuple[int, ...]
+    name: str
+    sampler: Callable[[list[int]], Sampler]
+    settings: Mapping[str, Any]
+    before: Tensor | None = None
+    seen: Tensor | None = None
+    repainted: Tensor | None = None
+    alone: bool = False
+    unchanged: bool = False
+
+
+def _require_fitting(operation: str, given: Mapping[str, Any]) -> None:
+    """Raise ValueError for an unknown operation, or arguments of another one or out of range."""
+    if operation not in SETTINGS:
+        raise ValueError(f"operation: unknown name {operation!r}; {nearest(operation, SETTINGS)}")
+    check(edit, {k: v for k, v in given.items() if k not in ("tolerance", "step", "grid")})
+    require_own(operation, given)
+    if operation in ("interpolate", "invert") and ("seeds" in given or given.get("num", 1) > 1):
+        raise ValueError(f"num: {operation} draws no noise, so a picture has one result")
+
+
+def require_own(operation: str, given: Iterable[str]) -> None:
+    """Raise ValueError, naming it, for an argument that belongs to other operations."""
+    owners: dict[str, list[str]] = {"nfe": ["img2img"]}
+    for each, names in SETTINGS.items():
+        for setting in (*names, *(("method", "noise", "nfe") if each in MEASURED else ())):
+            owners.setdefault(setting, []).append(each)
+    for setting in given:
+        if operation not in owners.get(setting, [operation]):
+            raise ValueError(f"{setting}: is for {', '.join(owners[setting])}; leave it out")
+
+
+def _task(operation: str, given: Mapping[str, Any]) -> _Task:
+    model: ScoreModel = given["model"]
+    if operation == "img2img":
+        return _variation(given)
+    if model.data is None or len(model.data.shape) != 3:
+        raise ValueError(
+            f"operation: {operation} needs a model of pictures, and their description"
+        )
+    if operation in ("inpaint", "outpaint"):
+        return _painting(operation, given)
+    return _restoring(operation, given)
+
+
+# Variations --------------------------------------------------------------------------------------
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class FromPictures:
+    """A sampler that starts from pictures ``x0`` (B, ...) with the noise of an earlier time.
+
+        x(start) = alpha x0 + sigma eps
+
+    Its grid has as many steps on the shorter way. SDEdit, arXiv 2108.01073, algorithm 1.
+    """
+
+    sampler: Sampler
+    x0: Tensor
+    start: float
+
+    def __call__(self, denoiser: Denoiser, x: Tensor, noise: Noise, seed: int = 0) -> Tensor:
+        eps = x / float(denoiser.sde.prior().stddev)
+        sde = Until(denoiser.sde, self.start)
+        x = sde.perturb(self.x0.to(x), torch.tensor(self.start, dtype=torch.float64), eps)
+        sampler, whole = self.sampler, denoiser.sde
+        if isinstance(sampler, GridSampler) and isinstance(sampler.grid, Fixed):
+            sampler = replace(sampler, grid=Squeezed(sampler.grid, whole))
+        return sampler(replace(denoiser, sde=sde), x, noise, seed)
+
+
+@final
+@dataclass(frozen=True)
+class Squeezed:
+    """A grid of a whole process on the way from an earlier t_max, its lengths in lam shortened."""
+
+    grid: Grid
+    sde: SDE
+
+    def __call__(self, sde: SDE, n: int) -> Tensor:
+        ts = self.grid(self.sde, n)
+        lam, first = self.sde.lam(ts), sde.lam(torch.tensor(sde.t_max, dtype=torch.float64))
+        last = lam[-1].clamp(min=(first + sde.lam(torch.tensor(sde.t_min).double())) / 2)
+        found = sde.time(first + (lam - lam[0]) * ((last - first) / (lam[-1] - lam[0])))
+        found[0] = sde.t_max
+        return found
+
+
+def start_of(sde: SDE, strength: float, std: float) -> float:
+    """The time at which noise is this share of the state, sigma / (sigma + alpha std)."""
+    end = float(sde.lam(torch.tensor(sde.t_min, dtype=torch.float64)))
+    lam = min(math.log((1 - strength) / (strength * std)), end - SMALLEST)
+    return float(sde.time(torch.tensor(lam, dtype=torch.float64)))
+
+
+def _variation(given: Mapping[str, Any]) -> _Task:
+    model: ScoreModel = given["model"]
+    strength = given.get("strength", STRENGTH)
+    x = pictures_of(given["picture"], model)
+    shape = tuple(x.shape[1:])
+    settings = {k: given[k] for k in ("nfe", "step", "grid", "denoise", "sampler") if k in given}
+    sampler, found = sampler_by(model, shape, **settings, progress=given["progress"])
+    name = given.get("name", found)
+    task = _Task(x, shape, name, lambda some: sampler, {"strength": strength}, x)
+    if strength in (0, 1):
+        return task._replace(unchanged=strength == 0)
+    clean, start = units(x, model), start_of(model.sde, strength, model.std)
+    return task._replace(sampler=lambda some: FromPictures(sampler, clean[some], start))
+
+
+# What is known of a picture ----------------------------------------------------------------------
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class FromMeasurement:
+    """A method of ``registry.POSTERIORS`` as a sampler of the posterior of one measurement."""
+
+    method: Any
+    measurement: Measurement
+    nfe: int
+
+    def __call__(self, denoiser: Denoiser, x: Tensor, noise: Noise, seed: int = 0) -> Tensor:
+        found: Tensor = self.method(denoiser, self.measurement, x, noise, self.nfe)
+        return found
+
+
+def _measured(
+    given: Mapping[str, Any],
+    operator: Callable[[list[int]], LinearOperator],
+    y: Tensor,
+    noise: float,
+    settings: Mapping[str, Any],
+    alone: bool = False,
+    **task: Any,
+) -> _Task:
+    """The task of drawing from the posterior of measurements ``y`` (N, *m), in model units."""
+    method = given.get("method", METHOD)
+    name = method if isinstance(method, str) else type(method).__name__
+    if isinstance(method, str):
+        method = POSTERIORS[method]()
+    model, nfe, noise = given["model"], given.get("nfe", NFE), given.get("noise", noise)
+    std = noise * model.data.scaling.step
+
+    def sampler(some: list[int]) -> Sampler:
+        return FromMeasurement(method, Measurement(operator(some), y[some], std), nfe)
+
+    sampler([0])
+    alone = alone or getattr(method, "population", False)
+    settings = {**settings, "method": name, "noise": noise, "nfe": nfe}
+    shape = tuple(model.data.shape)
+    return _Task(shape=shape, name=name, sampler=sampler, settings=settings, alone=alone, **task)
+
+
+def _painting(operation: str, given: Mapping[str, Any]) -> _Task:
+    """Pixels are painted anew, the others are known."""
+    model: ScoreModel = given["model"]
+    channels, height, width = model.data.shape
+    if operation == "outpaint":
+        left, top, right, bottom = _margins(given.get("margins"), height, width)
+        inner = (height - top - bottom, width - left - right)
+        x = pictures_of(given["picture"], model, (channels, *inner))
+        inside = (slice(top, height - bottom), slice(left, width - right))
+        if tuple(x.shape[2:]) != (height, width):
+            grey = model.data.scaling.decode(torch.zeros(len(x), channels, height, width))
+            grey[..., inside[0], inside[1]] = x.to(grey.dtype)
+            x = grey.to(x.dtype)
+        anew = torch.ones(1, 1, height, width, dtype=torch.bool)
+        anew[..., inside[0], inside[1]] = False
+    else:
+        x = pictures_of(given["picture"], model)
+        anew = repainted(x, model, *(given.get(k) for k in ("mask", "box", "painted")))
+    clean = units(x, model)
+    alone = len(anew) > 1
+
+    def operator(some: list[int]) -> LinearOperator:
+        return Mask(~anew[some[0] if alone else 0])
+
+    white = model.data.scaling.decode(torch.where(anew, 1.0, -1.0).expand(len(x), *x.shape[1:]))
+    settings = {k: given[k] for k in ("mask", "box", "painted", "margins") if k in given}
+    if "mask" in settings:
+        settings["mask"] = str(settings["mask"]) if is_path(settings["mask"]) else "given"
+    y = clean.masked_fill(anew, 0)
+    return _measured(
+        given, operator, y, 0.0, settings, alone, x=x, before=x, seen=white, repainted=anew
+    )
+
+
+def _margins(margins: Sequence[int] | None, height: int, width: int) -> tuple[int, ...]:
+    if margins is None:
+        raise ValueError("margins is missing: give the pixels at the left, top, right and bottom")
+    found = tuple(map(int, margins))
+    if len(found) != 4 or min(found) < 0:
+        raise ValueError(f"margins: need four numbers from 0, such as 4,0,4,0, got {margins}")
+    left, top, right, bottom = found
+    if not any(found) or left + right >= width or top + bottom >= height:
+        raise ValueError(
+            f"margins: {found} leave {width - left - right} x {height - top - bottom} of "
+            f"{width} x {height} pixels; leave a part, and paint a part"
+        )
+    return found
+
+
+def _restoring(operation: str, given: Mapping[str, Any]) -> _Task:
+    """A grey, small or blurred picture is known."""
+    model: ScoreModel = given["model"]
+    full = channels, height, width = tuple(model.data.shape)
+    operator: LinearOperator
+    settings: dict[str, Any] = {}
+    if operation == "colourise":
+        if channels != 3:
+            raise ValueError("operation: colourise needs a model of pictures in colour")
+        x, operator = pictures_of(given["picture"], model, (1, height, width)), Grey()
+    elif operation == "superres":
+        factors = [given["factor"]] if "factor" in given else _factors(height, width)
+        smaller = [(channels, height // f, width // f) for f in factors]
+        x = pictures_of(given["picture"], model, *smaller)
+        factor = given.get("factor", FACTOR)
+        factor = factor if tuple(x.shape[1:]) == full else height // x.shape[2]
+        operator, settings = Downsample(factor), {"factor": factor}
+        operator.outputs(full)
+    else:
+        blur = given.get("blur", BLUR)
+        x, operator, settings = pictures_of(given["picture"], model), Blur(blur), {"blur": blur}
+    degraded = tuple(x.shape[1:]) == full and (
+        operation != "deblur" or given.get("degrade", False)
+    )
+    y = operator(units(x, model)) if degraded else units(x, model)
+    before, seen = (x if degraded else None), _shown(y, model.data.scaling)
+    return _measured(given, lambda some: operator, y, 1.0, settings, x=x, before=before, seen=seen)
+
+
+def _factors(height: int, width: int) -> list[int]:
+    """The factors by which a picture may have been made smaller."""
+    return [f for f in range(2, height + 1) if height % f == 0 and width % f == 0]
+
+
+def _shown(y: Tensor, scaling: Scaling) -> Tensor:
+    return scaling.decode(y.clamp(scaling.low, scaling.high) if scaling.levels else y)
+
+
+def units(x: Tensor, model: ScoreModel) -> Tensor:
+    """Examples in model units; pixel levels become the middles of their bins."""
+    return x.float() if model.data is None else model.data.scaling.encode(x)
+
+
+# Codes of the flow -------------------------------------------------------------------------------
+
+
+def _along_the_flow(given: Mapping[str, Any]) -> Edited:
+    """``interpolate`` and ``invert``, batch by batch, up to where they are stopped."""
+    model, batch, stopping = given["model"], given["batch"], given["stopping"]
+    names = ("label", "prompt", "cond", "negative", "guidance")
+    told = {k: given[k] for k in names if k in given}
+    said = said_by(model, **told, interval=given.get("guidance_interval"))
+    x = pictures_of(given["picture"], model)
+    tolerance = given.get("tolerance", Editor.tolerance)
+    editor = Editor(model, tolerance, batch, given["progress"])
+    n = len(x)
+    said = said.over(n)
+    if said.count not in (1, n):
+        raise ValueError(f"num: {n} pictures for {said.count} values; give one for each")
+    if given["operation"] == "interpolate":
+        columns = given.get("columns", PATH)
+        found = editor.interpolate(x, said, columns)
+        rows = tuple(range(n // 2 * columns))
+        ends = Drawn(found.x.flatten(0, 1), (), math.nan, rows=rows)
+        return Edited(ends, columns, x, None, found.z.flatten(0, 1), {"tolerance": tolerance})
+    source = given.get("source")
+    cond = {"cond": source} if isinstance(source, Mapping) else {"label": source}
+    own = said if source is None and not said.cond else said_by(model, **cond).over(n)
+    target = said if said.cond or said.negative else own
+    parts: list[tuple[Tensor, Tensor]] = []
+    for rows_of in torch.arange(n).split(batch):
+        if stopping():
+            break
+        z = editor.encode(x[rows_of], own.part(rows_of.tolist()))
+        parts.append((editor.decode(z, target.part(rows_of.tolist())), z))
+    done = sum(len(z) for _, z in parts)
+    rows = tuple(range(done))
+    each = tuple(map(target.each, rows)) if target.cond else ()
+    labels = target.labels()
+    ends = Drawn(
+        torch.cat([x.new_empty(0, *x.shape[1:]), *(x for x, _ in parts)]),
+        (),
+        math.nan,
+        None if labels is None else labels[:done],
+        0,
+        each,
+        rows,
+    )
+    codes = torch.cat([z for _, z in parts]) if parts else None
+    return Edited(ends, 1, x, None, codes, {"tolerance": tolerance})
+
+
+# Files -------------------------------------------------------------------------------------------
 
 
 def edit_folder(folder: Path) -> ResultFolder:
     """The folder of an edit, whose files ``edit.json`` lists."""
-    return ResultFolder(folder, RECORD, NAMES)
+    return ResultFolder(folder, EDITED, NAMES)
 
 
 def picture_of(
@@ -212,3 +552,24 @@ def picture_of(
         frame = torch.cat([row for _, row in rows])
         return {PICTURE: partial(scatter, panels=dict(rows), frame=frame)}
     return {}
+
+
+def rows_of(edited: Edited, names: Sequence[str]) -> list[tuple[str, Tensor]]:
+    """A named row for each picture: itself, what is known of it, and its results.
+
+    Of other data than pictures they are the sets before and after.
+    """
+    x, rows = edited.x, torch.tensor(edited.drawn.rows, dtype=torch.long) // edited.num
+    if not is_image(x):
+        sets = {"before": edited.before, "after": x}
+        return [(name, part) for name, part in sets.items() if part is not None]
+    found = []
+    for k in rows.unique().tolist():
+        parts = [part[k : k + 1] for part in (edited.before, edited.seen) if part is not None]
+        zoom = [x.shape[2] // part.shape[2] for part in parts]
+        larger = [
+            part.expand(-1, x.shape[1], -1, -1).repeat_interleave(f, 2).repeat_interleave(f, 3)
+            for part, f in zip(parts, zoom, strict=True)
+        ]
+        found.append((names[k], torch.cat([*larger, x[rows == k]])))
+    return found

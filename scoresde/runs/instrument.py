@@ -47,7 +47,7 @@ class Instrument:
                 raise Stopped
             x0 = denoiser(x, t)
             self.count += 1
-            self.last = NetworkCall(self.count, t, x, x0)
+            self.last = NetworkCall(self.count, t, x.detach(), x0.detach())
             if self.strict and x0.device.type == "cpu":
                 where = f"at t={float(t.flatten()[0]):.3g}, call {self.count}"
                 require_finite(x0, self.name, where)

@@ -59,16 +59,11 @@ def write_samples(
     if is_image(drawn.x):
         images = pixels(drawn.x, data.scaling)
         arrays = images.permute(0, 2, 3, 1).numpy()
-        for i, image in enumerate(images):
-            own = {"seed": drawn.seeds[i], "label": None if labels is None else labels[i]}
-            own["class"] = None if labels is None or names is None else names[labels[i]]
-            own["conditions"] = said[i]
-            first = i - i % batch
-            where = {"row": i - first, "rows": min(batch, len(images) - first)}
-            picture = image[0] if len(image) == 1 else image.permute(1, 2, 0)
-            files[f"{i:06d}.png"] = partial(
-                save_picture, pixels=picture.numpy(), settings=where | dict(settings) | own
-            )
+        where = [
+            {"row": i % batch, "rows": min(batch, len(images) - i + i % batch)}
+            for i in range(len(images))
+        ]
+        files = picture_files(drawn, data, settings, where)
         grid = sample_grid(images, group, rows, title)
         files["grid.png"] = partial(save_picture, pixels=grid, settings=settings)
     elif drawn.x.ndim == 2 and drawn.x.shape[1] == 2:
@@ -83,6 +78,28 @@ def write_samples(
         flat = [{k: v for k, v in each.items() if depth(v) < 2} for each in said]
         record["conditions"] = flat
     sample_folder(folder).write(files | dict(extra or {}), record)
+
+
+def picture_files(
+    drawn: Drawn,
+    data: DataDescription,
+    settings: Mapping[str, Any],
+    more: Sequence[Mapping[str, Any]],
+) -> dict[str, Make]:
+    """A PNG of every sample with its settings: those of all, ``more`` of each, seed and class."""
+    labels = None if drawn.label is None else drawn.label.tolist()
+    names, said = data.classes, [_conditions(each) for each in drawn.said or [{}] * len(drawn)]
+    files: dict[str, Make] = {}
+    for i, image in enumerate(pixels(drawn.x, data.scaling)):
+        own: dict[str, Any] = {"seed": drawn.seeds[i] if drawn.seeds else None}
+        own["label"] = None if labels is None else labels[i]
+        own["class"] = None if labels is None or names is None else names[labels[i]]
+        own["conditions"] = said[i]
+        picture = image[0] if len(image) == 1 else image.permute(1, 2, 0)
+        files[f"{i:06d}.png"] = partial(
+            save_picture, pixels=picture.numpy(), settings=dict(more[i]) | dict(settings) | own
+        )
+    return files
 
 
 def _conditions(said: Mapping[str, Any]) -> dict[str, Any]:

@@ -61,6 +61,8 @@ def recipe(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: its settings are damaged ({error})") from None
     if not isinstance(found, dict):
         raise ValueError(f"{path}: its settings are damaged (no object)")
+    if "operation" in found:
+        raise ValueError(f"{path}: edited by scoresde edit; give a PNG of scoresde sample")
     if "seed" not in found and "seeds" not in found and "sampler" in found:
         raise ValueError(f"{path}: shows several samples; give the picture of one")
     found = {**SINCE, **found}
@@ -96,6 +98,9 @@ def parameters(settings: Mapping[str, Any], width: int, height: int) -> str:
         "Model hash": (settings.get("model_hash") or "")[:10] or None,
         "Model": checkpoint.stem if folder is None else folder.name,
         "Class": settings.get("class") or settings.get("label"),
+        "Denoising strength": settings.get("strength"),
+        "Operation": settings.get("operation"),
+        "Method": settings.get("method"),
         "Guidance interval": None if interval is None else ",".join(f"{x:g}" for x in interval),
         **{f"Condition {k}": in_words(v) for k, v in said.items() if not isinstance(v, str)},
         **{f"Negative {k}": in_words(v) for k, v in against.items() if not isinstance(v, str)},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -58,6 +58,21 @@ class Said:
         """The most values of a condition; 1 if nothing is said."""
         both = [*self.cond.values(), *(self.negative or {}).values()]
         return max((values.count for values in both), default=1)
+
+    def over(self, n: int) -> Said:
+        """The same of n samples. Raises ValueError for fewer samples than values."""
+        if self.count > n:
+            what = "labels" if [*self.cond] == ["label"] else "values"
+            raise ValueError(f"num: {n} samples for {self.count} {what}; ask for more samples")
+        return replace(self, n=n)
+
+    def part(self, rows: Sequence[int]) -> Said:
+        """What is said of some of the samples, as of samples of their own."""
+        parts = [
+            said and {k: Values(said[k], 1 if v.count == 1 else len(rows)) for k, v in own.items()}
+            for said, own in zip(self.of(rows), (self.cond, self.negative or {}), strict=True)
+        ]
+        return replace(self, cond=parts[0] or {}, negative=parts[1], n=len(rows))
 
     def denoiser(self, rows: Sequence[int]) -> Denoiser:
         """The denoiser of some samples."""
