@@ -23,6 +23,7 @@ from scoresde.posterior.pigdm import PiGDM
 from scoresde.posterior.repaint import RePaint
 from scoresde.posterior.replacement import LangevinReplacement, Replacement
 from scoresde.posterior.tmpd import TMPD
+from scoresde.posterior.twisted_smc import TwistedSMC
 
 __all__ = [
     "DAPS",
@@ -51,4 +52,5 @@ __all__ = [
     "Replacement",
     "Scale",
     "StepMethod",
+    "TwistedSMC",
 ]

@@ -95,11 +95,15 @@ class GuideMethod(Method):
 
 
 class Population(NamedTuple):
-    """Equally weighted samples x (B, ...), and log p(y) in nats with its standard error."""
+    """Equally weighted samples x (B, ...), and log p(y) in nats with its standard error.
+
+    ``size`` is the number of independent samples that they are worth.
+    """
 
     x: Tensor
     log_evidence: float
     log_evidence_error: float
+    size: float
 
 
 @dataclass(frozen=True)

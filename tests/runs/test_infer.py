@@ -78,7 +78,7 @@ class Together(PopulationMethod):
     name: ClassVar[str] = "together"
 
     def populate(self, denoiser, measurement, x, noise, nfe):
-        return Population(denoiser(x, torch.tensor(0.5)) + len(x), -3.0, 0.25)
+        return Population(denoiser(x, torch.tensor(0.5)) + len(x), -3.0, 0.25, 5.0)
 
 
 def test_a_population_is_drawn_in_one_call_with_its_evidence():
