@@ -61,7 +61,11 @@ def nystrom(v: Tensor, cv: Tensor, trace: Tensor, eps: float) -> Spread:
     found = factor.square().sum((1, 2))
     tiny = 10 * eps * trace.mean().abs() / d
     rest = ((trace - found).mean() / max(d - k, 1)).clamp(min=tiny)
-    q = torch.linalg.qr(torch.cat([v, cv], 2))[0] if 2 * k < d else torch.eye(d).to(v).expand(len(v), d, d)
+    q = (
+        torch.linalg.qr(torch.cat([v, cv], 2))[0]
+        if 2 * k < d
+        else torch.eye(d).to(v).expand(len(v), d, d)
+    )
     f, w = q.mT @ factor, q.mT @ v
     inside = f @ f.mT + rest * (torch.eye(q.shape[2]).to(v) - w @ w.mT)
     values, u = torch.linalg.eigh(inside)

@@ -25,6 +25,8 @@ FAINT = -math.log(1000.0)
 """The covariance of x0 at higher noise than this lam is taken from there."""
 LARGEST = 2**25
 """Most numbers of the matrix of an operator, for one particle or for all."""
+WHOLE = 8
+"""All of the covariance is computed for up to so many numbers for each direction."""
 DEPENDENT = 1e-12
 """Rows of a smaller square, relative to the largest, depend on the others."""
 TINY = 1e-150
@@ -49,7 +51,8 @@ class TwistedSMC(PopulationMethod):
     Gaussian data at any number of calls. For other data they correct the proposal. The error that
     many particles leave is that of the chain, which falls with the number of calls. Particles are
     resampled, systematically, when the effective sample size falls below ``resample`` of their
-    number. The mean weight is an unbiased estimate of p(y) for the chain. Its error is taken from
+    number; the share is small because weights of one level often cancel those of the next. The
+    mean weight is an unbiased estimate of p(y) for the chain. Its error is taken from
     the weights of the descendants of each first particle (Chan and Lai, A General Theory of
     Particle Filters in Hidden Markov Models and Some Applications, arXiv 1312.5114). A nonlinear
     operator is linearised at x0_hat, and the last weight restores it. Wu and others, Practical and
@@ -59,12 +62,12 @@ class TwistedSMC(PopulationMethod):
     Args:
         directions: vector-Jacobian products of a call. They give C along as many directions, those
             that the measurement asks for, and the trace of the rest; or all of C, for samples of
-            up to twice as many numbers.
+            up to 8 times as many numbers.
         resample: share of the particles below which the effective sample size lets resample.
     """
 
     directions: Annotated[int, Range(ge=1)] = 8
-    resample: Probability = 0.5
+    resample: Probability = 0.1
     name: ClassVar[str] = "twisted_smc"
 
     def ready(self, measurement: Measurement, x: Tensor) -> Measurement:
@@ -103,7 +106,9 @@ class TwistedSMC(PopulationMethod):
         if not _linear(measurement):
             residual = measurement.residual(x0.to(x).reshape(x.shape)).flatten(1).double()
             guess = near.residual - near.seen(x0 - near.x0)
-            better = (guess.square().sum(1) - residual.square().sum(1)) / (2 * measurement.noise**2)
+            better = (guess.square().sum(1) - residual.square().sum(1)) / (
+                2 * measurement.noise**2
+            )
             particles, picked = particles.weighted(better).resampled(1.0, noise)
             x0 = x0[picked]
         if (size := float(particles.size)) < FEW:
@@ -117,7 +122,13 @@ class TwistedSMC(PopulationMethod):
         return Population(x0.to(x).reshape(x.shape), evidence, error, size)
 
     def _near(
-        self, denoiser: Denoiser, view: _Matrix | _Linearised, state: Tensor, t: Tensor, like: Tensor, noise: Noise
+        self,
+        denoiser: Denoiser,
+        view: _Matrix | _Linearised,
+        state: Tensor,
+        t: Tensor,
+        like: Tensor,
+        noise: Noise,
     ) -> _Near:
         """The Gaussian of x0 given the states (N, D) of the particles, and its measurement."""
         sde = denoiser.sde
@@ -131,7 +142,7 @@ class TwistedSMC(PopulationMethod):
 
         seen, residual = view(x0)
         d, eps = state.shape[1], torch.finfo(like.dtype).eps
-        if d <= 2 * self.directions:
+        if d <= WHOLE * self.directions:
             axes = torch.eye(d).to(state)
             c = whole(torch.stack([covariance(axis.expand_as(state)) for axis in axes], 2))
             return _Near.of(x0.flatten(1).double(), c, seen, residual)

@@ -19,5 +19,6 @@ POSTERIORS: Table[Callable[..., Method]] = Table(
         "moment_matching": posterior.MomentMatching,
         "diffpir": posterior.DiffPIR,
         "daps": posterior.DAPS,
+        "twisted_smc": posterior.TwistedSMC,
     }
 )

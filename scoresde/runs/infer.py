@@ -24,7 +24,7 @@ from scoresde.posterior import (
 )
 from scoresde.progress import Progress, silent
 from scoresde.registry import POSTERIORS, Sampler, constructor
-from scoresde.runs.draw import DEFAULT_NUM, Job, checked_seeds, drawn, said_by
+from scoresde.runs.draw import DEFAULT_NUM, LARGEST_SEED, Job, checked_seeds, drawn, said_by
 from scoresde.runs.instrument import NetworkCall
 from scoresde.samplers import Noise
 
@@ -39,7 +39,8 @@ class Inferred:
     mean number of network calls a sample, counted where the denoiser is called; passes backwards
     are not counted. The last ``unfinished`` samples are denoised states of a method that was
     stopped on the way. ``log_evidence`` is an estimate of log p(y) in nats, of y in model units,
-    and ``log_evidence_error`` its standard error, for methods that give one.
+    and ``log_evidence_error`` its standard error, for methods that give one. ``size`` is the
+    number of independent samples that a population was worth.
     """
 
     x: Tensor
@@ -48,6 +49,7 @@ class Inferred:
     unfinished: int = 0
     log_evidence: float | None = None
     log_evidence_error: float | None = None
+    size: float | None = None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -89,8 +91,9 @@ def infer(
         num: number of samples; as many as there are seeds, or 64.
         nfe: most network calls a sample.
         seeds: seed of every sample; 0, 1, ... by default.
-        particles: size of the population, for a method that draws samples together; it returns the
-            first num of them.
+        particles: size of the population, for a method that draws samples together, and returns
+            num of them; 2 a sample by default, and at least 256. Its noise comes from the first
+            seed.
         shape: shape of one sample, where neither the model nor the operator knows it.
         label: class of the samples, for a ScoreModel.
         prompt: sentence for the condition of a ScoreModel that reads sentences.
@@ -115,9 +118,11 @@ def infer(
     chosen = method_of(method, None if model is None else model.std)
     if particles is not None and not chosen.population:
         raise ValueError(f"particles: {chosen.name} draws every sample by itself; leave it out")
-    if particles is not None and not particles >= max(2, num or 0):
-        raise ValueError(f"particles: need 2 or more, and no fewer than num, got {particles}")
-    places = checked_seeds(seeds, particles or num, DEFAULT_NUM)
+    seeds = places = checked_seeds(seeds, num, DEFAULT_NUM)
+    if chosen.population:
+        size_of_it = max(2 * len(seeds), 256) if particles is None else particles
+        first = seeds[0] * size_of_it
+        places = [(first + k) % (LARGEST_SEED + 1) for k in range(size_of_it)]
     size = shape_of(denoiser, measurement, shape, len(places))
     scaling = getattr(getattr(model, "data", None), "scaling", None)
     device = measurement.y.device if model is None else model.device
@@ -148,18 +153,25 @@ def infer(
         holder = said = _Whole(denoiser, len(places), device)
     else:
         holder = denoiser
-        said = said_by(denoiser, label, prompt, cond, None, guidance).over(len(places))
+        said = said_by(denoiser, label, prompt, cond, None, guidance)
+        if chosen.population and said.count > 1:
+            raise ValueError(f"{chosen.name}: one population has one condition; give one value")
+        said = said.over(len(places))
     job = Job(holder, sampler, chosen.name, places, said, size, False, look, stopping)
     found = drawn(job, len(places) if chosen.population else batch, progress=progress)
     evidence = populations[-1] if populations and not found.unfinished else None
-    kept = len(found.x) if num is None else num  # of a population
+    x, unfinished = found.x, found.unfinished
+    if chosen.population:  # in the order of their ancestors
+        x = x[(torch.arange(len(seeds)) + 0.5).mul(len(x) / len(seeds)).long()]
+        unfinished = len(seeds) if unfinished else 0
     return Inferred(
-        found.x[:kept],
+        x,
         found.nfe,
-        found.seeds[:kept],
-        found.unfinished,
+        tuple(seeds) if chosen.population else found.seeds,
+        unfinished,
         getattr(evidence, "log_evidence", None),
         getattr(evidence, "log_evidence_error", None),
+        getattr(evidence, "size", None),
     )
 
 

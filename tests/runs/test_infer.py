@@ -103,5 +103,9 @@ def test_a_population_is_drawn_in_one_call_with_its_evidence():
     assert (found.log_evidence, found.log_evidence_error) == (-3.0, 0.25)
     assert found.nfe == 1
     assert float(found.x.mean()) > 3.5
-    with pytest.raises(ValueError, match="particles: need 2 or more, and no fewer than num"):
-        ss.infer(*ask, method=Together(), num=9, particles=5)
+    assert found.size == 5
+    assert len(ss.infer(*ask, method=Together(), num=9, particles=5)) == 9
+    assert float(ss.infer(*ask, method=Together(), num=200).x.mean()) > 390
+    assert float(ss.infer(*ask, method=Together(), num=3).x.mean()) > 250
+    with pytest.raises(ValueError, match="particles: need 2 or more, got 1"):
+        ss.infer(*ask, method="twisted_smc", num=1, particles=1)
