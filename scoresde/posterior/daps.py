@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scoresde.arguments import Count, Positive
 from scoresde.denoiser import Denoiser
-from scoresde.posterior.linearised import local, solve
+from scoresde.posterior.linearised import gain, local
 from scoresde.posterior.measurement import Measurement
 from scoresde.posterior.method import StepMethod, prior_variance
 from scoresde.posterior.operators import LinearOperator
@@ -95,5 +95,5 @@ class Annealing:
             if error is None:
                 error = given.noise * noise(near.residual, t, t)
             b = near.residual + error - near.forward(center - z)
-            z = center + solve(near, lambda v: r2 * v, given.noise, method.iterations, b).moved
+            z = center + r2 * gain(near, lambda v: r2 * v, given.noise, method.iterations, b)
         return z

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scoresde.arguments import Count, Positive, Probability
 from scoresde.denoiser import Denoiser
-from scoresde.posterior.linearised import local, solve
+from scoresde.posterior.linearised import gain, local
 from scoresde.posterior.measurement import Measurement
 from scoresde.posterior.method import GuideMethod
 from scoresde.samplers import Grid, Noise, State, Step, suited_grid
@@ -37,8 +37,8 @@ class DiffPIR(GuideMethod):
         iterations: most iterations of conjugate gradients, which call no network.
     """
 
-    weight: Positive = 10.0
-    zeta: Probability = 0.3
+    weight: Positive = 3.0
+    zeta: Probability = 1.0
     iterations: Count = 50
 
     def ready(self, measurement: Measurement, x: Tensor) -> Measurement:
@@ -51,7 +51,9 @@ class DiffPIR(GuideMethod):
         x0, sde = denoiser(x, t), denoiser.sde
         variance = match((sde.sigma(t) / sde.alpha(t)) ** 2 / self.weight, x)
         near = local(measurement, x0)
-        return x0 + solve(near, lambda v: variance * v, measurement.noise, self.iterations).moved
+        return x0 + variance * gain(
+            near, lambda v: variance * v, measurement.noise, self.iterations
+        )
 
     def sampler(self, nfe: int) -> tuple[Step, Grid]:
         step = Mixing(self.zeta)

@@ -33,7 +33,7 @@ class DPS(StepMethod):
         zeta: length of the correction of each step.
     """
 
-    zeta: NonNegative = 1.0
+    zeta: NonNegative = 0.3
 
     def ready(self, measurement: Measurement, x: Tensor) -> Measurement:
         measurement.require_gradient("dps", x)

@@ -72,43 +72,42 @@ def local(measurement: Measurement, x0: Tensor) -> Local:
     return Local(measurement.residual(x0, value.detach()), forward, lambda u: pull(u)[0])
 
 
-class Solution(NamedTuple):
-    """u (B, *m) with (A C A* + noise^2) u = b, and C A* u (B, ...)."""
-
-    u: Tensor
-    moved: Tensor
-
-
-def solve(
+def gain(
     near: Local, covariance: Product, noise: float, iterations: int, b: Tensor | None = None
-) -> Solution:
-    """Conjugate gradients on A C A* + noise^2 for each sample, by default for b = y - A(x0).
+) -> Tensor:
+    """A* (A C A* + noise^2)^-1 b (B, ...) for a covariance C, by default of b = y - A(x0)."""
+    b = near.residual if b is None else b
+    return near.adjoint(
+        solve(lambda p: near.forward(covariance(near.adjoint(p))) + noise**2 * p, b, iterations)
+    )
+
+
+def pseudo_inverse(near: Local, b: Tensor, iterations: int) -> Tensor:
+    """A^+ b (B, ...), the shortest v with the least |A v - b|."""
+    return solve(lambda v: near.adjoint(near.forward(v)), near.adjoint(b), iterations)
+
+
+def solve(matrix: Product, b: Tensor, iterations: int) -> Tensor:
+    """Conjugate gradients for the u with matrix(u) = b (B, ...), each sample by itself.
 
     A sample that has converged stays as it is. So does one for which the matrix is not positive
     along the direction of the search, as the Jacobian of a network may not be. Hestenes and
     Stiefel (1952).
     """
-    r = near.residual if b is None else b
-    p, u, moved = r, torch.zeros_like(r), None
-    square = _dot(r, r)
-    floor = torch.finfo(r.dtype).eps ** 2 * square
+    u, r, p, square = torch.zeros_like(b), b, b, _dot(b, b)
+    floor = (10 * torch.finfo(b.dtype).eps) ** 2 * square
     for _ in range(iterations):
-        w = covariance(near.adjoint(p))
-        q = near.forward(w) + noise**2 * p
+        q = matrix(p)
         curve = _dot(p, q)
         going = (square > floor) & (curve > 0)
-        step = match(torch.where(going, square / curve, 0), u)
-        u = u + step * p
-        along = match(step.flatten(), w) * w
-        moved = along if moved is None else moved + along
-        r = r - step * q
-        new = _dot(r, r)
-        p = r + match(torch.where(going, new / square, 0), r) * p
-        square = torch.where(going, new, square)
         if going.device.type == "cpu" and not bool(going.any()):  # a device would be waited for
             break
-    assert moved is not None
-    return Solution(u, moved)
+        step = match(torch.where(going, square / curve, 0), u)
+        u, r = u + step * p, r - step * q
+        new = torch.where(going, _dot(r, r), square)
+        p = r + match(torch.where(going, new / square, 0), r) * p
+        square = new
+    return u
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

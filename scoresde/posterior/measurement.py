@@ -54,10 +54,13 @@ class Measurement:
         return replace(self, batch=self._batch(x, self.operator.outputs_like(x)))
 
     def residual(self, x0: Tensor, value: Tensor | None = None) -> Tensor:
-        """y - A(x0), (B, *m); ``value`` is A(x0) if it is known. Raises ValueError as above."""
+        """y - A(x0), (B, *m), without what no sample gives; ``value`` is A(x0) if it is known.
+
+        Raises ValueError, naming both shapes, if y is a measurement of other samples.
+        """
         value = self.operator(x0) if value is None else value
         self._batch(x0, tuple(value.shape[1:]))
-        return sent(self.y, x0.device, x0.dtype) - value
+        return self.operator.project(sent(self.y, x0.device, x0.dtype) - value)
 
     def _batch(self, x: Tensor, each: tuple[int, ...]) -> int | None:
         if (found := tuple(self.y.shape)) == each and self.batch is None:

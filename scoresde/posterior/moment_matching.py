@@ -9,7 +9,7 @@ from torch import Tensor
 
 from scoresde.arguments import Count
 from scoresde.denoiser import Denoiser
-from scoresde.posterior.linearised import local, solve, tangent
+from scoresde.posterior.linearised import gain, local, tangent
 from scoresde.posterior.measurement import Measurement
 from scoresde.posterior.method import GuideMethod
 
@@ -30,7 +30,7 @@ class MomentMatching(GuideMethod):
         iterations: number of iterations of conjugate gradients at each call.
     """
 
-    iterations: Count = 8
+    iterations: Count = 16
 
     def ready(self, measurement: Measurement, x: Tensor) -> Measurement:
         measurement.require_gradient("moment_matching", x)
@@ -41,4 +41,4 @@ class MomentMatching(GuideMethod):
     ) -> Tensor:
         x0, covariance = tangent(denoiser, x, t)
         near = local(measurement, x0)
-        return x0 + solve(near, covariance, measurement.noise, self.iterations).moved
+        return x0 + covariance(gain(near, covariance, measurement.noise, self.iterations))

@@ -44,6 +44,10 @@ class Operator(ABC):
         """Shape of one sample whose measurement has this shape; None if it is not known."""
         return None
 
+    def project(self, y: Tensor) -> Tensor:
+        """y (..., *m) without what no sample gives, such as the hidden part behind a mask."""
+        return y
+
     def __matmul__(self, inner: Operator) -> Operator:
         if isinstance(self, LinearOperator) and isinstance(inner, LinearOperator):
             return LinearChain(self, inner)
@@ -96,6 +100,9 @@ class Mask(LinearOperator):
         return x * sent(self.mask, x.device, x.dtype)
 
     def adjoint(self, y: Tensor) -> Tensor:
+        return self(y)
+
+    def project(self, y: Tensor) -> Tensor:
         return self(y)
 
     def outputs(self, shape: Sequence[int]) -> Shape:
@@ -286,6 +293,9 @@ class Fourier(LinearOperator):
     def __call__(self, x: Tensor) -> Tensor:
         return self._kept(torch.view_as_real(torch.fft.fft2(x, norm="ortho")))
 
+    def project(self, y: Tensor) -> Tensor:
+        return self(self.adjoint(y))
+
     def adjoint(self, y: Tensor) -> Tensor:
         kept = torch.view_as_complex(self._kept(y).contiguous())
         found: Tensor = torch.fft.ifft2(kept, norm="ortho").real
@@ -370,6 +380,10 @@ class Chain(Operator):
 
     def __call__(self, x: Tensor) -> Tensor:
         found: Tensor = self.outer(self.inner(x))
+        return found
+
+    def project(self, y: Tensor) -> Tensor:
+        found: Tensor = self.outer.project(y)
         return found
 
     def outputs(self, shape: Sequence[int]) -> Shape:

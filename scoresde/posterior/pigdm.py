@@ -7,9 +7,9 @@ from typing import final
 
 from torch import Tensor
 
-from scoresde.arguments import Count
+from scoresde.arguments import Count, NonNegative
 from scoresde.denoiser import Denoiser
-from scoresde.posterior.linearised import local, solve, tangent
+from scoresde.posterior.linearised import gain, local, tangent
 from scoresde.posterior.measurement import Measurement
 from scoresde.posterior.method import GuideMethod, prior_variance
 
@@ -31,6 +31,7 @@ class PiGDM(GuideMethod):
     """
 
     iterations: Count = 50
+    eta: NonNegative = 1.0
 
     def ready(self, measurement: Measurement, x: Tensor) -> Measurement:
         measurement.require_gradient("pigdm", x)
@@ -42,5 +43,4 @@ class PiGDM(GuideMethod):
         x0, covariance = tangent(denoiser, x, t)
         near = local(measurement, x0)
         r2 = prior_variance(denoiser.sde, t, self.std, x)
-        u = solve(near, lambda v: r2 * v, measurement.noise, self.iterations).u
-        return x0 + covariance(near.adjoint(u))
+        return x0 + covariance(gain(near, lambda v: r2 * v, measurement.noise, self.iterations))

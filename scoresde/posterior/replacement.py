@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-import torch
 from torch import Tensor
 
 from scoresde.arguments import Count, Open
 from scoresde.denoiser import Denoiser
-from scoresde.posterior.linearised import local, solve
+from scoresde.posterior.linearised import local, pseudo_inverse
 from scoresde.posterior.measurement import Measurement
 from scoresde.posterior.method import StepMethod
 from scoresde.samplers import Corrected, Kernel, Langevin, Noise, State, Step
@@ -42,7 +41,8 @@ class Replacement(StepMethod):
     def finish(self, measurement: Measurement, x0: Tensor) -> Tensor:
         if measurement.noise > 0:
             return x0
-        return x0 + solve(local(measurement, x0), lambda v: v, 0.0, ITERATIONS).moved
+        near = local(measurement, x0)
+        return x0 + pseudo_inverse(near, near.residual, ITERATIONS)
 
 
 @final
@@ -111,15 +111,14 @@ def replaced(measurement: Measurement, sde: SDE, x: Tensor, s: Tensor, noise: No
     """The state x (B, ...) at ``s`` with what is measured replaced."""
     at = marginal(sde, s)
     near = local(measurement, x / at.alpha)  # alpha residual = alpha y - A x
-    z, kept, active = noise(x, s, s), torch.full_like(x[:, :1].flatten(1)[:, 0], at.sigma), None
+    z, kept, active = noise(x, s, s), x.new_full((len(x),), at.sigma), x.new_ones(len(x))
     if measurement.noise > 0:
         # The part of y in x has noise of variance noise^2 / c where A A* = c on the range of A.
         back, y = near.adjoint(near.residual), near.residual
         c = back.flatten(1).square().sum(1) / y.flatten(1).square().sum(1)
         kept = kept.square() - (at.alpha * measurement.noise) ** 2 / c
-        active = kept > 0
+        active = (kept > 0).to(x.dtype)
         kept = kept.clamp(min=0).sqrt()
     lifted = near.forward(match(kept, x) * z)
-    b = at.alpha * near.residual + lifted
-    moved = solve(near, lambda v: v, 0.0, ITERATIONS, b).moved
-    return x + (moved if active is None else torch.where(match(active, x), moved, 0))
+    moved = pseudo_inverse(near, at.alpha * near.residual + lifted, ITERATIONS)
+    return x + match(active, x) * moved

@@ -8,6 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from scoresde.arguments import NonNegative, Positive
 from scoresde.denoiser import Denoiser
 from scoresde.posterior.linearised import local, tangent
 from scoresde.posterior.measurement import Measurement
@@ -31,7 +32,8 @@ class TMPD(GuideMethod):
         least: smallest variance, relative to that of Gaussian data.
     """
 
-    least: float = 0.1
+    least: Positive = 0.3
+    eta: NonNegative = 1.0
 
     def ready(self, measurement: Measurement, x: Tensor) -> Measurement:
         measurement.require_gradient("tmpd", x)
