@@ -373,7 +373,7 @@ def _measured(
     method = given.get("method", METHOD)
     name = method if isinstance(method, str) else type(method).__name__
     if isinstance(method, str):
-        method = POSTERIORS[method]()
+        method = POSTERIORS[method](std=given["model"].std)
     model, nfe, noise = given["model"], given.get("nfe", NFE), given.get("noise", noise)
     std = noise * model.data.scaling.step
 
@@ -451,9 +451,10 @@ def _restoring(operation: str, given: Mapping[str, Any]) -> _Task:
         smaller = [(channels, height // f, width // f) for f in factors]
         x = pictures_of(given["picture"], model, *smaller)
         factor = given.get("factor", FACTOR)
+        if height % factor or width % factor:
+            raise ValueError(f"factor: {factor} does not divide {width} x {height} pixels")
         factor = factor if tuple(x.shape[1:]) == full else height // x.shape[2]
         operator, settings = Downsample(factor), {"factor": factor}
-        operator.outputs(full)
     else:
         blur = given.get("blur", BLUR)
         x, operator, settings = pictures_of(given["picture"], model), Blur(blur), {"blur": blur}
@@ -467,7 +468,7 @@ def _restoring(operation: str, given: Mapping[str, Any]) -> _Task:
 
 def _factors(height: int, width: int) -> list[int]:
     """The factors by which a picture may have been made smaller."""
-    return [f for f in range(2, height + 1) if height % f == 0 and width % f == 0]
+    return [f for f in range(2, min(height, width)) if height % f == 0 and width % f == 0]
 
 
 def _shown(y: Tensor, scaling: Scaling) -> Tensor:

@@ -14,10 +14,10 @@ import scoresde as ss
 from scoresde import parameterization, registry
 from scoresde.data import Scaling
 from scoresde.nn import UNet
-from scoresde.posterior import Blur, Downsample, Grey
+from scoresde.posterior import Blur, Downsample, Grey, PiGDM
 from scoresde.registry import GridSampler, build_step
 from scoresde.runs.draw import draw
-from scoresde.runs.edit import MEASURED, SETTINGS, Squeezed, edit, start_of
+from scoresde.runs.edit import MEASURED, Squeezed, edit, start_of
 from scoresde.samplers import grids, suited_grid
 from scoresde.sde import Until
 from scoresde.training.checkpoint import DataDescription
@@ -57,6 +57,7 @@ def correlation(a: torch.Tensor, b: torch.Tensor) -> float:
 
 BOX = {"box": (2, 1, 6, 8)}
 ARGUMENTS = {"inpaint": BOX, "outpaint": {"margins": (2, 0, 0, 3)}, "superres": {"factor": 2}}
+ARGUMENTS["deblur"] = {"blur": 0.5, "degrade": True}
 
 
 class TestStrength:
@@ -79,12 +80,12 @@ class TestStrength:
         assert abs(correlation(found.x, x)) < 0.05
 
     @pytest.mark.parametrize("strength", [0.2, 0.5, 0.8])
-    def test_of_standard_normal_data_the_correlation_is_that_of_the_start(self, strength):
+    def test_of_standard_normal_data_as_much_is_left_as_at_the_start(self, strength):
         """Their flow stands still at unit variance: what is left of a picture is alpha x."""
-        x = pictures(40, REAL)
-        found = edit(model(REAL), x, "img2img", strength=strength, nfe=12)
+        x = pictures(2, REAL)
+        found = edit(model(REAL), x, "img2img", strength=strength, nfe=30, denoise=False).x
         alpha = (1 - strength) / math.hypot(1 - strength, strength)
-        assert correlation(found.x, x) == pytest.approx(alpha, abs=0.02)
+        assert torch.allclose(found[0] - found[1], alpha * (x[0] - x[1]), rtol=0, atol=0.02)
 
     @pytest.mark.parametrize("sde", SDES, ids=lambda sde: type(sde).__name__)
     def test_it_is_the_share_of_noise_of_every_process(self, sde):
@@ -161,7 +162,7 @@ class TestPixels:
     @pytest.mark.parametrize("scaling", [LEVELS, Scaling(17), REAL])
     def test_known_ones_come_back_exactly(self, scaling):
         x = pictures(2, scaling)
-        x = x % scaling.levels if scaling.levels else x
+        x = x % 17 if scaling.levels == 17 else x
         keep = torch.ones(8, 8, dtype=torch.bool)
         keep[1:8, 2:6] = False
         found = edit(model(scaling, 0.1), x, "inpaint", **BOX, num=2, nfe=5)
@@ -232,11 +233,11 @@ class TestKnown:
         ],
     )
     def test_results_have_the_grey_small_or_blurred_picture(self, operation, operator, arguments):
-        x = 0.3 * pictures(2, REAL)
-        found = edit(model(REAL), x, operation, **arguments, noise=0.01, nfe=20, num=2)
-        assert torch.allclose(
-            operator(found.x), operator(x).repeat_interleave(2, 0), rtol=0, atol=0.08
-        )
+        x = pictures(2, REAL)
+        arguments = {**arguments, "method": PiGDM(std=1.0), "noise": 0.01}
+        found = edit(model(REAL), x, operation, **arguments, nfe=30, num=2)
+        known = operator(x).repeat_interleave(2, 0)
+        assert torch.allclose(operator(found.x), known, rtol=0, atol=0.06)
         assert torch.allclose(found.seen, operator(x))
 
     @pytest.mark.parametrize(
@@ -256,12 +257,10 @@ class TestKnown:
         assert torch.allclose(found.x, edit(made, x, "deblur", degrade=True, nfe=4).x, atol=1e-4)
 
 
-@pytest.mark.parametrize("operation", [name for name in SETTINGS if name != "interpolate"])
+@pytest.mark.parametrize("operation", [*MEASURED, "img2img"])
 def test_batches_do_not_change_the_results(operation):
     made, x = model(spread=0.1), pictures(3)
-    more = {} if operation == "invert" else {"num": 2}
-    more |= {"nfe": 5} if operation in (*MEASURED, "img2img") else {}
-    more |= ARGUMENTS.get(operation, {})
+    more = {"num": 2, "nfe": 5} | ARGUMENTS.get(operation, {})
     whole = edit(made, x, operation, **more).x
     parts = edit(made, x, operation, **more, batch=1).x
     alone = edit(made, x[1], operation, **more).x
@@ -270,16 +269,30 @@ def test_batches_do_not_change_the_results(operation):
     assert int((whole[n : 2 * n].int() - alone.int()).abs().max()) <= 1
 
 
+class Smooth(nn.Module):
+    """A network of slow changes, whose flow a solver follows in few calls."""
+
+    def forward(self, x, noise, label=None):
+        found = 0.3 * torch.sin(x.flip(-1))
+        return found if label is None else found + 0.3 * label.to(x)[:, None, None, None]
+
+
+def smooth() -> ss.ScoreModel:
+    made = ss.ScoreModel(Smooth(), ss.VP(), parameterization.v)
+    made.data = DataDescription("made", SHAPE, LEVELS, ("a", "b"))
+    return made
+
+
 class TestFlow:
     def test_inversion_goes_there_and_back(self):
-        x = pictures(2)
-        found = edit(model(spread=0.1), x, "invert")
+        x = pictures(3)
+        found = edit(smooth(), x, "invert", batch=2)
         assert torch.equal(found.x, x)
         assert found.z.shape == x.shape
 
     def test_another_class_changes_the_picture(self):
-        made, x = model(spread=0.3, classes=2), pictures(2)
-        same = edit(made, x, "invert", source="a", label="a")
+        made, x = smooth(), pictures(2)
+        same = edit(made, x, "invert", source="b", label="b")
         other = edit(made, x, "invert", source="a", label="b", guidance=2.0)
         assert torch.equal(same.x, x)
         assert not torch.equal(other.x, x)
@@ -287,8 +300,16 @@ class TestFlow:
 
     def test_paths_end_at_the_pictures(self):
         x = pictures(2)
-        found = edit(model(spread=0.1), x, "interpolate", columns=3)
+        found = edit(smooth(), x, "interpolate", columns=3, label=["a", "b"])
         assert torch.equal(found.x[[0, 2]], x)
+
+    def test_a_stop_keeps_the_pictures_that_are_done(self):
+        asked = []
+        found = edit(
+            smooth(), pictures(3), "invert", batch=1,
+            stopping=lambda: asked.append(1) or len(asked) > 2,
+        )  # fmt: skip
+        assert torch.equal(found.x, pictures(3)[:2])
 
 
 class TestFiles:
@@ -319,7 +340,7 @@ MASK = torch.zeros(8, 8, dtype=torch.bool)
         ("inpaint", {**BOX, "mask": MASK}, "by one of mask, box and painted"),
         ("inpaint", {**BOX, "strength": 0.5}, "strength: is for img2img; leave it out"),
         ("inpaint", {**BOX, "method": "dpss"}, "unknown .*'dpss'.*did you mean 'dps'"),
-        ("inpaint", {**BOX, "label": 1}, "label: this model was trained without classes"),
+        ("inpaint", {**BOX, "label": 1}, "without classes"),
         ("outpaint", {}, "margins is missing"),
         ("outpaint", {"margins": (4, 0, 4, 0)}, "margins: .* leave 0 x 8 of 8 x 8 pixels"),
         ("outpaint", {"margins": (0, 0, 0, 0)}, "margins: "),
