@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from scoresde.parameterization import Coeffs, Parameterization, ScoreModel
     from scoresde.runs.draw import draw
     from scoresde.runs.evaluate import evaluate
+    from scoresde.runs.infer import infer
     from scoresde.runs.load import load
     from scoresde.runs.score import score
     from scoresde.runs.train import train
@@ -49,6 +50,7 @@ __all__ = [
     "compiled",
     "draw",
     "evaluate",
+    "infer",
     "load",
     "load_classifier",
     "log_likelihood",
@@ -68,6 +70,7 @@ _HOMES = {
     "parameterization": ("Coeffs", "Parameterization", "ScoreModel"),
     "runs.draw": ("draw",),
     "runs.evaluate": ("evaluate",),
+    "runs.infer": ("infer",),
     "runs.load": ("load",),
     "runs.score": ("score",),
     "runs.train": ("train",),

@@ -139,7 +139,7 @@ class Mixture:
         """Log-weights (K,), means (K, D) and variances (K, D) along the axes."""
         means = self.means.flatten(1)
         if self.stds is not None:
-            variances = self.stds.reshape(len(means), -1).expand_as(means) ** 2
+            variances = self.stds.to(means).reshape(len(means), -1).expand_as(means) ** 2
         else:
             variances = torch.linalg.eigvalsh(self.covs)
         return (self.weights / self.weights.sum()).log(), means, variances
@@ -195,7 +195,7 @@ class Mixture:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Means and covariances of the components after a measurement, and log p(k) p(y | k)."""
         log_weights, _, variances = self._components
-        covs = variances.diag_embed() if self.covs is None else self.covs
+        covs = variances.diag_embed() if self.covs is None else self.covs.to(variances)
         means, covs, log_normal = _conditioned(self.means, covs, operator, y, noise)
         return means, covs, log_weights + log_normal
 

@@ -35,6 +35,7 @@ LISTINGS = {
     "data": Listing("data.kind", registry.DATASETS),
     "likelihoods": Listing("likelihood.method", registry.METHODS),
     "dequantisations": Listing("likelihood.dequantisation", registry.DEQUANTISATIONS),
+    "posteriors": Listing("infer method", registry.POSTERIORS),
     "traces": Listing("likelihood.trace", registry.TRACES),
     "metrics": Listing("evaluate --metrics", {k: m.documented for k, m in METRICS.items()}),
 }

@@ -106,6 +106,19 @@ class Scaling:
         level = torch.bucketize(x.contiguous(), self._edge(inner, x.dtype), right=True)
         return level.to(torch.uint8 if self.levels <= 256 else torch.int32)
 
+    def affine(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """a and b (broadcastable) of data = a x + b for ``x`` (B, ...), in float64.
+
+        Of levels it is the inverse of the map to their middles, without rounding.
+        """
+        if self.levels is not None:
+            a, b = torch.tensor([1 / self.step, -self.low / self.step - 0.5], dtype=torch.float64)
+        elif self.scale:
+            b, a = self._along(x)
+        else:
+            a, b = torch.tensor([1.0, 0.0], dtype=torch.float64)
+        return a, b
+
     def to_uint8(self, x: Tensor) -> Tensor:
         """A picture of ``x``: levels, or real numbers in [low, high], stretched to 0 .. 255."""
         if self.levels is None:

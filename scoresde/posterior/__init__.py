@@ -4,7 +4,7 @@ from scoresde.posterior.daps import DAPS
 from scoresde.posterior.diffpir import DiffPIR
 from scoresde.posterior.dps import DPS
 from scoresde.posterior.measurement import Measurement
-from scoresde.posterior.method import GuideMethod, Method, StepMethod
+from scoresde.posterior.method import GuideMethod, Method, Population, PopulationMethod, StepMethod
 from scoresde.posterior.moment_matching import MomentMatching
 from scoresde.posterior.operators import (
     Blur,
@@ -17,6 +17,7 @@ from scoresde.posterior.operators import (
     Mask,
     Nonlinear,
     Operator,
+    Scale,
 )
 from scoresde.posterior.pigdm import PiGDM
 from scoresde.posterior.repaint import RePaint
@@ -44,7 +45,10 @@ __all__ = [
     "Nonlinear",
     "Operator",
     "PiGDM",
+    "Population",
+    "PopulationMethod",
     "RePaint",
     "Replacement",
+    "Scale",
     "StepMethod",
 ]

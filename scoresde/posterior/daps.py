@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -42,10 +42,7 @@ class DAPS(StepMethod):
     width: Positive = 1.0
     rounds: Count = 4
     iterations: Count = 50
-
-    def ready(self, measurement: Measurement, x: Tensor) -> Measurement:
-        measurement.require_gradient("daps", x)
-        return measurement.fit(x)
+    name: ClassVar[str] = "daps"
 
     def step(self, measurement: Measurement, step: Step) -> Step:
         return Annealing(self, measurement)

@@ -40,10 +40,7 @@ class DiffPIR(GuideMethod):
     weight: Positive = 3.0
     zeta: Probability = 1.0
     iterations: Count = 50
-
-    def ready(self, measurement: Measurement, x: Tensor) -> Measurement:
-        measurement.require_gradient("diffpir", x)
-        return measurement.fit(x)
+    name: ClassVar[str] = "diffpir"
 
     def estimate(
         self, denoiser: Denoiser, measurement: Measurement, x: Tensor, t: Tensor

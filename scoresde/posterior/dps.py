@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
 from scoresde.arguments import NonNegative
 from scoresde.denoiser import Denoiser
-from scoresde.posterior.linearised import local, tangent
+from scoresde.posterior.linearised import dot, local, tangent
 from scoresde.posterior.measurement import Measurement
 from scoresde.posterior.method import StepMethod
 from scoresde.samplers import Noise, State, Step
@@ -25,19 +25,18 @@ class DPS(StepMethod):
         u_s <- u_s - zeta d |y - A(x0_hat(x_t))| / d u_t,   u = x / sqrt(alpha^2 + sigma^2)
 
     In u, the state of a variance-preserving process, ``zeta`` has one meaning for all processes.
-    The norm is that of each sample. The strength grows with the number of steps; the published
-    values are for 1000. Its distribution is not the posterior. Chung and others, Diffusion
-    Posterior Sampling for General Noisy Inverse Problems, arXiv 2209.14687, algorithm 1.
+    The norm is that of each sample. The correction goes no further than to the least misfit along
+    its direction; without this limit, in the published code, it overshoots where ``zeta`` is large
+    for the size of A. The published 1 is for 1000 steps. Its distribution is not the posterior.
+    Chung and others, Diffusion Posterior Sampling for General Noisy Inverse Problems, arXiv
+    2209.14687, algorithm 1.
 
     Args:
-        zeta: length of the correction of each step.
+        zeta: greatest length of the correction of each step.
     """
 
-    zeta: NonNegative = 0.3
-
-    def ready(self, measurement: Measurement, x: Tensor) -> Measurement:
-        measurement.require_gradient("dps", x)
-        return measurement.fit(x)
+    zeta: NonNegative = 10.0
+    name: ClassVar[str] = "dps"
 
     def step(self, measurement: Measurement, step: Step) -> Step:
         return Descending(self.zeta, measurement, step)
@@ -70,8 +69,13 @@ class Descending:
 
         moved, state = self.plain(replace(denoiser, predict=known), x, t, s, state, noise)
         near = local(self.measurement, x0)
-        away: Tensor = torch.linalg.vector_norm(near.residual.flatten(1), dim=1)
-        unit = near.residual / match(away.clamp(min=torch.finfo(x.dtype).tiny), near.residual)
-        # d |y - A| / d x_t = -(alpha / sigma^2) C A* unit
-        slope = sde.alpha(t) / sde.sigma(t) ** 2 * sde.norm(t) * sde.norm(s)
-        return moved + match(self.zeta * slope, x) * covariance(near.adjoint(unit)), state
+        # d |y - A| / d x_t = -(alpha / sigma^2) C A* r / |r|
+        down = covariance(near.adjoint(near.residual))
+        slope = self.zeta * sde.alpha(t) / sde.sigma(t) ** 2 * sde.norm(t) * sde.norm(s)
+        seen, tiny = near.forward(down), torch.finfo(x.dtype).tiny
+        best = dot(near.residual, seen) / dot(seen, seen).clamp(min=tiny)
+        size = dot(near.residual, near.residual).sqrt().clamp(min=tiny)
+        length = torch.minimum(
+            match(slope, x) / match(size, x), match(sde.alpha(s), x) * match(best.clamp(min=0), x)
+        )
+        return moved + length * down, state

@@ -94,22 +94,22 @@ def solve(matrix: Product, b: Tensor, iterations: int) -> Tensor:
     along the direction of the search, as the Jacobian of a network may not be. Hestenes and
     Stiefel (1952).
     """
-    u, r, p, square = torch.zeros_like(b), b, b, _dot(b, b)
+    u, r, p, square = torch.zeros_like(b), b, b, dot(b, b)
     floor = (10 * torch.finfo(b.dtype).eps) ** 2 * square
     for _ in range(iterations):
         q = matrix(p)
-        curve = _dot(p, q)
+        curve = dot(p, q)
         going = (square > floor) & (curve > 0)
         if going.device.type == "cpu" and not bool(going.any()):  # a device would be waited for
             break
         step = match(torch.where(going, square / curve, 0), u)
         u, r = u + step * p, r - step * q
-        new = torch.where(going, _dot(r, r), square)
+        new = torch.where(going, dot(r, r), square)
         p = r + match(torch.where(going, new / square, 0), r) * p
         square = new
     return u
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
+def dot(a: Tensor, b: Tensor) -> Tensor:
     """Inner products (B,)."""
     return (a * b).reshape(len(a), -1).sum(1)

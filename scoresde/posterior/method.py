@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
@@ -23,13 +24,12 @@ class Method(ABC):
     """
 
     std: Positive = 0.5
+    name: ClassVar[str]
+    linear: ClassVar[bool] = False  # whether it needs a linear operator; all need a gradient
+    population: ClassVar[bool] = False  # whether it draws all samples together
 
     def __post_init__(self) -> None:
         check_fields(self)
-
-    @property
-    def name(self) -> str:
-        return type(self).__name__
 
     @abstractmethod
     def __call__(
@@ -42,6 +42,9 @@ class Method(ABC):
 
     def ready(self, measurement: Measurement, x: Tensor) -> Measurement:
         """The measurement of samples ``x``. Raises ValueError if the method cannot use it."""
+        if self.linear:
+            measurement.require_linear(self.name)
+        measurement.require_gradient(self.name, x)
         return measurement.fit(x)
 
 
@@ -89,6 +92,32 @@ class GuideMethod(Method):
         guided = self.guide(self.ready(measurement, x))(denoiser)
         step, grid = self.sampler(nfe)
         return sample(guided, x, grid(denoiser.sde, nfe - 1), step, noise)
+
+
+class Population(NamedTuple):
+    """Equally weighted samples x (B, ...), and log p(y) in nats with its standard error."""
+
+    x: Tensor
+    log_evidence: float
+    log_evidence_error: float
+
+
+@dataclass(frozen=True)
+class PopulationMethod(Method):
+    """A method that draws all samples together, as one population."""
+
+    population: ClassVar[bool] = True
+
+    @abstractmethod
+    def populate(
+        self, denoiser: Denoiser, measurement: Measurement, x: Tensor, noise: Noise, nfe: int
+    ) -> Population:
+        """The population from ``x`` (B, ...) at t_max."""
+
+    def __call__(
+        self, denoiser: Denoiser, measurement: Measurement, x: Tensor, noise: Noise, nfe: int
+    ) -> Tensor:
+        return self.populate(denoiser, measurement, x, noise, nfe).x
 
 
 @dataclass(frozen=True)

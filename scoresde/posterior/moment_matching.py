@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 from torch import Tensor
 
@@ -31,10 +31,7 @@ class MomentMatching(GuideMethod):
     """
 
     iterations: Count = 16
-
-    def ready(self, measurement: Measurement, x: Tensor) -> Measurement:
-        measurement.require_gradient("moment_matching", x)
-        return measurement.fit(x)
+    name: ClassVar[str] = "moment_matching"
 
     def estimate(
         self, denoiser: Denoiser, measurement: Measurement, x: Tensor, t: Tensor

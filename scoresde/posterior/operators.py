@@ -106,12 +106,36 @@ class Mask(LinearOperator):
         return self(y)
 
     def outputs(self, shape: Sequence[int]) -> Shape:
-        mask = tuple(self.mask.shape)
-        fits = len(mask) <= len(shape) and all(
-            a in (1, b) for a, b in zip(reversed(mask), reversed(shape), strict=False)
-        )
-        if not fits:
-            raise ValueError(f"mask: its shape is {mask}, that of a sample {tuple(shape)}")
+        _require_fit("mask", self.mask, shape)
+        return tuple(shape)
+
+    def inputs(self, shape: Sequence[int]) -> Shape:
+        return self.outputs(shape)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Scale(LinearOperator):
+    """Every number of a sample times a weight of its own.
+
+    Args:
+        weights: weights that are not 0, broadcastable to a sample.
+    """
+
+    weights: Tensor
+
+    def __post_init__(self) -> None:
+        if not bool((self.weights.isfinite() & (self.weights != 0)).all()):
+            raise ValueError("weights: need finite numbers that are not 0")
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x * sent(self.weights, x.device, x.dtype)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self(y)
+
+    def outputs(self, shape: Sequence[int]) -> Shape:
+        _require_fit("weights", self.weights, shape)
         return tuple(shape)
 
     def inputs(self, shape: Sequence[int]) -> Shape:
@@ -403,6 +427,14 @@ class LinearChain(Chain, LinearOperator):
     def adjoint(self, y: Tensor) -> Tensor:
         found: Tensor = self.inner.adjoint(self.outer.adjoint(y))
         return found
+
+
+def _require_fit(name: str, value: Tensor, shape: Sequence[int]) -> None:
+    """Raise ValueError for a value that cannot be broadcast to a sample."""
+    own = tuple(value.shape)
+    pairs = zip(reversed(own), reversed(shape), strict=False)
+    if len(own) > len(shape) or not all(a in (1, b) for a, b in pairs):
+        raise ValueError(f"{name}: its shape is {own}, that of a sample {tuple(shape)}")
 
 
 def _picture(operator: Operator, shape: Sequence[int]) -> Shape:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 from torch import Tensor
 
@@ -31,11 +31,8 @@ class PiGDM(GuideMethod):
     """
 
     iterations: Count = 50
-    eta: NonNegative = 1.0
-
-    def ready(self, measurement: Measurement, x: Tensor) -> Measurement:
-        measurement.require_gradient("pigdm", x)
-        return measurement.fit(x)
+    eta: NonNegative = 0.5
+    name: ClassVar[str] = "pigdm"
 
     def estimate(
         self, denoiser: Denoiser, measurement: Measurement, x: Tensor, t: Tensor

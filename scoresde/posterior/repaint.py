@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 from torch import Tensor
 
@@ -30,7 +30,8 @@ class RePaint(Replacement):
         times: number of times that each step is taken.
     """
 
-    times: Count = 5
+    times: Count = 2
+    name: ClassVar[str] = "repaint"
 
     def step(self, measurement: Measurement, step: Step) -> Step:
         return Repeating(Replacing(measurement, step), self.times)

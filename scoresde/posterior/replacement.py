@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 from torch import Tensor
 
@@ -31,9 +31,8 @@ class Replacement(StepMethod):
     number of steps. Song and others, arXiv 2011.13456, appendix I.2.
     """
 
-    def ready(self, measurement: Measurement, x: Tensor) -> Measurement:
-        measurement.require_linear("replacement")
-        return measurement.fit(x)
+    name: ClassVar[str] = "replacement"
+    linear: ClassVar[bool] = True
 
     def step(self, measurement: Measurement, step: Step) -> Step:
         return Replacing(measurement, step)
@@ -60,6 +59,7 @@ class LangevinReplacement(Replacement):
 
     snr: Open = 0.16
     steps: Count = 1
+    name: ClassVar[str] = "langevin_replacement"
 
     def step(self, measurement: Measurement, step: Step) -> Step:
         kernel = ReplacingKernel(measurement, Langevin(self.snr), self.steps)

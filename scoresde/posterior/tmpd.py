@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -33,11 +33,8 @@ class TMPD(GuideMethod):
     """
 
     least: Positive = 0.3
-    eta: NonNegative = 1.0
-
-    def ready(self, measurement: Measurement, x: Tensor) -> Measurement:
-        measurement.require_gradient("tmpd", x)
-        return measurement.fit(x)
+    eta: NonNegative = 0.5
+    name: ClassVar[str] = "tmpd"
 
     def estimate(
         self, denoiser: Denoiser, measurement: Measurement, x: Tensor, t: Tensor

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from scoresde.arguments import nearest
+from scoresde.registry.posteriors import POSTERIORS
 from scoresde.registry.samplers import (
     SAMPLERS,
     GridSampler,
@@ -65,6 +66,7 @@ __all__ = [
     "OBJECTIVES",
     "OPTIMIZERS",
     "PARAMETERIZATIONS",
+    "POSTERIORS",
     "PREDICTIONS",
     "SAMPLERS",
     "SDES",
@@ -111,6 +113,7 @@ TABLES: dict[str, Table[Any]] = {
     "method": METHODS,
     "dequantisation": DEQUANTISATIONS,
     "trace": TRACES,
+    "posterior": POSTERIORS,
 }
 """The tables by the argument or configuration key whose values they list."""
 

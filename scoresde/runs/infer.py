@@ -1,0 +1,233 @@
+"""Drawing from the posterior of a measurement, each sample a function of its own seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scoresde.data.scaling import Scaling
+from scoresde.denoiser import Denoiser
+from scoresde.parameterization import ScoreModel
+from scoresde.posterior import (
+    LinearOperator,
+    Measurement,
+    Method,
+    Nonlinear,
+    Operator,
+    Population,
+    PopulationMethod,
+    Scale,
+)
+from scoresde.progress import Progress, silent
+from scoresde.registry import POSTERIORS, Sampler, constructor
+from scoresde.runs.draw import DEFAULT_NUM, Job, checked_seeds, drawn, said_by
+from scoresde.runs.instrument import NetworkCall
+from scoresde.samplers import Noise
+
+NFE = 100
+
+
+@dataclass(frozen=True, eq=False)
+class Inferred:
+    """Samples ``x`` (N, ...) of a posterior, and the seed of each.
+
+    They are in units of the data for a ScoreModel, in model units for a Denoiser. ``nfe`` is the
+    mean number of network calls a sample, counted where the denoiser is called; passes backwards
+    are not counted. The last ``unfinished`` samples are denoised states of a method that was
+    stopped on the way. ``log_evidence`` is an estimate of log p(y) in nats, of y in model units,
+    and ``log_evidence_error`` its standard error, for methods that give one.
+    """
+
+    x: Tensor
+    nfe: float
+    seeds: tuple[int, ...]
+    unfinished: int = 0
+    log_evidence: float | None = None
+    log_evidence_error: float | None = None
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+def infer(
+    denoiser: Denoiser | ScoreModel,
+    operator: Operator,
+    y: Tensor,
+    noise: float,
+    *,
+    method: str | Method = "moment_matching",
+    num: int | None = None,
+    nfe: int = NFE,
+    seeds: Iterable[int] | None = None,
+    particles: int | None = None,
+    shape: Sequence[int] | None = None,
+    label: Any = None,
+    prompt: str | Sequence[str] | None = None,
+    cond: Mapping[str, Any] | None = None,
+    guidance: float = 1.0,
+    batch: int = 64,
+    progress: Progress = silent,
+    look: Callable[[int, NetworkCall], None] = lambda first, call: None,
+    stopping: Callable[[], bool] = lambda: False,
+) -> Inferred:
+    """Draw from p(x0 | y) of a measurement y = A(x0) + noise eps.
+
+    With a ScoreModel A, y, noise and the samples are in units of the data; levels of pixels are
+    measured as real numbers. With a Denoiser all are in model units, in the dtype and on the
+    device of y. A sample does not depend on the others in its batch.
+
+    Args:
+        denoiser: denoiser, with its conditions and guidance, or trained model.
+        operator: what is measured, A; see ``scoresde.posterior``.
+        y: one measurement (*m) for all samples, or one for each, (N, *m).
+        noise: standard deviation of the error of every number of y.
+        method: method or a name in ``registry.POSTERIORS``.
+        num: number of samples; as many as there are seeds, or 64.
+        nfe: most network calls a sample.
+        seeds: seed of every sample; 0, 1, ... by default.
+        particles: size of the population, for a method that draws samples together; it returns the
+            first num of them.
+        shape: shape of one sample, where neither the model nor the operator knows it.
+        label: class of the samples, for a ScoreModel.
+        prompt: sentence for the condition of a ScoreModel that reads sentences.
+        cond: value of further conditions of a ScoreModel, by name.
+        guidance: scale of ``guidance.free`` for these conditions.
+        batch: samples drawn at a time; it does not change them.
+        progress: shows how many samples are done.
+        look: called at every network call, with the place of the first sample of its batch.
+        stopping: asked before every network call; True stops there.
+
+    Raises ValueError for arguments that do not fit, RuntimeError for samples that are not finite.
+    """
+    if not isinstance(denoiser, Denoiser | ScoreModel):
+        raise ValueError(
+            f"denoiser: need a Denoiser or a ScoreModel, got {type(denoiser).__name__}"
+        )
+    measurement = Measurement(operator, y, noise)
+    for name, value in {"num": num, "nfe": nfe, "batch": batch, "particles": particles}.items():
+        if value is not None and not (hasattr(value, "__index__") and value >= 1):
+            raise ValueError(f"{name}: need a whole number from 1, got {value!r}")
+    model = denoiser if isinstance(denoiser, ScoreModel) else None
+    chosen = method_of(method, None if model is None else model.std)
+    if particles is not None and not chosen.population:
+        raise ValueError(f"particles: {chosen.name} draws every sample by itself; leave it out")
+    if particles is not None and not particles >= max(2, num or 0):
+        raise ValueError(f"particles: need 2 or more, and no fewer than num, got {particles}")
+    places = checked_seeds(seeds, particles or num, DEFAULT_NUM)
+    size = shape_of(denoiser, measurement, shape)
+    scaling = getattr(getattr(model, "data", None), "scaling", None)
+    device = measurement.y.device if model is None else model.device
+    like = torch.empty(1, *size, device=device).expand(len(places), *size)
+    measured = in_model_units(measurement, scaling, like).fit(like)
+    populations: list[Population] = []
+
+    def sampler(rows: Sequence[int]) -> Sampler:
+        mine = measured.among(torch.as_tensor(rows))
+
+        def run(denoiser: Denoiser, x: Tensor, noise: Noise, seed: int = 0) -> Tensor:
+            x = x.to(measured.y.dtype) if model is None else x
+            if not isinstance(chosen, PopulationMethod):
+                return chosen(denoiser, mine, x, noise, nfe)
+            populations.append(chosen.populate(denoiser, mine, x, noise, nfe))
+            return populations[-1].x
+
+        return run
+
+    said: Any
+    holder: Any
+    if isinstance(denoiser, Denoiser):
+        told = (label, prompt, cond)
+        if any(value is not None for value in told) or guidance != 1:
+            raise ValueError(
+                "label, prompt, cond and guidance are of a ScoreModel; leave them out"
+            )
+        holder = said = _Whole(denoiser, len(places), device)
+    else:
+        holder = denoiser
+        said = said_by(denoiser, label, prompt, cond, None, guidance).over(len(places))
+    job = Job(holder, sampler, chosen.name, places, said, size, False, look, stopping)
+    found = drawn(job, len(places) if chosen.population else batch, progress=progress)
+    evidence = populations[-1] if populations and not found.unfinished else None
+    kept = len(found.x) if num is None else num  # of a population
+    return Inferred(
+        found.x[:kept],
+        found.nfe,
+        found.seeds[:kept],
+        found.unfinished,
+        getattr(evidence, "log_evidence", None),
+        getattr(evidence, "log_evidence_error", None),
+    )
+
+
+def method_of(method: str | Method, std: float | None) -> Method:
+    """The method of a name in ``registry.POSTERIORS``, for data of deviation ``std``; or itself.
+
+    Raises UnknownName for another name, ValueError for what is not a method.
+    """
+    if isinstance(method, str):
+        return constructor(POSTERIORS, method)(**({} if std is None else {"std": std}))
+    if not isinstance(method, Method):
+        raise ValueError(f"method: need a name or a method of scoresde.posterior, got {method!r}")
+    return method
+
+
+def shape_of(
+    denoiser: Denoiser | ScoreModel, measurement: Measurement, shape: Sequence[int] | None
+) -> tuple[int, ...]:
+    """The shape of one sample, that the model, the arguments or the operator know."""
+    known = getattr(getattr(denoiser, "data", None), "shape", None)
+    if known is not None and shape is not None and tuple(shape) != tuple(known):
+        raise ValueError(
+            f"shape: the model was trained on examples of {tuple(known)}, got {tuple(shape)}"
+        )
+    found = known or shape or measurement.operator.inputs(tuple(measurement.y.shape))
+    if found is None:
+        raise ValueError("shape is missing: the operator does not know the shape of a sample")
+    return tuple(found)
+
+
+def in_model_units(measurement: Measurement, scaling: Scaling | None, x: Tensor) -> Measurement:
+    """A measurement of data = a x + b as one of x, for samples like ``x`` (B, ...).
+
+        (y - A b) / |a| = A (a / |a|) x + (noise / |a|) eps,   |a| the geometric mean of a
+
+    A nonlinear operator is composed with the map.
+    """
+    if scaling is None:
+        return measurement
+    operator, y = measurement.operator, measurement.y
+    a, b = (part.cpu() for part in scaling.affine(x[:1]))
+    if not isinstance(operator, LinearOperator):
+
+        def composed(x: Tensor, f: Operator = operator) -> Tensor:
+            return f(a.to(x) * x + b.to(x))
+
+        return Measurement(Nonlinear(composed, tuple(x.shape[1:])), y, measurement.noise)
+    operator.outputs(tuple(x.shape[1:]))  # the message of one that does not fit
+    mean = float(a.log().mean().exp())
+    zero = operator(b.double().expand(1, *x.shape[1:]).clone())[0]
+    y = (y.double() - zero.to(y.device)) / mean
+    if bool((a != a.flatten()[0]).any()):
+        operator = operator @ Scale((a / mean).to(torch.float64))
+    return Measurement(operator, y.to(measurement.y.dtype), measurement.noise / mean)
+
+
+class _Whole(nn.Module):
+    """A denoiser in place of a model, and of what is said of its samples."""
+
+    data = None
+    cond: Mapping[str, Any] = {}
+
+    def __init__(self, whole: Denoiser, n: int, device: torch.device) -> None:
+        super().__init__()
+        self.whole, self.sde, self.n, self.device = whole, whole.sde, n, device
+
+    def denoiser(self, rows: Sequence[int]) -> Denoiser:
+        return self.whole.among(torch.as_tensor(rows, device=self.device), self.n)
+
+    def labels(self) -> None:
+        return None
