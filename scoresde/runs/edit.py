@@ -13,7 +13,6 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor
 
-from scoresde import posterior as _p
 from scoresde.arguments import Count, NonNegative, Positive, Probability, check, nearest
 from scoresde.data import Scaling
 from scoresde.data.foreign import EDITED
@@ -21,12 +20,13 @@ from scoresde.denoiser import Denoiser
 from scoresde.evaluation import captioned, image_grid, save_png, scatter
 from scoresde.guidance.free import Scale
 from scoresde.parameterization import ScoreModel
-from scoresde.posterior import Blur, Downsample, Grey, LinearOperator, Mask, Measurement
+from scoresde.posterior import Blur, Downsample, Grey, LinearOperator, Mask, Measurement, Method
 from scoresde.progress import Progress, silent
 from scoresde.registry import GridSampler, Sampler
 from scoresde.runs.draw import Drawn, Job, checked_seeds, drawn, said_by, sampler_by
 from scoresde.runs.edit_pictures import is_path, pictures_of, repainted
 from scoresde.runs.editor import CODES, Editor
+from scoresde.runs.infer import NFE, method_of
 from scoresde.runs.instrument import NetworkCall
 from scoresde.runs.pictures import is_image, pixels
 from scoresde.runs.results import Make, ResultFolder
@@ -34,15 +34,6 @@ from scoresde.samplers import Grid, Noise, Step
 from scoresde.samplers.grids import Fixed
 from scoresde.sde import SDE, Until
 
-POSTERIORS = {
-    "replacement": _p.Replacement,
-    "moment_matching": _p.MomentMatching,
-    "dps": _p.DPS,
-    "pigdm": _p.PiGDM,
-    "diffpir": _p.DiffPIR,
-    "repaint": _p.RePaint,
-    "daps": _p.DAPS,
-}
 SAMPLES, PICTURE = "edited.npz", "edit.png"
 NAMES = re.compile("|".join(map(re.escape, (CODES, SAMPLES, PICTURE))) + r"|\d{6,}\.png")
 COLUMNS = 16
@@ -58,7 +49,7 @@ SETTINGS = {
 }
 """The operations, with the arguments of ``edit`` that belong to each alone."""
 MEASURED = ("inpaint", "outpaint", "colourise", "superres", "deblur")
-STRENGTH, FACTOR, BLUR, PATH, NFE = 0.6, 4, 1.0, 9, 100
+STRENGTH, FACTOR, BLUR, PATH = 0.6, 4, 1.0, 9
 METHOD = "diffpir"
 SMALLEST = 0.1
 """Least length in lam of the way of ``img2img``, from its start to t_min."""
@@ -116,7 +107,7 @@ def edit(
     columns: Count | None = None,
     source: Any = None,
     tolerance: Positive | None = None,
-    method: Any = None,
+    method: Method | str | None = None,
     noise: NonNegative | None = None,
     nfe: Count | None = None,
     step: Step | str | None = None,
@@ -351,7 +342,7 @@ def _variation(given: Mapping[str, Any]) -> _Task:
 class FromMeasurement:
     """A method of ``registry.POSTERIORS`` as a sampler of the posterior of one measurement."""
 
-    method: Any
+    method: Method
     measurement: Measurement
     nfe: int
 
@@ -370,21 +361,29 @@ def _measured(
     **task: Any,
 ) -> _Task:
     """The task of drawing from the posterior of measurements ``y`` (N, *m), in model units."""
-    method = given.get("method", METHOD)
-    name = method if isinstance(method, str) else type(method).__name__
-    if isinstance(method, str):
-        method = POSTERIORS[method](std=given["model"].std)
     model, nfe, noise = given["model"], given.get("nfe", NFE), given.get("noise", noise)
-    std = noise * model.data.scaling.step
+    method, std = (
+        method_of(given.get("method", METHOD), model.std),
+        noise * model.data.scaling.step,
+    )
+    shape = tuple(model.data.shape)
+
+    def measurement(some: list[int]) -> Measurement:
+        return Measurement(operator(some), y[some], std)
 
     def sampler(some: list[int]) -> Sampler:
-        return FromMeasurement(method, Measurement(operator(some), y[some], std), nfe)
+        return FromMeasurement(method, measurement(some), nfe)
 
-    sampler([0])
-    alone = alone or getattr(method, "population", False)
-    settings = {**settings, "method": name, "noise": noise, "nfe": nfe}
-    shape = tuple(model.data.shape)
-    return _Task(shape=shape, name=name, sampler=sampler, settings=settings, alone=alone, **task)
+    method.ready(measurement([0]), torch.empty(1, *shape))  # raises early
+    settings = {**settings, "method": method.name, "noise": noise, "nfe": nfe}
+    return _Task(
+        shape=shape,
+        name=method.name,
+        sampler=sampler,
+        settings=settings,
+        alone=alone or method.population,
+        **task,
+    )
 
 
 def _painting(operation: str, given: Mapping[str, Any]) -> _Task:

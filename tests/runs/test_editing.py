@@ -118,7 +118,9 @@ class TestSamplers:
         sampler = GridSampler(suited_grid(step, made.std), step, steps)
         found = [edit(made, x, "img2img", strength=s, sampler=sampler) for s in (0.3, 0.7, 1)]
         calls = {each.nfe for each in found}
-        assert len(calls) == 1 or name == "restart"  # which adds its own steps where it starts anew
+        assert (
+            len(calls) == 1 or name == "restart"
+        )  # which adds its own steps where it starts anew
 
     @pytest.mark.parametrize("name", ["dpm_adaptive", "ode"])
     def test_one_that_paces_itself_takes_fewer_calls(self, name):
