@@ -142,7 +142,7 @@ def run(options: EditOptions, overrides: Mapping[str, Any]) -> int:
         own = codes is not None and codes.resolve() == (options.out / CODES).resolve()
         edit_folder(options.out).write(files, record, keep=(CODES,) if own else ())
     if result.stopped is not None:
-        kept = f"{result.line} kept" if files else "nothing written"
+        kept = f"{result.line}: {options.out}" if files else "nothing written"
         print(f"{result.stopped.name}: {kept}", file=sys.stderr)
         raise SystemExit(128 + result.stopped)
     print(f"{result.line} in {record['seconds']:.1f} s: {options.out}")
@@ -305,7 +305,7 @@ def _result(
     labels = None if drawn.label is None else drawn.label.tolist()
     report |= {"pictures": sources, "seeds": list(drawn.seeds), "labels": labels}
     some = f"{len(found)} of {whole}" if stopped is not None else str(len(found))
-    line = f"{operation}: {some} pictures of {len(names)}"
+    line = f"{operation}: {some} results of {len(names)} picture{'s' * (len(names) > 1)}"
     if not math.isnan(found.nfe):
         line += f", NFE {found.nfe:g}"
     x = found.x if len(found) else None

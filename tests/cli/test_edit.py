@@ -159,7 +159,7 @@ class TestPictures:
         assert main(["sample", *common, "--num", "2", "--out", str(drawn)]) == 0
         flags = ["inpaint", "--mask", str(mask), "--nfe", "8", "--num", "3", "--class", "1"]
         record = edit(wild, out, *flags, "--picture", str(drawn), "--preview-every", "4")
-        assert "6 pictures of 2" in capsys.readouterr().out
+        assert "6 results of 2 pictures" in capsys.readouterr().out
         for k in range(6):
             before, after = pixels(drawn / f"{k // 3:06d}.png"), pixels(out / f"{k:06d}.png")
             assert np.array_equal(after[:4], before[:4])
@@ -234,7 +234,7 @@ class TestPictures:
         common = ["--checkpoint", str(wild), "--out", str(tmp_path / "out"), "--device", "cpu"]
         common += ["--num", "2", "--class", "1", "--batch", "2", "--sample.steps", "5"]
         assert main(["edit", "img2img", *common]) == 128 + number
-        assert "4 of 8 pictures" in capsys.readouterr().err
+        assert "4 of 8 results of 4 pictures" in capsys.readouterr().err
         record = json.loads((tmp_path / "out" / "edit.json").read_text())
         assert (record["stopped"], record["unfinished"]) == (number.name, 2)
         assert record["seeds"] == [0, 1, 0, 1]
