@@ -40,7 +40,8 @@ from scoresde.likelihood.estimators import (
 )
 from scoresde.likelihood.path import Orthogonal
 from scoresde.nn import MLP
-from scoresde.registry import SELF_PACED, STEPS, build_step
+from scoresde.posterior import GuideMethod, Linear, Mask, Measurement, Nonlinear
+from scoresde.registry import POSTERIORS, SELF_PACED, STEPS, build_step
 from scoresde.samplers import BrownianPath, ddpm, grids, per_sample_noise, solve_adaptive
 from scoresde.samplers.adaptive import DORMAND_PRINCE, EXPONENTIAL
 from scoresde.sde import sent
@@ -460,3 +461,31 @@ def test_metrics_take_samples_of_any_device(name):
     want = value(x, y)
     with Elsewhere() as device:
         assert value(device.put(x), device.put(y)) == pytest.approx(want, rel=1e-6)
+
+
+# Posteriors --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", POSTERIORS)
+@pytest.mark.parametrize("kind", ["matrix", "mask", "function"])
+def test_methods_of_posteriors_do_not_wait_in_their_loop(name: str, kind: str):
+    """What is measured lies on the host; it is sent, and nothing is read back."""
+    operator, y = {
+        "matrix": (Linear(torch.tensor([[1.0, -0.5]])), torch.tensor([0.3])),
+        "mask": (Mask(torch.tensor([True, False])), torch.tensor([0.3, 0.0])),
+        "function": (Nonlinear(lambda x: x[:, :1].exp()), torch.tensor([1.3])),
+    }[kind]
+    method, given = POSTERIORS[name](), Measurement(operator, y, 0.1)
+    if method.linear and kind == "function":
+        return
+
+    def run(model: ScoreModel, x: Tensor) -> Tensor:
+        noise = per_sample_noise(range(len(x)))
+        if isinstance(method, GuideMethod):
+            step, grid = method.sampler(9)
+            own = method.guide(given)(model.denoiser())
+        else:
+            step, grid, own = method.step(given, ddpm()), grids.log_snr, model.denoiser()
+        return sample(own, x, grid(model.sde, 8), step, noise)
+
+    assert both(run, states(), close=1e-3) == []
