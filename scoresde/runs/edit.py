@@ -206,7 +206,8 @@ def edit(
         found = Drawn(x, tuple(seeds), 0.0, labels, 0, each, tuple(range(len(seeds))))
     else:
         if task.alone:  # the results of a picture share a batch with no others
-            batch = max(d for d in range(1, per + 1) if per % d == 0 and (d <= batch or d == 1))
+            whole = max(batch, per if task.population else 1)
+            batch = max(d for d in range(1, min(per, whole) + 1) if per % d == 0)
         found = drawn(job, batch, progress=progress)
     if task.repainted is not None:
         rows = torch.tensor(found.rows, dtype=torch.long) // per
@@ -219,7 +220,8 @@ class _Task(NamedTuple):
     """What an operation asks for: ``sampler`` maps the pictures of a batch to their sampler.
 
     ``x`` are the pictures, or what is known of them; ``repainted`` are the pixels that may change,
-    (1 or N, 1, H, W). ``alone`` says that pictures cannot share a batch.
+    (1 or N, 1, H, W). ``alone`` says that pictures cannot share a batch, ``population`` that the
+    results of a picture are drawn together.
     """
 
     x: Tensor
@@ -231,6 +233,7 @@ class _Task(NamedTuple):
     seen: Tensor | None = None
     repainted: Tensor | None = None
     alone: bool = False
+    population: bool = False
     unchanged: bool = False
 
 
@@ -382,6 +385,7 @@ def _measured(
         sampler=sampler,
         settings=settings,
         alone=alone or method.population,
+        population=method.population,
         **task,
     )
 

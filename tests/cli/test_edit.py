@@ -191,6 +191,15 @@ class TestPictures:
         assert np.array_equal(found["1"][0], found["1"][1])
         assert settings(tmp_path / "0.5" / "000000.png")["strength"] == 0.5
 
+    def test_several_files_are_given_by_one_flag(self, wild, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        names = ["a,b.png", "c.png"]
+        for k, name in enumerate(names):
+            Image.new("L", (8, 8), 255 * k).save(name)
+        record = edit(wild, tmp_path / "o", "img2img", "--strength", "0", "--picture", *names)
+        assert record["pictures"] == names
+        assert arrays(tmp_path / "o" / "edited.npz")["x"].max(axis=(1, 2, 3)).tolist() == [0, 16]
+
     def test_points_have_variations(self, points, tmp_path):
         edit(points, tmp_path, "img2img", "--strength", "0.4")
         assert arrays(tmp_path / "edited.npz")["x"].shape == (4, 2)

@@ -14,7 +14,7 @@ import scoresde as ss
 from scoresde import parameterization, registry
 from scoresde.data import Scaling
 from scoresde.nn import UNet
-from scoresde.posterior import Blur, Downsample, Grey, PiGDM
+from scoresde.posterior import Blur, Downsample, Grey, PiGDM, Population, PopulationMethod
 from scoresde.registry import GridSampler, build_step
 from scoresde.runs.draw import draw
 from scoresde.runs.edit import MEASURED, Squeezed, edit, start_of
@@ -257,6 +257,18 @@ class TestKnown:
         x, made = pictures(2, REAL), model(REAL)
         found = edit(made, Blur(1.0)(x), "deblur", nfe=4)
         assert torch.allclose(found.x, edit(made, x, "deblur", degrade=True, nfe=4).x, atol=1e-4)
+
+
+def test_a_population_is_of_one_picture():
+    sizes = []
+
+    class Together(PopulationMethod):
+        def populate(self, denoiser, measurement, x, noise, nfe):
+            sizes.append(len(x))
+            return Population(denoiser(x, torch.tensor(0.5)), 0.0, 0.0)
+
+    edit(model(), pictures(3), "inpaint", **BOX, method=Together(), num=6, batch=4)
+    assert sizes == [6, 6, 6]
 
 
 @pytest.mark.parametrize("operation", [*MEASURED, "img2img"])
