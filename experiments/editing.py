@@ -93,15 +93,29 @@ def judged(judge: Judge, x: Tensor, truth: dict[str, Tensor], others: Tensor) ->
 
 
 def correlation(a: Tensor, b: Tensor) -> float:
-    """The mean over the pictures of the correlation of two sets, each pixel less its mean.
+    """The correlation of two sets of pictures, each pixel less its mean over the set."""
+    u, v = ((part.double() - part.double().mean(0)).flatten() for part in (a, b))
+    return float((u * v).sum() / (u.square().sum() * v.square().sum()).sqrt())
 
-    The mean is that of the second set over its pictures, which all portraits share.
-    """
-    mean = b.double().mean(0)
-    u, v = ((part.double() - mean).flatten(1) for part in (a, b))
-    u = u - u.mean(0)
-    found = (u * v).sum() / (u.square().sum() * v.square().sum()).clamp(min=1e-30).sqrt()
-    return float(found)
+
+def tables(stored: dict[str, Any]) -> tuple[str, str]:
+    """The tables of docs/editing.md: methods by operation, and strengths."""
+    methods = ["| method | " + " | ".join(stored["tasks"]) + " |", "|---" * 6 + "|"]
+    for method in stored["tasks"]["inpaint"]:
+        cells = [cell(found[method]) for found in stored["tasks"].values()]
+        methods.append(f"| `{method}` | " + " | ".join(cells) + " |")
+    real = [cell(stored["portraits"])] * len(stored["tasks"])
+    methods.append("| the portraits | " + " | ".join(real) + " |")
+    strengths = ["| strength | correlation | attributes | calls |", "|---" * 4 + "|"]
+    for strength, found in stored["strengths"].items():
+        left = f"{found['correlation']:.2f} | {100 * found['attributes']:.0f} %"
+        strengths.append(f"| {strength} | {left} | {found['nfe']:g} |")
+    return "\n".join(methods), "\n".join(strengths)
+
+
+def cell(found: dict[str, float]) -> str:
+    """Attributes and distance, such as "79 %, 17.4"."""
+    return f"{100 * found['attributes']:.0f} %, {found['frechet_pixels']:.1f}"
 
 
 if __name__ == "__main__":

@@ -248,8 +248,10 @@ def edited(job: Job) -> Result:
             print(note, file=sys.stderr)
         settings |= {"sampler": sampler, "name": sample.sampler.kind}
         record = sampling_settings(loaded, sample)
-    if options.num is not None or options.seeds is not None:
+    if options.seeds is not None:
         settings["seeds"] = chosen_seeds(options.num, options.seeds)
+    elif options.num is not None:
+        settings["num"] = options.num
     recorder = Recorder(loaded.data, None, options.out, options.preview_every, keep=False)
     with Stopping() as stop:
         found = edit(

@@ -48,9 +48,15 @@ SETTINGS = {
     "invert": ("source", "tolerance"),
 }
 """The operations, with the arguments of ``edit`` that belong to each alone."""
-MEASURED = ("inpaint", "outpaint", "colourise", "superres", "deblur")
 STRENGTH, FACTOR, BLUR, PATH = 0.6, 4, 1.0, 9
-METHOD = "diffpir"
+METHODS = {
+    "inpaint": "dps",
+    "outpaint": "dps",
+    "colourise": "diffpir",
+    "superres": "dps",
+    "deblur": "diffpir",
+}
+"""The default methods, by measurement (docs/editing.md)."""
 SMALLEST = 0.1
 """Least length in lam of the way of ``img2img``, from its start to t_min."""
 
@@ -157,7 +163,8 @@ def edit(
         columns: samples on a path of ``interpolate``, both ends included; 9 by default.
         source: class of the pictures, or conditions by name, by which ``invert`` encodes them.
         tolerance: that of ``interpolate`` and ``invert``, as in ``Editor``.
-        method: method of the posterior, or its name in ``registry.POSTERIORS``.
+        method: method of the posterior, or its name in ``registry.POSTERIORS``; by default dps,
+            for ``colourise`` and ``deblur`` diffpir.
         noise: standard deviation of the error of what is known of the picture, in units of the
             data; by default 0 for painting, else one pixel level.
         nfe: most network calls of a result: 100 of a method; for ``img2img`` as in ``draw``.
@@ -167,7 +174,8 @@ def edit(
         denoise: end ``img2img`` with the denoised state.
         name: what messages call the sampler of ``img2img``.
         num: number of results of each picture.
-        seeds: seed of each result of a picture; 0, 1, ... by default.
+        seeds: seeds of the results of every picture; by default each result has a seed of its
+            own, 0, 1, ... in turn.
         label: class of the results, as in ``draw``; of several there is one for each picture.
         prompt: sentence for the results, or one for each picture.
         cond: further conditions of the results, by name.
@@ -189,21 +197,21 @@ def edit(
     if operation in ("interpolate", "invert"):
         return _along_the_flow(given)
     said = said_by(model, label, prompt, cond, negative, guidance, guidance_interval)
-    seeds = checked_seeds(seeds, num, 1)
+    each = checked_seeds(seeds, num, 1)
     task = _task(operation, given)
-    pictures, per = len(task.x), len(seeds)
+    pictures, per = len(task.x), len(each)
     said = said.over(pictures * per)
     if said.count not in (1, pictures):
         raise ValueError(f"num: {pictures} pictures for {said.count} values; give one for each")
-    seeds = list(seeds) * pictures
+    seeds = range(pictures * per) if seeds is None else list(each) * pictures
     job = Job(
         model, lambda rows: task.sampler([row // per for row in rows]), task.name, seeds, said,
         task.shape, look=look, stopping=stopping,
     )  # fmt: skip
     if task.unchanged:
-        labels, each = said.labels(), tuple(map(said.each, range(len(seeds)))) if said.cond else ()
-        x = task.x.repeat_interleave(per, 0)
-        found = Drawn(x, tuple(seeds), 0.0, labels, 0, each, tuple(range(len(seeds))))
+        x, every = task.x.repeat_interleave(per, 0), tuple(range(len(seeds)))
+        told = tuple(map(said.each, every)) if said.cond else ()
+        found = Drawn(x, tuple(seeds), 0.0, said.labels(), 0, told, every)
     else:
         if task.alone:  # the results of a picture share a batch with no others
             whole = max(batch, per if task.population else 1)
@@ -251,7 +259,7 @@ def require_own(operation: str, given: Iterable[str]) -> None:
     """Raise ValueError, naming it, for an argument that belongs to other operations."""
     owners: dict[str, list[str]] = {"nfe": ["img2img"]}
     for each, names in SETTINGS.items():
-        for setting in (*names, *(("method", "noise", "nfe") if each in MEASURED else ())):
+        for setting in (*names, *(("method", "noise", "nfe") if each in METHODS else ())):
             owners.setdefault(setting, []).append(each)
     for setting in given:
         if operation not in owners.get(setting, [operation]):
@@ -366,7 +374,7 @@ def _measured(
     """The task of drawing from the posterior of measurements ``y`` (N, *m), in model units."""
     model, nfe, noise = given["model"], given.get("nfe", NFE), given.get("noise", noise)
     method, std = (
-        method_of(given.get("method", METHOD), model.std),
+        method_of(given.get("method", METHODS[given["operation"]]), model.std),
         noise * model.data.scaling.step,
     )
     shape = tuple(model.data.shape)

@@ -165,9 +165,9 @@ class TestPictures:
             assert np.array_equal(after[:4], before[:4])
             assert not np.array_equal(after, before)
         assert record["nfe"] == 8
-        assert record["seeds"] == [0, 1, 2] * 2
+        assert record["seeds"] == [0, 1, 2, 3, 4, 5]
         found = settings(out / "000004.png")
-        assert (found["seed"], found["class"], found["operation"]) == (1, "1", "inpaint")
+        assert (found["seed"], found["class"], found["operation"]) == (4, "1", "inpaint")
         assert found["picture"] == str(drawn / "000001.png")
         assert "Operation: inpaint" in found["viewers"]
         assert (out / "previews" / "call-0004.png").exists()
@@ -180,6 +180,7 @@ class TestPictures:
 
     def test_strength(self, wild, tmp_path):
         common = ["img2img", "--examples", "2,3", "--sample.steps", "3", "--class", "1"]
+        common += ["--seeds", "3"]
         for strength in ("0", "0.5", "1"):
             record = edit(wild, tmp_path / strength, *common, "--strength", strength)
             assert record["nfe"] == (0 if strength == "0" else 4)
@@ -246,7 +247,7 @@ class TestPictures:
         assert "4 of 8 results of 4 pictures" in capsys.readouterr().err
         record = json.loads((tmp_path / "out" / "edit.json").read_text())
         assert (record["stopped"], record["unfinished"]) == (number.name, 2)
-        assert record["seeds"] == [0, 1, 0, 1]
+        assert record["seeds"] == [0, 1, 2, 3]
         assert arrays(tmp_path / "out" / "edited.npz")["x"].shape == (4, 1, 8, 8)
 
 

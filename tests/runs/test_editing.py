@@ -17,7 +17,7 @@ from scoresde.nn import UNet
 from scoresde.posterior import Blur, Downsample, Grey, PiGDM, Population, PopulationMethod
 from scoresde.registry import GridSampler, build_step
 from scoresde.runs.draw import draw
-from scoresde.runs.edit import MEASURED, Squeezed, edit, start_of
+from scoresde.runs.edit import METHODS, Squeezed, edit, start_of
 from scoresde.samplers import grids, suited_grid
 from scoresde.sde import Until
 from scoresde.training.checkpoint import DataDescription
@@ -66,7 +66,9 @@ class TestStrength:
         found = edit(model(spread=0.3), x, "img2img", strength=0, num=2)
         assert found.nfe == 0
         assert torch.equal(found.x, x.repeat_interleave(2, 0))
-        assert found.drawn.seeds == (0, 1) * 3
+        assert found.drawn.seeds == (0, 1, 2, 3, 4, 5)
+        found = edit(model(), x, "img2img", strength=0, seeds=[7, 9])
+        assert found.drawn.seeds == (7, 9) * 3
 
     def test_all_of_it_is_a_sample_of_the_seed(self):
         made, x = model(spread=0.3), pictures()
@@ -83,7 +85,9 @@ class TestStrength:
     def test_of_standard_normal_data_as_much_is_left_as_at_the_start(self, strength):
         """Their flow stands still at unit variance: what is left of a picture is alpha x."""
         x = pictures(2, REAL)
-        found = edit(model(REAL), x, "img2img", strength=strength, nfe=30, denoise=False).x
+        found = edit(
+            model(REAL), x, "img2img", strength=strength, nfe=30, denoise=False, seeds=[1]
+        ).x
         alpha = (1 - strength) / math.hypot(1 - strength, strength)
         assert torch.allclose(found[0] - found[1], alpha * (x[0] - x[1]), rtol=0, atol=0.02)
 
@@ -263,6 +267,8 @@ def test_a_population_is_of_one_picture():
     sizes = []
 
     class Together(PopulationMethod):
+        name = "together"
+
         def populate(self, denoiser, measurement, x, noise, nfe):
             sizes.append(len(x))
             return Population(denoiser(x, torch.tensor(0.5)), 0.0, 0.0)
@@ -271,10 +277,10 @@ def test_a_population_is_of_one_picture():
     assert sizes == [6, 6, 6]
 
 
-@pytest.mark.parametrize("operation", [*MEASURED, "img2img"])
+@pytest.mark.parametrize("operation", [*METHODS, "img2img"])
 def test_batches_do_not_change_the_results(operation):
     made, x = model(spread=0.1), pictures(3)
-    more = {"num": 2, "nfe": 5} | ARGUMENTS.get(operation, {})
+    more = {"seeds": [3, 8], "nfe": 5} | ARGUMENTS.get(operation, {})
     whole = edit(made, x, operation, **more).x
     parts = edit(made, x, operation, **more, batch=1).x
     alone = edit(made, x[1], operation, **more).x
