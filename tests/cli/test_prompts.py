@@ -299,3 +299,21 @@ def test_where_rounding_differs_it_is_drawn_in_a_batch_of_the_same_size(
     assert "the same picture" in capsys.readouterr().err
     assert recipe(two / "000000.png") == recipe(one / "000001.png")
     assert recipe(one / "000001.png")["rows"] == 3
+
+
+@pytest.mark.parametrize("operation", [["inpaint", "--box", "0,0,4,8", "--nfe", 4], ["img2img"]])
+def test_edits_are_told_the_same(told, tmp_path, operation):
+    flags = ["--checkpoint", told, "--prompt", "a red hat", *ALL]
+    one = sample(tmp_path / "one", *flags, "--num", 2)
+    two = tmp_path / "two"
+    argv = ["edit", *operation, *flags, "--picture", one, "--out", two, "--device", "cpu"]
+    assert main(list(map(str, argv))) == 0
+    text, found = texts(two / "000001.png")
+    assert text.split("\n")[0] == "a red hat"
+    names = ("class", "conditions", "negative", "guidance", "guidance_interval", "seed")
+    before = texts(one / "000001.png")[1]
+    assert {name: found[name] for name in names} == {name: before[name] for name in names}
+    other = tmp_path / "other"
+    plain = ["edit", *operation, "--checkpoint", told, "--picture", one, "--out", other]
+    assert main([*map(str, plain), "--device", "cpu"]) == 0
+    assert not np.array_equal(shades(other / "000001.png"), shades(two / "000001.png"))
