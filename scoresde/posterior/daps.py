@@ -54,8 +54,8 @@ class Annealing:
 
     method: DAPS
     measurement: Measurement
-    order: int = 1
-    weak_order: int = 1
+    order: ClassVar[int] = 1
+    weak_order: ClassVar[int] = 1
 
     @property
     def nfe_per_step(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
@@ -130,6 +131,11 @@ class Posterior:
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         return self.method.estimate(self.denoiser, self.measurement, x, t)
+
+    @property
+    def variance_mix(self) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """That of the denoiser."""
+        return self.denoiser.variance_mix
 
     def among(self, rows: Tensor) -> Posterior:
         """The estimate for some samples of the batch."""

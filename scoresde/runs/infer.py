@@ -118,7 +118,7 @@ def infer(
     if particles is not None and not particles >= max(2, num or 0):
         raise ValueError(f"particles: need 2 or more, and no fewer than num, got {particles}")
     places = checked_seeds(seeds, particles or num, DEFAULT_NUM)
-    size = shape_of(denoiser, measurement, shape)
+    size = shape_of(denoiser, measurement, shape, len(places))
     scaling = getattr(getattr(model, "data", None), "scaling", None)
     device = measurement.y.device if model is None else model.device
     like = torch.empty(1, *size, device=device).expand(len(places), *size)
@@ -176,18 +176,42 @@ def method_of(method: str | Method, std: float | None) -> Method:
 
 
 def shape_of(
-    denoiser: Denoiser | ScoreModel, measurement: Measurement, shape: Sequence[int] | None
+    denoiser: Denoiser | ScoreModel, measurement: Measurement, shape: Sequence[int] | None, n: int
 ) -> tuple[int, ...]:
-    """The shape of one sample, that the model, the arguments or the operator know."""
+    """The shape of one of n samples, that the model, the arguments or the operator know.
+
+    Raises ValueError if none does, or if y fits samples of two shapes.
+    """
     known = getattr(getattr(denoiser, "data", None), "shape", None)
     if known is not None and shape is not None and tuple(shape) != tuple(known):
         raise ValueError(
             f"shape: the model was trained on examples of {tuple(known)}, got {tuple(shape)}"
         )
-    found = known or shape or measurement.operator.inputs(tuple(measurement.y.shape))
+    if known is not None or shape is not None:
+        return tuple(known or shape or ())
+    operator, y = measurement.operator, tuple(measurement.y.shape)
+    one = _sample(operator, y)
+    each = _sample(operator, y[1:]) if y[:1] == (n,) else None
+    found = one or each or operator.inputs(y)
     if found is None:
         raise ValueError("shape is missing: the operator does not know the shape of a sample")
+    if None not in (one, each) and one != each:
+        raise ValueError(
+            f"shape is missing: y is of one sample {one}, or of {n} samples {each}; give shape"
+        )
     return tuple(found)
+
+
+def _sample(operator: Operator, y: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The shape of a sample whose measurement has this shape, None if there is none."""
+    if not isinstance(operator, LinearOperator):
+        return operator.inputs(y)
+    try:
+        found = operator.inputs(y)
+        fits = found is not None and operator.outputs(found) == y
+    except (ValueError, IndexError):
+        return None
+    return found if fits else None
 
 
 def in_model_units(measurement: Measurement, scaling: Scaling | None, x: Tensor) -> Measurement:

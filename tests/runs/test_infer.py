@@ -26,7 +26,6 @@ def normal(scaling: Scaling, classes: tuple[str, ...] | None = None) -> ss.Score
     net = MLP(D, width=8, depth=1, classes=None if classes is None else len(classes))
     for weight in net.parameters():
         nn.init.zeros_(weight)
-    # What is 0 still has to depend on x for autograd.
     model = ss.ScoreModel(net, ss.VP(), parameterization.v).requires_grad_(False)
     model.data = DataDescription("made", (D,), scaling, classes)
     return model
@@ -71,6 +70,21 @@ def test_every_method_draws_from_a_model_with_a_label():
         ss.infer(model, Mask(torch.tensor([1, 0, 1])), torch.zeros(D), 0.1, label="c")
     with pytest.raises(ValueError, match=r"trained on examples of \(3,\), got \(4,\)"):
         ss.infer(model, Mask(torch.tensor([1, 0, 1])), torch.zeros(D), 0.1, shape=(4,))
+
+
+def test_a_denoiser_with_a_condition_for_each_sample_is_drawn_in_any_batch():
+    model = normal(Scaling(), ("a", "b"))
+    generator = torch.Generator().manual_seed(0)
+    for weight in model.parameters():
+        weight.copy_(0.4 * torch.randn(weight.shape, generator=generator))
+    denoiser = model.bound({"label": torch.tensor([0, 1, 1, 0, 1])})
+    ask = (denoiser, Mask(torch.tensor([1, 0, 1])), torch.linspace(-1, 1, 15).reshape(5, D), 0.1)
+    whole = ss.infer(*ask, num=5, nfe=9, shape=(D,))
+    torch.testing.assert_close(ss.infer(*ask, num=5, nfe=9, shape=(D,), batch=2).x, whole.x)
+    with pytest.raises(ValueError, match=r"one sample \(5, 3\), or of 5 samples \(3,\); give"):
+        ss.infer(*ask, num=5, nfe=9)
+    with pytest.raises(ValueError, match="y: its shape is"):
+        ss.infer(*ask, num=4, nfe=9, shape=(D,))
 
 
 @dataclass(frozen=True)
