@@ -23,6 +23,7 @@ from scoresde.parameterization import ScoreModel
 from scoresde.posterior import Blur, Downsample, Grey, LinearOperator, Mask, Measurement, Method
 from scoresde.progress import Progress, silent
 from scoresde.registry import GridSampler, Sampler
+from scoresde.registry.grid_files import StoredGrid
 from scoresde.runs.draw import Drawn, Job, checked_seeds, drawn, said_by, sampler_by
 from scoresde.runs.edit_pictures import is_path, pictures_of, repainted
 from scoresde.runs.editor import CODES, Editor
@@ -57,6 +58,8 @@ METHODS = {
     "deblur": "diffpir",
 }
 """The default methods, by measurement (docs/editing.md)."""
+FIXED = (Fixed, StoredGrid)
+"""Grids of one process, with times that do not follow its t_max."""
 SMALLEST = 0.1
 """Least length in lam of the way of ``img2img``, from its start to t_min."""
 
@@ -301,7 +304,7 @@ class FromPictures:
         sde = Until(denoiser.sde, self.start)
         x = sde.perturb(self.x0.to(x), torch.tensor(self.start, dtype=torch.float64), eps)
         sampler, whole = self.sampler, denoiser.sde
-        if isinstance(sampler, GridSampler) and isinstance(sampler.grid, Fixed):
+        if isinstance(sampler, GridSampler) and isinstance(sampler.grid, FIXED):
             sampler = replace(sampler, grid=Squeezed(sampler.grid, whole))
         return sampler(replace(denoiser, sde=sde), x, noise, seed)
 
@@ -317,7 +320,8 @@ class Squeezed:
     def __call__(self, sde: SDE, n: int) -> Tensor:
         ts = self.grid(self.sde, n)
         lam, first = self.sde.lam(ts), sde.lam(torch.tensor(sde.t_max, dtype=torch.float64))
-        last = lam[-1].clamp(min=(first + sde.lam(torch.tensor(sde.t_min).double())) / 2)
+        end = sde.lam(torch.tensor(sde.t_min, dtype=torch.float64))
+        last = lam[-1] if lam[-1] > first + SMALLEST / 2 else (first + end) / 2
         found = sde.time(first + (lam - lam[0]) * ((last - first) / (lam[-1] - lam[0])))
         found[0] = sde.t_max
         return found
