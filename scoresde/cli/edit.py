@@ -39,8 +39,8 @@ class Job:
 
     @property
     def classes(self) -> Sequence[str] | None:
-        """Class names of a conditional model; None for an unconditional one."""
-        return self.loaded.data.classes if self.config.conditional else None
+        """Class names of a model that is told classes; None for another."""
+        return self.loaded.data.classes if self.loaded.classed else None
 
     def names(self, places: Tensor | None) -> Any:
         """Labels from --class, else the stored classes; None for a model without classes."""

@@ -28,6 +28,7 @@ from scoresde.runs.draw import places_of
 from scoresde.runs.instrument import require_finite
 from scoresde.runs.pictures import is_image, pixels
 from scoresde.runs.results import Make, ResultFolder
+from scoresde.runs.said import require_said
 from scoresde.sde import match
 
 RECORD, CODES, SAMPLES, PICTURE = "edit.json", "codes.npz", "edited.npz", "edit.png"
@@ -141,6 +142,8 @@ class Editor:
 
     def _given(self, places: Tensor | None) -> Callable[[Tensor], Denoiser]:
         """A function from rows to their denoiser, conditional on their classes."""
+        remedy = "; an example is edited with its class alone"
+        require_said(self.model, () if places is None else ("label",), remedy)
         if places is None:
             return lambda rows: self.model.denoiser()
         return lambda rows: self.model.bound({"label": places[rows]})

@@ -152,7 +152,9 @@ class TestCalls:
 
     def test_what_paces_itself_goes_to_the_end_of_the_flow(self):
         """A grid of one step ends early, and its denoised state has too small a deviation."""
-        paced, solved = (draw(normal(), 8, step=kind, shape=(D,)).x for kind in ("dpm_adaptive", "ode"))
+        paced, solved = (
+            draw(normal(), 8, step=kind, shape=(D,)).x for kind in ("dpm_adaptive", "ode")
+        )
         assert torch.allclose(paced, solved, atol=0.02)
 
     def test_a_grid_is_optimised_for_the_model(self):

@@ -136,7 +136,7 @@ def test_what_the_data_say_is_scored():
     with pytest.raises(ValueError, match="conditional: mean: the data have no column"):
         ss.score(model, x, conditional=True)
     conditions["mean"].dropout = 0.0
-    with pytest.raises(ValueError, match="never learned to do without mean"):
+    with pytest.raises(ValueError, match="mean is missing: this model never learned"):
         ss.score(model, x)
 
 
