@@ -107,8 +107,9 @@ def run(options: SampleOptions, overrides: Mapping[str, Any]) -> int:
             stopped = signal.SIGTERM  # another process was stopped
         if len(drawn):
             settings = sampling_settings(loaded, sample) | described_choice(options)
+            against = said["negative"]
             settings |= {
-                "negative": as_json_values(loaded.model, said["negative"]),
+                "negative": against and {k: as_json(v) for k, v in against.items()},
                 "guidance": said["guidance"],
                 "guidance_interval": said["guidance_interval"],
                 "model_hash": digest,
@@ -147,8 +148,8 @@ def run(options: SampleOptions, overrides: Mapping[str, Any]) -> int:
 def _changes(options: SampleOptions) -> bool:
     """Whether options change what is drawn from the settings of a picture."""
     texts = (options.seeds, options.label, options.classes, options.prompt, options.prompts)
-    others = (options.num, options.negative, options.guidance, options.grid)
-    lists = (options.condition, options.guidance_interval)
+    others = (options.num, options.guidance, options.grid)
+    lists = (options.condition, options.negative, options.guidance_interval)
     given = any(value is not None for value in (*texts, *others)) or any(lists)
     return given or bool(chosen_flags(options))
 
@@ -273,21 +274,18 @@ def chosen_conditions(
 
     Raises ValueError for a condition that the model does not have.
     """
-    given: dict[str, Any] = {}
-    for text in options.condition:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise ValueError(f"condition: write NAME=VALUE, got {text!r}")
-        if name in given:
-            raise ValueError(f"condition: {name} is given twice; give it once")
-        if name == "label" and name not in model.conditions:
-            raise ValueError("condition: give the class of this model by --class")
-        if name not in model.conditions:
-            model.read(**{name: value})  # says so
-        try:
-            given[name] = model.conditions[name].written(value)
-        except ValueError as error:
-            raise ValueError(f"condition: {name}: {error}") from None
+    pairs = [text.partition("=") for text in options.condition]
+    if stray := ["".join(pair) for pair in pairs if not pair[0] or not pair[1]]:
+        raise ValueError(f"condition: write NAME=VALUE, got {stray[0]!r}")
+    given = _written(model, "condition", pairs)
+    if "label" in given and "label" not in model.conditions:
+        raise ValueError("condition: give the class of this model by --class")
+    against = [
+        pair
+        if pair[1] and pair[0].isidentifier()
+        else (sentence_condition(model, "negative"), "=", "".join(pair))
+        for pair in (text.partition("=") for text in options.negative)
+    ]
     cond = {**(before.get("conditions") or {}), **given}
     if prompts is not None:
         name = sentence_condition(model, "prompt")
@@ -302,17 +300,32 @@ def chosen_conditions(
     return {
         "prompt": prompts,
         "cond": cond,
-        "negative": guided.get("negative") if options.negative is None else options.negative,
+        "negative": _written(model, "negative", against) or guided.get("negative"),
         "guidance": float(scale),
         "guidance_interval": None if interval is None else tuple(interval),
     }
 
 
-def as_json_values(model: ScoreModel, negative: Any) -> dict[str, Any] | None:
-    """What is said against, by name, as JSON."""
-    if isinstance(negative, str):
-        return {sentence_condition(model, "negative"): negative}
-    return None if negative is None else {k: as_json(v) for k, v in negative.items()}
+def _written(
+    model: ScoreModel, option: str, pairs: Sequence[tuple[str, str, str]]
+) -> dict[str, Any]:
+    """The values, by name, of NAME=VALUE. Raises ValueError, naming the option."""
+    given: dict[str, Any] = {}
+    for name, _, text in pairs:
+        if name in given:
+            raise ValueError(f"{option}: {name} is given twice; give it once")
+        try:
+            if name in model.conditions:
+                given[name] = model.conditions[name].written(text)
+            elif name == "label" and model.data.classes:
+                place = places_of(labels(text, model.data.classes), model, 1)
+                given[name] = None if place is None else int(place)
+            else:
+                model.read(**{name: text})  # says so
+        except ValueError as error:
+            where = f"{option}: {name}" if name in model.conditions else option
+            raise ValueError(f"{where}: {error}") from None
+    return given
 
 
 def _like(options: SampleOptions, before: Mapping[str, Any]) -> SampleOptions:

@@ -176,8 +176,9 @@ def opened(path: str, mode: str | None) -> Tensor:
 
     try:
         with Image.open(Path(path).expanduser()) as picture:
-            if mode is None and picture.mode not in ("L", "P", "1"):
-                raise ValueError(f"its pixels are {picture.mode}, not grey values or a palette")
+            if picture.mode[0] in "IF" or (mode is None and picture.mode not in ("L", "P", "1")):
+                kind = "grey values or a palette" if mode is None else "of 256 levels"
+                raise ValueError(f"its pixels are {picture.mode}, not {kind}")
             pixels = np.array(picture if mode is None else picture.convert(mode), np.uint8)
     except (OSError, ValueError, SyntaxError) as error:
         text = getattr(error, "strerror", None) or error

@@ -79,7 +79,10 @@ class Vector(Condition):
 
     def written(self, text: str) -> list[float | None]:
         """Numbers separated by commas; one that is left empty is not given."""
-        return [_numbers(part) if part.strip() else None for part in text.split(",")]
+        parts = text.split(",")
+        if len(parts) != len(self.mean):
+            raise ValueError(f"need {len(self.mean)} numbers, got {text!r}")
+        return [_numbers(part) if part.strip() else None for part in parts]
 
     def null(self, n: int) -> Tensor:
         return torch.full((n, len(self.mean)), math.nan, dtype=torch.float64)
