@@ -22,6 +22,11 @@ class Changed:
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         return self.change(self.denoiser(x, t))
 
+    @property
+    def variance_mix(self) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """That of the denoiser."""
+        return self.denoiser.variance_mix
+
     def among(self, rows: Tensor) -> Changed:
         """The prediction for some samples of the batch."""
         return replace(self, denoiser=self.denoiser.among(rows, self.denoiser.batch or 0))
