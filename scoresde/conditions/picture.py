@@ -77,9 +77,8 @@ class Picture(Condition):
             if self.levels is None:
                 raise ValueError("need a picture of real numbers in model units, got whole ones")
             if x.numel() and not 0 <= int(x.min()) <= int(x.max()) < self.levels:
-                raise ValueError(
-                    f"need pixel levels 0 to {self.levels - 1}, got {int(x.min())} to {int(x.max())}"
-                )
+                low, high = int(x.min()), int(x.max())
+                raise ValueError(f"need pixel levels 0 to {self.levels - 1}, got {low} to {high}")
             x = 2 * (x.float() + 0.5) / self.levels - 1
         small = (self.shape[0], self.shape[1] // self.factor, self.shape[2] // self.factor)
         if x.ndim == 4 and self.of == "low" and tuple(x.shape[1:]) == small:

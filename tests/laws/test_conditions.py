@@ -222,7 +222,7 @@ def test_a_mask_has_two_levels():
 
 
 def test_levels_saved_as_real_numbers_are_no_picture_in_model_units():
-    with pytest.raises(ValueError, match="need real numbers in model units.*got 0 to 255"):
+    with pytest.raises(ValueError, match=r"need real numbers in model units.*got 0 to 255"):
         Picture.measured(torch.tensor([0.0, 255.0]).reshape(1, 1, 1, 2))
 
 
