@@ -128,10 +128,11 @@ class Picture(Condition):
 
 def _tensor(values: Any, kind: str) -> Tensor:
     """Numbers as a tensor, wide unsigned ones as int64. Raises ValueError for anything else."""
+    several = isinstance(values, list | tuple) and values and isinstance(values[0], Tensor)
     try:
-        x = values if isinstance(values, Tensor) else torch.as_tensor(values)
+        x = torch.stack(list(values)) if several else torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f"need {kind} of numbers, got {values!r:.40}") from None
+        raise ValueError(f"need {kind} of numbers, got {type(values).__name__}") from None
     return x.long() if x.dtype in (torch.uint16, torch.uint32, torch.uint64) else x
 
 

@@ -213,6 +213,7 @@ def test_pixel_levels_become_model_units():
     expected = [[[-255 / 256, 255 / 256], [-1 / 256, 1 / 256]]]
     torch.testing.assert_close(picture.read(levels)[0], torch.tensor(expected))
     torch.testing.assert_close(picture.read(levels.to(torch.uint16))[0], torch.tensor(expected))
+    assert torch.equal(picture.read([levels, levels]), picture.read(levels.expand(2, 1, 2, 2)))
 
 
 def test_a_mask_has_two_levels():
@@ -369,7 +370,7 @@ def test_gradients_reach_the_condition():
         ({"small": torch.full((3, 6, 6), math.nan)}, "small: need a picture of finite"),
         ({"small": torch.full((3, 6, 6), 255.0)}, "small: need real numbers in model units"),
         ({"small": torch.full((3, 6, 6), 256)}, "small: need pixel levels 0 to 255, got 256"),
-        ({"small": "p.png"}, "small: need a picture of numbers, got 'p.png'"),
+        ({"small": "p.png"}, "small: need a picture of numbers, got str"),
         ({"map": {}}, "map: need a map of numbers"),
         ({"map": torch.full((6, 6), 3)}, "map: need classes 0 to 2, got 3 to 3"),
         ({"map": torch.zeros(6, 6)}, "map: need a map .* of whole numbers"),
