@@ -20,7 +20,6 @@ from scoresde.cli.choices import labels
 from scoresde.cli.console import pick_device, progress
 from scoresde.cli.options import EditOptions
 from scoresde.cli.said import (
-    as_json_values,
     chosen_conditions,
     chosen_seeds,
     named_values,
@@ -49,6 +48,7 @@ from scoresde.runs.load import LoadedRun
 from scoresde.runs.optimised import configured_search
 from scoresde.runs.pictures import Recorder, is_image
 from scoresde.runs.pictures import picture_files as picture_files_of
+from scoresde.runs.recipe import as_json
 from scoresde.runs.results import Make, require_writable, save_arrays
 from scoresde.runs.said import Said
 from scoresde.runs.samples import configured_sampler, sampling_settings
@@ -70,8 +70,8 @@ class Job:
 
     @property
     def classes(self) -> Sequence[str] | None:
-        """Class names of a conditional model; None for an unconditional one."""
-        return self.loaded.data.classes if self.config.conditional else None
+        """Class names of a model that is told classes; None for another."""
+        return self.loaded.data.classes if self.loaded.classed else None
 
     @property
     def editor(self) -> Editor:
@@ -239,7 +239,7 @@ def edited(job: Job) -> Result:
         if operation == "invert" and "source" not in settings and job.classes is not None:
             settings["source"] = {"label": _named(split.label, job.classes)}
     if options.source:
-        settings["source"] = _source(job)
+        settings["source"] = named_values(model, "source", options.source)
     record: dict[str, Any] = {}
     if operation == "img2img":
         sample = job.config.sample
@@ -278,6 +278,7 @@ def _result(
 ) -> Result:
     """The files and the report of an edit."""
     model, drawn, operation = job.loaded.model, found.drawn, job.options.operation
+    against = told["negative"]
     whole = len(names) * found.num
     if not drawn.unfinished and len(drawn) == whole:
         stopped = None
@@ -285,7 +286,7 @@ def _result(
     report = {
         **record,
         **found.settings,
-        "negative": as_json_values(model, told["negative"]),
+        "negative": against and {k: as_json(v) for k, v in against.items()},
         "guidance": told["guidance"],
         "guidance_interval": told["guidance_interval"],
         "model_hash": fingerprint({}, known),
@@ -326,16 +327,6 @@ def _settings(options: EditOptions) -> dict[str, Any]:
             raise ValueError(f"painted: need two hexadecimal digits a channel, got {text!r}")
         found["painted"] = tuple(bytes.fromhex(digits))
     return {name: value for name, value in found.items() if value is not None}
-
-
-def _source(job: Job) -> dict[str, Any]:
-    """The values of --source by name; the class of a model without conditions is one of them."""
-    model, texts = job.loaded.model, job.options.source
-    own = [t for t in texts if t.startswith("label=") and "label" not in model.conditions]
-    found = named_values([t for t in texts if t not in own], model, "source")
-    if own:
-        found["label"] = labels(own[-1].removeprefix("label="), job.loaded.data.classes or ())
-    return found
 
 
 def _named(places: Tensor | None, classes: Sequence[str]) -> list[str] | None:

@@ -85,7 +85,7 @@ class SaidOptions(WeightOptions):
         prompt: sentence that says what to draw.
         condition: a value of another condition, once for each: a class, numbers such as 0.5,-1, a
             sentence, or the path of a picture.
-        negative: sentence that says what not to draw.
+        negative: what not to draw: a sentence, or NAME=VALUE as --condition, once for each.
         guidance: scale of guidance; 1, the default, is the plain conditional, 3 follows what is
             said more closely.
         guidance_interval: lowest and highest sigma / alpha of guidance, such as 0.2,5.
@@ -94,7 +94,7 @@ class SaidOptions(WeightOptions):
     label: Annotated[str | None, "class"] = None
     prompt: str | None = None
     condition: Annotated[tuple[str, ...], "repeated"] = ()
-    negative: str | None = None
+    negative: Annotated[tuple[str, ...], "repeated"] = ()
     guidance: float | None = None
     guidance_interval: tuple[float, ...] = ()
 

@@ -13,12 +13,17 @@ import pytest
 import torch
 from PIL import Image
 
+import scoresde as ss
 from scoresde.cli.main import main
 from scoresde.config import build_dataset
 from scoresde.parameterization import ScoreModel
 from scoresde.runs import edit as module
 from scoresde.runs.load import load_run
+from scoresde.runs.log import Quiet
 
+SMALL = {
+    "network": {"kind": "unet", "width": 8, "multipliers": [1], "blocks": 1, "attention": []},
+}
 LOOSE = ("--tolerance", "1e-3")
 
 
@@ -49,6 +54,22 @@ def size(picture: Path) -> tuple[int, int]:
 
 
 class TestCodes:
+    def test_a_condition_named_label_is_the_class_of_each_example(self, tmp_path, capsys):
+        run = tmp_path / "run"
+        train = {"steps": 2, "batch": 8, "schedule": "constant"}
+        label = {"label": {"kind": "label", "dropout": 0.0}}
+        ss.train({**SMALL, "conditions": label, "train": train}, out=run, listener=Quiet())
+        edit(run, tmp_path / "codes", "--operation", "encode", "--num", "3")
+        test, file = build_dataset(load_run(run).config.data).test, tmp_path / "codes/codes.npz"
+        assert arrays(file)["label"].tolist() == test.label[:3].tolist()
+        edit(run, tmp_path / "back", "--operation", "decode", "--codes", str(file))
+        assert np.array_equal(arrays(tmp_path / "back/edited.npz")["x"], test.x[:3])
+        argv = ["--checkpoint", str(run), "--num", "20", "--metrics", "wasserstein", "--json"]
+        capsys.readouterr()
+        assert main(["evaluate", *argv, "--resamples", "0", "--sample.steps", "2"]) == 0
+        report = json.loads(capsys.readouterr().out)
+        assert report["source"]["classes"] == "as in the test split"
+
     def test_the_code_of_a_normal_law_is_the_sample(self, points, tmp_path):
         record = edit(points, tmp_path, "--operation", "encode", "--num", "8")
         run = load_run(points)
