@@ -3,7 +3,7 @@
     python experiments/editing.py --out runs/demo
 
 takes the training run of experiments/demo.py in that folder (or trains it), edits test portraits
-by every method of registry.POSTERIORS and by img2img at several strengths, lets a judge read nine
+by the methods of registry.POSTERIORS and by img2img at several strengths, lets a judge read nine
 attributes off the results, and stores the numbers in experiments/results/editing.json and a
 picture beside them. ``--num`` is the number of portraits.
 """
@@ -31,6 +31,8 @@ from scoresde.registry import POSTERIORS
 
 STORE, PICTURE = RESULTS / "editing.json", RESULTS / "editing.png"
 NFE, SHOWN = 50, 6
+# The Jacobian of a small network is no covariance: the results of moment matching are noise.
+METHODS = [name for name in POSTERIORS if name not in ("moment_matching", "twisted_smc")]
 TASKS: dict[str, tuple[dict[str, Any], LinearOperator | None]] = {
     "inpaint": ({"box": (0, 8, 16, 16)}, None),
     "outpaint": ({"margins": (4, 0, 4, 0)}, None),
@@ -46,7 +48,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("runs/demo"))
     parser.add_argument("--num", type=int, default=100)
-    parser.add_argument("--methods", nargs="+", default=list(POSTERIORS))
+    parser.add_argument("--methods", nargs="+", default=METHODS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     trained(CONFIG, arguments.out, STEPS)
