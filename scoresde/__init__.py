@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from scoresde.likelihood import LogLikelihood, bits_per_dim, log_likelihood
     from scoresde.parameterization import Coeffs, Parameterization, ScoreModel
     from scoresde.runs.draw import draw
+    from scoresde.runs.edit import edit
     from scoresde.runs.evaluate import evaluate
     from scoresde.runs.infer import infer
     from scoresde.runs.load import load
@@ -49,6 +50,7 @@ __all__ = [
     "bits_per_dim",
     "compiled",
     "draw",
+    "edit",
     "evaluate",
     "infer",
     "load",
@@ -69,6 +71,7 @@ _HOMES = {
     "likelihood": ("LogLikelihood", "bits_per_dim", "log_likelihood"),
     "parameterization": ("Coeffs", "Parameterization", "ScoreModel"),
     "runs.draw": ("draw",),
+    "runs.edit": ("edit",),
     "runs.evaluate": ("evaluate",),
     "runs.infer": ("infer",),
     "runs.load": ("load",),

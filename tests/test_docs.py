@@ -17,6 +17,7 @@ from scoresde.cli.main import COMMANDS
 from scoresde.config import load_config
 from scoresde.evaluation.metrics import METRICS
 from scoresde.nn import MLP
+from tests.runs import test_editing as editing
 from tests.test_readme import RESULTS, ROOT, blocks
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -71,6 +72,14 @@ def test_the_guidance_of_the_documentation_runs():
     block, _ = blocks(ROOT / "docs" / "guidance.md", "python")
     exec(block, names)
     assert float(names["x"].abs().max()) <= 1
+
+
+def test_the_edits_of_the_documentation_run():
+    names = {"ss": ss, "model": editing.model(), "pictures": editing.pictures(2)}
+    (block,) = blocks(ROOT / "docs" / "editing.md", "python")
+    exec(block, names)
+    assert names["edited"].x.shape == (8, 3, 8, 8)
+    assert names["edited"].seen.shape == names["varied"].x.shape == (2, 3, 8, 8)
 
 
 def test_the_cost_of_guidance_is_the_stored_one():

@@ -133,3 +133,17 @@ def test_the_hidden_combination_is_asked_for_and_never_trained_on(script):
     for text in sentences.open_sentences(data, 50):
         assert "shirt" in text
         assert not any(word in text for word in ("glasses", "hat", "beard", "background"))
+
+
+def test_the_page_quotes_the_stored_edits(script):
+    editing = script("editing")
+    stored = json.loads(editing.STORE.read_text())
+    page = (editing.RESULTS.parent.parent / "docs" / "editing.md").read_text()
+    assert all(table in page for table in editing.tables(stored))
+    strengths = stored["strengths"]
+    assert strengths["0"]["nfe"] == 0
+    assert strengths["0"]["correlation"] == pytest.approx(1)
+    assert abs(strengths["1"]["correlation"]) < 0.05
+    left = [found["correlation"] for found in strengths.values()]
+    assert left == sorted(left, reverse=True)
+    assert len({found["nfe"] for strength, found in strengths.items() if strength != "0"}) == 1

@@ -20,7 +20,6 @@ from scoresde.cli.choices import labels
 from scoresde.cli.console import pick_device, progress
 from scoresde.cli.options import EditOptions
 from scoresde.cli.said import (
-    as_json_values,
     chosen_conditions,
     chosen_seeds,
     named_values,
@@ -49,6 +48,7 @@ from scoresde.runs.load import LoadedRun
 from scoresde.runs.optimised import configured_search
 from scoresde.runs.pictures import Recorder, is_image
 from scoresde.runs.pictures import picture_files as picture_files_of
+from scoresde.runs.recipe import as_json
 from scoresde.runs.results import Make, require_writable, save_arrays
 from scoresde.runs.said import Said
 from scoresde.runs.samples import configured_sampler, sampling_settings
@@ -70,8 +70,8 @@ class Job:
 
     @property
     def classes(self) -> Sequence[str] | None:
-        """Class names of a conditional model; None for an unconditional one."""
-        return self.loaded.data.classes if self.config.conditional else None
+        """Class names of a model that is told classes; None for another."""
+        return self.loaded.data.classes if self.loaded.classed else None
 
     @property
     def editor(self) -> Editor:
@@ -142,7 +142,7 @@ def run(options: EditOptions, overrides: Mapping[str, Any]) -> int:
         own = codes is not None and codes.resolve() == (options.out / CODES).resolve()
         edit_folder(options.out).write(files, record, keep=(CODES,) if own else ())
     if result.stopped is not None:
-        kept = f"{result.line} kept" if files else "nothing written"
+        kept = f"{result.line}: {options.out}" if files else "nothing written"
         print(f"{result.stopped.name}: {kept}", file=sys.stderr)
         raise SystemExit(128 + result.stopped)
     print(f"{result.line} in {record['seconds']:.1f} s: {options.out}")
@@ -239,7 +239,7 @@ def edited(job: Job) -> Result:
         if operation == "invert" and "source" not in settings and job.classes is not None:
             settings["source"] = {"label": _named(split.label, job.classes)}
     if options.source:
-        settings["source"] = _source(job)
+        settings["source"] = named_values(model, "source", options.source)
     record: dict[str, Any] = {}
     if operation == "img2img":
         sample = job.config.sample
@@ -248,8 +248,10 @@ def edited(job: Job) -> Result:
             print(note, file=sys.stderr)
         settings |= {"sampler": sampler, "name": sample.sampler.kind}
         record = sampling_settings(loaded, sample)
-    if options.num is not None or options.seeds is not None:
+    if options.seeds is not None:
         settings["seeds"] = chosen_seeds(options.num, options.seeds)
+    elif options.num is not None:
+        settings["num"] = options.num
     recorder = Recorder(loaded.data, None, options.out, options.preview_every, keep=False)
     with Stopping() as stop:
         found = edit(
@@ -276,6 +278,7 @@ def _result(
 ) -> Result:
     """The files and the report of an edit."""
     model, drawn, operation = job.loaded.model, found.drawn, job.options.operation
+    against = told["negative"]
     whole = len(names) * found.num
     if not drawn.unfinished and len(drawn) == whole:
         stopped = None
@@ -283,7 +286,7 @@ def _result(
     report = {
         **record,
         **found.settings,
-        "negative": as_json_values(model, told["negative"]),
+        "negative": against and {k: as_json(v) for k, v in against.items()},
         "guidance": told["guidance"],
         "guidance_interval": told["guidance_interval"],
         "model_hash": fingerprint({}, known),
@@ -305,7 +308,7 @@ def _result(
     labels = None if drawn.label is None else drawn.label.tolist()
     report |= {"pictures": sources, "seeds": list(drawn.seeds), "labels": labels}
     some = f"{len(found)} of {whole}" if stopped is not None else str(len(found))
-    line = f"{operation}: {some} pictures of {len(names)}"
+    line = f"{operation}: {some} results of {len(names)} picture{'s' * (len(names) > 1)}"
     if not math.isnan(found.nfe):
         line += f", NFE {found.nfe:g}"
     x = found.x if len(found) else None
@@ -324,16 +327,6 @@ def _settings(options: EditOptions) -> dict[str, Any]:
             raise ValueError(f"painted: need two hexadecimal digits a channel, got {text!r}")
         found["painted"] = tuple(bytes.fromhex(digits))
     return {name: value for name, value in found.items() if value is not None}
-
-
-def _source(job: Job) -> dict[str, Any]:
-    """The values of --source by name; the class of a model without conditions is one of them."""
-    model, texts = job.loaded.model, job.options.source
-    own = [t for t in texts if t.startswith("label=") and "label" not in model.conditions]
-    found = named_values([t for t in texts if t not in own], model, "source")
-    if own:
-        found["label"] = labels(own[-1].removeprefix("label="), job.loaded.data.classes or ())
-    return found
 
 
 def _named(places: Tensor | None, classes: Sequence[str]) -> list[str] | None:

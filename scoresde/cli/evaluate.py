@@ -129,7 +129,7 @@ def _samples(
 ) -> Samples:
     """Read the samples of --samples, or draw them from the model.
 
-    A conditional model draws with the classes of the reference examples.
+    A model that is told classes draws with those of the reference examples.
     """
     if options.samples is not None:
         found = read_samples(options.samples, reference.dataset)
@@ -140,7 +140,7 @@ def _samples(
     assert loaded is not None
     n, label, dataset = options.num or DEFAULT_NUM, None, reference.dataset
     require_enough(metrics, n, len(reference.split))
-    if config.conditional:
+    if loaded.classed:
         if dataset.classes != loaded.data.classes or reference.split.label is None:
             raise ValueError(f"{dataset.name} has other classes than {loaded.data.name}")
         label = reference.split.label[shuffled(len(reference.split), options.seed)]

@@ -85,7 +85,7 @@ class SaidOptions(WeightOptions):
         prompt: sentence that says what to draw.
         condition: a value of another condition, once for each: a class, numbers such as 0.5,-1, a
             sentence, or the path of a picture.
-        negative: sentence that says what not to draw.
+        negative: what not to draw: a sentence, or NAME=VALUE as --condition, once for each.
         guidance: scale of guidance; 1, the default, is the plain conditional, 3 follows what is
             said more closely.
         guidance_interval: lowest and highest sigma / alpha of guidance, such as 0.2,5.
@@ -94,7 +94,7 @@ class SaidOptions(WeightOptions):
     label: Annotated[str | None, "class"] = None
     prompt: str | None = None
     condition: Annotated[tuple[str, ...], "repeated"] = ()
-    negative: str | None = None
+    negative: Annotated[tuple[str, ...], "repeated"] = ()
     guidance: float | None = None
     guidance_interval: tuple[float, ...] = ()
 
@@ -240,7 +240,8 @@ class EditOptions(ModelOptions, SaidOptions):
         examples: test examples, such as 0-3 or 1,5; by default the first 4, or as --num says.
         num: results of each picture; of encode, interpolate and reconstruct the number of test
             examples, 16 by default, which interpolate pairs: 1 with 2, 3 with 4, and so on.
-        seeds: seeds of the results of each picture, such as 0-3; 0 to num - 1 by default.
+        seeds: seeds of the results of every picture, such as 0-3; by default each result has its
+            own, 0, 1, ... in turn.
         mask: grey picture of the same size, whose white pixels inpaint paints.
         box: rectangle x0,y0,x1,y1 in pixels that inpaint paints; x1 and y1 are not included.
         painted: colour of the pixels that inpaint paints, such as ff00ff, two digits a channel.
@@ -249,8 +250,8 @@ class EditOptions(ModelOptions, SaidOptions):
         blur: standard deviation of the blur of deblur in pixels; 1 by default.
         strength: share of noise that img2img starts from; 0 returns the picture, 1 does not
             depend on it; 0.6 by default.
-        method: method of inpaint, outpaint, colourise, superres and deblur; scoresde info lists
-            them.
+        method: method of inpaint, outpaint, colourise, superres and deblur, one of those that
+            scoresde info lists; dps, for colourise and deblur diffpir, by default.
         noise: standard deviation of the error of what is known of a picture, in levels of a pixel.
         nfe: most network calls of a method; 100 by default.
         grid: times of the steps of img2img, as --sample.grid.

@@ -6,10 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from scoresde.cli.choices import labels
 from scoresde.cli.options import SaidOptions
 from scoresde.parameterization import ScoreModel
-from scoresde.runs.draw import DEFAULT_NUM, LARGEST_SEED, MOST
-from scoresde.runs.recipe import as_json
+from scoresde.runs.draw import DEFAULT_NUM, LARGEST_SEED, MOST, places_of
 from scoresde.runs.said import sentence_condition
 
 
@@ -51,7 +51,15 @@ def chosen_conditions(
 
     Raises ValueError for a condition that the model does not have.
     """
-    given = named_values(options.condition, model)
+    given = named_values(model, "condition", options.condition)
+    if "label" in given and "label" not in model.conditions:
+        raise ValueError("condition: give the class of this model by --class")
+    against = [
+        pair
+        if pair[1] and pair[0].isidentifier()
+        else (sentence_condition(model, "negative"), "=", "".join(pair))
+        for pair in (text.partition("=") for text in options.negative)
+    ]
     cond = {**(before.get("conditions") or {}), **given}
     if prompts is not None:
         name = sentence_condition(model, "prompt")
@@ -66,39 +74,40 @@ def chosen_conditions(
     return {
         "prompt": prompts,
         "cond": cond,
-        "negative": guided.get("negative") if options.negative is None else options.negative,
+        "negative": _written(model, "negative", against) or guided.get("negative"),
         "guidance": float(scale),
         "guidance_interval": None if interval is None else tuple(interval),
     }
 
 
-def named_values(
-    texts: Sequence[str], model: ScoreModel, flag: str = "condition"
+def named_values(model: ScoreModel, option: str, texts: Sequence[str]) -> dict[str, Any]:
+    """The values, by name, of NAME=VALUE. Raises ValueError, naming the option."""
+    pairs = [text.partition("=") for text in texts]
+    if stray := ["".join(pair) for pair in pairs if not pair[0] or not pair[1]]:
+        raise ValueError(f"{option}: write NAME=VALUE, got {stray[0]!r}")
+    return _written(model, option, pairs)
+
+
+def _written(
+    model: ScoreModel, option: str, pairs: Sequence[tuple[str, str, str]]
 ) -> dict[str, Any]:
-    """The values of NAME=VALUE, by name. Raises ValueError, naming the flag."""
+    """The values, by name, of NAME=VALUE. Raises ValueError, naming the option."""
     given: dict[str, Any] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise ValueError(f"{flag}: write NAME=VALUE, got {text!r}")
+    for name, _, text in pairs:
         if name in given:
-            raise ValueError(f"{flag}: {name} is given twice; give it once")
-        if name == "label" and name not in model.conditions:
-            raise ValueError(f"{flag}: give the class of this model by --class")
-        if name not in model.conditions:
-            model.read(**{name: value})  # says so
+            raise ValueError(f"{option}: {name} is given twice; give it once")
         try:
-            given[name] = model.conditions[name].written(value)
+            if name in model.conditions:
+                given[name] = model.conditions[name].written(text)
+            elif name == "label" and model.data.classes:
+                place = places_of(labels(text, model.data.classes), model, 1)
+                given[name] = None if place is None else int(place)
+            else:
+                model.read(**{name: text})  # says so
         except ValueError as error:
-            raise ValueError(f"{flag}: {name}: {error}") from None
+            where = f"{option}: {name}" if name in model.conditions else option
+            raise ValueError(f"{where}: {error}") from None
     return given
-
-
-def as_json_values(model: ScoreModel, negative: Any) -> dict[str, Any] | None:
-    """What is said against, by name, as JSON."""
-    if isinstance(negative, str):
-        return {sentence_condition(model, "negative"): negative}
-    return None if negative is None else {k: as_json(v) for k, v in negative.items()}
 
 
 def with_grid(grid: str | None, overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import scoresde
 from scoresde.cli.choices import labels
 from scoresde.cli.console import pick_device, progress
 from scoresde.cli.options import SampleOptions
-from scoresde.cli.said import as_json_values, chosen_conditions, chosen_seeds, with_grid
+from scoresde.cli.said import chosen_conditions, chosen_seeds, with_grid
 from scoresde.cli.weights import chosen_flags, described_choice, load_chosen
 from scoresde.config import ConfigError, override
 from scoresde.data.foreign import RECORD
@@ -28,7 +28,7 @@ from scoresde.runs.load import LoadedRun
 from scoresde.runs.optimised import configured_search
 from scoresde.runs.pictures import Recorder, is_image, pixels, sample_folder, write_samples
 from scoresde.runs.processes import World, own_device, together
-from scoresde.runs.recipe import differences, recipe
+from scoresde.runs.recipe import as_json, differences, recipe
 from scoresde.runs.results import require_writable
 from scoresde.runs.samples import configured_sampler, sampling_settings
 from scoresde.runs.stopping import Stopping
@@ -106,8 +106,9 @@ def run(options: SampleOptions, overrides: Mapping[str, Any]) -> int:
             stopped = signal.SIGTERM  # another process was stopped
         if len(drawn):
             settings = sampling_settings(loaded, sample) | described_choice(options)
+            against = said["negative"]
             settings |= {
-                "negative": as_json_values(loaded.model, said["negative"]),
+                "negative": against and {k: as_json(v) for k, v in against.items()},
                 "guidance": said["guidance"],
                 "guidance_interval": said["guidance_interval"],
                 "model_hash": digest,
@@ -146,8 +147,8 @@ def run(options: SampleOptions, overrides: Mapping[str, Any]) -> int:
 def _changes(options: SampleOptions) -> bool:
     """Whether options change what is drawn from the settings of a picture."""
     texts = (options.seeds, options.label, options.classes, options.prompt, options.prompts)
-    others = (options.num, options.negative, options.guidance, options.grid)
-    lists = (options.condition, options.guidance_interval)
+    others = (options.num, options.guidance, options.grid)
+    lists = (options.condition, options.negative, options.guidance_interval)
     given = any(value is not None for value in (*texts, *others)) or any(lists)
     return given or bool(chosen_flags(options))
 

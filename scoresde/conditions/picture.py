@@ -14,6 +14,9 @@ from torch.nn import functional as F
 from scoresde.arguments import Count, Fraction, check
 from scoresde.conditions.condition import Condition, Joined
 
+FAR = 10.0
+"""Real numbers beyond it are no picture in model units, but pixel levels saved as floats."""
+
 
 @final
 class Picture(Condition):
@@ -54,7 +57,11 @@ class Picture(Condition):
         found = torch.as_tensor(values)
         if found.ndim != 4:
             raise ValueError(f"need pictures (N, C, H, W), got {tuple(found.shape)}")
-        levels = None if found.is_floating_point() else max(2, int(found.max()) + 1, 256)
+        if found.is_floating_point():
+            _require_model_units(found)
+            levels = None
+        else:
+            levels = 2 if found.dtype == torch.bool else max(int(found.max()) + 1, 256)
         return {"shape": list(found.shape[1:]), "levels": levels}
 
     def read(self, values: Any) -> Tensor:
@@ -62,13 +69,16 @@ class Picture(Condition):
 
         Whole numbers are pixel levels, real numbers are in model units, -1 to 1.
         """
-        x = values if isinstance(values, Tensor) else torch.as_tensor(values)
+        x = _tensor(values, "a picture")
         x = x[None] if x.ndim == 3 else x
         if x.is_complex():
             raise ValueError("need a picture of real numbers, got complex ones")
         if not x.is_floating_point():
             if self.levels is None:
                 raise ValueError("need a picture of real numbers in model units, got whole ones")
+            if x.numel() and not 0 <= int(x.min()) <= int(x.max()) < self.levels:
+                low, high = int(x.min()), int(x.max())
+                raise ValueError(f"need pixel levels 0 to {self.levels - 1}, got {low} to {high}")
             x = 2 * (x.float() + 0.5) / self.levels - 1
         small = (self.shape[0], self.shape[1] // self.factor, self.shape[2] // self.factor)
         if x.ndim == 4 and self.of == "low" and tuple(x.shape[1:]) == small:
@@ -78,6 +88,7 @@ class Picture(Condition):
             raise ValueError(f"need a picture {self.shape}{also}, got {tuple(x.shape[1:])}")
         if not torch.isfinite(x).all():
             raise ValueError("need a picture of finite numbers, got NaN or infinity")
+        _require_model_units(x)
         return x.float()
 
     def takes(self) -> str:
@@ -115,6 +126,24 @@ class Picture(Condition):
         return Joined(concat=torch.cat([y.masked_fill(missing, 0), missing[:, :1].to(y)], 1))
 
 
+def _tensor(values: Any, kind: str) -> Tensor:
+    """Numbers as a tensor, wide unsigned ones as int64. Raises ValueError for anything else."""
+    several = isinstance(values, list | tuple) and values and isinstance(values[0], Tensor)
+    try:
+        x = torch.stack(list(values)) if several else torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"need {kind} of numbers, got {type(values).__name__}") from None
+    return x.long() if x.dtype in (torch.uint16, torch.uint32, torch.uint64) else x
+
+
+def _require_model_units(x: Tensor) -> None:
+    if x.numel() and float(x.abs().max()) > FAR:
+        raise ValueError(
+            f"need real numbers in model units, -1 to 1, got {float(x.min()):g} to "
+            f"{float(x.max()):g}; scale them, or give pixel levels as whole numbers"
+        )
+
+
 @final
 class SegmentationMap(Condition):
     """A class for every pixel, (H, W) of 0 .. classes - 1, as one-hot channels.
@@ -142,7 +171,7 @@ class SegmentationMap(Condition):
 
     def read(self, values: Any) -> Tensor:
         """A map (H, W), or several (n, H, W)."""
-        y = values if isinstance(values, Tensor) else torch.as_tensor(values)
+        y = _tensor(values, "a map")
         y = y[None] if y.ndim == 2 else y
         if y.is_floating_point() or y.ndim != 3 or tuple(y.shape[1:]) != self.size:
             raise ValueError(f"need a map {self.size} of whole numbers, got {tuple(y.shape[1:])}")
@@ -176,8 +205,9 @@ def opened(path: str, mode: str | None) -> Tensor:
 
     try:
         with Image.open(Path(path).expanduser()) as picture:
-            if mode is None and picture.mode not in ("L", "P", "1"):
-                raise ValueError(f"its pixels are {picture.mode}, not grey values or a palette")
+            if picture.mode[0] in "IF" or (mode is None and picture.mode not in ("L", "P", "1")):
+                kind = "grey values or a palette" if mode is None else "of 256 levels"
+                raise ValueError(f"its pixels are {picture.mode}, not {kind}")
             pixels = np.array(picture if mode is None else picture.convert(mode), np.uint8)
     except (OSError, ValueError, SyntaxError) as error:
         text = getattr(error, "strerror", None) or error

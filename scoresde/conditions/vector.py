@@ -52,13 +52,17 @@ class Vector(Condition):
 
     def read(self, values: Any) -> Tensor:
         """One vector (d,), or (n, d); a number where d = 1. Numbers may be None: not given."""
+        d = len(self.mean)
         if isinstance(values, Tensor):
             if values.is_complex():
                 raise ValueError("need real numbers, got complex ones")
             found = values.detach().cpu().double()
         else:
-            found = torch.tensor(_numbers(values), dtype=torch.float64)
-        d = len(self.mean)
+            numbers = _numbers(values)
+            try:
+                found = torch.tensor(numbers, dtype=torch.float64)
+            except ValueError:  # lists of different lengths
+                raise ValueError(f"need {d} numbers, or {d} for each sample") from None
         if d == 1 and found.shape[-1:] != (1,):
             found = found.unsqueeze(-1)
         found = found[None] if found.ndim == 1 else found
@@ -79,7 +83,10 @@ class Vector(Condition):
 
     def written(self, text: str) -> list[float | None]:
         """Numbers separated by commas; one that is left empty is not given."""
-        return [_numbers(part) if part.strip() else None for part in text.split(",")]
+        parts = text.split(",")
+        if len(parts) != len(self.mean):
+            raise ValueError(f"need {len(self.mean)} numbers, got {text!r}")
+        return [_numbers(part) if part.strip() else None for part in parts]
 
     def null(self, n: int) -> Tensor:
         return torch.full((n, len(self.mean)), math.nan, dtype=torch.float64)

@@ -124,7 +124,9 @@ def column_of(name: str, values: Any) -> Column:
             raise DataError(f"values are {array.dtype}; give sentences or numbers")
         if array.dtype.kind == "f":
             return torch.from_numpy(array.astype(np.float32))
-        return torch.from_numpy(array if array.ndim > 1 else array.astype(np.int64))
+        if array.ndim == 1 or array.dtype in (np.uint16, np.uint32, np.uint64):
+            array = array.astype(np.int64)  # torch lacks operations of the wide unsigned ones
+        return torch.from_numpy(array)
 
 
 def pair_of(source: Any, label: Any = None) -> tuple[Any, Any, Sequence[str] | None]:

@@ -75,6 +75,11 @@ class Classified:
         gain = match(self.scale * sde.sigma(s) ** 2 / sde.alpha(s), x)
         return self.denoiser(x, t) + gain * gradient(self.log_prob, z, s)
 
+    @property
+    def variance_mix(self) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """That of the denoiser."""
+        return self.denoiser.variance_mix
+
     def among(self, rows: Tensor) -> Classified:
         """The prediction for some samples of the batch."""
         denoiser = self.denoiser.among(rows, self.denoiser.batch or 0)

@@ -88,7 +88,7 @@ def free(
     plain = combine(uncond, conds)
     used = tuple((denoiser, float(weight)) for denoiser, weight in conds if weight)
     guided = Guided(uncond, used, scale, times, float(rescale), float(parallel), float(norm))
-    if scale == 1:
+    if scale == 1 or not used:
         return plain
     if scale == 0 and guided.linear and times == ALL:
         return uncond
@@ -142,13 +142,18 @@ class Guided:
         """Whether x0_hat is a sum of predictions."""
         return self.rescale == 0 and self.parallel == 1 and self.norm == math.inf
 
+    @property
+    def variance_mix(self) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """That of the first condition."""
+        return self.conds[0][0].variance_mix
+
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         return self._evaluated(x, t)[0]
 
     def both(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
         """x0_hat and the mix of the reverse variance of the first condition, in one call."""
         value, mix = self._evaluated(x, t)
-        own = self.conds[0][0].variance_mix
+        own = self.variance_mix
         return value, own(x, t) if mix is None and own is not None else mix
 
     def _evaluated(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -22,6 +22,16 @@ class Changed:
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         return self.change(self.denoiser(x, t))
 
+    def both(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """x0_hat and the mix of the reverse variance, in one call where the denoiser does so."""
+        x0, mix = self.denoiser.with_variance(x, t)
+        return self.change(x0), mix
+
+    @property
+    def variance_mix(self) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """That of the denoiser."""
+        return self.denoiser.variance_mix
+
     def among(self, rows: Tensor) -> Changed:
         """The prediction for some samples of the batch."""
         return replace(self, denoiser=self.denoiser.among(rows, self.denoiser.batch or 0))

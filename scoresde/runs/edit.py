@@ -13,7 +13,6 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor
 
-from scoresde import posterior as _p
 from scoresde.arguments import Count, NonNegative, Positive, Probability, check, nearest
 from scoresde.data import Scaling
 from scoresde.data.foreign import EDITED
@@ -21,12 +20,14 @@ from scoresde.denoiser import Denoiser
 from scoresde.evaluation import captioned, image_grid, save_png, scatter
 from scoresde.guidance.free import Scale
 from scoresde.parameterization import ScoreModel
-from scoresde.posterior import Blur, Downsample, Grey, LinearOperator, Mask, Measurement
+from scoresde.posterior import Blur, Downsample, Grey, LinearOperator, Mask, Measurement, Method
 from scoresde.progress import Progress, silent
 from scoresde.registry import GridSampler, Sampler
+from scoresde.registry.grid_files import StoredGrid
 from scoresde.runs.draw import Drawn, Job, checked_seeds, drawn, said_by, sampler_by
 from scoresde.runs.edit_pictures import is_path, pictures_of, repainted
 from scoresde.runs.editor import CODES, Editor
+from scoresde.runs.infer import NFE, method_of
 from scoresde.runs.instrument import NetworkCall
 from scoresde.runs.pictures import is_image, pixels
 from scoresde.runs.results import Make, ResultFolder
@@ -34,15 +35,6 @@ from scoresde.samplers import Grid, Noise, Step
 from scoresde.samplers.grids import Fixed
 from scoresde.sde import SDE, Until
 
-POSTERIORS = {
-    "replacement": _p.Replacement,
-    "moment_matching": _p.MomentMatching,
-    "dps": _p.DPS,
-    "pigdm": _p.PiGDM,
-    "diffpir": _p.DiffPIR,
-    "repaint": _p.RePaint,
-    "daps": _p.DAPS,
-}
 SAMPLES, PICTURE = "edited.npz", "edit.png"
 NAMES = re.compile("|".join(map(re.escape, (CODES, SAMPLES, PICTURE))) + r"|\d{6,}\.png")
 COLUMNS = 16
@@ -57,9 +49,17 @@ SETTINGS = {
     "invert": ("source", "tolerance"),
 }
 """The operations, with the arguments of ``edit`` that belong to each alone."""
-MEASURED = ("inpaint", "outpaint", "colourise", "superres", "deblur")
-STRENGTH, FACTOR, BLUR, PATH, NFE = 0.6, 4, 1.0, 9, 100
-METHOD = "diffpir"
+STRENGTH, FACTOR, BLUR, PATH = 0.6, 4, 1.0, 9
+METHODS = {
+    "inpaint": "dps",
+    "outpaint": "dps",
+    "colourise": "diffpir",
+    "superres": "dps",
+    "deblur": "diffpir",
+}
+"""The default methods, by measurement (docs/editing.md)."""
+FIXED = (Fixed, StoredGrid)
+"""Grids of one process, with times that do not follow its t_max."""
 SMALLEST = 0.1
 """Least length in lam of the way of ``img2img``, from its start to t_min."""
 
@@ -116,7 +116,7 @@ def edit(
     columns: Count | None = None,
     source: Any = None,
     tolerance: Positive | None = None,
-    method: Any = None,
+    method: Method | str | None = None,
     noise: NonNegative | None = None,
     nfe: Count | None = None,
     step: Step | str | None = None,
@@ -166,7 +166,8 @@ def edit(
         columns: samples on a path of ``interpolate``, both ends included; 9 by default.
         source: class of the pictures, or conditions by name, by which ``invert`` encodes them.
         tolerance: that of ``interpolate`` and ``invert``, as in ``Editor``.
-        method: method of the posterior, or its name in ``registry.POSTERIORS``.
+        method: method of the posterior, or its name in ``registry.POSTERIORS``; by default dps,
+            for ``colourise`` and ``deblur`` diffpir.
         noise: standard deviation of the error of what is known of the picture, in units of the
             data; by default 0 for painting, else one pixel level.
         nfe: most network calls of a result: 100 of a method; for ``img2img`` as in ``draw``.
@@ -176,7 +177,8 @@ def edit(
         denoise: end ``img2img`` with the denoised state.
         name: what messages call the sampler of ``img2img``.
         num: number of results of each picture.
-        seeds: seed of each result of a picture; 0, 1, ... by default.
+        seeds: seeds of the results of every picture; by default each result has a seed of its
+            own, 0, 1, ... in turn.
         label: class of the results, as in ``draw``; of several there is one for each picture.
         prompt: sentence for the results, or one for each picture.
         cond: further conditions of the results, by name.
@@ -198,24 +200,25 @@ def edit(
     if operation in ("interpolate", "invert"):
         return _along_the_flow(given)
     said = said_by(model, label, prompt, cond, negative, guidance, guidance_interval)
-    seeds = checked_seeds(seeds, num, 1)
+    each = checked_seeds(seeds, num, 1)
     task = _task(operation, given)
-    pictures, per = len(task.x), len(seeds)
+    pictures, per = len(task.x), len(each)
     said = said.over(pictures * per)
     if said.count not in (1, pictures):
         raise ValueError(f"num: {pictures} pictures for {said.count} values; give one for each")
-    seeds = list(seeds) * pictures
+    seeds = range(pictures * per) if seeds is None else list(each) * pictures
     job = Job(
         model, lambda rows: task.sampler([row // per for row in rows]), task.name, seeds, said,
         task.shape, look=look, stopping=stopping,
     )  # fmt: skip
     if task.unchanged:
-        labels, each = said.labels(), tuple(map(said.each, range(len(seeds)))) if said.cond else ()
-        x = task.x.repeat_interleave(per, 0)
-        found = Drawn(x, tuple(seeds), 0.0, labels, 0, each, tuple(range(len(seeds))))
+        x, every = task.x.repeat_interleave(per, 0), tuple(range(len(seeds)))
+        told = tuple(map(said.each, every)) if said.cond else ()
+        found = Drawn(x, tuple(seeds), 0.0, said.labels(), 0, told, every)
     else:
         if task.alone:  # the results of a picture share a batch with no others
-            batch = max(d for d in range(1, per + 1) if per % d == 0 and (d <= batch or d == 1))
+            whole = max(batch, per if task.population else 1)
+            batch = max(d for d in range(1, min(per, whole) + 1) if per % d == 0)
         found = drawn(job, batch, progress=progress)
     if task.repainted is not None:
         rows = torch.tensor(found.rows, dtype=torch.long) // per
@@ -228,7 +231,8 @@ class _Task(NamedTuple):
     """What an operation asks for: ``sampler`` maps the pictures of a batch to their sampler.
 
     ``x`` are the pictures, or what is known of them; ``repainted`` are the pixels that may change,
-    (1 or N, 1, H, W). ``alone`` says that pictures cannot share a batch.
+    (1 or N, 1, H, W). ``alone`` says that pictures cannot share a batch, ``population`` that the
+    results of a picture are drawn together.
     """
 
     x: Tensor
@@ -240,6 +244,7 @@ class _Task(NamedTuple):
     seen: Tensor | None = None
     repainted: Tensor | None = None
     alone: bool = False
+    population: bool = False
     unchanged: bool = False
 
 
@@ -257,7 +262,7 @@ def require_own(operation: str, given: Iterable[str]) -> None:
     """Raise ValueError, naming it, for an argument that belongs to other operations."""
     owners: dict[str, list[str]] = {"nfe": ["img2img"]}
     for each, names in SETTINGS.items():
-        for setting in (*names, *(("method", "noise", "nfe") if each in MEASURED else ())):
+        for setting in (*names, *(("method", "noise", "nfe") if each in METHODS else ())):
             owners.setdefault(setting, []).append(each)
     for setting in given:
         if operation not in owners.get(setting, [operation]):
@@ -299,7 +304,7 @@ class FromPictures:
         sde = Until(denoiser.sde, self.start)
         x = sde.perturb(self.x0.to(x), torch.tensor(self.start, dtype=torch.float64), eps)
         sampler, whole = self.sampler, denoiser.sde
-        if isinstance(sampler, GridSampler) and isinstance(sampler.grid, Fixed):
+        if isinstance(sampler, GridSampler) and isinstance(sampler.grid, FIXED):
             sampler = replace(sampler, grid=Squeezed(sampler.grid, whole))
         return sampler(replace(denoiser, sde=sde), x, noise, seed)
 
@@ -315,7 +320,8 @@ class Squeezed:
     def __call__(self, sde: SDE, n: int) -> Tensor:
         ts = self.grid(self.sde, n)
         lam, first = self.sde.lam(ts), sde.lam(torch.tensor(sde.t_max, dtype=torch.float64))
-        last = lam[-1].clamp(min=(first + sde.lam(torch.tensor(sde.t_min).double())) / 2)
+        end = sde.lam(torch.tensor(sde.t_min, dtype=torch.float64))
+        last = lam[-1] if lam[-1] > first + SMALLEST / 2 else (first + end) / 2
         found = sde.time(first + (lam - lam[0]) * ((last - first) / (lam[-1] - lam[0])))
         found[0] = sde.t_max
         return found
@@ -351,7 +357,7 @@ def _variation(given: Mapping[str, Any]) -> _Task:
 class FromMeasurement:
     """A method of ``registry.POSTERIORS`` as a sampler of the posterior of one measurement."""
 
-    method: Any
+    method: Method
     measurement: Measurement
     nfe: int
 
@@ -370,21 +376,30 @@ def _measured(
     **task: Any,
 ) -> _Task:
     """The task of drawing from the posterior of measurements ``y`` (N, *m), in model units."""
-    method = given.get("method", METHOD)
-    name = method if isinstance(method, str) else type(method).__name__
-    if isinstance(method, str):
-        method = POSTERIORS[method]()
     model, nfe, noise = given["model"], given.get("nfe", NFE), given.get("noise", noise)
-    std = noise * model.data.scaling.step
+    method, std = (
+        method_of(given.get("method", METHODS[given["operation"]]), model.std),
+        noise * model.data.scaling.step,
+    )
+    shape = tuple(model.data.shape)
+
+    def measurement(some: list[int]) -> Measurement:
+        return Measurement(operator(some), y[some], std)
 
     def sampler(some: list[int]) -> Sampler:
-        return FromMeasurement(method, Measurement(operator(some), y[some], std), nfe)
+        return FromMeasurement(method, measurement(some), nfe)
 
-    sampler([0])
-    alone = alone or getattr(method, "population", False)
-    settings = {**settings, "method": name, "noise": noise, "nfe": nfe}
-    shape = tuple(model.data.shape)
-    return _Task(shape=shape, name=name, sampler=sampler, settings=settings, alone=alone, **task)
+    method.ready(measurement([0]), torch.empty(1, *shape))  # raises early
+    settings = {**settings, "method": method.name, "noise": noise, "nfe": nfe}
+    return _Task(
+        shape=shape,
+        name=method.name,
+        sampler=sampler,
+        settings=settings,
+        alone=alone or method.population,
+        population=method.population,
+        **task,
+    )
 
 
 def _painting(operation: str, given: Mapping[str, Any]) -> _Task:
@@ -451,9 +466,10 @@ def _restoring(operation: str, given: Mapping[str, Any]) -> _Task:
         smaller = [(channels, height // f, width // f) for f in factors]
         x = pictures_of(given["picture"], model, *smaller)
         factor = given.get("factor", FACTOR)
+        if height % factor or width % factor:
+            raise ValueError(f"factor: {factor} does not divide {width} x {height} pixels")
         factor = factor if tuple(x.shape[1:]) == full else height // x.shape[2]
         operator, settings = Downsample(factor), {"factor": factor}
-        operator.outputs(full)
     else:
         blur = given.get("blur", BLUR)
         x, operator, settings = pictures_of(given["picture"], model), Blur(blur), {"blur": blur}
@@ -467,7 +483,7 @@ def _restoring(operation: str, given: Mapping[str, Any]) -> _Task:
 
 def _factors(height: int, width: int) -> list[int]:
     """The factors by which a picture may have been made smaller."""
-    return [f for f in range(2, height + 1) if height % f == 0 and width % f == 0]
+    return [f for f in range(2, min(height, width)) if height % f == 0 and width % f == 0]
 
 
 def _shown(y: Tensor, scaling: Scaling) -> Tensor:

@@ -99,8 +99,9 @@ def repainted(
     some = found.flatten(1).any(1)
     if not bool(some.all()):
         which = f" in picture {int((~some).nonzero()[0, 0]) + 1}" if len(found) > 1 else ""
-        rule = {"painted": "no pixel has this colour"}.get(name, "it is black everywhere")
-        raise ValueError(f"{name}: nothing to paint{which}, {rule}; white pixels are painted anew")
+        rule = "it is black everywhere; white pixels are painted anew"
+        rule = "no pixel has exactly this colour" if name == "painted" else rule
+        raise ValueError(f"{name}: nothing to paint{which}, {rule}")
     if bool(found.flatten(1).all(1).any()):
         raise ValueError(f"{name}: no pixel is kept; draw makes whole pictures")
     return found

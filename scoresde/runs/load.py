@@ -42,6 +42,11 @@ class LoadedRun:
     source: Path
     notes: tuple[str, ...] = ()
 
+    @property
+    def classed(self) -> bool:
+        """Whether the model is told the classes of its data."""
+        return self.config.conditional or "label" in self.model.conditions
+
 
 def load(path: str | PathLike[str], model: ScoreModel | None = None) -> ScoreModel:
     """Load a trained model with averaged weights from a run folder, a checkpoint or an export.

@@ -16,6 +16,7 @@ from scoresde.parameterization import ScoreModel
 from scoresde.progress import Progress, silent
 from scoresde.registry import GRIDS, SELF_PACED, STEPS, build_step
 from scoresde.registry.grid_files import StoredGrid, described, load_grid, save_grid
+from scoresde.runs.said import require_said
 from scoresde.samplers import Grid, Step, per_sample_noise, suited_grid
 from scoresde.samplers.optimise import STANDARD, search_grid
 from scoresde.training.checkpoint import fingerprint
@@ -126,12 +127,7 @@ def without_class(model: ScoreModel, n: int) -> Denoiser:
     Raises ValueError for a model that never learned to do without a condition.
     """
     config, data = model.config, model.data
-    for name, condition in model.conditions.items():
-        if condition.dropout == 0:
-            raise ValueError(
-                f"model: paths are drawn with nothing said, and it never learned to do without "
-                f"{name} (conditions.{name}.dropout=0)"
-            )
+    require_said(model, remedy="; paths are drawn with nothing said")
     if config is None or not config.conditional or config.train.label_dropout:
         return model.denoiser()
     return model.denoiser(label=torch.arange(n) % len(data.classes))

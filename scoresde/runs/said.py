@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -123,12 +123,7 @@ def said_of(
         if not model.conditions and model.classes is None:
             remedy = "this model was trained without conditions; leave it out"
         raise ValueError(f"guidance: {remedy}")
-    for name, condition in model.conditions.items():
-        if condition.dropout == 0 and name not in told:
-            raise ValueError(
-                f"{name} is missing: this model never learned to do without it "
-                f"(conditions.{name}.dropout=0)"
-            )
+    require_said(model, told)
     found = Said(model, told, against, scale, interval)
     several = {k: v.count for k, v in {**told, **(against or {})}.items() if v.count > 1}
     if len(set(several.values())) > 1:
@@ -141,6 +136,16 @@ def said_of(
         text = re.sub("^scale:", "guidance:", text)
         raise ValueError(text) from None
     return found
+
+
+def require_said(model: ScoreModel, said: Container[str] = (), remedy: str = "") -> None:
+    """Raise ValueError for a condition, left out, that the model never learned to do without."""
+    for name, condition in model.conditions.items():
+        if condition.dropout == 0 and name not in said:
+            raise ValueError(
+                f"{name} is missing: this model never learned to do without it "
+                f"(conditions.{name}.dropout=0){remedy}"
+            )
 
 
 def sentence_condition(model: ScoreModel, argument: str) -> str:

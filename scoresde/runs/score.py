@@ -24,6 +24,7 @@ from scoresde.runs.compatibility import require_same_data
 from scoresde.runs.draw import Drawn
 from scoresde.runs.processes import World
 from scoresde.runs.results import require_writable
+from scoresde.runs.said import require_said
 from scoresde.runs.scoring import Job, Partial, Values
 from scoresde.runs.train_setup import takes_labels
 from scoresde.sde import SDE
@@ -379,12 +380,7 @@ def _columns(
             return columns_read(split, model.conditions, words)
         except ValueError as error:
             raise ValueError(f"conditional: {error}; leave it out") from None
-    for name, condition in model.conditions.items():
-        if condition.dropout == 0:
-            raise ValueError(
-                f"this model never learned to do without {name} (conditions.{name}.dropout=0); "
-                "give conditional=True"
-            )
+    require_said(model, remedy="; give conditional=True")
     return replace(split, columns={})
 
 

@@ -53,6 +53,8 @@ from scoresde.training.loss_by_noise import LossByNoise
 from scoresde.training.precision import is_slow
 
 EXAMPLES, SAME_DATA = "sha256 of the examples", "give all processes the same data"
+LONG = 256
+"""Tokens of a sentence, the cost of whose attention is worth a remark."""
 SAME = "start all processes with the same options, configuration and folder"
 
 
@@ -204,6 +206,12 @@ def remarks(run: Run, device: torch.device) -> list[str]:
     if run.dataset.classes is not None and not told:
         why = "the network takes no label" if run.config.own else "conditional is false"
         found.append(f"the classes are not learned: {why}")
+    for name, condition in model.conditions.items():
+        if (longest := getattr(condition, "longest", 0)) > LONG:
+            found.append(
+                f"{name}: the longest sentence has {longest} tokens, and all are padded to as "
+                "many; shorten it if it is an exception"
+            )
     if (line := caution(model.parameterization, model.sde)) is not None:
         found.append(line)
     if frozen := sum(p.numel() for p in model.parameters() if not p.requires_grad):

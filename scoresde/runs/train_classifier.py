@@ -22,6 +22,7 @@ from scoresde.guidance import NoisyClassifier
 from scoresde.nn import ImageClassifier, VectorClassifier
 from scoresde.parameterization import ScoreModel
 from scoresde.progress import Progress, bar
+from scoresde.runs.compatibility import require_same_data
 from scoresde.runs.processes import pick_device
 from scoresde.runs.stopping import Stopping
 from scoresde.sde import SDE, sent
@@ -212,11 +213,8 @@ def _dataset(model: ScoreModel, data: Any, progress: Progress) -> Dataset:
     theirs = None if model.data is None else model.data.classes
     if theirs is not None and tuple(theirs) != tuple(dataset.classes):
         raise ValueError(f"data: {dataset.name} has not the classes of the model")
-    if model.data is not None and tuple(model.data.shape) != tuple(dataset.shape):
-        raise ValueError(
-            f"data: examples are {tuple(dataset.shape)}, those of the model "
-            f"{tuple(model.data.shape)}"
-        )
+    if model.data is not None:
+        require_same_data(dataset, model.data)
     return dataset
 
 

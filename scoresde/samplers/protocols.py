@@ -16,8 +16,8 @@ class Step(Protocol):
     """One step from time ``t`` to time ``s``: a pure function of its arguments.
 
     ``order`` is the global order of convergence of paths. For a step that draws noise it is the
-    order of moments, which the step also declares as ``weak_order``. ``nfe_per_step`` counts
-    denoiser calls.
+    order of moments, which the step also declares as ``weak_order``. ``nfe_per_step`` is the
+    largest number of denoiser calls: where x holds no signal or no noise there may be fewer.
     """
 
     @property

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from scoresde.arguments import NonNegative, Positive, Range, check, check_fields
-from scoresde.samplers.grids import Grid
+from scoresde.samplers.grids import Grid, uniform
 from scoresde.samplers.integrals import Interpolation, Residual, Share
 from scoresde.samplers.multistep import UniPC
 from scoresde.samplers.protocols import Step
@@ -80,12 +80,15 @@ WIDE = ArctanGrid(centre=1.6, width=3.2, spread=0.0, end=2.2, growth=0.65, last=
 """For steps with noise, whose errors are larger where steps are long."""
 
 
-def suited_grid(step: Step, std: float | None = None) -> ArctanGrid:
+def suited_grid(step: Step, std: float | None = None) -> Grid:
     """``ArctanGrid``, or the wide one for a step that draws noise.
 
     It is made for the ``std`` of the step, or where the step has none for data of deviation
-    ``std``.
+    ``std``. A step that paces itself has one interval, to ``t_eps``: ``ArctanGrid`` ends early
+    where there are few.
     """
+    if hasattr(step, "self_paced"):
+        return uniform
     noisy = hasattr(step, "weak_order") and getattr(step, "eta", 1.0) > 0
     holder = step if hasattr(step, "std") else getattr(step, "prediction", None)
     grid = WIDE if noisy else ArctanGrid()

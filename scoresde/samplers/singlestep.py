@@ -111,7 +111,8 @@ class StepSequence:
     """A sequence of steps, one per interval of the grid; a longer grid repeats the last step.
 
     A few steps of lower order may limit ``order`` to one more than their own. ``nfe_per_step`` is
-    the largest of all steps, and ``nfe`` the number of calls on a grid of ``len(steps)`` steps.
+    the largest of all steps, and ``nfe`` the number of calls on a grid of ``len(steps)`` steps; a
+    first step from where x holds no signal makes one call instead of its own.
     """
 
     steps: tuple[SingleStep, ...]

@@ -129,6 +129,21 @@ def test_the_flags_are_the_arguments_of_draw(told, tmp_path):
     assert (found["class"], found["seed"], found["guidance"]) == ("dog", 2, 3.0)
 
 
+def test_what_is_guided_against_is_said_by_name(told, tmp_path):
+    Image.new("L", (4, 4), 99).save(tmp_path / "p.png")
+    against = [f"low={tmp_path / 'p.png'}", "place=1,", "a blue hat"]
+    flags = [word for text in against for word in ("--negative", text)]
+    said = ["--num", 1, "--prompt", "hat", "--guidance", 2]
+    out = sample(tmp_path / "out", "--checkpoint", told, *said, *flags)
+    model, low = load(told), torch.full((1, 4, 4), 99)
+    negative = {"low": low, "place": [1.0, None], "text": "a blue hat"}
+    x = ss.draw(model, 1, nfe=4, prompt="hat", guidance=2, negative=negative).x
+    expected = model.data.scaling.to_uint8(model.data.scaling.encode(x))[0, 0]
+    assert np.array_equal(shades(out / "000000.png"), expected.numpy())
+    again = sample(tmp_path / "again", "--like", out / "000000.png")
+    assert np.array_equal(shades(again / "000000.png"), expected.numpy())
+
+
 def test_prompts_of_a_file_have_a_sample_each(told, tmp_path):
     lines = ["a red hat", "", "  a blue hat ", "hat"]
     (tmp_path / "prompts.txt").write_text("\n".join(lines))
@@ -218,9 +233,13 @@ def test_viewers_read_the_settings(told, tmp_path):
         (["--condition", "place"], "--condition: write NAME=VALUE, got 'place'"),
         (["--condition", "plce=1,2"], "plce: this model has no such condition; did you mean 'pla"),
         (["--condition", "place=1"], "place: need 2 numbers"),
+        (["--condition", "place=1,2,3"], "place: need 2 numbers, got '1,2,3'"),
+        (["--negative", "plce=1", "--guidance", "2"], "--negative: plce: this model has no such"),
+        (["--negative", "hat", "--negative", "a"], "--negative: text is given twice"),
         (["--condition", "place=1,x"], "place: need numbers, got 'x'"),
         (["--condition", "place=1,2", "--condition", "place=1,2"], "place is given twice"),
         (["--condition", "low=none.png"], "low: none.png: no picture that can be read"),
+        (["--condition", "low=deep.png"], "deep.png: .*its pixels are I;16, not of 256 levels"),
         (["--condition", "text=hat", "--prompt", "hat"], "--prompt: text is given by --condition"),
         (["--class", "cow"], "no class 'cow'"),
         (["--negative", "hat"], "--negative: without effect at guidance 1"),
@@ -236,6 +255,7 @@ def test_viewers_read_the_settings(told, tmp_path):
 def test_bad_flags_are_one_line(told, tmp_path, monkeypatch, capsys, flags, words):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.txt").write_text("\n  \n")
+    Image.new("I;16", (4, 4)).save(tmp_path / "deep.png")
     assert re.search(words, refusal(capsys, tmp_path / "out", "--checkpoint", told, *flags))
 
 
@@ -299,3 +319,21 @@ def test_where_rounding_differs_it_is_drawn_in_a_batch_of_the_same_size(
     assert "the same picture" in capsys.readouterr().err
     assert recipe(two / "000000.png") == recipe(one / "000001.png")
     assert recipe(one / "000001.png")["rows"] == 3
+
+
+@pytest.mark.parametrize("operation", [["inpaint", "--box", "0,0,4,8", "--nfe", 4], ["img2img"]])
+def test_edits_are_told_the_same(told, tmp_path, operation):
+    flags = ["--checkpoint", told, "--prompt", "a red hat", *ALL]
+    one = sample(tmp_path / "one", *flags, "--num", 2)
+    two = tmp_path / "two"
+    argv = ["edit", *operation, *flags, "--picture", one, "--out", two, "--device", "cpu"]
+    assert main(list(map(str, argv))) == 0
+    text, found = texts(two / "000001.png")
+    assert text.split("\n")[0] == "a red hat"
+    names = ("class", "conditions", "negative", "guidance", "guidance_interval", "seed")
+    before = texts(one / "000001.png")[1]
+    assert {name: found[name] for name in names} == {name: before[name] for name in names}
+    other = tmp_path / "other"
+    plain = ["edit", *operation, "--checkpoint", told, "--picture", one, "--out", other]
+    assert main([*map(str, plain), "--device", "cpu"]) == 0
+    assert not np.array_equal(shades(other / "000001.png"), shades(two / "000001.png"))

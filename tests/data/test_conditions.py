@@ -120,6 +120,14 @@ def test_conditions_that_do_not_fit_are_refused(values, message):
         dataset_of(X, conditions={"c": values})
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32, np.uint64])
+def test_pictures_of_wide_levels_are_whole_numbers(dtype):
+    values = np.arange(4 * len(X)).reshape(-1, 1, 2, 2) + 40_000
+    data = dataset_of(X, conditions={"c": values.astype(dtype)}, holdout=0)
+    assert data.conditions["c"].flatten().tolist() == values.flatten().tolist()
+    assert int(data.conditions["c"].max()) == values.max()
+
+
 def test_conditions_come_with_a_data_set_and_a_path(tmp_path):
     with pytest.raises(DataError, match="come with a Dataset"):
         dataset_of(dataset_of(X), conditions={"c": K})

@@ -212,6 +212,19 @@ def test_pixel_levels_become_model_units():
     levels = torch.tensor([[[0, 255], [127, 128]]], dtype=torch.uint8)
     expected = [[[-255 / 256, 255 / 256], [-1 / 256, 1 / 256]]]
     torch.testing.assert_close(picture.read(levels)[0], torch.tensor(expected))
+    torch.testing.assert_close(picture.read(levels.to(torch.uint16))[0], torch.tensor(expected))
+    assert torch.equal(picture.read([levels, levels]), picture.read(levels.expand(2, 1, 2, 2)))
+
+
+def test_a_mask_has_two_levels():
+    mask = torch.eye(2, dtype=torch.bool)[None, None]
+    found = Picture(**Picture.measured(mask)).read(mask)
+    torch.testing.assert_close(found, torch.where(mask, 0.5, -0.5))
+
+
+def test_levels_saved_as_real_numbers_are_no_picture_in_model_units():
+    with pytest.raises(ValueError, match=r"need real numbers in model units.*got 0 to 255"):
+        Picture.measured(torch.tensor([0.0, 255.0]).reshape(1, 1, 1, 2))
 
 
 @pytest.mark.parametrize("condition", all_conditions().items(), ids=lambda c: c[0])
@@ -350,10 +363,15 @@ def test_gradients_reach_the_condition():
         ({"place": [1.0, math.nan]}, "place: need finite numbers"),
         ({"place": torch.tensor([1.0, math.inf])}, "place: need finite numbers"),
         ({"place": "here"}, "place: need numbers"),
+        ({"place": [[1.0, 2.0], [3.0]]}, "place: need 2 numbers, or 2 for each sample"),
         ({"place": torch.ones(2, dtype=torch.complex64)}, "place: need real numbers"),
         ({"small": torch.ones(3, 6, 6, dtype=torch.complex64)}, "small: need a picture of real"),
         ({"small": torch.zeros(3, 5, 5)}, r"small: need a picture \(3, 6, 6\) or \(3, 3, 3\)"),
         ({"small": torch.full((3, 6, 6), math.nan)}, "small: need a picture of finite"),
+        ({"small": torch.full((3, 6, 6), 255.0)}, "small: need real numbers in model units"),
+        ({"small": torch.full((3, 6, 6), 256)}, "small: need pixel levels 0 to 255, got 256"),
+        ({"small": "p.png"}, "small: need a picture of numbers, got str"),
+        ({"map": {}}, "map: need a map of numbers"),
         ({"map": torch.full((6, 6), 3)}, "map: need classes 0 to 2, got 3 to 3"),
         ({"map": torch.zeros(6, 6)}, "map: need a map .* of whole numbers"),
         ({"texts": "a cat"}, "texts: this model has no such condition; did you mean 'text'"),

@@ -241,6 +241,7 @@ def test_composed_conditions_sample_both():
         ({"row": 1}, {"scale": 1.0, "interval": (0.5, 2.0), "parallel": 0.0}, [6]),
         ({"row": 1}, {"scale": 0.0}, [6]),
         ({"row": 1}, {"scale": 2.0}, [12]),
+        ([({"row": 1}, 0.0)], {"scale": 2.0}, [6]),
         ({"row": 1}, {"scale": 2.0, "rescale": 0.7, "norm": 1.0}, [12]),
         ({"row": [0, 1, 2] * 2}, {"scale": 2.0, "negative": {"column": 1}}, [12]),
         ([({"row": 1}, 1.0), ({"column": 1}, 1.0)], {"scale": 3.0}, [18]),
@@ -258,6 +259,10 @@ def test_all_that_is_needed_is_one_network_call(cond, settings, batches):
         assert model.net.batches == batches
 
 
+ROW = torch.tensor([0, 1, 2, 1, 0, 2])
+POSTERIOR = Posterior(VP(), ROW)
+
+
 class WithVariance(Exact):
     """The exact denoiser, and a mix of its own for each row."""
 
@@ -273,12 +278,24 @@ def test_a_learned_variance_comes_with_the_same_call(scale):
         WithVariance(), VP(), parameterizations.x0, conditions=exact().conditions, variance=True
     )
     guided, plain = guidance.free(model, {"row": 0}, scale=scale), model.denoiser(row=0)
+    guided = guidance.clip(-9, 9)(guided)
     for x, t in states(model.sde)[:-1]:  # a time of each sample calls both
         model.net.batches.clear()
         x0, mix = guided.with_variance(x, t)
         assert model.net.batches == ([12] if scale == 2.0 else [6] if scale(t) else [6, 6])
         close(x0, guided(x, t))
         close(mix, plain.variance_mix(x, t))
+
+
+@pytest.mark.parametrize("guide", [lambda d: d, guidance.clip(), guidance.classifier(POSTERIOR)])
+def test_some_samples_of_a_batch_keep_their_learned_variance(guide):
+    model = ScoreModel(
+        WithVariance(), VP(), parameterizations.x0, conditions=exact().conditions, variance=True
+    )
+    denoiser, rows = guide(guidance.free(model, {"row": ROW}, scale=2.0)), torch.tensor([4, 1])
+    x, t = states(VP())[0]
+    mix = denoiser.among(rows, 6).with_variance(x[rows], t)[1]
+    close(mix, denoiser.with_variance(x, t)[1][rows])
 
 
 def test_classes_of_a_table_share_the_call_with_no_class():
@@ -471,9 +488,6 @@ def test_a_gradient_is_recorded_only_where_autograd_records():
 
 
 # Composition with what the library does ---------------------------------------------------------
-
-ROW = torch.tensor([0, 1, 2, 1, 0, 2])
-POSTERIOR = Posterior(VP(), ROW)
 
 
 def guided_ones(model: ScoreModel) -> dict[str, Denoiser]:

@@ -124,7 +124,9 @@ class TestKnownAnswers:
         model, label = wild(("a", "b")), ["b", "a", "a", "b", "b"]
         together = draw(model, seeds=[7, 3, 9, 1, 4], step=kind, label=label, batch=3)
         alone = draw(model, seeds=[9], step=kind, label="a")
-        assert torch.allclose(together.x[2:3], alone.x, atol=2e-4)
+        # Rounding moves the steps of a tolerance of 1e-3.
+        atol = 1e-3 if kind == "dpm_adaptive" else 2e-4
+        assert torch.allclose(together.x[2:3], alone.x, atol=atol)
         assert together.seeds == (7, 3, 9, 1, 4)
 
 
@@ -149,6 +151,13 @@ class TestCalls:
         for argument in ({"nfe": 20}, {"grid": "karras"}):
             with pytest.raises(ValueError, match=f"^{next(iter(argument))}: {kind} paces itself"):
                 draw(normal(), 2, step=kind, shape=(D,), **argument)
+
+    def test_what_paces_itself_goes_to_the_end_of_the_flow(self):
+        """A grid of one step ends early, and its denoised state has too small a deviation."""
+        paced, solved = (
+            draw(normal(), 8, step=kind, shape=(D,)).x for kind in ("dpm_adaptive", "ode")
+        )
+        assert torch.allclose(paced, solved, atol=0.02)
 
     def test_a_grid_is_optimised_for_the_model(self):
         model, calls = wild(), []

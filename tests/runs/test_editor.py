@@ -7,7 +7,7 @@ import torch
 
 import scoresde as ss
 from scoresde import parameterization
-from scoresde.conditions import Label, sizes
+from scoresde.conditions import Label, Vector, sizes
 from scoresde.data import Scaling
 from scoresde.nn import MLP
 from scoresde.runs.edit import Editor
@@ -88,3 +88,12 @@ def test_a_condition_named_label_is_a_class():
     assert torch.allclose(both[:1], editor.decode(z[:1], 7), atol=1e-2)
     assert torch.allclose(both[1:], editor.decode(z[1:], "3"), atol=1e-2)
     assert not torch.allclose(both[:1], editor.decode(z[:1], "3"), atol=0.1)
+
+
+@pytest.mark.parametrize("operation", ["encode", "decode", "reconstruct", "interpolate"])
+def test_a_condition_that_is_always_given_is_missed(operation):
+    conditions = {"size": Vector([0.0], [1.0], dropout=0.0)}
+    net = MLP(2, width=8, depth=1, embed=sizes(conditions)["embed"])
+    model = ss.ScoreModel(net, ss.VP(), parameterization.v, conditions=conditions)
+    with pytest.raises(ValueError, match="size is missing"):
+        getattr(Editor(model), operation)(torch.randn(2, 2))

@@ -116,6 +116,15 @@ class Ignores(nn.Module):
         return self.one * (mean + alpha * (z - alpha * mean))
 
 
+def test_a_sentence_that_makes_all_others_long_is_remarked():
+    heard: list[str] = []
+    listener = Quiet()
+    listener.say = heard.append
+    columns = {**COLUMNS, "text": [*TEXTS[1:], "a " * 300]}
+    ss.train(CONFIG, (X, columns), steps=1, device="cpu", listener=listener)
+    assert any("text: the longest sentence has 300 tokens" in line for line in heard)
+
+
 def test_what_the_data_say_is_scored():
     """log p(x | m) of normal data around m, and log p(x) of those around 0."""
     conditions = {"mean": Vector([0.0, 0.0], [1.0, 1.0])}
@@ -136,7 +145,7 @@ def test_what_the_data_say_is_scored():
     with pytest.raises(ValueError, match="conditional: mean: the data have no column"):
         ss.score(model, x, conditional=True)
     conditions["mean"].dropout = 0.0
-    with pytest.raises(ValueError, match="never learned to do without mean"):
+    with pytest.raises(ValueError, match="mean is missing: this model never learned"):
         ss.score(model, x)
 
 

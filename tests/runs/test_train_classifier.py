@@ -159,6 +159,8 @@ def test_the_command(tmp_path, capsys):
     assert main(command) == 2
     assert "--overwrite" in capsys.readouterr().err
     loaded = ss.load(run)
+    with pytest.raises(ValueError, match="the model was trained on"):  # other units
+        ss.train_classifier(loaded, (torch.randn(20, 1, 8, 8), torch.arange(20) % 10))
     guide = guidance.classifier(ss.load_classifier(out, loaded).log_prob(3), 2.0)
     x = torch.randn(2, 1, 8, 8)
     assert ss.sample(guide(loaded.denoiser()), x, nfe=3).isfinite().all()
