@@ -87,23 +87,30 @@ def pseudo_inverse(near: Local, b: Tensor, iterations: int) -> Tensor:
     return solve(lambda v: near.adjoint(near.forward(v)), near.adjoint(b), iterations)
 
 
+ASYMMETRY = 0.3
+"""Product of successive directions of the search, relative to their lengths, that stops it."""
+
+
 def solve(matrix: Product, b: Tensor, iterations: int) -> Tensor:
     """Conjugate gradients for the u with matrix(u) = b (B, ...), each sample by itself.
 
     A sample that has converged stays as it is. So does one for which the matrix is not positive
-    along the direction of the search, as the Jacobian of a network may not be. Hestenes and
-    Stiefel (1952).
+    along the direction p of the search, or is seen not to be symmetric: then p^T (matrix p') is 0
+    for the direction p before p', but p'^T (matrix p) is not. The Jacobian of a network is neither
+    positive nor symmetric, and the solution would blow up. Hestenes and Stiefel (1952).
     """
     u, r, p, square = torch.zeros_like(b), b, b, dot(b, b)
     floor = (10 * torch.finfo(b.dtype).eps) ** 2 * square
+    going, last, length = square > floor, torch.zeros_like(b), torch.zeros_like(square)
     for _ in range(iterations):
         q = matrix(p)
         curve = dot(p, q)
-        going = (square > floor) & (curve > 0)
+        alike = dot(last, q).abs() <= ASYMMETRY * (length * curve.clamp(min=0)).sqrt()
+        going = going & (square > floor) & (curve > 0) & alike
         if going.device.type == "cpu" and not bool(going.any()):  # a device would be waited for
             break
         step = match(torch.where(going, square / curve, 0), u)
-        u, r = u + step * p, r - step * q
+        u, r, last, length = u + step * p, r - step * q, p, curve
         new = torch.where(going, dot(r, r), square)
         p = r + match(torch.where(going, new / square, 0), r) * p
         square = new

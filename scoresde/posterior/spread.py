@@ -61,13 +61,9 @@ def nystrom(v: Tensor, cv: Tensor, trace: Tensor, eps: float) -> Spread:
     found = factor.square().sum((1, 2))
     tiny = 10 * eps * trace.mean().abs() / d
     rest = ((trace - found).mean() / max(d - k, 1)).clamp(min=tiny)
-    q = (
-        torch.linalg.qr(torch.cat([v, cv], 2))[0]
-        if 2 * k < d
-        else torch.eye(d).to(v).expand(len(v), d, d)
-    )
+    q = torch.linalg.qr(torch.cat([v, cv], 2))[0] if 2 * k < d else _eye(d, v).expand(len(v), d, d)
     f, w = q.mT @ factor, q.mT @ v
-    inside = f @ f.mT + rest * (torch.eye(q.shape[2]).to(v) - w @ w.mT)
+    inside = f @ f.mT + rest * (_eye(q.shape[2], v) - w @ w.mT)
     values, u = torch.linalg.eigh(inside)
     return Spread(q @ u, values.clamp(min=tiny), rest.expand(len(v), 1))
 
@@ -113,8 +109,12 @@ class Seen:
             log_det = 2 * factor.diagonal(dim1=1, dim2=2).log().sum(1)
         else:  # Woodbury's identity, in the few directions
             scaled = p / diagonal.unsqueeze(2)
-            small = torch.eye(p.shape[2]).to(p) + gap.unsqueeze(2) * (p.mT @ scaled)
+            small = _eye(p.shape[2], p) + gap.unsqueeze(2) * (p.mT @ scaled)
             b = gap * torch.einsum("nmk,nm->nk", scaled, r)
             u = r / diagonal - torch.einsum("nmk,nk->nm", scaled, torch.linalg.solve(small, b))
             log_det = torch.linalg.slogdet(small)[1] + diagonal.log().sum(1)
         return -((r * u).sum(1) + log_det + constant) / 2, u
+
+
+def _eye(n: int, like: Tensor) -> Tensor:
+    return torch.eye(n, dtype=like.dtype, device=like.device)

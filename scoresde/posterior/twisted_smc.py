@@ -111,7 +111,7 @@ class TwistedSMC(PopulationMethod):
             )
             particles, picked = particles.weighted(better).resampled(1.0, noise)
             x0 = x0[picked]
-        if (size := float(particles.size)) < FEW:
+        if (size := float(particles.size)) < min(FEW, len(x) / 2):
             warnings.warn(
                 f"twisted_smc: the particles collapsed to an effective sample size of {size:.1f} "
                 f"of {len(x)}; use more particles or calls, or a larger noise",
@@ -143,7 +143,7 @@ class TwistedSMC(PopulationMethod):
         seen, residual = view(x0)
         d, eps = state.shape[1], torch.finfo(like.dtype).eps
         if d <= WHOLE * self.directions:
-            axes = torch.eye(d).to(state)
+            axes = torch.eye(d, dtype=state.dtype, device=state.device)
             c = whole(torch.stack([covariance(axis.expand_as(state)) for axis in axes], 2))
             return _Near.of(x0.flatten(1).double(), c, seen, residual)
         probe = noise(state).sign()

@@ -40,7 +40,7 @@ from scoresde.likelihood.estimators import (
 )
 from scoresde.likelihood.path import Orthogonal
 from scoresde.nn import MLP
-from scoresde.posterior import GuideMethod, Linear, Mask, Measurement, Nonlinear
+from scoresde.posterior import GuideMethod, Linear, Mask, Measurement, Nonlinear, TwistedSMC
 from scoresde.registry import POSTERIORS, SELF_PACED, STEPS, build_step
 from scoresde.samplers import BrownianPath, ddpm, grids, per_sample_noise, solve_adaptive
 from scoresde.samplers.adaptive import DORMAND_PRINCE, EXPONENTIAL
@@ -466,16 +466,37 @@ def test_metrics_take_samples_of_any_device(name):
 # Posteriors --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", POSTERIORS)
 @pytest.mark.parametrize("kind", ["matrix", "mask", "function"])
-def test_methods_of_posteriors_do_not_wait_in_their_loop(name: str, kind: str):
-    """What is measured lies on the host; it is sent, and nothing is read back."""
+def test_particles_do_not_wait_in_their_loop(kind: str):
+    """But for factorisations, what is read back does not grow with the number of calls."""
+    given = measurement(kind)
+
+    def waits(nfe: int) -> int:
+        def run(model: ScoreModel, x: Tensor) -> Tensor:
+            noise = per_sample_noise(range(len(x)))
+            return TwistedSMC()(model.denoiser(), given, x, noise, nfe)
+
+        return len([wait for wait in both(run, states(), close=1e-2) if "linalg" not in wait])
+
+    assert waits(3) == waits(9)
+
+
+def measurement(kind: str) -> Measurement:
     operator, y = {
         "matrix": (Linear(torch.tensor([[1.0, -0.5]])), torch.tensor([0.3])),
         "mask": (Mask(torch.tensor([True, False])), torch.tensor([0.3, 0.0])),
         "function": (Nonlinear(lambda x: x[:, :1].exp()), torch.tensor([1.3])),
     }[kind]
-    method, given = POSTERIORS[name](), Measurement(operator, y, 0.1)
+    return Measurement(operator, y, 0.1)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, make in POSTERIORS.items() if not make().population]
+)
+@pytest.mark.parametrize("kind", ["matrix", "mask", "function"])
+def test_methods_of_posteriors_do_not_wait_in_their_loop(name: str, kind: str):
+    """What is measured lies on the host; it is sent, and nothing is read back."""
+    method, given = POSTERIORS[name](), measurement(kind)
     if method.linear and kind == "function":
         return
 
