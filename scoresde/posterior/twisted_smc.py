@@ -51,7 +51,8 @@ class TwistedSMC(PopulationMethod):
     Gaussian data at any number of calls. For other data they correct the proposal. The error that
     many particles leave is that of the chain, which falls with the number of calls. Particles are
     resampled, systematically, when the effective sample size falls below ``resample`` of their
-    number; the share is small because weights of one level often cancel those of the next. The
+    number. The share is small because the weights of some levels cancel those of earlier ones: of
+    64 numbers the effective size may fall to a twentieth on the way and end at two thirds. The
     mean weight is an unbiased estimate of p(y) for the chain. Its error is taken from
     the weights of the descendants of each first particle (Chan and Lai, A General Theory of
     Particle Filters in Hidden Markov Models and Some Applications, arXiv 1312.5114). A nonlinear
@@ -67,7 +68,7 @@ class TwistedSMC(PopulationMethod):
     """
 
     directions: Annotated[int, Range(ge=1)] = 8
-    resample: Probability = 0.1
+    resample: Probability = 0.02
     name: ClassVar[str] = "twisted_smc"
 
     def ready(self, measurement: Measurement, x: Tensor) -> Measurement:
