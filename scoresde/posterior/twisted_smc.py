@@ -53,12 +53,12 @@ class TwistedSMC(PopulationMethod):
     resampled, systematically, when the effective sample size falls below ``resample`` of their
     number. The share is small because the weights of some levels cancel those of earlier ones: of
     64 numbers the effective size may fall to a twentieth on the way and end at two thirds. The
-    mean weight is an unbiased estimate of p(y) for the chain. Its error is taken from
-    the weights of the descendants of each first particle (Chan and Lai, A General Theory of
-    Particle Filters in Hidden Markov Models and Some Applications, arXiv 1312.5114). A nonlinear
-    operator is linearised at x0_hat, and the last weight restores it. Wu and others, Practical and
-    Asymptotically Exact Conditional Sampling in Diffusion Models, arXiv 2306.17775, with another
-    twist, proposal and weight.
+    mean weight is an unbiased estimate of p(y) for the chain. Its error is taken from the weights
+    of the descendants of each first particle (Chan and Lai, A General Theory of Particle Filters
+    in Hidden Markov Models and Some Applications, arXiv 1312.5114), and does not contain the error
+    of the chain. All particles have one condition. A nonlinear operator is linearised at x0_hat,
+    and the last weight restores it. Wu and others, Practical and Asymptotically Exact Conditional
+    Sampling in Diffusion Models, arXiv 2306.17775, with another twist, proposal and weight.
 
     Args:
         directions: vector-Jacobian products of a call. They give C along as many directions, those
