@@ -28,6 +28,7 @@ from scoresde.config import build_dataset, load_config
 from scoresde.evaluation import captioned, image_grid, save_png, share
 from scoresde.posterior import Downsample, Grey
 from scoresde.runs.folder import RunFolder
+from scoresde.runs.pictures import pixels
 from scoresde.runs.train import train_run
 
 HERE = Path(__file__).parent
@@ -74,7 +75,8 @@ def measured(name: str, folder: str, arguments: argparse.Namespace) -> dict[str,
     assert test.label is not None
     tasks = photographs if name == "cifar" else halves
     rows, pictures = tasks(model, judge, test.x, test.label)
-    grid = image_grid(torch.cat([x[:SHOWN] for _, x in pictures]), SHOWN, 2)
+    shown = [pixels(x[:SHOWN], judge.dataset.scaling) for _, x in pictures]
+    grid = image_grid(torch.cat(shown), SHOWN, 2)
     title = f"{CONFIGURED[name]}, {NFE} calls"
     save_png(
         RESULTS / f"restored_{name}.png", captioned(grid, title, [each for each, _ in pictures])
