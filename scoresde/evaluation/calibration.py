@@ -54,7 +54,8 @@ def fair_crps(draws: Tensor, truth: Tensor) -> Tensor:
     n = _count(draws)
     weights = 2 * torch.arange(1, n + 1, dtype=draws.dtype, device=draws.device) - n - 1
     pairs = torch.tensordot(weights, draws.sort(0).values, 1)  # sum over i < j
-    return (draws - truth).abs().mean(0) - pairs / (n * (n - 1))
+    found: Tensor = (draws - truth).abs().mean(0) - pairs / (n * (n - 1))
+    return found
 
 
 def fair_energy(draws: Tensor, truth: Tensor) -> Tensor:
@@ -64,7 +65,8 @@ def fair_energy(draws: Tensor, truth: Tensor) -> Tensor:
     """
     n = _count(draws)
     pairs = torch.nn.functional.pdist(draws).sum()
-    return (draws - truth).norm(dim=1).mean() - pairs / (n * (n - 1))
+    found: Tensor = (draws - truth).norm(dim=1).mean() - pairs / (n * (n - 1))
+    return found
 
 
 def linear_quantities(

@@ -21,9 +21,19 @@ from scoresde.evaluation.calibration import (
     linear_quantities,
 )
 from scoresde.parameterization import ScoreModel
-from scoresde.posterior import LinearOperator, Method, Operator
+from scoresde.posterior import (
+    Blur,
+    Downsample,
+    Grey,
+    LinearOperator,
+    Mask,
+    Method,
+    Operator,
+)
 from scoresde.progress import Progress, silent
 from scoresde.runs.draw import DEFAULT_NUM
+from scoresde.runs.edit import BLUR, FACTOR, require_own
+from scoresde.runs.edit_pictures import repainted
 from scoresde.runs.infer import NFE, infer, method_of
 from scoresde.sde import floating
 from scoresde.training.batches import derived_seed
@@ -79,19 +89,20 @@ def calibrate(
         stopping: asked before every network call; True stops there, and the examples that are
             done are returned.
 
-    Raises ValueError for arguments that do not fit and if fewer than two examples are done,
-    RuntimeError for draws that are not finite.
+    Raises ValueError for arguments that do not fit, RuntimeError for draws that are not finite
+    and if fewer than two examples are done.
     """
     check(calibrate, locals())
     model = denoiser if isinstance(denoiser, ScoreModel) else None
     chosen = method_of(method, None if model is None else model.std)
     generator = torch.Generator().manual_seed(derived_seed(seed, 0, "calibrate"))
-    scaling = getattr(getattr(model, "data", None), "scaling", None)
+    data = None if model is None else model.data
+    scaling = None if data is None else data.scaling
     given = x0(examples, generator) if callable(x0) else x0
-    if scaling is None:
+    if data is None:
         given = floating(torch.as_tensor(given))
     else:
-        given = examples_of(given, tuple(denoiser.data.shape), scaling).x
+        given = examples_of(given, tuple(data.shape), data.scaling).x
     if given.ndim < 2 or len(given) < 2 or not bool(given.isfinite().all()):
         raise ValueError(f"x0: need 2 or more finite examples (K, ...), got {tuple(given.shape)}")
     labels = _labels(label, len(given))
@@ -135,7 +146,7 @@ def calibrate(
             if done < each:
                 break
     if len(scores) < 2:
-        raise ValueError(f"stopped: {len(scores)} of {n} examples are done; at least 2 are needed")
+        raise RuntimeError(f"{len(scores)} of {n} examples are done; at least 2 are needed")
     columns = {name: torch.stack([row[name] for row in scores]) for name in scores[0]}
     return Calibration(names=trial.names, draws=num, asked=n, nfe=calls / len(scores), **columns)
 
@@ -215,6 +226,37 @@ class _Trial:
             gap = self.operator.project(self.operator(floating(x)) - y) / self.noise
             found["residual"] = gap.double().square().sum() / (len(x) * self.measured)
         return found
+
+
+def picture_operator(
+    model: ScoreModel,
+    operation: str,
+    *,
+    mask: Any = None,
+    box: Sequence[int] | None = None,
+    factor: int | None = None,
+    blur: float | None = None,
+) -> LinearOperator:
+    """What is known of a picture in an operation of ``edit``, with its arguments.
+
+    Raises ValueError for arguments of another operation, and those that do not fit the model.
+    """
+    given = {"mask": mask, "box": box, "factor": factor, "blur": blur}
+    require_own(operation, [name for name, value in given.items() if value is not None])
+    shape = () if model.data is None else tuple(model.data.shape)
+    if len(shape) != 3:
+        raise ValueError(f"operator: {operation} needs a model of pictures")
+    found: LinearOperator
+    if operation == "inpaint":
+        found = Mask(~repainted(torch.empty(1, *shape), model, mask, box)[0])
+    elif operation == "colourise":
+        found = Grey()
+    elif operation == "superres":
+        found = Downsample(factor or FACTOR)
+    else:
+        found = Blur(blur or BLUR)
+    found.outputs(shape)  # raises early if it does not fit
+    return found
 
 
 def _labels(label: Any, n: int) -> Any:

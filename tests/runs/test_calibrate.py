@@ -189,7 +189,7 @@ def test_a_stopped_calibration_keeps_what_is_done():
     found = calibrated("mixture", "dps", num=6, examples=20, nfe=5, batch=12, stopping=stopping)
     assert len(found) == 10
     assert found.asked == 20
-    with pytest.raises(ValueError, match="stopped: 0 of 20 examples are done"):
+    with pytest.raises(RuntimeError, match="0 of 20 examples are done"):
         calibrated("mixture", "dps", num=6, examples=20, nfe=5, stopping=lambda: True)
 
 
