@@ -66,7 +66,7 @@ def calibration_page(report: Mapping[str, Any], seconds: float) -> str:
         "coverage: the proportion of truths in central intervals; too low if draws are too narrow "
         "or displaced, too high if they are too wide",
         f"p-value: the smallest of {len(quantities)} quantities, that of {worst}, times "
-        f"{len(quantities)}; below 0.05 the posterior is hardly the true one",
+        f"{len(quantities)}; if it is small, such as 0.01, this is not the true posterior",
         f"scores are in model units; the prior is that of {report['prior']} training examples",
     ]
     return _page(table, lines)
