@@ -140,6 +140,8 @@ def _check(options: EvaluateOptions, overrides: Mapping[str, Any]) -> None:
         if getattr(options, field.name) != field.default:
             name = field.name.replace("_", "-")
             raise ValueError(f"--{name}: is for samples, not for --posterior; leave it out")
+    if options.num == 1:
+        raise ValueError("--num: need 2 or more examples, got 1")
     if given := [key for key in overrides if key.startswith("sample.")]:
         raise ValueError(f"--{given[0]}: --posterior draws by its own sampler; leave it out")
     if World.found().size > 1:

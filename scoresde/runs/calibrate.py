@@ -40,7 +40,7 @@ from scoresde.training.batches import derived_seed
 
 EXAMPLES = 100
 PROBES = 64
-MOST_PRIOR = 1000
+MOST_PRIOR = 256
 """Draws of the prior that are scored, the first ones."""
 
 
@@ -111,7 +111,7 @@ def calibrate(
     operator.outputs(shape)  # the message of one that does not fit
     value = operator(floating(truth))
     error = torch.randn(value.shape, generator=generator, dtype=torch.float64)
-    y = operator.project(value + noise * error.to(value))
+    y = operator.project(value + noise * error.to(value)).detach()
     trial = _Trial.of(operator, y, noise, shape, scaling, quantities, prior, generator)
     truth, place = truth.cpu(), y.cpu()
     trial.ranked(truth[:2])  # raises early if a quantity does not fit
@@ -224,7 +224,7 @@ class _Trial:
             found["prior_crps"] = fair_crps(self.prior, target).mean()
         if self.noise > 0:
             gap = self.operator.project(self.operator(floating(x)) - y) / self.noise
-            found["residual"] = gap.double().square().sum() / (len(x) * self.measured)
+            found["residual"] = gap.detach().double().square().sum() / (len(x) * self.measured)
         return found
 
 

@@ -109,7 +109,7 @@ def test_an_interruption_keeps_what_there_is(capsys, tmp_path, monkeypatch, imag
         ((*BOX, "--sample.steps", "3"), "--sample.steps: --posterior draws by its own sampler"),
         ((*BOX, "--samples", "x.npz"), "--samples: is for samples"),
         ((*BOX, "--num", "400"), "--num: the test split has 360 examples, got 400"),
-        ((*BOX, "--num", "1"), "examples"),
+        ((*BOX, "--num", "1"), "--num: need 2 or more examples"),
         ((*BOX, "--draws", "1"), "draws"),
         ((*BOX, "--noise", "-1"), "noise"),
     ],
