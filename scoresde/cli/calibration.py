@@ -57,7 +57,7 @@ def run(options: EvaluateOptions, overrides: Mapping[str, Any]) -> int:
         raise ValueError(f"--num: the test split has {held} examples, got {options.num}")
     split = dataset.test.take(shuffled(held, options.seed)[: options.num or EXAMPLES])
     label = None
-    if config.conditional or "label" in model.conditions:
+    if loaded.classed:
         if (
             dataset.classes is None
             or dataset.classes != loaded.data.classes
