@@ -65,7 +65,9 @@ def calibration_page(report: Mapping[str, Any], seconds: float) -> str:
         f"{report['noise']:g}",
         "coverage: the proportion of truths in central intervals; too low if draws are too narrow "
         "or displaced, too high if they are too wide",
-        f"p-value: the smallest of {len(quantities)} quantities, that of {worst}, times "
+        "p-value: needs 10 examples"
+        if report["rows"]["p_value"]["value"] is None
+        else f"p-value: the smallest of {len(quantities)} quantities, that of {worst}, times "
         f"{len(quantities)}; if it is small, such as 0.01, this is not the true posterior",
         f"scores are in model units; the prior is that of {report['prior']} training examples",
     ]

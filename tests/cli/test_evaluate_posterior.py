@@ -84,6 +84,7 @@ def test_an_interruption_keeps_what_there_is(capsys, tmp_path, monkeypatch, imag
     evaluate(images, *BOX, "--batch", "20", "--out", out, code=128 + number)
     captured = capsys.readouterr()
     assert "8 of 12 test examples" in captured.out
+    assert "p-value: needs 10 examples" in captured.out
     assert captured.err.splitlines()[-1] == f"{number.name}: 8 of 12 examples"
     assert json.loads((out / "evaluate.json").read_text())["examples"] == 8
     monkeypatch.setattr(
