@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from scoresde.denoiser import Denoiser, Guide, compiled
     from scoresde.likelihood import LogLikelihood, bits_per_dim, log_likelihood
     from scoresde.parameterization import Coeffs, Parameterization, ScoreModel
+    from scoresde.runs.calibrate import calibrate
     from scoresde.runs.draw import draw
     from scoresde.runs.edit import edit
     from scoresde.runs.evaluate import evaluate
@@ -48,6 +49,7 @@ __all__ = [
     "SolverError",
     "SubVP",
     "bits_per_dim",
+    "calibrate",
     "compiled",
     "draw",
     "edit",
@@ -70,6 +72,7 @@ _HOMES = {
     "denoiser": ("Denoiser", "Guide", "compiled"),
     "likelihood": ("LogLikelihood", "bits_per_dim", "log_likelihood"),
     "parameterization": ("Coeffs", "Parameterization", "ScoreModel"),
+    "runs.calibrate": ("calibrate",),
     "runs.draw": ("draw",),
     "runs.edit": ("edit",),
     "runs.evaluate": ("evaluate",),

@@ -140,10 +140,18 @@ def test_the_example_of_the_likelihood_is_exact(capsys):
     assert abs(float(value) - 2.047) < 4 * float(error)
 
 
-def test_the_example_of_the_evaluation_runs_and_every_metric_is_explained(capsys):
+def test_the_example_of_the_evaluation_runs_and_every_metric_is_explained(
+    capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
     for block in blocks(ROOT / "docs" / "evaluation.md", "python"):
         exec(block, {})
-    _, first, second = capsys.readouterr().out.splitlines()
+    _, posterior, first, second = capsys.readouterr().out.splitlines()
+    p, covered, residual = map(float, posterior.split())
+    assert 0 <= p <= 1
+    assert 0.7 < covered <= 1
+    assert residual > 1  # of a Gaussian heuristic on two modes
+    assert (tmp_path / "calibration.png").exists()
     value, error, limit = map(float, first.split())
     assert 0 < float(second.split()[1]) < float(second.split()[0])
     assert 0 < error < value

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from scoresde.atomic import atomic_write
+from scoresde.cli import calibration
 from scoresde.cli.console import pick_device, progress
 from scoresde.cli.options import EvaluateOptions
 from scoresde.cli.weights import chosen_flags, described_choice, load_chosen
@@ -42,8 +43,11 @@ DEFAULT_NUM = 1000
 def run(options: EvaluateOptions, overrides: Mapping[str, Any]) -> int:
     """Compute every metric, then print and write the report.
 
-    With several processes, all draw samples and the first one evaluates them.
+    With several processes, all draw samples and the first one evaluates them. With --posterior
+    it judges posteriors instead.
     """
+    if options.posterior is not None:
+        return calibration.run(options, overrides)
     _check(options, overrides)
     started, world = time.perf_counter(), World.found()
     asked = None if options.metrics is None else named_metrics(options.metrics)
@@ -170,6 +174,8 @@ def _check(options: EvaluateOptions, overrides: Mapping[str, Any]) -> None:
         raise ValueError(
             f"{how[0]} has no effect with --samples, which are drawn already; leave it out"
         )
+    if given := [name for name in calibration.OWN if getattr(options, name) not in (None, ())]:
+        raise ValueError(f"--{given[0]}: is for --posterior METHOD; leave it out")
     if options.num is not None and not 1 <= options.num <= MOST:
         raise ValueError(f"--num: need 1 to {MOST:,}, got {options.num}")
     if options.resamples == 1:

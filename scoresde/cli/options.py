@@ -350,10 +350,23 @@ class EvaluateOptions(WeightOptions):
         save_statistics: .npz to write mu and sigma of the split to.
         metrics: metrics to compute, such as frechet,kid,precision; scoresde info lists them.
         num: number of samples; by default 1000 are drawn, or all samples of --samples are used.
+            With --posterior the number of examples, 100 by default.
         seed: seed of the first sample, which the other seeds follow, and of the error estimates.
         batch: samples drawn at a time; it does not change them.
         compile: compile the network that draws them.
         resamples: number of random halves that each error is estimated from; 0 for no errors.
+        posterior: method of infer, such as twisted_smc, whose posteriors of test examples are
+            judged instead: ranks, coverage, scores; scoresde info lists the methods.
+        operator: what is known of these examples, as in scoresde edit: inpaint hides --mask or
+            --box, colourise the colours, superres and deblur the details.
+        mask: grey picture of the same size, whose white pixels inpaint hides.
+        box: rectangle x0,y0,x1,y1 in pixels that inpaint hides; x1 and y1 are not included.
+        factor: ratio of the sizes of superres; 4 by default.
+        blur: standard deviation of the blur of deblur in pixels; 1 by default.
+        noise: standard deviation of the error of what is known, in levels of a pixel; 0 for
+            inpaint, else 1, by default.
+        draws: posterior draws of each of the --num examples; 64 by default.
+        nfe: most network calls of a draw; 100 by default.
         out: folder to write evaluate.json, evaluate.txt and a picture to.
         overwrite: replace the results in the folder and the file of --save-statistics.
         json: print JSON.
@@ -371,6 +384,15 @@ class EvaluateOptions(WeightOptions):
     batch: Count = default(draw, "batch")
     compile: bool = default(draw, "compile")
     resamples: Natural = default(evaluate, "resamples")
+    posterior: str | None = None
+    operator: Literal["inpaint", "colourise", "superres", "deblur"] | None = None
+    mask: Path | None = None
+    box: tuple[int, ...] = ()
+    factor: Annotated[int | None, Range(ge=2)] = None
+    blur: Positive | None = None
+    noise: NonNegative | None = None
+    draws: Annotated[int | None, Range(ge=2)] = None
+    nfe: Count | None = None
     out: Path | None = None
     overwrite: bool = False
     json: bool = False

@@ -1,6 +1,12 @@
 """Evaluation of samples: distances to real data, classifiers, copies, and figures."""
 
 from scoresde.evaluation.attributes import Accuracy, Judge, attribute_judge, halves_judge
+from scoresde.evaluation.calibration import (
+    Calibration,
+    fair_crps,
+    fair_energy,
+    fractional_ranks,
+)
 from scoresde.evaluation.classifier import Classifier, fit_classifier
 from scoresde.evaluation.copying import copies, copy_rate, nearest
 from scoresde.evaluation.features import (
@@ -35,6 +41,7 @@ from scoresde.evaluation.two_sample import two_sample_test
 
 __all__ = [
     "Accuracy",
+    "Calibration",
     "Classifier",
     "Estimate",
     "Extractor",
@@ -49,7 +56,10 @@ __all__ = [
     "coverage",
     "density",
     "directions",
+    "fair_crps",
+    "fair_energy",
     "fit_classifier",
+    "fractional_ranks",
     "frechet_distance",
     "gaussian_mmd2",
     "halves_judge",

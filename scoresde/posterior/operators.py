@@ -308,17 +308,22 @@ class Fourier(LinearOperator):
 
     mask: Tensor
     _kept: Mask = field(init=False, repr=False)
+    _weights: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if torch.as_tensor(self.mask).ndim != 2:
-            raise ValueError(f"mask: need (H, W), got {tuple(torch.as_tensor(self.mask).shape)}")
-        object.__setattr__(self, "_kept", Mask(torch.as_tensor(self.mask)[..., None]))
+        mask = torch.as_tensor(self.mask)
+        if mask.ndim != 2:
+            raise ValueError(f"mask: need (H, W), got {tuple(mask.shape)}")
+        object.__setattr__(self, "_kept", Mask(mask[..., None]))
+        # A A* halves a coefficient whose conjugate is not visible.
+        conjugate = mask.flip(0, 1).roll((1, 1), (0, 1))
+        object.__setattr__(self, "_weights", 2.0 - conjugate[..., None].double())
 
     def __call__(self, x: Tensor) -> Tensor:
         return self._kept(torch.view_as_real(torch.fft.fft2(x, norm="ortho")))
 
     def project(self, y: Tensor) -> Tensor:
-        return self(self.adjoint(y))
+        return self(self.adjoint(y * sent(self._weights, y.device, y.dtype)))
 
     def adjoint(self, y: Tensor) -> Tensor:
         kept = torch.view_as_complex(self._kept(y).contiguous())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,18 @@ from scoresde.evaluation import nearest, neighbour_grid, save_png, scatter
 from scoresde.runs.results import Make, replace_all
 
 REPORT, PAGE = "evaluate.json", "evaluate.txt"
-FILES = (REPORT, PAGE, "neighbours.png", "scatter.png")
+CALIBRATION = "calibration.png"
+FILES = (REPORT, PAGE, "neighbours.png", "scatter.png", CALIBRATION)
 PAIRS = 48
 WIDTH = 79
+TITLES = {
+    "p_value": "p-value of the ranks",
+    "residual": "residual of the measurement",
+    "crps": "CRPS",
+    "prior_crps": "CRPS of the prior",
+    "skill": "skill over the prior",
+    "energy": "energy score",
+}
 
 
 def require_free(folder: Path, overwrite: bool) -> None:
@@ -35,12 +44,45 @@ def page(report: Mapping[str, Any], seconds: float) -> str:
     """Format the table and an explanation of its columns, at most 79 characters wide."""
     head = ("", "samples", "real", "halves", "better")
     table = [head, *(_cells(row) for row in report["metrics"].values())]
+    return _page(table, _lines(report, seconds))
+
+
+def calibration_page(report: Mapping[str, Any], seconds: float) -> str:
+    """Format the table of a calibration and what it is of, at most 79 characters wide."""
+    table = [("", "found", "true posterior")]
+    for name, row in report["rows"].items():
+        title = TITLES.get(name, f"{name.replace('%', ' %')} intervals")
+        table.append((title, _with_error(row["value"], row["error"]), _cell(row["ideal"])))
+    quantities = report["quantities"]
+    worst = min(quantities, key=lambda name: quantities[name]["p_value"] or 0)
+    done, asked = report["examples"], report["asked"]
+    settings = "".join(f", {key} {value}" for key, value in report["settings"].items())
+    lines = [
+        "",
+        f"{done if done == asked else f'{done} of {asked}'} test examples of {report['data']}, "
+        f"{report['draws']} draws each, NFE {report['nfe']:g}, in {seconds:.1f} s",
+        f"posterior: {report['posterior']} of {report['operator']}{settings}, noise "
+        f"{report['noise']:g}",
+        "coverage: the proportion of truths in central intervals; too low if draws are too narrow "
+        "or displaced, too high if they are too wide",
+        "p-value: needs 10 examples"
+        if report["rows"]["p_value"]["value"] is None
+        else f"p-value: the smallest of {len(quantities)} quantities, that of {worst}, times "
+        f"{len(quantities)}; if it is small, such as 0.01, this is not the true posterior",
+        f"scores are in model units; the prior is that of {report['prior']} training examples",
+    ]
+    return _page(table, lines)
+
+
+def _page(table: Sequence[tuple[str, ...]], lines: Sequence[str]) -> str:
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = ["  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)) for row in table]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    text = [line.rstrip() for line in lines]
-    for line in _lines(report, seconds):
-        text += textwrap.wrap(line, WIDTH, subsequent_indent="    ", break_on_hyphens=False)
+    rows = ["  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)) for row in table]
+    rows.insert(1, "  ".join("-" * width for width in widths))
+    text = [row.rstrip() for row in rows]
+    for line in lines:
+        text += textwrap.wrap(line, WIDTH, subsequent_indent="    ", break_on_hyphens=False) or [
+            ""
+        ]
     return "\n".join(text)
 
 
@@ -73,8 +115,10 @@ def _lines(report: Mapping[str, Any], seconds: float) -> list[str]:
     return lines
 
 
-def _with_error(value: float, error: float | None) -> str:
+def _with_error(value: float | None, error: float | None) -> str:
     """Format a value with two digits of its error."""
+    if value is None:
+        return "-"
     if error is None or not error > 0:
         return f"{value:.4g}"
     digits = max(0, 1 - math.floor(math.log10(error)))

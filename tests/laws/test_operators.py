@@ -55,6 +55,8 @@ def test_an_adjoint_is_exact_and_shapes_are_those_announced(name: str):
     torch.testing.assert_close(left, right, rtol=1e-12, atol=1e-12)
     z = random(4, *PICTURE, seed=3)
     torch.testing.assert_close(a(2 * x - z), 2 * a(x) - a(z))
+    torch.testing.assert_close(a.project(a(x)), a(x))
+    torch.testing.assert_close(a.project(a.project(y)), a.project(y))
     assert a(x.float()).dtype == a.adjoint(y.float()).dtype == torch.float32
     with torch.inference_mode():
         torch.testing.assert_close(a.adjoint(random(4, *y.shape[1:], seed=2)), back)
