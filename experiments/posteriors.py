@@ -25,15 +25,19 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.abc
+import importlib.machinery
 import json
 import math
 import sys
 import time
+import types
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+from unittest.mock import MagicMock
 
 import torch
 from judging import surroundings
@@ -57,6 +61,7 @@ SETS, SLICES = 4, 64
 SMC = "twisted_smc"
 EXACT, FLOOR = "exact conditional denoiser", "exact draws"
 MOMENTS = "azula moment matching"
+PEERS = ("azula", "deepinv")
 
 Problem = Gaussian | Mixture
 Cells = dict[str, dict[str, Any]]
@@ -284,7 +289,14 @@ def ours() -> dict[str, Callable[[Case, int, int], Tensor]]:
     return {FLOOR: exact_draws, EXACT: conditional} | {name: by(name) for name in POSTERIORS}
 
 
-# --- azula ------------------------------------------------------------------------------------
+# --- peers ------------------------------------------------------------------------------------
+
+
+def measuring(case: Case) -> tuple[Tensor, Tensor]:
+    """The rows that measure something, and their y."""
+    h = case.operator(torch.eye(len(case.x0)).double()).T
+    seen = h.square().sum(1) > 0
+    return h[seen], case.y[seen]
 
 
 def azula_methods() -> dict[str, Callable[[Case, int, int], Tensor]]:
@@ -315,12 +327,6 @@ def azula_methods() -> dict[str, Callable[[Case, int, int], Tensor]]:
         def forward(self, x: Tensor, t: Tensor) -> Any:
             return denoise.DiracPosterior(mean=self.predict(x, t))
 
-    def matrix(case: Case) -> tuple[Tensor, Tensor]:
-        """The rows that measure something, and their y."""
-        h = case.operator(torch.eye(len(case.x0)).double()).T
-        seen = h.square().sum(1) > 0
-        return h[seen], case.y[seen]
-
     def drawn(sampler: Any, case: Case, n: int) -> Tensor:
         x = sampler.init((n, len(case.x0))).double()
         found: Tensor = sampler(x).detach()
@@ -332,7 +338,7 @@ def azula_methods() -> dict[str, Callable[[Case, int, int], Tensor]]:
     def guided(name: str, sampler: str, **given: Any) -> Callable[[Case, int, int], Tensor]:
         def draw(case: Case, n: int, nfe: int) -> Tensor:
             torch.manual_seed(nfe)
-            h, y = matrix(case)
+            h, y = measuring(case)
             noise = torch.tensor(case.noise**2).double()
             denoiser = getattr(guidance, name)(Exact(case), y, lambda x: x @ h.T, noise, **given)
             return drawn(getattr(samplers, sampler)(denoiser, **settings(nfe)), case, n)
@@ -341,13 +347,13 @@ def azula_methods() -> dict[str, Callable[[Case, int, int], Tensor]]:
 
     def dps(case: Case, n: int, nfe: int) -> Tensor:
         torch.manual_seed(nfe)
-        h, y = matrix(case)
+        h, y = measuring(case)
         sampler = guidance.DPSSampler(Exact(case), y, lambda x: x @ h.T, **settings(nfe))
         return drawn(sampler, case, n)
 
     def pigdm(case: Case, n: int, nfe: int) -> Tensor:
         torch.manual_seed(nfe)
-        h, y = matrix(case)
+        h, y = measuring(case)
         back = torch.linalg.pinv(h)
         sampler = guidance.PGDMSampler(
             Exact(case), y, lambda x: x @ h.T, lambda u: u @ back.T, **settings(nfe)
@@ -356,7 +362,7 @@ def azula_methods() -> dict[str, Callable[[Case, int, int], Tensor]]:
 
     def twisted(case: Case, n: int, nfe: int) -> Tensor:
         torch.manual_seed(nfe)
-        h, y = matrix(case)
+        h, y = measuring(case)
         square, u = torch.linalg.eigh(h @ h.T)
 
         def twist(x0: Tensor, ratio: Tensor) -> Tensor:
@@ -379,6 +385,94 @@ def azula_methods() -> dict[str, Callable[[Case, int, int], Tensor]]:
         "azula DPS": dps,
         "azula PiGDM": pigdm,
         "azula twisted SMC, 64 particles": twisted,
+    }
+
+
+class Absent(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Packages that deepinv imports and its samplers do not need: stubs, in this process alone."""
+
+    names = ("torchvision", "natsort", "h5py")
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        """A stub for these names."""
+        if name.split(".")[0] in self.names:
+            return importlib.machinery.ModuleSpec(name, self, is_package=True)
+        return None
+
+    def create_module(self, spec: Any) -> Any:
+        """A module whose every name is a mock."""
+
+        class Stub(types.ModuleType):
+            __path__: ClassVar[list[str]] = []
+
+            def __getattr__(self, name: str) -> Any:
+                if name.startswith("__"):
+                    raise AttributeError(name)
+                return MagicMock()
+
+        return Stub(spec.name)
+
+    def exec_module(self, module: Any) -> None:
+        """Nothing to run."""
+
+
+def deepinv_methods() -> dict[str, Callable[[Case, int, int], Tensor]]:
+    """deepinv's methods, by name."""
+    sys.meta_path.insert(0, Absent())
+    sampling = importlib.import_module("deepinv.sampling")
+    physics = importlib.import_module("deepinv.physics")
+
+    class Clean:
+        """x = x0 + sigma eps at t = sigma, as deepinv's denoisers take it."""
+
+        def alpha(self, t: Tensor) -> Tensor:
+            return torch.ones_like(t)
+
+        def sigma(self, t: Tensor) -> Tensor:
+            return t
+
+    class Exact(torch.nn.Module):
+        """An exact denoiser as deepinv's."""
+
+        def __init__(self, case: Case) -> None:
+            super().__init__()
+            self.predict = case.prior.denoiser(Clean()).predict  # type: ignore[arg-type]
+
+        def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+            level = sigma.double().flatten()
+            return self.predict(x.double(), level.expand(len(x))).to(x)
+
+    def method(fidelity: str, solver: str, **given: Any) -> Callable[[Case, int, int], Tensor]:
+        def draw(case: Case, n: int, nfe: int) -> Tensor:
+            h, y = measuring(case)
+            denoiser, g = Exact(case), seeded(nfe)
+            operator = physics.LinearPhysics(
+                A=lambda x, **_: x @ h.T.to(x),
+                A_adjoint=lambda u, **_: u @ h.to(u),
+                noise_model=physics.GaussianNoise(case.noise),
+            )
+            model = sampling.PosteriorDiffusion(
+                getattr(sampling, fidelity)(denoiser=denoiser, **given),
+                denoiser,
+                sampling.VariancePreservingDiffusion(alpha=float(solver == "DDPMSolver")),
+                getattr(sampling, solver)(torch.linspace(1, 0, nfe + 1).double(), rng=g),
+                minus_one_one=False,
+            )
+            found: Tensor = model(y.expand(n, -1), operator, x_init=(n, len(case.x0)))
+            return found.detach()
+
+        return draw
+
+    kinds = {
+        "moment matching": ("MomentMatchingDataFidelity", {}),
+        "moment matching, 8 iterations": ("MomentMatchingDataFidelity", {"cg_max_iter": 8}),
+        "PiGDM": ("PiGDMDataFidelity", {}),
+        "DPS": ("DPSDataFidelity", {}),
+    }
+    return {
+        f"deepinv {title}, {solver}": method(fidelity, f"{solver}Solver", **given)
+        for title, (fidelity, given) in kinds.items()
+        for solver in ("DDIM", "DDPM")
     }
 
 
@@ -497,9 +591,10 @@ def w2_of(cells: Cells, nfe: int) -> float:
 
 def table(stored: dict[str, Any]) -> str:
     """Sliced W2 in markdown: one line a method, by kind 20 / 50 / 100 / 200 calls."""
-    kinds = [name for name in KINDS if f"ours {name}" in stored]
+    parts = ("ours", *PEERS)
+    kinds = [name for name in KINDS if any(f"{part} {name}" in stored for part in parts)]
     lines = ["| method | " + " | ".join(kinds) + " |", "|---" * (len(kinds) + 1) + "|"]
-    for part in ("ours", "azula"):
+    for part in parts:
         there = [name for name in kinds if f"{part} {name}" in stored]
         methods = stored[f"{part} {there[0]}"]["rows"] if there else {}
         for method in methods:
@@ -519,16 +614,24 @@ def short(value: float) -> str:
     return f"{value:.2f}".removeprefix("0") if value < 10 else f"{value:.0f}"
 
 
+def peers_of(stored: dict[str, Any], name: str) -> dict[str, Cells]:
+    """The stored methods of the peers on a kind, if ours are stored too."""
+    if f"ours {name}" not in stored:
+        return {}
+    rows = [stored.get(f"{part} {name}", {"rows": {}})["rows"] for part in PEERS]
+    return rows[0] | rows[1]
+
+
 def ratios(stored: dict[str, Any]) -> dict[str, float]:
     """Geometric mean of each of our methods over the best peer of the cell, on the mixtures."""
     found: dict[str, float] = {}
     for method in POSTERIORS:
         logs = []
         for name in MIXTURES:
-            if f"ours {name}" not in stored or f"azula {name}" not in stored:
+            if not (rows := peers_of(stored, name)):
                 continue
             for nfe in JUDGED:
-                peers = [w2_of(row, nfe) for row in stored[f"azula {name}"]["rows"].values()]
+                peers = [w2_of(row, nfe) for row in rows.values()]
                 mine = w2_of(stored[f"ours {name}"]["rows"][method], nfe)
                 logs.append(math.log(mine / min(peers)))
         if logs:
@@ -543,11 +646,10 @@ def comparison(stored: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for name in MIXTURES:
-        if f"ours {name}" not in stored or f"azula {name}" not in stored:
+        if not (rows := peers_of(stored, name)):
             continue
         for nfe in JUDGED:
             mine = w2_of(stored[f"ours {name}"]["rows"][SMC], nfe)
-            rows = stored[f"azula {name}"]["rows"]
             peer = min(rows, key=lambda method: w2_of(rows[method], nfe))
             best = w2_of(rows[peer], nfe)
             cells = (name, str(nfe), short(mine), short(best), peer, f"{mine / best:.2f}")
@@ -630,9 +732,11 @@ def slope(found: dict[str, Any], key: str) -> float | None:
 # --- the run ----------------------------------------------------------------------------------
 
 
-def parts(azula: bool) -> Iterator[tuple[str, Callable[[bool], dict[str, Any]]]]:
+def parts(azula: bool, deepinv: bool) -> Iterator[tuple[str, Callable[[bool], dict[str, Any]]]]:
     """Everything that is measured, by name."""
-    methods = {"ours": ours()} | ({"azula": azula_methods()} if azula else {})
+    methods = {"ours": ours()}
+    methods |= {"azula": azula_methods()} if azula else {}
+    methods |= {"deepinv": deepinv_methods()} if deepinv else {}
     for name, kind in KINDS.items():
         for part, them in methods.items():
             yield (
@@ -661,14 +765,15 @@ def main() -> None:
     """Measure what is missing, store it, print it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--azula", nargs="+", default=[], help="folders of azula and einops")
+    parser.add_argument("--deepinv", nargs="+", default=[], help="folder of deepinv")
     parser.add_argument("--only", nargs="+", default=[""], help="beginnings of names of parts")
     parser.add_argument("--trial", action="store_true", help="light; stores nothing")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", RuntimeWarning)  # of particles that collapse
-    sys.path.extend(arguments.azula)
+    sys.path.extend([*arguments.azula, *arguments.deepinv])
     stored = {} if arguments.trial else load()
-    for name, measure in parts(bool(arguments.azula)):
+    for name, measure in parts(bool(arguments.azula), bool(arguments.deepinv)):
         if name in stored or not name.startswith(tuple(arguments.only)):
             continue
         began = time.process_time()
