@@ -3,18 +3,21 @@
     python experiments/posteriors.py [--azula FOLDER FOLDER] [--only PART] [--trial]
 
 Six kinds of problems whose posterior is known: two Gaussians, and four mixtures whose posterior
-has two components or more of weight above 0.1. Two draws of each kind (prior, operator, y). Every
-method of ``registry.POSTERIORS`` with its defaults, under VP, judged by the sliced Wasserstein-2
-distance to the exact posterior in its own deviations, from 4 sets of exact draws, as many as there
-are samples: 1024, but 256 in 64-D, where ``twisted_smc`` is slow, for the peers too.
-twisted_smc has as many particles as samples. The floor is that of exact draws. The exact
-conditional denoiser in the default sampler shows what solving costs.
+has two components or more of weight above 0.1. Two draws of each kind (prior, operator, y), one of
+the Gaussian in 64-D. Every method of ``registry.POSTERIORS`` with its defaults, under VP, judged
+by the sliced Wasserstein-2 distance to the exact posterior in its own deviations, from 4 sets of
+exact draws, as many as there are samples: 1024, but 256 in 64-D, where ``twisted_smc`` is slow,
+for the peers too. twisted_smc has as many particles as samples. The floor is that of exact draws.
+The exact conditional denoiser in the default sampler shows what solving costs.
 
-``--azula`` names the folder of azula 0.11, and one of einops if it is elsewhere. Its methods have
-their defaults and its VPSchedule; where it leaves the sampler open, both DDIM and DDPM are run.
-Twisted SMC gets populations of 64 particles, pooled to as many samples. Its twist, which azula
-leaves to the user, is N(y; A x0_hat, r^2 A A* + noise^2) of ``PiGDM`` here. deepinv was left out:
-its samplers are written for pictures in [0, 1], and its package needs torchvision.
+Peers are measured where ``--azula`` and ``--deepinv`` name their folders, and those of what they
+import (einops, torchmetrics ...); in 64-D at 50 and 100 calls alone. azula 0.11 has its defaults
+and its VPSchedule. Its twisted SMC gets populations of 64 particles, pooled to as many samples.
+The twist, which azula leaves to the user, is N(y; A x0_hat, r^2 A A* + noise^2) of ``PiGDM`` here.
+deepinv 0.5 has the defaults of its data fidelities in ``PosteriorDiffusion``, and of its VP
+process. Its DiffPIR and DDRM were left out: they are for pictures in [0, 1]. Packages that it
+imports for data sets, torchvision among them, are stubs in this process. Where a peer leaves the
+sampler open, both DDIM and DDPM are run.
 
 A part that is stored is not measured again; ``--only`` measures the parts whose names begin so.
 Prints tables in markdown, writes experiments/results/posteriors.json. ``--trial`` is a light run
@@ -29,6 +32,7 @@ import importlib.abc
 import importlib.machinery
 import json
 import math
+import re
 import sys
 import time
 import types
@@ -56,7 +60,6 @@ STORE = Path(__file__).parent / "results" / "posteriors.json"
 SDE = VP()
 NFES = (20, 50, 100, 200)
 JUDGED = (50, 100)  # calls of the comparison with the peers
-DRAWS = 2  # of each kind
 SETS, SLICES = 4, 64
 SMC = "twisted_smc"
 EXACT, FLOOR = "exact conditional denoiser", "exact draws"
@@ -88,11 +91,13 @@ class Case:
 
 @dataclass(frozen=True)
 class Kind:
-    """Problems by seed, the noise of their measurement, and how many samples are judged."""
+    """Problems by seed, the noise of their measurement, and how much of them is measured."""
 
     make: Callable[[torch.Generator], tuple[Problem, LinearOperator]]
     noise: float
     samples: int = 1024
+    draws: int = 2
+    peers: tuple[int, ...] = NFES
 
     def case(self, seed: int) -> Case:
         """One draw of the kind."""
@@ -180,11 +185,11 @@ def mixture_64(g: torch.Generator) -> tuple[Problem, LinearOperator]:
 
 KINDS = {
     "Gaussian 8-D": Kind(gaussian_8, 0.1),
-    "Gaussian 64-D": Kind(gaussian_64, 0.05, 256),
+    "Gaussian 64-D": Kind(gaussian_64, 0.05, 256, 1, JUDGED),
     "mixture 2-D": Kind(mixture_2, 0.1),
     "mixture 16-D": Kind(mixture_16, 0.1),
     "mixture 16-D, noise 0.5": Kind(mixture_16, 0.5),
-    "mixture 64-D": Kind(mixture_64, 0.02, 256),
+    "mixture 64-D": Kind(mixture_64, 0.02, 256, 2, JUDGED),
 }
 MIXTURES = [name for name in KINDS if name.startswith("mixture")]
 
@@ -217,12 +222,14 @@ def judged(x: Tensor, exact: Problem) -> tuple[float, float, float]:
     return sum(found) / SETS, float(bias), float((x.std(0) / std).mean())
 
 
-def measured(draw: Callable[[Case, int, int], Tensor], kind: Kind, light: bool) -> Cells:
-    """By number of calls, what is judged of both draws of a kind."""
+def measured(
+    draw: Callable[[Case, int, int], Tensor], kind: Kind, nfes: tuple[int, ...], light: bool
+) -> Cells:
+    """By number of calls, what is judged of the draws of a kind."""
     cells = {}
-    for nfe in NFES[: 2 if light else None]:
+    for nfe in nfes[: 2 if light else None]:
         rows = []
-        for _, case in zip(range(DRAWS), kind.cases(), strict=False):
+        for _, case in zip(range(kind.draws), kind.cases(), strict=False):
             n = 128 if light else kind.samples
             rows.append(judged(draw(case, n, nfe), case.posterior))
         w2, bias, spread = (
@@ -442,7 +449,7 @@ def deepinv_methods() -> dict[str, Callable[[Case, int, int], Tensor]]:
             level = sigma.double().flatten()
             return self.predict(x.double(), level.expand(len(x))).to(x)
 
-    def method(fidelity: str, solver: str, **given: Any) -> Callable[[Case, int, int], Tensor]:
+    def method(fidelity: str, solver: str) -> Callable[[Case, int, int], Tensor]:
         def draw(case: Case, n: int, nfe: int) -> Tensor:
             h, y = measuring(case)
             denoiser, g = Exact(case), seeded(nfe)
@@ -452,7 +459,7 @@ def deepinv_methods() -> dict[str, Callable[[Case, int, int], Tensor]]:
                 noise_model=physics.GaussianNoise(case.noise),
             )
             model = sampling.PosteriorDiffusion(
-                getattr(sampling, fidelity)(denoiser=denoiser, **given),
+                getattr(sampling, fidelity)(denoiser=denoiser),
                 denoiser,
                 sampling.VariancePreservingDiffusion(alpha=float(solver == "DDPMSolver")),
                 getattr(sampling, solver)(torch.linspace(1, 0, nfe + 1).double(), rng=g),
@@ -464,14 +471,13 @@ def deepinv_methods() -> dict[str, Callable[[Case, int, int], Tensor]]:
         return draw
 
     kinds = {
-        "moment matching": ("MomentMatchingDataFidelity", {}),
-        "moment matching, 8 iterations": ("MomentMatchingDataFidelity", {"cg_max_iter": 8}),
-        "PiGDM": ("PiGDMDataFidelity", {}),
-        "DPS": ("DPSDataFidelity", {}),
+        "moment matching": "MomentMatchingDataFidelity",
+        "PiGDM": "PiGDMDataFidelity",
+        "DPS": "DPSDataFidelity",
     }
     return {
-        f"deepinv {title}, {solver}": method(fidelity, f"{solver}Solver", **given)
-        for title, (fidelity, given) in kinds.items()
+        f"deepinv {title}, {solver}": method(fidelity, f"{solver}Solver")
+        for title, fidelity in kinds.items()
         for solver in ("DDIM", "DDPM")
     }
 
@@ -558,7 +564,7 @@ def moments(name: str, light: bool) -> dict[str, Any]:
     rows: dict[str, Any] = {}
     for nfe in NFES:
         worst = torch.zeros(4, dtype=torch.float64)
-        for _, case in zip(range(DRAWS), KINDS[name].cases(), strict=False):
+        for _, case in zip(range(2), KINDS[name].cases(), strict=False):
             exact = case.posterior
             assert isinstance(exact, Gaussian)
             x, noise = start(case, 128 if light else 512)
@@ -762,10 +768,13 @@ def parts(azula: bool, deepinv: bool) -> Iterator[tuple[str, Callable[[bool], di
     methods |= {"deepinv": deepinv_methods()} if deepinv else {}
     for name, kind in KINDS.items():
         for part, them in methods.items():
+            nfes = NFES if part == "ours" else kind.peers
             yield (
                 f"{part} {name}",
-                lambda light, kind=kind, them=them: {
-                    "rows": {each: measured(draw, kind, light) for each, draw in them.items()}
+                lambda light, kind=kind, them=them, nfes=nfes: {
+                    "rows": {
+                        each: measured(draw, kind, nfes, light) for each, draw in them.items()
+                    }
                 },
             )
     for name in MIXTURES[:2]:
@@ -806,8 +815,16 @@ def main() -> None:
         stored = stored if arguments.trial else load()  # another run may have stored some
         stored |= {name: found, "surroundings": surroundings()}
         if not arguments.trial:
-            STORE.write_text(json.dumps(stored, indent=1) + "\n")
+            text = json.dumps(stored, indent=1)
+            STORE.write_text(
+                re.sub(r"\[[^][{}]*\]", lambda found: on_a_line(found[0]), text) + "\n"
+            )
     report(stored)
+
+
+def on_a_line(text: str) -> str:
+    """A list of numbers without line breaks."""
+    return re.sub(r"\s+", " ", text).replace("[ ", "[").replace(" ]", "]")
 
 
 def report(stored: dict[str, Any]) -> None:
