@@ -10,7 +10,7 @@ import torch
 import yaml
 
 import scoresde as ss
-from scoresde import guidance, parameterization, registry
+from scoresde import guidance, parameterization, posterior, registry
 from scoresde.cli import options
 from scoresde.cli.flags import parse
 from scoresde.cli.main import COMMANDS
@@ -18,6 +18,7 @@ from scoresde.config import load_config
 from scoresde.evaluation.metrics import METRICS
 from scoresde.nn import MLP
 from tests.runs import test_editing as editing
+from scoresde.testing import grid25
 from tests.test_readme import RESULTS, ROOT, blocks
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -80,6 +81,26 @@ def test_the_edits_of_the_documentation_run():
     exec(block, names)
     assert names["edited"].x.shape == (8, 3, 8, 8)
     assert names["edited"].seen.shape == names["varied"].x.shape == (2, 3, 8, 8)
+
+
+def test_the_posterior_of_the_documentation_is_drawn(capsys):
+    model = grid25().denoiser(ss.VP())
+    (block,) = blocks(ROOT / "docs" / "posteriors.md", "python")
+    exec(block, {"ss": ss, "torch": torch, "posterior": posterior, "model": model})
+    assert capsys.readouterr().out.startswith("torch.Size([64, 2]) 50.0 ")
+
+
+def test_every_method_of_posteriors_is_in_its_tables_and_figures_are_stored_ones(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "experiments")
+    found, text = stored("posteriors"), TEXT["posteriors"]
+    script = importlib.import_module("posteriors")
+    makers = ("table", "comparison", "ratios_table", "bias_table", "coverage_table")
+    tables = {name: getattr(script, name)(found) for name in (*makers, "evidence_table")}
+    for name in script.MIXTURES[:2]:
+        tables[name] = script.particles_table(found, name)
+    assert [name for name, table in tables.items() if table not in text] == []
+    assert set(re.findall(r"^\| `(\w+)` \|", text, re.M)) >= set(registry.POSTERIORS)
+    assert script.ratios(found)["twisted_smc"] <= 0.7
 
 
 def test_the_cost_of_guidance_is_the_stored_one():
