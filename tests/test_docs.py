@@ -17,8 +17,8 @@ from scoresde.cli.main import COMMANDS
 from scoresde.config import load_config
 from scoresde.evaluation.metrics import METRICS
 from scoresde.nn import MLP
-from tests.runs import test_editing as editing
 from scoresde.testing import grid25
+from tests.runs import test_editing as editing
 from tests.test_readme import RESULTS, ROOT, blocks
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
