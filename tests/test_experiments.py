@@ -140,6 +140,12 @@ def test_the_page_quotes_the_stored_edits(script):
     stored = json.loads(editing.STORE.read_text())
     page = (editing.RESULTS.parent.parent / "docs" / "editing.md").read_text()
     assert all(table in page for table in editing.tables(stored))
+    restoring = script("restoring")
+    found = json.loads(restoring.STORE.read_text())
+    assert all(restoring.table(result) in page for result in found.values())
+    for name in ("digits", "mnist"):
+        read = {row["method"]: row["read"] for row in found[name]["rows"]}
+        assert max(read[method] for method in restoring.METHODS) > read["upper half"] + 0.2
     strengths = stored["strengths"]
     assert strengths["0"]["nfe"] == 0
     assert strengths["0"]["correlation"] == pytest.approx(1)
