@@ -30,7 +30,7 @@ class MomentMatching(GuideMethod):
         iterations: number of iterations of conjugate gradients at each call.
     """
 
-    iterations: Count = 16
+    iterations: Count = 32
     name: ClassVar[str] = "moment_matching"
 
     def estimate(
