@@ -92,5 +92,5 @@ class Annealing:
             if error is None:
                 error = given.noise * noise(near.residual, t, t)
             b = near.residual + error - near.forward(center - z)
-            z = center + r2 * gain(near, lambda v: r2 * v, given.noise, method.iterations, b)
+            z = center + r2 * gain(near, r2, given.noise, method.iterations, b)
         return z

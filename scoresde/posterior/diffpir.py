@@ -15,7 +15,7 @@ from scoresde.posterior.measurement import Measurement
 from scoresde.posterior.method import GuideMethod
 from scoresde.samplers import Grid, Noise, State, Step, suited_grid
 from scoresde.samplers.kernels import combine, marginals
-from scoresde.sde import match
+from scoresde.sde import FAINTEST, match
 
 
 @final
@@ -46,11 +46,10 @@ class DiffPIR(GuideMethod):
         self, denoiser: Denoiser, measurement: Measurement, x: Tensor, t: Tensor
     ) -> Tensor:
         x0, sde = denoiser(x, t), denoiser.sde
-        variance = match((sde.sigma(t) / sde.alpha(t)) ** 2 / self.weight, x)
+        lam = sde.lam(t).clamp(min=FAINTEST)  # alpha may be too small for float32
+        variance = match((-2 * lam).exp() / self.weight, x)
         near = local(measurement, x0)
-        return x0 + variance * gain(
-            near, lambda v: variance * v, measurement.noise, self.iterations
-        )
+        return x0 + variance * gain(near, variance, measurement.noise, self.iterations)
 
     def sampler(self, nfe: int) -> tuple[Step, Grid]:
         step = Mixing(self.zeta)

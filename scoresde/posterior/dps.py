@@ -27,9 +27,10 @@ class DPS(StepMethod):
     In u, the state of a variance-preserving process, ``zeta`` has one meaning for all processes.
     The norm is that of each sample. The correction goes no further than to the least misfit along
     its direction; without this limit, in the published code, it overshoots where ``zeta`` is large
-    for the size of A. The published 1 is for 1000 steps. It does not know the noise of y, which it
-    fits too; its distribution is not the posterior. Chung and others, Diffusion Posterior Sampling
-    for General Noisy Inverse Problems, arXiv 2209.14687, algorithm 1.
+    for the size of A. It shrinks with A and y, so y should be in units of about the size of x0.
+    The published 1 is for 1000 steps. It does not know the noise of y, which it fits too; its
+    distribution is not the posterior. Chung and others, Diffusion Posterior Sampling for General
+    Noisy Inverse Problems, arXiv 2209.14687, algorithm 1.
 
     Args:
         zeta: greatest length of the correction of each step.

@@ -12,6 +12,9 @@ from scoresde.arguments import NonNegative, check_fields
 from scoresde.posterior.operators import LinearOperator, Operator
 from scoresde.sde import floating, sent
 
+PROBES = 8
+"""Samples that an operator is tried on."""
+
 
 @dataclass(frozen=True, eq=False)
 class Measurement:
@@ -32,13 +35,20 @@ class Measurement:
     batch: int | None = None
 
     def __post_init__(self) -> None:
+        if getattr(self.noise, "shape", None) == ():  # a number of torch or numpy
+            object.__setattr__(self, "noise", float(self.noise))
         check_fields(self)
+        if self.noise is None:
+            raise ValueError("noise is missing: give its standard deviation, 0 for none")
         if not isinstance(self.operator, Operator):
             raise ValueError(
                 f"operator: need one of scoresde.posterior, got {type(self.operator).__name__}; "
                 "posterior.Nonlinear makes one of a function"
             )
-        y = torch.as_tensor(self.y).detach()
+        try:
+            y = torch.as_tensor(self.y).detach()
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f"y: need an array of numbers, got {self.y!r:.60}") from None
         if y.is_complex() or not bool(y.isfinite().all()):
             raise ValueError("y: some of its numbers are complex, infinite or NaN")
         if not math.isfinite(self.noise):
@@ -93,18 +103,26 @@ class Measurement:
     def require_gradient(self, method: str, x: Tensor) -> None:
         """Raise ValueError, before the first network call, for an operator without gradient.
 
-        ``x`` (B, ...) are any samples.
+        So for one that does not map every sample by itself. ``x`` (B, ...) are any samples.
         """
         if isinstance(self.operator, LinearOperator):
             return
+        self.operator.outputs_like(x)
         with torch.inference_mode(False), torch.enable_grad():
-            z = torch.linspace(-1, 1, x[:1].numel()).to(x).reshape(x[:1].shape)
-            z = z.detach().requires_grad_()
-            found, slope = self.operator(z), None
-            if found.requires_grad:
-                (slope,) = torch.autograd.grad(found.sum(), z, allow_unused=True)
+            generator = torch.Generator().manual_seed(0)
+            z = torch.randn(2 * PROBES, *x.shape[1:], generator=generator)
+            z = z.to(x).requires_grad_()
+            half, slope = self.operator(z)[:PROBES], None
+            if half.requires_grad:
+                weights = torch.randn(half.shape, generator=generator).to(half)
+                (slope,) = torch.autograd.grad(half, z, weights, allow_unused=True)
         if slope is None or not bool(slope.any()):
             raise ValueError(
                 f"{method}: the operator has no gradient, or one of 0; remove rounding, detach "
                 "and torch.no_grad from it, or choose a method that needs none"
+            )
+        if bool(slope[PROBES:].nan_to_num().any()):
+            raise ValueError(
+                "operator: its result for a sample depends on others; map each by itself, with "
+                "networks in eval mode"
             )

@@ -90,6 +90,8 @@ class GuideMethod(Method):
     def __call__(
         self, denoiser: Denoiser, measurement: Measurement, x: Tensor, noise: Noise, nfe: int
     ) -> Tensor:
+        if nfe < 2:
+            raise ValueError(f"nfe: {self.name} makes 2 calls or more, got {nfe}")
         guided = self.guide(self.ready(measurement, x))(denoiser)
         step, grid = self.sampler(nfe)
         return sample(guided, x, grid(denoiser.sde, nfe - 1), step, noise)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from scoresde.arguments import Count
 from scoresde.denoiser import Denoiser
-from scoresde.posterior.linearised import gain, local, tangent
+from scoresde.posterior.linearised import local, solve, tangent
 from scoresde.posterior.measurement import Measurement
 from scoresde.posterior.method import GuideMethod
 
@@ -38,4 +38,8 @@ class MomentMatching(GuideMethod):
     ) -> Tensor:
         x0, covariance = tangent(denoiser, x, t)
         near = local(measurement, x0)
-        return x0 + covariance(gain(near, covariance, measurement.noise, self.iterations))
+
+        def matrix(u: Tensor) -> Tensor:
+            return near.forward(covariance(near.adjoint(u))) + measurement.noise**2 * u
+
+        return x0 + covariance(near.adjoint(solve(matrix, near.residual, self.iterations)))

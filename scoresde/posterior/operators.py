@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Annotated, Any, final
 
 import torch
@@ -15,6 +16,9 @@ from scoresde.arguments import Positive, Range, check_fields
 from scoresde.sde import sent
 
 Shape = tuple[int, ...]
+
+RANK = 1e-12
+"""Rows of a smaller square, relative to the largest, depend on the others."""
 
 
 class Operator(ABC):
@@ -38,6 +42,8 @@ class Operator(ABC):
         if not isinstance(found, Tensor) or found.ndim < 1 or len(found) != 2:
             got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise ValueError(f"operator: need one result for each sample, got {got} for 2 samples")
+        if found.is_complex():
+            raise ValueError("operator: its results are complex; take torch.view_as_real of them")
         return tuple(found.shape[1:])
 
     def inputs(self, shape: Sequence[int]) -> Shape | None:
@@ -76,7 +82,8 @@ class LinearOperator(Operator):
 class Mask(LinearOperator):
     """The visible numbers of a sample, y = mask x: the others are 0.
 
-    Raises ValueError for a mask of other values than 0 and 1, or that keeps all or nothing.
+    Of a mask that hides all, the posterior is the prior. Raises ValueError for other values than 0
+    and 1, and a mask that keeps all.
 
     Args:
         mask: True or 1 where a number is visible, broadcastable to a sample.
@@ -91,9 +98,8 @@ class Mask(LinearOperator):
                 "mask: need True or 1 where a number is visible, False or 0 elsewhere"
             )
         mask = mask.bool()
-        if mask.all() or not mask.any():
-            what, left = ("all", "infer") if mask.all() else ("no", "infer it from")
-            raise ValueError(f"mask: it keeps {what} numbers; there is nothing to {left}")
+        if mask.all():
+            raise ValueError("mask: it keeps all numbers; there is nothing to infer")
         object.__setattr__(self, "mask", mask)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -318,7 +324,10 @@ class Fourier(LinearOperator):
         return self._kept(torch.view_as_real(torch.fft.fft2(x, norm="ortho")))
 
     def project(self, y: Tensor) -> Tensor:
-        return self(self.adjoint(y))
+        # A coefficient and that of the opposite frequency are conjugate; A A* halves one alone.
+        kept = self._kept.mask
+        alone = kept & ~kept.flip(0, 1).roll((1, 1), (0, 1))
+        return self(self.adjoint(y * sent(1 + alone.to(y.dtype), y.device)))
 
     def adjoint(self, y: Tensor) -> Tensor:
         kept = torch.view_as_complex(self._kept(y).contiguous())
@@ -365,6 +374,25 @@ class Linear(LinearOperator):
         found = y @ sent(self.matrix, y.device, y.dtype)
         return found.reshape(len(y), *self.inputs(y.shape[1:]))
 
+    def project(self, y: Tensor) -> Tensor:
+        if self._range is None:
+            return y
+        basis = sent(self._range, y.device, y.dtype)
+        return y @ basis @ basis.T
+
+    @cached_property
+    def _range(self) -> Tensor | None:
+        """An orthonormal basis (m, rank) of what the matrix gives; None where it gives all."""
+        a = self.matrix.double()
+        gram = a @ a.T
+        least = RANK * float(gram.diagonal().max())
+        factor, failed = torch.linalg.cholesky_ex(gram)
+        if not failed and float(factor.diagonal().square().min()) > least:
+            return None
+        values, vectors = torch.linalg.eigh(gram)
+        found: Tensor = vectors[:, values > RANK * values[-1]]
+        return found
+
     def outputs(self, shape: Sequence[int]) -> Shape:
         if tuple(shape) != self.shape:
             raise ValueError(f"matrix: made for samples {self.shape}, got {tuple(shape)}")
@@ -389,7 +417,9 @@ class Nonlinear(Operator):
     shape: Shape | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.f(x)
+        found = self.f(x.clone())  # f may write into its argument
+        real = isinstance(found, Tensor) and not found.is_complex()
+        return found.to(x.dtype) if real else found
 
     def inputs(self, shape: Sequence[int]) -> Shape | None:
         return self.shape

@@ -40,4 +40,4 @@ class PiGDM(GuideMethod):
         x0, covariance = tangent(denoiser, x, t)
         near = local(measurement, x0)
         r2 = prior_variance(denoiser.sde, t, self.std, x)
-        return x0 + covariance(gain(near, lambda v: r2 * v, measurement.noise, self.iterations))
+        return x0 + covariance(gain(near, r2, measurement.noise, self.iterations))

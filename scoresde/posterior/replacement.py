@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, final
 
+import torch
 from torch import Tensor
 
 from scoresde.arguments import Count, Open
 from scoresde.denoiser import Denoiser
-from scoresde.posterior.linearised import local, pseudo_inverse
+from scoresde.posterior.linearised import dot, local, pseudo_inverse
 from scoresde.posterior.measurement import Measurement
 from scoresde.posterior.method import StepMethod
 from scoresde.samplers import Corrected, Kernel, Langevin, Noise, State, Step
@@ -114,8 +115,11 @@ def replaced(measurement: Measurement, sde: SDE, x: Tensor, s: Tensor, noise: No
     z, kept, active = noise(x, s, s), x.new_full((len(x),), at.sigma), x.new_ones(len(x))
     if measurement.noise > 0:
         # The part of y in x has noise of variance noise^2 / c where A A* = c on the range of A.
-        back, y = near.adjoint(near.residual), near.residual
-        c = back.flatten(1).square().sum(1) / y.flatten(1).square().sum(1)
+        tiny = torch.finfo(x.dtype).tiny
+        size = near.residual.abs().reshape(len(x), -1).amax(1).clamp(min=tiny)
+        y = near.residual / match(size, near.residual)  # squares of small numbers would vanish
+        back = near.adjoint(y)
+        c = (dot(back, back) / dot(y, y).clamp(min=tiny)).clamp(min=tiny)
         kept = kept.square() - (at.alpha * measurement.noise) ** 2 / c
         active = (kept > 0).to(x.dtype)
         kept = kept.clamp(min=0).sqrt()

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from scoresde.arguments import NonNegative, Positive
 from scoresde.denoiser import Denoiser
-from scoresde.posterior.linearised import local, tangent
+from scoresde.posterior.linearised import dot, local, tangent
 from scoresde.posterior.measurement import Measurement
 from scoresde.posterior.method import GuideMethod, prior_variance
+from scoresde.sde import match
 
 
 @final
@@ -24,9 +25,10 @@ class TMPD(GuideMethod):
         C = (sigma^2 / alpha) d x0_hat / dx
 
     Row sums may be small or negative where numbers are anticorrelated; the floor is ``least`` of
-    the variances of Gaussian data of deviation ``std``. A nonlinear operator is linearised at
-    x0_hat. Boys and others, Tweedie Moment Projected Diffusions for Inverse Problems, arXiv
-    2310.06721, eq. 9.
+    the variances of Gaussian data of deviation ``std``. A correction that would raise the misfit,
+    as that of more measurements than numbers may, ends where the misfit is least. A nonlinear
+    operator is linearised at x0_hat. Boys and others, Tweedie Moment Projected Diffusions for
+    Inverse Problems, arXiv 2310.06721, eq. 9.
 
     Args:
         least: smallest variance, relative to that of Gaussian data.
@@ -46,4 +48,7 @@ class TMPD(GuideMethod):
         floor = self.least * near.forward(r2 * ones).abs()
         variance = torch.maximum(near.forward(covariance(ones)), floor) + measurement.noise**2
         u = torch.where(variance > 0, near.residual / variance, 0)
-        return x0 + covariance(near.adjoint(u))
+        moved = covariance(near.adjoint(u))
+        seen = near.forward(moved)
+        best = dot(near.residual, seen) / dot(seen, seen).clamp(min=torch.finfo(x.dtype).tiny)
+        return x0 + match(torch.where(best < 0.5, best.clamp(min=0), 1), x) * moved

@@ -15,20 +15,16 @@ from scoresde.denoiser import Denoiser
 from scoresde.posterior.linearised import tangent
 from scoresde.posterior.measurement import Measurement
 from scoresde.posterior.method import Population, PopulationMethod
-from scoresde.posterior.operators import LinearOperator
+from scoresde.posterior.operators import RANK, LinearOperator
 from scoresde.posterior.spread import Seen, Spread, nystrom, whole
 from scoresde.samplers import ArctanGrid, Noise
-from scoresde.samplers.kernels import flow_step, marginal, marginals, split, time_at
+from scoresde.samplers.kernels import flow_step, marginals, split
 from scoresde.sde import SDE
 
-FAINT = -math.log(1000.0)
-"""The covariance of x0 at higher noise than this lam is taken from there."""
 LARGEST = 2**25
 """Most numbers of the matrix of an operator, for one particle or for all."""
 WHOLE = 8
 """All of the covariance is computed for up to so many numbers for each direction."""
-DEPENDENT = 1e-12
-"""Rows of a smaller square, relative to the largest, depend on the others."""
 TINY = 1e-150
 FEW = 4.0
 """With fewer independent ancestors than this the particles have collapsed."""
@@ -95,7 +91,13 @@ class TwistedSMC(PopulationMethod):
         particles = _Particles.fresh(len(x), x.device)
         state, predicted = x.flatten(1).double(), particles.weights
         for k, t in enumerate(ts):
-            near = self._near(denoiser, view, state, t, x, noise)
+            try:
+                near = self._near(denoiser, view, state, t, x, noise)
+            except torch.linalg.LinAlgError as failed:  # type: ignore[attr-defined]
+                raise RuntimeError(
+                    "twisted_smc: the covariance of x0 is not finite or not positive at "
+                    f"t={float(t):.3g}, call {k + 1}; check the gradient of the model"
+                ) from failed
             particles = particles.weighted(near.log_psi - predicted)
             last = k == len(ts) - 1
             particles, picked = particles.resampled(1.0 if last else self.resample, noise)
@@ -104,7 +106,8 @@ class TwistedSMC(PopulationMethod):
             if not last:
                 state, predicted = near.step(state, x0, sde, t, ts[k + 1], noise)
         if not _linear(measurement):
-            residual = measurement.residual(x0.to(x).reshape(x.shape)).flatten(1).double()
+            residual = measurement.residual(x0.to(x).reshape(x.shape))
+            residual = residual.reshape(len(x), -1).double()
             guess = near.residual - near.seen(x0 - near.x0)
             better = (guess.square().sum(1) - residual.square().sum(1)) / (
                 2 * measurement.noise**2
@@ -131,11 +134,7 @@ class TwistedSMC(PopulationMethod):
         noise: Noise,
     ) -> _Near:
         """The Gaussian of x0 given the states (N, D) of the particles, and its measurement."""
-        sde = denoiser.sde
-        faint = marginal(sde, t).lam < FAINT
-        x0, product = tangent(
-            denoiser, state.to(like).reshape(like.shape), time_at(sde, FAINT) if faint else t
-        )
+        x0, product = tangent(denoiser, state.to(like).reshape(like.shape), t)
 
         def covariance(v: Tensor) -> Tensor:
             return product(v.to(like).reshape(like.shape)).flatten(1).double()
@@ -270,7 +269,7 @@ class _Matrix:
         square = gram.diagonal()
         if bool((gram - square.diag()).any()):
             square, u = torch.linalg.eigh(gram)
-            kept = (square > DEPENDENT * square[-1]) | (measurement.noise > 0)
+            kept = (square > RANK * square[-1]) | (measurement.noise > 0)
             square, h, y = square[kept], (u.T @ h)[kept], (u.T @ y)[kept]
         return cls(Seen(h.unsqueeze(0), square.unsqueeze(0), measurement.noise), y)
 
@@ -288,10 +287,10 @@ class _Linearised:
         with torch.inference_mode(False), torch.enable_grad():
             at = x0.clone().requires_grad_()
             value = self.measurement.operator(at)
-            numbers = value.flatten(1).sum(0)
+            numbers = value.reshape(len(at), -1).sum(0)
             rows = [torch.autograd.grad(one, at, retain_graph=True)[0] for one in numbers]
         h = torch.stack([row.flatten(1) for row in rows], 1).double()
         square, u = torch.linalg.eigh(h @ h.mT)
-        residual = self.measurement.residual(x0, value.detach()).flatten(1).double()
+        residual = self.measurement.residual(x0, value.detach()).reshape(len(at), -1).double()
         seen = Seen(u.mT @ h, square.clamp(min=0), self.measurement.noise)
         return seen, torch.einsum("nmk,nm->nk", u, residual)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
+from scoresde import betas
 from scoresde.data.scaling import Scaling
 from scoresde.denoiser import Denoiser
 from scoresde.posterior import (
@@ -32,11 +34,12 @@ from scoresde.posterior.linearised import local, pseudo_inverse, solve, tangent
 from scoresde.registry import POSTERIORS
 from scoresde.runs.infer import in_model_units, infer
 from scoresde.samplers import DDIM, per_sample_noise, sample, starting_noise, suited_grid
-from scoresde.sde import EDM, SDE, VE, VP, LinearFlow
+from scoresde.sde import EDM, SDE, VE, VP, DiscreteVP, LinearFlow, linear_betas
 from scoresde.testing import Gaussian, Mixture
 
 F64 = torch.float64
 SDES = (VP(), VE(), EDM(), LinearFlow())
+NO_SIGNAL = DiscreteVP(betas.zero_terminal(linear_betas()))
 METHODS = [name for name, make in POSTERIORS.items() if not make().population]
 
 
@@ -183,6 +186,15 @@ def test_the_tangent_of_a_gaussian_is_its_covariance(sde: SDE):
             torch.testing.assert_close(found.covariance(v), v @ exact)
 
 
+def test_the_tangent_without_signal_is_the_covariance_of_the_data():
+    """x_t is then noise, and the rounding of x0_hat over alpha = 2^-96 would be all there is."""
+    data, v = mixture()[0], random(3, 4, seed=4)
+    gaps = data.means - data.means.mean(0)
+    exact = gaps.T @ gaps / len(gaps) + 0.04 * torch.eye(4, dtype=F64)
+    found = tangent(data.denoiser(NO_SIGNAL), random(3, 4), torch.tensor(1.0, dtype=F64))
+    torch.testing.assert_close(found.covariance(v), v @ exact, atol=0.01, rtol=0)
+
+
 def test_a_denoiser_without_gradient_is_refused():
     plain = gaussian8()[0].denoiser(VP())
     deaf = replace(plain, predict=lambda x, t: plain(x, t).detach())
@@ -301,7 +313,7 @@ def test_replacement_is_biased_at_any_number_of_calls_and_repaint_less():
 # What all methods keep ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sde", SDES, ids=lambda sde: type(sde).__name__)
+@pytest.mark.parametrize("sde", [*SDES, NO_SIGNAL], ids=lambda sde: type(sde).__name__)
 @pytest.mark.parametrize("name", METHODS)
 def test_a_sample_is_its_own_with_every_process_and_dtype(name: str, sde: SDE):
     data, one = mixture()
@@ -338,6 +350,46 @@ def test_processes_agree_where_the_start_does(name: str):
             step = method.step(given, DDIM(1.0))
         found.append(sample(denoiser, x, ts, step, noise))
     torch.testing.assert_close(found[0], found[1], atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_units_of_a_measurement_do_not_matter(name: str):
+    """DPS knows them where they are small, as its docstring says."""
+    data, given = mixture()
+    for dtype in (torch.float32, F64):
+        found = []
+        for unit in (1.0, 30.0) if name == "dps" else (1.0, 1e-12, 1e12):
+            scaled = Measurement(
+                Linear(unit * given.operator.matrix), unit * given.y, unit * given.noise
+            )
+            found.append(drawn(POSTERIORS[name](), data.denoiser(VP()), scaled, dtype=dtype))
+        for other in found[1:]:
+            torch.testing.assert_close(other, found[0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_nothing_seen_is_a_measurement_with_endless_noise(name: str):
+    """DPS takes no notice of the noise."""
+    data, given = mixture()
+    hidden = Measurement(Mask(torch.zeros(4)), torch.ones(4, dtype=F64), 0.1)
+    found = drawn(POSTERIORS[name](), data.denoiser(VP()), hidden)
+    if name != "dps":
+        lost = replace(given, noise=1e9)
+        other = drawn(POSTERIORS[name](), data.denoiser(VP()), lost)
+        torch.testing.assert_close(found, other, atol=1e-6, rtol=1e-6)
+    assert float(found.std()) > 0.2
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_more_measurements_than_numbers_find_the_least_squares(name: str):
+    data, _ = mixture()
+    a, x0 = random(6, 4, seed=1), data.sample(1, torch.Generator().manual_seed(1))
+    near = {"dps": 0.05, "daps": 0.02, "tmpd": 0.5, "pigdm": 1e-3}.get(name, 1e-6)
+    for wrong in (0.0, 1.0):
+        y = (x0 @ a.T)[0] + wrong
+        found = drawn(POSTERIORS[name](), data.denoiser(VP()), Measurement(Linear(a), y), nfe=30)
+        best = torch.linalg.lstsq(a, y[:, None])[0].T
+        assert float((found - best).abs().max()) < near
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -378,6 +430,49 @@ def test_an_operator_without_gradient_is_refused_before_the_first_call(name: str
                   Measurement(Linear(torch.ones(2, 4)), torch.ones(3))):  # fmt: skip
         with pytest.raises(ValueError, match="its shape is"):
             drawn(POSTERIORS[name](), denoiser, wrong)
+
+
+def test_a_function_may_write_into_its_argument_and_return_any_number():
+    data, method = mixture()[0], MomentMatching()
+    y = torch.tensor([0.3, 0.5], dtype=F64)
+    found = [
+        drawn(method, data.denoiser(VP()), Measurement(Nonlinear(f), y, 0.1))
+        for f in (
+            lambda x: 2 * x[:, :2],
+            lambda x: x[:, :2].mul_(2),
+            lambda x: 2 * x[:, :2].half(),
+        )
+    ]
+    torch.testing.assert_close(found[1], found[0])
+    torch.testing.assert_close(found[2], found[0], atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("f", "words"),
+    [
+        (lambda x: x - x.mean(0), "depends on others"),
+        (lambda x: torch.view_as_complex(x.reshape(-1, 2, 2)), "are complex"),
+        (lambda x: x.round(), "no gradient"),
+        (lambda x: x[:, :2].relu(), None),
+        (lambda x: x[:, :2].clamp(-0.2, 0.2), None),
+        (lambda x: x.softmax(1), None),
+        (lambda x: x.square().sum(1), None),
+    ],
+)
+def test_what_a_function_must_be(f, words: str | None):
+    given = Measurement(Nonlinear(f), torch.zeros(1))
+    refused = nullcontext() if words is None else pytest.raises(ValueError, match=words)
+    with refused:
+        given.require_gradient("dps", random(1, 4))
+
+
+@pytest.mark.parametrize("name", [n for n in POSTERIORS if not POSTERIORS[n]().linear])
+def test_an_operator_that_is_not_finite_is_said(name: str):
+    with pytest.raises(RuntimeError, match="not finite"):
+        infer(
+            mixture()[0].denoiser(VP()), Nonlinear(torch.log, (4,)), torch.zeros(4), 0.1,
+            method=name, num=2, nfe=9,
+        )  # fmt: skip
 
 
 def test_settings_out_of_range_are_refused():
@@ -461,6 +556,9 @@ def test_infer_keeps_what_there_is_when_it_is_stopped():
         ({"denoiser": "model"}, "denoiser: need a Denoiser or a ScoreModel, got str"),
         ({"y": torch.ones(3)}, r"y: its shape is \(3,\)"),
         ({"noise": -1.0}, "noise >= 0"),
+        ({"noise": None}, "noise is missing"),
+        ({"y": "words"}, "y: need an array of numbers, got 'words'"),
+        ({"method": "diffpir", "nfe": 1}, "nfe: diffpir makes 2 calls or more, got 1"),
         ({"nfe": 0}, "nfe: need a whole number"),
         ({"particles": 8}, "particles: moment_matching draws every sample by itself"),
         ({"shape": (5,)}, "made for samples"),

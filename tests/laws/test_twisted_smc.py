@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -196,8 +197,8 @@ def test_a_nonlinear_operator():
     problem = Gaussian(
         torch.tensor([0.5, 0.0]).double(), torch.tensor([[0.3, 0], [0, 0.2]]).double()
     )
-    y, noise = torch.tensor([0.8]).double(), 0.1
-    operator = Nonlinear(lambda x: x.square().sum(1, keepdim=True), (2,))
+    y, noise = torch.tensor(0.8).double(), 0.1
+    operator = Nonlinear(lambda x: x.square().sum(1), (2,))
     line = torch.linspace(-4, 4, 801, dtype=torch.float64)
     at = torch.cartesian_prod(line, line)
     joint = problem.log_prob(at) + torch.distributions.Normal(0.8, noise).log_prob(
@@ -220,6 +221,20 @@ def test_a_collapse_is_said():
     a = torch.tensor([[1.0, 0, 0]]).double()
     with pytest.warns(RuntimeWarning, match=r"collapsed to an effective sample size of \d"):
         populate(problem, VP(), Linear(a), y, 0.01, n=8, nfe=6)
+
+
+def test_a_covariance_that_is_not_finite_is_said():
+    problem, a = far_apart()
+    plain = problem.denoiser(VP())
+
+    def steep(x, t):  # its value is right, its gradient is not
+        return plain(x, t) + 0 * (x - x.detach()).abs().sqrt()
+
+    with pytest.raises(RuntimeError, match=r"covariance of x0 is not finite .* call 1; check"):
+        ss.infer(
+            replace(plain, predict=steep), Linear(a), torch.zeros(1), 0.1,
+            method="twisted_smc", nfe=5,
+        )  # fmt: skip
 
 
 def test_messages():
