@@ -8,12 +8,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, final
+from typing import Annotated, Any, NamedTuple, final
 
 import torch
 from torch import Tensor
 
-from scoresde.arguments import Count, NonNegative, Positive, Probability, check, nearest
+from scoresde.arguments import (
+    Count,
+    NonNegative,
+    Positive,
+    Probability,
+    Range,
+    check,
+    nearest,
+)
 from scoresde.data import Scaling
 from scoresde.data.foreign import EDITED
 from scoresde.denoiser import Denoiser
@@ -25,9 +33,15 @@ from scoresde.progress import Progress, silent
 from scoresde.registry import GridSampler, Sampler
 from scoresde.registry.grid_files import StoredGrid
 from scoresde.runs.draw import Drawn, Job, checked_seeds, drawn, said_by, sampler_by
-from scoresde.runs.edit_pictures import is_path, pictures_of, repainted
+from scoresde.runs.edit_pictures import is_path, pictures_of, repainted, whole_numbers
 from scoresde.runs.editor import CODES, Editor
-from scoresde.runs.infer import NFE, method_of
+from scoresde.runs.infer import (
+    NFE,
+    among_particles,
+    method_of,
+    particle_seeds,
+    population_for,
+)
 from scoresde.runs.instrument import NetworkCall
 from scoresde.runs.pictures import is_image, pixels
 from scoresde.runs.results import Make, ResultFolder
@@ -113,7 +127,7 @@ def edit(
     blur: Positive | None = None,
     degrade: bool | None = None,
     strength: Probability | None = None,
-    columns: Count | None = None,
+    columns: Annotated[int, Range(ge=2)] | None = None,
     source: Any = None,
     tolerance: Positive | None = None,
     method: Method | str | None = None,
@@ -195,7 +209,7 @@ def edit(
     """
     if not isinstance(model, ScoreModel):
         raise ValueError(f"model: need a ScoreModel, got {type(model).__name__}")
-    given = {k: v for k, v in locals().items() if v is not None}
+    given = {k: v for k, v in locals().items() if v is not None or k == "picture"}
     _require_fitting(operation, given)
     if operation in ("interpolate", "invert"):
         return _along_the_flow(given)
@@ -203,28 +217,52 @@ def edit(
     each = checked_seeds(seeds, num, 1)
     task = _task(operation, given)
     pictures, per = len(task.x), len(each)
-    said = said.over(pictures * per)
+    size = population_for(per) if task.population else per  # of what is drawn of a picture
     if said.count not in (1, pictures):
         raise ValueError(f"num: {pictures} pictures for {said.count} values; give one for each")
+    said = said.over(pictures * size)
     seeds = range(pictures * per) if seeds is None else list(each) * pictures
+    drawn_from = seeds
+    if task.population:
+        drawn_from = [s for first in seeds[::per] for s in particle_seeds(first, size)]
     job = Job(
-        model, lambda rows: task.sampler([row // per for row in rows]), task.name, seeds, said,
-        task.shape, look=look, stopping=stopping,
+        model, lambda rows: task.sampler([row // size for row in rows]), task.name, drawn_from,
+        said, task.shape, look=look, stopping=stopping,
     )  # fmt: skip
     if task.unchanged:
         x, every = task.x.repeat_interleave(per, 0), tuple(range(len(seeds)))
         told = tuple(map(said.each, every)) if said.cond else ()
         found = Drawn(x, tuple(seeds), 0.0, said.labels(), 0, told, every)
     else:
-        if task.alone:  # the results of a picture share a batch with no others
-            whole = max(batch, per if task.population else 1)
-            batch = max(d for d in range(1, min(per, whole) + 1) if per % d == 0)
+        if task.population:
+            batch = size
+        elif task.alone:  # the results of a picture share a batch with no others
+            batch = max(d for d in range(1, min(per, batch) + 1) if per % d == 0)
         found = drawn(job, batch, progress=progress)
+        if task.population:
+            found = _of_population(found, per, size, seeds)
     if task.repainted is not None:
         rows = torch.tensor(found.rows, dtype=torch.long) // per
         anew = task.repainted.expand(pictures, *task.repainted.shape[1:])[rows]
         found = replace(found, x=torch.where(anew, found.x, task.x[rows]))
     return Edited(found, per, task.before, task.seen, settings=task.settings)
+
+
+def _of_population(found: Drawn, per: int, size: int, seeds: Sequence[int]) -> Drawn:
+    """The ``per`` results of each picture among its ``size`` particles."""
+    done = found.rows[::size]  # the first particle of each picture
+    taken = among_particles(per, size)
+    kept = [k * size + place for k in range(len(done)) for place in taken]
+    rows = tuple(first // size * per + k for first in done for k in range(per))
+    return Drawn(
+        found.x[kept],
+        tuple(seeds[row] for row in rows),
+        found.nfe,
+        None if found.label is None else found.label[kept],
+        found.unfinished // size * per,
+        tuple(found.said[k] for k in kept) if found.said else (),
+        rows,
+    )
 
 
 class _Task(NamedTuple):
@@ -384,12 +422,12 @@ def _measured(
     shape = tuple(model.data.shape)
 
     def measurement(some: list[int]) -> Measurement:
-        return Measurement(operator(some), y[some], std)
+        return Measurement(operator(some), y[some[0] if method.population else some], std)
 
     def sampler(some: list[int]) -> Sampler:
         return FromMeasurement(method, measurement(some), nfe)
 
-    method.ready(measurement([0]), torch.empty(1, *shape))  # raises early
+    method.ready(measurement([0]), torch.empty(1 + method.population, *shape))  # raises early
     settings = {**settings, "method": method.name, "noise": noise, "nfe": nfe}
     return _Task(
         shape=shape,
@@ -439,7 +477,7 @@ def _painting(operation: str, given: Mapping[str, Any]) -> _Task:
 def _margins(margins: Sequence[int] | None, height: int, width: int) -> tuple[int, ...]:
     if margins is None:
         raise ValueError("margins is missing: give the pixels at the left, top, right and bottom")
-    found = tuple(map(int, margins))
+    found = whole_numbers(margins)
     if len(found) != 4 or min(found) < 0:
         raise ValueError(f"margins: need four numbers from 0, such as 4,0,4,0, got {margins}")
     left, top, right, bottom = found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,11 @@ def pictures_of(source: Any, model: ScoreModel, *others: Shape) -> Tensor:
     if is_path(source) or (isinstance(source, list | tuple) and source and is_path(source[0])):
         paths = [source] if is_path(source) else source
         return _from_files([file for p in paths for file in picture_files(Path(p))], model, others)
-    x = torch.as_tensor(source)
+    try:
+        alike = isinstance(source, list | tuple) and source and torch.is_tensor(source[0])
+        x = torch.stack(list(source)) if alike else torch.as_tensor(source)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"picture: need an array or paths of files, got {source!r:.60}") from None
     if model.data is None:
         if not x.is_floating_point() or x.ndim < 2:
             raise ValueError(
@@ -108,7 +113,7 @@ def repainted(
 
 
 def _inside(box: Sequence[int], height: int, width: int) -> Tensor:
-    corners = tuple(map(int, box))
+    corners = whole_numbers(box)
     if len(corners) != 4:
         raise ValueError(f"box: need x0,y0,x1,y1, such as 2,2,10,10, got {box}")
     x0, y0, x1, y1 = corners
@@ -149,6 +154,8 @@ def _of_mask(mask: Any, height: int, width: int) -> Tensor:
             found = found.bool()
     found = found[None] if found.ndim == 2 else found
     found = found[None] if found.ndim == 3 else found
+    if found.ndim == 4 and len(found) > 1:
+        raise ValueError(f"{where}: one mask is for all pictures, got {tuple(found.shape)}")
     if tuple(found.shape) != (1, 1, height, width):
         size = " x ".join(map(str, reversed(found.shape[-2:])))
         raise ValueError(
@@ -156,6 +163,14 @@ def _of_mask(mask: Any, height: int, width: int) -> Tensor:
             "give one of the size of the picture"
         )
     return found
+
+
+def whole_numbers(values: Any) -> tuple[int, ...]:
+    """The values as whole numbers; none if some are not."""
+    try:
+        return tuple(map(index, values))
+    except TypeError:
+        return ()
 
 
 def is_path(value: Any) -> bool:

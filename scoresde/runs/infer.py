@@ -120,9 +120,7 @@ def infer(
         raise ValueError(f"particles: {chosen.name} draws every sample by itself; leave it out")
     seeds = places = checked_seeds(seeds, num, DEFAULT_NUM)
     if chosen.population:
-        size_of_it = max(2 * len(seeds), 256) if particles is None else particles
-        first = seeds[0] * size_of_it
-        places = [(first + k) % (LARGEST_SEED + 1) for k in range(size_of_it)]
+        places = particle_seeds(seeds[0], particles or population_for(len(seeds)))
     size = shape_of(denoiser, measurement, shape, len(places))
     scaling = getattr(getattr(model, "data", None), "scaling", None)
     device = measurement.y.device if model is None else model.device
@@ -161,8 +159,8 @@ def infer(
     found = drawn(job, len(places) if chosen.population else batch, progress=progress)
     evidence = populations[-1] if populations and not found.unfinished else None
     x, unfinished = found.x, found.unfinished
-    if chosen.population:  # in the order of their ancestors
-        x = x[(torch.arange(len(seeds)) + 0.5).mul(len(x) / len(seeds)).long()]
+    if chosen.population:
+        x = x[among_particles(len(seeds), len(x))]
         unfinished = len(seeds) if unfinished else 0
     return Inferred(
         x,
@@ -173,6 +171,21 @@ def infer(
         getattr(evidence, "log_evidence_error", None),
         getattr(evidence, "size", None),
     )
+
+
+def population_for(n: int) -> int:
+    """The number of particles of which n samples are taken."""
+    return max(2 * n, 256)
+
+
+def particle_seeds(seed: int, n: int) -> list[int]:
+    """The seeds of the n particles of a population that has one seed."""
+    return [(seed * n + k) % (LARGEST_SEED + 1) for k in range(n)]
+
+
+def among_particles(n: int, particles: int) -> list[int]:
+    """The places of n samples in a population, evenly along it: relatives are neighbours."""
+    return [int((k + 0.5) * particles / n) for k in range(n)]
 
 
 def method_of(method: str | Method, std: float | None) -> Method:

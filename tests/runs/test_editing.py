@@ -263,7 +263,8 @@ class TestKnown:
         assert torch.allclose(found.x, edit(made, x, "deblur", degrade=True, nfe=4).x, atol=1e-4)
 
 
-def test_a_population_is_of_one_picture():
+@pytest.mark.parametrize("num", [1, 6])
+def test_a_population_is_of_one_picture(num):
     sizes = []
 
     class Together(PopulationMethod):
@@ -271,10 +272,39 @@ def test_a_population_is_of_one_picture():
 
         def populate(self, denoiser, measurement, x, noise, nfe):
             sizes.append(len(x))
-            return Population(denoiser(x, torch.tensor(0.5)), 0.0, 0.0)
+            return Population(x, 0.0, 0.0, 1.0)
 
-    edit(model(), pictures(3), "inpaint", **BOX, method=Together(), num=6, batch=4)
-    assert sizes == [6, 6, 6]
+    ask = (model(), pictures(3), "inpaint")
+    found = edit(*ask, **BOX, method=Together(), num=num, batch=4)
+    assert sizes == [256] * 3
+    assert found.drawn.rows == tuple(range(3 * num))
+    assert found.drawn.seeds == tuple(range(3 * num))
+    alone = edit(
+        model(),
+        pictures(3)[1],
+        "inpaint",
+        **BOX,
+        method=Together(),
+        seeds=found.drawn.seeds[num : 2 * num],
+    )
+    assert torch.equal(alone.x, found.x[num : 2 * num])
+
+
+def test_particles_paint_and_keep_what_is_known():
+    x, known = pictures(2), torch.ones(SHAPE, dtype=torch.bool)
+    found = edit(model(), x, "inpaint", **BOX, method="twisted_smc", num=3, nfe=3)
+    assert found.x.shape == (6, *SHAPE)
+    assert found.nfe == 3
+    x0, y0, x1, y1 = BOX["box"]
+    known[:, y0:y1, x0:x1] = False
+    assert (found.x[:, known] == x.repeat_interleave(3, 0)[:, known]).all()
+    calls = iter(range(100))
+    stopped = edit(
+        model(), x, "inpaint", **BOX, method="twisted_smc", num=3, nfe=3,
+        stopping=lambda: next(calls) >= 5,
+    )  # fmt: skip
+    assert (len(stopped), stopped.drawn.unfinished, stopped.drawn.rows) == (6, 3, tuple(range(6)))
+    assert torch.equal(stopped.x[:3], found.x[:3])
 
 
 @pytest.mark.parametrize("operation", [*METHODS, "img2img"])
