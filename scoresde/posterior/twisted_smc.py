@@ -148,7 +148,8 @@ class TwistedSMC(PopulationMethod):
             return _Near.of(x0.flatten(1).double(), c, seen, residual)
         probe = noise(state).sign()
         trace = (probe * covariance(probe)).sum(1)
-        weight = 1 / (seen.noise**2 + trace.mean().clamp(min=0) / d * seen.square)
+        least = TINY**0.25  # of a network, whose trace may be negative
+        weight = 1 / (seen.noise**2 + trace.mean().clamp(min=least) / d * seen.square)
         along, columns = state.new_zeros(*state.shape, 0), state.new_zeros(*state.shape, 0)
         u = residual
         for _ in range(min(self.directions, residual.shape[1])):

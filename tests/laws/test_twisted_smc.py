@@ -237,6 +237,20 @@ def test_a_covariance_that_is_not_finite_is_said():
         )  # fmt: skip
 
 
+def test_a_network_of_negative_jacobian_is_drawn_from_without_noise():
+    """More than 64 numbers, so that the covariance is known along directions alone."""
+    normal = Gaussian(torch.zeros(80).double(), torch.ones(80).double())
+    plain = normal.denoiser(VP())
+    turned = replace(plain, predict=lambda x, t: -plain(x, t))
+    y = torch.zeros(80).double()
+    seen = Mask(torch.arange(80) < 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # the particles may collapse
+        found = ss.infer(turned, seen, y, 0.0, method="twisted_smc", num=2, nfe=3)
+    assert found.x.isfinite().all()
+    assert float(found.x[:, :3].abs().max()) < 1e-6
+
+
 def test_messages():
     problem, a = far_apart()
     with pytest.raises(ValueError, match="particles: need 2 or more, got 1"):
