@@ -59,9 +59,13 @@ class Measurement:
     def fit(self, x: Tensor) -> Measurement:
         """The measurement of the samples ``x`` (B, ...), its ``batch`` known.
 
-        Raises ValueError, naming both shapes, if y is a measurement of other samples.
+        A y of shape (1, *m) is one measurement for all. Raises ValueError, naming both shapes, if
+        y is a measurement of other samples.
         """
-        return replace(self, batch=self._batch(x, self.operator.outputs_like(x)))
+        each = self.operator.outputs_like(x)
+        if self.batch is None and tuple(self.y.shape) == (1, *each) and len(x) > 1:
+            return replace(self, y=self.y[0])
+        return replace(self, batch=self._batch(x, each))
 
     def residual(self, x0: Tensor, value: Tensor | None = None) -> Tensor:
         """y - A(x0), (B, *m), without what no sample gives; ``value`` is A(x0) if it is known.

@@ -216,13 +216,13 @@ def shape_of(
         return tuple(known or shape or ())
     operator, y = measurement.operator, tuple(measurement.y.shape)
     one = _sample(operator, y)
-    each = _sample(operator, y[1:]) if y[:1] == (n,) else None
+    each = _sample(operator, y[1:]) if y[:1] in ((n,), (1,)) else None
     found = one or each or operator.inputs(y)
     if found is None:
         raise ValueError("shape is missing: the operator does not know the shape of a sample")
     if None not in (one, each) and one != each:
         raise ValueError(
-            f"shape is missing: y is of one sample {one}, or of {n} samples {each}; give shape"
+            f"shape is missing: y is of one sample {one}, or of {y[0]} samples {each}; give shape"
         )
     return tuple(found)
 

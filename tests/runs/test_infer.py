@@ -109,3 +109,14 @@ def test_a_population_is_drawn_in_one_call_with_its_evidence():
     assert float(ss.infer(*ask, method=Together(), num=3).x.mean()) > 250
     with pytest.raises(ValueError, match="particles: need 2 or more, got 1"):
         ss.infer(*ask, method="twisted_smc", num=1, particles=1)
+
+
+@pytest.mark.parametrize("name", ["moment_matching", "replacement", "twisted_smc"])
+def test_a_measurement_with_a_batch_of_one_is_one_for_all(name: str):
+    model, mask = normal(Scaling()), Mask(torch.tensor([1, 0, 1]))
+    y = torch.tensor([0.5, 0.0, -0.2])
+    one, row = (ss.infer(model, mask, v, 0.1, method=name, num=3, nfe=6) for v in (y, y[None]))
+    assert torch.equal(one.x, row.x)
+    denoiser, a = model.denoiser(), Linear(torch.eye(3)[:2])
+    found = ss.infer(denoiser, a, torch.zeros(1, 2), 0.1, method=name, num=3, nfe=6)
+    assert found.x.shape == (3, 3)
