@@ -177,7 +177,7 @@ def figure(stored: dict[str, Any]) -> None:
     """A row a data set, a column a metric; hollow within the interval, dashed for real images."""
     from matplotlib.figure import Figure
 
-    page = Figure(figsize=(11, 2.7 * len(stored)), dpi=65, layout="constrained")
+    page = Figure(figsize=(11, 2.7 * len(stored)), dpi=60, layout="constrained")
     axes = page.subplots(len(stored), len(TITLES), squeeze=False)
     for (name, result), line in zip(stored.items(), axes, strict=True):
         for axis, (key, title) in zip(line, TITLES.items(), strict=True):
