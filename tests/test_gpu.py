@@ -22,7 +22,8 @@ from scoresde.likelihood import (
 )
 from scoresde.likelihood.path import Orthogonal
 from scoresde.nn import MLP, UNet
-from scoresde.registry import SELF_PACED, STEPS, build_step
+from scoresde.posterior import Linear, Measurement
+from scoresde.registry import POSTERIORS, SELF_PACED, STEPS, build_step
 from scoresde.samplers import BrownianPath, grids, per_sample_noise, solve_adaptive
 from scoresde.solvers import solve_ode, solve_sde
 from scoresde.training import Checkpoint, Plan, TrainState, checkpoint, fit, fsdp
@@ -131,6 +132,23 @@ def test_drawn_samples_are_those_of_the_host():
 
 
 # Compiled and captured ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", POSTERIORS)
+def test_posterior_samples_are_those_of_the_host(name):
+    """In float64; the eigenvectors of particles have signs of their own on each device."""
+    measured = Measurement(
+        Linear(torch.tensor([[1.0, -0.5]])), torch.tensor([0.3], dtype=F64), 0.1
+    )
+
+    def drawn(device: torch.device) -> Tensor:
+        method, x = POSTERIORS[name](), states(device)
+        return method(made(device).denoiser(), measured, x, per_sample_noise(range(len(x))), 8)
+
+    if POSTERIORS[name]().population:
+        assert drawn(DEVICE).isfinite().all()
+    else:
+        torch.testing.assert_close(drawn(DEVICE).cpu(), drawn(HOST), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("capture", [False, True])
