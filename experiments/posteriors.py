@@ -322,14 +322,14 @@ def azula_methods() -> dict[str, Callable[[Case, int, int], Tensor]]:
         def sigma(self, t: Tensor) -> Tensor:
             return vp.sigma(t)
 
-    class Exact(denoise.Denoiser):  # type: ignore[name-defined, misc]
+    class Exact(denoise.Denoiser):
         """An exact denoiser as azula's."""
 
         schedule = vp
 
         def __init__(self, case: Case) -> None:
             super().__init__()
-            self.predict = case.prior.denoiser(Schedule()).predict  # type: ignore[arg-type]
+            self.predict = case.prior.denoiser(Schedule()).predict
 
         def forward(self, x: Tensor, t: Tensor) -> Any:
             return denoise.DiracPosterior(mean=self.predict(x, t))
@@ -443,7 +443,7 @@ def deepinv_methods() -> dict[str, Callable[[Case, int, int], Tensor]]:
 
         def __init__(self, case: Case) -> None:
             super().__init__()
-            self.predict = case.prior.denoiser(Clean()).predict  # type: ignore[arg-type]
+            self.predict = case.prior.denoiser(Clean()).predict
 
         def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
             level = sigma.double().flatten()

@@ -18,6 +18,7 @@ from scoresde.evaluation.calibration import Calibration
 from scoresde.runs.calibrate import EXAMPLES, MOST_PRIOR, calibrate, picture_operator
 from scoresde.runs.compatibility import require_same_data, require_same_split
 from scoresde.runs.draw import DEFAULT_NUM
+from scoresde.runs.edit import NOISES
 from scoresde.runs.evaluate import shuffled
 from scoresde.runs.evaluate_report import CALIBRATION, calibration_page, require_free, write
 from scoresde.runs.infer import NFE, method_of
@@ -65,7 +66,7 @@ def run(options: EvaluateOptions, overrides: Mapping[str, Any]) -> int:
         ):
             raise ValueError(f"{dataset.name} has other classes than {loaded.data.name}")
         label = [dataset.classes[k] for k in split.label.tolist()]
-    noise = float(options.operator != "inpaint") if options.noise is None else options.noise
+    noise = NOISES[options.operator] if options.noise is None else options.noise
     prior = dataset.train.x[shuffled(len(dataset.train), options.seed)[:MOST_PRIOR]]
     model.to(pick_device(options.device))
     with Stopping() as stop:

@@ -22,12 +22,13 @@ class MomentMatching(GuideMethod):
         E[x0 | x_t, y] = x0_hat + C A* (A C A* + noise^2)^-1 (y - A x0_hat)
         C = Cov[x0 | x_t] = (sigma^2 / alpha) d x0_hat / d x_t
 
-    It is exact for Gaussian data, from enough iterations; each costs one pass backwards through
-    the network. A nonlinear operator is linearised at x0_hat. Rozet and others, Learning Diffusion
+    It is exact for Gaussian data, from enough iterations. Each costs one pass backwards through
+    the network. A sample stops earlier where the Jacobian of a network is not symmetric or not
+    positive. A nonlinear operator is linearised at x0_hat. Rozet and others, Learning Diffusion
     Priors from Observations by Expectation Maximization, arXiv 2405.13712, section 4.2.
 
     Args:
-        iterations: number of iterations of conjugate gradients at each call.
+        iterations: most iterations of conjugate gradients at each call.
     """
 
     iterations: Count = 32

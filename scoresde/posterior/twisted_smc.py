@@ -26,6 +26,7 @@ LARGEST = 2**25
 WHOLE = 8
 """All of the covariance is computed for up to so many numbers for each direction."""
 TINY = 1e-150
+"""In the place of a length of 0."""
 FEW = 4.0
 """With fewer independent ancestors than this the particles have collapsed."""
 
@@ -47,8 +48,7 @@ class TwistedSMC(PopulationMethod):
     Gaussian data at any number of calls. For other data they correct the proposal. The error that
     many particles leave is that of the chain, which falls with the number of calls. Particles are
     resampled, systematically, when the effective sample size falls below ``resample`` of their
-    number. The share is small because the weights of some levels cancel those of earlier ones: of
-    64 numbers the effective size may fall to a twentieth on the way and end at two thirds. The
+    number. The share is small because the weights of some levels cancel those of earlier ones. The
     mean weight is an unbiased estimate of p(y) for the chain. Its error is taken from the weights
     of the descendants of each first particle (Chan and Lai, A General Theory of Particle Filters
     in Hidden Markov Models and Some Applications, arXiv 1312.5114), and does not contain the error
@@ -60,7 +60,8 @@ class TwistedSMC(PopulationMethod):
         directions: vector-Jacobian products of a call. They give C along as many directions, those
             that the measurement asks for, and the trace of the rest; or all of C, for samples of
             up to 8 times as many numbers.
-        resample: share of the particles below which the effective sample size lets resample.
+        resample: effective sample size, as a share of the particles, below which they are
+            resampled.
     """
 
     directions: Annotated[int, Range(ge=1)] = 8

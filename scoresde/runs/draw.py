@@ -139,7 +139,7 @@ def draw(
     """
     if not isinstance(model, ScoreModel):
         raise ValueError(f"model: need a ScoreModel, got {type(model).__name__}")
-    _require_whole(num=num, nfe=nfe, batch=batch)
+    require_whole(num=num, nfe=nfe, batch=batch)
     said = said_by(model, label, prompt, cond, negative, guidance, guidance_interval)
     # "all" is a few of each.
     several = said.count > 1 and not isinstance(label, str)
@@ -267,7 +267,7 @@ def _gathered(world: World, parts: list[_Part]) -> list[_Part]:
 # Seeds and labels --------------------------------------------------------------------------------
 
 
-def _require_whole(**values: Any) -> None:
+def require_whole(**values: Any) -> None:
     """Raise ValueError, naming the argument, for what is not a whole number from 1."""
     for name, value in values.items():
         if value is not None and not (hasattr(value, "__index__") and index(value) >= 1):

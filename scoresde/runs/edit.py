@@ -22,7 +22,6 @@ from scoresde.arguments import (
     check,
     nearest,
 )
-from scoresde.data import Scaling
 from scoresde.data.foreign import EDITED
 from scoresde.denoiser import Denoiser
 from scoresde.evaluation import captioned, image_grid, save_png, scatter
@@ -72,6 +71,8 @@ METHODS = {
     "deblur": "diffpir",
 }
 """The default methods, by measurement (docs/editing.md)."""
+NOISES = {"inpaint": 0.0, "outpaint": 0.0, "colourise": 1.0, "superres": 1.0, "deblur": 1.0}
+"""The default error of what is known, in levels of a pixel."""
 FIXED = (Fixed, StoredGrid)
 """Grids of one process, with times that do not follow its t_max."""
 SMALLEST = 0.1
@@ -408,18 +409,15 @@ def _measured(
     given: Mapping[str, Any],
     operator: Callable[[list[int]], LinearOperator],
     y: Tensor,
-    noise: float,
     settings: Mapping[str, Any],
     alone: bool = False,
     **task: Any,
 ) -> _Task:
     """The task of drawing from the posterior of measurements ``y`` (N, *m), in model units."""
-    model, nfe, noise = given["model"], given.get("nfe", NFE), given.get("noise", noise)
-    method, std = (
-        method_of(given.get("method", METHODS[given["operation"]]), model.std),
-        noise * model.data.scaling.step,
-    )
-    shape = tuple(model.data.shape)
+    model, operation, nfe = given["model"], given["operation"], given.get("nfe", NFE)
+    noise = given.get("noise", NOISES[operation])
+    method = method_of(given.get("method", METHODS[operation]), model.std)
+    std, shape = noise * model.data.scaling.step, tuple(model.data.shape)
 
     def measurement(some: list[int]) -> Measurement:
         return Measurement(operator(some), y[some[0] if method.population else some], std)
@@ -470,7 +468,7 @@ def _painting(operation: str, given: Mapping[str, Any]) -> _Task:
         settings["mask"] = str(settings["mask"]) if is_path(settings["mask"]) else "given"
     y = clean.masked_fill(anew, 0)
     return _measured(
-        given, operator, y, 0.0, settings, alone, x=x, before=x, seen=white, repainted=anew
+        given, operator, y, settings, alone, x=x, before=x, seen=white, repainted=anew
     )
 
 
@@ -515,17 +513,15 @@ def _restoring(operation: str, given: Mapping[str, Any]) -> _Task:
         operation != "deblur" or given.get("degrade", False)
     )
     y = operator(units(x, model)) if degraded else units(x, model)
-    before, seen = (x if degraded else None), _shown(y, model.data.scaling)
-    return _measured(given, lambda some: operator, y, 1.0, settings, x=x, before=before, seen=seen)
+    scaling = model.data.scaling
+    seen = scaling.decode(y.clamp(scaling.low, scaling.high) if scaling.levels else y)
+    before = x if degraded else None
+    return _measured(given, lambda some: operator, y, settings, x=x, before=before, seen=seen)
 
 
 def _factors(height: int, width: int) -> list[int]:
     """The factors by which a picture may have been made smaller."""
     return [f for f in range(2, min(height, width)) if height % f == 0 and width % f == 0]
-
-
-def _shown(y: Tensor, scaling: Scaling) -> Tensor:
-    return scaling.decode(y.clamp(scaling.low, scaling.high) if scaling.levels else y)
 
 
 def units(x: Tensor, model: ScoreModel) -> Tensor:

@@ -24,7 +24,15 @@ from scoresde.posterior import (
 )
 from scoresde.progress import Progress, silent
 from scoresde.registry import POSTERIORS, Sampler, constructor
-from scoresde.runs.draw import DEFAULT_NUM, LARGEST_SEED, Job, checked_seeds, drawn, said_by
+from scoresde.runs.draw import (
+    DEFAULT_NUM,
+    LARGEST_SEED,
+    Job,
+    checked_seeds,
+    drawn,
+    require_whole,
+    said_by,
+)
 from scoresde.runs.instrument import NetworkCall
 from scoresde.samplers import Noise
 
@@ -111,9 +119,7 @@ def infer(
             f"denoiser: need a Denoiser or a ScoreModel, got {type(denoiser).__name__}"
         )
     measurement = Measurement(operator, y, noise)
-    for name, value in {"num": num, "nfe": nfe, "batch": batch, "particles": particles}.items():
-        if value is not None and not (hasattr(value, "__index__") and value >= 1):
-            raise ValueError(f"{name}: need a whole number from 1, got {value!r}")
+    require_whole(num=num, nfe=nfe, batch=batch, particles=particles)
     model = denoiser if isinstance(denoiser, ScoreModel) else None
     chosen = method_of(method, None if model is None else model.std)
     if particles is not None and not chosen.population:

@@ -151,12 +151,12 @@ def test_a_chain_is_linear_where_both_are():
         (lambda: Measurement(Grey(), torch.tensor([float("nan")])), "y: some"),
         (lambda: Measurement(Grey(), torch.ones(3), -1.0), "noise >= 0"),
         (lambda: Measurement(Grey(), torch.ones(3), float("inf")), "finite noise"),
-        (lambda: Measurement(torch.relu, torch.ones(3)), "operator: need one of"),  # type: ignore
+        (lambda: Measurement(torch.relu, torch.ones(3)), "operator: need one of"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_words(make: object, message: str):
     with pytest.raises(ValueError, match=message):
-        make()  # type: ignore[operator]
+        make()
 
 
 def test_a_measurement_is_one_for_all_samples_or_one_for_each():

@@ -10,7 +10,7 @@ import torch
 import scoresde as ss
 from scoresde.betas import linear, zero_terminal
 from scoresde.posterior import Linear, Mask, Measurement, Nonlinear, TwistedSMC
-from scoresde.posterior.spread import Seen, Spread, nystrom, whole
+from scoresde.posterior.spread import Seen, nystrom, whole
 from scoresde.samplers import per_sample_noise, starting_noise
 from scoresde.sde import EDM, VE, VP, DiscreteVP, LinearFlow
 from scoresde.testing import Gaussian, Mixture, mixture
@@ -278,6 +278,3 @@ def test_the_population_has_num_samples_and_one_seed_makes_it():
     assert torch.equal(draw[0].x, draw[1].x)
     assert not torch.equal(draw[0].x, draw[2].x)
     assert draw[0].log_evidence_error > 0
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert isinstance(Spread(*whole(covariances(1, 2))), Spread)

@@ -138,7 +138,10 @@ class TestSamplers:
         if grid in registry.NEEDY_GRIDS and grid != "optimised":
             return
         made, starts = model(), []
-        look = lambda first, call: starts.append(float(call.t))  # noqa: E731
+
+        def look(first, call):
+            starts.append(float(call.t))
+
         edit(made, pictures(1), "img2img", strength=0.5, step="heun", nfe=11, grid=grid, look=look)
         leads = {"leading": 0.8}.get(grid, 1.0)  # it starts below t_max
         expected = start_of(made.sde, 0.5, made.std)
