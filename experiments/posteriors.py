@@ -192,6 +192,7 @@ KINDS = {
     "mixture 64-D": Kind(mixture_64, 0.02, 256, 2, JUDGED),
 }
 MIXTURES = [name for name in KINDS if name.startswith("mixture")]
+PAIRS = dict(zip(MIXTURES, (100, 40, 40, 12), strict=True))  # of x0 and y, for the coverage
 
 
 # --- what is measured of samples --------------------------------------------------------------
@@ -537,7 +538,7 @@ def coverage(name: str, light: bool) -> dict[str, Any]:
     of exact draws. The error is the standard error over pairs, of which there are more where each
     has few numbers.
     """
-    pairs, n, cut = 4 if light else 100 if name == MIXTURES[0] else 40, 256, 13
+    pairs, n, cut = 4 if light else PAIRS[name], 256, 13
     inside: dict[str, list[float]] = {method: [] for method in (FLOOR, *POSTERIORS)}
     for seed in range(pairs):
         case = KINDS[name].case(20_000 + seed)
@@ -786,7 +787,7 @@ def parts(azula: bool, deepinv: bool) -> Iterator[tuple[str, Callable[[bool], di
         yield f"particles {name}", lambda light, name=name: particles(name, light)
     for name in MIXTURES:
         yield f"evidence {name}", lambda light, name=name: evidence(name, light)
-    for name in MIXTURES[:3]:
+    for name in MIXTURES:
         yield f"coverage {name}", lambda light, name=name: coverage(name, light)
     for name in KINDS:
         if name not in MIXTURES:

@@ -92,21 +92,22 @@ class TwistedSMC(PopulationMethod):
         ts = ArctanGrid(std=self.std)(sde, nfe - 1) if nfe > 1 else torch.tensor([sde.t_max])
         particles = _Particles.fresh(len(x), x.device)
         state, predicted = x.flatten(1).double(), particles.weights
-        for k, t in enumerate(ts):
-            try:
+        try:
+            for k, t in enumerate(ts):
                 near = self._near(denoiser, view, state, t, x, noise)
-            except torch.linalg.LinAlgError as failed:  # type: ignore[attr-defined]
-                raise RuntimeError(
-                    "twisted_smc: the covariance of x0 is not finite or not positive at "
-                    f"t={float(t):.3g}, call {k + 1}; check the gradient of the model"
-                ) from failed
-            particles = particles.weighted(near.log_psi - predicted)
-            last = k == len(ts) - 1
-            particles, picked = particles.resampled(1.0 if last else self.resample, noise)
-            state, near = state[picked], near.among(picked)
-            x0 = near.drawn(noise)
-            if not last:
-                state, predicted = near.step(state, x0, sde, t, ts[k + 1], noise)
+                particles = particles.weighted(near.log_psi - predicted)
+                last = k == len(ts) - 1
+                particles, picked = particles.resampled(1.0 if last else self.resample, noise)
+                state, near = state[picked], near.among(picked)
+                x0 = near.drawn(noise)
+                if not last:
+                    state, predicted = near.step(state, x0, sde, t, ts[k + 1], noise)
+        # The stubs of torch do not know it.
+        except torch.linalg.LinAlgError as failed:  # type: ignore[attr-defined]
+            raise RuntimeError(
+                "twisted_smc: the covariance of x0 is not finite or not positive at "
+                f"t={float(t):.3g}, call {k + 1}; check the gradient of the model"
+            ) from failed
         if not _linear(measurement):
             residual = measurement.residual(x0.to(x).reshape(x.shape))
             residual = residual.reshape(len(x), -1).double()
