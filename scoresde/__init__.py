@@ -88,7 +88,18 @@ _HOMES = {
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 _MODULES = {
     *(name for name in _HOMES if "." not in name),
-    *("codes", "conditions", "config", "data", "guidance", "nn", "posterior", "registry", "runs"),
+    *(
+        "codes",
+        "conditions",
+        "config",
+        "data",
+        "guidance",
+        "latent",
+        "nn",
+        "posterior",
+        "registry",
+        "runs",
+    ),
     *("testing", "training"),
 }
 

@@ -23,17 +23,19 @@ MAY_IMPORT = {
     "solvers": THEORY,
     "likelihood": THEORY | {"solvers", "samplers"},
     "codes": THEORY | {"solvers", "samplers"},
-    "testing": THEORY | {"samplers", "solvers", "likelihood", "posterior"},
+    "testing": THEORY | {"samplers", "solvers", "likelihood", "posterior", "latent"},
     "convergence": THEORY | {"samplers", "testing"},
     "training": THEORY | {"samplers", "solvers", "likelihood", "data", "nn", "atomic"},
+    "latent": THEORY | {"likelihood", "nn", "data", "training", "posterior", "samplers"},
     "nn": set(),
     "conditions": {"atomic"},
     "atomic": set(),
     "data": {"atomic"},
     "evaluation": set(),
     "registry": THEORY
-    | {"betas", "samplers", "posterior", "solvers", "likelihood", "training", "nn", "data"},
-    "config": THEORY | {"samplers", "solvers", "training", "nn", "data", "registry"},
+    | {"betas", "samplers", "posterior", "solvers", "likelihood", "training", "nn", "data"}
+    | {"latent"},
+    "config": THEORY | {"samplers", "solvers", "training", "nn", "data", "registry", "latent"},
     "cli": None,  # anything
     "__main__": {"cli"},
 }
