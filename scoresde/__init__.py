@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from scoresde.runs.evaluate import evaluate
     from scoresde.runs.infer import infer
     from scoresde.runs.load import load
+    from scoresde.runs.load_codec import load_codec
     from scoresde.runs.score import score
     from scoresde.runs.train import train
+    from scoresde.runs.train_autoencoder import train_autoencoder
     from scoresde.runs.train_classifier import load_classifier, train_classifier
     from scoresde.samplers import sample, trajectory
     from scoresde.sde import EDM, SDE, VE, VP, Cosine, DiscreteVP, LinearFlow, SubVP
@@ -57,6 +59,7 @@ __all__ = [
     "infer",
     "load",
     "load_classifier",
+    "load_codec",
     "log_likelihood",
     "sample",
     "samplers",
@@ -64,6 +67,7 @@ __all__ = [
     "solve_ode",
     "solve_sde",
     "train",
+    "train_autoencoder",
     "train_classifier",
     "trajectory",
 ]
@@ -78,8 +82,10 @@ _HOMES = {
     "runs.evaluate": ("evaluate",),
     "runs.infer": ("infer",),
     "runs.load": ("load",),
+    "runs.load_codec": ("load_codec",),
     "runs.score": ("score",),
     "runs.train": ("train",),
+    "runs.train_autoencoder": ("train_autoencoder",),
     "runs.train_classifier": ("load_classifier", "train_classifier"),
     "samplers": ("sample", "trajectory"),
     "sde": ("EDM", "SDE", "VE", "VP", "Cosine", "DiscreteVP", "LinearFlow", "SubVP"),

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scoresde import registry
 from scoresde.arguments import Argument, Count, Range
 from scoresde.config import (
+    AutoencoderConfig,
     Config,
     ConfigError,
     build,
@@ -27,10 +28,10 @@ from scoresde.config import (
     to_yaml,
 )
 from scoresde.config.files import read_yaml
-from scoresde.config.schema import ROOT
-from scoresde.config.sections import Named, contents, keys, options
+from scoresde.config.sections import Group, Named, contents, keys, options
 from scoresde.config.values import Unreadable, is_plain, read_value
 
+ROOT = Group((Config,))
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
 
@@ -379,7 +380,7 @@ class TestConstructors:
                     for key, inner in keys(source, kind).items():
                         walk(f"{name}[{kind}].{key}", inner)
 
-        for key, argument in keys(ROOT).items():
+        for key, argument in {**keys(Group((AutoencoderConfig,))), **keys(ROOT)}.items():
             walk(key, argument)
         tables = {
             key: table

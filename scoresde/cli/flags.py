@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 
 from scoresde.arguments import EMPTY, Argument, arguments, nearest, unwrapped
-from scoresde.config import Config, Section, load_config
-from scoresde.config.schema import ROOT
+from scoresde.config import Config, Schema, Section, load_config
 from scoresde.config.sections import Group, contents, default, keys, options
 from scoresde.config.values import NO, YES, is_path, is_sequence, read_value
 from scoresde.registry import Table, summary
@@ -37,13 +36,17 @@ class Flag(NamedTuple):
 
 
 def parse(
-    command: type[Options], argv: Sequence[str], prog: str, sections: Sequence[str] = ()
+    command: type[Options],
+    argv: Sequence[str],
+    prog: str,
+    sections: Sequence[str] = (),
+    schema: type[Schema] = Config,
 ) -> tuple[Options, dict[str, Any]]:
-    """Parse the options of a command and the overrides of the configuration's ``sections``.
+    """Parse the options of a command and the overrides of ``sections`` of a configuration.
 
     Prints help and raises SystemExit(0) for --help. Raises UsageError for bad flags.
     """
-    flags = _flags(command, sections)
+    flags = _flags(command, sections, schema)
     found: dict[str, Any] = {}
     overrides: dict[str, Any] = {}
     words: list[str] = []
@@ -62,23 +65,26 @@ def parse(
             target[flag.key] = value
             words += rest
     if asks_help:
-        print(_page(command, prog, load_config(found.get("config"), overrides), sections))
+        config = load_config(found.get("config"), overrides, schema)
+        print(_page(command, prog, config, sections))
         raise SystemExit(0)
     return _made(command, found, words, prog), overrides
 
 
-def spelling(command: type, sections: Sequence[str], name: str) -> str | None:
+def spelling(
+    command: type, sections: Sequence[str], name: str, schema: type[Schema] = Config
+) -> str | None:
     """The flag that sets this option or configuration key; None if the command has none."""
-    for plain, flag in _flags(command, sections).items():
+    for plain, flag in _flags(command, sections, schema).items():
         if flag.key == name:
             return f"--{_dashes(plain)}"
     return None
 
 
-def _flags(command: type, sections: Sequence[str]) -> dict[str, Flag]:
+def _flags(command: type, sections: Sequence[str], schema: type[Schema]) -> dict[str, Flag]:
     own = _own(command).values()
     found = {_spelling(a): Flag(a, a.name) for a in own}
-    for path, argument in options(ROOT):
+    for path, argument in options(Group((schema,))):
         if path.split(".")[0] in sections:
             found.setdefault(path, Flag(argument, path, True))
             if path.endswith(".kind"):  # --sde vp is --sde.kind vp
@@ -170,7 +176,7 @@ def _made(
 # Help -------------------------------------------------------------------------------------------
 
 
-def _page(command: type, prog: str, config: Config, sections: Sequence[str]) -> str:
+def _page(command: type, prog: str, config: Schema, sections: Sequence[str]) -> str:
     """Help page of a command; its values come from the --config file and the other flags."""
     own = _own(command).values()
     about = " ".join((command.__doc__ or "").split("Args:")[0].split())
@@ -186,7 +192,7 @@ def _page(command: type, prog: str, config: Config, sections: Sequence[str]) -> 
         values = ", here with the values of --config and the flags:"
         values = values if of_file else "; the values of the run replace these defaults:"
         lines += ["", f"keys of the configuration{values}"]
-        for name, argument in keys(ROOT).items():
+        for name, argument in keys(Group((type(config),))).items():
             if name in sections:
                 lines += _section_lines(f"--{name}", argument, getattr(config, name))
     return "\n".join(lines)

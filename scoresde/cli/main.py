@@ -20,7 +20,7 @@ MISSING_FILES = (FileNotFoundError, NotADirectoryError, IsADirectoryError, Permi
 
 
 class Command(NamedTuple):
-    """A command: its summary, options class and configuration sections.
+    """A command: its summary, options class and sections of the configuration ``schema``.
 
     The module ``scoresde.cli.<name>``, with _ for -, defines its ``run(options, overrides)``.
     """
@@ -28,6 +28,7 @@ class Command(NamedTuple):
     summary: str
     options: str
     sections: tuple[str, ...] = ()
+    schema: str = "Config"
 
 
 COMMANDS = {
@@ -46,6 +47,12 @@ COMMANDS = {
             "sample",
             "likelihood",
         ),
+    ),
+    "train-autoencoder": Command(
+        "train an autoencoder, whose latents a model can learn",
+        "TrainOptions",
+        ("seed", "data", "autoencoder", "loss", "train"),
+        "AutoencoderConfig",
     ),
     "train-classifier": Command(
         "train a classifier of noisy states, to guide a model", "TrainClassifierOptions"
@@ -104,8 +111,9 @@ def _dispatch(arguments: list[str]) -> int:
         raise ValueError(f"unknown command {name!r}; {nearest(name, COMMANDS)}")
     flags, options = import_module("scoresde.cli.flags"), import_module("scoresde.cli.options")
     command = COMMANDS[name]
+    schema = getattr(import_module("scoresde.config"), command.schema)
     found, overrides = flags.parse(
-        getattr(options, command.options), rest, f"scoresde {name}", command.sections
+        getattr(options, command.options), rest, f"scoresde {name}", command.sections, schema
     )
     run: Callable[[Any, dict[str, Any]], int] = import_module(
         f"scoresde.cli.{name.replace('-', '_')}"
@@ -119,9 +127,12 @@ def _flagged(text: str, name: str) -> str:
         return text
     flags, options = import_module("scoresde.cli.flags"), import_module("scoresde.cli.options")
     command = COMMANDS[name]
+    schema = getattr(import_module("scoresde.config"), command.schema)
 
     def flag(found: re.Match[str]) -> str:
-        spelt = flags.spelling(getattr(options, command.options), command.sections, found[1])
+        spelt = flags.spelling(
+            getattr(options, command.options), command.sections, found[1], schema
+        )
         return found[0] if spelt is None else str(spelt)
 
     text = re.sub(r"(?:^|(?<=; ))([a-z]\w*(?:\.\w+)*)(?=:| is | and )", flag, text)

@@ -101,7 +101,7 @@ class SaidOptions(WeightOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(Common):
-    """Train a model; every key of the configuration is also a flag, --section.key VALUE.
+    """Train in a run folder; every key of the configuration is also a flag, --section.key VALUE.
 
     Args:
         config: YAML file; flags override it, and it overrides the defaults.

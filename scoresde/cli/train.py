@@ -19,8 +19,9 @@ from scoresde.config import (
 )
 from scoresde.runs.cost import flops, short
 from scoresde.runs.processes import World, backend_of, jointly, rank_of, together
+from scoresde.runs.run import parameters, split_in_words
 from scoresde.runs.stopping import Stopping
-from scoresde.runs.train import parameters, train_run
+from scoresde.runs.train import train_run
 from scoresde.runs.train_resume import stored_config
 from scoresde.training.distributed import Rank
 
@@ -48,7 +49,7 @@ def run(options: TrainOptions, overrides: Mapping[str, Any]) -> int:
             world=world,
             listener=Report(),
             progress=progress,
-            stop=lambda: stopping.signal or 0,
+            stop=stopping.number,
         )
     if stopped:
         raise SystemExit(128 + stopped)
@@ -61,14 +62,12 @@ def summary(config: Config, rank: Rank) -> str:
     plan = build_plan(config, dataset, rank)
     model = build_model(config, dataset)
     cost = flops(model, tuple(dataset.shape), plan.classes)
-    part = plan.batch // (plan.accumulate * rank.size)
-    processes = f"{rank.size} process{'es' * (rank.size > 1)}"
     return (
         f"{to_yaml(config)}# {parameters(model):,} parameters; data {dataset.name} "
         f"{tuple(dataset.shape)}\n"
         f"# {short(cost)}FLOP per example, forward and backward; {short(cost * plan.batch)}FLOP "
         f"per step, {short(cost * plan.batch * plan.steps)}FLOP in all\n"
-        f"# batch {plan.batch}: {plan.accumulate} x {part} on each of {processes}"
+        f"# {split_in_words(plan)}"
     )
 
 

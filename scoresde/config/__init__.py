@@ -2,6 +2,7 @@
 
 from scoresde.config.build import (
     Described,
+    build_codec,
     build_conditions,
     build_dataset,
     build_grid,
@@ -14,15 +15,18 @@ from scoresde.config.build import (
     measured,
 )
 from scoresde.config.files import config_from, load_config, override, to_plain, to_yaml
-from scoresde.config.schema import Config, ConfigError
+from scoresde.config.schema import AutoencoderConfig, Config, ConfigError, Schema
 from scoresde.config.sections import Section, build, plain
 
 __all__ = [
+    "AutoencoderConfig",
     "Config",
     "ConfigError",
     "Described",
+    "Schema",
     "Section",
     "build",
+    "build_codec",
     "build_conditions",
     "build_dataset",
     "build_grid",

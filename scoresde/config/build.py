@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from scoresde.arguments import EMPTY, arguments
 from scoresde.conditions import Condition, sizes
 from scoresde.config.schema import Config, ConfigError
-from scoresde.config.sections import Section, build
+from scoresde.config.sections import Section, build, plain
 from scoresde.data import Dataset, Scaling, dataset_of
+from scoresde.latent.autoencoder import Autoencoder
 from scoresde.nn import LevelMean
 from scoresde.parameterization import ScoreModel
 from scoresde.progress import Progress, silent
 from scoresde.registry import (
+    AUTOENCODERS,
     NETWORKS,
     STEPS,
     GridSampler,
@@ -126,6 +128,20 @@ def build_model(config: Config, described: Described) -> ScoreModel:
         self_conditioning=config.self_conditioning,
         conditions=conditions,
     )
+
+
+def build_codec(section: Section, channels: int, seed: int = 0) -> Autoencoder:
+    """Build the autoencoder of ``config.autoencoder``, initialised from ``seed``.
+
+    Raises ValueError for values that do not fit.
+    """
+    make = constructor(AUTOENCODERS, str(section.kind))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        codec = make(channels, **section.values)
+    codec.kind, codec.arguments = section.kind, {"channels": channels, **plain(section)}
+    codec.arguments.pop("kind")
+    return codec
 
 
 def build_conditions(config: Config, described: Described) -> dict[str, Condition]:

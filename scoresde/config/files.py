@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from typing_extensions import TypeVar
 
-from scoresde.config.schema import ROOT, Config, ConfigError
-from scoresde.config.sections import Problem, options, plain, read_keys
+from scoresde.config.schema import Config, ConfigError, Schema
+from scoresde.config.sections import Group, Problem, options, plain, read_keys
 
+Kind = TypeVar("Kind", bound=Schema, default=Config)
 Overrides = Mapping[str, Any]
 """Dotted path to value, such as ``{"train.lr": "1e-4"}``; text is read as the type of the key."""
 
@@ -26,32 +28,40 @@ MOST_VALUES = 10_000
 MOST_PROBLEMS = 50
 
 
-def load_config(path: str | Path | None = None, overrides: Overrides | None = None) -> Config:
+def load_config(
+    path: str | Path | None = None,
+    overrides: Overrides | None = None,
+    schema: type[Kind] = Config,  # type: ignore[assignment]
+) -> Kind:
     """Apply a YAML file and then overrides to the defaults.
 
     Raises ConfigError, listing every problem at once, for a file that is missing or not a
     mapping in YAML, unknown keys, and values of the wrong type or out of range.
     """
     found = {} if path is None else read_yaml(Path(path))
-    return _validated(_merge(to_plain(Config()), renamed(found)), overrides or {}, path)
+    return _validated(_merge(to_plain(schema()), renamed(found)), overrides or {}, path, schema)
 
 
-def config_from(found: Mapping[str, Any], source: str | Path) -> Config:
+def config_from(
+    found: Mapping[str, Any],
+    source: str | Path,
+    schema: type[Kind] = Config,  # type: ignore[assignment]
+) -> Kind:
     """Read the configuration stored in a checkpoint. Raises ConfigError, naming the source."""
-    return _validated(_merge(to_plain(Config()), renamed(found)), {}, source)
+    return _validated(_merge(to_plain(schema()), renamed(found)), {}, source, schema)
 
 
-def to_plain(config: Config) -> dict[str, Any]:
+def to_plain(config: Schema) -> dict[str, Any]:
     """Convert to JSON values, which ``config_from`` reads back."""
     return {name: plain(getattr(config, name)) for name in config.__dataclass_fields__}
 
 
-def override(config: Config, overrides: Overrides) -> Config:
+def override(config: Kind, overrides: Overrides) -> Kind:
     """Return the configuration with some values changed. Raises ConfigError."""
-    return _validated(to_plain(config), overrides, None)
+    return _validated(to_plain(config), overrides, None, type(config))
 
 
-def to_yaml(config: Config) -> str:
+def to_yaml(config: Schema) -> str:
     """Format as YAML; reading it back gives an equal configuration."""
     return yaml.safe_dump(to_plain(config), sort_keys=False, default_flow_style=None)
 
@@ -157,27 +167,30 @@ def _where(error: yaml.YAMLError) -> str:
     return f"{line}: {' '.join((problem or str(error)).split())}"
 
 
-def _validated(base: Any, overrides: Overrides, path: str | Path | None) -> Config:
+def _validated(
+    base: Any, overrides: Overrides, path: str | Path | None, schema: type[Kind]
+) -> Kind:
     problems: list[Problem] = []
     tree = _merge(base, _nested(overrides))
-    found = read_keys(ROOT, None, tree, (), problems)
+    root = Group((schema,))
+    found = read_keys(root, None, tree, (), problems)
     if not problems:
         try:
-            return Config(**found)
+            return schema(**found)
         except ConfigError as error:
             problems.append(Problem((), str(error)))
-    lines = [_line(problem, overrides, path) for problem in problems[:MOST_PROBLEMS]]
+    lines = [_line(problem, overrides, path, root) for problem in problems[:MOST_PROBLEMS]]
     more = len(problems) - len(lines)
     raise ConfigError("; ".join(lines + [f"and {more} more"] * (more > 0)))
 
 
-def _line(problem: Problem, overrides: Overrides, file: str | Path | None) -> str:
+def _line(problem: Problem, overrides: Overrides, file: str | Path | None, root: Group) -> str:
     """Format 'file.yaml: train.lr: must be ...'; the line of an override names no file."""
     name, text = ".".join(_printable(str(part))[:60] for part in problem.place), problem.text
     if problem.unknown and "did you mean" not in text:
         # Suggest the same name in another section.
         elsewhere = [
-            path for path, _ in options(ROOT) if path.split(".")[-1] == name.split(".")[-1]
+            path for path, _ in options(root) if path.split(".")[-1] == name.split(".")[-1]
         ]
         if elsewhere and "that has it" not in text:
             text = f"unknown key; did you mean {elsewhere[0]!r}?"

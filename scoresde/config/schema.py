@@ -5,17 +5,21 @@ A section holds the arguments of constructors (``scoresde.config.sections``).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from scoresde import registry
 from scoresde.arguments import Count, Natural, arguments
 from scoresde.config.sections import Group, Named, Problem, build, read
+from scoresde.latent.losses import Loss
+from scoresde.latent.training import CodecPlan, CodecRecords
 from scoresde.training import Plan, Reporting
 from scoresde.training.vlb import require_trained
 
 LABEL_DROPOUT = arguments(Plan)["label_dropout"].default
 TRAIN = Group((Plan, Reporting), frozenset(Plan.OUTSIDE))
+TRAIN_AUTOENCODER = Group((CodecPlan, CodecRecords), frozenset(CodecPlan.OUTSIDE))
 
 
 class ConfigError(ValueError):
@@ -40,8 +44,30 @@ class Sampling:
     denoise: bool = True
 
 
+class Schema:
+    """A configuration: a frozen dataclass of keys and sections. Raises ConfigError."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+    seed: int
+    data: Any
+    RULES: ClassVar[tuple[Callable[[Any], None], ...]] = ()
+    """Rules that relate two sections."""
+
+    def __post_init__(self) -> None:
+        problems: list[Problem] = []
+        schema: Any = type(self)
+        for name, argument in arguments(schema).items():
+            value = getattr(self, name)
+            found = read(argument, {} if value is None else value, (name,), problems)
+            object.__setattr__(self, name, found)
+        if problems:
+            raise ConfigError("; ".join(f"{'.'.join(map(str, p))}: {t}" for p, t, _ in problems))
+        for rule in self.RULES:
+            rule(self)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Schema):
     """Configuration of a whole run. Raises ConfigError for invalid values.
 
     Args:
@@ -75,19 +101,26 @@ class Config:
     likelihood: Annotated[Any, Group((registry.Scoring,))] = None
     own: tuple[float, ...] = ()
 
-    def __post_init__(self) -> None:
-        problems: list[Problem] = []
-        for name, argument in arguments(Config).items():
-            value = getattr(self, name)
-            found = read(argument, {} if value is None else value, (name,), problems)
-            object.__setattr__(self, name, found)
-        if problems:
-            raise ConfigError("; ".join(f"{'.'.join(map(str, p))}: {t}" for p, t, _ in problems))
-        for rule in RULES:
-            rule(self)
 
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderConfig(Schema):
+    """Configuration of the training of an autoencoder. Raises ConfigError for invalid values.
 
-ROOT = Group((Config,))
+    Args:
+        seed: seed of the initial weights, the order of the data and all random draws in training.
+        data: data set of pictures.
+        autoencoder: what maps pictures to latents and back.
+        loss: weights of the terms of the loss.
+        train: how the autoencoder is trained.
+        own: the autoencoder is one that a program built; this configuration does not describe it.
+    """
+
+    seed: Natural = 0
+    data: Annotated[Any, registry.DATASETS] = "digits"
+    autoencoder: Annotated[Any, registry.AUTOENCODERS] = "kl"
+    loss: Annotated[Any, Group((Loss,))] = None
+    train: Annotated[Any, TRAIN_AUTOENCODER] = None
+    own: bool = False
 
 
 # Rules that need two sections -------------------------------------------------------------------
@@ -179,7 +212,7 @@ def _labels_used(config: Config) -> None:
         )
 
 
-RULES = (
+Config.RULES = (
     _levels_agree,
     _deviations_agree,
     _head_fits,

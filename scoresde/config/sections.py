@@ -299,7 +299,7 @@ def _tried(section: Section, source: Group | Table[Any]) -> None:
         for maker in source.makers:
             some = {key: value for key, value in reading.items() if key in arguments(maker)}
             build(section, maker, **some)
-    elif source is registry.NETWORKS:
+    elif source in (registry.NETWORKS, registry.AUTOENCODERS):
         _tried_network(section)
     elif not _reads_files(section) and source not in (registry.DATASETS, registry.CONDITIONS):
         build(section)  # the others need data

@@ -1,7 +1,18 @@
 """Latents: codecs between pictures and what is modelled of them, and the law of a picture."""
 
-from scoresde.latent.autoencoder import KLAutoencoder
+from scoresde.latent.autoencoder import Autoencoder, KLAutoencoder, Passed
 from scoresde.latent.codec import Codec, Encoded
 from scoresde.latent.laws import Gaussian, Law, Logistic
+from scoresde.latent.losses import Loss
 
-__all__ = ["Codec", "Encoded", "Gaussian", "KLAutoencoder", "Law", "Logistic"]
+__all__ = [
+    "Autoencoder",
+    "Codec",
+    "Encoded",
+    "Gaussian",
+    "KLAutoencoder",
+    "Law",
+    "Logistic",
+    "Loss",
+    "Passed",
+]

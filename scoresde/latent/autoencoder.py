@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NamedTuple, final
+import math
+from abc import abstractmethod
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, final
 
 import torch
 from torch import Tensor
 
-from scoresde.arguments import Count, Range, check
+from scoresde.arguments import Count, Range, arguments, check
 from scoresde.latent.codec import Codec, Encoded
 from scoresde.latent.laws import Gaussian, Law, Logistic
 from scoresde.latent.networks import Decoder, Encoder
@@ -31,8 +33,28 @@ class Passed(NamedTuple):
     penalty: Tensor
 
 
+class Autoencoder(Codec):
+    """A codec that is trained to reconstruct.
+
+    ``penalty`` is the name of what the law of its latents costs, whose weight ``Loss`` has.
+    """
+
+    penalty: ClassVar[str]
+
+    @abstractmethod
+    def passed(self, x: Tensor, noise: Tensor) -> Passed:
+        """Encode pictures (B, C, H, W) and decode latents drawn with ``noise`` (B, c, h, w)."""
+
+    def report(self, z: Tensor, penalty: Tensor, numbers: int) -> dict[str, float]:
+        """Numbers for the log by name, of the latents (N, c, h, w) of held-out pictures.
+
+        ``penalty`` (N,) is that of ``passed``, and a picture has so many ``numbers``.
+        """
+        return {}
+
+
 @final
-class KLAutoencoder(Codec):
+class KLAutoencoder(Autoencoder):
     """A convolutional autoencoder whose latents are Gaussian, q(z | x) = N(mean, std^2).
 
     Its penalty is KL(q(z | x) | N(0, 1)). With ``patch`` 1 it is the AutoencoderKL of diffusers.
@@ -54,6 +76,9 @@ class KLAutoencoder(Codec):
     Raises ValueError for groups that do not divide the widths.
     """
 
+    kind = "kl"
+    penalty = "kl"
+
     def __init__(
         self,
         channels: Count,
@@ -67,11 +92,12 @@ class KLAutoencoder(Codec):
         law: Literal["none", "gaussian", "logistic"] = "none",
         pad: bool = False,
     ) -> None:
-        check(KLAutoencoder, locals())
+        check(KLAutoencoder, given := locals())
         factor = patch * 2 ** (len(widths) - 1)
         super().__init__(channels, latent_channels, factor, law=LAWS[law], pad=pad)
         if stray := [width for width in widths if width % groups]:
             raise ValueError(f"groups={groups} does not divide the width {stray[0]}")
+        self.arguments = {name: given[name] for name in arguments(KLAutoencoder)}
         shared: dict[str, Any] = {
             "blocks": blocks,
             "patch": patch,
@@ -92,6 +118,11 @@ class KLAutoencoder(Codec):
     def output(self, z: Tensor) -> Tensor:
         found: Tensor = self.decoder(self.entry(z))
         return found
+
+    def report(self, z: Tensor, penalty: Tensor, numbers: int) -> dict[str, float]:
+        """``kl`` in nats, and as ``rate`` in bits per dimension of the picture."""
+        kl = float(penalty.mean())
+        return {"kl": kl, "rate": kl / numbers / math.log(2)}
 
     def passed(self, x: Tensor, noise: Tensor) -> Passed:
         """Encode, draw z = mean + std noise, and decode."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -33,7 +34,9 @@ class Codec(nn.Module, ABC):
     with the mean and the deviation of each channel over the training pictures, which are buffers
     (c,). ``data`` describes the pictures, None where nobody has said; ``law`` is the law of x
     given the output of the decoder, None for a decoder whose output is a picture and no more;
-    ``adversarial`` says that a discriminator shaped its pictures.
+    ``adversarial`` says that a discriminator shaped its pictures. ``kind`` and ``arguments`` are
+    its name in the table of autoencoders and the arguments of its constructor as JSON values, None
+    for a codec that only its program can build.
 
     Args:
         channels: channels C of the pictures.
@@ -46,6 +49,8 @@ class Codec(nn.Module, ABC):
 
     latents_mean: Tensor
     latents_std: Tensor
+    kind: str | None = None
+    arguments: Mapping[str, Any] | None = None
     data: Any = None
     adversarial: bool = False
 
@@ -99,7 +104,7 @@ class Codec(nn.Module, ABC):
             side * self.factor - now
             for side, now in zip((height, width), x.shape[2:], strict=True)
         )
-        return F.pad(x, (0, across, 0, down), "reflect") if down or across else x
+        return F.pad(x, (0, across, 0, down), "replicate") if down or across else x
 
     def standardised(self, z: Tensor) -> Tensor:
         """w = (z - latents_mean) / latents_std."""

@@ -33,6 +33,7 @@ from scoresde.registry.steps import (
 )
 from scoresde.registry.tables import (
     AUGMENTATIONS,
+    AUTOENCODERS,
     BETAS,
     CONDITIONS,
     DATASETS,
@@ -54,6 +55,7 @@ from scoresde.registry.tables import (
 
 __all__ = [
     "AUGMENTATIONS",
+    "AUTOENCODERS",
     "BETAS",
     "CONDITIONS",
     "DATASETS",
@@ -96,6 +98,7 @@ TABLES: dict[str, Table[Any]] = {
     "sde": SDES,
     "parameterization": PARAMETERIZATIONS,
     "network": NETWORKS,
+    "autoencoder": AUTOENCODERS,
     "condition": CONDITIONS,
     "step": STEPS,
     "sampler": SAMPLERS,

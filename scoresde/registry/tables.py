@@ -15,6 +15,7 @@ from scoresde import parameterization as parameterizations
 from scoresde.arguments import EMPTY, Argument, Count, Range, arguments, check, nearest
 from scoresde.betas import Betas
 from scoresde.data import Dataset
+from scoresde.latent.autoencoder import Autoencoder, KLAutoencoder
 from scoresde.nn import EDM2, MLP, DiT, UNet, adm, ddpmpp, ncsnpp
 from scoresde.parameterization import Parameterization
 from scoresde.registry.grid_files import from_file
@@ -263,6 +264,10 @@ CONDITIONS: Table[type[conditions.Condition]] = Table(
         *("classes", "mean", "std", "words", "longest", "rules"),
         *("shape", "levels", "size", "states"),
     ),
+)
+# The channels of the pictures are those of the data.
+AUTOENCODERS: Table[Callable[..., Autoencoder]] = Table(
+    {"kl": KLAutoencoder}, supplied=("channels",)
 )
 DATASETS: Table[Callable[..., Dataset]] = Table(
     {

@@ -23,8 +23,10 @@ from scoresde.atomic import atomic_write, writing
 from scoresde.training.checkpoint import BEST, LATEST, step_files
 from scoresde.training.snapshots import AVERAGES, NAME, snapshots
 
+PICTURE = re.compile(r"step-\d{8,}\.png")
 PACKAGES = ("numpy", "safetensors")
 EXPORT = re.compile(r"weights-ema-[\de.-]+\.safetensors")
+ARTICLES = {"model": "a model", "autoencoder": "an autoencoder"}
 OWN = (
     "config.yaml",
     "env.json",
@@ -33,6 +35,7 @@ OWN = (
     "loss.png",
     "loss-levels.png",
     "weights-ema.safetensors",
+    "codec.safetensors",
 )
 
 
@@ -73,6 +76,10 @@ class RunFolder:
     def weights(self) -> Path:
         return self.path / "weights-ema.safetensors"
 
+    @property
+    def codec(self) -> Path:
+        return self.path / "codec.safetensors"
+
     def weights_of(self, decay: str) -> Path:
         """Path of the exported average of a further decay."""
         return self.path / f"weights-ema-{decay}.safetensors"
@@ -94,6 +101,10 @@ class RunFolder:
         return self.path / "samples"
 
     @property
+    def reconstructions(self) -> Path:
+        return self.path / "reconstructions"
+
+    @property
     def averages(self) -> Path:
         return self.path / AVERAGES
 
@@ -105,21 +116,35 @@ class RunFolder:
         """Path of the sample picture of a step."""
         return self.samples / f"step-{step:08d}.png"
 
+    def reconstruction(self, step: int) -> Path:
+        """Path of the picture of reconstructions of a step."""
+        return self.reconstructions / f"step-{step:08d}.png"
+
     def is_run(self) -> bool:
         """True if a run has started in the folder."""
+        return "scoresde" in self._environment()
+
+    def _environment(self) -> dict[str, Any]:
         try:
             found = json.loads(self.env.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
-            return False
-        return isinstance(found, dict) and "scoresde" in found
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def trains(self) -> str:
+        """What the run in the folder trains: "model" or "autoencoder"."""
+        return "autoencoder" if self._environment().get("trains") == "autoencoder" else "model"
 
 
-def claim(path: str | Path, *, resume: bool = False, overwrite: bool = False) -> RunFolder:
+def claim(
+    path: str | Path, *, resume: bool = False, overwrite: bool = False, trains: str = "model"
+) -> RunFolder:
     """Check that a run may use the folder; nothing is written or removed.
 
     Raises ValueError, naming the remedy, if the folder holds a run (without ``resume`` or
-    ``overwrite``), if there is no run to resume, or if it holds files with the names of a run's
-    files that no run wrote.
+    ``overwrite``) or one that trains something else, if there is no run to resume, or if it holds
+    files with the names of a run's files that no run wrote.
     """
     folder = RunFolder(Path(path))
     half = folder.env.with_name(f"{folder.env.name}.tmp")  # left by a run killed at its start
@@ -127,6 +152,11 @@ def claim(path: str | Path, *, resume: bool = False, overwrite: bool = False) ->
         raise ValueError("resume=True and overwrite=True exclude each other; give one of them")
     if folder.path.exists() and not folder.path.is_dir():
         raise ValueError(f"{path}: a file; give a folder")
+    if folder.is_run() and folder.trains != trains:
+        raise ValueError(
+            f"{path}: holds the run of {ARTICLES[folder.trains]}, not of {ARTICLES[trains]}; "
+            "give another folder"
+        )
     if folder.is_run():
         if not (resume or overwrite):
             raise ValueError(
@@ -191,9 +221,8 @@ def own_files(folder: RunFolder) -> Iterator[Path]:
     yield from (folder.checkpoints / name for name in (BEST, LATEST))
     yield from (snapshot.path for snapshot in snapshots(folder.averages))
     yield from temporaries(folder)
-    yield from (
-        p for p in folder.samples.glob("*.png") if re.fullmatch(r"step-\d{8,}\.png", p.name)
-    )
+    for pictures in (folder.samples, folder.reconstructions):
+        yield from (p for p in pictures.glob("*.png") if PICTURE.fullmatch(p.name))
     yield from folder.tensorboard.glob("events.out.tfevents.*")
     yield folder.env
 
@@ -216,10 +245,11 @@ def write_start(folder: RunFolder, config_yaml: str, found: Mapping[str, Any] | 
     write_text(folder.config, config_yaml)
 
 
-def environment(device: str) -> dict[str, Any]:
+def environment(device: str, trains: str = "model") -> dict[str, Any]:
     """Record for reproducing a run: versions, git commit, command, device and time."""
     return {
         "scoresde": scoresde.__version__,
+        "trains": trains,
         # torch.__version__ names the build too, such as 2.13.0+cpu; the metadata may not.
         "packages": {"torch": torch.__version__, **{p: metadata.version(p) for p in PACKAGES}},
         "python": platform.python_version(),

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, TextIO
@@ -15,13 +15,9 @@ from torch import Tensor
 
 from scoresde.atomic import writing
 from scoresde.progress import Advance, Progress, duration
-from scoresde.training import Metrics, Plan
+from scoresde.training import Metrics
 from scoresde.training.loss_by_noise import LossByNoise
-
-LEGEND = (
-    "loss: mean over the latest batches; held-out: of the averaged weights on other examples, in "
-    "another weighting, not to be compared with loss"
-)
+from scoresde.training.plan import Updates
 
 
 class Listener(Protocol):
@@ -96,7 +92,9 @@ class Log:
     log, that of a process that does not lead, reports nothing.
     """
 
-    def __init__(self, path: Path | None, listener: Listener, plan: Plan, *, quiet: bool) -> None:
+    def __init__(
+        self, path: Path | None, listener: Listener, plan: Updates, *, quiet: bool
+    ) -> None:
         self._path, self._plan = None if quiet else path, plan
         self._listener: Listener = Quiet() if quiet else listener
         self._file: TextIO | None = None
@@ -159,7 +157,8 @@ class Log:
 def losses(record: Mapping[str, Any]) -> str:
     """The losses of a record by name."""
     held_out = f"  held-out {record['held_out']:.4f}" if "held_out" in record else ""
-    return f"loss {record['loss']:.4f}{held_out}"
+    decibel = f"  {record['psnr']:.2f} dB" if "psnr" in record else ""
+    return f"loss {record['loss']:.4f}{held_out}{decibel}"
 
 
 @dataclass
@@ -167,12 +166,13 @@ class Window:
     """Sums over the updates since the last record, on the device of the numbers."""
 
     seconds: float
-    levels: LossByNoise
+    levels: LossByNoise | None
     begin: float = 0.0
     updates: int = 0
     loss: Tensor | float = 0.0
     grad_norm: Tensor | float = 0.0
     skipped: int = 0
+    parts: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.begin = self.seconds
@@ -182,11 +182,16 @@ class Window:
         self.updates += 1
         self.seconds += seconds
         self.loss = self.loss + metrics.loss
-        self.levels.add(metrics.t, metrics.losses)
+        if self.levels is not None and metrics.t is not None:
+            self.levels.add(metrics.t, metrics.losses)
+        for name, part in metrics.parts.items():
+            self.parts[name] = self.parts.get(name, 0.0) + part
         # That of an update that was skipped is infinite.
         self.grad_norm = self.grad_norm + metrics.grad_norm.nan_to_num(0.0, 0.0, 0.0)
 
-    def record(self, metrics: Metrics, plan: Plan, held_out: float | None) -> dict[str, Any]:
+    def record(
+        self, metrics: Metrics, plan: Updates, measured: Mapping[str, float]
+    ) -> dict[str, Any]:
         """The line of ``metrics.jsonl``: means over the window, which then starts anew."""
         skipped, self.skipped = metrics.skipped - self.skipped, metrics.skipped
         found: dict[str, Any] = {
@@ -198,8 +203,11 @@ class Window:
             "seconds": self.seconds,
             "images_per_second": self.updates * plan.batch / (self.seconds - self.begin),
         }
-        found["loss_by_lam"] = self.levels.take(plan.rank)
+        if self.levels is not None:
+            found["loss_by_lam"] = self.levels.take(plan.rank)
+        found |= {f"loss_{name}": float(part) / self.updates for name, part in self.parts.items()}
+        self.parts = {}
         self.begin, self.updates, self.loss, self.grad_norm = self.seconds, 0, 0.0, 0.0
         if metrics.skipped:
             found["skipped"] = metrics.skipped
-        return found if held_out is None else found | {"held_out": held_out}
+        return found | dict(measured)

@@ -35,7 +35,7 @@ def save_preview(
         told = _told(model, dataset, torch.arange(POINTS), label)
         x = dataset.scaling.decode(draw(model, POINTS, shape, told))
         points = {"data": dataset.train.x[:POINTS], "samples": x}
-        _into(path, lambda file: scatter(file, points))
+        into(path, lambda file: scatter(file, points))
         return True
     if len(shape) == 3 and shape[0] in (1, 3):
         rows = ROWS if classes is None else min(classes, 10)
@@ -46,7 +46,7 @@ def save_preview(
         if label is None and (sentences := _sentences(model, dataset, rows)):
             label, names = row, tuple(sentences)
         grid = sample_grid(images, label, names, f"{dataset.name}: samples")
-        _into(path, lambda file: save_png(file, grid))
+        into(path, lambda file: save_png(file, grid))
         return True
     return False
 
@@ -84,7 +84,8 @@ def _sentences(model: ScoreModel, dataset: Dataset, rows: int) -> list[str]:
     return []
 
 
-def _into(path: Path | None, write: Callable[[Path], None]) -> None:
+def into(path: Path | None, write: Callable[[Path], None]) -> None:
+    """Write a picture, whose folder is made; none without a path."""
     if path is None:
         return
     with writing(path):

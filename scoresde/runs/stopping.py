@@ -21,6 +21,10 @@ class Stopping:
         self.signal: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
 
+    def number(self) -> int:
+        """The number of the signal, or 0."""
+        return self.signal or 0
+
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             self._before = {s: signal.signal(s, self._noted) for s in self.SIGNALS}

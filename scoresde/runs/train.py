@@ -2,37 +2,25 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
-from scoresde import registry
-from scoresde.arguments import nearest
 from scoresde.config import (
     Config,
-    ConfigError,
-    build_dataset,
-    config_from,
-    load_config,
-    override,
     to_plain,
-    to_yaml,
 )
-from scoresde.data import Dataset, dataset_of, kind_at
-from scoresde.parameterization import ScoreModel, caution
+from scoresde.data import Dataset
+from scoresde.parameterization import ScoreModel
 from scoresde.progress import Progress, bar, silent
 from scoresde.runs import folder as folders
-from scoresde.runs.folder import RunFolder, environment
+from scoresde.runs.engine import run_in
+from scoresde.runs.folder import RunFolder
 from scoresde.runs.load import coefficients, load
-from scoresde.runs.log import LEGEND, Listener, Log, Quiet, Shown, Window
+from scoresde.runs.log import Listener, Quiet, Shown
 from scoresde.runs.processes import (
     World,
     backend_of,
@@ -40,22 +28,19 @@ from scoresde.runs.processes import (
     own_device,
     pick_device,
     rank_of,
-    require_same,
     together,
 )
+from scoresde.runs.settings import changed, changes_of, config_of, with_data
 from scoresde.runs.stopping import Stopping
-from scoresde.runs.train_loop import Stop, due, timed_steps, to_the_end
-from scoresde.runs.train_resume import flat, restore, stored_config
-from scoresde.runs.train_setup import Run, Task, described, prepare, takes_labels
+from scoresde.runs.train_loop import Stop, in_memory
+from scoresde.runs.train_resume import flat, stored_config
+from scoresde.runs.train_setup import Task, prepare, takes_labels
 from scoresde.training import checkpoint as checkpoints
-from scoresde.training import describe
-from scoresde.training.loss_by_noise import LossByNoise
-from scoresde.training.precision import is_slow
 
-EXAMPLES, SAME_DATA = "sha256 of the examples", "give all processes the same data"
-LONG = 256
-"""Tokens of a sentence, the cost of whose attention is worth a remark."""
-SAME = "start all processes with the same options, configuration and folder"
+OWN = (
+    "a ScoreModel or a configuration",
+    "a network becomes a model by ScoreModel(network, process, parameterization)",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +109,7 @@ def train(
         listener = Quiet() if progress is silent else Shown(progress)
     world = World.found()
     with together(world, backend_of(device)), Stopping() as stopping:
-        stop = partial(_signal, stopping)
+        stop = stopping.number
         if out is None:
             if resume or overwrite:
                 raise ValueError("resume and overwrite need out, the folder of the run")
@@ -166,72 +151,17 @@ def train_run(
     the way.
     """
     task = Task(task) if isinstance(task, Config) else task
-    world = world or World()
-    claim = partial(folders.claim, out, resume=resume, overwrite=overwrite)
-    folder = jointly(world, lambda: claim() if world.rank == 0 else RunFolder(Path(out)))
-    values = flat(to_plain(task.config)) | {"resume": resume}
-    jointly(world, lambda: require_same(world, values, SAME))
-    where = own_device(pick_device(device), world)
-    run = jointly(world, lambda: prepare(task, folder, where, rank_of(world), progress))
-    jointly(world, lambda: require_same(world, {EXAMPLES: run.contents}, SAME_DATA))
-    with ExitStack() as stack:
-        jointly(world, lambda: _lock(run, stack, claim))
-        notes = jointly(world, lambda: restore(run)) if resume else []
-        jointly(world, lambda: require_same(world, {"step": run.state.step}, SAME))
-        if run.leads:
-            _write_start(run, where)
-        log = Log(run.folder.log, listener or Quiet(), run.plan, quiet=not run.leads)
-        with log:
-            for line in [*notes, introduction(run, where), *remarks(run, where), LEGEND]:
-                log.say(line)
-            return to_the_end(run, log, stop)
-
-
-def introduction(run: Run, device: torch.device) -> str:
-    """One-line summary of model, data and steps."""
-    held_out = 0 if run.held_out is None else len(run.held_out)
-    return (
-        f"{run.folder.path}: {parameters(run.state.model):,} parameters on {device}, "
-        f"{run.dataset.name} {tuple(run.dataset.shape)}, {len(run.split)} training and {held_out} "
-        f"held-out examples, steps {run.state.step} to {run.plan.steps}, "
-        f"batches of {run.plan.batch}"
+    return run_in(
+        out,
+        partial(prepare, task, progress=progress),
+        flat(to_plain(task.config)),
+        resume=resume,
+        overwrite=overwrite,
+        device=device,
+        world=world,
+        listener=listener,
+        stop=stop,
     )
-
-
-def remarks(run: Run, device: torch.device) -> list[str]:
-    """Remarks on the data as they were read, and on settings that have another effect."""
-    plan, model = run.plan, run.state.model
-    found = [*run.dataset.notes, *described(run.dataset.counts)]
-    told = plan.classes is not None or "label" in model.conditions
-    if run.dataset.classes is not None and not told:
-        why = "the network takes no label" if run.config.own else "conditional is false"
-        found.append(f"the classes are not learned: {why}")
-    for name, condition in model.conditions.items():
-        if (longest := getattr(condition, "longest", 0)) > LONG:
-            found.append(
-                f"{name}: the longest sentence has {longest} tokens, and all are padded to as "
-                "many; shorten it if it is an exception"
-            )
-    if (line := caution(model.parameterization, model.sde)) is not None:
-        found.append(line)
-    if frozen := sum(p.numel() for p in model.parameters() if not p.requires_grad):
-        found.append(f"{frozen:,} of {parameters(model):,} parameters are frozen")
-    if is_slow(plan.precision, device):
-        found.append(
-            f"train.precision={plan.precision} is slower than float32 on this CPU, which has no "
-            "instructions for it"
-        )
-    if plan.warmup_steps < plan.warmup:
-        found.append(
-            f"train.warmup={plan.warmup} is longer than the {plan.steps} steps of the run: "
-            f"shortened to {plan.warmup_steps}"
-        )
-    return found
-
-
-def parameters(model: nn.Module) -> int:
-    """The number of parameters, frozen ones included."""
-    return sum(p.numel() for p in model.parameters())
 
 
 def _task(
@@ -247,50 +177,16 @@ def _task(
     Raises ValueError for settings that do not exist.
     """
     model = model_or_config if isinstance(model_or_config, ScoreModel) else None
-    config = before if model is not None else _config_of(model_or_config)
-    changes: dict[str, Any] = {} if seed is None else {"seed": seed}
+    config = before if model is not None else config_of(model_or_config, Config, OWN)
     if settings.get("holdout") == 0:
         settings = {"keep_best": False, **settings}  # nothing to choose the best step by
-    for name, value in settings.items():
-        if name not in config.train.values:
-            raise ValueError(
-                f"{name}: no setting of training; {nearest(name, config.train.values)}"
-            )
-        for key, plain in _plain(name, value).items():
-            changes[f"train.{name}{key}"] = plain
-    dataset: Dataset | None = None
-    if isinstance(data, str | Path):
-        place = str(Path(data).expanduser().resolve())
-        config = override(config, {"data.kind": kind_at(Path(data)), "data.path": place})
-        dataset = build_dataset(config.data, progress)
-    elif data is not None:
-        # All that is in memory is trained on; the run holds examples out of it by itself.
-        dataset = dataset_of(data, holdout=0)
-        changes |= {"data.kind": "arrays", "data.path": None}
+    changes = changes_of(config, seed, settings, ("train",))
+    config, dataset = with_data(config, data, progress)
     if model is not None:
         if dataset is None:
             raise ValueError("a model of your own needs data: give a tensor, a Dataset or a path")
         changes = {**_of_own_model(model, dataset), **changes}
-    try:
-        return Task(override(config, changes), model, dataset)
-    except ConfigError as error:  # settings are arguments here, and keys below "train" there
-        raise ConfigError(re.sub(r"(?:^|(?<=; ))train\.(?=\w)", "", str(error))) from None
-
-
-def _config_of(source: Any) -> Config:
-    """A configuration from an object, a YAML file or a mapping. Raises ValueError for others."""
-    match source:
-        case Config():
-            return source
-        case str() | Path():
-            return load_config(source)
-        case Mapping():
-            return config_from(source, "configuration")
-        case _:
-            raise ValueError(
-                f"need a ScoreModel or a configuration, got {type(source).__name__}; a network "
-                "becomes a model by ScoreModel(network, process, parameterization)"
-            )
+    return Task(changed(config, changes), model, dataset)
 
 
 def _of_own_model(model: ScoreModel, dataset: Dataset) -> dict[str, Any]:
@@ -309,67 +205,14 @@ def _of_own_model(model: ScoreModel, dataset: Dataset) -> dict[str, Any]:
     return changes
 
 
-def _plain(name: str, value: Any) -> dict[str, Any]:
-    """A setting as a configuration has it: an object becomes its name, and the keys below it."""
-    table = registry.table_of(name)
-    if table is None or isinstance(value, str | Mapping):
-        return {"": value}
-    for entry_name, entry in table.items():
-        if table.constructs and type(value) is entry and is_dataclass(value):
-            keys = {f".{f.name}": getattr(value, f.name) for f in fields(value)}
-            return {".kind": entry_name, **keys}
-    return {".kind" if table.constructs else "": table.name_of(value)}
-
-
-def _signal(stopping: Stopping) -> int:
-    return stopping.signal or 0
-
-
-def _lock(run: Run, stack: ExitStack, claim: Callable[[], object]) -> None:
-    """Keep others out of the folder until the stack ends, and see whether it is still free."""
-    if run.leads:
-        stack.enter_context(folders.locked(run.folder))
-        claim()
-
-
-def _write_start(run: Run, device: torch.device) -> None:
-    """The configuration, and for a run from step 0 an empty folder and its environment."""
-    begins = run.state.step == 0
-    if begins:
-        folders.clear(run.folder)
-    found = environment(str(device)) if begins else None
-    folders.write_start(run.folder, to_yaml(run.config), found)
-
-
 def _in_memory(
     task: Task, device: str, world: World, listener: Listener, progress: Progress, stop: Stop
 ) -> Trained:
     """Train without a folder: the weights of the least held-out loss are kept in memory."""
     where = own_device(pick_device(device), world)
     nowhere = RunFolder(Path())
-    run = jointly(world, lambda: prepare(task, nowhere, where, rank_of(world), progress))
-    window = Window(0.0, LossByNoise(run.state.model.sde))
-    records: list[dict[str, Any]] = []
-    least, best, stopped = float("inf"), None, 0
-    with Log(None, listener, run.plan, quiet=not run.leads) as log:
-        for line in remarks(run, where):
-            log.say(line)
-        log.begin(0)
-        for metrics, seconds in timed_steps(run):
-            window.add(metrics, seconds)
-            held_out = run.held_out_loss() if due(run, run.reporting.validate_every) else None
-            if held_out is not None and run.reporting.keep_best and held_out < least:
-                least, best = held_out, deepcopy(run.state.ema.state_dict())
-            if held_out is not None or due(run, run.reporting.log_every):
-                records.append(window.record(metrics, run.plan, held_out))
-                log.record(records[-1])
-            log.advance(metrics.step)
-            if stopped := run.plan.rank.largest(stop()):
-                break
+    run = jointly(world, lambda: prepare(task, nowhere, where, rank_of(world), progress=progress))
+    records, stopped = in_memory(run, listener, stop)
     model = run.state.ema
-    if best is not None:
-        model.load_state_dict(best)
-    model.eval().requires_grad_(False)
-    about = describe(run.dataset, run.told)
-    model.data, model.config = about, None if run.config.own else run.config
+    model.data, model.config = run.description(), None if run.config.own else run.config
     return Trained(model, None, run.state.step, records, bool(stopped))

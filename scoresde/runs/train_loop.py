@@ -7,32 +7,20 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from copy import deepcopy
 from functools import partial
+from typing import Any
 
 import torch
 
 from scoresde.evaluation.figures import loss_curve
 from scoresde.runs import folder as folders
-from scoresde.runs.compiling import compiling
-from scoresde.runs.cost import memory, peak
 from scoresde.runs.levels_plot import levels_plot
-from scoresde.runs.log import Log, Window
-from scoresde.runs.preview import save_preview
+from scoresde.runs.log import Listener, Log, Window
+from scoresde.runs.run import Run
 from scoresde.runs.scalars import Add, writing_scalars
-from scoresde.runs.train_setup import Run, snapshot
-from scoresde.training import (
-    Best,
-    Checkpoint,
-    CheckpointError,
-    Metrics,
-    TrainingError,
-    export_weights,
-    fit,
-)
+from scoresde.training import Best, Checkpoint, CheckpointError, Metrics, TrainingError
 from scoresde.training import checkpoint as checkpoints
-from scoresde.training.loss_by_noise import LossByNoise
-from scoresde.training.snapshots import save_snapshots
 
 NO_MEMORY = ("not enough memory", "can't allocate memory", "out of memory")
 
@@ -51,7 +39,8 @@ def to_the_end(run: Run, log: Log, stop: Stop) -> int:
             log.begin(run.state.step)
             stopped = _train(run, log, stop, add)
             if not stopped:
-                log.say(finish(run))
+                for line in (finish(run), *run.results()):
+                    log.say(line)
     except TrainingError:
         if run.leads:
             raise
@@ -63,29 +52,24 @@ def to_the_end(run: Run, log: Log, stop: Stop) -> int:
 
 def _train(run: Run, log: Log, stop: Stop, add: Add) -> int:
     every = run.reporting
-    window = Window(
-        _seconds_so_far(run), LossByNoise(run.state.model.sde), skipped=run.state.scale.skipped
-    )
+    window = Window(_seconds_so_far(run), run.levels(), skipped=run.state.scale.skipped)
     for metrics, seconds in _steps(run):
         window.add(metrics, seconds)
-        held_out = _validate(run, log) if due(run, every.validate_every) else None
-        if held_out is not None or due(run, every.log_every):
-            record = window.record(metrics, run.plan, held_out)
-            record |= _costs(run, record["images_per_second"])
+        found = _validate(run, log) if run.due(every.validate_every) else {}
+        if found or run.due(every.log_every):
+            record = window.record(metrics, run.plan, found)
+            record |= run.costs(record["images_per_second"])
             if run.leads:
                 folders.append(run.folder, record)
                 add(record)
             log.record(record)
         log.advance(metrics.step)
-        if due(run, every.sample_every) and (run.leads or run.plan.shard):
-            # If the average is sharded, all processes have to draw.
-            path = run.folder.sample(run.state.step) if run.leads else None
-            save_preview(path, run.state.ema, run.dataset, run.plan.classes)
-        if run.plan.posthoc and due(run, every.posthoc_every):
-            _save(run, log, partial(save_snapshots, run.folder.averages))
+        if run.due(every.sample_every):
+            run.draw_picture()
+        run.save_more(partial(_save, run, log))
         # Signals reach the processes at different steps; all of them stop at the same step.
         stopped = run.plan.rank.largest(stop())
-        if stopped or due(run, every.checkpoint_every):
+        if stopped or run.due(every.checkpoint_every):
             write = partial(checkpoints.save_step, run.folder.checkpoints, keep=every.keep)
             _save(run, log, write, must=bool(stopped))
         if stopped and metrics.step < run.plan.steps:
@@ -95,23 +79,13 @@ def _train(run: Run, log: Log, stop: Stop, add: Add) -> int:
     return 0
 
 
-def _costs(run: Run, images_per_second: float) -> dict[str, float]:
-    """Operations per second, their fraction of the device's peak, and peak memory."""
-    device = run.state.model.device
-    rate, most = images_per_second * run.flops, peak(device)
-    found = {"flops_per_second": rate, "memory": memory(device)}
-    return found if most is None else found | {"utilisation": rate / most / run.plan.rank.size}
-
-
 def timed_steps(run: Run) -> Iterator[tuple[Metrics, float]]:
     """Yield each update with its duration in seconds; errors name a remedy."""
     begin = time.perf_counter()
     try:
-        # Only this process may fail, so raise no TrainingError, which only the first reports.
-        with compiling("train.compile"):
-            for metrics in fit(run.state, run.plan, run.split, run.dataset.scaling):
-                yield metrics, time.perf_counter() - begin
-                begin = time.perf_counter()
+        for metrics in run.updates():
+            yield metrics, time.perf_counter() - begin
+            begin = time.perf_counter()
     except (RuntimeError, MemoryError) as error:
         if not _is_memory(error):
             raise
@@ -119,6 +93,37 @@ def timed_steps(run: Run) -> Iterator[tuple[Metrics, float]]:
             f"step {run.state.step + 1}: out of memory with batch={run.plan.batch}; lower "
             f"batch, or raise accumulate={run.plan.accumulate}"
         ) from error
+
+
+def in_memory(run: Run, listener: Listener, stop: Stop) -> tuple[list[dict[str, Any]], int]:
+    """Train without a folder; the average is then that of the least held-out loss, or the last.
+
+    Returns the records and the signal that stopped it, or 0.
+    """
+    window = Window(0.0, run.levels())
+    records: list[dict[str, Any]] = []
+    least, best, stopped = float("inf"), None, 0
+    with Log(None, listener, run.plan, quiet=not run.leads) as log:
+        for line in run.remarks(run.state.device):
+            log.say(line)
+        log.begin(run.state.step)
+        for metrics, seconds in timed_steps(run):
+            window.add(metrics, seconds)
+            found = run.measured() if run.due(run.reporting.validate_every) else {}
+            if run.keeps_best and found and found["held_out"] < least:
+                least, best = found["held_out"], deepcopy(run.state.ema.state_dict())
+            if found or run.due(run.reporting.log_every):
+                records.append(window.record(metrics, run.plan, found))
+                log.record(records[-1])
+            log.advance(metrics.step)
+            if stopped := run.plan.rank.largest(stop()):
+                break
+        if best is not None:
+            run.state.ema.load_state_dict(best)
+        for line in run.results():
+            log.say(line)
+    run.state.ema.eval().requires_grad_(False)
+    return records, stopped
 
 
 def _steps(run: Run) -> Iterator[tuple[Metrics, float]]:
@@ -134,42 +139,38 @@ def _is_memory(error: BaseException) -> bool:
     return known or any(words in str(error) for words in NO_MEMORY)
 
 
-def _validate(run: Run, log: Log) -> float | None:
-    """Held-out loss of the average; the best step so far is saved as a separate checkpoint."""
-    loss = run.held_out_loss()
-    if loss is None:
-        return None
+def _validate(run: Run, log: Log) -> dict[str, float]:
+    """Numbers of the average; the best step so far is saved as a separate checkpoint."""
+    found = run.measured()
+    if not found:
+        return found
+    loss = found["held_out"]
     if not math.isfinite(loss):
         raise TrainingError(f"step {run.state.step}: held-out loss {loss}; {_what_is_left(run)}")
     if run.best is None or loss < run.best.loss:
         before, run.best = run.best, Best(run.state.step, loss)
         write = partial(checkpoints.save, run.folder.best)
-        if run.reporting.keep_best and not _save(run, log, write):
+        if run.keeps_best and not _save(run, log, write):
             run.best = before
-    return loss
+    return found
 
 
 def finish(run: Run) -> str:
     """Export the best or latest weights, plot the loss, and return a line for the user."""
-    keep_best = run.reporting.keep_best and run.best is not None
-    last = None if keep_best else snapshot(run)
+    keep_best = run.keeps_best and run.best is not None
+    last = None if keep_best else run.snapshot()
     if not run.leads:
         return ""
     with _saving(run):
-        chosen = last or checkpoints.load(run.folder.best)
-        export_weights(run.folder.weights, chosen)
-        for decay, average in chosen.decays.items():
-            export_weights(run.folder.weights_of(decay), replace(chosen, ema=average))
+        chosen = last or checkpoints.load(run.folder.best, kind=run.KIND)
+        file = run.export(chosen)
     lines = folders.records(run.folder)
     if lines:
         loss_curve(run.folder.loss, lines)
-        levels_plot(run.folder.levels, lines)
+        if run.levels() is not None:
+            levels_plot(run.folder.levels, lines)
     why = f" (held-out loss {run.best.loss:.4f}, the lowest)" if keep_best and run.best else ""
-    return f"{run.folder.weights}: EMA weights of step {chosen.step}{why}"
-
-
-def due(run: Run, every: int) -> bool:
-    return run.state.step % every == 0 or run.state.step == run.plan.steps
+    return f"{file}: EMA weights of step {chosen.step}{why}"
 
 
 def _save(
@@ -180,7 +181,7 @@ def _save(
     A failure raises TrainingError at the last step, with ``must``, or if ``on_failed_save`` is
     "stop". Otherwise it is only reported.
     """
-    found, failed = snapshot(run), False
+    found, failed = run.snapshot(), False
     stops = must or run.reporting.on_failed_save == "stop" or run.state.step == run.plan.steps
     if run.leads:
         try:

@@ -9,18 +9,15 @@ from typing import Any
 from scoresde.config import Config, config_from, load_config, to_plain
 from scoresde.runs import folder as folders
 from scoresde.runs.folder import RunFolder
-from scoresde.runs.train_setup import Run
+from scoresde.runs.run import Run, Settings
 from scoresde.training import (
     Checkpoint,
     CheckpointError,
     DataDescription,
     Plan,
     Reporting,
-    TrainState,
-    describe,
 )
 from scoresde.training import checkpoint as checkpoints
-from scoresde.training.fsdp import scattered_optimizer
 
 # Keys that may change on resuming: duration, reporting, and keys that training ignores.
 FREE = (
@@ -29,18 +26,22 @@ FREE = (
 )
 
 
-def stored_config(out: str | Path) -> Config:
+def stored_config(
+    out: str | Path,
+    schema: type[Settings] = Config,  # type: ignore[assignment]
+    kind: str = checkpoints.KIND,
+) -> Settings:
     """Read the configuration of the run in a folder; the default one if there is no run.
 
     Raises ValueError if the configuration is lost.
     """
     folder = RunFolder(Path(out))
     if folder.config.exists() or not folder.is_run():
-        return load_config(folder.config if folder.is_run() else None)
+        return load_config(folder.config if folder.is_run() else None, None, schema)
     if not checkpoints.step_files(folder.checkpoints):
         raise ValueError(f"{folder.config}: missing, and no checkpoint has it; give it anew")
-    path, found, _ = checkpoints.newest(folder.checkpoints)
-    return config_from(found.config, path)
+    path, found, _ = checkpoints.newest(folder.checkpoints, kind)
+    return config_from(found.config, path, schema)
 
 
 def restore(run: Run) -> list[str]:
@@ -51,9 +52,9 @@ def restore(run: Run) -> list[str]:
     """
     if not checkpoints.step_files(run.folder.checkpoints):
         return [_nothing_to_restore(run)]
-    path, found, passed_over = checkpoints.newest(run.folder.checkpoints)
+    path, found, passed_over = checkpoints.newest(run.folder.checkpoints, run.KIND)
     changed = _require_same(run, found, path)
-    _take_over(run.state, found, path)
+    run.take_over(found, path)
     run.best = found.best
     if run.leads:
         folders.rewind(run.folder, found.step)
@@ -62,26 +63,8 @@ def restore(run: Run) -> list[str]:
     return notes + _check_best(run)
 
 
-def _take_over(state: TrainState, found: Checkpoint, path: Path) -> None:
-    """Copy the checkpoint into the state. Raises CheckpointError if its tensors do not fit."""
-    checkpoints.load_tensors(state.model, found.model, path)
-    checkpoints.load_tensors(state.ema, found.ema, path)
-    for decay, average in state.decays.items():
-        checkpoints.load_tensors(average, found.decays.get(str(decay), {}), path)
-    for sigma_rel, average in state.averages.items():
-        checkpoints.load_tensors(average, found.averages.get(str(sigma_rel), {}), path)
-    moments = scattered_optimizer(found.optimizer, state.model.parameters())
-    state.optimizer.load_state_dict(moments)
-    if state.learned is not None:
-        checkpoints.load_tensors(state.learned.u, found.learned.get("u", {}), path)
-        state.learned.optimizer.load_state_dict(found.learned["optimizer"])
-    if state.history is not None:
-        state.history.load_state_dict(found.history)
-    state.step, state.scale = found.step, found.scale
-
-
 def _nothing_to_restore(run: Run) -> str:
-    if run.folder.weights.exists():
+    if run.folder.weights.exists() or run.folder.codec.exists():
         raise ValueError(
             f"{run.folder.checkpoints}: no checkpoint is left of this finished run; start anew "
             f"with overwrite=True, or in another folder"
@@ -91,10 +74,10 @@ def _nothing_to_restore(run: Run) -> str:
 
 def _check_best(run: Run) -> list[str]:
     """Discard a best checkpoint that cannot be read, so that the next one replaces it."""
-    if run.best is None or not run.reporting.keep_best:
+    if run.best is None or not run.keeps_best:
         return []
     try:
-        checkpoints.load(run.folder.best)
+        checkpoints.load(run.folder.best, kind=run.KIND)
     except CheckpointError as error:
         run.best = None
         return [f"passed over {error}"]
@@ -107,7 +90,7 @@ def _require_same(run: Run, found: Checkpoint, path: Path) -> list[str]:
     Raises ValueError if another key, the data or the number of steps prevents resuming.
     """
     # Reading it as a configuration adds defaults for keys that an older version lacks.
-    stored = config_from(found.config, path)
+    stored = config_from(found.config, path, type(run.config))
     ours, theirs = flat(to_plain(run.config)), flat(to_plain(stored))
     if ours.pop("own") != theirs.pop("own"):
         raise ValueError(
@@ -129,7 +112,7 @@ def _require_same(run: Run, found: Checkpoint, path: Path) -> list[str]:
             f"train.steps: {run.plan.steps}, but the run is at step {found.step} already; "
             "give more"
         )
-    kind, expected = (_kind(data) for data in (describe(run.dataset, run.told), found.data))
+    kind, expected = (_kind(data) for data in (run.description(), found.data))
     if kind != expected:
         raise ValueError(
             f"{path}: trained on data of (shape, levels, classes) = {expected}, these are {kind}; "

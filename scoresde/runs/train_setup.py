@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from inspect import Parameter, signature
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -18,31 +19,40 @@ from scoresde.config import (
     build_plan,
     build_reporting,
     measured,
-    override,
     to_plain,
 )
-from scoresde.data import Dataset, Examples, Split, views
-from scoresde.data.dataset import reading, spread
+from scoresde.data import Dataset
 from scoresde.data.digest import digest
-from scoresde.parameterization import OutputError, ScoreModel
+from scoresde.parameterization import OutputError, ScoreModel, caution
 from scoresde.progress import Progress
-from scoresde.runs.cost import flops
+from scoresde.runs.compiling import compiling
+from scoresde.runs.cost import flops, peak
 from scoresde.runs.folder import RunFolder
+from scoresde.runs.preview import save_preview
+from scoresde.runs.run import Run, remarks_on, splits, with_absolute_paths
 from scoresde.runs.scalars import require_tensorboard
 from scoresde.training import (
-    Best,
     Checkpoint,
+    DataDescription,
+    Metrics,
     Plan,
     Reporting,
     TrainState,
     describe,
+    export_weights,
+    fit,
     fsdp,
     held_out_loss,
 )
+from scoresde.training import checkpoint as checkpoints
 from scoresde.training.distributed import Rank
 from scoresde.training.held_out import evaluating
+from scoresde.training.loss_by_noise import LossByNoise
 from scoresde.training.said import columns_read, words_of
+from scoresde.training.snapshots import save_snapshots
 
+LONG = 256
+"""Tokens of a sentence, the cost of whose attention is worth a remark."""
 # Enough for a held-out loss that ranks checkpoints: its numbers are the same at every step.
 HELD_OUT_EVALUATIONS = 2048
 
@@ -57,32 +67,39 @@ class Task:
 
 
 @dataclass
-class Run:
-    """What a run is made of; ``best`` and what ``state`` holds change as it goes."""
+class ModelRun(Run):
+    """The run of a score model.
+
+    Args:
+        flops: operations of an update by example.
+        told: what the data decide of each condition.
+    """
+
+    LEGEND: ClassVar[str] = (
+        "loss: mean over the latest batches; held-out: of the averaged weights on other examples, "
+        "in another weighting, not to be compared with loss"
+    )
 
     config: Config
-    folder: RunFolder
-    dataset: Dataset
-    split: Examples
-    held_out: Split | None
     plan: Plan
     reporting: Reporting
     state: TrainState
-    flops: int
-    contents: str
-    told: Mapping[str, Mapping[str, Any]]
-    best: Best | None = None
+    flops: int = 0
+    told: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
-    def leads(self) -> bool:
-        """Whether this process is the one that writes."""
-        return self.plan.rank.index == 0
+    def keeps_best(self) -> bool:
+        return self.reporting.keep_best
 
-    def held_out_loss(self) -> float | None:
-        """The held-out loss of the average; None without held-out examples."""
+    def updates(self) -> Iterator[Metrics]:
+        # Only this process may fail, so raise no TrainingError, which only the first reports.
+        with compiling("train.compile"):
+            yield from fit(self.state, self.plan, self.split, self.dataset.scaling)
+
+    def measured(self) -> dict[str, float]:
         if self.held_out is None:
-            return None
-        return held_out_loss(
+            return {}
+        found = held_out_loss(
             self.state.ema,
             self.held_out,
             self.dataset.scaling,
@@ -91,11 +108,101 @@ class Run:
             draws=max(1, HELD_OUT_EVALUATIONS // len(self.held_out)),
             seed=self.plan.seed,
         )
+        return {"held_out": found}
+
+    def levels(self) -> LossByNoise:
+        return LossByNoise(self.state.model.sde)
+
+    def costs(self, images_per_second: float) -> dict[str, float]:
+        """Operations per second, their fraction of the device's peak, and peak memory."""
+        rate, most = images_per_second * self.flops, peak(self.state.device)
+        found = {"flops_per_second": rate, **super().costs(images_per_second)}
+        return (
+            found if most is None else found | {"utilisation": rate / most / self.plan.rank.size}
+        )
+
+    def draw_picture(self) -> None:
+        if self.leads or self.plan.shard:  # if the average is sharded, all processes have to draw
+            path = self.folder.sample(self.state.step) if self.leads else None
+            save_preview(path, self.state.ema, self.dataset, self.plan.classes)
+
+    def save_more(self, save: Callable[[Callable[[Checkpoint], object]], bool]) -> None:
+        if self.plan.posthoc and self.due(self.reporting.posthoc_every):
+            save(partial(save_snapshots, self.folder.averages))
+
+    def snapshot(self) -> Checkpoint:
+        """The checkpoint of the run as it stands.
+
+        Where weights are split all processes take part; it is whole in the one that writes.
+        """
+        state = self.state
+
+        def whole(part: nn.Module | torch.optim.Optimizer) -> dict[str, Any]:
+            return fsdp.gathered(part.state_dict(), keep=self.leads)
+
+        return Checkpoint(
+            config=to_plain(self.config),
+            data=self.description(),
+            step=state.step,
+            model=whole(state.model),
+            ema=whole(state.ema),
+            optimizer=whole(state.optimizer),
+            best=self.best,
+            averages={str(width): whole(average) for width, average in state.averages.items()},
+            scale=state.scale,
+            contents=self.contents,
+            decays={str(decay): whole(average) for decay, average in state.decays.items()},
+            learned={} if state.learned is None else state.learned.state_dict(),
+            history={} if state.history is None else state.history.state_dict(),
+        )
+
+    def take_over(self, found: Checkpoint, path: Path) -> None:
+        state = self.state
+        checkpoints.load_tensors(state.model, found.model, path)
+        checkpoints.load_tensors(state.ema, found.ema, path)
+        for decay, average in state.decays.items():
+            checkpoints.load_tensors(average, found.decays.get(str(decay), {}), path)
+        for sigma_rel, average in state.averages.items():
+            checkpoints.load_tensors(average, found.averages.get(str(sigma_rel), {}), path)
+        moments = fsdp.scattered_optimizer(found.optimizer, state.model.parameters())
+        state.optimizer.load_state_dict(moments)
+        if state.learned is not None:
+            checkpoints.load_tensors(state.learned.u, found.learned.get("u", {}), path)
+            state.learned.optimizer.load_state_dict(found.learned["optimizer"])
+        if state.history is not None:
+            state.history.load_state_dict(found.history)
+        state.step, state.scale = found.step, found.scale
+
+    def export(self, chosen: Checkpoint) -> Path:
+        export_weights(self.folder.weights, chosen)
+        for decay, average in chosen.decays.items():
+            export_weights(self.folder.weights_of(decay), replace(chosen, ema=average))
+        return self.folder.weights
+
+    def description(self) -> DataDescription:
+        return describe(self.dataset, self.told)
+
+    def remarks(self, device: torch.device) -> list[str]:
+        plan, model = self.plan, self.state.model
+        found = [*self.dataset.notes, *described(self.dataset.counts)]
+        told = plan.classes is not None or "label" in model.conditions
+        if self.dataset.classes is not None and not told:
+            why = "the network takes no label" if self.config.own else "conditional is false"
+            found.append(f"the classes are not learned: {why}")
+        for name, condition in model.conditions.items():
+            if (longest := getattr(condition, "longest", 0)) > LONG:
+                found.append(
+                    f"{name}: the longest sentence has {longest} tokens, and all are padded to as "
+                    "many; shorten it if it is an exception"
+                )
+        if (line := caution(model.parameterization, model.sde)) is not None:
+            found.append(line)
+        return found + remarks_on(plan, model, device)
 
 
 def prepare(
-    task: Task, folder: RunFolder, device: torch.device, rank: Rank, progress: Progress
-) -> Run:
+    task: Task, folder: RunFolder, device: torch.device, rank: Rank, *, progress: Progress
+) -> ModelRun:
     """Read the data and build everything of a new run; raises ValueError where they do not fit."""
     config = with_absolute_paths(task.config)
     if config.own and task.model is None:
@@ -117,25 +224,25 @@ def prepare(
             model.requires_grad_(True)  # of ``load``; a model that is frozen in part stays so
         require_fit(model, dataset, plan)
     train = columns_read(dataset.train, model.conditions, words_of(dataset))
-    split, held_out = _splits(config, train)
+    split, held_out = splits(train, config.train.holdout, config.seed, HELD_OUT_EVALUATIONS)
     if not plan.shard:
         model.to(device)  # what is split never is there as a whole
     cost = flops(model, tuple(dataset.shape), plan.classes)
     state = TrainState.of(model, plan, device)
     contents = digest(dataset.train)
-    return Run(
-        config, folder, dataset, split, held_out, plan, reporting, state, cost, contents, told
+    return ModelRun(
+        config,
+        folder,
+        dataset,
+        split,
+        held_out,
+        plan,
+        reporting,
+        state,
+        contents,
+        flops=cost,
+        told=told,
     )
-
-
-def with_absolute_paths(config: Config) -> Config:
-    """The configuration with the places of its data independent of the current folder."""
-    found = {
-        f"data.{name}": str(Path(path).expanduser().resolve())
-        for name in ("path", "cache")
-        if (path := config.data.values.get(name)) is not None
-    }
-    return override(config, found) if found else config
 
 
 def require_fit(model: ScoreModel, dataset: Dataset, plan: Plan) -> None:
@@ -170,33 +277,6 @@ def takes_labels(net: nn.Module) -> bool:
     return "label" in taken or any(p.kind is Parameter.VAR_KEYWORD for p in taken.values())
 
 
-def snapshot(run: Run) -> Checkpoint:
-    """The checkpoint of the run as it stands.
-
-    Where weights are split all processes take part; it is whole in the one that writes.
-    """
-    state = run.state
-
-    def whole(part: nn.Module | torch.optim.Optimizer) -> dict[str, Any]:
-        return fsdp.gathered(part.state_dict(), keep=run.leads)
-
-    return Checkpoint(
-        config=to_plain(run.config),
-        data=describe(run.dataset, run.told),
-        step=state.step,
-        model=whole(state.model),
-        ema=whole(state.ema),
-        optimizer=whole(state.optimizer),
-        best=run.best,
-        averages={str(width): whole(average) for width, average in state.averages.items()},
-        scale=state.scale,
-        contents=run.contents,
-        decays={str(decay): whole(average) for decay, average in state.decays.items()},
-        learned={} if state.learned is None else state.learned.state_dict(),
-        history={} if state.history is None else state.history.state_dict(),
-    )
-
-
 def described(counts: Mapping[str, int], most: int = 12) -> list[str]:
     """The classes of the training examples with the number of each, in a line; none without."""
     if not counts:
@@ -205,12 +285,3 @@ def described(counts: Mapping[str, int], most: int = 12) -> list[str]:
     rest = list(counts.values())[most:]
     more = f", and {len(rest)} more of {min(rest)} to {max(rest)}" if rest else ""
     return [f"{len(counts)} classes (training examples): {', '.join(listed)}{more}"]
-
-
-def _splits(config: Config, train: Split) -> tuple[Examples, Split | None]:
-    if config.train.holdout == 0:
-        return train, None
-    with reading("train.holdout"):
-        split, held_out = views(train, config.train.holdout, config.seed)
-    # Every update on the whole of a large set would cost more than it tells.
-    return split, held_out.take(spread(len(held_out), HELD_OUT_EVALUATIONS))

@@ -110,6 +110,7 @@ class Checkpoint:
         contents: digest of the training examples; empty in checkpoints of older versions.
         learned: state dict of a learned weight; empty without one.
         history: state dict of the losses of loss-aware times; empty for other times.
+        kind: what kind of training it is of.
     """
 
     config: dict[str, Any]
@@ -125,6 +126,7 @@ class Checkpoint:
     contents: str = ""
     learned: dict[str, Any] = field(default_factory=dict)
     history: dict[str, Tensor] = field(default_factory=dict)
+    kind: str = KIND
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ def save(path: str | Path, checkpoint: Checkpoint) -> None:
     path = Path(path)
     _refuse_nonfinite(path, *_groups(checkpoint))
     entries = {
-        "kind": KIND,
+        "kind": checkpoint.kind,
         "version": FORMAT,
         "config": json.dumps(checkpoint.config),
         "data": checkpoint.data.to_json(),
@@ -165,7 +167,7 @@ def save(path: str | Path, checkpoint: Checkpoint) -> None:
     atomic_write(path, lambda temporary: torch.save(entries, temporary))
 
 
-def load(path: str | Path, *, sha256: str | None = None) -> Checkpoint:
+def load(path: str | Path, *, sha256: str | None = None, kind: str = KIND) -> Checkpoint:
     """Read a checkpoint onto the host and verify its checksums, without running code from it.
 
     Raises CheckpointError if the file is missing, empty, damaged, of another kind or a newer
@@ -176,7 +178,7 @@ def load(path: str | Path, *, sha256: str | None = None) -> Checkpoint:
     entries = read_archive(path)
     if sha256 is not None and digest(path) != sha256:
         raise CheckpointError(f"{path}: damaged (its sha256 is not the recorded one); {REMEDY}")
-    require_kind(path, entries.get("kind"), KIND)
+    require_kind(path, entries.get("kind"), kind)
     require_version(path, entries.get("version"))
     try:
         checkpoint = _checkpoint(entries)
@@ -252,7 +254,7 @@ def save_step(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     return path
 
 
-def newest(folder: Path) -> tuple[Path, Checkpoint, list[str]]:
+def newest(folder: Path, kind: str = KIND) -> tuple[Path, Checkpoint, list[str]]:
     """The newest checkpoint that loads, and one error message for each newer one.
 
     Raises CheckpointError if there is none.
@@ -266,7 +268,7 @@ def newest(folder: Path) -> tuple[Path, Checkpoint, list[str]]:
     for path in step_files(folder):
         try:
             sha256 = recorded.get("sha256") if recorded.get("name") == path.name else None
-            return path, load(path, sha256=sha256), refused
+            return path, load(path, sha256=sha256, kind=kind), refused
         except CheckpointError as error:
             refused.append(str(error))
     if refused:
@@ -283,41 +285,56 @@ def export_weights(path: str | Path, checkpoint: Checkpoint) -> None:
 
     Raises CheckpointError if a weight is NaN or infinite, and OSError.
     """
-    from safetensors.torch import save as serialized
-
-    path = Path(path)
-    _refuse_nonfinite(path, checkpoint.ema)
-    tensors = {k: v.detach().cpu().contiguous() for k, v in checkpoint.ema.items()}
     metadata = {
-        "kind": WEIGHTS,
-        "version": str(FORMAT),
         "config": json.dumps(checkpoint.config),
         "data": checkpoint.data.to_json(),
         "step": str(checkpoint.step),
     }
-    metadata["sha256"] = fingerprint(metadata, tensors)
-    # save_file would write a file that only its owner may read.
-    atomic_write(path, lambda temporary: temporary.write_bytes(serialized(tensors, metadata)))
+    write_tensors(path, WEIGHTS, metadata, checkpoint.ema)
 
 
-def load_weights(path: str | Path) -> Weights:
-    """Read exported weights onto the host. Raises CheckpointError as ``load`` does."""
+def write_tensors(
+    path: str | Path, kind: str, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]
+) -> None:
+    """Write tensors as safetensors with metadata and a checksum of everything, atomically.
+
+    Raises CheckpointError if a tensor has NaN or infinity, and OSError.
+    """
+    from safetensors.torch import save as serialized
+
     path = Path(path)
+    _refuse_nonfinite(path, tensors)
+    found = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    about = {"kind": kind, "version": str(FORMAT), **metadata}
+    about["sha256"] = fingerprint(about, found)
+    # save_file would write a file that only its owner may read.
+    atomic_write(path, lambda temporary: temporary.write_bytes(serialized(found, about)))
+
+
+def read_tensors(path: Path, kind: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors that ``write_tensors`` wrote. Raises CheckpointError as ``load``."""
     require_file(path)
     metadata, tensors = read_safetensors(path)
-    require_kind(path, metadata.get("kind"), WEIGHTS)
+    require_kind(path, metadata.get("kind"), kind)
     version = metadata.get("version", "")
     require_version(path, int(version) if re.fullmatch("[0-9]{1,9}", version) else version)
     if not all(map(is_plain, tensors.values())):
         raise CheckpointError(f"{path}: damaged (not all are numbers); {REMEDY}")
     if metadata.pop("sha256", None) != fingerprint(metadata, tensors):
         raise CheckpointError(f"{path}: damaged (its checksum does not match); {REMEDY}")
+    _require_finite(path, tensors)
+    return metadata, tensors
+
+
+def load_weights(path: str | Path) -> Weights:
+    """Read exported weights onto the host. Raises CheckpointError as ``load`` does."""
+    path = Path(path)
+    metadata, tensors = read_tensors(path, WEIGHTS)
     try:
         config, data = json.loads(metadata["config"]), DataDescription.from_json(metadata["data"])
         weights = Weights(dict(config), data, int(metadata["step"]), tensors)
     except DAMAGE as error:
         raise CheckpointError(f"{path}: damaged ({brief(error)}); {REMEDY}") from error
-    _require_finite(path, tensors)
     return weights
 
 
@@ -342,6 +359,7 @@ def _checkpoint(entries: Mapping[str, Any]) -> Checkpoint:
         decays={str(k): _state_dict(v) for k, v in entries.get("decays", {}).items()},
         learned=learned,
         history=_state_dict(entries.get("history", {})),
+        kind=str(entries["kind"]),
     )
 
 

@@ -6,9 +6,10 @@ identical to an uninterrupted run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,10 +28,10 @@ from scoresde.training.batches import (
 )
 from scoresde.training.loss_aware import LossHistory
 from scoresde.training.losses import predicted
-from scoresde.training.plan import Plan
+from scoresde.training.plan import Plan, Updates
 from scoresde.training.precision import MOST_SKIPPED, autocast
 from scoresde.training.said import columns_read
-from scoresde.training.state import TrainState
+from scoresde.training.state import State, TrainState
 
 REAL = Scaling(None)
 
@@ -49,8 +50,9 @@ class Metrics:
         grad_norm: gradient norm, 0-dim on the device.
         learning_rate: learning rate of the update.
         skipped: updates skipped so far because an fp16 gradient overflowed.
-        t: times (B,) of the examples of this process, on the host.
+        t: times (B,) of the examples of this process, on the host; None if they have none.
         losses: losses (B,) of the examples of this process.
+        parts: mean of each term of the loss, 0-dim on the device, by name.
     """
 
     step: int
@@ -58,8 +60,9 @@ class Metrics:
     grad_norm: Tensor
     learning_rate: float
     skipped: int
-    t: Tensor
+    t: Tensor | None
     losses: Tensor
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def fit(
@@ -87,21 +90,17 @@ def update(state: TrainState, plan: Plan, split: Examples, scaling: Scaling) -> 
 
 def _updated(state: TrainState, plan: Plan, batch: Batch, scaling: Scaling) -> Metrics:
     """One update of ``state`` in place: loss, gradient, clipping, optimiser, averages."""
-    rate = plan.learning_rate(state.step)
-    for optimizer in state.optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.zero_grad(set_to_none=True)
+    rate = begin(state, plan)
     if state.model.self_conditioning:
         own = torch.Generator().manual_seed(derived_seed(plan.seed, state.step, "estimates"))
         batch = batch._replace(estimated=torch.rand(plan.batch, generator=own) < 0.5)
     if state.history is not None:
         batch, levels = _loss_aware(state.history, plan, batch, state)
     t, losses, total = _backward(state, plan, batch, scaling)
-    loss, norm = _summed(state, plan, total)
+    loss, norm = summed(state, plan, total)
     if state.history is not None:
         state.history.add(levels, _of_all(plan, losses))
-    if _is_finite(state, plan, loss, norm, rate):
+    if is_finite(state, plan, loss, norm, rate):
         for optimizer in state.optimizers:
             optimizer.step()
         normalise(state.model)
@@ -112,6 +111,16 @@ def _updated(state: TrainState, plan: Plan, batch: Batch, scaling: Scaling) -> M
         averages.update(average, state.model, decay)
     state.step += 1
     return Metrics(state.step, loss, norm, rate, state.scale.skipped, t, losses)
+
+
+def begin(state: State[Any], plan: Updates) -> float:
+    """Set the learning rate of an update, and remove the gradients of the one before."""
+    rate = plan.learning_rate(state.step)
+    for optimizer in state.optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.zero_grad(set_to_none=True)
+    return rate
 
 
 def _loss_aware(
@@ -166,7 +175,7 @@ def _loss(
     model.train()
     purpose = f"dropout {number}" if number else "dropout"
     seed = derived_seed(plan.seed, step, purpose)
-    with _dropout_from(seed, model.device), autocast(plan.precision, model.device):
+    with dropout_from(seed, model.device), autocast(plan.precision, model.device):
         b = part.on(model.device)
         found = predicted(model, b.x0, b.t, b.eps, b.cond, b.shaken, b.estimated)
         if plan.objective is None:
@@ -176,7 +185,7 @@ def _loss(
 
 
 @contextmanager
-def _dropout_from(seed: int, device: torch.device) -> Iterator[None]:
+def dropout_from(seed: int, device: torch.device) -> Iterator[None]:
     """Seed the global generators, from which layers draw, and restore them at the end."""
     on_host = device.type == "cpu"  # fork_rng always restores the generator of the host
     with torch.random.fork_rng(
@@ -186,21 +195,21 @@ def _dropout_from(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def _summed(state: TrainState, plan: Plan, total: Tensor) -> tuple[Tensor, Tensor]:
+def summed(state: State[Any], plan: Updates, total: Tensor) -> tuple[Tensor, Tensor]:
     """Sum loss and gradients over all processes and clip.
 
     Returns the mean loss and the norm of the gradient of the network before clipping.
     """
     loss = total / plan.batch
     norm = fsdp.sum_gradients(state.model, loss, plan.rank)
-    if state.learned is not None:
-        plan.rank.add(state.learned.gradients())
+    if others := state.others():
+        plan.rank.add(others)
     if plan.clip is not None:
         nn.utils.clip_grads_with_norm_(state.model.parameters(), plan.clip, norm)
     return loss, norm
 
 
-def _is_finite(state: TrainState, plan: Plan, loss: Tensor, norm: Tensor, rate: float) -> bool:
+def is_finite(state: State[Any], plan: Updates, loss: Tensor, norm: Tensor, rate: float) -> bool:
     """True if the update is to be made; raises TrainingError if training cannot continue."""
     # The only synchronisation with the device per step; a bad update must not be made.
     finite = bool(torch.isfinite(loss + norm))

@@ -1,11 +1,12 @@
-"""The state of training: weights, their averages and the optimiser."""
+"""The state of a training: weights, their averages and the optimiser."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scoresde.parameterization import ScoreModel
 from scoresde.training import averages, fsdp
@@ -16,30 +17,60 @@ from scoresde.training.precision import LossScale, lay_out
 from scoresde.training.times import LossAware
 from scoresde.training.vlb import require_trained
 
+Model = TypeVar("Model", bound=nn.Module)
+
 
 @dataclass
-class TrainState:
-    """The state of training.
+class State(Generic[Model]):
+    """What every training changes.
 
     Args:
-        model: the model.
-        ema: its default average.
+        model: what is trained.
+        ema: its average.
         optimizer: optimiser of the model.
         step: number of updates made.
+        scale: loss scale of fp16.
+    """
+
+    model: Model
+    ema: Model
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    scale: LossScale = field(default_factory=LossScale)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return next(self.model.parameters()).device
+
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """All optimisers."""
+        return [self.optimizer]
+
+    def others(self) -> list[Tensor]:
+        """The gradients of the last backward pass apart from those of the model."""
+        return []
+
+    def gradients(self) -> list[Tensor]:
+        """The gradients of the last backward pass, to be changed in place."""
+        found = [p.grad for p in self.model.parameters() if p.grad is not None]
+        return found + self.others()
+
+
+@dataclass
+class TrainState(State[ScoreModel]):
+    """The state of the training of a score model.
+
+    Args:
         decays: further exponential averages by decay, in ascending order.
         averages: power-function averages by width, in ascending order.
-        scale: loss scale of fp16.
         learned: learned weight of the loss.
         history: latest losses of the levels, for loss-aware times.
     """
 
-    model: ScoreModel
-    ema: ScoreModel
-    optimizer: torch.optim.Optimizer
-    step: int = 0
     decays: dict[float, ScoreModel] = field(default_factory=dict)
     averages: dict[float, ScoreModel] = field(default_factory=dict)
-    scale: LossScale = field(default_factory=LossScale)
     learned: LearnedWeight | None = None
     history: LossHistory | None = None
 
@@ -91,7 +122,6 @@ class TrainState:
         """The optimisers of the model and of the learned weight."""
         return [self.optimizer] + ([] if self.learned is None else [self.learned.optimizer])
 
-    def gradients(self) -> list[Tensor]:
-        """The gradients of the last backward pass, to be changed in place."""
-        found = [p.grad for p in self.model.parameters() if p.grad is not None]
-        return found + ([] if self.learned is None else self.learned.gradients())
+    def others(self) -> list[Tensor]:
+        """The gradients of the learned weight."""
+        return [] if self.learned is None else self.learned.gradients()

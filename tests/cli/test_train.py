@@ -22,11 +22,11 @@ from scoresde.cli.main import main
 from scoresde.config import Config, build_dataset, build_model, load_config, to_yaml
 from scoresde.data import Dataset, Scaling, Split
 from scoresde.runs import folder as folders
-from scoresde.runs import train, train_loop, train_setup
+from scoresde.runs import train, train_setup
 from scoresde.runs.folder import RunFolder
 from scoresde.runs.load import load_run
 from scoresde.runs.preview import draw, save_preview
-from scoresde.runs.train_setup import _splits
+from scoresde.runs.run import splits
 from scoresde.training import checkpoint as ck
 from scoresde.training import fit
 from scoresde.training.batches import THREAD
@@ -110,7 +110,7 @@ def stop_at(monkeypatch, step: int, number: signal.Signals) -> None:
                 signal.raise_signal(number)
             yield metrics
 
-    monkeypatch.setattr(train_loop, "fit", interrupted)
+    monkeypatch.setattr(train_setup, "fit", interrupted)
 
 
 # --- the folder of a run ----------------------------------------------------------------------
@@ -222,7 +222,7 @@ def test_skipped_updates_are_counted_in_the_records(tmp_path, monkeypatch):
         weight.register_hook(lambda grad: grad * math.inf if state.step < 5 else grad)
         return fit(state, *args)
 
-    monkeypatch.setattr(train_loop, "fit", overflowing)
+    monkeypatch.setattr(train_setup, "fit", overflowing)
     out = finished_run(tiny(train__precision="fp16"), tmp_path / "run")
     lines = folders.records(out)
     assert [(line["step"], line["skipped"]) for line in lines][:3] == [(3, 3), (4, 4), (6, 5)]
@@ -586,7 +586,7 @@ def test_weights_that_overflow_are_not_saved(tmp_path, capsys, monkeypatch):
                 next(iter(state.ema.parameters())).fill_(float("inf"))
             yield metrics
 
-    monkeypatch.setattr(train_loop, "fit", overflowing)
+    monkeypatch.setattr(train_setup, "fit", overflowing)
     unchecked = {"train__holdout": "0", "train__keep_best": "false"}
     assert main(command(tmp_path / "run", **unchecked)) == 1
     assert "NaN or infinity" in error_line(capsys)
@@ -734,7 +734,7 @@ def test_held_out_examples_of_a_set_sorted_by_class_have_all_classes():
     train = Split(torch.zeros(len(label), 1, 1, 1, dtype=torch.uint8), label)
     test = Split(train.x[:10], torch.arange(10))
     data = Dataset("sorted", train, test, Scaling(256), tuple("0123456789"))
-    _, held_out = _splits(Config(), data.train)
+    _, held_out = splits(data.train, 0.1, 0, train_setup.HELD_OUT_EVALUATIONS)
     assert held_out is not None
     assert len(held_out) == 2048
     assert (held_out.label.bincount(minlength=10) - 204.8).abs().max() < 5 * 204.8**0.5

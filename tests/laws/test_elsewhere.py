@@ -390,7 +390,7 @@ def test_no_learned_draw_waits():
 
 
 def test_a_step_with_loss_aware_levels_waits_for_its_losses(monkeypatch):
-    monkeypatch.setattr(loop, "_dropout_from", lambda seed, device: nullcontext())
+    monkeypatch.setattr(loop, "dropout_from", lambda seed, device: nullcontext())
     plan = Plan(
         steps=4,
         batch=8,
@@ -415,7 +415,7 @@ def test_a_step_with_loss_aware_levels_waits_for_its_losses(monkeypatch):
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_training_step_waits_once(monkeypatch, accumulate):
-    monkeypatch.setattr(loop, "_dropout_from", lambda seed, device: nullcontext())
+    monkeypatch.setattr(loop, "dropout_from", lambda seed, device: nullcontext())
 
     def adam(parameters, lr, weight_decay, fused):  # a stand-in has no fused kernels
         return torch.optim.Adam(parameters, lr=lr, foreach=False)

@@ -1,0 +1,73 @@
+"""Loads codecs from run folders, checkpoints and codec files."""
+
+from __future__ import annotations
+
+from os import PathLike
+from pathlib import Path
+
+from scoresde.config import AutoencoderConfig, build_codec, config_from
+from scoresde.latent import Codec
+from scoresde.latent.files import StoredCodec, read_codec
+from scoresde.runs.folder import RunFolder
+from scoresde.training import checkpoint as checkpoints
+from scoresde.training.checkpoint import Checkpoint, CheckpointError, load_tensors
+
+KIND = "scoresde-autoencoder"
+"""The kind of the checkpoints of autoencoders."""
+
+
+def load_codec(path: str | PathLike[str], codec: Codec | None = None) -> Codec:
+    """Load a codec from a run folder of ``train_autoencoder``, its checkpoint, or a codec file.
+
+    The averaged weights are copied into ``codec``, which is returned. Without it one is built
+    from the description in the file. The codec is in evaluation mode, and its weights have no
+    gradients. Nothing is unpickled. Raises ValueError, naming the file, if it is missing,
+    damaged, no codec, or does not fit ``codec``.
+    """
+    if codec is not None and not isinstance(codec, Codec):
+        raise ValueError(f"codec: need a Codec, got {type(codec).__name__}")
+    file = Path(path).expanduser()
+    if file.is_dir():
+        folder = RunFolder(file)
+        if folder.is_run() and folder.trains != "autoencoder":
+            raise CheckpointError(
+                f"{file}: a run of a model, not of an autoencoder; give a run of train-autoencoder"
+            )
+        if folder.codec.exists():
+            return codec_of(read_codec(folder.codec), folder.codec, codec)
+        file, found, _ = checkpoints.newest(folder.checkpoints, KIND)
+        return codec_of(stored_in(found), file, codec)
+    if file.suffix == ".pt":
+        return codec_of(stored_in(checkpoints.load(file, kind=KIND)), file, codec)
+    return codec_of(read_codec(file), file, codec)
+
+
+def codec_of(found: StoredCodec, source: str | Path, codec: Codec | None = None) -> Codec:
+    """The codec that was stored, in evaluation mode and without gradients.
+
+    Raises ValueError, naming the source, if it cannot be built or does not fit ``codec``.
+    """
+    if codec is None:
+        if found.autoencoder is None:
+            raise CheckpointError(
+                f"{source}: holds the weights of a codec that a program made, which no "
+                "configuration describes; give the codec, such as ss.load_codec(path, codec=mine)"
+            )
+        given = dict(found.autoencoder)
+        channels = given.pop("channels", None)
+        if not isinstance(channels, int) or not 0 < channels < 2**16:
+            raise CheckpointError(f"{source}: damaged (channels={channels!r})")
+        section = config_from({"autoencoder": given}, source, AutoencoderConfig).autoencoder
+        codec = build_codec(section, channels)
+    load_tensors(codec, found.tensors, source)
+    codec.data, codec.adversarial = found.data, found.adversarial
+    return codec.eval().requires_grad_(False)
+
+
+def stored_in(found: Checkpoint) -> StoredCodec:
+    """The codec of a checkpoint, with averaged weights."""
+    config = found.config
+    made = None
+    if not config["own"]:
+        made = {**config["autoencoder"], "channels": found.data.shape[0]}
+    return StoredCodec(made, found.data, False, found.step, found.ema)
