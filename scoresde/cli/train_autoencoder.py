@@ -11,7 +11,6 @@ from scoresde.cli.options import TrainOptions
 from scoresde.cli.report import Report
 from scoresde.config import AutoencoderConfig, load_config, override, to_yaml
 from scoresde.runs.folder import RunFolder
-from scoresde.runs.load_codec import KIND
 from scoresde.runs.processes import World, backend_of, jointly, pick_device, rank_of, together
 from scoresde.runs.run import parameters, split_in_words
 from scoresde.runs.stopping import Stopping
@@ -65,5 +64,5 @@ def summary(config: AutoencoderConfig, world: World) -> str:
 def _config(options: TrainOptions, overrides: Mapping[str, Any]) -> AutoencoderConfig:
     """Configuration of --config, or of the run to resume, with the overrides applied."""
     if options.config is None and options.resume and options.out is not None:
-        return override(stored_config(options.out, AutoencoderConfig, KIND), overrides)
+        return override(stored_config(options.out, AutoencoderConfig), overrides)
     return load_config(options.config, overrides, AutoencoderConfig)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def config_from(
 
 def to_plain(config: Schema) -> dict[str, Any]:
     """Convert to JSON values, which ``config_from`` reads back."""
-    return {name: plain(getattr(config, name)) for name in config.__dataclass_fields__}
+    return {field.name: plain(getattr(config, field.name)) for field in fields(config)}
 
 
 def override(config: Kind, overrides: Overrides) -> Kind:

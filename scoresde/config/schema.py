@@ -50,6 +50,8 @@ class Schema:
     __dataclass_fields__: ClassVar[dict[str, Any]]
     seed: int
     data: Any
+    TRAINS: ClassVar[str] = "model"
+    """What a run with it trains: "model" or "autoencoder"."""
     RULES: ClassVar[tuple[Callable[[Any], None], ...]] = ()
     """Rules that relate two sections."""
 
@@ -114,6 +116,8 @@ class AutoencoderConfig(Schema):
         train: how the autoencoder is trained.
         own: the autoencoder is one that a program built; this configuration does not describe it.
     """
+
+    TRAINS: ClassVar[str] = "autoencoder"
 
     seed: Natural = 0
     data: Annotated[Any, registry.DATASETS] = "digits"

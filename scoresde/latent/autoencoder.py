@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from contextlib import nullcontext
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, final
 
 import torch
 from torch import Tensor
 
 from scoresde.arguments import Count, Range, arguments, check
-from scoresde.latent.codec import Codec, Encoded
+from scoresde.latent.codec import Codec, Encoded, wide
 from scoresde.latent.laws import Gaussian, Law, Logistic
 from scoresde.latent.networks import Decoder, Encoder
 from scoresde.likelihood.divergence import sum_from
@@ -112,12 +113,16 @@ class KLAutoencoder(Autoencoder):
         self.entry = torch.nn.Conv2d(latent_channels, latent_channels, 1)
 
     def encode(self, x: Tensor) -> Encoded:
-        mean, log_variance = self.moments(self.encoder(self.padded(x))).chunk(2, 1)
+        found = wide(self.moments(self.encoder(self.padded(x))))
+        mean, log_variance = found.chunk(2, 1)
         return Encoded(mean, (log_variance.clamp(LEAST, LARGEST) / 2).exp())
 
     def output(self, z: Tensor) -> Tensor:
-        found: Tensor = self.decoder(self.entry(z))
-        return found
+        kind = z.device.type
+        half = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
+        # The decoder overflows in fp16.
+        with torch.autocast(kind, enabled=False) if half else nullcontext():
+            return wide(self.decoder(self.entry(z)))
 
     def report(self, z: Tensor, penalty: Tensor, numbers: int) -> dict[str, float]:
         """``kl`` in nats, and as ``rate`` in bits per dimension of the picture."""
@@ -126,7 +131,7 @@ class KLAutoencoder(Autoencoder):
 
     def passed(self, x: Tensor, noise: Tensor) -> Passed:
         """Encode, draw z = mean + std noise, and decode."""
-        mean, std = (part.float() for part in self.encode(x))
+        mean, std = self.encode(x)
         z = mean + std * noise
         return Passed(self.output(z), z, gaussian_kl(mean, std))
 

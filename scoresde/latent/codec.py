@@ -115,6 +115,11 @@ class Codec(nn.Module, ABC):
         return w * _along(self.latents_std, w) + _along(self.latents_mean, w)
 
 
+def wide(x: Tensor) -> Tensor:
+    """Numbers in float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def _along(each: Tensor, z: Tensor) -> Tensor:
     """One number a channel (c,), for latents (B, c, h, w)."""
     return each.to(z).view(-1, *[1] * (z.ndim - 2))

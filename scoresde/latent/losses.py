@@ -11,6 +11,7 @@ from torch import Tensor
 from scoresde.arguments import NonNegative, check_fields
 from scoresde.data import Scaling
 from scoresde.latent.autoencoder import Autoencoder, Passed
+from scoresde.latent.codec import wide
 from scoresde.likelihood.divergence import sum_from
 
 
@@ -71,11 +72,11 @@ class Criterion:
         self._codec, self._scaling = codec, scaling
 
     def terms(self, passed: Passed, x: Tensor, data: Tensor) -> dict[str, Tensor]:
-        """The terms (B,) by name, without their weights, in float32.
+        """The terms (B,) by name, without their weights, in float32 at least.
 
         ``x`` are the pictures in model units, ``data`` the same in units of the data.
         """
-        output = passed.output.float()[..., : x.shape[-2], : x.shape[-1]]  # without the padding
+        output = wide(passed.output)[..., : x.shape[-2], : x.shape[-1]]  # without the padding
         law, each = self._codec.law, x[0].numel()
         picture = output if law is None else law.mean(output)
         found: dict[str, Tensor] = {}
@@ -88,7 +89,7 @@ class Criterion:
             elif name == "l2":
                 found[name] = sum_from(1, (picture - x).square()) / each
             else:
-                found[name] = passed.penalty.float() / each
+                found[name] = wide(passed.penalty) / each
         return found
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from scoresde.config import to_yaml
+from scoresde.config import Schema, to_plain, to_yaml
 from scoresde.runs import folder as folders
 from scoresde.runs.folder import RunFolder, environment
 from scoresde.runs.log import Listener, Log, Quiet
@@ -24,7 +23,7 @@ from scoresde.runs.processes import (
 )
 from scoresde.runs.run import Run, parameters
 from scoresde.runs.train_loop import Stop, to_the_end
-from scoresde.runs.train_resume import restore
+from scoresde.runs.train_resume import flat, restore
 from scoresde.training.distributed import Rank
 
 EXAMPLES, SAME_DATA = "sha256 of the examples", "give all processes the same data"
@@ -34,9 +33,8 @@ SAME = "start all processes with the same options, configuration and folder"
 def run_in(
     out: str | Path,
     prepare: Callable[[RunFolder, torch.device, Rank], Run],
-    values: Mapping[str, Any],
+    config: Schema,
     *,
-    trains: str = "model",
     resume: bool = False,
     overwrite: bool = False,
     device: str = "auto",
@@ -54,8 +52,7 @@ def run_in(
     Args:
         out: run folder.
         prepare: reads the data and builds everything.
-        values: the settings, which all processes must share.
-        trains: "model" or "autoencoder".
+        config: the configuration, which all processes must share.
         resume: go on with the run in ``out``.
         overwrite: start anew in a folder that holds a run.
         device: cpu, cuda, ...; auto takes a GPU if there is one.
@@ -64,9 +61,10 @@ def run_in(
         stop: called after every step; returns the signal to stop on, or 0.
     """
     world = world or World()
-    claim = partial(folders.claim, out, resume=resume, overwrite=overwrite, trains=trains)
+    claim = partial(folders.claim, out, resume=resume, overwrite=overwrite, trains=config.TRAINS)
+    values = {**flat(to_plain(config)), "resume": resume}
     folder = jointly(world, lambda: claim() if world.rank == 0 else RunFolder(Path(out)))
-    jointly(world, lambda: require_same(world, {**values, "resume": resume}, SAME))
+    jointly(world, lambda: require_same(world, values, SAME))
     where = own_device(pick_device(device), world)
     run = jointly(world, lambda: prepare(folder, where, rank_of(world)))
     jointly(world, lambda: require_same(world, {EXAMPLES: run.contents}, SAME_DATA))
@@ -75,7 +73,7 @@ def run_in(
         notes = jointly(world, lambda: restore(run)) if resume else []
         jointly(world, lambda: require_same(world, {"step": run.state.step}, SAME))
         if run.leads:
-            _write_start(run, where, trains)
+            _write_start(run, where)
         log = Log(run.folder.log, listener or Quiet(), run.plan, quiet=not run.leads)
         with log:
             for line in [*notes, introduction(run, where), *run.remarks(where), run.LEGEND]:
@@ -101,10 +99,10 @@ def _lock(run: Run, stack: ExitStack, claim: Callable[[], object]) -> None:
         claim()
 
 
-def _write_start(run: Run, device: torch.device, trains: str) -> None:
+def _write_start(run: Run, device: torch.device) -> None:
     """The configuration, and for a run from step 0 an empty folder and its environment."""
     begins = run.state.step == 0
     if begins:
         folders.clear(run.folder)
-    found = environment(str(device), trains) if begins else None
+    found = environment(str(device), run.config.TRAINS) if begins else None
     folders.write_start(run.folder, to_yaml(run.config), found)

@@ -124,6 +124,14 @@ class RunFolder:
         """True if a run has started in the folder."""
         return "scoresde" in self._environment()
 
+    def require(self, trains: str) -> None:
+        """Raise ValueError if the folder holds a run that trains something else."""
+        if self.is_run() and self.trains != trains:
+            raise ValueError(
+                f"{self.path}: holds the run of {ARTICLES[self.trains]}, not of "
+                f"{ARTICLES[trains]}; give another folder"
+            )
+
     def _environment(self) -> dict[str, Any]:
         try:
             found = json.loads(self.env.read_text(encoding="utf-8"))
@@ -152,11 +160,7 @@ def claim(
         raise ValueError("resume=True and overwrite=True exclude each other; give one of them")
     if folder.path.exists() and not folder.path.is_dir():
         raise ValueError(f"{path}: a file; give a folder")
-    if folder.is_run() and folder.trains != trains:
-        raise ValueError(
-            f"{path}: holds the run of {ARTICLES[folder.trains]}, not of {ARTICLES[trains]}; "
-            "give another folder"
-        )
+    folder.require(trains)
     if folder.is_run():
         if not (resume or overwrite):
             raise ValueError(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from scoresde.config import Config, build_model, config_from
 from scoresde.parameterization import ScoreModel
+from scoresde.runs.folder import RunFolder
 from scoresde.training import checkpoint as checkpoints
 from scoresde.training.checkpoint import (
     BEST,
@@ -137,6 +138,7 @@ def load_checkpoint(path: Path) -> tuple[Path, Checkpoint, list[str]]:
     """Find the checkpoint for ``load_run``: its file, contents, and notes on skipped files."""
     if not path.is_dir():
         return path, checkpoints.load(path), []
+    RunFolder(path).require("model")
     folder = path if step_files(path) or (path / BEST).exists() else path / "checkpoints"
     if not (folder / BEST).exists():
         return newest(folder)

@@ -12,8 +12,7 @@ from scoresde.runs.folder import RunFolder
 from scoresde.training import checkpoint as checkpoints
 from scoresde.training.checkpoint import Checkpoint, CheckpointError, load_tensors
 
-KIND = "scoresde-autoencoder"
-"""The kind of the checkpoints of autoencoders."""
+KIND = checkpoints.KINDS["autoencoder"]
 
 
 def load_codec(path: str | PathLike[str], codec: Codec | None = None) -> Codec:
@@ -29,10 +28,7 @@ def load_codec(path: str | PathLike[str], codec: Codec | None = None) -> Codec:
     file = Path(path).expanduser()
     if file.is_dir():
         folder = RunFolder(file)
-        if folder.is_run() and folder.trains != "autoencoder":
-            raise CheckpointError(
-                f"{file}: a run of a model, not of an autoencoder; give a run of train-autoencoder"
-            )
+        folder.require("autoencoder")
         if folder.codec.exists():
             return codec_of(read_codec(folder.codec), folder.codec, codec)
         file, found, _ = checkpoints.newest(folder.checkpoints, KIND)

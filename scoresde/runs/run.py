@@ -43,8 +43,6 @@ class Run(ABC):
         best: step of the lowest held-out loss.
     """
 
-    KIND: ClassVar[str] = checkpoints.KIND
-    """The kind of its checkpoints."""
     LEGEND: ClassVar[str]
     """A line that explains its records."""
 
@@ -58,6 +56,11 @@ class Run(ABC):
     state: State[Any]
     contents: str
     best: Best | None = None
+
+    @property
+    def kind(self) -> str:
+        """The kind of its checkpoints."""
+        return checkpoints.KINDS[self.config.TRAINS]
 
     @property
     def leads(self) -> bool:

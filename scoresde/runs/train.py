@@ -11,7 +11,6 @@ from typing import Any
 
 from scoresde.config import (
     Config,
-    to_plain,
 )
 from scoresde.data import Dataset
 from scoresde.parameterization import ScoreModel
@@ -33,7 +32,7 @@ from scoresde.runs.processes import (
 from scoresde.runs.settings import changed, changes_of, config_of, with_data
 from scoresde.runs.stopping import Stopping
 from scoresde.runs.train_loop import Stop, in_memory
-from scoresde.runs.train_resume import flat, stored_config
+from scoresde.runs.train_resume import stored_config
 from scoresde.runs.train_setup import Task, prepare, takes_labels
 from scoresde.training import checkpoint as checkpoints
 
@@ -154,7 +153,7 @@ def train_run(
     return run_in(
         out,
         partial(prepare, task, progress=progress),
-        flat(to_plain(task.config)),
+        task.config,
         resume=resume,
         overwrite=overwrite,
         device=device,

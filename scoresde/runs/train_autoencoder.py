@@ -36,7 +36,7 @@ from scoresde.registry import AUTOENCODERS
 from scoresde.runs import folder as folders
 from scoresde.runs.engine import run_in
 from scoresde.runs.folder import RunFolder
-from scoresde.runs.load_codec import KIND, load_codec
+from scoresde.runs.load_codec import load_codec
 from scoresde.runs.log import Listener, Quiet, Shown
 from scoresde.runs.pictures import is_image
 from scoresde.runs.preview import into
@@ -54,7 +54,7 @@ from scoresde.runs.scalars import require_tensorboard
 from scoresde.runs.settings import changed, changes_of, config_of, with_data
 from scoresde.runs.stopping import Stopping
 from scoresde.runs.train_loop import Stop, in_memory
-from scoresde.runs.train_resume import flat, stored_config
+from scoresde.runs.train_resume import stored_config
 from scoresde.sde import sent
 from scoresde.training import Checkpoint, DataDescription, Metrics, describe
 from scoresde.training import checkpoint as checkpoints
@@ -142,7 +142,7 @@ def train_autoencoder(
     given = {"steps": steps, "batch": batch, "lr": lr, **settings}
     before = AutoencoderConfig()
     if resume and out is not None:
-        before = stored_config(out, AutoencoderConfig, KIND)
+        before = stored_config(out, AutoencoderConfig)
     task = _task(config_or_codec, data, seed, given, before, progress)
     if listener is None:
         listener = Quiet() if progress is silent else Shown(progress)
@@ -188,8 +188,7 @@ def train_autoencoder_run(
     return run_in(
         out,
         partial(prepare_codec, task, progress=progress),
-        flat(to_plain(task.config)),
-        trains="autoencoder",
+        task.config,
         resume=resume,
         overwrite=overwrite,
         device=device,
@@ -203,7 +202,6 @@ def train_autoencoder_run(
 class CodecRun(Run):
     """The run of an autoencoder; ``criterion`` is its loss."""
 
-    KIND: ClassVar[str] = KIND
     LEGEND: ClassVar[str] = (
         "loss: mean over the latest batches; held-out: the same of the averaged weights on other "
         "pictures; dB: peak signal-to-noise ratio of their reconstructions"
@@ -259,7 +257,7 @@ class CodecRun(Run):
             best=self.best,
             scale=state.scale,
             contents=self.contents,
-            kind=KIND,
+            kind=self.kind,
         )
 
     def take_over(self, found: Checkpoint, path: Path) -> None:
@@ -322,6 +320,7 @@ def prepare_codec(
     elif not any(p.requires_grad for p in codec.parameters()):
         codec.requires_grad_(True)  # of ``load_codec``; one that is frozen in part stays so
     codec.latent_shape(shape)
+    require_passes(codec, shape)
     loss: Loss = build(config.loss)
     criterion = Criterion(loss, codec, dataset.scaling)
     split, held_out = splits(dataset.train, config.train.holdout, config.seed, HELD)
@@ -340,6 +339,32 @@ def prepare_codec(
         digest(dataset.train),
         criterion=criterion,
     )
+
+
+def require_passes(codec: Autoencoder, shape: tuple[int, ...]) -> None:
+    """Raise ValueError where a codec of a program's own does not return what a loss needs."""
+    if not any(p.numel() for p in codec.parameters()):
+        raise ValueError("codec: it has no parameters to train")
+    device = codec.latents_mean.device
+    x = torch.zeros(2, *shape, device=device)
+    latents = codec.latent_shape(shape)
+    try:
+        with evaluating(codec), torch.no_grad():
+            found = codec.passed(x, torch.zeros(2, *latents, device=device))
+    except Exception as error:  # a network raises whatever it stumbles over
+        raise ValueError(
+            f"codec: it fails for x of shape {tuple(x.shape)} and noise of shape "
+            f"{(2, *latents)}: {type(error).__name__}: {error}"
+        ) from error
+    channels = shape[0] * (1 if codec.law is None else codec.law.outputs)
+    height, width = (n * codec.factor for n in latents[1:])
+    for name, expected in (
+        ("output", (2, channels, height, width)),
+        ("z", (2, *latents)),
+        ("penalty", (2,)),
+    ):
+        if (shape := tuple(getattr(found, name).shape)) != expected:
+            raise ValueError(f"codec: {name} of passed is {shape}, expected {expected}")
 
 
 @torch.no_grad()
@@ -371,7 +396,8 @@ def measured(
     result = {"held_out": float(loss.mean()), "psnr": float(psnr(x, y).mean())}
     if min(x.shape[2:]) >= WINDOW:
         result["ssim"] = float(ssim(x, y).mean())
-    result["frechet"] = frechet_of_patches(x, y)
+    if len(x) > 1:
+        result["frechet"] = frechet_of_patches(x, y)
     rms = std.square().mean().sqrt()
     if float(rms) > 0:
         each = z.transpose(0, 1).flatten(1).std(1)

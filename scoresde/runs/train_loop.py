@@ -162,7 +162,7 @@ def finish(run: Run) -> str:
     if not run.leads:
         return ""
     with _saving(run):
-        chosen = last or checkpoints.load(run.folder.best, kind=run.KIND)
+        chosen = last or checkpoints.load(run.folder.best, kind=run.kind)
         file = run.export(chosen)
     lines = folders.records(run.folder)
     if lines:

@@ -29,18 +29,18 @@ FREE = (
 def stored_config(
     out: str | Path,
     schema: type[Settings] = Config,  # type: ignore[assignment]
-    kind: str = checkpoints.KIND,
 ) -> Settings:
     """Read the configuration of the run in a folder; the default one if there is no run.
 
-    Raises ValueError if the configuration is lost.
+    Raises ValueError if the configuration is lost, or of a run that trains something else.
     """
     folder = RunFolder(Path(out))
+    folder.require(schema.TRAINS)
     if folder.config.exists() or not folder.is_run():
         return load_config(folder.config if folder.is_run() else None, None, schema)
     if not checkpoints.step_files(folder.checkpoints):
         raise ValueError(f"{folder.config}: missing, and no checkpoint has it; give it anew")
-    path, found, _ = checkpoints.newest(folder.checkpoints, kind)
+    path, found, _ = checkpoints.newest(folder.checkpoints, checkpoints.KINDS[schema.TRAINS])
     return config_from(found.config, path, schema)
 
 
@@ -52,7 +52,7 @@ def restore(run: Run) -> list[str]:
     """
     if not checkpoints.step_files(run.folder.checkpoints):
         return [_nothing_to_restore(run)]
-    path, found, passed_over = checkpoints.newest(run.folder.checkpoints, run.KIND)
+    path, found, passed_over = checkpoints.newest(run.folder.checkpoints, run.kind)
     changed = _require_same(run, found, path)
     run.take_over(found, path)
     run.best = found.best
@@ -77,7 +77,7 @@ def _check_best(run: Run) -> list[str]:
     if run.best is None or not run.keeps_best:
         return []
     try:
-        checkpoints.load(run.folder.best, kind=run.KIND)
+        checkpoints.load(run.folder.best, kind=run.kind)
     except CheckpointError as error:
         run.best = None
         return [f"passed over {error}"]

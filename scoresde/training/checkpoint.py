@@ -39,6 +39,8 @@ from scoresde.training.safe_files import CheckpointError as CheckpointError  # f
 
 KIND = "scoresde-checkpoint"
 WEIGHTS = "scoresde-weights"
+KINDS = {"model": KIND, "autoencoder": "scoresde-autoencoder"}
+"""The kind of a checkpoint by what is trained."""
 LATEST = "latest.json"
 BEST = "best.pt"
 

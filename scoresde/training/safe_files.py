@@ -18,6 +18,15 @@ from scoresde.data.file_kinds import kind_of
 FORMAT = 1
 REMEDY = "use an earlier checkpoint or an intact copy"
 
+READERS = {
+    "scoresde-checkpoint": "ss.load",
+    "scoresde-weights": "ss.load",
+    "scoresde-autoencoder": "ss.load_codec",
+    "scoresde-codec": "ss.load_codec",
+    "scoresde-classifier": "ss.load_classifier",
+}
+"""What reads the files of a kind."""
+
 FOLDER = 0x10
 """The attribute bit of a folder in a zip file."""
 
@@ -115,7 +124,9 @@ def require_file(path: Path) -> None:
 def require_kind(path: Path, found: object, expected: str) -> None:
     """Raise CheckpointError unless the file is of the expected kind."""
     if found != expected:
-        raise CheckpointError(f"{path}: not a {expected} file; use one written by scoresde")
+        reader = READERS.get(str(found))
+        remedy = "use one written by scoresde" if reader is None else f"{reader} reads it"
+        raise CheckpointError(f"{path}: not a {expected} file; {remedy}")
 
 
 def require_version(path: Path, version: object) -> None:
