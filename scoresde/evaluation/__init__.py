@@ -35,6 +35,7 @@ from scoresde.evaluation.gaussian import (
 )
 from scoresde.evaluation.kernels import gaussian_mmd2, kid, kid_blocks, mmd2
 from scoresde.evaluation.neighbours import coverage, density, precision, recall
+from scoresde.evaluation.reconstruction import frechet_of_patches, psnr, ssim
 from scoresde.evaluation.resampling import Estimate, by_halves, share
 from scoresde.evaluation.transport import directions, sliced_wasserstein, wasserstein
 from scoresde.evaluation.two_sample import two_sample_test
@@ -61,6 +62,7 @@ __all__ = [
     "fit_classifier",
     "fractional_ranks",
     "frechet_distance",
+    "frechet_of_patches",
     "gaussian_mmd2",
     "halves_judge",
     "image_grid",
@@ -73,6 +75,7 @@ __all__ = [
     "nearest",
     "neighbour_grid",
     "precision",
+    "psnr",
     "raw_features",
     "recall",
     "sample_grid",
@@ -83,6 +86,7 @@ __all__ = [
     "scatter",
     "share",
     "sliced_wasserstein",
+    "ssim",
     "torchscript_features",
     "two_sample_test",
     "wasserstein",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from scoresde.arguments import Count, Fraction, Positive
-from scoresde.data import Examples, Scaling, Split, batch_indices
+from scoresde.data import Examples, Scaling, batch_indices
 from scoresde.data.dataset import spread
 from scoresde.latent.autoencoder import Autoencoder
 from scoresde.latent.codec import Codec
@@ -186,8 +186,3 @@ def standardise(codec: Codec, split: Examples, scaling: Scaling, most: int) -> L
     codec.latents_mean.copy_(found.mean)
     codec.latents_std.copy_(torch.where(found.std < UNUSED, 1.0, found.std))
     return found
-
-
-def held_pictures(split: Split, most: int) -> Split:
-    """At most ``most`` pictures, evenly spread."""
-    return split.take(spread(len(split), most))

@@ -65,8 +65,8 @@ from scoresde.training.state import State
 
 HELD, CHUNK = 256, 64
 """Held-out pictures that are measured, and as many at a time."""
-MOST, FEW = 20_000, 2_048
-"""Training pictures that the statistics of latents are measured on, at the end and on the way."""
+MOST = 4096
+"""Training pictures that the statistics of latents are measured on."""
 USED = 0.1
 """Share of the deviation of a channel of latents below which its means carry nothing."""
 SHOWN, COLUMNS = 32, 16
@@ -288,8 +288,7 @@ class CodecRun(Run):
     def standardised(self) -> None:
         """Measure the statistics of the latents of the average, unless they are of this step."""
         if self.leads and self.measured_at != self.state.step:
-            most = MOST if self.state.step == self.plan.steps else FEW
-            self.latents = standardise(self.state.ema, self.split, self.dataset.scaling, most)
+            self.latents = standardise(self.state.ema, self.split, self.dataset.scaling, MOST)
             self.measured_at = self.state.step
 
 

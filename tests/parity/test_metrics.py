@@ -17,6 +17,7 @@ from scoresde.evaluation import (
     kid,
     moments,
     sliced_wasserstein,
+    ssim,
     wasserstein,
 )
 
@@ -91,3 +92,12 @@ def test_the_kernel_distance_is_that_of_torchmetrics(image):
     peer.update(y, real=True)
     peer.update(x, real=False)
     assert kid(x, y) == pytest.approx(float(peer.compute()[0]), rel=1e-6)
+
+
+def test_the_similarity_of_pictures_is_that_of_torchmetrics():
+    functional = pytest.importorskip("torchmetrics.functional.image")
+    x, y = (normal(2 * 3 * 20, 24, seed).view(2, 3, 20, 24).sigmoid() for seed in (0, 1))
+    peer = functional.structural_similarity_index_measure(
+        y, x, data_range=1.0, reduction="none", gaussian_kernel=True, sigma=1.5
+    )
+    torch.testing.assert_close(ssim(x, y), peer, rtol=1e-6, atol=1e-9)
