@@ -48,6 +48,11 @@ class Loss:
             found[name] = error if value is None else value
         if not any(found.values()):
             raise ValueError("loss: l1=0 and l2=0 reconstruct nothing; raise one of them")
+        if codec.penalty not in PENALTIES:
+            raise ValueError(
+                f"codec: its penalty {codec.penalty!r} has no weight; call it one of "
+                f"{', '.join(PENALTIES)}"
+            )
         for name, default in PENALTIES.items():
             value = getattr(self, name)
             if name == codec.penalty:

@@ -125,6 +125,24 @@ def test_two_processes_resume_bit_exactly_after_a_signal_to_one(tmp_path):
         assert all(torch.equal(a[k], b[k]) for k in a)
 
 
+@pytest.mark.slow
+def test_two_processes_train_the_autoencoder_of_one(tmp_path):
+    flags = ["--autoencoder.widths", "8,8", "--train.batch", "8", "--train.steps", "5"]
+    flags += ["--train.log-every", "2", "--device", "cpu"]
+    outs = [tmp_path / "one", tmp_path / "two"]
+    one, two = (["train-autoencoder", "--out", str(out), *flags] for out in outs)
+    assert main(one) == 0
+    assert [code for code, _, _ in ended(started(two, two))] == [0, 0]
+    kind = ck.KINDS["autoencoder"]
+    a, b = (ck.newest(out / "checkpoints", kind)[1] for out in outs)
+    for name in a.ema:
+        torch.testing.assert_close(a.ema[name], b.ema[name], rtol=0, atol=1e-5)
+    lines = [folders.records(RunFolder(out)) for out in outs]
+    for one_line, other in zip(*lines, strict=True):
+        for name in ("loss", "loss_l1", "loss_kl"):
+            assert one_line[name] == pytest.approx(other[name], rel=1e-4)
+
+
 SHARDED = {"train__shard": "true", "train__posthoc": "0.1", "train__ema": "0.9,0.999"}
 
 
