@@ -150,7 +150,9 @@ class ScoreModel(nn.Module):
     turn what users say, by name, into what the network is told. Without conditions the network
     receives what is given as it is, such as ``label`` (B,). ``data`` describes what it was trained
     on (name, shape, scaling, classes, std) and ``config`` is the configuration of its run, None
-    where nobody has said. Raises ValueError for a process or a parameterisation that is none, such
+    where nobody has said. ``codec`` (``scoresde.latent.Codec``) maps between the pictures that
+    ``data`` describes and the latents that the network sees, None for a model of pixels; it is no
+    part of the weights. Raises ValueError for a process or a parameterisation that is none, such
     as ``VP`` in place of ``VP()``, or that divides by an alpha of 0, and for a condition with the
     name of an input of the network.
 
@@ -171,6 +173,14 @@ class ScoreModel(nn.Module):
 
     data: Any = None
     config: Any = None
+    codec: Any = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # A codec is neither trained nor averaged nor saved with the weights.
+        if name == "codec":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
 
     def __init__(
         self,
@@ -228,12 +238,12 @@ class ScoreModel(nn.Module):
         """Standard deviation of the data in model units, which the default sampler is made for.
 
         It is that of the training data if ``data`` states it, else ``sigma_data`` of the
-        parameterisation, else 1 for real numbers, which are standardised, else 0.5.
+        parameterisation, else 1 for real numbers and latents, which are standardised, else 0.5.
         """
         measured = getattr(self.data, "std", None)
         declared = getattr(self.parameterization, "sigma_data", None)
-        real = self.data is not None and self.data.scaling.levels is None
-        return measured or declared or (1.0 if real else Preconditioned.sigma_data)
+        levels = self.codec is None and (self.data is None or self.data.scaling.levels is not None)
+        return measured or declared or (Preconditioned.sigma_data if levels else 1.0)
 
     def forward(self, x: Tensor, t: Tensor, **cond: Tensor | None) -> Tensor:
         """The raw network output F(inp x, noise), in the dtype of the network.

@@ -252,7 +252,7 @@ def edited(job: Job) -> Result:
         settings["seeds"] = chosen_seeds(options.num, options.seeds)
     elif options.num is not None:
         settings["num"] = options.num
-    recorder = Recorder(loaded.data, None, options.out, options.preview_every, keep=False)
+    recorder = Recorder(loaded.data, None, options.out, options.preview_every, False, model)
     with Stopping() as stop:
         found = edit(
             model,

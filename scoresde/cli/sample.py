@@ -77,7 +77,7 @@ def run(options: SampleOptions, overrides: Mapping[str, Any]) -> int:
     loaded.model.to(own_device(pick_device(options.device), world))
     require_writable(options.out)
     every, keep = options.preview_every, options.trajectory
-    recorder = Recorder(loaded.data, places, options.out, every, keep)
+    recorder = Recorder(loaded.data, places, options.out, every, keep, loaded.model)
     shown = progress if world.rank == 0 else silent
     with together(world):
         sampler, note = configured_sampler(loaded, sample, world, shown)

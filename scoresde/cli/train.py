@@ -14,15 +14,19 @@ from scoresde.config import (
     build_model,
     build_plan,
     load_config,
+    measured,
     override,
     to_yaml,
 )
 from scoresde.runs.cost import flops, short
 from scoresde.runs.processes import World, backend_of, jointly, rank_of, together
 from scoresde.runs.run import parameters, split_in_words
+from scoresde.runs.space import described_state
 from scoresde.runs.stopping import Stopping
 from scoresde.runs.train import train_run
 from scoresde.runs.train_resume import stored_config
+from scoresde.runs.train_setup import Task, codec_for
+from scoresde.training import describe
 from scoresde.training.distributed import Rank
 
 
@@ -60,11 +64,13 @@ def summary(config: Config, rank: Rank) -> str:
     """Output of --dry-run: configuration, number of parameters, operations and batch split."""
     dataset = build_dataset(config.data, progress)
     plan = build_plan(config, dataset, rank)
-    model = build_model(config, dataset)
-    cost = flops(model, tuple(dataset.shape), plan.classes)
+    codec = codec_for(Task(config))
+    about = described_state(describe(dataset, measured(config, dataset, codec)), codec)
+    model = build_model(config, about)
+    cost = flops(model, about.shape, plan.classes)
     return (
         f"{to_yaml(config)}# {parameters(model):,} parameters; data {dataset.name} "
-        f"{tuple(dataset.shape)}\n"
+        f"{tuple(dataset.shape)}{'' if codec is None else f' as latents {about.shape}'}\n"
         f"# {short(cost)}FLOP per example, forward and backward; {short(cost * plan.batch)}FLOP "
         f"per step, {short(cost * plan.batch * plan.steps)}FLOP in all\n"
         f"# {split_in_words(plan)}"

@@ -24,10 +24,13 @@ class Picture(Condition):
 
     By default it is a column of the data. Or it is made of the example: ``low``, its means over
     squares of ``factor`` pixels, ``grey``, the mean of its channels, or ``edges``, the size of the
-    differences between neighbours (Sobel 1968). Raises ValueError for values out of range.
+    differences between neighbours (Sobel 1968). A model of latents is told the pixels of every
+    square of ``fold`` x ``fold`` as channels, so that nothing is lost. Raises ValueError for
+    values out of range.
 
     Args:
         shape: channels, height and width.
+        fold: pixels along a side that become a place of the latents; 1 for a model of pixels.
         of: what the picture is: a column of the data, or what is made of the example.
         factor: side of the squares of ``low`` in pixels.
         levels: number of pixel levels of pictures of whole numbers; None for real numbers.
@@ -38,6 +41,7 @@ class Picture(Condition):
         self,
         shape: tuple[int, int, int],
         *,
+        fold: Count = 1,
         of: Literal["column", "low", "grey", "edges"] = "column",
         factor: Count = 4,
         levels: Count | None = 256,
@@ -50,7 +54,8 @@ class Picture(Condition):
         if of == "low" and (height % factor or width % factor):
             raise ValueError(f"factor={factor} does not divide the size {height} x {width}")
         self.of, self.factor, self.levels, self.dropout = of, factor, levels, dropout
-        self.concat, self.derives = self.shape[0] + 1, of != "column"
+        self.fold, self.derives = fold, of != "column"
+        self.concat = self.shape[0] * fold**2 + 1
 
     @staticmethod
     def measured(values: Any, **settings: Any) -> dict[str, Any]:
@@ -123,7 +128,15 @@ class Picture(Condition):
 
     def forward(self, y: Tensor) -> Joined:
         missing = torch.isnan(y)
-        return Joined(concat=torch.cat([y.masked_fill(missing, 0), missing[:, :1].to(y)], 1))
+        known, mark = _fitted(y.masked_fill(missing, 0), self.fold), missing[:, :1].to(y)
+        mark = F.avg_pool2d(_fitted(mark, self.fold), self.fold)
+        return Joined(concat=torch.cat([F.pixel_unshuffle(known, self.fold), mark], 1))
+
+
+def _fitted(x: Tensor, fold: int) -> Tensor:
+    """Pictures with a size that ``fold`` divides, by copies of their right and lower edge."""
+    down, across = (-side % fold for side in x.shape[2:])
+    return F.pad(x, (0, across, 0, down), "replicate") if down or across else x
 
 
 def _tensor(values: Any, kind: str) -> Tensor:
@@ -148,18 +161,28 @@ def _require_model_units(x: Tensor) -> None:
 class SegmentationMap(Condition):
     """A class for every pixel, (H, W) of 0 .. classes - 1, as one-hot channels.
 
-    A last channel stands for "nothing said". Raises ValueError for values out of range.
+    A last channel stands for "nothing said". A model of latents is told the share of each class
+    in every square of ``fold`` x ``fold`` pixels. Raises ValueError for values out of range.
 
     Args:
         classes: number of classes.
         size: height and width.
+        fold: pixels along a side that become a place of the latents; 1 for a model of pixels.
         dropout: fraction of the training examples without their map.
     """
 
-    def __init__(self, classes: Count, size: tuple[int, int], *, dropout: Fraction = 0.1) -> None:
+    def __init__(
+        self,
+        classes: Count,
+        size: tuple[int, int],
+        *,
+        fold: Count = 1,
+        dropout: Fraction = 0.1,
+    ) -> None:
         super().__init__()
-        check(SegmentationMap, {"classes": classes, "dropout": dropout})
+        check(SegmentationMap, {"classes": classes, "fold": fold, "dropout": dropout})
         self.classes, self.size, self.dropout = classes, tuple(size), dropout
+        self.fold = fold
         self.concat = classes + 1
 
     @staticmethod
@@ -193,7 +216,8 @@ class SegmentationMap(Condition):
         return torch.full((n, *self.size), self.classes)
 
     def forward(self, y: Tensor) -> Joined:
-        return Joined(concat=F.one_hot(y, self.classes + 1).movedim(-1, 1).float())
+        found = F.one_hot(y, self.classes + 1).movedim(-1, 1).float()
+        return Joined(concat=F.avg_pool2d(_fitted(found, self.fold), self.fold))
 
 
 def opened(path: str, mode: str | None) -> Tensor:

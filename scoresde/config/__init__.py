@@ -15,7 +15,13 @@ from scoresde.config.build import (
     measured,
 )
 from scoresde.config.files import config_from, load_config, override, to_plain, to_yaml
-from scoresde.config.schema import AutoencoderConfig, Config, ConfigError, Schema
+from scoresde.config.schema import (
+    AutoencoderConfig,
+    Config,
+    ConfigError,
+    Schema,
+    require_latents,
+)
 from scoresde.config.sections import Section, build, plain
 
 __all__ = [
@@ -41,6 +47,7 @@ __all__ = [
     "measured",
     "override",
     "plain",
+    "require_latents",
     "to_plain",
     "to_yaml",
 ]

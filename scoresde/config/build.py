@@ -14,6 +14,7 @@ from scoresde.conditions import Condition, sizes
 from scoresde.config.schema import Config, ConfigError
 from scoresde.config.sections import Section, build, plain
 from scoresde.data import Dataset, Scaling, dataset_of
+from scoresde.latent import Codec
 from scoresde.latent.autoencoder import Autoencoder
 from scoresde.nn import LevelMean
 from scoresde.parameterization import ScoreModel
@@ -161,10 +162,13 @@ def build_conditions(config: Config, described: Described) -> dict[str, Conditio
     return found
 
 
-def measured(config: Config, described: Described) -> dict[str, dict[str, Any]]:
+def measured(
+    config: Config, described: Described, codec: Codec | None = None
+) -> dict[str, dict[str, Any]]:
     """The arguments of each condition that the training data decide, as JSON values.
 
-    Raises ConfigError for a condition that is no column of the data, or one of another kind.
+    Those of pictures are fitted to the latents of a ``codec``. Raises ConfigError for a condition
+    that is no column of the data, or one of another kind.
     """
     if isinstance(described, DataDescription):
         return {name: dict(found) for name, found in described.told.items()}
@@ -175,7 +179,13 @@ def measured(config: Config, described: Described) -> dict[str, dict[str, Any]]:
     for name, section in config.conditions.values.items():
         kind: Any = section.makers[0]
         try:
-            if section.values.get("of", "column") != "column":  # made of the example itself
+            made = section.values.get("of", "column")
+            if made != "column" and codec is not None:
+                raise ValueError(
+                    f"of={made} is made of the example, which is a latent here; give the pictures "
+                    "as a column of the data"
+                )
+            if made != "column":  # of the example itself
                 first = kind.measured(described.train.x[:1], **section.values)
                 found[name] = first | {"levels": described.scaling.levels}
                 continue
@@ -188,6 +198,8 @@ def measured(config: Config, described: Described) -> dict[str, dict[str, Any]]:
             words = described.classes if name == "label" else described.words.get(name)
             if words is not None and "classes" in found[name]:
                 found[name]["classes"] = list(words)
+            if codec is not None and "fold" in arguments(kind):
+                found[name]["fold"] = codec.factor
         except ValueError as error:
             raise ConfigError(f"conditions.{name}: {error}") from None
     return found

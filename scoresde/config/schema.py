@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from scoresde import registry
 from scoresde.arguments import Count, Natural, arguments
-from scoresde.config.sections import Group, Named, Problem, build, read
+from scoresde.config.sections import Group, Named, Problem, build, contents, read
 from scoresde.latent.losses import Loss
 from scoresde.latent.training import CodecPlan, CodecRecords
 from scoresde.training import Plan, Reporting
@@ -60,7 +61,8 @@ class Schema:
         schema: Any = type(self)
         for name, argument in arguments(schema).items():
             value = getattr(self, name)
-            found = read(argument, {} if value is None else value, (name,), problems)
+            section = value is None and contents(argument) is not None
+            found = read(argument, {} if section else value, (name,), problems)
             object.__setattr__(self, name, found)
         if problems:
             raise ConfigError("; ".join(f"{'.'.join(map(str, p))}: {t}" for p, t, _ in problems))
@@ -75,6 +77,7 @@ class Config(Schema):
     Args:
         seed: seed of the initial weights, the order of the data and all random draws in training.
         data: data set.
+        codec: run folder or file of a codec, whose latents are modelled in place of pictures.
         sde: forward process.
         parameterization: meaning of the output of the network.
         network: network.
@@ -92,6 +95,7 @@ class Config(Schema):
 
     seed: Natural = 0
     data: Annotated[Any, registry.DATASETS] = "digits"
+    codec: Path | None = None
     sde: Annotated[Any, registry.SDES] = "vp"
     parameterization: Annotated[Any, registry.PARAMETERIZATIONS] = "v"
     network: Annotated[Any, registry.NETWORKS] = "unet"
@@ -209,6 +213,25 @@ def _layout_used(config: Config) -> None:
         )
 
 
+def require_latents(config: Config) -> None:
+    """Raise ConfigError for settings of pixels that have no meaning for latents."""
+    if (kind := config.train.augment.kind) != "none":
+        raise ConfigError(
+            f"train.augment={kind} is for pictures, and with codec the model sees latents: a "
+            "flipped latent is not that of the flipped picture; leave it out"
+        )
+    if config.network.values.get("head") == "levels":
+        raise ConfigError(
+            "network.head=levels is for pixel levels, and with codec the model sees latents; set "
+            "network.head to value"
+        )
+
+
+def _latents_fit(config: Config) -> None:
+    if config.codec is not None:
+        require_latents(config)
+
+
 def _labels_used(config: Config) -> None:
     dropout = config.train.label_dropout
     if not config.conditional and dropout not in (0, LABEL_DROPOUT):
@@ -226,5 +249,6 @@ Config.RULES = (
     _estimate_fits,
     _augmentation_fits,
     _layout_used,
+    _latents_fit,
     _labels_used,
 )

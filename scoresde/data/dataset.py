@@ -70,7 +70,8 @@ class Split:
     ``x`` holds integer levels (N, C, H, W), uint8 or int32 above 256 levels, or finite float32
     numbers (N, ...). All of ``x`` lies within ``bounds``; None computes them. ``mapped`` marks a
     memory-mapped ``x``, which is read in file order. ``columns`` hold further conditions by name,
-    a row for each example. Raises DataError for an empty ``x``, NaN or infinity, or if the number
+    a row for each example. With ``std``, of the shape of ``x``, an example is a draw of
+    N(x, std^2). Raises DataError for an empty ``x``, NaN or infinity, or if the number
     of labels or rows differs from the number of examples.
     """
 
@@ -79,6 +80,7 @@ class Split:
     bounds: tuple[float, float] | None = None
     mapped: bool = False
     columns: Mapping[str, Column] = field(default_factory=dict, hash=False)
+    std: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.x.ndim < 2 or self.x.numel() == 0:
@@ -95,6 +97,11 @@ class Split:
             )
         for name, column in self.columns.items():
             _check_column(name, column, len(self))
+        if self.std is not None and self.std.shape != self.x.shape:
+            raise DataError(
+                f"examples {tuple(self.x.shape)} but deviations {tuple(self.std.shape)}; give one "
+                "for each number"
+            )
 
     def __len__(self) -> int:
         return len(self.x)
@@ -107,16 +114,28 @@ class Split:
     def take(self, index: Tensor) -> Split:
         """The examples at ``index``, in that order, in memory."""
         label = None if self.label is None else self.label[index]
-        if self.mapped:  # read from the first row to the last
-            ordered, place = index.sort()
-            x = self.x[ordered][place.argsort()]
-        else:
-            x = self.x[index]
+        ordered, place = index.sort() if self.mapped else (index, None)
+
+        def rows(part: Tensor) -> Tensor:  # mapped ones are read from the first to the last
+            return part[index] if place is None else part[ordered][place.argsort()]
+
         columns = {
             name: column[index] if isinstance(column, Tensor) else column.take(index)
             for name, column in self.columns.items()
         }
-        return Split(x, label, self.bounds if len(index) else None, columns=columns)
+        return Split(
+            rows(self.x),
+            label,
+            self.bounds if len(index) else None,
+            columns=columns,
+            std=None if self.std is None else rows(self.std),
+        )
+
+    def drawn(self, generator: torch.Generator) -> Tensor:
+        """The examples: ``x``, or with ``std`` a draw of N(x, std^2)."""
+        if self.std is None:
+            return self.x
+        return self.x + self.std * torch.randn(self.x.shape, generator=generator)
 
 
 @dataclass(frozen=True)
@@ -215,8 +234,12 @@ class Dataset:
         Of large sets, evenly spread examples are measured.
         """
         most = max(2, MEASURED // self.shape.numel())
-        x = self.train.take(spread(len(self.train), most)).x
-        return float(self.scaling.encode(x).double().std(correction=0))
+        some = self.train.take(spread(len(self.train), most))
+        x = self.scaling.encode(some.x).double()
+        if some.std is None:
+            return float(x.std(correction=0))
+        noise = self.scaling.encode(some.x + some.std).double() - x
+        return float((x.var(correction=0) + noise.square().mean()).sqrt())
 
     @property
     def conditions(self) -> dict[str, Column]:

@@ -267,7 +267,7 @@ CONDITIONS: Table[type[conditions.Condition]] = Table(
     },
     supplied=(
         *("classes", "mean", "std", "words", "longest", "rules"),
-        *("shape", "levels", "size", "states"),
+        *("shape", "levels", "size", "states", "fold"),
     ),
 )
 # The channels of the pictures are those of the data.

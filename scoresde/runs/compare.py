@@ -21,6 +21,7 @@ from scoresde.registry import GRIDS, SELF_PACED, GridSampler, build_step, constr
 from scoresde.runs.instrument import Instrument
 from scoresde.runs.optimised import GridSearch, optimised_grid, without_class
 from scoresde.runs.results import ResultFolder
+from scoresde.runs.space import state_shape
 from scoresde.samplers import (
     Grid,
     per_sample_noise,
@@ -87,7 +88,8 @@ def compare(
 ) -> Comparison:
     """Measure the distance between samplers and exact probability-flow paths from the same starts.
 
-    Every path ends with the denoised state. Samplers that draw noise have no exact path and are
+    Every path ends with the denoised state. The errors of a model of latents are those of latents.
+    Samplers that draw noise have no exact path and are
     left out. The errors of a sampler that diverges are None.
 
     Args:
@@ -112,7 +114,7 @@ def compare(
         raise ValueError(f"tolerance: need {FINEST:g} to 1, got {tolerance:g}")
     if model.data is None and shape is None:
         raise ValueError("shape is missing: the model does not say what it was trained on")
-    shape = tuple(shape or model.data.shape)
+    shape = state_shape(model, shape)
     noisy = [n for n in samplers if draws_noise(build_step(n, {}, 20))]
     why = "with noise there is no path to compare with"
     if len(noisy) == len(samplers):

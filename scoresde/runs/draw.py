@@ -35,6 +35,7 @@ from scoresde.runs.instrument import Instrument, NetworkCall, Stopped, require_f
 from scoresde.runs.optimised import GridSearch, configured_search, optimised_grid
 from scoresde.runs.processes import World, jointly
 from scoresde.runs.said import Said, said_of, sentence_condition
+from scoresde.runs.space import state_shape, to_data
 from scoresde.runs.train_setup import takes_labels
 from scoresde.samplers import (
     ArctanGrid,
@@ -151,7 +152,8 @@ def draw(
     shape = tuple(shape or known or ())
     if known is not None and shape != known:
         raise ValueError(f"shape: the model was trained on examples of {known}, got {shape}")
-    same, found_name = sampler_by(model, shape, nfe, step, grid, denoise, sampler, progress)
+    state = state_shape(model, shape)
+    same, found_name = sampler_by(model, state, nfe, step, grid, denoise, sampler, progress)
     job = Job(
         model, lambda rows: same, name or found_name, seeds, said, shape, compile, look, stopping
     )
@@ -162,7 +164,7 @@ def draw(
 
 
 class _Part(NamedTuple):
-    """The samples of a batch in model units, whose first one has the place ``first``."""
+    """The samples of a batch in units of the data, whose first one has the place ``first``."""
 
     first: int
     x: Tensor
@@ -172,7 +174,10 @@ class _Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Job:
-    """What the batches of a call share; ``sampler`` maps places of samples to their sampler."""
+    """What the batches of a call share; ``sampler`` maps places of samples to their sampler.
+
+    ``shape`` is that of a sample in units of the data.
+    """
 
     model: ScoreModel
     sampler: Callable[[Sequence[int]], Sampler]
@@ -192,7 +197,7 @@ class Job:
             rows += [rows[-1]] * (batch - n)
         seeds = [self.seeds[row] for row in rows]
         instrument, noise = Instrument(self.name, show, self.stopping), per_sample_noise(seeds)
-        like = torch.empty(len(seeds), *self.shape, device=device)
+        like = torch.empty(len(seeds), *state_shape(self.model, self.shape), device=device)
         x = starting_noise(self.model.sde, like, noise)
         denoiser = self.said.denoiser(rows)
         denoiser = instrument.on(compiled(denoiser) if self.compile else denoiser)
@@ -204,20 +209,22 @@ class Job:
                 return None
             end, stopped = instrument.last.x0, True
         require_finite(end, self.name, "at the end")
-        return _Part(first, end[:n].cpu(), instrument.count, stopped)
+        x = to_data(self.model, end[:n].cpu(), self.shape)
+        return _Part(first, x, instrument.count, stopped)
 
 
 def drawn(job: Job, batch: int, world: World = ALONE, progress: Progress = silent) -> Drawn:
     """The samples of a job, drawn batch by batch up to where it is stopped."""
-    seeds, said, scaling = job.seeds, job.said, getattr(job.model.data, "scaling", None)
+    seeds, said = job.seeds, job.said
     firsts = range(0, len(seeds), batch)[world.rank :: world.size]
     mine = sum(len(seeds[first : first + batch]) for first in firsts)
     parts = jointly(world, lambda: _parts(job, firsts, batch, mine, progress))
     found = sorted(_gathered(world, parts), key=lambda part: (part.unfinished, part.first))
     rows = [row for part in found for row in range(part.first, part.first + len(part.x))]
-    x = torch.cat([torch.empty(0, *job.shape), *(part.x for part in found)])
+    none = to_data(job.model, torch.empty(0, *job.shape), job.shape)
+    x = torch.cat([none, *(part.x for part in found)])
     return Drawn(
-        x if scaling is None else scaling.decode(x),
+        x,
         tuple(seeds[row] for row in rows),
         sum(part.calls * len(part.x) for part in found) / max(len(x), 1),
         None if (places := said.labels()) is None else places[rows],

@@ -12,6 +12,7 @@ from typing import Annotated, Any, NamedTuple, final
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from scoresde.arguments import (
     Count,
@@ -27,7 +28,16 @@ from scoresde.denoiser import Denoiser
 from scoresde.evaluation import captioned, image_grid, save_png, scatter
 from scoresde.guidance.free import Scale
 from scoresde.parameterization import ScoreModel
-from scoresde.posterior import Blur, Downsample, Grey, LinearOperator, Mask, Measurement, Method
+from scoresde.posterior import (
+    Blur,
+    Downsample,
+    Grey,
+    LinearOperator,
+    Mask,
+    Measurement,
+    Method,
+    Operator,
+)
 from scoresde.progress import Progress, silent
 from scoresde.registry import GridSampler, Sampler
 from scoresde.registry.grid_files import StoredGrid
@@ -40,10 +50,12 @@ from scoresde.runs.infer import (
     method_of,
     particle_seeds,
     population_for,
+    require_any_operator,
 )
 from scoresde.runs.instrument import NetworkCall
 from scoresde.runs.pictures import is_image, pixels
 from scoresde.runs.results import Make, ResultFolder
+from scoresde.runs.space import encoded, of_states, state_shape, to_state
 from scoresde.samplers import Grid, Noise, Step
 from scoresde.samplers.grids import Fixed
 from scoresde.sde import SDE, Until
@@ -379,12 +391,13 @@ def _variation(given: Mapping[str, Any]) -> _Task:
     x = pictures_of(given["picture"], model)
     shape = tuple(x.shape[1:])
     settings = {k: given[k] for k in ("nfe", "step", "grid", "denoise", "sampler") if k in given}
-    sampler, found = sampler_by(model, shape, **settings, progress=given["progress"])
+    state = state_shape(model, shape)
+    sampler, found = sampler_by(model, state, **settings, progress=given["progress"])
     name = given.get("name", found)
     task = _Task(x, shape, name, lambda some: sampler, {"strength": strength}, x)
     if strength in (0, 1):
         return task._replace(unchanged=strength == 0)
-    clean, start = units(x, model), start_of(model.sde, strength, model.std)
+    clean, start = to_state(model, x), start_of(model.sde, strength, model.std)
     return task._replace(sampler=lambda some: FromPictures(sampler, clean[some], start))
 
 
@@ -405,19 +418,22 @@ class FromMeasurement:
         return found
 
 
+def _method(given: Mapping[str, Any]) -> Method:
+    return method_of(given.get("method", METHODS[given["operation"]]), given["model"].std)
+
+
 def _measured(
     given: Mapping[str, Any],
-    operator: Callable[[list[int]], LinearOperator],
+    operator: Callable[[list[int]], Operator],
     y: Tensor,
     settings: Mapping[str, Any],
     alone: bool = False,
     **task: Any,
 ) -> _Task:
-    """The task of drawing from the posterior of measurements ``y`` (N, *m), in model units."""
+    """The task of drawing from the posterior of measurements ``y`` (N, *m) of states."""
     model, operation, nfe = given["model"], given["operation"], given.get("nfe", NFE)
-    noise = given.get("noise", NOISES[operation])
-    method = method_of(given.get("method", METHODS[operation]), model.std)
-    std, shape = noise * model.data.scaling.step, tuple(model.data.shape)
+    noise, method = given.get("noise", NOISES[operation]), _method(given)
+    std, shape = noise * model.data.scaling.step, state_shape(model)
 
     def measurement(some: list[int]) -> Measurement:
         return Measurement(operator(some), y[some[0] if method.population else some], std)
@@ -428,7 +444,7 @@ def _measured(
     method.ready(measurement([0]), torch.empty(1 + method.population, *shape))  # raises early
     settings = {**settings, "method": method.name, "noise": noise, "nfe": nfe}
     return _Task(
-        shape=shape,
+        shape=tuple(model.data.shape),
         name=method.name,
         sampler=sampler,
         settings=settings,
@@ -459,17 +475,53 @@ def _painting(operation: str, given: Mapping[str, Any]) -> _Task:
     clean = units(x, model)
     alone = len(anew) > 1
 
-    def operator(some: list[int]) -> LinearOperator:
-        return Mask(~anew[some[0] if alone else 0])
+    y, known = clean.masked_fill(anew, 0), ~anew
+    if latent := model.codec is not None and _method(given).linear:
+        y, known = _known_latents(given, clean, anew)
+
+    def operator(some: list[int]) -> Operator:
+        mask = Mask(known[some[0] if alone else 0])
+        return mask if latent else of_states(model, mask)
 
     white = model.data.scaling.decode(torch.where(anew, 1.0, -1.0).expand(len(x), *x.shape[1:]))
     settings = {k: given[k] for k in ("mask", "box", "painted", "margins") if k in given}
     if "mask" in settings:
         settings["mask"] = str(settings["mask"]) if is_path(settings["mask"]) else "given"
-    y = clean.masked_fill(anew, 0)
     return _measured(
         given, operator, y, settings, alone, x=x, before=x, seen=white, repainted=anew
     )
+
+
+def _known_latents(given: Mapping[str, Any], clean: Tensor, anew: Tensor) -> tuple[Tensor, Tensor]:
+    """The known latents of pictures in model units, and where they are known (1 or N, 1, h, w).
+
+    A latent is known if all pixels of its square are. The painted pixels, which the encoder sees
+    from there, become means of the known ones around them. Raises ValueError if none is known, or
+    for noise, which is of pixels.
+    """
+    model, name = given["model"], _method(given).name
+    factor = model.codec.factor
+    if given.get("noise"):
+        raise ValueError(f"noise: {name} replaces latents, and noise is of pixels; leave it out")
+    known = F.max_pool2d(anew.float(), factor, ceil_mode=True) == 0
+    if not bool(known.flatten(1).any(1).all()):
+        raise ValueError(
+            f"mask: no square of {factor} x {factor} pixels is kept, that of a latent, which "
+            f"{name} needs; choose dps, which measures pixels"
+        )
+    x = _filled(clean, (~anew).to(clean).expand(len(clean), 1, -1, -1))
+    return encoded(model, x).masked_fill(~known, 0), known
+
+
+def _filled(x: Tensor, known: Tensor) -> Tensor:
+    """Pictures (N, C, H, W) with means of known pixels in place of those where ``known`` is 0."""
+    if bool(known.all()) or x.shape[2:] == (1, 1):
+        return x
+    share = F.avg_pool2d(known, 2, ceil_mode=True)
+    means = F.avg_pool2d(x * known, 2, ceil_mode=True) / share.clamp(min=1e-6)
+    coarse = _filled(means, (share > 0).to(x))
+    wide = coarse.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    return torch.where(known > 0, x, wide[..., : x.shape[2], : x.shape[3]])
 
 
 def _margins(margins: Sequence[int] | None, height: int, width: int) -> tuple[int, ...]:
@@ -515,8 +567,10 @@ def _restoring(operation: str, given: Mapping[str, Any]) -> _Task:
     y = operator(units(x, model)) if degraded else units(x, model)
     scaling = model.data.scaling
     seen = scaling.decode(y.clamp(scaling.low, scaling.high) if scaling.levels else y)
-    before = x if degraded else None
-    return _measured(given, lambda some: operator, y, settings, x=x, before=before, seen=seen)
+    before, measured = x if degraded else None, of_states(model, operator)
+    if model.codec is not None:
+        require_any_operator(_method(given))
+    return _measured(given, lambda some: measured, y, settings, x=x, before=before, seen=seen)
 
 
 def _factors(height: int, width: int) -> list[int]:

@@ -24,6 +24,7 @@ from scoresde.progress import Advance, Progress, silent
 from scoresde.runs.draw import said_by
 from scoresde.runs.instrument import require_finite
 from scoresde.runs.said import Said
+from scoresde.runs.space import state_shape, to_data, to_state
 from scoresde.sde import match
 
 CODES = "codes.npz"
@@ -39,8 +40,8 @@ class Interpolated(NamedTuple):
 class Reconstructed(NamedTuple):
     """Reconstructions ``x`` from the codes ``z``, and the RMS error of each example, (N,).
 
-    The errors are in model units. ``changed`` is the fraction of pixel levels that differ, None
-    for real numbers.
+    The errors are in model units, or of standardised latents. ``changed`` is the fraction of pixel
+    levels that differ, None for real numbers.
     """
 
     x: Tensor
@@ -151,14 +152,12 @@ class Editor:
         return lambda rows: all_of_them.denoiser(rows.tolist())
 
     def _units(self, x: Tensor) -> Tensor:
-        """Convert to model units; pixel levels become the middles of their bins."""
-        data = self.model.data
-        return x.double() if data is None else data.scaling.encode(x, dtype=torch.float64)
+        """Convert to states; pixel levels become the middles of their bins."""
+        return to_state(self.model, x, dtype=torch.float64)
 
     def _data(self, x: Tensor) -> Tensor:
         """Convert to the units of the data."""
-        data = self.model.data
-        return x.float() if data is None else data.scaling.decode(x.float())
+        return to_data(self.model, x.float())
 
 
 def read_codes(path: Path, model: ScoreModel) -> tuple[Tensor, Tensor | None]:
@@ -174,7 +173,7 @@ def read_codes(path: Path, model: ScoreModel) -> tuple[Tensor, Tensor | None]:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise ValueError(f"codes: {path} is {kind_of(path)}, not codes; give a {CODES}") from error
-    z, shape = found.get("z"), tuple(model.data.shape)
+    z, shape = found.get("z"), state_shape(model)
     if z is None or tuple(z.shape[1:]) != shape or not len(z) or not z.is_floating_point():
         got = "nothing" if z is None else f"{z.dtype} {tuple(z.shape)}"
         needed = ", ".join(map(str, ("N", *shape)))

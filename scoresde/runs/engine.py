@@ -84,9 +84,10 @@ def run_in(
 def introduction(run: Run, device: torch.device) -> str:
     """One-line summary of model, data and steps."""
     held_out = 0 if run.held_out is None else len(run.held_out)
+    shape = " as latents ".join(map(str, run.shapes()))
     return (
         f"{run.folder.path}: {parameters(run.state.model):,} parameters on {device}, "
-        f"{run.dataset.name} {tuple(run.dataset.shape)}, {len(run.split)} training and {held_out} "
+        f"{run.dataset.name} {shape}, {len(run.split)} training and {held_out} "
         f"held-out examples, steps {run.state.step} to {run.plan.steps}, "
         f"batches of {run.plan.batch}"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -34,6 +34,7 @@ from scoresde.runs.draw import (
     said_by,
 )
 from scoresde.runs.instrument import NetworkCall
+from scoresde.runs.space import of_states, state_shape
 from scoresde.samplers import Noise
 
 NFE = 100
@@ -87,8 +88,9 @@ def infer(
     """Draw from p(x0 | y) of a measurement y = A(x0) + noise eps.
 
     With a ScoreModel A, y, noise and the samples are in units of the data; levels of pixels are
-    measured as real numbers. With a Denoiser all are in model units, in the dtype and on the
-    device of y. A sample does not depend on the others in its batch.
+    measured as real numbers, and latents after their decoder. With a Denoiser all are in model
+    units, in the dtype and on the device of y. A sample does not depend on the others in its
+    batch.
 
     Args:
         denoiser: denoiser, with its conditions and guidance, or trained model.
@@ -122,6 +124,8 @@ def infer(
     require_whole(num=num, nfe=nfe, batch=batch, particles=particles)
     model = denoiser if isinstance(denoiser, ScoreModel) else None
     chosen = method_of(method, None if model is None else model.std)
+    if model is not None and model.codec is not None:
+        require_any_operator(chosen)
     if particles is not None and not chosen.population:
         raise ValueError(f"particles: {chosen.name} draws every sample by itself; leave it out")
     seeds = places = checked_seeds(seeds, num, DEFAULT_NUM)
@@ -131,7 +135,11 @@ def infer(
     scaling = getattr(getattr(model, "data", None), "scaling", None)
     device = measurement.y.device if model is None else model.device
     like = torch.empty(1, *size, device=device).expand(len(places), *size)
-    measured = in_model_units(measurement, scaling, like).fit(like)
+    measured = in_model_units(measurement, scaling, like)
+    if model is not None and model.codec is not None:
+        measured = replace(measured, operator=of_states(model, measured.operator))
+        like = like.new_empty(1, *state_shape(model, size)).expand(len(places), -1, -1, -1)
+    measured = measured.fit(like)
     populations: list[Population] = []
 
     def sampler(rows: Sequence[int]) -> Sampler:
@@ -206,6 +214,15 @@ def method_of(method: str | Method, std: float | None) -> Method:
     return method
 
 
+def require_any_operator(method: Method) -> None:
+    """Raise ValueError for a method of linear operators only, which no decoder is."""
+    if method.linear:
+        raise ValueError(
+            f"method: {method.name} needs a linear operator, and of latents none is, after their "
+            "decoder; choose dps, daps or another that takes any function"
+        )
+
+
 def shape_of(
     denoiser: Denoiser | ScoreModel, measurement: Measurement, shape: Sequence[int] | None, n: int
 ) -> tuple[int, ...]:
@@ -274,7 +291,7 @@ def in_model_units(measurement: Measurement, scaling: Scaling | None, x: Tensor)
 class _Whole(nn.Module):
     """A denoiser in place of a model, and of what is said of its samples."""
 
-    data = None
+    data = codec = None
     cond: Mapping[str, Any] = {}
 
     def __init__(self, whole: Denoiser, n: int, device: torch.device) -> None:

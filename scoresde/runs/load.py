@@ -13,19 +13,25 @@ import torch
 from torch import Tensor
 
 from scoresde.config import Config, build_model, config_from
+from scoresde.latent import Codec
+from scoresde.latent.files import read_about
 from scoresde.parameterization import ScoreModel
 from scoresde.runs.folder import RunFolder
+from scoresde.runs.load_codec import codec_of
+from scoresde.runs.space import described_state
 from scoresde.training import checkpoint as checkpoints
 from scoresde.training.checkpoint import (
     BEST,
     Checkpoint,
     CheckpointError,
     DataDescription,
+    Embedded,
     load_tensors,
     load_weights,
     newest,
     step_files,
 )
+from scoresde.training.safe_files import DAMAGE, brief
 from scoresde.training.snapshots import AVERAGES, snapshots, synthesised
 
 
@@ -49,18 +55,21 @@ class LoadedRun:
         return self.config.conditional or "label" in self.model.conditions
 
 
-def load(path: str | PathLike[str], model: ScoreModel | None = None) -> ScoreModel:
+def load(
+    path: str | PathLike[str], model: ScoreModel | None = None, codec: Codec | None = None
+) -> ScoreModel:
     """Load a trained model with averaged weights from a run folder, a checkpoint or an export.
 
     The weights are copied into ``model``, which is returned. Without ``model``, one is built from
-    the configuration in the file. The attribute ``data`` of the model describes its training data.
-    The model is in evaluation mode, and its weights have no gradients. Nothing is unpickled.
-    Raises ValueError, naming the file, if it is missing, damaged, not a scoresde file, or does not
-    fit ``model``.
+    the configuration in the file. The attribute ``data`` of the model describes its training data,
+    and ``codec`` is that of a model of latents, None for pixels. A codec that a program made is to
+    be given, as ``codec`` or with ``model``. The model is in evaluation mode, and its weights have
+    no gradients. Nothing is unpickled. Raises ValueError, naming the file, if it is missing,
+    damaged, not a scoresde file, or does not fit ``model``.
     """
     if model is not None and not isinstance(model, ScoreModel):
         raise ValueError(f"model: need a ScoreModel, got {type(model).__name__}")
-    return load_run(path, model=model).model
+    return load_run(path, model=model, codec=codec).model
 
 
 def load_width(run_folder: str | PathLike[str], sigma_rel: float) -> LoadedRun:
@@ -76,7 +85,9 @@ def load_width(run_folder: str | PathLike[str], sigma_rel: float) -> LoadedRun:
     if not (found := snapshots(folder)):
         raise CheckpointError(f"{folder}: no averages stored; train with train.posthoc set")
     last = load_weights(found[-1].path)
-    model = build_model(config_from(last.config, found[-1].path), last.data)
+    source, stored = found[-1].path, last.codec
+    codec = codec_in(stored, source)
+    model = build_model(config_from(last.config, source), described_state(last.data, codec))
     made = synthesised(found, sigma_rel, [name for name, _ in model.named_parameters()])
     widths = ", ".join(f"{w:g}" for w in sorted({snapshot.sigma_rel for snapshot in found}))
     note = (
@@ -84,7 +95,7 @@ def load_width(run_folder: str | PathLike[str], sigma_rel: float) -> LoadedRun:
         f"snapshots of widths {widths}, {made.error:.1%} off in its profile"
     )
     tensors = made.weights.tensors
-    return _loaded(found[-1].path, last.config, last.data, last.step, tensors, [note])
+    return _loaded(source, last.config, last.data, last.step, tensors, stored, [note], codec=codec)
 
 
 def load_run(
@@ -93,6 +104,7 @@ def load_run(
     ema: bool = True,
     decay: float | None = None,
     model: ScoreModel | None = None,
+    codec: Codec | None = None,
 ) -> LoadedRun:
     """Load a run folder, a checkpoint (.pt) or exported weights (.safetensors).
 
@@ -109,13 +121,23 @@ def load_run(
         if decay is not None:
             raise CheckpointError(f"{path}: holds one average only; name a checkpoint instead")
         found = load_weights(path)
-        return _loaded(path, found.config, found.data, found.step, found.tensors, model=model)
+        return _loaded(
+            path,
+            found.config,
+            found.data,
+            found.step,
+            found.tensors,
+            found.codec,
+            [],
+            model,
+            codec,
+        )
     path, checkpoint, notes = load_checkpoint(path)
     weights: Mapping[str, Tensor] = checkpoint.ema if ema else checkpoint.model
     if ema and decay is not None:
         weights = _average(checkpoint, decay, path)
     config, data, step = checkpoint.config, checkpoint.data, checkpoint.step
-    return _loaded(path, config, data, step, weights, notes, model)
+    return _loaded(path, config, data, step, weights, checkpoint.codec, notes, model, codec)
 
 
 def stored_decays(checkpoint: Checkpoint, source: Path) -> tuple[float, ...]:
@@ -155,17 +177,23 @@ def _loaded(
     description: DataDescription,
     step: int,
     weights: Mapping[str, Tensor],
+    stored: Embedded | None,
     notes: Iterable[str] = (),
     model: ScoreModel | None = None,
+    codec: Codec | None = None,
 ) -> LoadedRun:
     config = config_from(plain, path)
+    codec = codec or getattr(model, "codec", None)
+    if stored is None and codec is not None:
+        raise CheckpointError(f"{path}: a model of pixels, which has no codec; leave it out")
+    codec = codec_in(stored, path, codec)
     if model is None:
         if config.own:
             raise CheckpointError(
                 f"{path}: holds the weights of a model that a program made, which no "
                 "configuration describes; give the model, such as ss.load(path, model=mine)"
             )
-        model = build_model(config, description)
+        model = build_model(config, described_state(description, codec))
     elif config.own and not _close(coefficients(model), config.own):
         raise CheckpointError(
             f"{path}: trained with another process or parameterisation than the given model "
@@ -179,7 +207,19 @@ def _loaded(
     load_tensors(model, weights, path)
     model.eval().requires_grad_(False)
     model.data, model.config = description, None if config.own else config
+    model.codec = codec
     return LoadedRun(model, config, description, step, path, tuple(notes))
+
+
+def codec_in(stored: Embedded | None, source: Path, codec: Codec | None = None) -> Codec | None:
+    """The codec in a checkpoint or an export; None without. Raises CheckpointError."""
+    if stored is None:
+        return None
+    try:
+        found = read_about(stored.about, stored.tensors)
+    except DAMAGE as error:
+        raise CheckpointError(f"{source}: damaged ({brief(error)})") from error
+    return codec_of(found, source, codec)
 
 
 def coefficients(model: ScoreModel) -> tuple[float, ...]:

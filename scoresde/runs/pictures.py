@@ -20,6 +20,8 @@ from scoresde.data import Scaling
 from scoresde.data.foreign import RECORD
 from scoresde.evaluation import sample_grid, save_film, save_png, scatter
 from scoresde.evaluation.figures import MOST_ROWS
+from scoresde.parameterization import ScoreModel
+from scoresde.runs import space
 from scoresde.runs.draw import Drawn
 from scoresde.runs.instrument import NetworkCall
 from scoresde.runs.recipe import KEY, VIEWERS, as_json, depth, in_words, parameters
@@ -152,6 +154,7 @@ class Recorder:
         folder: folder for previews.
         preview_every: network calls between two previews; None draws none.
         keep: store the calls for the film and the arrays.
+        model: model whose latents are decoded in pictures; the arrays hold latents.
     """
 
     data: DataDescription
@@ -159,6 +162,7 @@ class Recorder:
     folder: Path | None = None
     preview_every: int | None = None
     keep: bool = True
+    model: ScoreModel | None = None
     calls: list[NetworkCall] = field(default_factory=list)
 
     def __call__(self, first: int, call: NetworkCall) -> None:
@@ -180,21 +184,26 @@ class Recorder:
         x = torch.stack([call.x for call in self.calls]).numpy()
         x0 = torch.stack([call.x0 for call in self.calls]).numpy()
         files: dict[str, Make] = {"trajectory.npz": partial(save_arrays, t=t, x=x, x0=x0)}
-        if is_image(self.calls[0].x0):
+        if is_image(self._shown(self.calls[0].x0[:1])):
             files["trajectory.gif"] = self.save_film
         return files
 
     def save_film(self, path: Path | str) -> None:
         """Write a film of the denoised images of the stored calls."""
-        estimates = [self.data.scaling.to_uint8(call.x0) for call in self.calls]
+        estimates = [self.data.scaling.to_uint8(self._shown(call.x0)) for call in self.calls]
         save_film(path, estimates, self._label(self.calls[0].x0), self.data.classes)
+
+    def _shown(self, x0: Tensor) -> Tensor:
+        """A state in model units of the data."""
+        with torch.no_grad():
+            return x0 if self.model is None else space.pictures(self.model, x0)
 
     def _label(self, x: Tensor) -> Tensor | None:
         return None if self.label is None else self.label[: len(x)]
 
     def _save_preview(self, target: Path, call: NetworkCall) -> None:
         """Write the denoised estimate of a call as a picture, atomically."""
-        x0, title = call.x0.cpu(), f"denoised estimate, network call {call.number}"
+        x0, title = self._shown(call.x0.cpu()), f"denoised estimate, network call {call.number}"
         make: Make
         if is_image(x0):
             images = self.data.scaling.to_uint8(x0)

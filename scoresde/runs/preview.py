@@ -12,6 +12,7 @@ from scoresde.atomic import writing
 from scoresde.data import Captions, Dataset
 from scoresde.evaluation import sample_grid, save_png, scatter
 from scoresde.parameterization import ScoreModel
+from scoresde.runs.space import pictures, state_shape
 from scoresde.samplers import Heun, per_sample_noise, sample, starting_noise
 from scoresde.samplers.grids import karras
 from scoresde.training.said import columns_read, said, words_of
@@ -30,6 +31,7 @@ def save_preview(
     drawn but not written; a sharded model needs all processes to draw.
     """
     shape = tuple(dataset.shape)
+    state = state_shape(model, shape)
     if shape == (2,):
         label = None if classes is None else torch.arange(POINTS) % classes
         told = _told(model, dataset, torch.arange(POINTS), label)
@@ -42,7 +44,9 @@ def save_preview(
         row = torch.arange(rows).repeat_interleave(COLUMNS)
         label, names = (None, None) if classes is None else (row, dataset.classes)
         told = _told(model, dataset, row, label)
-        images = dataset.scaling.to_uint8(draw(model, len(row), shape, told))
+        states = draw(model, len(row), state, told)
+        with torch.no_grad():
+            images = dataset.scaling.to_uint8(pictures(model, states, shape))
         if label is None and (sentences := _sentences(model, dataset, rows)):
             label, names = row, tuple(sentences)
         grid = sample_grid(images, label, names, f"{dataset.name}: samples")

@@ -121,6 +121,13 @@ class Run(ABC):
     def description(self) -> DataDescription:
         """What the result needs to know of the data."""
 
+    def shapes(self) -> list[tuple[int, ...]]:
+        """The shape of an example, and that of its latent if latents are trained on."""
+        return [tuple(self.dataset.shape)]
+
+    def require_same(self, found: Checkpoint, path: Path) -> None:  # noqa: B027
+        """Raise ValueError if the run continues a checkpoint with another codec."""
+
     def results(self) -> list[str]:
         """Lines about what came out, after ``export``."""
         return []
@@ -163,10 +170,11 @@ def remarks_on(plan: Updates, module: nn.Module, device: torch.device) -> list[s
 
 def with_absolute_paths(config: Settings) -> Settings:
     """The configuration with the places of its data independent of the current folder."""
+    paths = {f"data.{name}": config.data.values.get(name) for name in ("path", "cache")}
     found = {
-        f"data.{name}": str(Path(path).expanduser().resolve())
-        for name in ("path", "cache")
-        if (path := config.data.values.get(name)) is not None
+        key: str(Path(path).expanduser().resolve())
+        for key, path in (paths | {"codec": getattr(config, "codec", None)}).items()
+        if path is not None
     }
     return override(config, found) if found else config
 

@@ -19,6 +19,7 @@ from scoresde.runs.draw import ALONE, MOST, draw
 from scoresde.runs.load import LoadedRun
 from scoresde.runs.optimised import configured_search, grid_folder, optimised_grid
 from scoresde.runs.processes import World
+from scoresde.runs.space import state_shape
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,9 @@ def configured_sampler(
 
     def find() -> None:
         folder = grid_folder(loaded.source)
-        found[:] = optimised_grid(loaded.model, loaded.data.shape, search, folder, progress)
+        found[:] = optimised_grid(
+            loaded.model, state_shape(loaded.model), search, folder, progress
+        )
 
     if world.rank == 0:
         find()

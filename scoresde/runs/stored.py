@@ -19,8 +19,14 @@ from scoresde.config import (
     plain,
 )
 from scoresde.runs.folder import RunFolder, records
-from scoresde.runs.load import load_checkpoint, stored_decays
-from scoresde.training.checkpoint import DataDescription, load_weights
+from scoresde.runs.load import codec_in, load_checkpoint, stored_decays
+from scoresde.runs.space import described_state
+from scoresde.training.checkpoint import (
+    CheckpointError,
+    DataDescription,
+    Embedded,
+    load_weights,
+)
 from scoresde.training.snapshots import AVERAGES, WITHIN, reachable, snapshots
 
 
@@ -32,13 +38,22 @@ def stored(path: Path) -> dict[str, Any]:
     path = path.expanduser()
     if path.suffix == ".safetensors" and not path.is_dir():
         weights = load_weights(path)
-        about = _about(path, weights.step, weights.data, weights.config, weights.tensors)
+        about = _about(
+            path, weights.step, weights.data, weights.config, weights.tensors, weights.codec
+        )
         return {**about, "decays": None}
     source, checkpoint, notes = load_checkpoint(path)
     found = snapshots(path / AVERAGES) if path.is_dir() else []
     best, lines = checkpoint.best, records(RunFolder(path)) if path.is_dir() else []
     return {
-        **_about(source, checkpoint.step, checkpoint.data, checkpoint.config, checkpoint.model),
+        **_about(
+            source,
+            checkpoint.step,
+            checkpoint.data,
+            checkpoint.config,
+            checkpoint.model,
+            checkpoint.codec,
+        ),
         "loss": next((r["loss"] for r in reversed(lines) if "loss" in r), None),
         "held_out": None if best is None else {"step": best.step, "loss": best.loss},
         "decays": list(stored_decays(checkpoint, source)),
@@ -65,12 +80,19 @@ def _about(
     data: DataDescription,
     config: Mapping[str, Any],
     weights: Mapping[str, Tensor],
+    codec: Embedded | None,
 ) -> dict[str, Any]:
     try:
         described = config_from(config, source) if config else None
     except ConfigError:
         described = None
     own = described is None or described.own
+    state = data
+    if codec is not None:
+        try:
+            state = described_state(data, codec_in(codec, source))
+        except CheckpointError:  # a codec that a program made
+            own = True
     sections = ("sde", "parameterization", "network")
     return {
         "source": str(source),
@@ -79,9 +101,10 @@ def _about(
         "shape": list(data.shape),
         "levels": data.scaling.levels,
         "classes": data.classes,
+        "latents": None if state is data else list(state.shape),
         **{name: None if own else plain(getattr(described, name)) for name in sections},
         "conditional": None if described is None else described.conditional,
-        **_built(None if own else described, data, weights),
+        **_built(None if own else described, state, weights),
     }
 
 
@@ -110,6 +133,8 @@ def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     levels = "real numbers" if found["levels"] is None else f"{found['levels']} pixel levels"
     yield "step", str(found["step"])
     yield "data", f"{found['data']}: {levels} of shape {shape}"
+    if found["latents"] is not None:
+        yield "codec", f"latents of shape {tuple(found['latents'])}"
     if found["classes"] is not None:
         used = found["conditional"] or "label" in found.get("conditions", {})
         use = "used by the model" if used else "not used by the model"

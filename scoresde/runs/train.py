@@ -13,6 +13,7 @@ from scoresde.config import (
     Config,
 )
 from scoresde.data import Dataset
+from scoresde.latent import Codec
 from scoresde.parameterization import ScoreModel
 from scoresde.progress import Progress, bar, silent
 from scoresde.runs import folder as folders
@@ -33,7 +34,7 @@ from scoresde.runs.settings import changed, changes_of, config_of, with_data
 from scoresde.runs.stopping import Stopping
 from scoresde.runs.train_loop import Stop, in_memory
 from scoresde.runs.train_resume import stored_config
-from scoresde.runs.train_setup import Task, prepare, takes_labels
+from scoresde.runs.train_setup import NOWHERE, Task, prepare, takes_labels
 from scoresde.training import checkpoint as checkpoints
 
 OWN = (
@@ -66,6 +67,7 @@ def train(
     batch: int | None = None,
     lr: float | None = None,
     seed: int | None = None,
+    codec: Codec | str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
     device: str = "auto",
@@ -91,6 +93,8 @@ def train(
         batch: examples per step.
         lr: learning rate.
         seed: random seed of the weights, the data order and every draw.
+        codec: codec whose latents are modelled in place of pictures, or its file or run folder;
+            by default that of the model or the configuration.
         resume: go on with the run in ``out`` from its newest checkpoint, to the same bits. What is
             not given is as it was.
         overwrite: start anew in a folder that holds a run.
@@ -103,7 +107,7 @@ def train(
     given = {"steps": steps, "batch": batch, "lr": lr, **settings}
     before = stored_config(out) if resume and out is not None else Config()
     settings = {k: v for k, v in given.items() if v is not None}
-    task = _task(model_or_config, data, seed, settings, before, progress)
+    task = _task(model_or_config, data, seed, codec, settings, before, progress)
     if listener is None:
         listener = Quiet() if progress is silent else Shown(progress)
     world = World.found()
@@ -125,7 +129,7 @@ def train(
             stop=stop,
         )
     folder, own = RunFolder(Path(out)), None if task.model is None else deepcopy(task.model)
-    model = load(folder.path, own)
+    model = load(folder.path, own, task.codec)
     step = checkpoints.step_of(checkpoints.step_files(folder.checkpoints)[0])
     return Trained(model, folder.path, step, folders.records(folder), bool(stopped))
 
@@ -167,6 +171,7 @@ def _task(
     model_or_config: Any,
     data: Any,
     seed: int | None,
+    codec: Codec | str | Path | None,
     settings: Mapping[str, Any],
     before: Config,
     progress: Progress,
@@ -180,12 +185,14 @@ def _task(
     if settings.get("holdout") == 0:
         settings = {"keep_best": False, **settings}  # nothing to choose the best step by
     changes = changes_of(config, seed, settings, ("train",))
+    if isinstance(codec, str | Path):
+        changes["codec"], codec = str(codec), None
     config, dataset = with_data(config, data, progress)
     if model is not None:
         if dataset is None:
             raise ValueError("a model of your own needs data: give a tensor, a Dataset or a path")
         changes = {**_of_own_model(model, dataset), **changes}
-    return Task(changed(config, changes), model, dataset)
+    return Task(changed(config, changes), model, dataset, codec)
 
 
 def _of_own_model(model: ScoreModel, dataset: Dataset) -> dict[str, Any]:
@@ -209,8 +216,7 @@ def _in_memory(
 ) -> Trained:
     """Train without a folder: the weights of the least held-out loss are kept in memory."""
     where = own_device(pick_device(device), world)
-    nowhere = RunFolder(Path())
-    run = jointly(world, lambda: prepare(task, nowhere, where, rank_of(world), progress=progress))
+    run = jointly(world, lambda: prepare(task, NOWHERE, where, rank_of(world), progress=progress))
     records, stopped = in_memory(run, listener, stop)
     model = run.state.ema
     model.data, model.config = run.description(), None if run.config.own else run.config

@@ -19,6 +19,7 @@ from scoresde.atomic import atomic_write
 from scoresde.config import build_dataset
 from scoresde.data import Dataset, Examples, Scaling, dataset_of, holdout
 from scoresde.guidance import NoisyClassifier
+from scoresde.latent.latents import latents_of
 from scoresde.nn import ImageClassifier, VectorClassifier
 from scoresde.parameterization import ScoreModel
 from scoresde.progress import Progress, bar
@@ -103,6 +104,10 @@ def train_classifier(
     _claim(file, resume, overwrite)
     dataset = _dataset(model, data, progress)
     scaling = dataset.scaling if model.data is None else model.data.scaling
+    if model.codec is not None:
+        where = pick_device(device)
+        dataset = latents_of(dataset, model.codec, device=where, progress=progress)
+        scaling = dataset.scaling
     plan = Plan(
         steps=steps,
         batch=batch,
@@ -190,7 +195,7 @@ def _accuracy(
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(derived_seed(seed, 0, "accuracy"))
     whole = held.take(torch.arange(min(len(held), 1000)))
-    x0 = scaling.encode(whole.x)
+    x0 = scaling.encode(whole.drawn(generator))
     found = {}
     for ratio in RATIOS:
         t = model.sde.time(-torch.tensor(ratio, dtype=torch.float64).log())

@@ -22,7 +22,7 @@ from scoresde.training import checkpoint as checkpoints
 # Keys that may change on resuming: duration, reporting, and keys that training ignores.
 FREE = (
     *(f"train.{name}" for name in sorted(Plan.FREE | Reporting.FREE)),
-    *("data.path", "data.cache", "sample", "likelihood"),
+    *("data.path", "data.cache", "codec", "sample", "likelihood"),
 )
 
 
@@ -119,6 +119,7 @@ def _require_same(run: Run, found: Checkpoint, path: Path) -> list[str]:
             "give the same data"
         )
     _require_same_examples(run, found, path)
+    run.require_same(found, path)
     return list(changed.values())
 
 

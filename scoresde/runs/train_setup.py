@@ -19,18 +19,24 @@ from scoresde.config import (
     build_plan,
     build_reporting,
     measured,
+    require_latents,
     to_plain,
 )
 from scoresde.data import Dataset
 from scoresde.data.digest import digest
+from scoresde.latent import Codec
+from scoresde.latent.files import StoredCodec, read_about, stored
+from scoresde.latent.latents import far_from_unit, latents_of
 from scoresde.parameterization import OutputError, ScoreModel, caution
 from scoresde.progress import Progress
 from scoresde.runs.compiling import compiling
 from scoresde.runs.cost import flops, peak
 from scoresde.runs.folder import RunFolder
+from scoresde.runs.load_codec import load_codec
 from scoresde.runs.preview import save_preview
 from scoresde.runs.run import Run, remarks_on, splits, with_absolute_paths
 from scoresde.runs.scalars import require_tensorboard
+from scoresde.runs.space import described_state, embedded
 from scoresde.training import (
     Checkpoint,
     DataDescription,
@@ -55,6 +61,10 @@ LONG = 256
 """Tokens of a sentence, the cost of whose attention is worth a remark."""
 # Enough for a held-out loss that ranks checkpoints: its numbers are the same at every step.
 HELD_OUT_EVALUATIONS = 2048
+NOWHERE = RunFolder(Path())
+"""The folder of a run in memory."""
+LATENTS = "latents"
+"""The folder of caches of latents."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +74,7 @@ class Task:
     config: Config
     model: ScoreModel | None = None
     dataset: Dataset | None = None
+    codec: Codec | None = None
 
 
 @dataclass
@@ -73,6 +84,8 @@ class ModelRun(Run):
     Args:
         flops: operations of an update by example.
         told: what the data decide of each condition.
+        latents: what a model of latents is trained on; None for a model of pixels.
+        codec: its codec, as checkpoints hold it.
     """
 
     LEGEND: ClassVar[str] = (
@@ -86,6 +99,13 @@ class ModelRun(Run):
     state: TrainState
     flops: int = 0
     told: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    latents: Dataset | None = None
+    codec: StoredCodec | None = None
+
+    @property
+    def states(self) -> Dataset:
+        """What the model is trained on: the data, or their latents."""
+        return self.latents or self.dataset
 
     @property
     def keeps_best(self) -> bool:
@@ -94,7 +114,7 @@ class ModelRun(Run):
     def updates(self) -> Iterator[Metrics]:
         # Only this process may fail, so raise no TrainingError, which only the first reports.
         with compiling("train.compile"):
-            yield from fit(self.state, self.plan, self.split, self.dataset.scaling)
+            yield from fit(self.state, self.plan, self.split, self.states.scaling)
 
     def measured(self) -> dict[str, float]:
         if self.held_out is None:
@@ -102,7 +122,7 @@ class ModelRun(Run):
         found = held_out_loss(
             self.state.ema,
             self.held_out,
-            self.dataset.scaling,
+            self.states.scaling,
             conditional=self.plan.classes is not None,
             dither=self.plan.dither,
             draws=max(1, HELD_OUT_EVALUATIONS // len(self.held_out)),
@@ -154,6 +174,7 @@ class ModelRun(Run):
             decays={str(decay): whole(average) for decay, average in state.decays.items()},
             learned={} if state.learned is None else state.learned.state_dict(),
             history={} if state.history is None else state.history.state_dict(),
+            codec=None if self.codec is None else embedded(self.codec),
         )
 
     def take_over(self, found: Checkpoint, path: Path) -> None:
@@ -180,11 +201,27 @@ class ModelRun(Run):
         return self.folder.weights
 
     def description(self) -> DataDescription:
-        return describe(self.dataset, self.told)
+        return describe(self.dataset, self.told, self.states.std)
+
+    def shapes(self) -> list[tuple[int, ...]]:
+        return super().shapes() + [tuple(each.shape) for each in (self.latents,) if each]
+
+    def require_same(self, found: Checkpoint, path: Path) -> None:
+        before = found.codec and read_about(found.codec.about, found.codec.tensors).digest
+        now = self.codec and self.codec.digest
+        if now != before:
+            ours, theirs = (each[:12] if each else "none" for each in (now, before))
+            place = "" if self.config.codec is None else f" in {self.config.codec}"
+            raise ValueError(
+                f"{path}: the codec{place} has changed (sha256 {ours}, was {theirs}); give the "
+                "codec it was trained with, or train in another folder"
+            )
 
     def remarks(self, device: torch.device) -> list[str]:
         plan, model = self.plan, self.state.model
         found = [*self.dataset.notes, *described(self.dataset.counts)]
+        if self.latents is not None:
+            found += [*self.latents.notes, *filter(None, [far_from_unit(self.latents)])]
         told = plan.classes is not None or "label" in model.conditions
         if self.dataset.classes is not None and not told:
             why = "the network takes no label" if self.config.own else "conditional is false"
@@ -210,24 +247,32 @@ def prepare(
             "the model of this run is one that a program made, which no configuration describes; "
             "train it from Python, with ss.train(model, data)"
         )
-    reporting = build_reporting(config)
+    reporting, codec = build_reporting(config), codec_for(task)
     if reporting.tensorboard:
         require_tensorboard()
     dataset = build_dataset(config.data, progress) if task.dataset is None else task.dataset
     plan = build_plan(config, dataset, rank)
-    told = measured(config, dataset)
+    told = measured(config, dataset, codec)
+    about = described_state(describe(dataset, told), codec)
     if task.model is None:
-        model = build_model(config, dataset)
+        model = build_model(config, about)
     else:
         model = task.model
         if not any(p.requires_grad for p in model.parameters()):
             model.requires_grad_(True)  # of ``load``; a model that is frozen in part stays so
-        require_fit(model, dataset, plan)
-    train = columns_read(dataset.train, model.conditions, words_of(dataset))
+        require_fit(model, about.shape, plan)
+    latents = None
+    if codec is not None:
+        model.codec = codec
+        kept = config.codec is not None and folder is not NOWHERE
+        places = caches(Path(str(config.codec)), folder) if kept else ()
+        latents = latents_of(dataset, codec, device=device, folders=places, progress=progress)
+    states = latents or dataset
+    train = columns_read(states.train, model.conditions, words_of(dataset))
     split, held_out = splits(train, config.train.holdout, config.seed, HELD_OUT_EVALUATIONS)
     if not plan.shard:
         model.to(device)  # what is split never is there as a whole
-    cost = flops(model, tuple(dataset.shape), plan.classes)
+    cost = flops(model, about.shape, plan.classes)
     state = TrainState.of(model, plan, device)
     contents = digest(dataset.train)
     return ModelRun(
@@ -242,17 +287,39 @@ def prepare(
         contents,
         flops=cost,
         told=told,
+        latents=latents,
+        codec=None if codec is None else stored(codec),
     )
 
 
-def require_fit(model: ScoreModel, dataset: Dataset, plan: Plan) -> None:
+def codec_for(task: Task) -> Codec | None:
+    """The codec of a task: an object, that of its model, or a file of its configuration.
+
+    Raises ValueError for settings that have no meaning for latents.
+    """
+    codec = task.codec or getattr(task.model, "codec", None)
+    if codec is None and task.config.codec is not None:
+        codec = load_codec(task.config.codec)
+    if codec is not None:
+        require_latents(task.config)
+    return codec
+
+
+def caches(codec: Path, folder: RunFolder) -> tuple[Path, Path]:
+    """The folders for latents: beside the codec, or in the run folder if that is read-only."""
+    home = codec if codec.is_dir() else codec.parent
+    home = home.parent if home.name == folder.checkpoints.name else home
+    return home / LATENTS, folder.path / LATENTS
+
+
+def require_fit(model: ScoreModel, shape: tuple[int, ...], plan: Plan) -> None:
     """Raise ValueError where a model of a program's own does not return what a loss needs."""
     classes = getattr(model.net, "classes", None)
     if plan.classes is not None and classes not in (None, plan.classes):
         raise ValueError(
             f"model: its network has {classes} classes, the data {plan.classes}; make them equal"
         )
-    x = torch.zeros(2, *dataset.shape, device=model.device)
+    x = torch.zeros(2, *shape, device=model.device)
     t = torch.full((2,), model.sde.t_max, dtype=torch.float64)
     label = {} if plan.classes is None else {"label": torch.zeros(2, dtype=torch.long)}
     label = {name: value.to(model.device) for name, value in label.items()}

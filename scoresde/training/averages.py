@@ -29,8 +29,12 @@ WIDEST = 1 / math.sqrt(12)
 
 
 def averaged(model: Model) -> Model:
-    """A copy of the model for its average, in evaluation mode and without gradients."""
-    return copy.deepcopy(model).eval().requires_grad_(False)
+    """A copy of the model for its average, in evaluation mode and without gradients.
+
+    It shares the codec of a model of latents.
+    """
+    codec = getattr(model, "codec", None)
+    return copy.deepcopy(model, {id(codec): codec}).eval().requires_grad_(False)
 
 
 def warmed_up(decay: float, step: int) -> float:

@@ -107,7 +107,9 @@ def draw_batch(
     """
     generator = torch.Generator().manual_seed(derived_seed(plan.seed, step, "batch"))
     chosen = split.take(batch_indices(len(split), plan.batch, plan.seed, step))
-    x0, described = _augmented(plan, chosen.x, scaling, generator, step)
+    # A separate seed, so that the noise of latents does not change other noise, times and labels.
+    own = torch.Generator().manual_seed(derived_seed(plan.seed, step, "latents"))
+    x0, described = _augmented(plan, chosen.drawn(own), scaling, generator, step)
     t = plan.times(sde, plan.draw(plan.batch, generator))
     eps = torch.randn(x0.shape, generator=generator)
     batch = Batch(x0, t, eps, _labels(plan, chosen.label, generator), described)

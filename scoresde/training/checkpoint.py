@@ -43,6 +43,8 @@ KINDS = {"model": KIND, "autoencoder": "scoresde-autoencoder"}
 """The kind of a checkpoint by what is trained."""
 LATEST = "latest.json"
 BEST = "best.pt"
+CODEC = "codec."
+"""How the names of the tensors of a codec begin in an export."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ class DataDescription:
     """The properties of the data that a model needs; ``shape`` is that of one example.
 
     ``std`` is the standard deviation of the training data in model units, None where unknown, and
-    ``told`` holds for each condition what the data decide of it (``Condition.measured``).
+    ``told`` holds for each condition what the data decide of it (``Condition.measured``). Of a
+    model of latents all but ``std`` describes the pictures.
     """
 
     name: str
@@ -77,13 +80,25 @@ class DataDescription:
 
 
 def describe(
-    dataset: Dataset, told: Mapping[str, Mapping[str, Any]] | None = None
+    dataset: Dataset,
+    told: Mapping[str, Mapping[str, Any]] | None = None,
+    std: float | None = None,
 ) -> DataDescription:
-    """The description of a data set for its checkpoints, and what it decides of conditions."""
+    """The description of a data set for its checkpoints, and what it decides of conditions.
+
+    ``std`` is that of the latents of a model of latents, by default that of the data.
+    """
     shape, scaling = tuple(dataset.shape), dataset.scaling
-    return DataDescription(
-        dataset.name, shape, scaling, dataset.classes, dataset.std, dict(told or {})
-    )
+    std = dataset.std if std is None else std
+    return DataDescription(dataset.name, shape, scaling, dataset.classes, std, dict(told or {}))
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """The codec of a model of latents: its tensors, and its description as text by name."""
+
+    tensors: dict[str, Tensor]
+    about: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -114,6 +129,7 @@ class Checkpoint:
             a learned weight, or the discriminator of an autoencoder once it has acted; else empty.
         history: state dict of the losses of loss-aware times; empty for other times.
         kind: what kind of training it is of.
+        codec: codec of a model of latents.
     """
 
     config: dict[str, Any]
@@ -130,16 +146,18 @@ class Checkpoint:
     learned: dict[str, Any] = field(default_factory=dict)
     history: dict[str, Tensor] = field(default_factory=dict)
     kind: str = KIND
+    codec: Embedded | None = None
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Exported EMA weights with their description."""
+    """Exported EMA weights with their description, and the codec of a model of latents."""
 
     config: dict[str, Any]
     data: DataDescription
     step: int
     tensors: dict[str, Tensor]
+    codec: Embedded | None = None
 
 
 def save(path: str | Path, checkpoint: Checkpoint) -> None:
@@ -167,6 +185,8 @@ def save(path: str | Path, checkpoint: Checkpoint) -> None:
         "learned": checkpoint.learned,
         "history": checkpoint.history,
     }
+    if (codec := checkpoint.codec) is not None:
+        entries["codec"] = {"tensors": codec.tensors, "about": codec.about}
     atomic_write(path, lambda temporary: torch.save(entries, temporary))
 
 
@@ -293,7 +313,11 @@ def export_weights(path: str | Path, checkpoint: Checkpoint) -> None:
         "data": checkpoint.data.to_json(),
         "step": str(checkpoint.step),
     }
-    write_tensors(path, WEIGHTS, metadata, checkpoint.ema)
+    tensors = dict(checkpoint.ema)
+    if (codec := checkpoint.codec) is not None:
+        metadata["codec"] = json.dumps(codec.about)
+        tensors |= {f"{CODEC}{name}": value for name, value in codec.tensors.items()}
+    write_tensors(path, WEIGHTS, metadata, tensors)
 
 
 def write_tensors(
@@ -335,14 +359,19 @@ def load_weights(path: str | Path) -> Weights:
     metadata, tensors = read_tensors(path, WEIGHTS)
     try:
         config, data = json.loads(metadata["config"]), DataDescription.from_json(metadata["data"])
-        weights = Weights(dict(config), data, int(metadata["step"]), tensors)
+        step, codec = int(metadata["step"]), None
+        if "codec" in metadata:
+            theirs = [name for name in tensors if name.startswith(CODEC)]
+            parts = {name.removeprefix(CODEC): tensors.pop(name) for name in theirs}
+            codec = Embedded(parts, dict(json.loads(metadata["codec"])))
+        weights = Weights(dict(config), data, step, tensors, codec)
     except DAMAGE as error:
         raise CheckpointError(f"{path}: damaged ({brief(error)}); {REMEDY}") from error
     return weights
 
 
 def _checkpoint(entries: Mapping[str, Any]) -> Checkpoint:
-    best, learned = entries["best"], entries.get("learned", {})
+    best, learned, codec = entries["best"], entries.get("learned", {}), entries.get("codec")
     scale = LossScale(**entries.get("scale", {}))
     if not all(isinstance(value, int | float) for value in asdict(scale).values()):
         raise TypeError("a factor on the loss that is not a number")
@@ -365,6 +394,7 @@ def _checkpoint(entries: Mapping[str, Any]) -> Checkpoint:
         learned=learned,
         history=_state_dict(entries.get("history", {})),
         kind=str(entries["kind"]),
+        codec=codec and Embedded(_state_dict(codec["tensors"]), dict(codec["about"])),
     )
 
 
@@ -401,6 +431,8 @@ def _groups(checkpoint: Checkpoint) -> list[dict[str, Tensor]]:
     optimizer = _tensors(checkpoint.optimizer)
     averages = (*checkpoint.decays.values(), *checkpoint.averages.values())
     groups = [checkpoint.model, checkpoint.ema, *averages, optimizer, checkpoint.history]
+    if checkpoint.codec is not None:
+        groups.append(checkpoint.codec.tensors)
     for name, found in checkpoint.learned.items():
         groups.append(_tensors(found) if name == "optimizer" else found)
     return groups

@@ -52,7 +52,8 @@ def held_out_loss(
     with evaluating(model), torch.no_grad():
         for part, ts in enumerate(times):
             generator = torch.Generator().manual_seed(derived_seed(seed, part, "held out"))
-            x0 = dequantised(split.x, scaling, generator, dither)
+            own = torch.Generator().manual_seed(derived_seed(seed, part, "held-out latents"))
+            x0 = dequantised(split.drawn(own), scaling, generator, dither)
             t = ts[torch.randperm(len(ts), generator=generator)]
             eps = torch.randn(x0.shape, generator=generator)
             label = split.label if conditional else None

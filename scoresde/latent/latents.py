@@ -1,0 +1,113 @@
+"""The latents of a data set: encoded once, standardised, and drawn anew at every step."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from scoresde.data import Dataset, Scaling, Split
+from scoresde.data.cache import Source, gathered, stored
+from scoresde.data.dataset import MEASURED, bounds_of, reading, spread
+from scoresde.data.digest import digest
+from scoresde.latent.codec import Codec
+from scoresde.latent.files import codec_digest
+from scoresde.latent.tiles import encode
+from scoresde.progress import Progress, silent
+from scoresde.training.held_out import evaluating
+
+BATCH = 2**20
+"""Numbers of the pictures that are encoded at a time."""
+NEAR = (0.5, 2.0)
+"""Deviations of a channel of standardised latents that need no remark."""
+
+
+def latent_scaling(codec: Codec) -> Scaling:
+    """The map from latents to standardised latents, by channel."""
+    mean, std = codec.latents_mean.tolist(), codec.latents_std.tolist()
+    return Scaling(None, shift=tuple(mean), scale=tuple(std))
+
+
+def latents_of(
+    dataset: Dataset,
+    codec: Codec,
+    *,
+    device: torch.device | None = None,
+    folders: Sequence[Path] = (),
+    progress: Progress = silent,
+) -> Dataset:
+    """The latents of a data set, with the labels and columns of its pictures.
+
+    The examples are the means of q(z | x), and ``Split.std`` their deviations. In the first of the
+    ``folders`` that can be written they are kept on disk, under the digests of the codec and of
+    the pictures, and mapped from there. Raises ValueError for pictures that the codec cannot
+    encode, OSError where no folder can be written.
+    """
+    codec.latent_shape(tuple(dataset.shape))  # raises early
+    splits = {False: dataset.train, True: dataset.test}
+    total = sum(map(len, splits.values()))
+
+    def encoded(skipped: list[str]) -> Iterator[tuple[bool, Split]]:
+        codec.to(device)
+        with progress(total, "encoded") as advance, evaluating(codec), torch.no_grad():
+            for test, split in splits.items():
+                for rows in torch.arange(len(split)).split(max(1, BATCH // dataset.shape.numel())):
+                    x = dataset.scaling.encode(split.take(rows).x)
+                    mean, std = (part.float().cpu() for part in encode(codec, x.to(device)))
+                    with reading("codec"):
+                        yield test, Split(mean, columns={"std": std.expand_as(mean).contiguous()})
+                    advance(len(rows))
+
+    if not folders:
+        found = gathered(encoded)
+    else:
+        key = {"codec": codec_digest(codec), "examples": list(map(digest, splits.values()))}
+        name = f"{key['codec'][:12]}-{key['examples'][0][:12]}"
+        place = next(filter(_writable, folders), folders[-1])
+        found = stored(place / name, Source(key, []), encoded)
+    train, test = (
+        _joined(latents, pictures)
+        for latents, pictures in zip((found.train, found.test), splits.values(), strict=True)
+    )
+    scaling = latent_scaling(codec)
+    return Dataset(
+        dataset.name, train, test, scaling, dataset.classes, found.notes, words=dataset.words
+    )
+
+
+def _writable(folder: Path) -> bool:
+    """Whether files can be written into a folder, which is made if there is none."""
+    return os.access(folder if folder.exists() else folder.parent, os.W_OK)
+
+
+def far_from_unit(dataset: Dataset) -> str | None:
+    """One sentence where the deviations of standardised latents are far from 1, else None."""
+    train, scaling = dataset.train, dataset.scaling
+    some = train.take(spread(len(train), max(2, MEASURED // dataset.shape.numel())))
+    w = scaling.encode(some.x)
+    noise = torch.zeros_like(w) if some.std is None else scaling.encode(some.x + some.std) - w
+    w, noise = (part.double().transpose(0, 1).flatten(1) for part in (w, noise))
+    std = (w.var(1, correction=0) + noise.square().mean(1)).sqrt()
+    least, largest = float(std.min()), float(std.max())
+    if NEAR[0] <= least and largest <= NEAR[1]:
+        return None
+    return (
+        f"latents: the deviations of their channels are {least:.2g} to {largest:.2g} after "
+        "standardisation, far from 1; this codec was made for other pictures, train one on these"
+    )
+
+
+def _joined(latents: Split, pictures: Split) -> Split:
+    """Latents with what is said of their pictures."""
+    std = latents.columns["std"]
+    assert isinstance(std, torch.Tensor)
+    return Split(
+        latents.x,
+        pictures.label,
+        latents.bounds,
+        latents.mapped,
+        pictures.columns,
+        std if bounds_of(std)[1] > 0 else None,
+    )
