@@ -171,6 +171,14 @@ class ScoreModel(nn.Module):
 
     data: Any = None
     config: Any = None
+    codec: Any = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # A codec is neither trained nor averaged nor saved with the weights.
+        if name == "codec":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
 
     def __init__(
         self,

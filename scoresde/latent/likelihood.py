@@ -18,6 +18,7 @@ from scoresde.likelihood.divergence import sum_from
 from scoresde.likelihood.estimators import Estimate, Estimator
 from scoresde.samplers import Noise
 from scoresde.sde import SDE
+from scoresde.training.held_out import evaluating
 
 
 @final
@@ -33,7 +34,7 @@ class LatentEstimator(Estimator):
     z from q. Auto-Encoding Variational Bayes, arXiv 1312.6114, eq. 2.
 
     Args:
-        codec: the codec, in evaluation mode.
+        codec: the codec.
         density: estimator of the log-density of real numbers, which latents are.
         picture: bound the log-probability of the picture.
 
@@ -48,7 +49,7 @@ class LatentEstimator(Estimator):
         self, denoiser: Denoiser, x: Tensor, scaling: Quantisation, noise: Noise
     ) -> Estimate:
         codec, like = self.codec, self.codec.latents_mean
-        with torch.no_grad():
+        with evaluating(codec), torch.no_grad():
             mean, std = (part.double() for part in codec.encode(middles(x, scaling).to(like)))
             eps = noise(mean)
             z = mean + std * eps
