@@ -6,11 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import final
 
 import torch
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser
+from scoresde.latent import laws
+from scoresde.latent.codec import Codec, Encoded
 from scoresde.posterior.operators import LinearOperator
 from scoresde.sde import SDE, match
 
@@ -271,6 +274,71 @@ class Pixels:
             return (self.p.log().to(x) - away**2 / 2).softmax(-1) @ self.middles.to(x)
 
         return Denoiser(sde, predict)
+
+
+@final
+class LinearCodec(Codec):
+    """z = A x + b + std eps and x = W z + c + scale eps, with exact densities of x.
+
+    Pictures (B, C, H, H) are flattened to D real numbers, and latents (B, d, 1, 1) to d.
+
+    Args:
+        encoder: A (d, D).
+        decoder: W (D, d).
+        std: deviations (d,) of the latents given a picture; 0 for a map without noise.
+        scale: deviation of a picture given its latent.
+        channels: C.
+        shift: b (d,); 0 by default.
+        offset: c (D,); 0 by default.
+    """
+
+    def __init__(
+        self,
+        encoder: Tensor,
+        decoder: Tensor,
+        std: Tensor,
+        scale: float,
+        *,
+        channels: int = 1,
+        shift: Tensor | None = None,
+        offset: Tensor | None = None,
+    ) -> None:
+        size = math.isqrt(len(decoder) // channels)
+        super().__init__(channels, len(encoder), size, law=laws.Gaussian())
+        self.encoder, self.decoder, self.std, self.scale = encoder, decoder, std, scale
+        self.shift = encoder.new_zeros(len(encoder)) if shift is None else shift
+        self.offset = decoder.new_zeros(len(decoder)) if offset is None else offset
+        self.to(encoder.dtype)
+
+    def encode(self, x: Tensor) -> Encoded:
+        mean = (x.flatten(1) @ self.encoder.T + self.shift)[..., None, None]
+        return Encoded(mean, self.std[:, None, None].expand_as(mean))
+
+    def output(self, z: Tensor) -> Tensor:
+        mean = z.flatten(1) @ self.decoder.T + self.offset
+        shaped = mean.reshape(len(z), self.channels, self.factor, self.factor)
+        # The inverse of what the law makes of it.
+        log_scale = laws.SMALLEST + math.log(math.expm1(math.log(self.scale) - laws.SMALLEST))
+        return torch.cat([shaped, torch.full_like(shaped, log_scale)], 1)
+
+    def pictures(self, latents: Gaussian) -> Gaussian:
+        """The law of pictures (D,) whose latents (d,) have this law."""
+        spread = self.decoder @ latents.cov @ self.decoder.T
+        noise = self.scale**2 * torch.eye(len(spread)).to(spread)
+        return Gaussian(self.decoder @ latents.mean + self.offset, spread + noise)
+
+    def bound(self, x: Tensor, latents: Gaussian) -> Tensor:
+        """The bound (17) of pictures (B,), with the expectations of quadratics over q(z | x)."""
+        mean = self.encode(x).mean.flatten(1)
+        away = x.flatten(1) - mean @ self.decoder.T - self.offset
+        squares = away.square().sum(1) + (self.decoder * self.std).square().sum()
+        decoded = -squares / (2 * self.scale**2) - len(self.decoder) * (
+            math.log(self.scale) + math.log(2 * math.pi) / 2
+        )
+        spread = (torch.linalg.inv(latents.cov).diagonal() * self.std.square()).sum() / 2
+        entropy = (self.std.log() + (1 + math.log(2 * math.pi)) / 2).sum()
+        found: Tensor = decoded + latents.log_prob(mean) - spread + entropy
+        return found
 
 
 def mostly_black(black: float = 0.8, levels: int = 256) -> Pixels:

@@ -13,12 +13,12 @@ from torch.nn import functional as F
 
 from scoresde.likelihood.dequantise import Quantisation, middles
 from scoresde.likelihood.divergence import sum_from
+from scoresde.sde import log1mexp
 
 SMALLEST = -7.0
 """Smallest log scale in model units, an eighth of one of 256 levels."""
-TINY = 1e-30
-FAR = 1e4
-"""Where the outermost levels end, in model units; infinity would have no gradient."""
+NARROW = 1e-5
+"""Narrower intervals of a normal law have a series, since a difference would cancel."""
 
 
 class Law(ABC):
@@ -30,7 +30,7 @@ class Law(ABC):
 
         P(k | z) = F((x_(k+1) - mean) / s) - F((x_k - mean) / s)
 
-    Real numbers have the density F' / s.
+    Real numbers have the density F' / s. F is symmetric, F(-u) = 1 - F(u).
     """
 
     outputs: ClassVar[int] = 2
@@ -42,29 +42,33 @@ class Law(ABC):
         return mean, SMALLEST + F.softplus(log_scale - SMALLEST)
 
     def mean(self, output: Tensor) -> Tensor:
-        """The mean of x."""
+        """The mean of x, without the limits that the levels set it."""
         return self.parts(output)[0]
 
     def log_prob(self, output: Tensor, k: Tensor, scaling: Quantisation) -> Tensor:
         """log P(k | z) (B,) of levels, or of real numbers, in the units of the data.
 
-        It has the dtype of ``output``.
+        It is computed in float64, since the ends of narrow levels are equal in float32.
         """
-        mean, log_scale = self.parts(output)
+        mean, log_scale = self.parts(output.double())
         inverse = (-log_scale).exp()
         if scaling.levels is None:
-            u = (middles(k, scaling).to(output) - mean) * inverse
-            density = sum_from(1, self.log_density(u) - log_scale)
-            return density + scaling.log_volume(tuple(k.shape[1:]))
-        low = (scaling.low + scaling.step * k.double()).to(output)
-        high = (scaling.low + scaling.step * (k.double() + 1)).to(output)
-        low = torch.where(k == 0, -FAR, low)
-        high = torch.where(k == scaling.levels - 1, FAR, high)
-        return sum_from(1, self.log_interval((low - mean) * inverse, (high - mean) * inverse))
+            density = self.log_density((middles(k, scaling) - mean) * inverse) - log_scale
+            return sum_from(1, density) + scaling.log_volume(tuple(k.shape[1:]))
+        a = (scaling.low + scaling.step * k.double() - mean) * inverse
+        width = scaling.step * inverse
+        within = self.log_interval(a, width)
+        # Beside the lowest level is its upper edge, beside the highest its lower one.
+        outer = self.log_cdf(torch.where(k == 0, a + width, -a))
+        return sum_from(1, torch.where((k == 0) | (k == scaling.levels - 1), outer, within))
 
     @abstractmethod
-    def log_interval(self, a: Tensor, b: Tensor) -> Tensor:
-        """log (F(b) - F(a)) of the standard law, a < b, without cancellation."""
+    def log_cdf(self, u: Tensor) -> Tensor:
+        """log F(u) of the standard law."""
+
+    @abstractmethod
+    def log_interval(self, a: Tensor, width: Tensor) -> Tensor:
+        """log (F(a + width) - F(a)) of the standard law, without cancellation."""
 
     @abstractmethod
     def log_density(self, u: Tensor) -> Tensor:
@@ -76,13 +80,22 @@ class Law(ABC):
 class Gaussian(Law):
     """A normal law with a learned deviation for every number."""
 
-    def log_interval(self, a: Tensor, b: Tensor) -> Tensor:
-        right = a + b > 0  # mirrored, so that neither end has F = 1
-        a, b = torch.where(right, -b, a), torch.where(right, -a, b)
-        upper = torch.special.log_ndtr(b)
-        ratio = torch.special.log_ndtr(a) - upper
-        found: Tensor = upper + torch.log(-torch.expm1(ratio.clamp(max=-TINY)))
+    def log_cdf(self, u: Tensor) -> Tensor:
+        found: Tensor = torch.special.log_ndtr(u)
         return found
+
+    def log_interval(self, a: Tensor, width: Tensor) -> Tensor:
+        a = torch.where(2 * a + width > 0, -a - width, a)  # mirrored, so that F is small
+        narrow = width < NARROW
+        wide = torch.where(narrow, 1.0, width)
+        upper = self.log_cdf(a + wide)
+        apart = upper + log1mexp(self.log_cdf(a) - upper)
+        # The density at the middle m times the mean of exp(-m v) over the interval.
+        middle = a + width / 2
+        half = (middle * width / 2).abs().clamp(min=1e-9)
+        mean = half + log1mexp(-2 * half) - (2 * half).log()
+        together = self.log_density(middle) + width.log() + mean
+        return torch.where(narrow, together, apart)
 
     def log_density(self, u: Tensor) -> Tensor:
         return -u.square() / 2 - math.log(2 * math.pi) / 2
@@ -98,9 +111,11 @@ class Logistic(Law):
     PixelCNN++, arXiv 1701.05517, eq. 2, with one component.
     """
 
-    def log_interval(self, a: Tensor, b: Tensor) -> Tensor:
-        wide = torch.log(-torch.expm1((a - b).clamp(max=-TINY)))
-        return F.logsigmoid(b) + F.logsigmoid(-a) + wide
+    def log_cdf(self, u: Tensor) -> Tensor:
+        return F.logsigmoid(u)
+
+    def log_interval(self, a: Tensor, width: Tensor) -> Tensor:
+        return self.log_cdf(a + width) + self.log_cdf(-a) + log1mexp(-width)
 
     def log_density(self, u: Tensor) -> Tensor:
         return F.logsigmoid(u) + F.logsigmoid(-u)

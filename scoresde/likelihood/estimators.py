@@ -38,12 +38,15 @@ class Estimate(NamedTuple):
     """One draw of log P (B,) in nats, the number of denoiser calls, and the error of the solver.
 
     The error (B,) is an estimate in nats; None if there is no solver, NaN if not estimated. A
-    sample that the solver did not finish has log P NaN and an infinite error.
+    sample that the solver did not finish has log P NaN and an infinite error. Of pictures through
+    a codec there are -log P(k | z) and -log q(z | x) (B,), None of others.
     """
 
     log_prob: Tensor
     nfe: int
     solver_error: Tensor | None = None
+    distortion: Tensor | None = None
+    entropy: Tensor | None = None
 
 
 class Estimator(ABC):

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from scoresde.arguments import Count, Natural, Positive, check_fields
+from scoresde.latent.codec import Codec
+from scoresde.latent.likelihood import LatentEstimator, latents_scaling
 from scoresde.likelihood.dequantise import (
     Continuous,
     Decoder,
@@ -102,6 +104,10 @@ class Scoring:
         check: number of examples scored again, with other random draws and with half the effort of
             the solver, to measure these two errors.
         batch: number of examples scored at a time; it does not change the values.
+        of: what a model of latents scores, its pictures by a lower bound or the latents
+            themselves, in bits per number of a latent.
+        relative: score pictures through a codec that a discriminator trained, to compare models
+            of latents of this codec with each other.
 
     Raises ValueError for settings that exclude each other.
     """
@@ -123,6 +129,8 @@ class Scoring:
     importance: bool = False
     check: Natural = 32
     batch: Count = 128
+    of: Literal["picture", "latents"] = "picture"
+    relative: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -140,6 +148,11 @@ class Scoring:
             self._check_bound()
         if self.importance and self.repeats < 2:
             raise ValueError("importance=true combines repeats >= 2, got repeats=1; raise repeats")
+        if self.importance and self.of == "latents":
+            raise ValueError(
+                "importance=true tightens the bound of a picture, and of=latents is no bound; "
+                "leave one of them out"
+            )
 
     def _check_bound(self) -> None:
         """Raise ValueError for settings that do not apply to a variational bound."""
@@ -168,8 +181,10 @@ class Scoring:
         """The name of the dequantisation in use; the discrete method always decodes."""
         return "decoder" if self.method == "discrete" else self.dequantisation
 
-    def estimator(self, scaling: Quantisation) -> Estimator:
-        """The estimator for data with this scaling."""
+    def estimator(self, scaling: Quantisation, codec: Codec | None = None) -> Estimator:
+        """The estimator for data with this scaling, or for those with a codec."""
+        if codec is not None:
+            return self._through(codec, self.estimator(latents_scaling(codec)))
         if self.method == "elbo":
             return self.bound(scaling)
         if self.method == "discrete":
@@ -178,12 +193,17 @@ class Scoring:
             return DiscreteBound(self.steps, mix, self.times, std, grid=grid)
         return FlowEstimator(self._solver(), self._dequantisation(scaling), self.t0)
 
-    def bound(self, scaling: Quantisation) -> Estimator:
-        """The variational bound for the dequantisation."""
+    def bound(self, scaling: Quantisation, codec: Codec | None = None) -> Estimator:
+        """The variational bound for the dequantisation, or for the latents of a codec."""
+        if codec is not None:
+            return self._through(codec, self.bound(latents_scaling(codec)))
         std = _deviation(scaling)
         if scaling.levels is None or self.dequantisation == "uniform":
             return Variational(self.times, std, self._dequantisation(scaling), self.t0)
         return DecodedVariational(self.times, std, t0=self.t0)
+
+    def _through(self, codec: Codec, density: Estimator) -> Estimator:
+        return LatentEstimator(codec, density, self.of == "picture")
 
     def _dequantisation(self, scaling: Quantisation) -> Dequantisation:
         if scaling.levels is None:

@@ -15,7 +15,10 @@ from scoresde.arguments import Count, Natural, check, nearest
 from scoresde.config import build
 from scoresde.data import Dataset, Scaling, Split, examples
 from scoresde.data.sources import column_of, columns_apart
+from scoresde.latent import Codec
+from scoresde.latent.likelihood import law_of
 from scoresde.likelihood.confidence import mean
+from scoresde.likelihood.dequantise import middles
 from scoresde.parameterization import ScoreModel
 from scoresde.progress import Progress, silent
 from scoresde.registry import Scoring
@@ -80,7 +83,23 @@ class Scores:
     @property
     def solver_error(self) -> Tensor | None:
         """Estimated errors of the solver (N,) in nats; None if it does not estimate them."""
-        found = self.values.columns["solver_error"]
+        return self._part("solver_error")
+
+    @property
+    def distortion(self) -> Tensor | None:
+        """-log p(x | z) (N,) in nats of pictures through a codec, averaged over draws of z."""
+        return self._part("distortion")
+
+    @property
+    def rate(self) -> Tensor | None:
+        """log q(z | x) - log p(z) (N,) in nats of pictures through a codec, averaged over z.
+
+        With ``distortion`` it adds up to -``log_prob``, unless the draws are importance-weighted.
+        """
+        return self._part("rate")
+
+    def _part(self, name: str) -> Tensor | None:
+        found = self.values.columns[name]
         return None if bool(found.isnan().all()) else found
 
     @property
@@ -216,6 +235,7 @@ def prepared(
     if split == "train" and isinstance(data, Dataset):
         notes.append("examples that the model was trained on")
     scaling = Scaling() if model.data is None else model.data.scaling
+    _require_latents(model.codec, settings, found.x[:1], scaling)
     return Job(model, found, scaling, settings, name, bound, conditional, seed, notes=tuple(notes))
 
 
@@ -233,6 +253,8 @@ def scored(
     values. Raises Stopped when ``stopping`` returns True before every example has a value.
     """
     started, n = time.perf_counter(), len(job.split)
+    if job.model.codec is not None:
+        job.model.codec.to(job.model.device)
     barrier()  # until overwrite has deleted the earlier files
     values = Values.empty(n) if part is None else part.read(n)
     before = values.done
@@ -394,6 +416,25 @@ def _require_start(t0: float | None, sde: SDE) -> None:
         raise ValueError(
             f"likelihood.t0: need {sde.t_min:g} to below {sde.t_max:g}, where the model was "
             f"trained, got {t0:g}"
+        )
+
+
+def _require_latents(codec: Codec | None, settings: Scoring, x: Tensor, scaling: Scaling) -> None:
+    """Raise ValueError for settings that need another codec; ``x`` (1, ...) is an example."""
+    if codec is None:
+        asked = {"of=latents": settings.of == "latents", "relative=true": settings.relative}
+        for name in (name for name, given in asked.items() if given):
+            raise ValueError(f"likelihood.{name}: this model has no codec; leave it out")
+        return
+    codec.latent_shape(tuple(x.shape[1:]))
+    if settings.of == "latents":
+        return
+    with torch.no_grad():
+        law_of(codec, codec.encode(middles(x, scaling).to(codec.latents_mean)).std)
+    if codec.adversarial and not settings.relative:
+        raise ValueError(
+            "likelihood: a discriminator trained this codec, so that bits/dim of its pictures "
+            "compare with those of no other; give relative=true to compare models of its latents"
         )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from scoresde.atomic import atomic_write, writing
 from scoresde.evaluation.figures import histogram
@@ -24,8 +25,9 @@ from scoresde.likelihood.dequantise import middles
 from scoresde.likelihood.path import default_tolerance
 from scoresde.runs.results import Make, replace_all, save_arrays
 from scoresde.runs.score import FILES, Scores, valued, with_error
-from scoresde.runs.scoring import Job
+from scoresde.runs.scoring import PARTS, Job
 from scoresde.solvers import FIXED_STEP_METHODS
+from scoresde.training.held_out import evaluating
 
 LEVEL = 0.95
 WIDTH = 79
@@ -34,7 +36,7 @@ WIDTH = 79
 def report_of(scores: Scores, other: Scores | None = None) -> dict[str, Any]:
     """Summary as JSON values; ``other`` is a set to distinguish from the scored data."""
     job, bits, settings = scores.job, valued(scores.bits), scores.job.settings
-    values, scaling = scores.values, job.scaling
+    values, levels = scores.values, None if job.of_latents else job.scaling.levels
     in_nats = mean(valued(scores.log_prob))
     # Both the value and its repetition are means over all draws.
     repeated = job.bits(values.columns["again"] - values.columns["nats"])
@@ -64,24 +66,33 @@ def report_of(scores: Scores, other: Scores | None = None) -> dict[str, Any]:
         "draws_se": _number(draws),
         "solver_error": solver,
         "told_error": _told(scores),
+        "parts": _parts(scores),
         "uncertain": _uncertain(scores),
         "lower_bound": bound,
         "nats": in_nats.value,
         "nats_se": _number(in_nats.error),
         "is": job.estimator.bounds,
         "warnings": [*_warnings(job), *doubts],
-        "levels": scaling.levels,
-        "t0": job.estimator.start(job.model.sde, scaling),
+        "levels": levels,
+        "t0": job.estimator.start(job.model.sde, job.scaling),
         "prior_gap": prior_gap(job),
-        "offset": 0.0 if scaling.levels is None else 0.0 - math.log2(scaling.step),
+        "offset": 0.0 if levels is None else 0.0 - math.log2(job.scaling.step),
         "against": None if other is None else _against(scores, other),
         "conditional": job.conditional,
         "seed": job.seed,
         "nfe": scores.nfe,
         "seconds": scores.seconds,
         **{k: v for k, v in asdict(settings).items() if k not in ("t0", "dequantisation")},
-        "dequantisation": None if scaling.levels is None else settings.law,
+        "dequantisation": None if levels is None or job.model.codec else settings.law,
     }
+
+
+def _parts(scores: Scores) -> dict[str, Any] | None:
+    """Means of the parts of the bound of pictures through a codec."""
+    if scores.distortion is None:
+        return None
+    columns = scores.values.columns
+    return {name: _as_bits(mean(scores.job.bits(-valued(columns[name])))) for name in PARTS}
 
 
 def _told(scores: Scores) -> float | None:
@@ -95,8 +106,8 @@ def _uncertain(scores: Scores) -> dict[str, Any] | None:
     """Number of examples whose solver error is above the tolerance, in nats."""
     if (errors := scores.solver_error) is None:
         return None
-    dim = scores.job.split.x[0].numel()
-    limit = scores.job.settings.tolerance or default_tolerance(dim)
+    job = scores.job
+    limit = job.settings.tolerance or default_tolerance(math.prod(job.state_shape))
     return {"examples": int((errors > limit).sum()), "above_nats": limit}
 
 
@@ -104,20 +115,29 @@ def prior_gap(job: Job) -> float:
     """Upper bound on the cost of replacing the law at t_max by the prior, in bits per dimension.
 
     It is KL(q(x_T | x) | prior) averaged over the data. Pixel levels take the end of their bin
-    that is further from 0.
+    that is further from 0, and latents their root mean square.
     """
-    sde, scaling = job.model.sde, job.scaling
-    x = middles(job.split.x, scaling)
-    if scaling.levels is not None:
-        x = x + x.sign() * scaling.step / 2
-    gap = terminal_gap(sde, x, torch.tensor(sde.t_max, dtype=torch.float64))
-    return float(gap.mean()) / x[0].numel() / math.log(2)
+    sde, t = job.model.sde, torch.tensor(job.model.sde.t_max, dtype=torch.float64)
+    rows = torch.arange(len(job.split)).split(job.settings.batch)
+    gaps = torch.cat([terminal_gap(sde, _sizes(job, some), t).cpu() for some in rows])
+    return float(gaps.mean()) / math.prod(job.shape) / math.log(2)
+
+
+def _sizes(job: Job, rows: Tensor) -> Tensor:
+    """Sizes of the states of some rows in model units: see ``prior_gap``."""
+    codec, x = job.model.codec, middles(job.split.take(rows).x, job.scaling)
+    if codec is not None:
+        with evaluating(codec), torch.no_grad():
+            mean, std = (part.double() for part in codec.encode(x.to(codec.latents_mean)))
+        ends = (codec.standardised(mean - std), codec.standardised(mean + std))
+        return torch.hypot(*ends) / math.sqrt(2)
+    return x if job.scaling.levels is None else x + x.sign() * job.scaling.step / 2
 
 
 def _warnings(job: Job) -> list[str]:
     """Remarks without which the result would be misleading."""
     settings, config, found = job.settings, job.model.config, list[str]()
-    if job.scaling.levels is not None and config is not None:
+    if job.scaling.levels is not None and config is not None and job.model.codec is None:
         uniform, dithered = settings.law == "uniform", config.train.dither
         if uniform and not dithered:
             found.append(
@@ -139,6 +159,11 @@ def _warnings(job: Job) -> list[str]:
         found.append(
             "random probes raise an importance-weighted value, which is a bound with "
             "likelihood.trace exact only"
+        )
+    if settings.relative and job.model.codec.adversarial:
+        found.append(
+            "relative only: a discriminator trained the codec, so that the value compares with "
+            "those of models of its latents and with no other"
         )
     return [*found, *job.notes]
 
@@ -170,7 +195,8 @@ def _number(value: float) -> float | None:
 
 def page(report: Mapping[str, Any]) -> str:
     """Format the report as text, at most 79 characters wide."""
-    law = "log p(x | y) with the true y" if report["conditional"] else "log p(x)"
+    what = "z" if report["of"] == "latents" else "x"
+    law = f"log p({what} | y) with the true y" if report["conditional"] else f"log p({what})"
     lines = [
         f"{report['data']}: {examples(report['examples'])}, {law}",
         f"method: {_effort(report)}; {report['nfe']:.4g} evaluations per draw, "
@@ -183,6 +209,11 @@ def page(report: Mapping[str, Any]) -> str:
             2,
             f"warning: {uncertain['examples']} of {examples(report['examples'])} uncertain by "
             f"more than {uncertain['above_nats']:.3g} nats, by the estimate of the solver",
+        )
+    if (parts := report["parts"]) is not None:
+        lines.append(
+            f"distortion {_bits(parts['distortion'])} and rate {_bits(parts['rate'])} bits/dim, "
+            "means over the draws"
         )
     if (bound := report["lower_bound"]) is not None:
         lines += [f"{_bits(bound)} bits/dim", f"  {bound['is']}"]
@@ -236,6 +267,8 @@ def _headline(report: Mapping[str, Any]) -> list[str]:
     if report["interval"] is not None:
         low, high = report["interval"]
         value += f", {LEVEL:.0%} interval {low:.4f} to {high:.4f}"
+    draws = f"{report['repeats']} draw{'s' * (report['repeats'] > 1)} per image"
+    draws += ", importance-weighted" if report["importance"] else ""
     if report["levels"] is None:
         nats = with_error(-report["nats"], report["nats_se"])
         return [
@@ -243,8 +276,6 @@ def _headline(report: Mapping[str, Any]) -> list[str]:
             f"{value}",
             f"  {report['is']}, in the units of the data",
         ]
-    draws = f"{report['repeats']} draw{'s' * (report['repeats'] > 1)} per image"
-    draws += ", importance-weighted" if report["importance"] else ""
     return [
         value,
         f"  {report['is']}",
@@ -309,7 +340,7 @@ def require_csv(path: Path) -> None:
 
 def _table(scores: Scores) -> dict[str, list[Any]]:
     """Columns of the table, with one row per example."""
-    label = scores.job.split.label
+    label, bits = scores.job.split.label, scores.job.bits
     found = {
         "index": list(range(len(scores.bits))),
         "label": [""] * len(scores.bits) if label is None else label.tolist(),
@@ -319,7 +350,10 @@ def _table(scores: Scores) -> dict[str, list[Any]]:
     if scores.solver_error is not None:
         found["solver_error_nats"] = scores.solver_error.tolist()
     if scores.bound is not None:
-        found["bound_bits_per_dim"] = scores.job.bits(scores.bound).tolist()
+        found["bound_bits_per_dim"] = bits(scores.bound).tolist()
+    if scores.distortion is not None:
+        columns = scores.values.columns
+        found |= {f"{name}_bits_per_dim": bits(-columns[name]).tolist() for name in PARTS}
     return found
 
 

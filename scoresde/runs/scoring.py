@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,10 +35,13 @@ from scoresde.training.batches import derived_seed
 from scoresde.training.checkpoint import fingerprint
 from scoresde.training.said import said
 
-COLUMNS = ("nats", "nfe", "solver_error", "bound", "again", "change")
+PARTS = ("distortion", "rate", "entropy")
+"""What the bound of a picture through a codec consists of, in nats: -log p(x | z), log q(z | x) -
+log p(z), and -log q(z | x), which is in the rate. Each is a mean over the draws."""
+COLUMNS = ("nats", "nfe", "solver_error", "bound", "again", "change", *PARTS)
 """log p in nats, its network calls, the error of its solver, the lower bound, log p with other
-random draws, and its change with half the effort of the solver; NaN where not computed. An example
-whose solver did not reach its end has calls and an infinite error, but no log p."""
+random draws, its change with half the effort of the solver, and the parts; NaN where not computed.
+An example whose solver did not reach its end has calls and an infinite error, but no log p."""
 
 DAMAGE = (OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile)
 
@@ -72,12 +75,28 @@ class Job:
     @property
     def estimator(self) -> Estimator:
         """The estimator of log p."""
-        return self.settings.estimator(self.scaling)
+        return self.settings.estimator(self.scaling, self.model.codec)
 
     @property
     def beside(self) -> Estimator | None:
         """The estimator of the bound; None if not requested."""
-        return self.settings.bound(self.scaling) if self.bound else None
+        return self.settings.bound(self.scaling, self.model.codec) if self.bound else None
+
+    @property
+    def of_latents(self) -> bool:
+        """Whether the latents are scored, in place of the pictures that the data are."""
+        return self.model.codec is not None and self.settings.of == "latents"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one example of what is scored."""
+        return self.state_shape if self.of_latents else tuple(self.split.x.shape[1:])
+
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        """The shape of the state of one example."""
+        codec, shape = self.model.codec, tuple(self.split.x.shape[1:])
+        return shape if codec is None else codec.latent_shape(shape)
 
     def checked(self) -> Tensor:
         """Rows to score again for the error estimates, at most ``settings.check`` of them."""
@@ -87,7 +106,7 @@ class Job:
 
     def bits(self, nats: Tensor) -> Tensor:
         """Convert nats to bits per dimension, in the units of the data."""
-        return bits_per_dim(nats, self.split.x.shape[1:], 1.0)
+        return bits_per_dim(nats, self.shape, 1.0)
 
 
 @dataclass
@@ -131,35 +150,44 @@ def batches(job: Job, rows: Tensor) -> Iterator[tuple[Tensor, dict[str, Tensor]]
     pair, beside = estimator.halved(), job.beside
     # ``split`` of an empty tensor returns one empty part.
     for some in rows.split(settings.batch) if len(rows) else ():
-        nats, nfe, wrong = _scored(job, estimator, some, "likelihood", settings.importance)
-        columns = {"nats": nats, "nfe": torch.full((len(some),), nfe)}
+        value = _scored(job, estimator, some, "likelihood", settings.importance)
+        nats, wrong = value.log_prob, value.solver_error
+        columns = {"nats": nats, "nfe": torch.full((len(some),), value.nfe), **value.parts}
         if beside is not None:
             # An importance-weighted mean of noisy draws may exceed log p, so take the plain mean.
-            columns["bound"], *_ = _scored(job, beside, some, "bound", importance=False)
+            columns["bound"] = _scored(job, beside, some, "bound", importance=False).log_prob
         _require_finite(columns, some, wrong)
         if wrong is not None:
             columns["solver_error"] = wrong
         if len(twice := torch.nonzero(torch.isin(some, checked)).flatten()):
 
-            def value(other: Estimator, purpose: str, rows: Tensor = some[twice]) -> Tensor:
-                return _scored(job, other, rows, purpose, settings.importance)[0].cpu()
+            def once(other: Estimator, purpose: str, rows: Tensor = some[twice]) -> Tensor:
+                return _scored(job, other, rows, purpose, settings.importance).log_prob.cpu()
 
-            others = {"again": value(estimator, "again")}
+            others = {"again": once(estimator, "again")}
             if pair is not None:
                 fine, coarse = pair
                 same = fine == estimator
-                first = nats.cpu()[twice] if same else value(fine, "likelihood")
-                others["change"] = value(coarse, "likelihood") - first
+                first = nats.cpu()[twice] if same else once(fine, "likelihood")
+                others["change"] = once(coarse, "likelihood") - first
             for name, found in others.items():
                 columns[name] = torch.full((len(some),), math.nan, dtype=torch.float64)
                 columns[name][twice] = found.double()
         yield some, columns
 
 
+class _Found(NamedTuple):
+    """Values (B,) over the repeated draws, calls per draw, errors of the solver, and parts."""
+
+    log_prob: Tensor
+    nfe: float
+    solver_error: Tensor | None
+    parts: dict[str, Tensor]
+
+
 def _scored(
     job: Job, estimator: Estimator, rows: Tensor, purpose: str, importance: bool
-) -> tuple[Tensor, float, Tensor | None]:
-    """Values (B,) over the repeated draws, network calls per draw, and errors of the solver."""
+) -> _Found:
     device, repeats = job.model.device, job.settings.repeats
     part = job.split.take(rows)
     told: dict[str, Tensor | None] = {}
@@ -175,7 +203,14 @@ def _scored(
     value = importance_weighted(drawn) if importance else drawn.mean(0)
     errors = [draw.solver_error for draw in draws if draw.solver_error is not None]
     wrong = torch.stack(errors).mean(0) if errors else None
-    return value, sum(draw.nfe for draw in draws) / repeats, wrong
+    parts = {
+        name: torch.stack(each).mean(0)
+        for name in ("distortion", "entropy")
+        if None not in (each := [getattr(draw, name) for draw in draws])
+    }
+    if parts:
+        parts["rate"] = -drawn.mean(0) - parts["distortion"]
+    return _Found(value, sum(draw.nfe for draw in draws) / repeats, wrong, parts)
 
 
 def _require_finite(
@@ -184,7 +219,7 @@ def _require_finite(
     """Raise RuntimeError for values that are not finite, unless the solver says it is not done."""
     for name, column in columns.items():
         wrong = ~column.isfinite()
-        if name == "nats" and solver_error is not None:
+        if name in ("nats", "rate") and solver_error is not None:
             wrong &= solver_error != math.inf
         if bad := int(wrong.sum()):
             row = int(rows[torch.nonzero(wrong).flatten()[0].cpu()])
@@ -217,6 +252,8 @@ def key(job: Job) -> str:
         "seed": job.seed,
     }
     named |= {"beside": job.bound, "conditional": job.conditional}
+    if model.codec is not None:
+        named["codec"] = fingerprint({}, model.codec.state_dict())
     named["scaling"] = asdict(job.scaling)
     return json.dumps(named | described | settings, sort_keys=True)
 
