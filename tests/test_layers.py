@@ -26,12 +26,13 @@ MAY_IMPORT = {
     "testing": THEORY | {"samplers", "solvers", "likelihood", "posterior", "latent"},
     "convergence": THEORY | {"samplers", "testing"},
     "training": THEORY | {"samplers", "solvers", "likelihood", "data", "nn", "atomic"},
-    "latent": THEORY | {"likelihood", "nn", "data", "training", "posterior", "samplers"},
+    "latent": THEORY
+    | {"likelihood", "nn", "data", "training", "posterior", "samplers", "evaluation"},
     "nn": set(),
     "conditions": {"atomic"},
     "atomic": set(),
     "data": {"atomic"},
-    "evaluation": set(),
+    "evaluation": {"nn"},
     "registry": THEORY
     | {"betas", "samplers", "posterior", "solvers", "likelihood", "training", "nn", "data"}
     | {"latent"},

@@ -51,7 +51,7 @@ COMMANDS = {
     "train-autoencoder": Command(
         "train an autoencoder, whose latents a model can learn",
         "TrainOptions",
-        ("seed", "data", "autoencoder", "loss", "train"),
+        ("seed", "data", "autoencoder", "loss", "discriminator", "train"),
         "AutoencoderConfig",
     ),
     "train-classifier": Command(

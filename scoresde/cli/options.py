@@ -345,7 +345,8 @@ class EvaluateOptions(WeightOptions):
             is the reference, and its model draws the samples.
         against: part of the data set that the samples are compared with.
         features: features that pictures are compared in: classifier (for images with classes),
-            pixels, or a TorchScript file, which is run.
+            pixels, lite0 (of EfficientNet-Lite0 with ImageNet weights), or a TorchScript file,
+            which is run.
         statistics: .npz of mu and sigma that replaces the split in the Frechet distance.
         save_statistics: .npz to write mu and sigma of the split to.
         metrics: metrics to compute, such as frechet,kid,precision; scoresde info lists them.

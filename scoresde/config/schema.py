@@ -113,6 +113,7 @@ class AutoencoderConfig(Schema):
         data: data set of pictures.
         autoencoder: what maps pictures to latents and back.
         loss: weights of the terms of the loss.
+        discriminator: network that tells reconstructions from pictures, trained against them.
         train: how the autoencoder is trained.
         own: the autoencoder is one that a program built; this configuration does not describe it.
     """
@@ -123,6 +124,7 @@ class AutoencoderConfig(Schema):
     data: Annotated[Any, registry.DATASETS] = "digits"
     autoencoder: Annotated[Any, registry.AUTOENCODERS] = "kl"
     loss: Annotated[Any, Group((Loss,))] = None
+    discriminator: Annotated[Any, registry.DISCRIMINATORS] = "none"
     train: Annotated[Any, TRAIN_AUTOENCODER] = None
     own: bool = False
 

@@ -12,6 +12,7 @@ from scoresde.evaluation.copying import copies, copy_rate, nearest
 from scoresde.evaluation.features import (
     Extractor,
     classifier_features,
+    lite0_features,
     raw_features,
     torchscript_features,
 )
@@ -68,6 +69,7 @@ __all__ = [
     "image_grid",
     "kid",
     "kid_blocks",
+    "lite0_features",
     "load_moments",
     "loss_curve",
     "mmd2",

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +14,13 @@ from torch import Tensor
 
 from scoresde.evaluation.classifier import Classifier
 from scoresde.evaluation.finite import require_finite
+from scoresde.nn.lite0 import Lite0
 
 CHUNK = 100
 SIDE = 299
 """Height and width of the images that Inception networks take."""
+LEAST = 64
+"""Least height and width of the images that EfficientNet-Lite0 takes here."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,29 @@ def raw_features(train: Tensor, data: str) -> Extractor:
     return Extractor(name, lambda x: (x.flatten(1).double() - mean) / scale)
 
 
+def lite0_features(device: torch.device | str = "cpu") -> Extractor:
+    """The 1280 features of EfficientNet-Lite0 with its ImageNet weights, averaged over the image.
+
+    Images with a shorter side below 64 pixels are enlarged to it: the network halves the size five
+    times, so that at 32 pixels one place would be left, which sees its zeros beyond the edges more
+    than the image. Raises ValueError without the packages of the network.
+    """
+    net = Lite0().to(device)
+
+    def of(x: Tensor) -> Tensor:
+        found = []
+        for part in x.split(CHUNK):
+            colour = part.to(device).expand(-1, 3, -1, -1).float() / 255
+            if (side := min(x.shape[2:])) < LEAST:
+                size = [round(length * LEAST / side) for length in x.shape[2:]]
+                colour = F.interpolate(colour, size, mode="bilinear", align_corners=False)
+            with torch.no_grad():
+                found.append(net.pooled(colour).double().cpu())
+        return torch.cat(found)
+
+    return Extractor("EfficientNet-Lite0 features", of, pictures=True)
+
+
 def torchscript_features(path: Path, device: torch.device | str = "cpu") -> Extractor:
     """The features of the network in a TorchScript file. The file is a program and will be run.
 
@@ -61,16 +88,11 @@ def torchscript_features(path: Path, device: torch.device | str = "cpu") -> Extr
     repeated to three channels. Raises ValueError, naming the file, if the file cannot be read or
     does not return finite features (N, D).
     """
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; check the path")
+    net = read_torchscript(path, device)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            net = torch.jit.load(path, map_location=device).eval()
         inception = any(a.name == "return_features" for a in net.forward.schema.arguments)
-    except (RuntimeError, ValueError, AttributeError) as error:
-        reason = str(error).strip().partition(".")[0][:120]
-        raise ValueError(f"{path}: no TorchScript file ({reason}); save one with jit") from error
+    except AttributeError as error:
+        raise ValueError(f"{path}: has no forward; save a module with jit") from error
 
     def batch(x: Tensor) -> Tensor:
         colour = x.expand(-1, 3, -1, -1)
@@ -86,6 +108,19 @@ def torchscript_features(path: Path, device: torch.device | str = "cpu") -> Extr
         return torch.cat(parts)
 
     return Extractor(f"features of {path.name}", of, pictures=True, inception=inception)
+
+
+def read_torchscript(path: Path, device: torch.device | str = "cpu") -> Any:
+    """The network in a TorchScript file, in evaluation mode. Raises ValueError if it has none."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; check the path")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return torch.jit.load(path, map_location=device).eval()
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().partition(".")[0][:120]
+        raise ValueError(f"{path}: no TorchScript file ({reason}); save one with jit") from error
 
 
 def _checked(path: Path, n: int, found: object) -> Tensor:

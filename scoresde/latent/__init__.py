@@ -1,7 +1,8 @@
 """Latents: codecs between pictures and what is modelled of them, and the law of a picture."""
 
-from scoresde.latent.autoencoder import Autoencoder, KLAutoencoder, Passed
+from scoresde.latent.autoencoder import Autoencoder, KLAutoencoder, Passed, VQAutoencoder
 from scoresde.latent.codec import Codec, Encoded
+from scoresde.latent.discriminator import PatchDiscriminator
 from scoresde.latent.laws import Gaussian, Law, Logistic
 from scoresde.latent.losses import Loss
 
@@ -15,4 +16,6 @@ __all__ = [
     "Logistic",
     "Loss",
     "Passed",
+    "PatchDiscriminator",
+    "VQAutoencoder",
 ]

@@ -17,7 +17,8 @@ from scoresde.arguments import Count, Fraction, Positive
 from scoresde.data import Examples, Scaling, batch_indices
 from scoresde.data.dataset import spread
 from scoresde.latent.autoencoder import Autoencoder
-from scoresde.latent.codec import Codec
+from scoresde.latent.codec import Codec, wide
+from scoresde.latent.discriminator import Adversarial, Adversary
 from scoresde.latent.losses import Criterion
 from scoresde.sde import sent
 from scoresde.training import averages
@@ -76,13 +77,38 @@ class Pictures(NamedTuple):
         return Pictures(*(sent(part[rows], device) for part in self))
 
 
-def state_of(codec: Autoencoder, plan: CodecPlan) -> State[Autoencoder]:
+@dataclass
+class CodecState(State[Autoencoder]):
+    """The state of the training of an autoencoder; ``adversary`` is its discriminator."""
+
+    adversary: Adversary | None = None
+
+    @property
+    def acting(self) -> Adversary | None:
+        """The discriminator from its start on."""
+        found = self.adversary
+        return found if found is not None and self.step >= found.settings.start else None
+
+    def others(self) -> list[Tensor]:
+        """The gradients of the discriminator."""
+        return [] if self.acting is None else self.acting.gradients()
+
+
+def state_of(
+    codec: Autoencoder, plan: CodecPlan, adversarial: Adversarial | None = None
+) -> CodecState:
     """The state before the first update; the average equals the weights."""
     if plan.channels_last:
         lay_out(codec)
     decay = plan.weight_decay
     optimizer = plan.optimizer(codec.parameters(), lr=plan.lr, weight_decay=decay, fused=True)
-    return State(codec, averages.averaged(codec), optimizer)
+    adversary = None
+    if adversarial is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derived_seed(plan.seed, 0, "discriminator"))
+            net = adversarial.discriminator(codec.channels).to(codec.latents_mean.device)
+        adversary = Adversary(adversarial, net, plan.lr)
+    return CodecState(codec, averages.averaged(codec), optimizer, adversary=adversary)
 
 
 def draw_pictures(
@@ -101,7 +127,7 @@ def draw_pictures(
 
 
 def fit_codec(
-    state: State[Autoencoder],
+    state: CodecState,
     plan: CodecPlan,
     criterion: Criterion,
     split: Examples,
@@ -119,25 +145,40 @@ def fit_codec(
         yield _updated(state, plan, criterion, batch)
 
 
-def _updated(
-    state: State[Autoencoder], plan: CodecPlan, criterion: Criterion, batch: Pictures
-) -> Metrics:
-    rate = begin(state, plan)
+def _updated(state: CodecState, plan: CodecPlan, criterion: Criterion, batch: Pictures) -> Metrics:
+    rate, adversary = begin(state, plan), state.acting
+    if adversary is not None:
+        adversary.begin(rate)
     scale = state.scale.value if plan.precision == "fp16" else 1.0
     model, device = state.model, state.device
     model.train()
-    losses, parts = [], defaultdict[str, Tensor](lambda: torch.zeros((), device=device))
+    losses, observed = [], dict[int, Tensor]()
+    parts = defaultdict[str, Tensor](lambda: torch.zeros((), device=device))
     for number, rows in plan.rank.microbatches(plan.batch, plan.accumulate):
         x, data, noise = batch.rows(rows, device)
         with dropout_from(derived_seed(plan.seed, state.step, f"dropout {number}"), device):
             with autocast(plan.precision, device):
-                passed = model.passed(x, noise)
+                passed = criterion.passed(model, x, noise)
+            output = wide(passed.output)
+            passed = passed._replace(output=output)
             terms = criterion.terms(passed, x, data)
         loss = criterion.total(terms)
-        (loss.sum() * (scale / plan.batch)).backward()
+        target = loss.sum() * (scale / plan.batch)
+        if adversary is not None:
+            with autocast(plan.precision, device):
+                played = adversary.play(
+                    x, output, criterion.picture(output, x), loss.mean(), model.last, scale
+                )
+            share = len(rows) / plan.batch
+            target = target + (played.pull + played.loss) * (scale * share)
+            for name, number_of in played.numbers().items():
+                parts[name] = parts[name] + share * number_of
+        target.backward()
+        if passed.observed is not None:
+            observed[number] = passed.observed
         losses.append(loss.detach())
         for name, term in terms.items():
-            parts[name] = parts[name] + term.detach().sum() / plan.batch
+            parts[f"loss_{name}"] = parts[f"loss_{name}"] + term.detach().sum() / plan.batch
     if scale != 1:
         for gradient in state.gradients():
             gradient.div_(scale)
@@ -146,6 +187,11 @@ def _updated(
     loss, norm = summed(state, plan, found.sum())
     if is_finite(state, plan, loss, norm, rate):
         state.optimizer.step()
+        if adversary is not None:
+            adversary.optimizer.step()
+            model.adversarial = state.ema.adversarial = True
+        if observed:
+            model.learn(observed, plan.rank)
     averages.update(state.ema, model, averages.warmed_up(plan.ema, state.step))
     state.step += 1
     return Metrics(state.step, loss, norm, rate, state.scale.skipped, None, found, parts)

@@ -15,7 +15,8 @@ from scoresde import parameterization as parameterizations
 from scoresde.arguments import EMPTY, Argument, Count, Range, arguments, check, nearest
 from scoresde.betas import Betas
 from scoresde.data import Dataset
-from scoresde.latent.autoencoder import Autoencoder, KLAutoencoder
+from scoresde.latent.autoencoder import Autoencoder, KLAutoencoder, VQAutoencoder
+from scoresde.latent.discriminator import Adversarial
 from scoresde.nn import EDM2, MLP, DiT, UNet, adm, ddpmpp, ncsnpp
 from scoresde.parameterization import Parameterization
 from scoresde.registry.grid_files import from_file
@@ -195,6 +196,10 @@ def none() -> None:
     """No augmentation of the images."""
 
 
+def alone() -> None:
+    """No discriminator: reconstructions are judged by their errors alone."""
+
+
 SDES: Table[Callable[..., SDE]] = Table(
     {
         "vp": sde.VP,
@@ -267,7 +272,10 @@ CONDITIONS: Table[type[conditions.Condition]] = Table(
 )
 # The channels of the pictures are those of the data.
 AUTOENCODERS: Table[Callable[..., Autoencoder]] = Table(
-    {"kl": KLAutoencoder}, supplied=("channels",)
+    {"kl": KLAutoencoder, "vq": VQAutoencoder}, supplied=("channels",)
+)
+DISCRIMINATORS: Table[Callable[..., Adversarial | None]] = Table(
+    {"none": alone, "patch": Adversarial}
 )
 DATASETS: Table[Callable[..., Dataset]] = Table(
     {

@@ -81,7 +81,8 @@ def evaluate(
         metrics: names in ``evaluation.metrics.METRICS``, as a list or separated by commas; the
             default depends on whether the data are images.
         against: part of a Dataset that the samples are compared with.
-        features: features that images are compared in: classifier, pixels, or a TorchScript file.
+        features: features that images are compared in: classifier, pixels, lite0, or a
+            TorchScript file.
         statistics: .npz of mu and sigma that replaces the reference in the Frechet distance.
         resamples: number of random halves that each error is estimated from; 0 for no errors.
         seed: seed of the random draws.

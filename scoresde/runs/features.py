@@ -16,13 +16,14 @@ from scoresde.evaluation import (
     Moments,
     classifier_features,
     fit_classifier,
+    lite0_features,
     raw_features,
     torchscript_features,
 )
 from scoresde.progress import Progress, silent
 
 FIT_STEPS = 400
-CHOICES = ("classifier", "pixels")
+CHOICES = ("classifier", "pixels", "lite0")
 INCEPTION = 2048
 TITLES = {"frechet": "FID", "kid": "KID"}
 
@@ -55,10 +56,13 @@ def chosen_features(
         accuracy = judge.accuracy(test.x.to(device), held.to(device))
         return extractor, {"name": extractor.name, "test_accuracy": accuracy}
     path = Path(kind)
-    if not path.is_file():
+    if kind != "lite0" and not path.is_file():
         raise ValueError(f"features: {kind}: no such file; {nearest(kind, CHOICES)}")
     if len(dataset.shape) != 3 or dataset.shape[0] not in (1, 3):
         raise ValueError(f"features: {kind} takes grey or colour images; give pixels")
+    if kind == "lite0":
+        extractor = lite0_features(device)
+        return extractor, {"name": extractor.name}
     extractor = torchscript_features(path, device)
     return extractor, {"name": extractor.name, "file": kind, "sha256": digest(path)}
 

@@ -61,7 +61,7 @@ def codec_of(found: StoredCodec, source: str | Path, codec: Codec | None = None)
         section = config_from({"autoencoder": given}, source, AutoencoderConfig).autoencoder
         codec = build_codec(section, channels)
     load_tensors(codec, found.tensors, source)
-    codec.data, codec.adversarial = found.data, found.adversarial
+    codec.data, codec.adversarial = found.data, found.adversarial or codec.adversarial
     return codec.eval().requires_grad_(False)
 
 
@@ -71,4 +71,4 @@ def stored_in(found: Checkpoint) -> StoredCodec:
     made = None
     if not config["own"]:
         made = {**config["autoencoder"], "channels": found.data.shape[0]}
-    return StoredCodec(made, found.data, False, found.step, found.ema)
+    return StoredCodec(made, found.data, bool(found.learned), found.step, found.ema)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -158,7 +159,10 @@ def losses(record: Mapping[str, Any]) -> str:
     """The losses of a record by name."""
     held_out = f"  held-out {record['held_out']:.4f}" if "held_out" in record else ""
     decibel = f"  {record['psnr']:.2f} dB" if "psnr" in record else ""
-    return f"loss {record['loss']:.4f}{held_out}{decibel}"
+    codes = f"  {record['codes']:.0f} codes" if "codes" in record else ""
+    if "perplexity" in record:
+        codes += f", perplexity {record['perplexity']:.0f}"
+    return f"loss {record['loss']:.4f}{held_out}{decibel}{codes}"
 
 
 @dataclass
@@ -173,6 +177,7 @@ class Window:
     grad_norm: Tensor | float = 0.0
     skipped: int = 0
     parts: dict[str, Tensor] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self.begin = self.seconds
@@ -186,6 +191,7 @@ class Window:
             self.levels.add(metrics.t, metrics.losses)
         for name, part in metrics.parts.items():
             self.parts[name] = self.parts.get(name, 0.0) + part
+        self.counts.update(metrics.parts.keys())
         # That of an update that was skipped is infinite.
         self.grad_norm = self.grad_norm + metrics.grad_norm.nan_to_num(0.0, 0.0, 0.0)
 
@@ -205,8 +211,8 @@ class Window:
         }
         if self.levels is not None:
             found["loss_by_lam"] = self.levels.take(plan.rank)
-        found |= {f"loss_{name}": float(part) / self.updates for name, part in self.parts.items()}
-        self.parts = {}
+        found |= {name: float(part) / self.counts[name] for name, part in self.parts.items()}
+        self.parts, self.counts = {}, Counter()
         self.begin, self.updates, self.loss, self.grad_norm = self.seconds, 0, 0.0, 0.0
         if metrics.skipped:
             found["skipped"] = metrics.skipped

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -91,6 +91,10 @@ class Run(ABC):
     def costs(self, images_per_second: float) -> dict[str, float]:
         """Memory, and what else is known of the cost, for the records."""
         return {"memory": memory(self.state.device)}
+
+    def noticed(self, record: Mapping[str, Any]) -> list[str]:
+        """Remarks on a record, while it trains."""
+        return []
 
     @abstractmethod
     def draw_picture(self) -> None:

@@ -31,19 +31,24 @@ def config_of(source: Any, schema: type[Settings], own: tuple[str, str]) -> Sett
 
 
 def changes_of(
-    config: Settings, seed: int | None, settings: Mapping[str, Any], sections: Sequence[str]
+    config: Settings,
+    seed: int | None,
+    settings: Mapping[str, Any],
+    sections: Sequence[str],
+    keys: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The changes of a configuration that settings of its ``sections`` are.
+    """The changes of a configuration that settings of its ``sections``, and its ``keys``, are.
 
     Raises ValueError for settings that do not exist.
     """
-    homes = {name: part for part in sections for name in getattr(config, part).values}
+    homes = {name: f"{part}." for part in sections for name in getattr(config, part).values}
+    homes |= dict.fromkeys(keys, "")
     changes: dict[str, Any] = {} if seed is None else {"seed": seed}
     for name, value in settings.items():
         if name not in homes:
             raise ValueError(f"{name}: no setting of training; {nearest(name, homes)}")
         for key, plain in _plain(name, value).items():
-            changes[f"{homes[name]}.{name}{key}"] = plain
+            changes[f"{homes[name]}{name}{key}"] = plain
     return changes
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scoresde.config import AutoencoderConfig, build, build_codec, build_dataset, to_plain
 from scoresde.data import Dataset
@@ -20,12 +20,15 @@ from scoresde.evaluation.figures import captioned
 from scoresde.evaluation.reconstruction import WINDOW, frechet_of_patches, psnr, ssim
 from scoresde.latent.autoencoder import Autoencoder
 from scoresde.latent.codec import Codec
+from scoresde.latent.discriminator import Adversarial, Adversary
 from scoresde.latent.files import save_codec
 from scoresde.latent.losses import Criterion, Loss
+from scoresde.latent.perceptual import perceptual
 from scoresde.latent.training import (
     UNUSED,
     CodecPlan,
     CodecRecords,
+    CodecState,
     Latents,
     fit_codec,
     standardise,
@@ -61,7 +64,6 @@ from scoresde.training import checkpoint as checkpoints
 from scoresde.training.batches import derived_seed
 from scoresde.training.distributed import Rank
 from scoresde.training.held_out import evaluating
-from scoresde.training.state import State
 
 HELD, CHUNK = 256, 64
 """Held-out pictures that are measured, and as many at a time."""
@@ -69,6 +71,10 @@ MOST = 4096
 """Training pictures that the statistics of latents are measured on."""
 USED = 0.1
 """Share of the deviation of a channel of latents below which its means carry nothing."""
+OWN = "own"
+"""The name of features that a program gave."""
+WINS, PATIENCE = 0.98, 3
+"""A discriminator wins with more of the patches told apart, in so many records in a row."""
 SHOWN, COLUMNS = 32, 16
 """Pictures of a picture of reconstructions, and of one of its rows."""
 
@@ -95,6 +101,7 @@ class CodecTask:
     config: AutoencoderConfig
     codec: Autoencoder | None = None
     dataset: Dataset | None = None
+    features: nn.Module | None = None
 
 
 def train_autoencoder(
@@ -106,6 +113,8 @@ def train_autoencoder(
     batch: int | None = None,
     lr: float | None = None,
     seed: int | None = None,
+    discriminator: str | Mapping[str, Any] | Adversarial | None = None,
+    features: str | Path | nn.Module | None = None,
     resume: bool = False,
     overwrite: bool = False,
     device: str = "auto",
@@ -130,6 +139,10 @@ def train_autoencoder(
         batch: pictures per step.
         lr: learning rate.
         seed: random seed of the weights, the data order and every draw.
+        discriminator: discriminator to train against, such as "patch", a section of a
+            configuration or ``Adversarial(start=500)``.
+        features: network of the perceptual distance: as ``Loss`` has it, or a module that gives
+            a list of maps (B, c, h, w) of colour pictures in [0, 1].
         resume: go on with the run in ``out`` from its newest checkpoint, to the same bits.
         overwrite: start anew in a folder that holds a run.
         device: cpu, cuda, ...; auto takes a GPU if there is one.
@@ -139,11 +152,15 @@ def train_autoencoder(
         settings: further settings of training, those of ``CodecPlan`` and ``CodecRecords``, and
             the weights of ``Loss``.
     """
-    given = {"steps": steps, "batch": batch, "lr": lr, **settings}
+    module = features if isinstance(features, nn.Module) else None
+    named = OWN if module is not None else None if features is None else str(features)
+    given = {"steps": steps, "batch": batch, "lr": lr, "features": named, **settings}
+    given["discriminator"] = discriminator
     before = AutoencoderConfig()
     if resume and out is not None:
         before = stored_config(out, AutoencoderConfig)
     task = _task(config_or_codec, data, seed, given, before, progress)
+    task = replace(task, features=module)
     if listener is None:
         listener = Quiet() if progress is silent else Shown(progress)
     world = World.found()
@@ -210,10 +227,11 @@ class CodecRun(Run):
     config: AutoencoderConfig
     plan: CodecPlan
     reporting: CodecRecords
-    state: State[Autoencoder]
+    state: CodecState
     criterion: Criterion = field(kw_only=True)
     latents: Latents | None = None
     measured_at: int = -1
+    wins: int = 0
 
     def updates(self) -> Iterator[Metrics]:
         return fit_codec(self.state, self.plan, self.criterion, self.split, self.dataset.scaling)
@@ -257,14 +275,25 @@ class CodecRun(Run):
             best=self.best,
             scale=state.scale,
             contents=self.contents,
+            learned=self._acted.state_dict() if self._acted else {},
             kind=self.kind,
         )
+
+    @property
+    def _acted(self) -> Adversary | None:
+        """The discriminator, if it has made a step."""
+        found = self.state.adversary
+        return found if found is not None and self.state.step > found.settings.start else None
 
     def take_over(self, found: Checkpoint, path: Path) -> None:
         checkpoints.load_tensors(self.state.model, found.model, path)
         checkpoints.load_tensors(self.state.ema, found.ema, path)
         self.state.optimizer.load_state_dict(found.optimizer)
         self.state.step, self.state.scale = found.step, found.scale
+        if self._acted is not None:
+            checkpoints.load_tensors(self._acted.net, found.learned.get("net", {}), path)
+            self._acted.optimizer.load_state_dict(found.learned["optimizer"])
+            self.state.model.adversarial = self.state.ema.adversarial = True
 
     def export(self, chosen: Checkpoint) -> Path:
         codec = self.state.ema
@@ -283,7 +312,25 @@ class CodecRun(Run):
         shape = self.state.model.latent_shape(tuple(self.dataset.shape))
         pictures, latents = (torch.Size(s).numel() for s in (self.dataset.shape, shape))
         size = f"latents {shape}, {pictures / latents:.3g} times fewer numbers than a picture"
-        return [*self.dataset.notes, size, *remarks_on(self.plan, self.state.model, device)]
+        found = [*self.dataset.notes, size, *remarks_on(self.plan, self.state.model, device)]
+        adversary = self.state.adversary
+        if adversary is not None and adversary.settings.start >= self.plan.steps:
+            found.append(
+                f"discriminator.start={adversary.settings.start} is not before the last of "
+                f"{self.plan.steps} steps: the discriminator never acts"
+            )
+        return found
+
+    def noticed(self, record: Mapping[str, Any]) -> list[str]:
+        self.wins = self.wins + 1 if record.get("discriminator_right", 0.0) > WINS else 0
+        if self.wins != PATIENCE:
+            return []
+        right, loss = record["discriminator_right"], record["loss_discriminator"]
+        return [
+            f"step {self.state.step}: the discriminator wins: it tells {right:.1%} of the patches "
+            f"apart, loss {loss:.2g}, and teaches little; lower discriminator.rate or "
+            "discriminator.width, or start it later"
+        ]
 
     def standardised(self) -> None:
         """Measure the statistics of the latents of the average, unless they are of this step."""
@@ -321,7 +368,15 @@ def prepare_codec(
     codec.latent_shape(shape)
     require_passes(codec, shape)
     loss: Loss = build(config.loss)
-    criterion = Criterion(loss, codec, dataset.scaling)
+    features = loss.features if task.features is None else task.features
+    if features == OWN:
+        raise ValueError("features: a module that a program gave; give it again, from Python")
+    distance = None if features is None else perceptual(features, device)
+    criterion = Criterion(loss, codec, dataset.scaling, shape, distance)
+    adversarial: Adversarial | None = build(config.discriminator)
+    if adversarial is not None:
+        adversarial.discriminator(shape[0]).require_fit(shape)
+        _ = codec.last  # a codec that does not say it is refused here
     split, held_out = splits(dataset.train, config.train.holdout, config.seed, HELD)
     codec.to(device)
     codec.latents_mean.zero_()
@@ -334,7 +389,7 @@ def prepare_codec(
         held_out,
         plan,
         reporting,
-        state_of(codec, plan),
+        state_of(codec, plan, adversarial),
         digest(dataset.train),
         criterion=criterion,
     )
@@ -383,7 +438,7 @@ def measured(
             x = sent(dataset.scaling.encode(some), device)
             mean, std = codec.encode(x)
             noise = sent(torch.randn(mean.shape, generator=generator), device)
-            passed = codec.passed(x, noise)
+            passed = criterion.passed(codec, x, noise)
             loss = criterion.total(criterion.terms(passed, x, sent(some, device)))
             y = reconstructed(codec, x, mean)
             again = codec.encode(y).mean
@@ -459,7 +514,7 @@ def _task(
         own = "an autoencoder is one of scoresde.latent, or a subclass of Autoencoder"
         config = config_of(source, AutoencoderConfig, ("an Autoencoder or a configuration", own))
     settings = {k: v for k, v in given.items() if v is not None}
-    changes = changes_of(config, seed, settings, ("train", "loss"))
+    changes = changes_of(config, seed, settings, ("train", "loss"), ("discriminator",))
     config, dataset = with_data(config, data, progress)
     if codec is not None:
         if dataset is None:

@@ -63,6 +63,8 @@ def _train(run: Run, log: Log, stop: Stop, add: Add) -> int:
                 folders.append(run.folder, record)
                 add(record)
             log.record(record)
+            for line in run.noticed(record):
+                log.say(line)
         log.advance(metrics.step)
         if run.due(every.sample_every):
             run.draw_picture()
@@ -115,6 +117,8 @@ def in_memory(run: Run, listener: Listener, stop: Stop) -> tuple[list[dict[str, 
             if found or run.due(run.reporting.log_every):
                 records.append(window.record(metrics, run.plan, found))
                 log.record(records[-1])
+                for line in run.noticed(records[-1]):
+                    log.say(line)
             log.advance(metrics.step)
             if stopped := run.plan.rank.largest(stop()):
                 break

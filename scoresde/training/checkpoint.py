@@ -110,7 +110,8 @@ class Checkpoint:
         scale: loss scale of fp16.
         decays: state dicts of further exponential averages, by decay.
         contents: digest of the training examples; empty in checkpoints of older versions.
-        learned: state dict of a learned weight; empty without one.
+        learned: state dicts, with that of an ``optimizer``, of what is learned beside the model:
+            a learned weight, or the discriminator of an autoencoder once it has acted; else empty.
         history: state dict of the losses of loss-aware times; empty for other times.
         kind: what kind of training it is of.
     """
@@ -346,7 +347,9 @@ def _checkpoint(entries: Mapping[str, Any]) -> Checkpoint:
     if not all(isinstance(value, int | float) for value in asdict(scale).values()):
         raise TypeError("a factor on the loss that is not a number")
     if learned:
-        learned = {"u": _state_dict(learned["u"]), "optimizer": dict(learned["optimizer"])}
+        optimizer = dict(learned["optimizer"])
+        learned = {k: _state_dict(v) for k, v in learned.items() if k != "optimizer"}
+        learned["optimizer"] = optimizer
     return Checkpoint(
         config=dict(json.loads(entries["config"])),
         data=DataDescription.from_json(entries["data"]),
@@ -398,8 +401,8 @@ def _groups(checkpoint: Checkpoint) -> list[dict[str, Tensor]]:
     optimizer = _tensors(checkpoint.optimizer)
     averages = (*checkpoint.decays.values(), *checkpoint.averages.values())
     groups = [checkpoint.model, checkpoint.ema, *averages, optimizer, checkpoint.history]
-    if checkpoint.learned:
-        groups += [checkpoint.learned["u"], _tensors(checkpoint.learned["optimizer"])]
+    for name, found in checkpoint.learned.items():
+        groups.append(_tensors(found) if name == "optimizer" else found)
     return groups
 
 
