@@ -10,7 +10,7 @@ import torch
 import yaml
 
 import scoresde as ss
-from scoresde import guidance, parameterization, posterior, registry
+from scoresde import config, guidance, parameterization, posterior, registry
 from scoresde.cli import options
 from scoresde.cli.flags import parse
 from scoresde.cli.main import COMMANDS
@@ -53,7 +53,8 @@ def test_a_command_is_understood(page, command):
     words = command.replace("FILE", "f").replace("FOLDER", "r").split("scoresde ", 1)[1]
     name, *rest = shlex.split(words)
     known = COMMANDS[name]
-    parse(getattr(options, known.options), rest, f"scoresde {name}", known.sections)
+    schema = getattr(config, known.schema)
+    parse(getattr(options, known.options), rest, f"scoresde {name}", known.sections, schema)
 
 
 def test_the_five_lines_of_the_first_page_run(tmp_path, monkeypatch):
@@ -81,6 +82,16 @@ def test_the_edits_of_the_documentation_run():
     exec(block, names)
     assert names["edited"].x.shape == (8, 3, 8, 8)
     assert names["edited"].seen.shape == names["varied"].x.shape == (2, 3, 8, 8)
+
+
+def test_the_autoencoder_of_the_documentation_trains(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {"ss": ss, "x": torch.randint(0, 256, (60, 1, 16, 16), dtype=torch.uint8)}
+    (block,) = blocks(ROOT / "docs" / "latents.md", "python")
+    exec(block.replace("steps=2000", "steps=2"), names)
+    assert names["run"].step == 2
+    assert names["mean"].shape == (60, 2, 4, 4)
+    assert (names["pictures"].shape, names["pictures"].dtype) == (names["x"].shape, torch.uint8)
 
 
 def test_the_posterior_of_the_documentation_is_drawn(capsys):

@@ -45,7 +45,7 @@ class StoredCodec:
     def about(self) -> dict[str, str]:
         """The description as text by name, from which ``read_about`` reads it back."""
         return {
-            "autoencoder": json.dumps(self.autoencoder),
+            "autoencoder": json.dumps(self.autoencoder, sort_keys=True),
             "data": "null" if self.data is None else self.data.to_json(),
             "adversarial": json.dumps(self.adversarial),
             "step": str(self.step),

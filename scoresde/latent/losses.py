@@ -91,9 +91,9 @@ PENALTIES = {"kl": 1e-6, "commitment": 0.25}
 
 
 class Criterion:
-    """The loss of an autoencoder on pictures of a scaling, with the network of its features.
+    """The loss of an autoencoder on pictures of a scaling; ``perceptual`` is a distance of them.
 
-    Raises ValueError as ``Loss`` does, and for pictures (C, H, W) that a term does not take.
+    Raises ValueError as ``Loss`` does.
     """
 
     def __init__(
@@ -101,13 +101,15 @@ class Criterion:
         loss: Loss,
         codec: Autoencoder,
         scaling: Scaling,
-        shape: tuple[int, ...],
         perceptual: Perceptual | None = None,
     ) -> None:
         self.weights = loss.weights(codec)
         self._law, self._scaling, self._perceptual = codec.law, scaling, perceptual
-        if perceptual is not None:
-            perceptual.require_fit(shape)
+
+    def require_fit(self, codec: Autoencoder, shape: tuple[int, ...]) -> None:
+        """Raise ValueError for pictures (C, H, W) that a term does not take."""
+        if self._perceptual is not None:
+            self._perceptual.require_fit(shape)
         if "scale" in self.weights and min(codec.latent_shape(shape)[1:]) < 2:
             raise ValueError("loss.scale: latents of one place have no half size; set it to 0")
 

@@ -18,7 +18,8 @@ KIND = checkpoints.KINDS["autoencoder"]
 def load_codec(path: str | PathLike[str], codec: Codec | None = None) -> Codec:
     """Load a codec from a run folder of ``train_autoencoder``, its checkpoint, or a codec file.
 
-    The averaged weights are copied into ``codec``, which is returned. Without it one is built
+    A run folder provides what is newer, its codec file or its newest intact checkpoint. The
+    averaged weights are copied into ``codec``, which is returned. Without it one is built
     from the description in the file. The codec is in evaluation mode, and its weights have no
     gradients. Nothing is unpickled. Raises ValueError, naming the file, if it is missing,
     damaged, no codec, or does not fit ``codec``.
@@ -29,9 +30,13 @@ def load_codec(path: str | PathLike[str], codec: Codec | None = None) -> Codec:
     if file.is_dir():
         folder = RunFolder(file)
         folder.require("autoencoder")
+        files = checkpoints.step_files(folder.checkpoints)
         if folder.codec.exists():
-            return codec_of(read_codec(folder.codec), folder.codec, codec)
-        file, found, _ = checkpoints.newest(folder.checkpoints, KIND)
+            exported = read_codec(folder.codec)
+            if not files or checkpoints.step_of(files[0]) <= exported.step:
+                return codec_of(exported, folder.codec, codec)
+        inside = file if checkpoints.step_files(file) else folder.checkpoints
+        file, found, _ = checkpoints.newest(inside, KIND)
         return codec_of(stored_in(found), file, codec)
     if file.suffix == ".pt":
         return codec_of(stored_in(checkpoints.load(file, kind=KIND)), file, codec)

@@ -372,7 +372,8 @@ def prepare_codec(
     if features == OWN:
         raise ValueError("features: a module that a program gave; give it again, from Python")
     distance = None if features is None else perceptual(features, device)
-    criterion = Criterion(loss, codec, dataset.scaling, shape, distance)
+    criterion = Criterion(loss, codec, dataset.scaling, distance)
+    criterion.require_fit(codec, shape)
     adversarial: Adversarial | None = build(config.discriminator)
     if adversarial is not None:
         adversarial.discriminator(shape[0]).require_fit(shape)

@@ -141,7 +141,7 @@ def test_latents_of_half_the_size_decode_to_the_halved_picture(law, size):
     torch.manual_seed(0)
     codec = KLAutoencoder(3, widths=(8, 8), groups=4, law=law, pad=True)
     x, noise = torch.rand(2, 3, size, size), torch.randn(2, 4, -(-size // 4), -(-size // 4))
-    criterion = Criterion(Loss(scale=0.5, l2=1), codec, Scaling(256), (3, size, size))
+    criterion = Criterion(Loss(scale=0.5, l2=1), codec, Scaling(256))
     passed = criterion.passed(codec, x, noise)
     found = criterion.terms(passed, x, x * 255)["scale"]
     half = nn.functional.interpolate
@@ -158,7 +158,7 @@ def test_the_commitment_is_a_mean_over_the_numbers_of_a_latent():
     codec = VQAutoencoder(3, widths=(8, 8), groups=4, codes=8, wait=0)
     x, noise = torch.rand(2, 3, 16, 16), torch.randn(2, 4, 4, 4)
     codec.codebook.update(codec.passed(x, noise).observed)
-    criterion = Criterion(Loss(), codec, Scaling(256), (3, 16, 16))
+    criterion = Criterion(Loss(), codec, Scaling(256))
     assert criterion.weights["commitment"] == 0.25
     passed = codec.passed(x, noise)
     z = codec.encode(x).mean

@@ -7,14 +7,16 @@ import signal
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 import torch
 
 import scoresde as ss
-from scoresde.config import AutoencoderConfig, config_from
+from scoresde.config import AutoencoderConfig, config_from, load_config, override
 from scoresde.data import dataset_of
 from scoresde.latent import Autoencoder, Encoded, KLAutoencoder, Loss, Passed
+from scoresde.latent.files import codec_digest, read_codec
 from scoresde.latent.losses import Criterion
 from scoresde.latent.training import CodecPlan, draw_pictures, fit_codec, latents_of, state_of
 from scoresde.progress import silent
@@ -78,6 +80,8 @@ def test_a_run_that_is_interrupted_and_resumed_has_the_same_bits(run, tmp_path):
     stop = lambda: signal.SIGINT if next(steps) == 3 else 0  # noqa: E731
     assert train_autoencoder_run(task, out, device="cpu", stop=stop) == signal.SIGINT
     assert last(out).step == 4
+    interrupted = ss.load_codec(out)
+    assert same(dict(interrupted.state_dict()), last(out).ema)
     found = trained(out, resume=True, prefetch=2)
     assert (found.step, found.stopped) == (6, False)
     a, b = last(run), last(out)
@@ -171,6 +175,21 @@ def test_the_statistics_are_those_of_all_latents(run):
     drawn = w.detach().transpose(0, 1).flatten(1)  # training pictures and those held out
     assert float(drawn.mean(1).abs().max()) < 0.15
     assert float((drawn.std(1) - 1).abs().max()) < 0.1
+
+
+def test_a_run_that_went_on_gives_its_newest_codec_whole(run, tmp_path):
+    out = tmp_path / "run"
+    copytree(run, out)
+    assert codec_digest(ss.load_codec(out)) == codec_digest(ss.load_codec(out / "checkpoints"))
+    task = CodecTask(
+        override(load_config(out / "config.yaml", None, AutoencoderConfig), {"train.steps": 9}),
+        dataset=dataset_of(pictures(), holdout=0),
+    )
+    stop = iter([0, signal.SIGINT]).__next__
+    assert train_autoencoder_run(task, out, resume=True, device="cpu", stop=stop) == signal.SIGINT
+    assert read_codec(out / "codec.safetensors").step == 6
+    assert same(dict(ss.load_codec(out).state_dict()), last(out).ema)
+    assert last(out).step == 8
 
 
 def test_an_unused_channel_is_named():
