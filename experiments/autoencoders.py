@@ -31,13 +31,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import scoresde as ss
-from scoresde.config import AutoencoderConfig, build, load_config, override
+from scoresde.config import AutoencoderConfig, load_config, override
 from scoresde.data import Dataset, cifar_subset, idx_folder
 from scoresde.evaluation import frechet_distance, lite0_features, moments, save_png
+from scoresde.evaluation.reconstruction import psnr, ssim
 from scoresde.latent import tiles
-from scoresde.latent.losses import Criterion, Loss
 from scoresde.progress import Advance, bar
-from scoresde.runs.train_autoencoder import measured
 
 HERE = Path(__file__).parent
 STORE = HERE / "results" / "autoencoders.json"
@@ -47,7 +46,6 @@ TESTED, SHOWN, BATCH = 3000, 20, 100
 LARGER, TILE, OVERLAP = 4, 16, 8
 
 SCALES, DRAWN = (1.0, 2.0), 1000
-DISCRIMINATOR = {"discriminator.kind": "patch"}
 
 Found = dict[str, Any]
 Results = Iterator[tuple[str, Found]]
@@ -98,6 +96,12 @@ class Clock:
         """CPU seconds of an item."""
         return (self.times[-1] - self.times[0]) / (len(self.times) - 1)
 
+    @property
+    def halves(self) -> list[float]:
+        """The median CPU seconds of the items of the first half, and of the second."""
+        each = torch.tensor(self.times).diff()
+        return [float(half.median()) for half in each.chunk(2)]
+
 
 def trained(
     name: str,
@@ -129,20 +133,40 @@ def trained(
     return codec, {
         "seed": seed,
         "seconds": time.process_time() - began,
-        "step_seconds": clock.seconds,
+        "step_seconds": clock.halves,
         "steps": config.train.steps,
         "batch": config.train.batch,
         "precision": config.train.precision,
         "parameters": sum(p.numel() for p in codec.parameters()),
-        **figures(codec, data, config),
+        **figures(codec, data),
     }
 
 
-def figures(codec: Any, data: Dataset, config: AutoencoderConfig) -> Found:
-    """What a codec makes of test pictures, and the deviations of its latents."""
-    criterion = Criterion(build(config.loss, Loss), codec, data.scaling)
-    found = measured(codec, data.test.x[:TESTED], criterion, data, seed=0)
-    return {**found, "latents_std": codec.latents_std.tolist()}
+@torch.no_grad()
+def figures(codec: Any, data: Dataset) -> Found:
+    """What a codec makes of test pictures, and of its latents."""
+    parts = []
+    for some in data.test.x[:TESTED].split(BATCH):
+        x = data.scaling.encode(some)
+        mean, std = codec.encode(x)
+        y = decoded(codec, mean, x)
+        pair = ((y + 1) / 2, (x + 1) / 2)
+        moved = codec.encode(y).mean - mean
+        penalty = codec.passed(x, torch.zeros_like(mean)).penalty
+        parts.append((psnr(*pair), ssim(*pair), moved, std, mean, penalty))
+    decibels, similar, moved, std, mean, penalty = (
+        torch.cat(part).double() for part in zip(*parts, strict=True)
+    )
+    rms, noise = moved.square().mean().sqrt(), std.square().mean().sqrt()
+    return {
+        "psnr": float(decibels.mean()),
+        "ssim": float(similar.mean()),
+        "moved": float(rms),
+        "noise": float(noise),
+        "round_trip": float(rms / noise) if noise else None,
+        "latents_std": codec.latents_std.tolist(),
+        **codec.report(mean, penalty, data.shape.numel()),
+    }
 
 
 def decoded(codec: Any, z: Tensor, like: Tensor) -> Tensor:
@@ -205,25 +229,28 @@ def seams(codec: Any, data: Dataset) -> Found:
 
 
 def discriminator(given: argparse.Namespace) -> Results:
-    """The same steps with a patch discriminator and without: cost, PSNR, Frechet distance."""
+    """The same steps without a discriminator, and with one in the second half."""
     data, budget = cifar_subset(given.shared / "cifar10-subset"), given.seconds or 360
     features = lite0_features().of
     reference = moments(features(data.test.x))
+    floor = frechet_distance(moments(features(data.train.x[: len(data.test.x)])), reference)
     steps = None
-    for kind, keys in (("none", {}), ("patch", DISCRIMINATOR)):
-        more = keys | ({} if steps is None else {"train.steps": steps})
+    for kind in ("none", "patch"):
+        keys: dict[str, Any] = {} if steps is None else {"train.steps": steps}
+        if steps is not None:
+            keys |= {"discriminator.kind": kind, "discriminator.start": steps // 2}
         codec, found = trained(
             "cifar_subset_kl",
             data,
             given.out / f"discriminator-{kind}",
             seconds=budget if steps is None else None,
-            keys=more,
+            keys=keys,
         )
         steps = found["steps"]
         again = torch.cat([recoded(codec, data, some) for some in data.test.x.split(BATCH)])
-        found["frechet_lite0"] = float(frechet_distance(moments(features(again)), reference))
+        distance = frechet_distance(moments(features(again)), reference)
         show(f"cifar_subset_{kind}", codec, data)
-        yield f"discriminator, {kind}", found
+        yield f"discriminator, {kind}", {**found, "frechet_lite0": distance, "floor": floor}
 
 
 @torch.no_grad()
