@@ -21,12 +21,13 @@ from typing import Any
 import torch
 from judging import surroundings
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
-from scoresde.config import Config, build_model, load_config
+from scoresde.config import AutoencoderConfig, Config, build_codec, build_model, load_config
 from scoresde.data import Scaling
 from scoresde.parameterization import ScoreModel
 from scoresde.runs.cost import flops
-from scoresde.runs.train import parameters
+from scoresde.runs.run import parameters
 from scoresde.training import dsm_loss
 from scoresde.training.checkpoint import DataDescription
 from scoresde.training.precision import autocast
@@ -35,13 +36,16 @@ HERE = Path(__file__).parent
 CONFIGS, STORE = HERE.parent / "configs", HERE / "results" / "needs.json"
 GREY = DataDescription("28 x 28", (1, 28, 28), Scaling(256))
 COLOUR = DataDescription("32 x 32", (3, 32, 32), Scaling(256))
+LATENTS = DataDescription("32 x 32 latents", (4, 32, 32), Scaling(None))
 LARGE = {
     "mnist": GREY,
     "mnist_likelihood": GREY,
     "fashion_mnist": GREY,
     "fashion_mnist_likelihood": GREY,
     "cifar10": COLOUR,
+    "image256_latent": LATENTS,
 }
+CODECS = {"image256_kl_f8": (3, 256, 256)}
 WORD = 4
 """Bytes of a weight, its gradient, an average or a moment."""
 
@@ -65,7 +69,14 @@ def main() -> int:
     """Count, store, print."""
     argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0]).parse_args()
     torch.set_num_threads(1)
-    found = {name: needs(load_config(CONFIGS / f"{name}.yaml"), LARGE[name]) for name in LARGE}
+    plain = {"conditional": False}  # the table of the classes is small
+    found = {
+        name: needs(load_config(CONFIGS / f"{name}.yaml", plain), data)
+        for name, data in LARGE.items()
+    }
+    for name, shape in CODECS.items():
+        config = load_config(CONFIGS / f"{name}.yaml", {}, AutoencoderConfig)
+        found[name] = codec_needs(config, shape)
     STORE.write_text(json.dumps({"needs": found, **surroundings()}, indent=1) + "\n")
     print(table(found))
     return 0
@@ -74,9 +85,37 @@ def main() -> int:
 def needs(config: Config, data: DataDescription) -> dict[str, Any]:
     """What a configuration needs."""
     model, train = build_model(config, data), config.train
-    n, an_image = parameters(model), flops(model, data.shape, None)
     kept = activations(config, data, model)
     copies = 5 + len(train.posthoc)  # weights, gradients, two moments, the averages
+    return summed(train, parameters(model), copies, flops(model, data.shape, None), kept)
+
+
+def codec_needs(config: AutoencoderConfig, shape: tuple[int, ...]) -> dict[str, Any]:
+    """What the configuration of an autoencoder of pictures of a shape needs."""
+    codec = build_codec(config.autoencoder, shape[0])
+    weights = {p.untyped_storage().data_ptr() for p in codec.parameters()}
+
+    def loss(n: int) -> Tensor:
+        x, noise = torch.zeros(n, *shape), torch.zeros(n, *codec.latent_shape(shape))
+        with autocast(config.train.precision, x.device):
+            passed = codec.passed(x, noise)
+        return passed.output.float().square().sum() + passed.penalty.sum()
+
+    kept = []
+    for n in (1, 2):
+        counted = Saved(weights, {})
+        with kept_by(counted):
+            found = loss(n)
+        assert found.grad_fn is not None
+        kept.append(sum(counted.seen.values()))
+    with FlopCounterMode(display=False) as counter:
+        loss(1).backward()
+    n, an_image = sum(p.numel() for p in codec.parameters()), int(counter.get_total_flops())
+    return summed(config.train, n, 5, an_image, kept[1] - kept[0])
+
+
+def summed(train: Any, n: int, copies: int, an_image: int, kept: int) -> dict[str, Any]:
+    """What a training needs of n weights, by operations and bytes of an image."""
     return {
         "parameters": n,
         "flops_an_image": an_image,
@@ -119,7 +158,7 @@ def table(found: dict[str, Any]) -> str:
         "| hours at 100 TFLOP/s | memory, GiB |",
         "|---" * 7 + "|",
     ]
-    lines += [f"| `{name}` | {' | '.join(cells(found[name]))} |" for name in LARGE]
+    lines += [f"| `{name}` | {' | '.join(cells(found[name]))} |" for name in found]
     return "\n".join(lines)
 
 

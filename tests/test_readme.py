@@ -77,7 +77,8 @@ def test_the_stored_demonstrations_meet_what_they_must_show():
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
 def test_a_configuration_quotes_its_stored_result(path):
     text = path.read_text()
-    launch = f"scoresde train --config configs/{path.name}"
+    command = "train-autoencoder" if "\nautoencoder:" in text else "train"
+    launch = f"scoresde {command} --config configs/{path.name}"
     assert launch in text.split("\ndata:")[0]
     found = stored(path.stem)
     if not found:

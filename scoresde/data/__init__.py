@@ -6,6 +6,7 @@ from scoresde.data.columns import Captions, Column
 from scoresde.data.dataset import DataError, Dataset, Examples, Split, View, holdout, views
 from scoresde.data.digit_pairs import digit_pairs
 from scoresde.data.digits import digits
+from scoresde.data.emoji import emoji
 from scoresde.data.foreign import examples
 from scoresde.data.idx import idx_folder
 from scoresde.data.images import cifar_subset, image_folder
@@ -31,6 +32,7 @@ __all__ = [
     "dataset_of",
     "digit_pairs",
     "digits",
+    "emoji",
     "examples",
     "gaussians25",
     "holdout",

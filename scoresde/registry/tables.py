@@ -286,6 +286,7 @@ DATASETS: Table[Callable[..., Dataset]] = Table(
         "folder": data.image_folder,
         "arrays": data.arrays,
         "digit_pairs": data.digit_pairs,
+        "emoji": data.emoji,
         "moons": data.moons,
         "checkerboard": data.checkerboard,
         "swiss_roll": data.swiss_roll,
