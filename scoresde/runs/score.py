@@ -207,10 +207,6 @@ def prepared(
     check(prepared, locals())
     t0, sde, notes = settings.t0, model.sde, list[str]()
     _require_start(t0, sde)
-    if model.codec is not None:
-        raise ValueError(
-            "model: it models latents, whose likelihood is not that of their pictures"
-        )
     data, own, told = columns_apart(data)
     label = own if label is None else label
     found, name, classes = _examples(model, data, label, split)

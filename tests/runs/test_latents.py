@@ -308,7 +308,7 @@ def test_what_does_not_fit_a_codec_is_refused_in_a_line(tmp_path, codec_folder):
     with pytest.raises(CheckpointError, match="a model of pixels, which has no codec"):
         ss.load(pixels.folder, codec=kl())
     latents = ss.train(small(), codec=Identity(), steps=2, listener=Quiet())
-    with pytest.raises(ValueError, match="it models latents"):
+    with pytest.raises(ValueError, match="no law of a picture"):
         ss.score(latents.model, x[:, :1])
 
 
