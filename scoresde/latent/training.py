@@ -30,6 +30,7 @@ from scoresde.training.precision import autocast, lay_out
 from scoresde.training.state import State
 
 CHUNK = 256
+"""Pictures that are encoded at a time."""
 UNUSED = 1e-3
 """Deviation of a channel of latents below which it carries nothing."""
 
@@ -209,13 +210,15 @@ class Latents(NamedTuple):
 
 
 @torch.no_grad()
-def latents_of(codec: Codec, split: Examples, scaling: Scaling, most: int) -> Latents:
+def latents_of(
+    codec: Codec, split: Examples, scaling: Scaling, most: int, batch: int = CHUNK
+) -> Latents:
     """The statistics of the latents of at most ``most`` pictures, evenly spread, in float64."""
     rows = spread(len(split), most)
     device = codec.latents_mean.device
     sums, count = torch.zeros(3, codec.latent_channels, dtype=torch.float64), 0
     with evaluating(codec):
-        for some in rows.split(CHUNK):
+        for some in rows.split(batch):
             x = scaling.encode(split.take(some).x)
             mean, std = (part.double().cpu() for part in codec.encode(sent(x, device)))
             by_channel = (mean, mean.square(), std.square())
@@ -226,9 +229,11 @@ def latents_of(codec: Codec, split: Examples, scaling: Scaling, most: int) -> La
     return Latents(mean, (variance + noise).sqrt(), variance.sqrt())
 
 
-def standardise(codec: Codec, split: Examples, scaling: Scaling, most: int) -> Latents:
+def standardise(
+    codec: Codec, split: Examples, scaling: Scaling, most: int, batch: int = CHUNK
+) -> Latents:
     """Measure ``latents_mean`` and ``latents_std`` of a codec and set them, in place."""
-    found = latents_of(codec, split, scaling, most)
+    found = latents_of(codec, split, scaling, most, batch)
     codec.latents_mean.copy_(found.mean)
     codec.latents_std.copy_(torch.where(found.std < UNUSED, 1.0, found.std))
     return found

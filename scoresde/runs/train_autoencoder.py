@@ -65,8 +65,8 @@ from scoresde.training.batches import derived_seed
 from scoresde.training.distributed import Rank
 from scoresde.training.held_out import evaluating
 
-HELD, CHUNK = 256, 64
-"""Held-out pictures that are measured, and as many at a time."""
+HELD = 256
+"""Held-out pictures that are measured."""
 MOST = 4096
 """Training pictures that the statistics of latents are measured on."""
 USED = 0.1
@@ -233,14 +233,19 @@ class CodecRun(Run):
     measured_at: int = -1
     wins: int = 0
 
+    @property
+    def chunk(self) -> int:
+        """Pictures that are coded at a time, for which there is memory in training."""
+        return self.plan.batch // (self.plan.accumulate * self.plan.rank.size)
+
     def updates(self) -> Iterator[Metrics]:
         return fit_codec(self.state, self.plan, self.criterion, self.split, self.dataset.scaling)
 
     def measured(self) -> dict[str, float]:
         if self.held_out is None:
             return {}
-        codec, seed = self.state.ema, self.plan.seed
-        return measured(codec, self.held_out.x, self.criterion, self.dataset, seed)
+        x, seed = self.held_out.x, self.plan.seed
+        return measured(self.state.ema, x, self.criterion, self.dataset, seed, self.chunk)
 
     def draw_picture(self) -> None:
         examples = self.held_out or self.split
@@ -250,7 +255,8 @@ class CodecRun(Run):
         scaling = self.dataset.scaling
         x = scaling.encode(data)
         with evaluating(self.state.ema), torch.no_grad():
-            y = reconstructed(self.state.ema, sent(x, self.state.device)).cpu()
+            parts = (sent(part, self.state.device) for part in x.split(self.chunk))
+            y = torch.cat([reconstructed(self.state.ema, part).cpu() for part in parts])
         originals, others = (scaling.to_uint8(each).split(COLUMNS) for each in (x, y))
         rows = [
             image_grid(part, min(COLUMNS, len(x)))
@@ -335,7 +341,8 @@ class CodecRun(Run):
     def standardised(self) -> None:
         """Measure the statistics of the latents of the average, unless they are of this step."""
         if self.leads and self.measured_at != self.state.step:
-            self.latents = standardise(self.state.ema, self.split, self.dataset.scaling, MOST)
+            scaling = self.dataset.scaling
+            self.latents = standardise(self.state.ema, self.split, scaling, MOST, self.chunk)
             self.measured_at = self.state.step
 
 
@@ -424,7 +431,12 @@ def require_passes(codec: Autoencoder, shape: tuple[int, ...]) -> None:
 
 @torch.no_grad()
 def measured(
-    codec: Autoencoder, data: Tensor, criterion: Criterion, dataset: Dataset, seed: int
+    codec: Autoencoder,
+    data: Tensor,
+    criterion: Criterion,
+    dataset: Dataset,
+    seed: int,
+    batch: int = 64,
 ) -> dict[str, float]:
     """Numbers of reconstructions D(E(x)) of pictures in units of the data, with fixed noise.
 
@@ -434,12 +446,13 @@ def measured(
     """
     device, parts = codec.latents_mean.device, []
     generator = torch.Generator().manual_seed(derived_seed(seed, 0, "held out"))
+    shape = codec.latent_shape(tuple(data.shape[1:]))
+    noise = torch.randn(len(data), *shape, generator=generator)
     with evaluating(codec):
-        for some in data.split(CHUNK):
+        for some, drawn in zip(data.split(batch), noise.split(batch), strict=True):
             x = sent(dataset.scaling.encode(some), device)
             mean, std = codec.encode(x)
-            noise = sent(torch.randn(mean.shape, generator=generator), device)
-            passed = criterion.passed(codec, x, noise)
+            passed = criterion.passed(codec, x, sent(drawn, device))
             loss = criterion.total(criterion.terms(passed, x, sent(some, device)))
             y = reconstructed(codec, x, mean)
             again = codec.encode(y).mean

@@ -247,6 +247,10 @@ def test_a_perfect_codec_has_the_highest_numbers():
     assert found["ssim"] == pytest.approx(1.0)
     assert found["frechet"] < 1e-9
     assert "noise" not in found  # there is none
+    random = KLAutoencoder(3, 2, widths=(8, 8), groups=4)
+    criterion = Criterion(Loss(), random, data.scaling)
+    parts = [measured(random, data.train.x, criterion, data, 0, batch) for batch in (7, 64)]
+    assert parts[0] == pytest.approx(parts[1], rel=1e-4)
     assert in_unit(data.scaling.encode(torch.tensor([[0, 255]])), data).tolist() == [[0.0, 1.0]]
 
 
