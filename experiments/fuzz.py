@@ -42,6 +42,7 @@ from PIL import Image
 
 from scoresde.arguments import Argument, unwrapped
 from scoresde.config import (
+    Config,
     ConfigError,
     build_dataset,
     build_model,
@@ -49,11 +50,13 @@ from scoresde.config import (
     to_plain,
     to_yaml,
 )
-from scoresde.config.schema import ROOT
 from scoresde.config.sections import Group, contents, default, keys, options
 from scoresde.data import DataError, arrays, idx_folder, image_folder
 from scoresde.evaluation import load_moments
+from scoresde.latent import KLAutoencoder
+from scoresde.latent.files import save_codec
 from scoresde.registry import Table
+from scoresde.runs.load_codec import load_codec
 from scoresde.training import checkpoint as checkpoints
 from scoresde.training.loop import update as step
 from scoresde.training.state import TrainState
@@ -201,7 +204,7 @@ def picture(image: Image.Image, suffix: str, **how: Any) -> bytes:
 
 
 def trained() -> dict[str, bytes]:
-    """A checkpoint after an update, and its exported weights."""
+    """A checkpoint after an update, its exported weights, and a codec."""
     from scoresde.config import build_plan
 
     config = load_config(None, TINY)
@@ -223,6 +226,9 @@ def trained() -> dict[str, bytes]:
         path = Path(folder)
         checkpoints.save(path / "model.pt", whole)
         checkpoints.export_weights(path / "w.safetensors", whole)
+        codec = KLAutoencoder(1, 2, widths=(4, 4), groups=2)
+        codec.data = checkpoints.describe(data)
+        save_codec(path / "codec.safetensors", codec)
         return {file.name: file.read_bytes() for file in path.iterdir()}
 
 
@@ -491,7 +497,7 @@ def value_of(argument: Argument) -> st.SearchStrategy[Any]:
     )
 
 
-TREES = section(ROOT).map(lambda tree: yaml.dump(tree, allow_unicode=True).encode())
+TREES = section(Group((Config,))).map(lambda tree: yaml.dump(tree, allow_unicode=True).encode())
 
 
 @st.composite
@@ -513,7 +519,9 @@ def configured(path: Path) -> None:
 @st.composite
 def overrides(draw: st.DrawFn) -> bytes:
     """Dotted keys, known and not, with fit and unfit values as text."""
-    keys = st.one_of(st.sampled_from([name for name, _ in options(ROOT)]), st.text(max_size=6))
+    keys = st.one_of(
+        st.sampled_from([name for name, _ in options(Group((Config,)))]), st.text(max_size=6)
+    )
     values = st.one_of(st.text(max_size=6), st.sampled_from(NUMBERS).map(str), st.just("vp"))
     return json.dumps(draw(st.dictionaries(keys, values, max_size=6))).encode()
 
@@ -574,6 +582,12 @@ KINDS = (
         files(("w.safetensors",), (*PLAIN, header_of_safetensors)),
         checkpoints.load_weights,
         CHECKPOINT,
+    ),
+    Kind(
+        "codec",
+        files(("codec.safetensors",), (*PLAIN, header_of_safetensors)),
+        load_codec,
+        (ValueError,),
     ),
     Kind(
         "npz",

@@ -34,6 +34,7 @@ def test_what_is_intact_is_read(kind, tmp_path):
     names = {
         "checkpoint": "model.pt",
         "weights": "w.safetensors",
+        "codec": "codec.safetensors",
         "npz": "x.npz",
         "npy": "x.npy",
         "idx": "images-ubyte",
