@@ -104,7 +104,7 @@ class Played(NamedTuple):
         return {
             "loss_discriminator": self.loss.detach(),
             "discriminator_right": self.right,
-            "discriminator_weight": self.weight,
+            "discriminator_weight": self.weight.nan_to_num(0.0),  # of an overflow in fp16
         }
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scoresde.arguments import Count, Fraction, Positive
 from scoresde.data import Examples, Scaling, batch_indices
@@ -185,7 +185,9 @@ def _updated(state: CodecState, plan: CodecPlan, criterion: Criterion, batch: Pi
     plan.rank.add(list(parts.values()))
     found = torch.cat(losses)
     loss, norm = summed(state, plan, found.sum())
-    if is_finite(state, plan, loss, norm, rate):
+    # A gradient of the discriminator that overflows spoils it for good.
+    whole = norm if adversary is None else norm + nn.utils.get_total_norm(adversary.gradients())
+    if is_finite(state, plan, loss, whole, rate):
         state.optimizer.step()
         if adversary is not None:
             adversary.optimizer.step()
