@@ -18,7 +18,7 @@ from scoresde.data import Examples, Scaling, batch_indices
 from scoresde.data.dataset import spread
 from scoresde.latent.autoencoder import Autoencoder
 from scoresde.latent.codec import Codec, wide
-from scoresde.latent.discriminator import Adversarial, Adversary
+from scoresde.latent.discriminator import Adversarial, Adversary, play
 from scoresde.latent.losses import Criterion
 from scoresde.sde import sent
 from scoresde.training import averages
@@ -166,8 +166,16 @@ def _updated(state: CodecState, plan: CodecPlan, criterion: Criterion, batch: Pi
         target = loss.sum() * (scale / plan.batch)
         if adversary is not None:
             with autocast(plan.precision, device):
-                played = adversary.play(
-                    x, output, criterion.picture(output, x), loss.mean(), model.last, scale
+                played = play(
+                    adversary.net,
+                    x,
+                    output,
+                    criterion.picture(output, x),
+                    loss.mean(),
+                    model.last,
+                    kind=adversary.settings.loss,
+                    weight=adversary.settings.weight,
+                    scale=scale,
                 )
             share = len(rows) / plan.batch
             target = target + (played.pull + played.loss) * (scale * share)
