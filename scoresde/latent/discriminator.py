@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple, final
@@ -104,7 +103,7 @@ class Played(NamedTuple):
         return {
             "loss_discriminator": self.loss.detach(),
             "discriminator_right": self.right,
-            "discriminator_weight": self.weight,
+            "discriminator_weight": self.weight.nan_to_num(0.0),  # of an overflow in fp16
         }
 
 
@@ -206,29 +205,6 @@ class Adversary:
             group["lr"] = self.settings.rate * rate
         self.optimizer.zero_grad(set_to_none=True)
 
-    def play(
-        self,
-        x: Tensor,
-        output: Tensor,
-        pictures: Tensor,
-        reconstruction: Tensor,
-        last: Tensor,
-        scale: float,
-    ) -> Played:
-        """``play`` with its settings."""
-        kind, weight = self.settings.loss, self.settings.weight
-        return play(
-            self.net,
-            x,
-            output,
-            pictures,
-            reconstruction,
-            last,
-            kind=kind,
-            weight=weight,
-            scale=scale,
-        )
-
     def gradients(self) -> list[Tensor]:
         """The gradients of the last backward pass, to be changed in place."""
         return [p.grad for p in self.net.parameters() if p.grad is not None]
@@ -236,8 +212,3 @@ class Adversary:
     def state_dict(self) -> dict[str, Any]:
         """Weights and optimiser. Tensors are not copied."""
         return {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict()}
-
-    def load_state_dict(self, found: Mapping[str, Any]) -> None:
-        """Take over another's weights and optimiser."""
-        self.net.load_state_dict(found["net"])
-        self.optimizer.load_state_dict(found["optimizer"])

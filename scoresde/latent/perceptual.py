@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import final
 
@@ -52,13 +53,13 @@ class Perceptual(nn.Module):
 
 
 def perceptual(choice: str | Path | nn.Module, device: torch.device | str = "cpu") -> Perceptual:
-    """The distance over the features of "lite0", of a TorchScript file or of a module.
+    """The distance over the features of "lite0", of a TorchScript file or of a copy of a module.
 
     A folder stands for the one .pt file in it. A TorchScript file is a program and will be run.
     Raises ValueError for features that cannot be read.
     """
     if isinstance(choice, nn.Module):
-        net = choice
+        net = deepcopy(choice)
     elif str(choice) == "lite0":
         net = Lite0()
     else:

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scoresde.arguments import Count, Fraction, Positive
 from scoresde.data import Examples, Scaling, batch_indices
 from scoresde.data.dataset import spread
 from scoresde.latent.autoencoder import Autoencoder
 from scoresde.latent.codec import Codec, wide
-from scoresde.latent.discriminator import Adversarial, Adversary
+from scoresde.latent.discriminator import Adversarial, Adversary, play
 from scoresde.latent.losses import Criterion
 from scoresde.sde import sent
 from scoresde.training import averages
@@ -167,8 +167,16 @@ def _updated(state: CodecState, plan: CodecPlan, criterion: Criterion, batch: Pi
         target = loss.sum() * (scale / plan.batch)
         if adversary is not None:
             with autocast(plan.precision, device):
-                played = adversary.play(
-                    x, output, criterion.picture(output, x), loss.mean(), model.last, scale
+                played = play(
+                    adversary.net,
+                    x,
+                    output,
+                    criterion.picture(output, x),
+                    loss.mean(),
+                    model.last,
+                    kind=adversary.settings.loss,
+                    weight=adversary.settings.weight,
+                    scale=scale,
                 )
             share = len(rows) / plan.batch
             target = target + (played.pull + played.loss) * (scale * share)
@@ -186,7 +194,9 @@ def _updated(state: CodecState, plan: CodecPlan, criterion: Criterion, batch: Pi
     plan.rank.add(list(parts.values()))
     found = torch.cat(losses)
     loss, norm = summed(state, plan, found.sum())
-    if is_finite(state, plan, loss, norm, rate):
+    # A gradient of the discriminator that overflows spoils it for good.
+    whole = norm if adversary is None else norm + nn.utils.get_total_norm(adversary.gradients())
+    if is_finite(state, plan, loss, whole, rate):
         state.optimizer.step()
         if adversary is not None:
             adversary.optimizer.step()

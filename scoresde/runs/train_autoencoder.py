@@ -18,7 +18,7 @@ from scoresde.data.digest import digest
 from scoresde.evaluation import image_grid, save_png
 from scoresde.evaluation.figures import captioned
 from scoresde.evaluation.reconstruction import WINDOW, frechet_of_patches, psnr, ssim
-from scoresde.latent.autoencoder import Autoencoder
+from scoresde.latent.autoencoder import Autoencoder, VQAutoencoder
 from scoresde.latent.codec import Codec
 from scoresde.latent.discriminator import Adversarial, Adversary
 from scoresde.latent.files import save_codec
@@ -324,6 +324,12 @@ class CodecRun(Run):
             found.append(
                 f"discriminator.start={adversary.settings.start} is not before the last of "
                 f"{self.plan.steps} steps: the discriminator never acts"
+            )
+        codec = self.state.model
+        if isinstance(codec, VQAutoencoder) and codec.codebook.wait >= self.plan.steps:
+            found.append(
+                f"autoencoder.wait={codec.codebook.wait} is not before the last of "
+                f"{self.plan.steps} steps: there will be no codes, and latents stay as they are"
             )
         return found
 

@@ -60,6 +60,10 @@ def test_features_are_constants_of_the_distance(pair):
     assert not distance.state_dict()
     distance(x.requires_grad_(), y).sum().backward()
     assert all(p.grad is None for p in distance.features[0].parameters())
+    mine = Maps()
+    perceptual(mine)
+    assert mine.training
+    assert all(p.requires_grad for p in mine.parameters())
 
 
 def test_grey_pictures_are_repeated_and_others_refused(pair):

@@ -122,7 +122,9 @@ def test_the_log_has_the_codes_that_are_used():
     assert 1 <= record["perplexity"] <= record["codes"] <= 16
     bits = torch.tensor(record["perplexity"]).log2() * 16 / (3 * 16 * 16)
     assert record["rate"] == pytest.approx(bits.item())
-    assert train({**VQ, "wait": 99}).records[-1]["codes"] == 0
+    said = Said()
+    assert train({**VQ, "wait": 6}, listener=said).records[-1]["codes"] == 0
+    assert any("there will be no codes" in line for line in said.lines)
 
 
 def test_features_of_a_program_are_a_term_of_the_loss(tmp_path):
