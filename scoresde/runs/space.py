@@ -61,7 +61,7 @@ def to_state(
 
 def encoded(model: ScoreModel, x: Tensor, noise: Tensor | None = None) -> Tensor:
     """The standardised latents of pictures in model units: means, or drawn with ``noise``."""
-    codec: Codec = model.codec.to(model.device)
+    codec = _near(model)
     with evaluating(codec), torch.no_grad():
         mean, std = tiles.encode(codec, x.to(model.device, codec.latents_mean.dtype))
         z = mean if noise is None else mean + std * noise.to(mean)
@@ -86,7 +86,7 @@ def pictures(model: ScoreModel, state: Tensor, shape: Sequence[int] | None = Non
     shape = getattr(model.data, "shape", None) if shape is None else shape
     if not len(state):
         return state.new_empty(0, *(shape or state.shape[1:]))
-    codec: Codec = model.codec.to(model.device)
+    codec = _near(model)
     dtype = codec.latents_mean.dtype
     with evaluating(codec):
         x = tiles.decode(codec, codec.unstandardised(state.to(model.device, dtype)))
@@ -98,4 +98,12 @@ def of_states(model: ScoreModel, operator: Operator) -> Operator:
     """An operator of pictures in model units as one of states: for latents after the decoder."""
     if model.codec is None:
         return operator
+    _near(model)
     return operator @ Nonlinear(partial(pictures, model), state_shape(model))
+
+
+def _near(model: ScoreModel) -> Codec:
+    """The codec of a model of latents, where the model is."""
+    codec: Codec = model.codec
+    # A module must not be moved within torch.func.vjp, which would leave its tensors in the trace.
+    return codec if codec.latents_mean.device == model.device else codec.to(model.device)
