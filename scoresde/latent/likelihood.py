@@ -9,9 +9,9 @@ from typing import final
 import torch
 from torch import Tensor
 
-from scoresde.data import Scaling
 from scoresde.denoiser import Denoiser
 from scoresde.latent.codec import Codec
+from scoresde.latent.latents import latent_scaling
 from scoresde.latent.laws import Law
 from scoresde.likelihood.dequantise import Quantisation, middles
 from scoresde.likelihood.divergence import sum_from
@@ -53,7 +53,7 @@ class LatentEstimator(Estimator):
             mean, std = (part.double() for part in codec.encode(middles(x, scaling).to(like)))
             eps = noise(mean)
             z = mean + std * eps
-            found = self.density(denoiser, z, latents_scaling(codec), noise)
+            found = self.density(denoiser, z, latent_scaling(codec), noise)
             if not self.picture:
                 return found
             law = law_of(codec, std)
@@ -72,18 +72,12 @@ class LatentEstimator(Estimator):
         )
 
     def start(self, sde: SDE, scaling: Quantisation) -> float:
-        return self.density.start(sde, latents_scaling(self.codec))
+        return self.density.start(sde, latent_scaling(self.codec))
 
     def halved(self) -> tuple[LatentEstimator, LatentEstimator] | None:
         if (pair := self.density.halved()) is None:
             return None
         return replace(self, density=pair[0]), replace(self, density=pair[1])
-
-
-def latents_scaling(codec: Codec) -> Scaling:
-    """The scaling of latents, which are real numbers, to standardised ones."""
-    mean, std = (tuple(part.tolist()) for part in (codec.latents_mean, codec.latents_std))
-    return Scaling(None, shift=mean, scale=std)
 
 
 def law_of(codec: Codec, std: Tensor) -> Law:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from scoresde.arguments import Count, Natural, Positive, check_fields
 from scoresde.latent.codec import Codec
-from scoresde.latent.likelihood import LatentEstimator, latents_scaling
+from scoresde.latent.latents import latent_scaling
+from scoresde.latent.likelihood import LatentEstimator
 from scoresde.likelihood.dequantise import (
     Continuous,
     Decoder,
@@ -184,7 +185,7 @@ class Scoring:
     def estimator(self, scaling: Quantisation, codec: Codec | None = None) -> Estimator:
         """The estimator for data with this scaling, or for those with a codec."""
         if codec is not None:
-            return self._through(codec, self.estimator(latents_scaling(codec)))
+            return self._through(codec, self.estimator(latent_scaling(codec)))
         if self.method == "elbo":
             return self.bound(scaling)
         if self.method == "discrete":
@@ -196,7 +197,7 @@ class Scoring:
     def bound(self, scaling: Quantisation, codec: Codec | None = None) -> Estimator:
         """The variational bound for the dequantisation, or for the latents of a codec."""
         if codec is not None:
-            return self._through(codec, self.bound(latents_scaling(codec)))
+            return self._through(codec, self.bound(latent_scaling(codec)))
         std = _deviation(scaling)
         if scaling.levels is None or self.dequantisation == "uniform":
             return Variational(self.times, std, self._dequantisation(scaling), self.t0)

@@ -24,12 +24,14 @@ from scoresde.atomic import atomic_write
 from scoresde.config import plain
 from scoresde.data import Scaling, Split
 from scoresde.data.columns import flat
+from scoresde.latent.files import codec_digest
 from scoresde.likelihood import bits_per_dim
 from scoresde.likelihood.dequantise import importance_weighted
 from scoresde.likelihood.estimators import Estimator
 from scoresde.parameterization import ScoreModel
 from scoresde.registry import Scoring
 from scoresde.runs.load import coefficients
+from scoresde.runs.space import state_shape
 from scoresde.samplers import per_sample_noise
 from scoresde.training.batches import derived_seed
 from scoresde.training.checkpoint import fingerprint
@@ -95,8 +97,7 @@ class Job:
     @property
     def state_shape(self) -> tuple[int, ...]:
         """The shape of the state of one example."""
-        codec, shape = self.model.codec, tuple(self.split.x.shape[1:])
-        return shape if codec is None else codec.latent_shape(shape)
+        return state_shape(self.model, self.split.x.shape[1:])
 
     def checked(self) -> Tensor:
         """Rows to score again for the error estimates, at most ``settings.check`` of them."""
@@ -253,7 +254,7 @@ def key(job: Job) -> str:
     }
     named |= {"beside": job.bound, "conditional": job.conditional}
     if model.codec is not None:
-        named["codec"] = fingerprint({}, model.codec.state_dict())
+        named["codec"] = codec_digest(model.codec)
     named["scaling"] = asdict(job.scaling)
     return json.dumps(named | described | settings, sort_keys=True)
 

@@ -20,14 +20,17 @@ import torch
 from PIL import Image
 from torch.distributions import Normal
 
+import scoresde as ss
 from scoresde.cli import likelihood as module
 from scoresde.cli.main import main
 from scoresde.config import build_dataset
-from scoresde.data import Scaling, Split
+from scoresde.data import Scaling, Split, digits
+from scoresde.progress import silent
 from scoresde.registry import Scoring
 from scoresde.runs import score as library
 from scoresde.runs import score_report, scoring
 from scoresde.runs.load import load_run
+from scoresde.runs.log import Quiet
 from scoresde.runs.score import Scores
 from scoresde.runs.scoring import Job, Values
 
@@ -52,6 +55,49 @@ def refusal(capsys, checkpoint: Path, *flags: str, code: int = 2) -> str:
 
 def normal_nats(x: torch.Tensor) -> torch.Tensor:
     return Normal(0.0, 1.0).log_prob(x.double()).flatten(1).sum(1)
+
+
+@pytest.fixture(scope="module")
+def latents(tmp_path_factory) -> Path:
+    """A run on the latents of digits, whose codec has a law of pictures."""
+    out = tmp_path_factory.mktemp("latents")
+    net = {"kind": "unet", "width": 8, "multipliers": [1], "blocks": 1, "attention": []}
+    kl = {"kind": "kl", "latent_channels": 2, "widths": [8], "groups": 4, "law": "logistic"}
+    train = {"steps": 2, "batch": 8}
+    quiet = {"listener": Quiet(), "progress": silent}
+    ss.train_autoencoder({"autoencoder": kl, "train": train}, out=out / "codec", **quiet)
+    found = ss.train(
+        {"network": net, "train": train}, codec=out / "codec", out=out / "run", **quiet
+    )
+    return found.folder
+
+
+class TestLatents:
+    def test_pictures_with_the_parts_of_their_bound(self, latents, capsys, tmp_path):
+        flags = ("--num", "4", "--out", str(tmp_path), "--likelihood.repeats", "2")
+        flags += ("--likelihood.steps", "12")
+        found = score(capsys, latents, *flags)
+        parts = {name: part["bits_per_dim"] for name, part in found["parts"].items()}
+        total = parts["distortion"] + parts["rate"]
+        assert found["bits_per_dim"] == pytest.approx(total)
+        assert found["levels"] == 17
+        values = np.load(tmp_path / "values.npz")
+        assert values["rate_bits_per_dim"].mean() == pytest.approx(parts["rate"])
+        # The library gives the same numbers, from the file alone.
+        of_library = library.score(
+            load_run(latents).model, digits().test, num=4, repeats=2, steps=12
+        )
+        assert of_library.bits_per_dim == pytest.approx(found["bits_per_dim"], abs=1e-4)
+
+    def test_latents_alone(self, latents, capsys):
+        found = score(capsys, latents, "--num", "4", "--likelihood.of", "latents")
+        assert found["parts"] is None
+        assert found["levels"] is None
+        assert found["is"].startswith("of latents")
+
+    def test_relative_is_for_codecs_only(self, points, capsys):
+        said = refusal(capsys, points, "--likelihood.relative", "true")
+        assert "likelihood.relative=true: this model has no codec" in said
 
 
 class TestScores:
