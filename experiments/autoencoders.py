@@ -35,7 +35,6 @@ from scoresde.config import AutoencoderConfig, load_config, override
 from scoresde.data import Dataset, cifar_subset, idx_folder
 from scoresde.evaluation import frechet_distance, lite0_features, moments, save_png
 from scoresde.evaluation.reconstruction import psnr, ssim
-from scoresde.latent import tiles
 from scoresde.progress import Advance, bar
 
 HERE = Path(__file__).parent
@@ -66,6 +65,7 @@ def main() -> int:
         given.out = given.out or Path(folder)
         for task in given.tasks:
             store(None if given.trial else STORE, TASKS[task](given))
+    print(*tables(json.loads(STORE.read_text())), sep="\n\n")
     return 0
 
 
@@ -205,6 +205,8 @@ def seams(codec: Any, data: Dataset) -> Found:
     Of pictures that are enlarged four times, decoded in tiles, and decoded as a whole; and of the
     same pixels of the pictures themselves. ``largest`` is the largest mean along a line.
     """
+    from scoresde.latent import tiles
+
     x = data.scaling.encode(data.test.x[:SHOWN])
     x = F.interpolate(x, scale_factor=LARGER, mode="bicubic").clamp(-1, 1)
     z = codec.encode(x).mean
@@ -302,6 +304,27 @@ def show_rows(name: str, x: Tensor, columns: int, larger: int = 1) -> None:
     x = x.repeat_interleave(larger, 2).repeat_interleave(larger, 3).expand(-1, 3, -1, -1)
     tiled = x.reshape(-1, columns, *x.shape[1:]).permute(0, 3, 1, 4, 2)
     save_png(HERE / "results" / f"{name}.png", tiled.flatten(0, 1).flatten(1, 2).numpy())
+
+
+# Reporting ---------------------------------------------------------------------------------------
+
+
+def tables(stored: Mapping[str, Found]) -> list[str]:
+    """Markdown of the codecs that are stored."""
+    lines = [
+        "| autoencoder | parameters | CPU s | pictures | PSNR, dB | SSIM | round trip | codes |",
+        "|---" * 8 + "|",
+    ]
+    for name, r in stored.items():
+        if "psnr" in r:
+            codes = f"{r['codes']:.0f}, perplexity {r['perplexity']:.0f}" if "codes" in r else ""
+            trip = "" if r["round_trip"] is None else f"{r['round_trip']:.2f}"
+            pictures = r["steps"] * r["batch"]
+            lines.append(
+                f"| {name} | {r['parameters']:,} | {r['seconds']:.0f} | {pictures:,} "
+                f"| {r['psnr']:.2f} | {r['ssim']:.3f} | {trip} | {codes} |"
+            )
+    return ["\n".join(lines)]
 
 
 TASKS: dict[str, Task] = {
