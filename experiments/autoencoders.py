@@ -35,6 +35,7 @@ from scoresde.config import AutoencoderConfig, load_config, override
 from scoresde.data import Dataset, cifar_subset, idx_folder
 from scoresde.evaluation import frechet_distance, lite0_features, moments, save_png
 from scoresde.evaluation.reconstruction import psnr, ssim
+from scoresde.latent import tiles
 from scoresde.progress import Advance, bar
 
 HERE = Path(__file__).parent
@@ -205,8 +206,6 @@ def seams(codec: Any, data: Dataset) -> Found:
     Of pictures that are enlarged four times, decoded in tiles, and decoded as a whole; and of the
     same pixels of the pictures themselves. ``largest`` is the largest mean along a line.
     """
-    from scoresde.latent import tiles
-
     x = data.scaling.encode(data.test.x[:SHOWN])
     x = F.interpolate(x, scale_factor=LARGER, mode="bicubic").clamp(-1, 1)
     z = codec.encode(x).mean

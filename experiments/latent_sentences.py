@@ -54,6 +54,7 @@ CONFIGS = HERE.parent / "configs"
 AMONG = 100  # emoji that a picture is looked up among, and pictures of a part
 TIMED = 10  # steps and calls of which the fastest counts
 LONGEST = 48  # word pieces of a sentence
+KL = 0.03  # weight of the autoencoder of emoji of 32 pixels
 
 Found = dict[str, Any]
 Results = Iterator[tuple[str, Found]]
@@ -170,7 +171,8 @@ def portraits(given: argparse.Namespace) -> Results:
                 columns, rows = SHOWN
                 show_rows("avatars_latent", x[: columns * rows].to(torch.uint8), columns)
         found["negative"] = {
-            name: removed(data, model, judge, name, given.drawn) for name in ("hat", "glasses")
+            name: removed(data, model, judge, name, given.drawn // 2)
+            for name in ("hat", "glasses")
         }
         yield f"avatars, seed {seed}", found
 
@@ -194,8 +196,12 @@ def emojis(given: argparse.Namespace) -> Results:
     """Names in a style that training does not show them in: retrieval and style."""
     data = emoji(given.data, size=given.size)
     catalogue = Catalogue(data)
-    # As many latents for pictures of twice the side, whose pixels are copies.
-    codec = {"data.size": given.size, "autoencoder.patch": given.size // 16}
+    # Pixels of twice the side are copies: as many latents, at the same price for each.
+    codec = {
+        "data.size": given.size,
+        "autoencoder.patch": given.size // 16,
+        "loss.kl": KL * (given.size / 32) ** 2,
+    }
     name, keys = f"emoji{given.size}", {"data.size": given.size}
     for seed in given.seeds:
         model, found = two_stages("emoji", data, seed, given.out / name, codec, keys)
