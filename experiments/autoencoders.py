@@ -1,6 +1,7 @@
 """Autoencoders: what they reconstruct in minutes of one thread, and what their latents are like.
 
-    python experiments/autoencoders.py cifar mnist fashion vq discriminator classes --shared FOLDER
+    python experiments/autoencoders.py cifar mnist fashion vq --shared FOLDER
+    python experiments/autoencoders.py weights discriminator classes --shared FOLDER
     python experiments/autoencoders.py cifar --seconds 600 --shared FOLDER
 
 ``FOLDER`` has the folders mnist, fashion-mnist and cifar10-subset. Each trains a configuration in
@@ -9,9 +10,10 @@ a short training takes before. PSNR and SSIM are those of test pictures that are
 means of their latents. ``round_trip`` is how far coding a decoded picture again moves a latent,
 relative to the latent's own deviation, both as root mean squares. ``seams`` compares neighbouring
 pixels where tiles of pictures of four times the side are blended and elsewhere, in the same
-pictures. ``discriminator`` trains with one and without for the same number of steps.
-``classes`` trains a model of the latents of MNIST by class, and lets a classifier read its digits.
-Writes experiments/results/autoencoders.json and pictures, and prints the results.
+pictures. ``weights`` varies the weight of the KL divergence. ``discriminator`` trains with one and
+without for the same number of steps. ``classes`` trains a model of the latents of MNIST by class,
+and lets a classifier read its digits. Writes experiments/results/autoencoders.json and pictures,
+and prints the results.
 """
 
 from __future__ import annotations
@@ -46,6 +48,7 @@ TESTED, SHOWN, BATCH = 3000, 20, 100
 LARGER, TILE, OVERLAP = 4, 16, 8
 
 SCALES, DRAWN = (1.0, 2.0), 1000
+WEIGHTS = (1e-6, 1e-2, 0.15)
 
 Found = dict[str, Any]
 Results = Iterator[tuple[str, Found]]
@@ -66,6 +69,7 @@ def main() -> int:
         given.out = given.out or Path(folder)
         for task in given.tasks:
             store(None if given.trial else STORE, TASKS[task](given))
+    print(*tables(json.loads(STORE.read_text())), sep="\n\n")
     return 0
 
 
@@ -198,6 +202,16 @@ def cifar(given: argparse.Namespace) -> Results:
     yield f"cifar_subset_kl, {budget:g} s", {**found, "seams": seams(codec, data)}
 
 
+def weights(given: argparse.Namespace) -> Results:
+    """The KL autoencoder of CIFAR with several weights of the divergence."""
+    data, budget = cifar_subset(given.shared / "cifar10-subset"), given.seconds or 60
+    for kl in WEIGHTS:
+        out = given.out / f"weight-{kl:g}"
+        keys = {"loss.kl": kl}
+        _, found = trained("cifar_subset_kl", data, out, seconds=budget, keys=keys)
+        yield f"cifar_subset_kl, {budget:g} s, kl {kl:g}", found
+
+
 @torch.no_grad()
 def seams(codec: Any, data: Dataset) -> Found:
     """Mean difference of neighbouring pixels where tiles are blended, and elsewhere.
@@ -304,8 +318,30 @@ def show_rows(name: str, x: Tensor, columns: int, larger: int = 1) -> None:
     save_png(HERE / "results" / f"{name}.png", tiled.flatten(0, 1).flatten(1, 2).numpy())
 
 
+# Reporting ---------------------------------------------------------------------------------------
+
+
+def tables(stored: Mapping[str, Found]) -> list[str]:
+    """Markdown of the codecs that are stored."""
+    lines = [
+        "| autoencoder | parameters | CPU s | pictures | PSNR, dB | SSIM | round trip | codes |",
+        "|---" * 8 + "|",
+    ]
+    for name, r in stored.items():
+        if "psnr" in r:
+            codes = f"{r['codes']:.0f}, perplexity {r['perplexity']:.0f}" if "codes" in r else ""
+            trip = "" if r["round_trip"] is None else f"{r['round_trip']:.2f}"
+            pictures = r["steps"] * r["batch"]
+            lines.append(
+                f"| {name} | {r['parameters']:,} | {r['seconds']:.0f} | {pictures:,} "
+                f"| {r['psnr']:.2f} | {r['ssim']:.3f} | {trip} | {codes} |"
+            )
+    return ["\n".join(lines)]
+
+
 TASKS: dict[str, Task] = {
     "cifar": cifar,
+    "weights": weights,
     "mnist": plain("mnist_kl", "mnist", idx_folder, 150),
     "fashion": plain("fashion_mnist_kl", "fashion-mnist", idx_folder, 150),
     "vq": plain("cifar_subset_vq", "cifar10-subset", cifar_subset, 360),

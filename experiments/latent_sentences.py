@@ -24,10 +24,11 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from autoencoders import PROBED, Clock, recoded, show_rows, store, trained
@@ -37,11 +38,12 @@ from torch.nn import functional as F
 
 import scoresde as ss
 from scoresde.config import load_config
-from scoresde.data import Dataset, Split, avatars, digit_pairs, emoji
+from scoresde.data import Dataset, Split, avatars, digit_pairs, digits, emoji
 from scoresde.evaluation import Accuracy, Judge, attribute_judge, halves_judge, lite0_features
+from scoresde.latent import KLAutoencoder
 from scoresde.nn import UNet
 from scoresde.parameterization import ScoreModel, edm
-from scoresde.progress import Progress, bar
+from scoresde.progress import Progress, bar, silent
 from scoresde.runs.run import parameters
 from scoresde.sde import EDM
 from scoresde.training import Plan, TrainState, fit
@@ -52,6 +54,7 @@ CONFIGS = HERE.parent / "configs"
 AMONG = 100  # emoji that a picture is looked up among, and pictures of a part
 TIMED = 10  # steps and calls of which the fastest counts
 LONGEST = 48  # word pieces of a sentence
+KL = 0.03  # weight of the autoencoder of emoji of 32 pixels
 
 Found = dict[str, Any]
 Results = Iterator[tuple[str, Found]]
@@ -74,6 +77,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         given.out = given.out or Path(folder)
         store(None if given.trial else STORE, TASKS[given.task](given))
+    print(*tables(json.loads(STORE.read_text())), sep="\n\n")
     return 0
 
 
@@ -167,7 +171,8 @@ def portraits(given: argparse.Namespace) -> Results:
                 columns, rows = SHOWN
                 show_rows("avatars_latent", x[: columns * rows].to(torch.uint8), columns)
         found["negative"] = {
-            name: removed(data, model, judge, name, given.drawn) for name in ("hat", "glasses")
+            name: removed(data, model, judge, name, given.drawn // 2)
+            for name in ("hat", "glasses")
         }
         yield f"avatars, seed {seed}", found
 
@@ -191,14 +196,19 @@ def emojis(given: argparse.Namespace) -> Results:
     """Names in a style that training does not show them in: retrieval and style."""
     data = emoji(given.data, size=given.size)
     catalogue = Catalogue(data)
-    # As many latents for pictures of twice the side, whose pixels are copies.
-    codec = {"data.size": given.size, "autoencoder.patch": given.size // 16}
+    # Pixels of twice the side are copies: as many latents, at the same price for each.
+    codec = {
+        "data.size": given.size,
+        "autoencoder.patch": given.size // 16,
+        "loss.kl": KL * (given.size / 32) ** 2,
+    }
     name, keys = f"emoji{given.size}", {"data.size": given.size}
     for seed in given.seeds:
         model, found = two_stages("emoji", data, seed, given.out / name, codec, keys)
         if seed == 0:
             sheet(f"{name}_latent", catalogue, model)
-        yield f"{name}, seed {seed}", found | catalogue.judged(model)
+        said = f"emoji, {given.size} pixels, seed {seed}"
+        yield said, found | catalogue.judged(model)
 
 
 class Catalogue:
@@ -306,6 +316,30 @@ def cost(given: argparse.Namespace) -> Results:
         for what in ("training", "call"):
             found[f"{what}_ratio"] = found["pixels"][what] / found["latents"][what]
         yield f"cost, {name}", found
+    yield "encoded", encoded(given.out)
+
+
+def encoded(out: Path) -> Found:
+    """Pictures that are encoded in one epoch, and in three later ones of another model."""
+    data = digits()
+    settings = {"data": "digits", "autoencoder": {"kind": "kl", "widths": [16]}}
+    ss.train_autoencoder(settings, out=out / "codec", steps=20, progress=silent)
+    encode, seen = KLAutoencoder.encode, []
+
+    def counted(codec: KLAutoencoder, x: Tensor) -> Any:
+        seen.append(len(x))
+        return encode(codec, x)
+
+    found: Found = {"pictures": len(data.train) + len(data.test)}
+    for name, epochs in (("first", 1), ("cached", 3)):
+        seen.clear()
+        steps = epochs * len(data.train) // 64
+        small = {"data": "digits", "network": {"kind": "unet", "width": 8, "multipliers": [1]}}
+        with patch.object(KLAutoencoder, "encode", counted):
+            more = {"out": out / name, "codec": out / "codec", "batch": 64, "steps": steps}
+            ss.train(small, progress=silent, **more)
+        found[name] = {"epochs": epochs, "encoded": sum(seen)}
+    return found
 
 
 def step_seconds(net: torch.nn.Module, shape: tuple[int, ...]) -> dict[str, float]:
@@ -324,6 +358,91 @@ def step_seconds(net: torch.nn.Module, shape: tuple[int, ...]) -> dict[str, floa
         calls.append(time.process_time() - began)
     return {"training": min(steps), "call": min(calls)}
 
+
+# Reporting ---------------------------------------------------------------------------------------
+
+
+def tables(stored: Mapping[str, Found]) -> list[str]:
+    """Markdown of what is stored."""
+    named: dict[str, list[tuple[str, Found]]] = {}
+    for key, found in stored.items():
+        task, _, rest = key.partition(", ")
+        named.setdefault(task, []).append((rest, found))
+    return [maker(named[task]) for task, maker in TABLES.items() if task in named]
+
+
+def listed(values: Iterable[float], digits: int = 1) -> str:
+    """Shares in percent."""
+    return " / ".join(f"{100 * value:.{digits}f}" for value in values)
+
+
+def table_of_pairs(rows: Sequence[tuple[str, Found]]) -> str:
+    """Right pairs at the scales, by seed."""
+    lines = [
+        "| pairs | CPU s | seen, scale 1 / 2 / 3 | swapped | held out, 1 / 2 / 3 | swapped "
+        "| least of a sentence, at 2 |",
+        "|---" * 7 + "|",
+    ]
+    for name, r in rows:
+        cells = [name, f"{r['codec']['seconds']:.0f} + {r['seconds']:.0f}"]
+        for part in ("seen", "held_out"):
+            cells.append(listed(r[part][f"{scale:g}"]["right"] for scale in SCALES))
+            cells.append(listed(r[part][f"{scale:g}"]["swapped"] for scale in SCALES))
+        cells.append(listed([min(r["seen"]["2"]["by_template"].values())]))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def table_of_portraits(rows: Sequence[tuple[str, Found]]) -> str:
+    """The accuracy of every attribute."""
+    names = list(rows[0][1]["accuracy"]["real"])
+    lines = ["| portraits | " + " | ".join(names) + " |", "|---" * (1 + len(names)) + "|"]
+    for name, r in rows:
+        for what, accuracy in r["accuracy"].items():
+            said = f"{name}, scale {what}" if what[0].isdigit() else what
+            lines.append(f"| {said} | {' | '.join(listed([accuracy[n]]) for n in names)} |")
+    return "\n".join(lines)
+
+
+def table_of_emoji(rows: Sequence[tuple[str, Found]]) -> str:
+    """Retrieval and style, of real emoji and of what is drawn."""
+    lines = [
+        "| emoji | CPU s | part | first of 100: real; scale 1 / 2 / 3 | in the first 5 | style |",
+        "|---" * 6 + "|",
+    ]
+    for name, r in rows:
+        for part in ("held_out", "test"):
+            cells = [name, f"{r['codec']['seconds']:.0f} + {r['seconds']:.0f}", part]
+            for what in ("first", "in_five", "style"):
+                real, drawn = r[part]["real"][what], [r[part][f"{s:g}"][what] for s in SCALES]
+                cells.append(f"{listed([real], 0)}; {listed(drawn, 0)}")
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def table_of_cost(rows: Sequence[tuple[str, Found]]) -> str:
+    """Milliseconds of a step and a call."""
+    lines = [
+        "| pictures | parameters, pixels and latents | step, ms | ratio | call, ms | ratio |",
+        "|---" * 6 + "|",
+    ]
+    for name, r in rows:
+        both = [r[space] for space in ("pixels", "latents")]
+        cells = [name, ", ".join(f"{each['parameters']:,}" for each in both)]
+        for what in ("training", "call"):
+            cells.append(", ".join(f"{1000 * each[what]:.0f}" for each in both))
+            cells.append(f"{r[f'{what}_ratio']:.1f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+TABLES: dict[str, Callable[[Sequence[tuple[str, Found]]], str]] = {
+    "pairs": table_of_pairs,
+    "avatars": table_of_portraits,
+    "emoji": table_of_emoji,
+    "encoders": table_of_emoji,
+    "cost": table_of_cost,
+}
 
 TASKS: dict[str, Callable[[argparse.Namespace], Results]] = {
     "pairs": pairs,

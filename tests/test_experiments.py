@@ -10,7 +10,7 @@ import torch
 from scoresde import VP
 from scoresde.config import build_dataset, build_model, build_plan, load_config
 from scoresde.data import Dataset, Scaling, Split, avatars
-from scoresde.evaluation import fit_classifier
+from scoresde.evaluation import Judge, fit_classifier
 from scoresde.registry import PARAMETERIZATIONS
 from scoresde.testing import Mixture
 from scoresde.training import describe
@@ -153,3 +153,25 @@ def test_the_page_quotes_the_stored_edits(script):
     left = [found["correlation"] for found in strengths.values()]
     assert left == sorted(left, reverse=True)
     assert len({found["nfe"] for strength, found in strengths.items() if strength != "0"}) == 1
+
+
+def test_pairs_are_right_or_swapped(script):
+    """A judge that reads what the pictures hold finds the shares that were put in."""
+    latent = script("latent_sentences")
+    pair = torch.tensor([[1, 2], [1, 2], [3, 3], [4, 5]])
+    read = torch.tensor([[1, 2], [2, 1], [3, 3], [4, 6]])
+    columns = {"left": pair[:, 0], "right": pair[:, 1], "template": torch.tensor([0, 0, 1, 1])}
+    asked = Split(torch.zeros(4, 1), columns=columns)
+    found = latent.pairs_right(Judge(("left", "right"), lambda x: x), read, asked, ("a", "b"))
+    assert (found["right"], found["swapped"]) == (0.5, 0.25)
+    assert found["by_template"] == {"a": 0.5, "b": 0.5}
+
+
+@pytest.mark.parametrize("name", ["autoencoders", "latent_sentences"])
+def test_the_page_quotes_what_latents_reach(script, name):
+    module = script(name)
+    stored = json.loads(module.STORE.read_text())
+    page = (module.HERE.parent / "docs" / "experiments.md").read_text()
+    tables = module.tables(stored)
+    assert tables
+    assert all(table in page for table in tables)
