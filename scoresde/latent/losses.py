@@ -33,7 +33,7 @@ class Loss:
     Args:
         l1: weight of the absolute error; null is 1, or 0 for an autoencoder with a law
         l2: weight of the squared error; null is 1, or 0 for an autoencoder with a law
-        kl: weight of the KL divergence of the latents from a standard normal law; null is 1e-6
+        kl: weight of the KL divergence of the latents from a standard normal law; null is 0.01
         commitment: weight of the squared distance of latents from their codes; null is 0.25
         perceptual: weight of the distance in the maps of ``features``
         features: network of the perceptual distance: lite0 (EfficientNet-Lite0 with ImageNet
@@ -86,7 +86,7 @@ class Loss:
         return {name: weight for name, weight in found.items() if weight}
 
 
-PENALTIES = {"kl": 1e-6, "commitment": 0.25}
+PENALTIES = {"kl": 1e-2, "commitment": 0.25}
 """The default weights of what the law of the latents costs."""
 
 
