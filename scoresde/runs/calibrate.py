@@ -34,7 +34,7 @@ from scoresde.progress import Progress, silent
 from scoresde.runs.draw import DEFAULT_NUM
 from scoresde.runs.edit import BLUR, FACTOR, require_own
 from scoresde.runs.edit_pictures import repainted
-from scoresde.runs.infer import NFE, infer, method_of
+from scoresde.runs.infer import NFE, chosen_method, infer
 from scoresde.sde import floating
 from scoresde.training.batches import derived_seed
 
@@ -50,7 +50,7 @@ def calibrate(
     x0: Any,
     noise: NonNegative,
     *,
-    method: str | Method = "moment_matching",
+    method: str | Method | None = None,
     num: Annotated[int, Range(ge=2)] = DEFAULT_NUM,
     nfe: Count = NFE,
     examples: Annotated[int, Range(ge=2)] = EXAMPLES,
@@ -74,7 +74,7 @@ def calibrate(
         x0: held-out examples (K, ...), or a function (n, generator) that draws n of them, such as
             ``testing.Mixture.sample``.
         noise: standard deviation of the error of every number of y.
-        method: method or a name in ``registry.POSTERIORS``.
+        method: method or a name in ``registry.POSTERIORS``, by default that of ``infer``.
         num: number of posterior draws of each example.
         nfe: most network calls a draw.
         examples: number of examples, the first ones of x0.
@@ -94,7 +94,7 @@ def calibrate(
     """
     check(calibrate, locals())
     model = denoiser if isinstance(denoiser, ScoreModel) else None
-    chosen = method_of(method, None if model is None else model.std)
+    chosen = chosen_method(method, model)
     generator = torch.Generator().manual_seed(derived_seed(seed, 0, "calibrate"))
     data = None if model is None else model.data
     scaling = None if data is None else data.scaling

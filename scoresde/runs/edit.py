@@ -45,6 +45,7 @@ from scoresde.runs.draw import Drawn, Job, checked_seeds, drawn, said_by, sample
 from scoresde.runs.edit_pictures import is_path, pictures_of, repainted, whole_numbers
 from scoresde.runs.editor import CODES, Editor
 from scoresde.runs.infer import (
+    DECODED,
     NFE,
     among_particles,
     method_of,
@@ -194,7 +195,7 @@ def edit(
         source: class of the pictures, or conditions by name, by which ``invert`` encodes them.
         tolerance: that of ``interpolate`` and ``invert``, as in ``Editor``.
         method: method of the posterior, or its name in ``registry.POSTERIORS``; by default dps,
-            for ``colourise`` and ``deblur`` diffpir.
+            for ``colourise`` and ``deblur`` of pixels diffpir.
         noise: standard deviation of the error of what is known of the picture, in units of the
             data; by default 0 for painting, else one pixel level.
         nfe: most network calls of a result: 100 of a method; for ``img2img`` as in ``draw``.
@@ -419,7 +420,9 @@ class FromMeasurement:
 
 
 def _method(given: Mapping[str, Any]) -> Method:
-    return method_of(given.get("method", METHODS[given["operation"]]), given["model"].std)
+    """The method that is given, or the default one of the operation."""
+    default = DECODED if given["model"].codec is not None else METHODS[given["operation"]]
+    return method_of(given.get("method", default), given["model"].std)
 
 
 def _measured(

@@ -38,6 +38,8 @@ from scoresde.runs.space import of_states, state_shape
 from scoresde.samplers import Noise
 
 NFE = 100
+DECODED = "dps"
+"""The default method for latents: others solve for them by many passes through the decoder."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +72,7 @@ def infer(
     y: Tensor,
     noise: float,
     *,
-    method: str | Method = "moment_matching",
+    method: str | Method | None = None,
     num: int | None = None,
     nfe: int = NFE,
     seeds: Iterable[int] | None = None,
@@ -97,7 +99,8 @@ def infer(
         operator: what is measured, A; see ``scoresde.posterior``.
         y: one measurement (*m) for all samples, or one for each, (N, *m).
         noise: standard deviation of the error of every number of y.
-        method: method or a name in ``registry.POSTERIORS``.
+        method: method or a name in ``registry.POSTERIORS``; by default moment_matching, for
+            latents dps.
         num: number of samples; as many as there are seeds, or 64.
         nfe: most network calls a sample.
         seeds: seed of every sample; 0, 1, ... by default.
@@ -123,7 +126,7 @@ def infer(
     measurement = Measurement(operator, y, noise)
     require_whole(num=num, nfe=nfe, batch=batch, particles=particles)
     model = denoiser if isinstance(denoiser, ScoreModel) else None
-    chosen = method_of(method, None if model is None else model.std)
+    chosen = chosen_method(method, model)
     if model is not None and model.codec is not None:
         require_any_operator(chosen)
     if particles is not None and not chosen.population:
@@ -200,6 +203,13 @@ def particle_seeds(seed: int, n: int) -> list[int]:
 def among_particles(n: int, particles: int) -> list[int]:
     """The places of n samples in a population, evenly along it: relatives are neighbours."""
     return [int((k + 0.5) * particles / n) for k in range(n)]
+
+
+def chosen_method(method: str | Method | None, model: ScoreModel | None) -> Method:
+    """The method that is given, or the default one. Raises as ``method_of``."""
+    latents = model is not None and model.codec is not None
+    default = DECODED if latents else "moment_matching"
+    return method_of(method or default, None if model is None else model.std)
 
 
 def method_of(method: str | Method, std: float | None) -> Method:
