@@ -42,7 +42,8 @@ from scoresde.likelihood.path import Orthogonal
 from scoresde.parameterization import ScoreModel
 from scoresde.runs.folder import RunFolder, records
 from scoresde.runs.load import load_run
-from scoresde.runs.train import parameters, train_run
+from scoresde.runs.run import parameters
+from scoresde.runs.train import train_run
 
 HERE = Path(__file__).parent
 CONFIGS, RESULTS = HERE.parent / "configs", HERE / "results" / "bits.json"

@@ -31,7 +31,7 @@ from scoresde.config import build_model, build_plan, load_config
 from scoresde.data import Dataset, Scaling, Split
 from scoresde.runs.cost import flops
 from scoresde.runs.log import Window
-from scoresde.runs.train import parameters
+from scoresde.runs.run import parameters
 from scoresde.training import TrainState, averages, fsdp
 from scoresde.training.batches import draw_batch
 from scoresde.training.loop import update

@@ -31,7 +31,8 @@ from scoresde.evaluation.figures import image_grid, save_png
 from scoresde.runs.cost import flops
 from scoresde.runs.folder import RunFolder, records
 from scoresde.runs.load import LoadedRun, load_width
-from scoresde.runs.train import parameters, train_run
+from scoresde.runs.run import parameters
+from scoresde.runs.train import train_run
 from scoresde.training import held_out_loss
 
 HERE = Path(__file__).parent

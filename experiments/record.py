@@ -27,8 +27,9 @@ from scoresde.evaluation import copy_rate
 from scoresde.runs.draw import draw
 from scoresde.runs.folder import RunFolder, records
 from scoresde.runs.load import LoadedRun, load_run
+from scoresde.runs.run import parameters
 from scoresde.runs.score import score
-from scoresde.runs.train import parameters, train_run
+from scoresde.runs.train import train_run
 
 HERE = Path(__file__).parent
 CONFIGS, RESULTS = HERE.parent / "configs", HERE / "results"
