@@ -72,15 +72,21 @@ def main() -> int:
     parser.add_argument("--set", nargs="*", default=[], help="KEY=VALUE for the autoencoder")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    stored = json.loads(STORE.read_text()) if STORE.exists() and not arguments.trial else {}
+    stored = {} if arguments.trial else read()
     dataset = build_dataset(configured("mnist_small", {}, arguments.mnist).data)
     for name in arguments.rows or ROWS:
         if name not in stored:
-            stored[name] = ROWS[name](dataset, arguments) | surroundings()
+            found = ROWS[name](dataset, arguments) | surroundings()
+            stored = (stored if arguments.trial else read()) | {name: found}
             if not arguments.trial:
                 STORE.write_text(json.dumps(stored, indent=1) + "\n")
     print(json.dumps(stored, indent=1) if arguments.trial else "", table(stored), sep="\n")
     return 0
+
+
+def read() -> dict[str, Row]:
+    """What is stored."""
+    return json.loads(STORE.read_text()) if STORE.exists() else {}
 
 
 def latents(dataset: Dataset, arguments: argparse.Namespace) -> Row:

@@ -95,7 +95,7 @@ def test_draws_average_to_the_bound_or_join_to_a_tighter_one():
     codec = linear(wider=1.3)
     x = pictures(codec, 30)
     exact = codec.pictures(latents(codec)).log_prob(x.flatten(1))
-    settings = {"trace": "exact", "repeats": 32, "steps": 24}
+    settings = {"trace": "exact", "repeats": 16, "steps": 24}
     plain = ss.score(model_of(codec), x, **settings)
     error = float((plain.log_prob - codec.bound(x, latents(codec))).std()) / math.sqrt(30)
     gap = (plain.log_prob - codec.bound(x, latents(codec))).mean()
