@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from scoresde.arguments import NonNegative, check_fields
+from scoresde.arguments import Natural, NonNegative, check_fields
 from scoresde.data import Scaling
 from scoresde.latent.autoencoder import Autoencoder, Passed
 from scoresde.latent.codec import wide
@@ -34,6 +34,9 @@ class Loss:
         l1: weight of the absolute error; null is 1, or 0 for an autoencoder with a law
         l2: weight of the squared error; null is 1, or 0 for an autoencoder with a law
         kl: weight of the KL divergence of the latents from a standard normal law; null is 0.01
+        kl_warmup: steps over which the weight kl rises from 0, so that no channel of the latents
+            is given up before the decoder has learnt to use it (Ladder Variational Autoencoders,
+            arXiv 1602.02282)
         commitment: weight of the squared distance of latents from their codes; null is 0.25
         perceptual: weight of the distance in the maps of ``features``
         features: network of the perceptual distance: lite0 (EfficientNet-Lite0 with ImageNet
@@ -44,6 +47,7 @@ class Loss:
     l1: NonNegative | None = None
     l2: NonNegative | None = None
     kl: NonNegative | None = None
+    kl_warmup: Natural = 0
     commitment: NonNegative | None = None
     perceptual: NonNegative = 0.0
     features: str | None = None
@@ -82,6 +86,8 @@ class Loss:
                     f"loss.{name}={value:g} has no effect on latents with a penalty "
                     f"{codec.penalty}; leave it out"
                 )
+        if self.kl_warmup and not found.get("kl"):
+            raise ValueError(f"loss.kl_warmup={self.kl_warmup} has no effect without loss.kl")
         found |= {"perceptual": self.perceptual, "scale": self.scale}
         return {name: weight for name, weight in found.items() if weight}
 
@@ -103,7 +109,7 @@ class Criterion:
         scaling: Scaling,
         perceptual: Perceptual | None = None,
     ) -> None:
-        self.weights = loss.weights(codec)
+        self.weights, self._warmup = loss.weights(codec), loss.kl_warmup
         self._law, self._scaling, self._perceptual = codec.law, scaling, perceptual
 
     def require_fit(self, codec: Autoencoder, shape: tuple[int, ...]) -> None:
@@ -154,9 +160,12 @@ class Criterion:
                 found[name] = wide(passed.penalty) / numbers
         return found
 
-    def total(self, terms: Mapping[str, Tensor]) -> Tensor:
-        """The loss (B,): the sum of the terms with their weights."""
-        return torch.stack([weight * terms[name] for name, weight in self.weights.items()]).sum(0)
+    def total(self, terms: Mapping[str, Tensor], step: int | None = None) -> Tensor:
+        """The loss (B,): the sum of the terms with their weights, those of update ``step``."""
+        weights = dict(self.weights)
+        if step is not None and step < self._warmup:
+            weights["kl"] *= step / self._warmup
+        return torch.stack([weight * terms[name] for name, weight in weights.items()]).sum(0)
 
 
 def halved(x: Tensor) -> Tensor:

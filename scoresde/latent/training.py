@@ -163,7 +163,7 @@ def _updated(state: CodecState, plan: CodecPlan, criterion: Criterion, batch: Pi
             output = wide(passed.output)
             passed = passed._replace(output=output)
             terms = criterion.terms(passed, x, data)
-        loss = criterion.total(terms)
+        loss = criterion.total(terms, state.step)
         target = loss.sum() * (scale / plan.batch)
         if adversary is not None:
             with autocast(plan.precision, device):
