@@ -12,6 +12,7 @@ from scoresde.cli.choices import counts, names
 from scoresde.cli.console import pick_device, progress
 from scoresde.cli.options import CompareOptions
 from scoresde.cli.weights import described_choice, load_chosen
+from scoresde.parameterization import ScoreModel
 from scoresde.registry import GRIDS, STEPS
 from scoresde.runs.compare import Comparison, compare, compare_folder
 from scoresde.runs.compare_plot import save_plot
@@ -59,11 +60,11 @@ def run(options: CompareOptions, overrides: Mapping[str, Any]) -> int:
     if options.json:
         print(json.dumps(record, indent=2))
     else:
-        _show(found, options, loaded.model.sde.t_eps)
+        _show(found, options, loaded.model)
     return 0
 
 
-def _show(found: Comparison, options: CompareOptions, end: float) -> None:
+def _show(found: Comparison, options: CompareOptions, model: ScoreModel) -> None:
     """Print one row per trial, then how the reference was computed."""
     from rich.console import Console
     from rich.table import Table
@@ -77,8 +78,9 @@ def _show(found: Comparison, options: CompareOptions, end: float) -> None:
         table.add_row(each.sampler, each.grid, *numbers)
     console = Console(highlight=False)
     console.print(table)
+    end, what = model.sde.t_eps, "Distance" if model.codec is None else "Distance, of latents,"
     console.print(
-        f"Distance from the paths of {options.num} starts to t={end:g}, solved to tolerance "
+        f"{what} from the paths of {options.num} starts to t={end:g}, solved to tolerance "
         f"{options.tolerance:g} in {found.nfe} calls. Every path ends with the denoised state. "
         "The error of a grid that ends at another time does not converge to 0."
     )

@@ -46,6 +46,11 @@ def latents_of(
     encode, OSError where no folder can be written.
     """
     codec.latent_shape(tuple(dataset.shape))  # raises early
+    if codec.data is not None and _units(codec.data.scaling) != _units(dataset.scaling):
+        raise ValueError(
+            f"codec: trained on pictures of {_units(codec.data.scaling)}, and {dataset.name} has "
+            f"{_units(dataset.scaling)}; train one on these"
+        )
     splits = {False: dataset.train, True: dataset.test}
     total = sum(map(len, splits.values()))
 
@@ -75,6 +80,13 @@ def latents_of(
     return Dataset(
         dataset.name, train, test, scaling, dataset.classes, found.notes, words=dataset.words
     )
+
+
+def _units(scaling: Scaling) -> str:
+    """The units of pictures in words."""
+    if scaling.levels is None:
+        return "real numbers"
+    return f"pixel levels from {scaling.low:g} to {scaling.high:g}"
 
 
 def _writable(folder: Path) -> bool:

@@ -52,8 +52,8 @@ def some(n: int = 2, seed: int = 7) -> torch.Tensor:
         ("inpaint", BOX | {"nfe": 4}),
         ("outpaint", {"margins": (2, 0, 0, 3), "nfe": 4}),
         ("superres", {"factor": 2, "nfe": 4}),
-        ("colourise", {"nfe": 4}),
-        ("deblur", {"degrade": True, "nfe": 4}),
+        ("colourise", {"nfe": 4, "method": "diffpir"}),
+        ("deblur", {"degrade": True, "nfe": 4, "method": "diffpir"}),
         ("deblur", {"degrade": True, "nfe": 4, "method": "pigdm"}),
         ("invert", {"tolerance": 1e-3}),
         ("interpolate", {"tolerance": 1e-3, "columns": 3}),
@@ -139,6 +139,18 @@ def test_methods_of_linear_operators_alone_are_refused_after_a_decoder():
             edit(made, x, "superres", factor=2, method=name)
         with pytest.raises(ValueError, match="needs a linear operator"):
             infer(made, Downsample(2), torch.zeros(3, 4, 4), 1.0, method=name)
+
+
+def test_dps_is_the_default_after_a_decoder():
+    arguments = {"nfe": 3, "degrade": True}
+    assert edit(model(), some(1), "deblur", **arguments).settings["method"] == "diffpir"
+    assert edit(model(kl3(), 2), some(1), "deblur", **arguments).settings["method"] == "dps"
+    y = torch.zeros(3, 4, 4)
+    a, b = (
+        infer(model(kl3(), 2), Downsample(2), y, 1.0, num=1, nfe=3, method=method)
+        for method in (None, "dps")
+    )
+    assert torch.equal(a.x, b.x)
 
 
 def test_a_measurement_is_made_of_the_decoded_picture_in_units_of_the_data():

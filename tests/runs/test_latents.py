@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 import scoresde as ss
 from scoresde import parameterization as P
+from scoresde.conditions import Picture, SegmentationMap
 from scoresde.config import ConfigError, config_from, override
 from scoresde.data import Dataset, Scaling, Split, dataset_of
 from scoresde.latent import Codec, Encoded, KLAutoencoder
@@ -19,7 +20,7 @@ from scoresde.latent.latents import far_from_unit, latents_of
 from scoresde.runs.compare import compare
 from scoresde.runs.log import Quiet
 from scoresde.runs.space import state_shape, to_data, to_state
-from scoresde.training import CheckpointError, Plan, held_out_loss
+from scoresde.training import CheckpointError, DataDescription, Plan, held_out_loss
 from scoresde.training.batches import draw_batch
 
 SMALL = {
@@ -332,3 +333,51 @@ def test_states_and_data_are_inverses_for_a_codec_that_loses_nothing():
     noise = torch.randn(w.shape, generator=torch.Generator().manual_seed(1))
     moved = to_state(run.model, x, noise)
     torch.testing.assert_close(moved - w, noise * 0.5 / 3, atol=1e-5, rtol=0)
+
+
+def test_a_codec_of_pictures_in_other_units_is_refused():
+    codec = Stacked()
+    codec.data = DataDescription("x", (1, 8, 8), Scaling(256, 0.0, 1.0))
+    with pytest.raises(ValueError, match="pixel levels from 0 to 1, and digits has pixel levels"):
+        ss.train(small(), codec=codec, listener=Quiet())
+    codec.data = DataDescription("x", (1, 8, 8), Scaling())
+    with pytest.raises(ValueError, match="of real numbers, and digits has pixel levels from -1"):
+        ss.train(small(), codec=codec, listener=Quiet())
+
+
+def test_pictures_beside_latents_lose_nothing_and_maps_become_shares():
+    picture = Picture((3, 5, 6), fold=2)
+    y = torch.randn(2, 3, 5, 6, generator=torch.Generator().manual_seed(0))
+    told = picture(y).concat
+    assert told.shape == (2, picture.concat, 3, 3)
+    back = F.pixel_shuffle(told[:, :-1], 2)
+    assert torch.equal(back[..., :5, :], y)
+    assert torch.equal(back[..., 5, :], y[..., 4, :])  # the edge, copied
+    assert torch.equal(told[:, -1], torch.zeros(2, 3, 3))
+    nothing = picture(picture.null(1)).concat
+    assert torch.equal(nothing[:, :-1], torch.zeros(1, 12, 3, 3))
+    assert torch.equal(nothing[:, -1], torch.ones(1, 3, 3))
+    maps = SegmentationMap(3, (4, 4), fold=2)
+    y = torch.tensor([[0, 0, 1, 2], [0, 0, 1, 1], [2, 2, 0, 1], [2, 2, 2, 0]])[None]
+    shares = maps(y).concat
+    assert shares.shape == (1, maps.concat, 2, 2)
+    want = torch.tensor([[[1.0, 0], [0, 0.5]], [[0, 0.75], [0, 0.25]], [[0, 0.25], [1, 0.25]]])
+    assert torch.equal(shares[0, :3], want)
+
+
+def test_conditions_of_pictures_are_fitted_to_latents(tmp_path):
+    x = torch.randint(0, 256, (40, 1, 8, 8), generator=torch.Generator().manual_seed(0))
+    beside = x.flip(0).to(torch.uint8)
+    data = (x.to(torch.uint8), {"beside": beside, "map": (x[:, 0] > 128).long()})
+    conditions = {"beside": {"kind": "picture"}, "map": {"kind": "segmentation"}}
+    config = small(conditions=conditions)
+    run = ss.train(config, data, codec=kl(), out=tmp_path / "run", steps=2, listener=Quiet())
+    model = ss.load(tmp_path / "run")
+    assert {name: c.concat for name, c in model.conditions.items()} == {"beside": 5, "map": 3}
+    cond = {"beside": beside[:1], "map": (x[:1, 0] > 128).long()}
+    a, b = (ss.draw(m, 2, nfe=3, cond=cond) for m in (model, run.model))
+    assert a.x.shape == (2, 1, 8, 8)
+    assert torch.equal(a.x, b.x)
+    made = small(conditions={"low": {"kind": "picture", "of": "low", "factor": 2}})
+    with pytest.raises(ConfigError, match="of=low is made of the example, which is a latent"):
+        ss.train(made, data, codec=kl(), listener=Quiet())
