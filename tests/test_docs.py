@@ -87,11 +87,13 @@ def test_the_edits_of_the_documentation_run():
 def test_the_autoencoder_of_the_documentation_trains(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {"ss": ss, "x": torch.randint(0, 256, (60, 1, 16, 16), dtype=torch.uint8)}
-    (block,) = blocks(ROOT / "docs" / "latents.md", "python")
-    exec(block.replace("steps=2000", "steps=2"), names)
+    first, second = blocks(ROOT / "docs" / "latents.md", "python")
+    exec(first.replace("steps=2000", "steps=2"), names)
     assert names["run"].step == 2
     assert names["mean"].shape == (60, 2, 4, 4)
     assert (names["pictures"].shape, names["pictures"].dtype) == (names["x"].shape, torch.uint8)
+    exec(second, names)
+    assert (names["drawn"].x.shape, names["drawn"].x.dtype) == ((4, 1, 16, 16), torch.uint8)
 
 
 def test_the_posterior_of_the_documentation_is_drawn(capsys):
