@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scoresde.arguments import Count, Natural, Open, Range, arguments, check
 from scoresde.latent.codec import Codec, Encoded, wide
@@ -122,9 +122,11 @@ class Convolutional(Autoencoder):
         outputs = channels * (1 if law is None else law.outputs)
         self.encoder = Encoder(channels, moments, widths=widths, **shared)
         self.decoder = Decoder(latent_channels, outputs, widths=widths, **shared)
-        # 1 x 1 convolutions between the networks and the latents, as diffusers has them.
-        self.moments = torch.nn.Conv2d(moments, moments, 1)
-        self.entry = torch.nn.Conv2d(latent_channels, latent_channels, 1)
+        # 1 x 1 convolutions between the networks and the latents, as diffusers has them. They
+        # start as the identity: random ones shrink the latents below their noise, and the KL
+        # divergence then gives channels up before the decoder has learnt to use them.
+        self.moments = _identity(moments)
+        self.entry = _identity(latent_channels)
 
     @property
     def last(self) -> Tensor:
@@ -136,6 +138,13 @@ class Convolutional(Autoencoder):
         # The decoder overflows in fp16.
         with torch.autocast(kind, enabled=False) if half else nullcontext():
             return wide(self.decoder(self.entry(z)))
+
+
+def _identity(channels: int) -> nn.Conv2d:
+    layer = nn.Conv2d(channels, channels, 1)
+    nn.init.dirac_(layer.weight)
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    return layer
 
 
 @final
