@@ -66,7 +66,7 @@ Row = dict[str, Any]
 def main() -> int:
     """Measure what is missing, store it, print it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("rows", nargs="*", choices=[*ROWS, []], help="all by default")
+    parser.add_argument("rows", nargs="*", help="of " + ", ".join(ROWS) + "; all by default")
     parser.add_argument("--mnist", required=True, help="folder with the four idx files of MNIST")
     parser.add_argument("--seconds", type=float, default=400.0, help="CPU seconds of a row")
     parser.add_argument("--num", type=int, default=500, help="test images to score")

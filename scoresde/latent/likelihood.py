@@ -65,11 +65,8 @@ class LatentEstimator(Estimator):
 
     @property
     def bounds(self) -> str:
-        if not self.picture:
-            return f"of latents: {self.density.bounds}"
-        return "lower bound of log p of the picture through its latents; of them: " + (
-            self.density.bounds
-        )
+        what = "lower bound of log p of the picture; of its latents: " if self.picture else ""
+        return what + self.density.bounds
 
     def start(self, sde: SDE, scaling: Quantisation) -> float:
         return self.density.start(sde, latent_scaling(self.codec))

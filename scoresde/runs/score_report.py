@@ -270,11 +270,12 @@ def _headline(report: Mapping[str, Any]) -> list[str]:
     draws = f"{report['repeats']} draw{'s' * (report['repeats'] > 1)} per image"
     draws += ", importance-weighted" if report["importance"] else ""
     if report["levels"] is None:
+        units = "latents" if report["of"] == "latents" else "data"
         nats = with_error(-report["nats"], report["nats_se"])
         return [
             f"{nats} nats per sample (negative log-density)",
             f"{value}",
-            f"  {report['is']}, in the units of the data",
+            f"  {report['is']}, in the units of the {units}",
         ]
     return [
         value,
