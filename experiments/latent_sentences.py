@@ -168,8 +168,7 @@ def portraits(given: argparse.Namespace) -> Results:
             x = drawn(model, texts, scale)
             found["accuracy"][f"{scale:g}"] = accuracies(judge, x, truth)
             if (scale, seed) == (2, 0):
-                columns, rows = SHOWN
-                show_rows("avatars_latent", x[: columns * rows].to(torch.uint8), columns)
+                show_rows("avatars_latent", x[: 2 * SHOWN[0]].to(torch.uint8), SHOWN[0])
         found["negative"] = {
             name: removed(data, model, judge, name, given.drawn // 2)
             for name in ("hat", "glasses")
