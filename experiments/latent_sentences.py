@@ -168,8 +168,7 @@ def portraits(given: argparse.Namespace) -> Results:
             x = drawn(model, texts, scale)
             found["accuracy"][f"{scale:g}"] = accuracies(judge, x, truth)
             if (scale, seed) == (2, 0):
-                columns, rows = SHOWN
-                show_rows("avatars_latent", x[: columns * rows].to(torch.uint8), columns)
+                show_rows("avatars_latent", x[: 2 * SHOWN[0]].to(torch.uint8), SHOWN[0])
         found["negative"] = {
             name: removed(data, model, judge, name, given.drawn // 2)
             for name in ("hat", "glasses")
@@ -268,14 +267,14 @@ class Catalogue:
 
 
 def sheet(name: str, catalogue: Catalogue, model: Any) -> None:
-    """Store a picture: a seen emoji of each held-out name, two drawn, and the real one."""
+    """Store a picture: a seen emoji of each held-out name, one drawn, and the real one."""
     held, train = catalogue.held, catalogue.data.train
     texts, names = texts_of(held).pick(), [name for name, _ in catalogue.keys(held)]
-    first, second = drawn(model, texts * 2, 2.0).to(torch.uint8).split(len(held))
+    first = drawn(model, texts, 2.0).to(torch.uint8)
     place = {name: k for k, (name, _) in enumerate(catalogue.keys(train))}
     seen = train.x[[place[name] for name in names]]
-    columns = torch.stack([seen, first, second, held.x], 1).flatten(0, 1).float()
-    show_rows(name, F.adaptive_avg_pool2d(columns, 32).to(torch.uint8), 16)
+    columns = torch.stack([seen, first, held.x], 1).flatten(0, 1).float()
+    show_rows(name, F.adaptive_avg_pool2d(columns, 32).to(torch.uint8), 15)
     print(*texts, sep=" | ")
 
 
