@@ -37,6 +37,7 @@ COMMANDS = {
         "TrainOptions",
         (
             "seed",
+            "codec",
             "conditional",
             "self_conditioning",
             "data",
