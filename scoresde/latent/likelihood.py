@@ -80,16 +80,16 @@ class LatentEstimator(Estimator):
 def law_of(codec: Codec, std: Tensor) -> Law:
     """The law of pictures of a codec with latents of deviation ``std``.
 
-    Raises ValueError without such a law, or if a latent has no noise and so no density q(z | x).
+    Raises ValueError if a latent has no noise and so no density q(z | x), or without such a law.
     """
-    if codec.law is None:
-        raise ValueError(
-            "this codec has no law of a picture given its latent, so that no picture has a "
-            "probability; train one with autoencoder.law logistic, or score with of=latents"
-        )
     if not bool((std > 0).all()):
         raise ValueError(
             "this codec encodes without noise, so that its latents have no density q(z | x); "
             "take a KL autoencoder, or score with of=latents"
+        )
+    if codec.law is None:
+        raise ValueError(
+            "this codec has no law of a picture given its latent, so that no picture has a "
+            "probability; train one with autoencoder.law logistic, or score with of=latents"
         )
     return codec.law

@@ -71,4 +71,4 @@ def stored_in(found: Checkpoint) -> StoredCodec:
     made = None
     if not config["own"]:
         made = {**config["autoencoder"], "channels": found.data.shape[0]}
-    return StoredCodec(made, found.data, bool(found.learned), found.step, found.ema)
+    return StoredCodec(made, found.data, found.adversarial, found.step, found.ema)

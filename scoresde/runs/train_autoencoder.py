@@ -283,6 +283,7 @@ class CodecRun(Run):
             contents=self.contents,
             learned=self._acted.state_dict() if self._acted else {},
             kind=self.kind,
+            adversarial=state.model.adversarial,
         )
 
     @property
@@ -299,7 +300,7 @@ class CodecRun(Run):
         if self._acted is not None:
             checkpoints.load_tensors(self._acted.net, found.learned.get("net", {}), path)
             self._acted.optimizer.load_state_dict(found.learned["optimizer"])
-            self.state.model.adversarial = self.state.ema.adversarial = True
+        self.state.model.adversarial = self.state.ema.adversarial = found.adversarial
 
     def export(self, chosen: Checkpoint) -> Path:
         codec = self.state.ema

@@ -298,8 +298,10 @@ def codec_for(task: Task) -> Codec | None:
     Raises ValueError for settings that have no meaning for latents.
     """
     codec = task.codec or getattr(task.model, "codec", None)
-    if codec is None and task.config.codec is not None:
-        codec = load_codec(task.config.codec)
+    if codec is None and (place := task.config.codec) is not None:
+        if not Path(place).expanduser().exists():
+            raise ValueError(f"codec: no such file: {place}; give the place where it is now")
+        codec = load_codec(place)
     if codec is not None:
         require_latents(task.config)
     return codec

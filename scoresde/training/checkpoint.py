@@ -130,6 +130,7 @@ class Checkpoint:
         history: state dict of the losses of loss-aware times; empty for other times.
         kind: what kind of training it is of.
         codec: codec of a model of latents.
+        adversarial: whether a discriminator has acted on this autoencoder, in this run or before.
     """
 
     config: dict[str, Any]
@@ -147,6 +148,7 @@ class Checkpoint:
     history: dict[str, Tensor] = field(default_factory=dict)
     kind: str = KIND
     codec: Embedded | None = None
+    adversarial: bool = False
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,7 @@ def save(path: str | Path, checkpoint: Checkpoint) -> None:
         "decays": {name: dict(average) for name, average in checkpoint.decays.items()},
         "learned": checkpoint.learned,
         "history": checkpoint.history,
+        "adversarial": checkpoint.adversarial,
     }
     if (codec := checkpoint.codec) is not None:
         entries["codec"] = {"tensors": codec.tensors, "about": codec.about}
@@ -395,6 +398,7 @@ def _checkpoint(entries: Mapping[str, Any]) -> Checkpoint:
         history=_state_dict(entries.get("history", {})),
         kind=str(entries["kind"]),
         codec=codec and Embedded(_state_dict(codec["tensors"]), dict(codec["about"])),
+        adversarial=entries.get("adversarial", bool(learned)) is True,
     )
 
 

@@ -48,13 +48,12 @@ def pictures(n: int = 24) -> torch.Tensor:
     return torch.randint(256, (n, 3, 16, 16), generator=generator).to(torch.uint8)
 
 
-def train(autoencoder: dict[str, Any], out: Any = None, **settings: Any) -> Any:
+def train(autoencoder: Any, out: Any = None, **settings: Any) -> Any:
     given: dict[str, Any] = {"batch": 8, "holdout": 0.25, "steps": 6}
     given |= {"log_every": 2, "validate_every": 6, "checkpoint_every": 3, "keep": 9}
     given |= {"listener": Quiet(), "device": "cpu", **settings}
-    return ss.train_autoencoder(
-        {"autoencoder": autoencoder}, pictures(), out=out, progress=silent, **given
-    )
+    made = {"autoencoder": autoencoder} if isinstance(autoencoder, dict) else autoencoder
+    return ss.train_autoencoder(made, pictures(), out=out, progress=silent, **given)
 
 
 def numbers(path: Any) -> dict[str, torch.Tensor]:
@@ -101,6 +100,15 @@ def test_files_say_that_a_discriminator_has_acted(tmp_path):
     before, after = (tmp_path / "checkpoints" / f"step-{n:08d}.pt" for n in (3, 6))
     assert ss.load_codec(after).adversarial
     assert not ss.load_codec(before).adversarial
+
+
+def test_a_codec_stays_adversarial_that_is_trained_further_without_a_discriminator(tmp_path):
+    made = train(KL, discriminator={**PATCH, "start": 4}).codec
+    train(made, tmp_path, steps=2)
+    resumed = train(KL, tmp_path, steps=4, resume=True)  # which knows it from the checkpoint alone
+    assert resumed.codec.adversarial
+    for step in (2, 4):
+        assert ss.load_codec(tmp_path / "checkpoints" / f"step-{step:08d}.pt").adversarial
 
 
 def test_a_discriminator_that_wins_is_named():

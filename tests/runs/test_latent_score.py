@@ -10,7 +10,7 @@ from torch import nn
 import scoresde as ss
 from scoresde import parameterization
 from scoresde.data import Scaling
-from scoresde.latent import KLAutoencoder
+from scoresde.latent import KLAutoencoder, VQAutoencoder
 from scoresde.likelihood import adaptive_log_likelihood, estimators
 from scoresde.runs.score import Stopped
 from scoresde.runs.score_report import csv_text, page, report_of, write_report
@@ -225,6 +225,9 @@ class TestRefusals:
         codec.std = torch.zeros(3, dtype=F64)
         with pytest.raises(ValueError, match=r"without noise.* of=latents"):
             ss.score(model_of(codec), pictures(codec))
+        coded = VQAutoencoder(1, 2, codes=4, widths=(8,), groups=4)  # which no law would help
+        with pytest.raises(ValueError, match=r"without noise.* of=latents"):
+            ss.score(model_of(coded), torch.zeros(2, 1, 4, 4))
 
     def test_a_discriminator(self, codec):
         codec.adversarial = True
