@@ -353,7 +353,7 @@ def step_seconds(net: torch.nn.Module, shape: tuple[int, ...]) -> dict[str, floa
     for _ in range(TIMED):
         began = time.process_time()
         with torch.no_grad():
-            denoiser.x0(x[:32], torch.ones(32, dtype=torch.float64))
+            denoiser(x[:32], torch.ones(32, dtype=torch.float64))
         calls.append(time.process_time() - began)
     return {"training": min(steps), "call": min(calls)}
 
