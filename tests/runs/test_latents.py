@@ -208,7 +208,9 @@ def test_training_of_latents_resumes_to_the_bit(tmp_path, codec_folder):
     ss.train(config, out=tmp_path / "parts", steps=2, listener=Quiet())
     moved = tmp_path / "elsewhere"
     shutil.move(codec_folder, moved)  # the same codec in another place
-    with pytest.raises(ValueError, match=r"^codec: no such file: .*give the place where it is now"):
+    with pytest.raises(
+        ValueError, match=r"^codec: no such file: .*give the place where it is now"
+    ):
         ss.train(config, out=tmp_path / "parts", steps=4, resume=True, listener=Quiet())
     parts = ss.train(
         override(config, {"codec": str(moved)}),
