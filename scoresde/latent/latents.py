@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from scoresde.data import Dataset, Scaling, Split
 from scoresde.data.cache import Source, gathered, stored
@@ -14,7 +16,7 @@ from scoresde.data.dataset import MEASURED, bounds_of, reading, spread
 from scoresde.data.digest import digest
 from scoresde.latent.codec import Codec
 from scoresde.latent.files import codec_digest
-from scoresde.latent.tiles import encode
+from scoresde.latent.tiles import decode, encode
 from scoresde.progress import Progress, silent
 from scoresde.training.held_out import evaluating
 
@@ -45,7 +47,7 @@ def latents_of(
     the pictures, and mapped from there. Raises ValueError for pictures that the codec cannot
     encode, OSError where no folder can be written.
     """
-    codec.latent_shape(tuple(dataset.shape))  # raises early
+    _require_fit(codec, tuple(dataset.shape))
     if codec.data is not None and _units(codec.data.scaling) != _units(dataset.scaling):
         raise ValueError(
             f"codec: trained on pictures of {_units(codec.data.scaling)}, and {dataset.name} has "
@@ -87,6 +89,37 @@ def _units(scaling: Scaling) -> str:
     if scaling.levels is None:
         return "real numbers"
     return f"pixel levels from {scaling.low:g} to {scaling.high:g}"
+
+
+def _require_fit(codec: Codec, shape: tuple[int, ...]) -> None:
+    """Raise ValueError for pictures (C, H, W) that a codec cannot encode.
+
+    One that a program made is tried on a picture, whose latent and which it must give back.
+    """
+    latents = codec.latent_shape(shape)
+    if codec.arguments is not None:
+        return
+    x = torch.zeros(1, *shape, device=codec.latents_mean.device)
+    whole = (shape[0], *(side * codec.factor for side in latents[1:]))
+
+    def mean(x: Tensor) -> Tensor:
+        return encode(codec, x).mean
+
+    for name, run, expected in (
+        ("encode", mean, latents),
+        ("decode", partial(decode, codec), whole),
+    ):
+        try:
+            with evaluating(codec), torch.no_grad():
+                x = run(x)
+        except Exception as error:  # a network raises whatever it stumbles over
+            raise ValueError(
+                f"codec: {name} fails for {tuple(x.shape)}: {type(error).__name__}: {error}"
+            ) from error
+        if (now := tuple(x.shape[1:])) != expected:
+            raise ValueError(
+                f"codec: {name} gives {now} of a picture {shape}, expected {expected}"
+            )
 
 
 def _writable(folder: Path) -> bool:

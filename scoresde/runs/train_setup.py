@@ -303,6 +303,8 @@ def codec_for(task: Task) -> Codec | None:
             raise ValueError(f"codec: no such file: {place}; give the place where it is now")
         codec = load_codec(place)
     if codec is not None:
+        if not isinstance(codec, Codec):
+            raise ValueError(f"codec: need a Codec or its path, got {type(codec).__name__}")
         require_latents(task.config)
     return codec
 

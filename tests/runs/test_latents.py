@@ -313,7 +313,7 @@ def test_what_does_not_fit_a_codec_is_refused_in_a_line(tmp_path, codec_folder):
     with pytest.raises(CheckpointError, match="a model of pixels, which has no codec"):
         ss.load(pixels.folder, codec=kl())
     latents = ss.train(small(), codec=Identity(), steps=2, listener=Quiet())
-    with pytest.raises(ValueError, match="no law of a picture"):
+    with pytest.raises(ValueError, match="encodes without noise"):
         ss.score(latents.model, x[:, :1])
 
 
@@ -385,3 +385,41 @@ def test_conditions_of_pictures_are_fitted_to_latents(tmp_path):
     made = small(conditions={"low": {"kind": "picture", "of": "low", "factor": 2}})
     with pytest.raises(ConfigError, match="of=low is made of the example, which is a latent"):
         ss.train(made, data, codec=kl(), listener=Quiet())
+
+
+class Wrong(Stacked):
+    """A codec whose ``encode`` or ``output`` returns what a program's mistake may."""
+
+    def __init__(self, encode=None, output=None) -> None:
+        super().__init__()
+        self.mistakes = {"encode": encode, "output": output}
+
+    def encode(self, x):
+        mistake, found = self.mistakes["encode"], super().encode(x)
+        return found if mistake is None else mistake(found)
+
+    def output(self, z):
+        mistake, found = self.mistakes["output"], super().output(z)
+        return found if mistake is None else mistake(found)
+
+
+@pytest.mark.parametrize(
+    ("mistakes", "message"),
+    [
+        ({"encode": lambda found: found.mean}, "encode fails for .*: ValueError"),
+        (
+            {"encode": lambda found: Encoded(*(p[:, :3] for p in found))},
+            r"encode gives \(3, 4, 4\)",
+        ),
+        ({"encode": lambda found: Encoded(*(p[..., :3] for p in found))}, r"gives \(4, 4, 3\) of"),
+        ({"output": lambda x: x[..., 1:]}, r"decode gives \(1, 8, 7\) of a picture \(1, 8, 8\)"),
+    ],
+)
+def test_a_codec_of_a_program_that_returns_something_else_is_refused(mistakes, message):
+    with pytest.raises(ValueError, match=f"^codec: .*{message}"):
+        ss.train(small(), codec=Wrong(**mistakes), listener=Quiet())
+
+
+def test_what_is_no_codec_is_refused():
+    with pytest.raises(ValueError, match="^codec: need a Codec or its path, got Linear"):
+        ss.train(small(), codec=nn.Linear(2, 2), listener=Quiet())
