@@ -421,5 +421,5 @@ def test_a_codec_of_a_program_that_returns_something_else_is_refused(mistakes, m
 
 
 def test_what_is_no_codec_is_refused():
-    with pytest.raises(ValueError, match="^codec: need a Codec or its path, got Linear"):
+    with pytest.raises(ValueError, match=r"^codec: need a Codec or its path, got Linear"):
         ss.train(small(), codec=nn.Linear(2, 2), listener=Quiet())
