@@ -333,7 +333,7 @@ def encoded(out: Path) -> Found:
     for name, epochs in (("first", 1), ("cached", 3)):
         seen.clear()
         steps = epochs * len(data.train) // 64
-        small = {"data": "digits", "network": {"kind": "unet", "width": 8, "multipliers": [1]}}
+        small = {"data": "digits", "network": {"kind": "unet", "width": 8, "multipliers": [1, 1]}}
         with patch.object(KLAutoencoder, "encode", counted):
             more = {"out": out / name, "codec": out / "codec", "batch": 64, "steps": steps}
             ss.train(small, progress=silent, **more)
