@@ -336,7 +336,24 @@ def tables(stored: Mapping[str, Found]) -> list[str]:
                 f"| {name} | {r['parameters']:,} | {r['seconds']:.0f} | {pictures:,} "
                 f"| {r['psnr']:.2f} | {r['ssim']:.3f} | {trip} | {codes} |"
             )
-    return ["\n".join(lines)]
+    judged = [
+        "| discriminator | steps | PSNR, dB | Frechet distance, Lite0 | later steps, ms |",
+        "|---" * 5 + "|",
+    ]
+    for name, r in stored.items():
+        if "frechet_lite0" in r:
+            judged.append(
+                f"| {name.removeprefix('discriminator, ')} | {r['steps']} | {r['psnr']:.2f} "
+                f"| {r['frechet_lite0']:.0f} | {1000 * r['step_seconds'][1]:.0f} |"
+            )
+    read = ["| digits by class, in latents | right | Frechet distance |", "|---" * 3 + "|"]
+    for name, r in stored.items():
+        read += [
+            f"| scale {scale} | {100 * r[scale]['accuracy']:.1f} | {r[scale]['frechet']:.3f} |"
+            for scale in (f"{s:g}" for s in SCALES)
+            if scale in r and name == "mnist_latent"
+        ]
+    return ["\n".join(lines) for lines in (lines, judged, read) if len(lines) > 2]
 
 
 TASKS: dict[str, Task] = {
