@@ -12,6 +12,7 @@ from scoresde.cli.options import InfoOptions
 from scoresde.convergence import draws_noise
 from scoresde.evaluation.metrics import METRICS
 from scoresde.runs.stored import page, stored
+from scoresde.runs.stored_codec import is_codec, page_of_codec, stored_codec
 
 
 class Listing(NamedTuple):
@@ -25,6 +26,8 @@ LISTINGS = {
     "processes": Listing("sde.kind", registry.SDES),
     "parameterizations": Listing("parameterization.kind", registry.PARAMETERIZATIONS),
     "networks": Listing("network.kind", registry.NETWORKS),
+    "autoencoders": Listing("autoencoder.kind", registry.AUTOENCODERS),
+    "discriminators": Listing("discriminator.kind", registry.DISCRIMINATORS),
     "conditions": Listing("conditions.NAME.kind", registry.CONDITIONS),
     "samplers": Listing("sample.sampler.kind", registry.SAMPLERS),
     "grids": Listing("sample.grid.kind", registry.GRIDS),
@@ -43,6 +46,10 @@ LISTINGS = {
 
 def run(options: InfoOptions, overrides: Mapping[str, Any]) -> int:
     """Print every listing (with --json as {listing: {name: line}}), or describe a path."""
+    if options.path is not None and is_codec(path := options.path.expanduser()):
+        found = stored_codec(path)
+        print(json.dumps(found, indent=2) if options.json else page_of_codec(found))
+        return 0
     if options.path is not None:
         found = stored(options.path)
         print(json.dumps(found, indent=2) if options.json else page(found))

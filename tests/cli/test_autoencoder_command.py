@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import yaml
 
@@ -26,7 +28,15 @@ def test_it_trains_resumes_and_keeps_what_the_flags_say(tmp_path, capsys):
     argv = ["train-autoencoder", "--out", str(out), "--resume", "--train.steps", "3"]
     assert main([*argv, *CPU]) == 0
     assert "resumed from" in capsys.readouterr().out
-    assert ss.load_codec(out).latent_shape((1, 8, 8)) == (4, 2, 2)
+    codec = ss.load_codec(out)
+    assert codec.latent_shape((1, 8, 8)) == (4, 2, 2)
+    for path in (out, out / "codec.safetensors"):
+        assert main(["info", str(path), "--json"]) == 0
+        about = json.loads(capsys.readouterr().out)
+        assert (about["latents"], about["autoencoder"]["widths"]) == ([4, 2, 2], [8, 8])
+        assert about["latents_std"] == pytest.approx(codec.latents_std.tolist())
+    assert main(["info", str(out)]) == 0
+    assert "round_trip" in capsys.readouterr().out
     again = tmp_path / "again"
     file = ["--config", str(out / "config.yaml"), "--train.steps", "1", *CPU]
     assert main(["train-autoencoder", *file, "--out", str(again)]) == 0
