@@ -305,9 +305,9 @@ def classes(given: argparse.Namespace) -> Results:
 
 def show(name: str, codec: Any, data: Dataset) -> None:
     """Store a picture: test pictures, and below each what the codec makes of it."""
-    x = data.test.x[: 2 * SHOWN]
+    x = data.test.x[: SHOWN if codec.channels == 3 else 2 * SHOWN]
     both = [data.scaling.to_uint8(data.scaling.encode(x)), recoded(codec, data, x)]
-    rows = torch.stack([side.reshape(2, SHOWN, *side.shape[1:]) for side in both], 1)
+    rows = torch.stack([side.reshape(-1, SHOWN, *side.shape[1:]) for side in both], 1)
     show_rows(name, rows.flatten(0, 2), SHOWN)
 
 
