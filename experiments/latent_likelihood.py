@@ -81,7 +81,7 @@ def main() -> int:
             stored = (stored if arguments.trial else read()) | {name: found}
             if not arguments.trial:
                 STORE.write_text(json.dumps(stored, indent=1) + "\n")
-    print(json.dumps(stored, indent=1) if arguments.trial else "", table(stored), sep="\n")
+    print(json.dumps(stored, indent=1) if arguments.trial else "", *tables(stored), sep="\n")
     return 0
 
 
@@ -208,7 +208,7 @@ def configured(name: str, changes: Row, folder: str) -> Config:
     return found
 
 
-def table(stored: dict[str, Row]) -> str:
+def tables(stored: dict[str, Row]) -> list[str]:
     """The rows in Markdown."""
     lines = [
         "| model of | CPU seconds | bits per dimension | of them distortion, rate |",
@@ -220,7 +220,7 @@ def table(stored: dict[str, Row]) -> str:
         if "rate" in row:
             parts = f"{row['distortion']['value']:.3f}, {row['rate']['value']:.3f}"
         lines.append(f"| {name} | {row['seconds']:.0f} | {value} | {parts} |")
-    return "\n".join(lines)
+    return ["\n".join(lines)]
 
 
 ROWS: dict[str, Callable[[Dataset, argparse.Namespace], Row]] = {

@@ -167,7 +167,7 @@ def test_pairs_are_right_or_swapped(script):
     assert found["by_template"] == {"a": 0.5, "b": 0.5}
 
 
-@pytest.mark.parametrize("name", ["autoencoders", "latent_sentences"])
+@pytest.mark.parametrize("name", ["autoencoders", "latent_likelihood", "latent_sentences"])
 def test_the_page_quotes_what_latents_reach(script, name):
     module = script(name)
     stored = json.loads(module.STORE.read_text())
