@@ -132,7 +132,8 @@ def trained(
         steps = int((seconds - around) / clock.seconds)
         config = override(config, {"train.steps": steps})
     began = time.process_time()
-    ss.train_autoencoder(config, data, out=out, overwrite=True, progress=clock)
+    if ss.train_autoencoder(config, data, out=out, overwrite=True, progress=clock).stopped:
+        raise SystemExit("interrupted: nothing is stored of it")
     codec = ss.load_codec(out)
     return codec, {
         "seed": seed,

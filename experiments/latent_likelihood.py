@@ -164,6 +164,8 @@ def within(
     steps = int((seconds - around) / clock.seconds)
     began = time.process_time()
     found = train(override(config, {"train.steps": steps}), clock)
+    if found.stopped:
+        raise SystemExit("interrupted: nothing is stored of it")
     return found, {
         "seconds": time.process_time() - began,
         "steps": steps,

@@ -102,6 +102,8 @@ def two_stages(
     began = time.process_time()
     more = {"seed": seed, "codec": str(folder), **(keys or {})}
     run = ss.train(load_config(CONFIGS / f"{name}_latent.yaml", more), data, progress=progress)
+    if run.stopped:
+        raise SystemExit("interrupted: nothing is stored of it")
     return run.model, {
         "seed": seed,
         "codec": json.loads(figures.read_text()),
