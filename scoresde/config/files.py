@@ -18,6 +18,7 @@ from typing_extensions import TypeVar
 from scoresde.config.schema import Config, ConfigError, Schema
 from scoresde.config.sections import Group, Problem, options, plain, read_keys
 
+# A type variable has a default here, and mypy knows none of an argument of its type.
 Kind = TypeVar("Kind", bound=Schema, default=Config)
 Overrides = Mapping[str, Any]
 """Dotted path to value, such as ``{"train.lr": "1e-4"}``; text is read as the type of the key."""

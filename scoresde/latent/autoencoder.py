@@ -17,6 +17,7 @@ from scoresde.latent.laws import Gaussian, Law, Logistic
 from scoresde.latent.networks import Decoder, Encoder
 from scoresde.latent.quantise import Codebook, perplexity, shares
 from scoresde.likelihood.divergence import sum_from
+from scoresde.nn.blocks import zeroed
 from scoresde.training.distributed import Rank
 
 LAWS: dict[str, Law | None] = {"none": None, "gaussian": Gaussian(), "logistic": Logistic()}
@@ -141,9 +142,8 @@ class Convolutional(Autoencoder):
 
 
 def _identity(channels: int) -> nn.Conv2d:
-    layer = nn.Conv2d(channels, channels, 1)
+    layer = zeroed(nn.Conv2d(channels, channels, 1))
     nn.init.dirac_(layer.weight)
-    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
     return layer
 
 

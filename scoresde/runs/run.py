@@ -100,6 +100,7 @@ class Run(ABC):
     def draw_picture(self) -> None:
         """Write a picture of what the average does, in the leading process."""
 
+    # Not every run has something to do here, so that the method is neither abstract nor full.
     def save_more(  # noqa: B027
         self, save: Callable[[Callable[[Checkpoint], object]], bool]
     ) -> None:
@@ -125,6 +126,7 @@ class Run(ABC):
         """The shape of an example, and that of its latent if latents are trained on."""
         return [tuple(self.dataset.shape)]
 
+    # The run of an autoencoder has no codec to compare.
     def require_same(self, found: Checkpoint, path: Path) -> None:  # noqa: B027
         """Raise ValueError if the run continues a checkpoint with another codec."""
 

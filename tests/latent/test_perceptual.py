@@ -48,7 +48,9 @@ def test_its_gradient_is_that_by_finite_differences(pair):
 
 
 def test_orthogonal_and_opposite_maps_have_the_exact_distance():
-    maps = lambda x: [7 * (2 * x - 1)]  # noqa: E731  # the picture in model units, scaled
+    def maps(x):
+        return [7 * (2 * x - 1)]  # the picture in model units, scaled
+
     x, y = torch.zeros(2, 1, 3, 2, 2, dtype=F64)
     x[:, 0], y[:, 1] = 1, 0.3
     torch.testing.assert_close(Perceptual(maps)(x, y), torch.full((1,), 2.0, dtype=F64))

@@ -77,7 +77,10 @@ def test_a_run_that_is_interrupted_and_resumed_has_the_same_bits(run, tmp_path):
     plain = {"autoencoder": SMALL, "data": {"kind": "arrays"}, "train": settings}
     config = config_from(plain, "test", AutoencoderConfig)
     task = CodecTask(config, dataset=dataset_of(pictures(), holdout=0))
-    stop = lambda: signal.SIGINT if next(steps) == 3 else 0  # noqa: E731
+
+    def stop():
+        return signal.SIGINT if next(steps) == 3 else 0
+
     assert train_autoencoder_run(task, out, device="cpu", stop=stop) == signal.SIGINT
     assert last(out).step == 4
     interrupted = ss.load_codec(out)
