@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from scoresde.arguments import Positive, check_fields, nearest
 from scoresde.conditions.condition import Condition, Joined, joined
+from scoresde.coordinates import Coordinate
 from scoresde.denoiser import Denoiser
 from scoresde.sde import FAINTEST, SDE, match, sent
 
@@ -106,6 +107,27 @@ class Preconditioned:
 edm = Preconditioned  # its name beside those of the functions
 
 
+@final
+@dataclass(frozen=True)
+class Informed:
+    """A parameterisation whose network is told another number of the noise level.
+
+    Args:
+        base: the other coefficients.
+        noise: the number, as a function of process and time (``scoresde.coordinates``).
+        scaled: scale the input of the network to unit size, as ``base`` does; else it is x.
+    """
+
+    base: Parameterization
+    noise: Coordinate
+    scaled: bool = True
+
+    def __call__(self, sde: SDE, t: Tensor) -> Coeffs:
+        c = self.base(sde, t)
+        inp = c.inp if self.scaled else torch.ones_like(c.inp)
+        return Coeffs(c.skip, c.out, inp, self.noise(sde, t))
+
+
 def caution(parameterization: Parameterization, sde: SDE) -> str | None:
     """One sentence where an error of the network is multiplied in x0_hat, else None.
 
@@ -148,13 +170,14 @@ class ScoreModel(nn.Module):
     ``net(x, noise, **told)`` takes the scaled state (B, ...), the noise coordinate (B,) and what
     it is told, and returns F with the shape of ``x``. ``conditions`` (``scoresde.conditions``)
     turn what users say, by name, into what the network is told. Without conditions the network
-    receives what is given as it is, such as ``label`` (B,). ``data`` describes what it was trained
-    on (name, shape, scaling, classes, std) and ``config`` is the configuration of its run, None
-    where nobody has said. ``codec`` (``scoresde.latent.Codec``) maps between the pictures that
-    ``data`` describes and the latents that the network sees, None for a model of pixels; it is no
-    part of the weights. Raises ValueError for a process or a parameterisation that is none, such
-    as ``VP`` in place of ``VP()``, or that divides by an alpha of 0, and for a condition with the
-    name of an input of the network.
+    receives what is given as it is, such as ``label`` (B,). The noise coordinate has the dtype of
+    the weights, or at least float32 for a network with ``wide_noise``. ``data`` describes what it
+    was trained on (name, shape, scaling, classes, std) and ``config`` is the configuration of its
+    run, None where nobody has said. ``codec`` (``scoresde.latent.Codec``) maps between the
+    pictures that ``data`` describes and the latents that the network sees, None for a model of
+    pixels; it is no part of the weights. Raises ValueError for a process or a parameterisation
+    that is none, such as ``VP`` in place of ``VP()``, or that divides by an alpha of 0, and for a
+    condition with the name of an input of the network.
 
     With ``variance`` the network has twice the channels, (B, 2 C, ...): after F, the numbers v
     whose (v + 1) / 2 is the mix of the reverse variance, ``Denoiser.variance_mix``. Improved DDPM,
@@ -360,7 +383,10 @@ class ScoreModel(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """``outputs``, by one call of the network."""
         dtype = next((p.dtype for p in self.net.parameters()), x.dtype)
-        scaled, noise = (match(c.inp, x) * x).to(dtype), _per_sample(c.noise, x).to(dtype)
+        scaled, noise = (match(c.inp, x) * x).to(dtype), _per_sample(c.noise, x)
+        # In half precision the index 999 of a table would be 1000.
+        wide = getattr(self.net, "wide_noise", False)
+        noise = noise.to(torch.promote_types(dtype, torch.float32) if wide else dtype)
         if copies > 1:
             scaled = scaled.repeat(copies, *[1] * (x.ndim - 1))
             noise = noise.repeat(copies)

@@ -9,14 +9,15 @@ import scoresde
 from scoresde.cli.main import COMMANDS
 
 ROOT = Path(scoresde.__file__).parent
-THEORY = {"sde", "denoiser", "parameterization", "conditions"}
+THEORY = {"sde", "coordinates", "denoiser", "parameterization", "conditions"}
 MAY_IMPORT = {
     "arguments": set(),
     "progress": set(),
     "sde": set(),
     "betas": {"sde"},
+    "coordinates": {"sde"},
     "denoiser": {"sde"},
-    "parameterization": {"sde", "denoiser", "conditions"},
+    "parameterization": {"sde", "coordinates", "denoiser", "conditions"},
     "samplers": THEORY,
     "guidance": THEORY,
     "posterior": THEORY | {"samplers"},
@@ -28,6 +29,8 @@ MAY_IMPORT = {
     "training": THEORY | {"samplers", "solvers", "likelihood", "data", "nn", "atomic"},
     "latent": THEORY
     | {"likelihood", "nn", "data", "training", "posterior", "samplers", "evaluation"},
+    "interop": THEORY
+    | {"betas", "samplers", "latent", "nn", "data", "training", "atomic"},
     "nn": set(),
     "conditions": {"atomic"},
     "atomic": set(),

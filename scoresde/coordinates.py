@@ -1,0 +1,78 @@
+"""What a network is told of the noise level: functions (process, t) -> one float64 number a time.
+
+Networks of this library are told log(sigma / alpha) / 4 (``scoresde.parameterization``). Published
+networks are told other numbers, of which these are the kinds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import final
+
+from torch import Tensor
+
+from scoresde.arguments import Count, check_fields
+from scoresde.sde import FAINTEST, SDE
+
+Coordinate = Callable[[SDE, Tensor], Tensor]
+
+
+@final
+@dataclass(frozen=True)
+class Index:
+    """The place 0..N-1 in a table of N levels, t N / t_max - 1: with a fraction between levels.
+
+    DDPM, arXiv 2006.11239, section 3.
+
+    Args:
+        levels: length N of the table.
+        nearest: round to the nearest level, for a network that knows whole numbers only.
+    """
+
+    levels: Count
+    nearest: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def __call__(self, sde: SDE, t: Tensor) -> Tensor:
+        place = (t.double() * (self.levels / sde.t_max) - 1).clamp(min=0)
+        return place.round() if self.nearest else place
+
+
+@final
+@dataclass(frozen=True)
+class Time:
+    """The time itself, ``factor`` t: 999 in score_sde, 1000 in flow matching of diffusers.
+
+    Args:
+        factor: what the time is multiplied by.
+    """
+
+    factor: float = 1.0
+
+    def __call__(self, sde: SDE, t: Tensor) -> Tensor:
+        return t.double() * self.factor
+
+
+@final
+@dataclass(frozen=True)
+class Level:
+    """scale log(sigma / alpha) + shift: 1/4 in EDM, arXiv 2206.00364, table 1.
+
+    Args:
+        scale: what the logarithm is multiplied by.
+        shift: what is added.
+    """
+
+    scale: float = 0.25
+    shift: float = 0.0
+
+    def __call__(self, sde: SDE, t: Tensor) -> Tensor:
+        return -self.scale * sde.lam(t.double()).clamp(min=FAINTEST) + self.shift
+
+
+def ratio(sde: SDE, t: Tensor) -> Tensor:
+    """sigma / alpha, as in k-diffusion and in NCSN++ of score_sde."""
+    return (-sde.lam(t.double())).exp()

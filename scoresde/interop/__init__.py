@@ -1,0 +1,1 @@
+"""Models of other libraries: their folders and files in, ours out. Nothing is unpickled."""
