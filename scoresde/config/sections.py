@@ -241,7 +241,7 @@ def _unknown(key: str, source: Group | Table[Any], kind: str | None, place: Plac
     if isinstance(source, Table) and (having := [k for k in source if key in keys(source, k)]):
         path = ".".join(map(str, place))
         kinds = ", ".join(having)
-        return f"unknown key for {path}.kind={kind}; choose a {path}.kind that has it: {kinds}"
+        return f"unknown key for {path}.kind={kind}; the {path}.kind that has it: {kinds}"
     known = list(keys(source, kind))
     return f"unknown key; {nearest(key, known) if known else 'kind is the only key here'}"
 

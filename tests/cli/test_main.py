@@ -238,7 +238,7 @@ class TestExitCodes:
             (["train", "--out", "x", "--data", "idx"], "--data.path"),
             (["train", "--out", "x", "--data", "idx", "--data.path", "lost"], "lost: no such"),
             (["train", "--out", "x", "--data", "moons"], "network.kind=unet needs images"),
-            (["train", "--out", "x", "--data.path", "y"], "choose a data.kind that has it: idx"),
+            (["train", "--out", "x", "--data.path", "y"], "the data.kind that has it: idx"),
             (["train"], "--out is missing"),
             (["sample", "--checkpoint", "none.pt", "--out", "x"], "none.pt: no such file"),
             (["likelihood", "--checkpoint", "none.pt"], "none.pt: no such file"),
