@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -26,3 +27,44 @@ class Plain(nn.Module):
     def forward(self, x: Tensor, noise: Tensor, **told: Tensor | None) -> Any:
         given = {name: value for name, value in told.items() if value is not None}
         return output_of(self.module(x, noise, **given))
+
+
+class Unconditional(nn.Module):
+    """A network of diffusers that is told the noise level only."""
+
+    wide_noise = True
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor, noise: Tensor) -> Any:
+        return output_of(self.module(x, noise))
+
+
+class Labelled(nn.Module):
+    """A network of diffusers that needs a class ``label`` (B,), since it knows none for no class."""
+
+    wide_noise = True
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor, noise: Tensor, label: Tensor) -> Any:
+        return output_of(self.module(x, noise, class_labels=label))
+
+
+class Classes(nn.Module):
+    """A network of diffusers with a table of ``classes`` classes and one more for no class."""
+
+    wide_noise = True
+
+    def __init__(self, module: nn.Module, classes: int) -> None:
+        super().__init__()
+        self.module, self.classes = module, classes
+
+    def forward(self, x: Tensor, noise: Tensor, label: Tensor | None = None) -> Any:
+        if label is None:
+            label = torch.full((len(x),), self.classes, device=x.device)
+        return output_of(self.module(x, noise, class_labels=label))
