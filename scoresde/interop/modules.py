@@ -1,4 +1,4 @@
-"""Modules of diffusers and transformers, built of a config.json with weights that are read once."""
+"""Modules of diffusers and transformers, built of a config.json, with weights read once."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class Unconditional(nn.Module):
 
 
 class Labelled(nn.Module):
-    """A network of diffusers that needs a class ``label`` (B,), since it knows none for no class."""
+    """A network of diffusers that needs a class ``label`` (B,): it has none for no class."""
 
     wide_noise = True
 
