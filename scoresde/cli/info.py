@@ -11,8 +11,10 @@ from scoresde import registry
 from scoresde.cli.options import InfoOptions
 from scoresde.convergence import draws_noise
 from scoresde.evaluation.metrics import METRICS
+from scoresde.runs.load import is_foreign
 from scoresde.runs.stored import page, stored
 from scoresde.runs.stored_codec import is_codec, page_of_codec, stored_codec
+from scoresde.runs.stored_folder import page_of_folder, stored_folder
 
 
 class Listing(NamedTuple):
@@ -49,6 +51,10 @@ def run(options: InfoOptions, overrides: Mapping[str, Any]) -> int:
     if options.path is not None and is_codec(path := options.path.expanduser()):
         found = stored_codec(path)
         print(json.dumps(found, indent=2) if options.json else page_of_codec(found))
+        return 0
+    if options.path is not None and is_foreign(path := options.path.expanduser()):
+        found = stored_folder(path)
+        print(json.dumps(found, indent=2) if options.json else page_of_folder(found))
         return 0
     if options.path is not None:
         found = stored(options.path)

@@ -58,11 +58,18 @@ class WeightOptions(Common):
         ema_decay: use the moving average of this decay, where train.ema has several.
         ema_width: use the power-function average of this width (sigma_rel), such as 0.07, made
             from the snapshots that train.posthoc stores in a run folder.
+        variant: variant of the weights of a folder of diffusers, such as fp16.
+        dtype: numbers that these weights are held in; float32 by default.
+        nearest: tell the network of such a folder whole indices only, for one that knows no
+            others.
     """
 
     no_ema: bool = False
     ema_decay: Fraction | None = None
     ema_width: Positive | None = None
+    variant: str | None = None
+    dtype: Literal["float32", "float64", "float16", "bfloat16"] | None = None
+    nearest: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +77,8 @@ class ModelOptions(WeightOptions):
     """Options of every command that needs a trained model.
 
     Args:
-        checkpoint: run folder, checkpoint (.pt) or exported weights (.safetensors).
+        checkpoint: run folder, checkpoint (.pt), exported weights (.safetensors), or folder of
+            diffusers.
     """
 
     checkpoint: Path
@@ -152,8 +160,8 @@ class SampleOptions(SaidOptions):
 
     Args:
         out: folder to write.
-        checkpoint: run folder, checkpoint (.pt) or exported weights (.safetensors); that of --like
-            by default.
+        checkpoint: run folder, checkpoint (.pt), exported weights (.safetensors), or folder of
+            diffusers; that of --like by default.
         like: picture that scoresde sample wrote, to draw again with its settings; other flags
             change them.
         num: number of samples; 64 by default, or one for each seed or prompt.
@@ -341,8 +349,9 @@ class EvaluateOptions(WeightOptions):
     Args:
         samples: samples to judge: a folder of scoresde sample or of pictures, or an .npz; without
             it they are drawn from --checkpoint.
-        checkpoint: run folder, checkpoint (.pt) or exported weights (.safetensors); its data set
-            is the reference, and its model draws the samples.
+        checkpoint: run folder, checkpoint (.pt) or exported weights (.safetensors), whose data set
+            is the reference and whose model draws the samples; a folder of diffusers, which names
+            no data, with --data and --data.path.
         against: part of the data set that the samples are compared with.
         features: features that pictures are compared in: classifier (for images with classes),
             pixels, lite0 (of EfficientNet-Lite0 with ImageNet weights), or a TorchScript file,
@@ -404,7 +413,8 @@ class InfoOptions:
     """List every available name, or describe a trained model and its data.
 
     Args:
-        path: run folder, checkpoint (.pt) or exported weights (.safetensors) to describe.
+        path: run folder, checkpoint (.pt), exported weights (.safetensors), or folder of
+            diffusers, to describe.
         json: print JSON.
         debug: print the traceback of an error.
     """

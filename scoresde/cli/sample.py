@@ -19,7 +19,7 @@ from scoresde.cli.choices import labels
 from scoresde.cli.console import pick_device, progress
 from scoresde.cli.options import SampleOptions
 from scoresde.cli.said import chosen_conditions, chosen_seeds, with_grid
-from scoresde.cli.weights import chosen_flags, described_choice, load_chosen
+from scoresde.cli.weights import READING, chosen_flags, described_choice, load_chosen
 from scoresde.config import ConfigError, override
 from scoresde.data.foreign import RECORD
 from scoresde.progress import silent
@@ -244,7 +244,7 @@ def _like(options: SampleOptions, before: Mapping[str, Any]) -> SampleOptions:
         found["checkpoint"] = Path(before["checkpoint"])
     if not chosen_flags(options):
         found["no_ema"] = before["weights"] == "raw"
-        found |= {name: before[name] for name in ("ema_decay", "ema_width")}
+        found |= {name: before[name] for name in ("ema_decay", "ema_width", *READING)}
     if options.label is None and options.classes is None:
         name = before["label"] if before["class"] is None else before["class"]
         found["label"] = None if name is None else str(name)

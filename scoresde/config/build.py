@@ -62,7 +62,10 @@ def build_dataset(section: Section, progress: Progress = silent) -> Dataset:
     """
     known = arguments(section.makers[0])
     if section.values.get("path", "") is None and known["path"].default is EMPTY:
-        raise ConfigError(f"data.path is not given for data.kind={section.kind}")
+        raise ConfigError(
+            f"data.path is not given for data.kind={section.kind}; say where the data are, or "
+            "give them"
+        )
     found = build(section, **({"progress": progress} if "progress" in known else {}))
     return dataset_of(found)
 

@@ -47,7 +47,16 @@ class Autoencoder(Codec):
         return Encoded(law.mean.to(x), law.std.to(x))
 
     def output(self, z: Tensor) -> Tensor:
-        x: Tensor = self.module.decode(z.to(self.module.dtype)).sample
+        own = z.to(self.module.dtype)
+        if not hasattr(self.module, "quantize"):
+            x: Tensor = self.module.decode(own).sample
+            return x.to(z)
+        # As its decode does, but so that the gradient of a code, also forwards, goes to its latent.
+        index = self.module.quantize(own.detach())[2][2]
+        codes = self.module.quantize.embedding(index).view(len(z), *z.shape[2:], -1).movedim(-1, 1)
+        own = own + (codes - own).detach()
+        spatial = own if self.module.config.norm_type == "spatial" else None
+        x = self.module.decoder(self.module.post_quant_conv(own), spatial)
         return x.to(z)
 
 

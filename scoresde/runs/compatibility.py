@@ -5,24 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 from scoresde.config import Config, ConfigError, plain
-from scoresde.data import Dataset, Scaling
+from scoresde.data import Dataset
 from scoresde.training.checkpoint import DataDescription
 
 
 def require_same_data(dataset: Dataset, trained: DataDescription) -> None:
-    """Raise ConfigError unless the data have the shape and the scaling of the training data."""
-    found, expected = ((tuple(d.shape), *_interval(d.scaling)) for d in (dataset, trained))
+    """Raise ConfigError unless the data have the shape and the levels of the training data.
+
+    Their ranges in model units may differ, since the model applies its own scaling to them.
+    """
+    found, expected = ((tuple(d.shape), d.scaling.levels) for d in (dataset, trained))
     if found != expected:
         raise ConfigError(
-            f"data {dataset.name} has (shape, levels, low, high) = {found}, the model was trained "
-            f"on {expected}; give data of the same kind with data.kind and data.path"
+            f"data {dataset.name} has (shape, levels) = {found}, the model was trained on "
+            f"{expected}; give data of the same kind with data.kind and data.path"
         )
-
-
-def _interval(scaling: Scaling) -> tuple[int | None, float, float]:
-    # Sets of real numbers differ in range; the model applies its own stored scaling to them.
-    real = scaling.levels is None
-    return scaling.levels, 0.0 if real else scaling.low, 1.0 if real else scaling.high
 
 
 def require_same_split(config: Config, trained: Config) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from inspect import Parameter, signature
 from operator import index
 from typing import Any, NamedTuple
 
@@ -36,7 +35,7 @@ from scoresde.runs.optimised import GridSearch, configured_search, optimised_gri
 from scoresde.runs.processes import World, jointly
 from scoresde.runs.said import Said, said_of, sentence_condition
 from scoresde.runs.space import state_shape, to_data
-from scoresde.runs.train_setup import takes_labels
+from scoresde.runs.train_setup import needs_label, takes_labels
 from scoresde.samplers import (
     ArctanGrid,
     Grid,
@@ -355,8 +354,7 @@ def _places(label: Any, model: ScoreModel) -> Tensor | None:
     if "label" in model.conditions:
         return None if label is None else model.read(label=_every(label, model))["label"]
     if label is None:
-        taken = signature(model.net.forward).parameters.get("label")
-        if taken is not None and taken.default is Parameter.empty:
+        if needs_label(model.net):
             raise ValueError("label is missing: the network needs a class")
         if config is not None and config.conditional and config.train.label_dropout == 0:
             raise ValueError(

@@ -12,13 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde.config import Config, build_model, config_from
+from scoresde.config import Config, build_model, config_from, override
+from scoresde.interop.folder import Folder, is_folder
+from scoresde.interop.pipelines import read_folder
 from scoresde.latent import Codec
 from scoresde.latent.files import read_about
 from scoresde.parameterization import ScoreModel
 from scoresde.runs.folder import RunFolder
 from scoresde.runs.load_codec import codec_of
 from scoresde.runs.space import described_state
+from scoresde.runs.train_setup import takes_labels
 from scoresde.training import checkpoint as checkpoints
 from scoresde.training.checkpoint import (
     BEST,
@@ -55,8 +58,18 @@ class LoadedRun:
         return self.config.conditional or "label" in self.model.conditions
 
 
+DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "float16", "bfloat16")}
+"""The dtypes that the weights of a folder of diffusers can be read in."""
+
+
 def load(
-    path: str | PathLike[str], model: ScoreModel | None = None, codec: Codec | None = None
+    path: str | PathLike[str],
+    model: ScoreModel | None = None,
+    codec: Codec | None = None,
+    *,
+    variant: str | None = None,
+    dtype: str | torch.dtype | None = None,
+    nearest: bool = False,
 ) -> ScoreModel:
     """Load a trained model with averaged weights from a run folder, a checkpoint or an export.
 
@@ -66,10 +79,16 @@ def load(
     be given, as ``codec`` or with ``model``. The model is in evaluation mode, and its weights have
     no gradients. Nothing is unpickled. Raises ValueError, naming the file, if it is missing,
     damaged, not a scoresde file, or does not fit ``model``.
+
+    A folder of a pipeline of diffusers (model_index.json) is read too. ``variant`` chooses the
+    variant of its weights, such as fp16, and ``dtype`` what they are held in, float32 by default;
+    ``nearest`` tells the network whole indices of its table only, for one that knows no others.
     """
     if model is not None and not isinstance(model, ScoreModel):
         raise ValueError(f"model: need a ScoreModel, got {type(model).__name__}")
-    return load_run(path, model=model, codec=codec).model
+    return load_run(
+        path, model=model, codec=codec, variant=variant, dtype=dtype, nearest=nearest
+    ).model
 
 
 def load_width(run_folder: str | PathLike[str], sigma_rel: float) -> LoadedRun:
@@ -79,6 +98,8 @@ def load_width(run_folder: str | PathLike[str], sigma_rel: float) -> LoadedRun:
     Raises ValueError for a width out of range, CheckpointError for missing or damaged snapshots.
     """
     run = Path(run_folder).expanduser()
+    if is_foreign(run):
+        raise CheckpointError(f"{run}: {_ONE}")
     if run.exists() and not run.is_dir():
         raise CheckpointError(f"{run}: a file; widths are made of the snapshots of a run folder")
     folder = run / AVERAGES
@@ -105,8 +126,11 @@ def load_run(
     decay: float | None = None,
     model: ScoreModel | None = None,
     codec: Codec | None = None,
+    variant: str | None = None,
+    dtype: str | torch.dtype | None = None,
+    nearest: bool = False,
 ) -> LoadedRun:
-    """Load a run folder, a checkpoint (.pt) or exported weights (.safetensors).
+    """Load a run folder, a checkpoint (.pt), exported weights (.safetensors), or as ``load``.
 
     A run folder provides its best checkpoint on held-out data, or without one its newest intact
     checkpoint. ``decay`` selects an exponential average, by default the first one; ``ema=False``
@@ -115,6 +139,15 @@ def load_run(
     ``decay`` or ``ema=False`` with an export, which holds a single average.
     """
     path = Path(run_or_file).expanduser()
+    if is_foreign(path):
+        if not ema or decay is not None:
+            raise CheckpointError(f"{path}: {_ONE}")
+        if model is not None or codec is not None:
+            raise CheckpointError(f"{path}: a folder of diffusers has its own model; leave it out")
+        return _of_folder(path, variant, dtype, nearest)
+    for name, value in {"variant": variant, "dtype": dtype, "nearest": nearest or None}.items():
+        if value is not None:
+            raise CheckpointError(f"{name}: is for a folder of diffusers, and {path} is none")
     if path.suffix == ".safetensors" and not path.is_dir():
         if not ema:
             raise CheckpointError(f"{path}: holds EMA weights only; name a checkpoint instead")
@@ -138,6 +171,32 @@ def load_run(
         weights = _average(checkpoint, decay, path)
     config, data, step = checkpoint.config, checkpoint.data, checkpoint.step
     return _loaded(path, config, data, step, weights, checkpoint.codec, notes, model, codec)
+
+
+_ONE = "a folder of diffusers holds one set of weights; leave the choice of an average out"
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether a path is a folder of diffusers."""
+    return path.is_dir() and not RunFolder(path).is_run() and is_folder(path)
+
+
+def _of_folder(
+    path: Path, variant: str | None, dtype: str | torch.dtype | None, nearest: bool
+) -> LoadedRun:
+    """The model of a folder of diffusers, of which no configuration but ``sample`` is known."""
+    chosen = torch.float32 if dtype is None else DTYPES.get(str(dtype).removeprefix("torch."))
+    if chosen is None:
+        raise ValueError(f"dtype: need one of {', '.join(DTYPES)}, got {dtype!r}")
+    folder = Folder(path, variant)
+    model = read_folder(folder, chosen, nearest)
+    changes: dict[str, Any] = {"data.kind": "arrays", "own": list(coefficients(model))}
+    if takes_labels(model.net):
+        changes |= {"conditional": True}
+        if model.classes is None:  # it knows nothing for no class
+            changes |= {"train.label_dropout": 0}
+    config = override(Config(), changes)
+    return LoadedRun(model, config, model.data, 0, path, tuple(folder.notes))
 
 
 def stored_decays(checkpoint: Checkpoint, source: Path) -> tuple[float, ...]:

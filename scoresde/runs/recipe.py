@@ -24,6 +24,9 @@ KINDS: dict[str, tuple[type, ...]] = {
     "weights": (str,),
     "ema_decay": (float, type(None)),
     "ema_width": (float, type(None)),
+    "variant": (str, type(None)),
+    "dtype": (str, type(None)),
+    "nearest": (bool,),
     "class": (str, type(None)),
     "label": (int, type(None)),
     "conditions": (dict,),
@@ -36,7 +39,7 @@ KINDS: dict[str, tuple[type, ...]] = {
     "rows": (int, type(None)),
 }
 """The settings that draw a picture again, with the types of their JSON values."""
-SINCE = {"conditions": {}, "guidance": 1.0, "compile": False, "model_hash": ""}
+SINCE = {"conditions": {}, "guidance": 1.0, "compile": False, "model_hash": "", "nearest": False}
 """Those that pictures of earlier versions do not have; others may be null."""
 
 

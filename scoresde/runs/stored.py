@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -138,9 +138,7 @@ def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if found["classes"] is not None:
         used = found["conditional"] or "label" in found.get("conditions", {})
         use = "used by the model" if used else "not used by the model"
-        names = list(found["classes"])
-        some = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-        yield "classes", f"{len(names)} ({some}), {use}"
+        yield "classes", classes_line(found["classes"], use)
     for name, told in (found.get("conditions") or {}).items():
         yield f"condition {name}", f"{told['takes']} ({told['kind']})"
     for name, key in (("process", "sde"), ("parameterisation", "parameterization")):
@@ -160,6 +158,12 @@ def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "weights", "raw: --no-ema"
     yield "", f"exponential averages, --ema-decay: {listed}"
     yield "", _widths(found)
+
+
+def classes_line(classes: Sequence[str], use: str) -> str:
+    """The number of classes, the first names, and their use."""
+    some = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
+    return f"{len(classes)} ({some}), {use}"
 
 
 def _keys(section: Mapping[str, Any] | None) -> str:
