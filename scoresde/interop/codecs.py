@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any, final
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scoresde.interop.folder import Folder, FolderError
 from scoresde.interop.modules import module_of
@@ -47,17 +50,24 @@ class Autoencoder(Codec):
         return Encoded(law.mean.to(x), law.std.to(x))
 
     def output(self, z: Tensor) -> Tensor:
-        own = z.to(self.module.dtype)
+        # The fast attention has no derivative in forward mode.
+        forwards = forward_ad.unpack_dual(z).tangent is not None
+        with sdpa_kernel(SDPBackend.MATH) if forwards else nullcontext():
+            return self._decoded(z.to(self.module.dtype)).to(z)
+
+    def _decoded(self, own: Tensor) -> Tensor:
+        x: Tensor
         if not hasattr(self.module, "quantize"):
-            x: Tensor = self.module.decode(own).sample
-            return x.to(z)
-        # As its decode does, but so that the gradient of a code, also forwards, goes to its latent.
+            x = self.module.decode(own).sample
+            return x
+        # As its decode does, with the gradient of a code, in forward mode too, to its latent.
         index = self.module.quantize(own.detach())[2][2]
-        codes = self.module.quantize.embedding(index).view(len(z), *z.shape[2:], -1).movedim(-1, 1)
+        codes = self.module.quantize.embedding(index)
+        codes = codes.view(len(own), *own.shape[2:], -1).movedim(-1, 1)
         own = own + (codes - own).detach()
         spatial = own if self.module.config.norm_type == "spatial" else None
         x = self.module.decoder(self.module.post_quant_conv(own), spatial)
-        return x.to(z)
+        return x
 
 
 def codec_of(folder: Folder, part: str, dtype: torch.dtype) -> Autoencoder:
