@@ -42,7 +42,7 @@ class Folder:
     Args:
         path: folder with model_index.json.
         variant: variant of the weights, such as fp16, where a part has it.
-        bare: leave the weights out, for a description.
+        bare: leave the weights out, for a description, which takes any variant.
     """
 
     def __init__(self, path: Path, variant: str | None = None, bare: bool = False) -> None:
@@ -118,7 +118,8 @@ class Folder:
 
     def files(self, part: str) -> list[Path]:
         """The files of the weights of a part: one, or its shards. Raises FolderError."""
-        for variant in dict.fromkeys((self.variant, None)):
+        any_of = self.variants() if self.bare else []
+        for variant in dict.fromkeys((self.variant, None, *any_of)):
             for stem in STEMS:
                 dotted = "" if variant is None else f".{variant}"
                 if self.has(whole := f"{part}/{stem}{dotted}.safetensors"):

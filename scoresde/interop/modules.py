@@ -60,8 +60,8 @@ def module_of(folder: Folder, part: str, dtype: torch.dtype = torch.float32) -> 
             f"{folder.path}: {part} is {printable(f'{found[0]}.{found[1]}')}, which is not read; "
             f"these are: {', '.join(CLASSES)}"
         )
+    where, files = folder.path / part, folder.files(part)
     cls = getattr(library(found[0]), name)
-    where = folder.path / part
     try:
         with hollow():
             module = _built(cls, found[0], config)
@@ -75,7 +75,7 @@ def module_of(folder: Folder, part: str, dtype: torch.dtype = torch.float32) -> 
                 f"{where / 'config.json'}: {name} of this version has no {first_few(stray)}; "
                 "ignored"
             )
-    files = folder.files(part)
+    tied = set(getattr(module, "_tied_weights_keys", None) or ())
     if not folder.bare:
         wide = getattr(cls, "_keep_in_fp32_modules", None) or []
         tensors = renamed(folder.weights(part), module)
@@ -85,12 +85,11 @@ def module_of(folder: Folder, part: str, dtype: torch.dtype = torch.float32) -> 
                 to = torch.promote_types(dtype, torch.float32) if kept else dtype
                 tensors[key] = value.to(to)
         buffers = {key for key, _ in module.named_buffers()}
-        tied = set(getattr(module, "_tied_weights_keys", None) or ())
         shapes = {key: value.shape for key, value in module.state_dict().items()}
         fitted(tensors, shapes, buffers | tied, files[0])
         module.load_state_dict(tensors, strict=False, assign=True)
-        if tied:
-            module.tie_weights()
+    if tied:
+        module.tie_weights()
     for owner in module.modules():
         for key, buffer in owner.named_buffers(recurse=False):
             if buffer.is_floating_point():

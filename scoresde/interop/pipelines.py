@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,8 @@ def names(words: Any, n: int) -> tuple[str, ...]:
     """
     known = words if isinstance(words, Mapping) else {}
     each = [str(known.get(str(k), k)).split(",")[0].strip() or str(k) for k in range(n)]
-    return tuple(name if each.count(name) == 1 else f"{name} {k}" for k, name in enumerate(each))
+    times = Counter(each)
+    return tuple(name if times[name] == 1 else f"{name} {k}" for k, name in enumerate(each))
 
 
 PIPELINES: Mapping[str, Build] = {

@@ -195,7 +195,9 @@ class Job:
         if self.compile and first:  # a smaller batch would be compiled anew
             rows += [rows[-1]] * (batch - n)
         seeds = [self.seeds[row] for row in rows]
-        instrument, noise = Instrument(self.name, show, self.stopping), per_sample_noise(seeds)
+        dtype = next((p.dtype for p in self.model.parameters()), None)
+        instrument = Instrument(self.name, show, self.stopping, dtype=dtype)
+        noise = per_sample_noise(seeds)
         like = torch.empty(len(seeds), *state_shape(self.model, self.shape), device=device)
         x = starting_noise(self.model.sde, like, noise)
         denoiser = self.said.denoiser(rows)
@@ -207,7 +209,7 @@ class Job:
             if instrument.last is None:
                 return None
             end, stopped = instrument.last.x0, True
-        require_finite(end, self.name, "at the end")
+        require_finite(end, self.name, "at the end", dtype)
         x = to_data(self.model, end[:n].cpu(), self.shape)
         return _Part(first, x, instrument.count, stopped)
 

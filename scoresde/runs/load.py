@@ -71,18 +71,24 @@ def load(
     dtype: str | torch.dtype | None = None,
     nearest: bool = False,
 ) -> ScoreModel:
-    """Load a trained model with averaged weights from a run folder, a checkpoint or an export.
+    """Load a trained model with averaged weights, in evaluation mode and without gradients.
 
-    The weights are copied into ``model``, which is returned. Without ``model``, one is built from
-    the configuration in the file. The attribute ``data`` of the model describes its training data,
-    and ``codec`` is that of a model of latents, None for pixels. A codec that a program made is to
-    be given, as ``codec`` or with ``model``. The model is in evaluation mode, and its weights have
-    no gradients. Nothing is unpickled. Raises ValueError, naming the file, if it is missing,
-    damaged, not a scoresde file, or does not fit ``model``.
+    The attribute ``data`` of the model describes its training data, and ``codec`` is that of a
+    model of latents, None for pixels. Nothing is unpickled.
 
-    A folder of a pipeline of diffusers (model_index.json) is read too. ``variant`` chooses the
-    variant of its weights, such as fp16, and ``dtype`` what they are held in, float32 by default;
-    ``nearest`` tells the network whole indices of its table only, for one that knows no others.
+    Args:
+        path: run folder, checkpoint, export, or folder of a pipeline of diffusers
+            (model_index.json).
+        model: model that the weights are copied into, and that is returned; by default one is
+            built from the configuration in the file.
+        codec: codec of the file where a program made it.
+        variant: variant of the weights of a folder of diffusers, such as fp16, where it has them.
+        dtype: numbers that these weights are held in; float32 by default.
+        nearest: tell the network of such a folder whole indices of its table only, for one that
+            knows no others.
+
+    Raises ValueError, naming the file, if it is missing, damaged, of another kind, or does not fit
+    ``model``.
     """
     if model is not None and not isinstance(model, ScoreModel):
         raise ValueError(f"model: need a ScoreModel, got {type(model).__name__}")
@@ -130,13 +136,14 @@ def load_run(
     dtype: str | torch.dtype | None = None,
     nearest: bool = False,
 ) -> LoadedRun:
-    """Load a run folder, a checkpoint (.pt), exported weights (.safetensors), or as ``load``.
+    """Load a run folder, a checkpoint (.pt), exported weights (.safetensors) or other folder.
 
     A run folder provides its best checkpoint on held-out data, or without one its newest intact
     checkpoint. ``decay`` selects an exponential average, by default the first one; ``ema=False``
     selects the raw weights. The model is in evaluation mode, and its weights have no gradients.
     Raises CheckpointError for missing or damaged files, for a decay that is not stored, and for
-    ``decay`` or ``ema=False`` with an export, which holds a single average.
+    ``decay`` or ``ema=False`` with an export or a folder of diffusers, which hold a single average.
+    ``variant``, ``dtype`` and ``nearest`` are those of ``load``.
     """
     path = Path(run_or_file).expanduser()
     if is_foreign(path):

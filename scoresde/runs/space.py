@@ -15,6 +15,7 @@ from scoresde.latent.files import StoredCodec
 from scoresde.latent.latents import latent_scaling
 from scoresde.parameterization import ScoreModel
 from scoresde.posterior import Nonlinear, Operator
+from scoresde.runs.instrument import require_finite
 from scoresde.training.checkpoint import DataDescription, Embedded
 from scoresde.training.held_out import evaluating
 
@@ -76,6 +77,8 @@ def to_data(model: ScoreModel, state: Tensor, shape: Sequence[int] | None = None
     """
     with torch.no_grad():
         x = pictures(model, state, shape)
+    if model.codec is not None:  # a picture that is no number would be black
+        require_finite(x, "codec", "after decoding", next(model.codec.parameters()).dtype)
     return x if model.data is None else model.data.scaling.decode(x)
 
 
