@@ -142,7 +142,7 @@ def load_run(
     checkpoint. ``decay`` selects an exponential average, by default the first one; ``ema=False``
     selects the raw weights. The model is in evaluation mode, and its weights have no gradients.
     Raises CheckpointError for missing or damaged files, for a decay that is not stored, and for
-    ``decay`` or ``ema=False`` with an export or a folder of diffusers, which hold a single average.
+    ``decay`` or ``ema=False`` with an export or a folder of diffusers, which hold one average.
     ``variant``, ``dtype`` and ``nearest`` are those of ``load``.
     """
     path = Path(run_or_file).expanduser()

@@ -78,7 +78,8 @@ def to_data(model: ScoreModel, state: Tensor, shape: Sequence[int] | None = None
     with torch.no_grad():
         x = pictures(model, state, shape)
     if model.codec is not None:  # a picture that is no number would be black
-        require_finite(x, "codec", "after decoding", next(model.codec.parameters()).dtype)
+        dtype = next((p.dtype for p in model.codec.parameters()), None)
+        require_finite(x, "codec", "after decoding", dtype)
     return x if model.data is None else model.data.scaling.decode(x)
 
 
