@@ -37,7 +37,8 @@ def scheduled(folder: Folder, nearest: bool) -> Schedule:
     except FolderError:
         raise
     except (ValueError, KeyError, TypeError) as error:
-        raise FolderError(f"{folder.path / SCHEDULER}: {error}") from error
+        text = str(error).removeprefix(f"{Path(SCHEDULER).name}: ")
+        raise FolderError(f"{folder.path / SCHEDULER}: {text}") from error
 
 
 def modelled(

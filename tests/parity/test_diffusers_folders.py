@@ -13,6 +13,7 @@ import scoresde as ss
 from scoresde import guidance, sample
 from scoresde.interop.folder import Folder
 from scoresde.interop.modules import module_of
+from scoresde.likelihood.discrete import discrete_elbo
 from scoresde.samplers import DDIM
 from tests.parity.folders import folder
 
@@ -54,11 +55,11 @@ def theirs(d, path, dtype=F64):
     pipe.set_progress_bar_config(disable=True)
     scheduler = pipe.scheduler
     if hasattr(scheduler, "betas"):
-        c = scheduler.config
+        c, levels = scheduler.config, scheduler.config.num_train_timesteps
         if c.beta_schedule == "scaled_linear":
-            betas = torch.linspace(c.beta_start**0.5, c.beta_end**0.5, 1000, dtype=F64) ** 2
+            betas = torch.linspace(c.beta_start**0.5, c.beta_end**0.5, levels, dtype=F64) ** 2
         else:
-            betas = torch.linspace(c.beta_start, c.beta_end, 1000, dtype=F64)
+            betas = torch.linspace(c.beta_start, c.beta_end, levels, dtype=F64)
         scheduler.betas, scheduler.alphas_cumprod = betas, torch.cumprod(1 - betas, 0)
         scheduler.final_alpha_cumprod = torch.ones((), dtype=F64)
     return pipe
@@ -368,3 +369,65 @@ def test_commands(made, name, tmp_path, capsys):
         assert "bits/dim" in capsys.readouterr().out
     assert main(["likelihood", "--checkpoint", path, "--device", "cpu"]) == 2
     assert "data.path is not given" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["ddpm", "learned"])
+def test_the_bound_of_the_chain_is_their_sum(d, tmp_path, name):
+    """Their network and the formulas of guided-diffusion, summed over all of 100 levels."""
+    path = folder(d, tmp_path, name, num_train_timesteps=100, beta_end=0.2)
+    model, pipe = ss.load(path, dtype=F64), theirs(d, path)
+    n, betas = 32, pipe.scheduler.betas  # draws of one picture
+    after = pipe.scheduler.alphas_cumprod
+    before = torch.cat([torch.ones(1, dtype=F64), after[:-1]])
+    small = betas * (1 - before) / (1 - after)
+    small[0] = small[1]
+    pixels = torch.randint(0, 256, (1, 3, 8, 8), generator=torch.Generator().manual_seed(3))
+    pixels = pixels.expand(n, -1, -1, -1)
+    x, draws = pixels.double() / 127.5 - 1, torch.Generator().manual_seed(4)
+
+    def predicted(level):
+        """Mean and log-variance of their reverse step, and the state that it starts from."""
+        eps = torch.randn(x.shape, generator=draws, dtype=F64)
+        z = after[level].sqrt() * x + (1 - after[level]).sqrt() * eps
+        with torch.no_grad():
+            out = pipe.unet(z, torch.full((n,), level)).sample
+        x0 = (z - (1 - after[level]).sqrt() * out[:, :3]) / after[level].sqrt()
+        log_variance = small[level].log().expand_as(x)
+        if name == "learned":
+            share = (out[:, 3:] + 1) / 2
+            log_variance = share * betas[level].log() + (1 - share) * log_variance
+        return mean(x0, z, level), log_variance, z
+
+    def mean(x0, z, level):
+        one = betas[level] * before[level].sqrt() / (1 - after[level])
+        two = (1 - before[level]) * (1 - betas[level]).sqrt() / (1 - after[level])
+        return one * x0 + two * z
+
+    nats = torch.zeros(n, dtype=F64)
+    for level in range(1, 100):
+        found, log_p, z = predicted(level)
+        log_q, gap = small[level].log(), (mean(x, z, level) - found).square()
+        kl = (log_p - log_q - 1 + (log_q - log_p).exp() + gap * (-log_p).exp()) / 2
+        nats += kl.flatten(1).sum(1)
+    decoded = []
+    for _ in range(8):
+        found, log_p, _ = predicted(0)
+        scale = (-log_p / 2).exp()
+        upper, lower = ((x + side / 255 - found) * scale for side in (1, -1))
+        upper = torch.where(pixels == 255, torch.inf, upper)
+        lower = torch.where(pixels == 0, -torch.inf, lower)
+        cdf = torch.special.ndtr
+        mass = torch.where(lower > 0, cdf(-lower) - cdf(-upper), cdf(upper) - cdf(lower))
+        decoded.append(-mass.clamp(min=1e-300).log().flatten(1).sum(1))
+    nats += torch.stack(decoded).mean(0)
+    prior = after[-1] * x.square() - after[-1] - (1 - after[-1]).log()
+    nats += (prior / 2).flatten(1).sum(1)
+    ts = torch.arange(100, 0, -1, dtype=F64) / 100
+    mix = None if name == "learned" else 0.0
+    bound = discrete_elbo(model.denoiser(), x, ts, mix=mix, levels=model.data.scaling)
+    (ours, them), errors = (
+        [float(f(each)) for each in (-bound.log_prob, nats)] for f in (torch.mean, torch.std)
+    )
+    error = sum(each**2 / n for each in errors) ** 0.5
+    assert error < 0.02 * them
+    assert abs(ours - them) < 4 * error, (ours, them, error)
