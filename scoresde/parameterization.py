@@ -175,8 +175,9 @@ class ScoreModel(nn.Module):
     was trained on (name, shape, scaling, classes, std) and ``config`` is the configuration of its
     run, None where nobody has said. ``codec`` (``scoresde.latent.Codec``) maps between the
     pictures that ``data`` describes and the latents that the network sees, None for a model of
-    pixels; it is no part of the weights. Raises ValueError for a process or a parameterisation
-    that is none, such as ``VP`` in place of ``VP()``, or that divides by an alpha of 0, and for a
+    pixels; it is no part of the weights. ``normalised`` is False for a distilled network, whose
+    output is no posterior mean. Raises ValueError for a process or a parameterisation that is
+    none, such as ``VP`` in place of ``VP()``, or that divides by an alpha of 0, and for a
     condition with the name of an input of the network.
 
     With ``variance`` the network has twice the channels, (B, 2 C, ...): after F, the numbers v
@@ -197,6 +198,7 @@ class ScoreModel(nn.Module):
     data: Any = None
     config: Any = None
     codec: Any = None
+    normalised = True
 
     def __setattr__(self, name: str, value: Any) -> None:
         # A codec is neither trained nor averaged nor saved with the weights.
@@ -344,7 +346,7 @@ class ScoreModel(nn.Module):
         )
         bound = Bound(self, told)
         mix = bound.variance_mix if self.variance else None
-        return Denoiser(self.sde, bound, mix, batch=_batch(told))
+        return Denoiser(self.sde, bound, mix, self.normalised, _batch(told))
 
     def evaluate(self, c: Coeffs, x: Tensor, told: Mapping[str, Tensor | None]) -> Tensor:
         """The raw network output F with known coefficients, checked."""

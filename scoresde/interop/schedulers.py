@@ -361,7 +361,7 @@ def schedule_of(config: Mapping[str, Any], nearest: bool = False, where: str = F
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     learned = f.variance_type in ("learned", "learned_range")
-    told = Informed(base, Index(len(table), nearest), scaled=True)
+    told = Informed(base, Index(len(table), nearest, "lam"))
     return Schedule(sde, told, learned, distilled)
 
 
@@ -523,7 +523,7 @@ def _spread(kind: str, high: float, low: float, n: int, rho: float = 7.0) -> Ten
     ramp = torch.linspace(0, 1, n, dtype=F64)
     if kind == "karras":
         first, last = high ** (1 / rho), low ** (1 / rho)
-        return (first + ramp * (last - first)) ** rho
+        return torch.pow(first + ramp * (last - first), rho)
     if kind == "beta":
         try:
             from scipy.stats import beta
