@@ -272,7 +272,7 @@ def read(config: Mapping[str, Any], where: str = FILE) -> Read:
         raise ValueError(f"{where}: scheduler {name} is not read; these are: {', '.join(CLASSES)}")
     family, defaults = CLASSES[name]
     said = {
-        OLD_FIELDS.get(key, key): tuple(value) if key == "trained_betas" else value
+        OLD_FIELDS.get(key, key): value
         for key, value in config.items()
         if value is not None and not key.startswith("_") and key not in OF_SAMPLING
     }
@@ -288,9 +288,13 @@ def read(config: Mapping[str, Any], where: str = FILE) -> Read:
             "remove what does not change the model"
         )
     try:
+        if "trained_betas" in said:
+            said["trained_betas"] = tuple(map(float, said["trained_betas"]))
         found = Read(name, family, Fields(**{**defaults, **said}), where)
         _consistent(found)
-    except (ValueError, TypeError) as error:
+    except TypeError:
+        raise ValueError(f"{where}: trained_betas: need a list of numbers") from None
+    except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     return found
 
@@ -483,7 +487,10 @@ class TheirGrid:
         if kind or self.found.continuous:
             times = sde.time(-levels.log())
         if f.final_sigmas_type == "sigma_min" or not f.set_alpha_to_one:
-            return self._ended(times, sde.time(-rhos[:1].log()))
+            first = (
+                sde.time(-rhos[:1].log()) if self.found.continuous else times.new_ones(1) / count
+            )
+            return self._ended(times, first)
         return self._ended(times)
 
     def _ended(self, times: Tensor, last: Tensor | None = None) -> Tensor:
