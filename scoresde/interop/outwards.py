@@ -13,7 +13,7 @@ from torch import Tensor
 from scoresde.coordinates import Index
 from scoresde.denoiser import Denoiser
 from scoresde.interop.wrap import schedule_from
-from scoresde.parameterization import Coeffs, ScoreModel
+from scoresde.parameterization import ScoreModel
 from scoresde.samplers.grids import Grid
 from scoresde.samplers.kernels import time_at
 from scoresde.samplers.noise import Noise
@@ -190,14 +190,16 @@ class OurScheduler:
         self, num_inference_steps: int, device: torch.device | str | None = None
     ) -> None:
         """Begin a run of n steps. Raises ValueError for a step that begins with noise."""
-        self.num_inference_steps = n = int(num_inference_steps)
+        n = int(num_inference_steps)
         if n < 1:
             raise ValueError(f"num_inference_steps: need at least 1, got {n}")
-        ts = self.grid(self.sde, n)
-        if ts[-1] > 0:  # the last step is the denoising call
-            ts = self.grid(self.sde, n - 1) if n > 1 else ts[:1]
-        self._ts = ts
-        self._calls, self._direct = self._rehearsed()
+        if n != self.num_inference_steps:
+            ts = self.grid(self.sde, n)
+            if ts[-1] > 0:  # the last step is the denoising call
+                ts = self.grid(self.sde, n - 1) if n > 1 else ts[:1]
+            self._ts = ts
+            self._calls, self._direct = self._rehearsed()
+            self.num_inference_steps = n
         told = torch.tensor([call.told for call in self._calls], dtype=F64)
         whole = bool((told == told.round()).all())
         self.timesteps = told.to(torch.int64 if whole else torch.float32).to(device or "cpu")
@@ -317,11 +319,11 @@ class OurScheduler:
 
     def _rehearsed(self) -> tuple[list[_Call], list[bool]]:
         """The calls that the steps make, and whether each step begins with one at its state."""
-        calls: list[_Call] = []
+        times: list[tuple[int, Tensor]] = []
         direct: list[bool] = []
         state: State = None
         for i, (t, s) in enumerate(pairwise(self._ts)):
-            x, replayed, first = torch.zeros(1, 1, dtype=F64), _Replayed(), len(calls)
+            x, replayed, first = torch.zeros(1, 1, dtype=F64), _Replayed(), len(times)
             denoiser = Denoiser(self.sde, replayed, replayed.variance_mix)
             while True:
                 replayed.used = 0
@@ -329,24 +331,23 @@ class OurScheduler:
                     _, state = self.method(denoiser, x, t, s, state, _zeros)
                     break
                 except _Asked as asked:
-                    calls.append(self._call(i, asked.t))
-                    if len(calls) == first + 1:
+                    times.append((i, asked.t))
+                    if len(times) == first + 1:
                         direct.append(asked.x is x)
                     replayed.given.append((torch.zeros_like(x), torch.zeros_like(x)))
         if self._ts[-1] > 0:
-            calls.append(self._call(len(self._ts) - 1, self._ts[-1]))
+            times.append((len(self._ts) - 1, self._ts[-1]))
             direct.append(True)
         if not direct[0]:
             raise ValueError(
                 f"step: {type(self.method).__name__} moves x before its first network call, and a "
                 "pipeline has made that call already; choose another step"
             )
-        return calls, direct
-
-    def _call(self, interval: int, t: Tensor) -> _Call:
-        c: Coeffs = self.parameterization(self.sde, t)
-        inp = 1.0 if abs(float(c.inp) - 1) < 1e-12 else float(c.inp)
-        return _Call(interval, t, float(c.noise), float(c.skip), float(c.out), inp)
+        found = self.parameterization(self.sde, torch.stack([t for _, t in times]))
+        skip, out, inp, told = (c.tolist() for c in found)
+        inp = [1.0 if abs(value - 1) < 1e-12 else value for value in inp]
+        intervals, ts = zip(*times, strict=True)
+        return list(map(_Call, intervals, ts, told, skip, out, inp)), direct
 
 
 def _zeros(x: Tensor, t: Tensor | None = None, s: Tensor | None = None) -> Tensor:
