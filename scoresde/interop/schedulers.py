@@ -341,6 +341,8 @@ def schedule_of(config: Mapping[str, Any], nearest: bool = False, where: str = F
     f, distilled = found.fields, found.name in DISTILLED
     levels = f.num_train_timesteps
     base = PREDICTIONS[f.prediction_type]
+    if nearest and (found.flows or found.continuous or found.family in ("edm", "ve", "angle")):
+        raise ValueError(f"{where}: nearest: {found.name} has no table of levels; leave it out")
     try:
         if found.flows:
             least = 1 / levels

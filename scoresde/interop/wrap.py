@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from scoresde.arguments import nearest as suggestion
 from scoresde.conditions import Condition
 from scoresde.coordinates import Coordinate, Index
-from scoresde.data.scaling import Scaling
 from scoresde.interop.network import output_of
+from scoresde.interop.pipelines import SIGNED
 from scoresde.interop.schedulers import FILE, PREDICTIONS, Schedule, schedule_of
 from scoresde.parameterization import Informed, Parameterization, ScoreModel, eps
 from scoresde.sde import SDE, DiscreteVP
@@ -29,8 +29,6 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "mask": ("encoder_attention_mask",),
 }
 """What networks of other libraries call what a network of this one is told."""
-PIXELS = Scaling(256, -1 - 1 / 255, 1 + 1 / 255)
-"""Pixels in [-1, 1], the middles of their bins at k / 127.5 - 1."""
 
 
 @final
@@ -144,7 +142,7 @@ def wrap(
     model = ScoreModel(net, found.sde, base, variance=learned, conditions=conditions)
     model.normalised = not found.distilled
     if data is None and shape is not None:
-        data = DataDescription("wrapped", tuple(shape), PIXELS)
+        data = DataDescription("wrapped", tuple(shape), SIGNED)
     model.data, model.codec = data, codec
     return model
 
@@ -194,11 +192,9 @@ def schedule_from(schedule: Any, nearest: bool = False) -> tuple[Schedule, bool]
 
 
 def _configured(config: Mapping[str, Any], nearest: bool, where: str) -> tuple[Schedule, bool]:
+    """The schedule of a config; of a table it may leave open what the output is."""
     found = schedule_of(config, nearest, where)
-    base = found.parameterization
-    table = isinstance(base, Informed) and isinstance(base.noise, Index)
-    if nearest and not table:
-        raise ValueError(f"nearest: {where} has no table of levels; leave it out")
+    table = isinstance(getattr(found.parameterization, "noise", None), Index)
     return found, not table or config.get("prediction_type") is not None
 
 
