@@ -18,6 +18,8 @@ from torch import Tensor
 from scoresde import betas as tables
 from scoresde.arguments import Natural, NonNegative, Open, Positive, Range, check_fields
 from scoresde.coordinates import Index, Time, ratio
+from scoresde.denoiser import Guide
+from scoresde.guidance import clip
 from scoresde.parameterization import (
     Coeffs,
     Informed,
@@ -149,6 +151,10 @@ class Fields:
     use_dynamic_shifting: bool = False
     time_shift_type: Literal["exponential", "linear"] = "exponential"
     invert_sigmas: bool = False
+    clip_sample: bool = False
+    clip_sample_range: Positive = 1.0
+    thresholding: bool = False
+    sample_max_value: Positive = 1.0
 
     def ends(self, low: float, high: float) -> tuple[float, float]:
         """The range of sigma / alpha, where the file says one."""
@@ -169,19 +175,20 @@ class Fields:
 
 _SD = {"beta_start": 0.00085, "beta_end": 0.012}
 _LEADING = {"timestep_spacing": "leading"}
+_CLIPPED = {**_LEADING, "clip_sample": True}
 _LCM = {**_SD, **_LEADING, "beta_schedule": "scaled_linear"}
-_UNCLIP = {"beta_schedule": "squaredcos_cap_v2"}
+_UNCLIP = {"beta_schedule": "squaredcos_cap_v2", "clip_sample": True}
 _VE = {"num_train_timesteps": 2000}
 _LAST = {"final_sigmas_type": "sigma_min"}
 
 CLASSES: Mapping[str, tuple[Family, Mapping[str, Any]]] = {
-    "DDPMScheduler": ("chain", _LEADING),
-    "DDPMParallelScheduler": ("chain", _LEADING),
-    "DDIMScheduler": ("chain", _LEADING),
-    "DDIMParallelScheduler": ("chain", _LEADING),
-    "DDIMInverseScheduler": ("chain", _LEADING),
+    "DDPMScheduler": ("chain", _CLIPPED),
+    "DDPMParallelScheduler": ("chain", _CLIPPED),
+    "DDIMScheduler": ("chain", _CLIPPED),
+    "DDIMParallelScheduler": ("chain", _CLIPPED),
+    "DDIMInverseScheduler": ("chain", _CLIPPED),
     "PNDMScheduler": ("chain", {**_LEADING, "set_alpha_to_one": False}),
-    "RePaintScheduler": ("chain", _LEADING),
+    "RePaintScheduler": ("chain", _CLIPPED),
     "UnCLIPScheduler": ("chain", _UNCLIP),
     "LCMScheduler": ("chain", _LCM),
     "TCDScheduler": ("chain", _LCM),
@@ -213,21 +220,22 @@ WITHOUT_GRID = frozenset(
     ("DDIMInverseScheduler", "DPMSolverMultistepInverseScheduler", "RePaintScheduler")
 )
 OLD_CLASSES = {"GaussianDDPMScheduler": "DDPMScheduler"}
-OLD_FIELDS = {"timesteps": "num_train_timesteps"}
+OLD_FIELDS = {"timesteps": "num_train_timesteps", "clip_predicted_image": "clip_sample"}
 
 OF_SAMPLING = frozenset(
     (
-        *("algorithm_type", "base_image_seq_len", "base_shift", "clip_predicted_image"),
-        *("clip_sample", "clip_sample_range", "correct_steps", "corrector_order"),
-        *("disable_corrector", "dynamic_thresholding_ratio", "eta", "euler_at_final"),
-        *("lower_order_final", "max_image_seq_len", "max_shift", "noise_sampler_seed"),
-        *("predict_x0", "predictor_order", "sample_max_value", "scale_factors"),
-        *("skip_prk_steps", "snr", "solver_order", "solver_p"),
-        *("solver_type", "stochastic_sampling", "tau_func", "tensor_format"),
-        *("thresholding", "timestep_scaling", "timestep_values", "upscale_mode"),
+        *("algorithm_type", "base_image_seq_len", "base_shift"),
+        *("correct_steps", "corrector_order", "disable_corrector"),
+        *("dynamic_thresholding_ratio", "eta", "euler_at_final"),
+        *("lower_order_final", "max_image_seq_len", "max_shift"),
+        *("noise_sampler_seed", "predict_x0", "predictor_order"),
+        *("scale_factors", "skip_prk_steps", "snr"),
+        *("solver_order", "solver_p", "solver_type"),
+        *("stochastic_sampling", "tau_func", "tensor_format"),
+        *("timestep_scaling", "timestep_values", "upscale_mode"),
     )
 )
-"""Fields that say how their sampler steps or clips, and nothing of the model or its levels."""
+"""Fields that say how their sampler steps, and nothing of the model or its levels."""
 
 
 @final
@@ -517,6 +525,26 @@ def grid_of(config: Mapping[str, Any], mu: float | None = None, where: str = FIL
             f"{where}: interpolation_type log_linear tells the network other levels than it visits"
         )
     return TheirGrid(found, mu)
+
+
+def guide_of(config: Mapping[str, Any], where: str = FILE) -> Guide:
+    """What a scheduler does to x0_hat: ``clip`` where it clips, else nothing.
+
+    DDIMScheduler steps with the noise of before the clipping, unless it is told otherwise; ours
+    with that of after it. Raises ValueError as ``read`` does, and for dynamic thresholding with a
+    ``sample_max_value`` above 1, which ``guidance.dynamic_threshold`` does without one.
+    """
+    f = read(config, where).fields
+    if f.thresholding and f.sample_max_value > 1:
+        raise ValueError(
+            f"{where}: thresholding up to sample_max_value={f.sample_max_value:g} is not read; "
+            "guide by guidance.dynamic_threshold"
+        )
+    if f.thresholding:
+        return clip()
+    if f.clip_sample:
+        return clip(-f.clip_sample_range, f.clip_sample_range)
+    return lambda denoiser: denoiser
 
 
 def _kind(f: Fields) -> str | None:

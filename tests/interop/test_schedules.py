@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from scoresde import EDM, VE, DiscreteVP, LinearFlow, betas
-from scoresde.interop.schedulers import CLASSES, WITHOUT_GRID, grid_of, schedule_of
+from scoresde import EDM, VE, Denoiser, DiscreteVP, LinearFlow, betas
+from scoresde.interop.schedulers import CLASSES, WITHOUT_GRID, grid_of, guide_of, schedule_of
 from scoresde.samplers import grids
 
 F64 = torch.float64
@@ -127,6 +127,23 @@ def test_old_names():
     assert schedule_of(config(predict_epsilon=False)) == schedule_of(
         config(prediction_type="sample")
     )
+
+
+def test_clipping():
+    far = Denoiser(DiscreteVP(), lambda x, t: 5 * x)
+    x, t = torch.tensor([[1.0, -1.0, 0.1]]), torch.tensor(0.5)
+    for fields, high in (
+        ({}, 1.0),
+        ({"clip_sample_range": 2.0}, 2.0),
+        ({"thresholding": True, "clip_sample_range": 2.0}, 1.0),
+        ({"clip_sample": False}, 5.0),
+        ({"_class_name": "EulerDiscreteScheduler"}, 5.0),
+    ):
+        found = guide_of(config(**fields))(far)
+        assert found(x, t).tolist() == [[high, -high, 0.5]]
+        assert found.normalised == (high == 5)
+    with pytest.raises(ValueError, match="dynamic_threshold"):
+        guide_of(config(thresholding=True, sample_max_value=3.0))
 
 
 def test_levels_are_those_of_our_grids():

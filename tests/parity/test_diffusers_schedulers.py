@@ -18,7 +18,7 @@ from torch import nn
 from scoresde import ScoreModel, draw, sample, wrap
 from scoresde.guidance import free
 from scoresde.interop import as_scheduler
-from scoresde.interop.schedulers import CLASSES, grid_of, schedule_of
+from scoresde.interop.schedulers import CLASSES, grid_of, guide_of, schedule_of
 from scoresde.samplers import (
     DDIM,
     DPM2A,
@@ -140,6 +140,7 @@ class Both:
         return x
 
     def run_ours(self, n, step, last=True, nearest=False, told=None):
+        """Over their levels; without the last step also where they end at no noise."""
         self.begin()
         found = schedule_of(self.config, nearest)
         parameterization = found.parameterization
@@ -150,7 +151,8 @@ class Both:
         ts = ts if last else ts[:-1]
         alpha = [float(found.sde.alpha(t)) if self.in_sigma() else 1.0 for t in (ts[0], ts[-1])]
         x = self.z * float(getattr(self.theirs, "init_noise_sigma", 1.0)) * alpha[0]
-        return sample(model.denoiser(), x, ts, step, self.noise, denoise=False) / alpha[1]
+        denoiser = guide_of(self.config)(model.denoiser())
+        return sample(denoiser, x, ts, step, self.noise, denoise=False) / alpha[1]
 
 
 def gap(ours, theirs):
@@ -213,12 +215,31 @@ def test_samples(monkeypatch, diffusers, prediction, name, fields, step, n, near
 @pytest.mark.parametrize("name", ["DDIMScheduler", "EulerDiscreteScheduler"])
 def test_tables(monkeypatch, diffusers, name, table):
     fields = {"beta_schedule": table, "timestep_spacing": "leading"}
+    fields |= {"clip_sample": False} if name == "DDIMScheduler" else {}
     for dtype, limit in ((F64, 1e-10), (F32, 1e-5)):
         both = Both(monkeypatch, diffusers, name, dtype, **fields)
-        both.theirs.register_to_config(clip_sample=False)
         theirs = both.run_theirs(50)
         assert gap(both.run_ours(50, DDIM()), theirs) < limit
         monkeypatch.undo()
+
+
+def test_clipped(monkeypatch, diffusers):
+    """Ours steps with the noise of after the clipping, theirs where it is told to."""
+    both = Both(monkeypatch, diffusers, "DDPMScheduler", clip_sample_range=0.7)
+    assert gap(both.run_ours(20, ddpm()), both.run_theirs(20)) < 1e-10
+    both = Both(monkeypatch, diffusers, "DDIMScheduler", clip_sample_range=0.7)
+    ours = both.run_ours(20, DDIM())
+    assert gap(ours, both.run_theirs(20, use_clipped_model_output=True)) < 1e-10
+    assert gap(ours, both.run_theirs(20)) > 1e-3
+
+
+def test_karras_levels_of_a_cosine_table_stop_theirs(monkeypatch, diffusers):
+    """Their index is an integer there, and occurs twice."""
+    fields = {"use_karras_sigmas": True, "beta_schedule": "squaredcos_cap_v2"}
+    both = Both(monkeypatch, diffusers, "DPMSolverMultistepScheduler", F32, **fields)
+    with pytest.raises(IndexError):
+        both.run_theirs(20)
+    assert both.run_ours(20, dpmpp_2m()).isfinite().all()
 
 
 FLOWS = [
