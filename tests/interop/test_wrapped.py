@@ -13,6 +13,7 @@ from scoresde.interop.schedulers import Schedule, schedule_of
 from scoresde.parameterization import v, x0
 from scoresde.samplers import ddpm, dpmpp_2m, grids
 from scoresde.testing import Gaussian
+from tests.test_readme import ROOT, blocks
 
 F64 = torch.float64
 TABLE = DiscreteVP().betas
@@ -241,3 +242,11 @@ def test_a_file_that_does_not_say_what_is_predicted_leaves_it_open():
         wrap(ByIndex(), {"_class_name": "DDIMScheduler"}, "v_prediction"), ScoreModel
     )
     assert isinstance(schedule_of({"_class_name": "DDIMScheduler"}), Schedule)
+
+
+def test_the_example_of_the_page():
+    (block,) = blocks(ROOT / "docs" / "parity.md", "python")
+    found = {}
+    exec(block, found)
+    assert found["drawn"].x.shape == found["theirs"].shape == found["x0_hat"].shape == (2, 3, 8, 8)
+    assert len(found["scheduler"].timesteps) == 10
