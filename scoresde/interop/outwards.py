@@ -54,6 +54,8 @@ class SigmaDenoiser:
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         sde = self.denoiser.sde
         values = torch.as_tensor(sigma).detach().to("cpu", F64)
+        if values.ndim > 1:
+            raise ValueError(f"sigma: need one number or one a sample, got {tuple(values.shape)}")
         highest = self.sigma_max
         if not bool((values <= highest * (1 + 1e-6)).all()):
             raise ValueError(
@@ -170,7 +172,7 @@ class OurScheduler:
         found, _ = schedule_from(schedule)
         self.sde: SDE = found.sde
         self.parameterization = found.parameterization
-        self.method, self.grid, self.noise = method, grid, noise
+        self._method, self._grid, self._noise = method, grid, noise
         coordinate = getattr(found.parameterization, "noise", None)
         levels = coordinate.levels if isinstance(coordinate, Index) else 1000
         given = getattr(schedule, "config", schedule)
@@ -194,9 +196,9 @@ class OurScheduler:
         if n < 1:
             raise ValueError(f"num_inference_steps: need at least 1, got {n}")
         if n != self.num_inference_steps:
-            ts = self.grid(self.sde, n)
+            ts = self._grid(self.sde, n)
             if ts[-1] > 0:  # the last step is the denoising call
-                ts = self.grid(self.sde, n - 1) if n > 1 else ts[:1]
+                ts = self._grid(self.sde, n - 1) if n > 1 else ts[:1]
             self._ts = ts
             self._calls, self._direct = self._rehearsed()
             self.num_inference_steps = n
@@ -244,9 +246,11 @@ class OurScheduler:
         call = self._calls[place]
         wide = torch.promote_types(sample.dtype, torch.float32)
         x, output, mix = sample.to(wide), model_output.to(wide), None
-        if output.shape != x.shape and output.shape[1] == 2 * x.shape[1]:
+        if x.ndim > 1 and output.shape == (len(x), 2 * x.shape[1], *x.shape[2:]):
             output, v = output.chunk(2, dim=1)
             mix = (v + 1) / 2
+        if output.shape != x.shape:
+            raise ValueError(f"model_output: {tuple(output.shape)} for x of {tuple(x.shape)}")
         x0 = torch.mul(x, call.skip).add_(output, alpha=call.out)
         if self._index is None:
             if place and self._calls[place - 1].interval == call.interval:
@@ -279,7 +283,7 @@ class OurScheduler:
             t, s = self._ts[self._interval], self._ts[self._interval + 1]
             denoiser = Denoiser(self.sde, replayed, replayed.variance_mix)
             try:
-                self._x, self._state = self.method(denoiser, self._x, t, s, self._state, draw)
+                self._x, self._state = self._method(denoiser, self._x, t, s, self._state, draw)
             except _Asked as asked:
                 return asked.x
             self._interval += 1
@@ -288,8 +292,8 @@ class OurScheduler:
                 return self._x
 
     def _source(self, generator: Any) -> Noise:
-        if self.noise is not None:
-            return self.noise
+        if self._noise is not None:
+            return self._noise
 
         def draw(x: Tensor, t: Tensor | None = None, s: Tensor | None = None) -> Tensor:
             if isinstance(generator, Sequence):
@@ -328,7 +332,7 @@ class OurScheduler:
             while True:
                 replayed.used = 0
                 try:
-                    _, state = self.method(denoiser, x, t, s, state, _zeros)
+                    _, state = self._method(denoiser, x, t, s, state, _zeros)
                     break
                 except _Asked as asked:
                     times.append((i, asked.t))
@@ -340,8 +344,8 @@ class OurScheduler:
             direct.append(True)
         if not direct[0]:
             raise ValueError(
-                f"step: {type(self.method).__name__} moves x before its first network call, and a "
-                "pipeline has made that call already; choose another step"
+                f"step: {type(self._method).__name__} moves x before its first network call, "
+                "and a pipeline has made that call already; choose another step"
             )
         found = self.parameterization(self.sde, torch.stack([t for _, t in times]))
         skip, out, inp, told = (c.tolist() for c in found)

@@ -28,6 +28,10 @@ def test_d_of_sigma_is_one_function_for_every_process(sde):
     assert 0 < d.sigma_min < 0.1 < 9 < d.sigma_max
     with pytest.raises(ValueError, match="knows at most"):
         d(x, torch.tensor(2 * d.sigma_max))
+    with pytest.raises(ValueError, match="one a sample"):
+        d(x, torch.ones(4, 1))
+    with pytest.raises(ValueError, match="label: conditions"):
+        as_sigma_denoiser(law.denoiser(sde), label=1)
 
 
 def test_the_sampler_of_k_diffusion_draws_the_law():
@@ -178,6 +182,8 @@ def test_what_is_refused_in_their_loop():
     scheduler.set_timesteps(4)
     with pytest.raises(ValueError, match="none of timesteps"):
         scheduler.step(START, 3, START)
+    with pytest.raises(ValueError, match="model_output"):
+        scheduler.step(START[:, :1], 999, START)
     with pytest.raises(ValueError, match="eta"):
         scheduler.step(START, 999, START, eta=0.5)
     with pytest.raises(ValueError, match="moves x before"):
