@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from scoresde import samplers
     from scoresde.denoiser import Denoiser, Guide, compiled
+    from scoresde.interop.wrap import wrap
     from scoresde.likelihood import LogLikelihood, bits_per_dim, log_likelihood
     from scoresde.parameterization import Coeffs, Parameterization, ScoreModel
     from scoresde.runs.calibrate import calibrate
@@ -70,10 +71,12 @@ __all__ = [
     "train_autoencoder",
     "train_classifier",
     "trajectory",
+    "wrap",
 ]
 
 _HOMES = {
     "denoiser": ("Denoiser", "Guide", "compiled"),
+    "interop.wrap": ("wrap",),
     "likelihood": ("LogLikelihood", "bits_per_dim", "log_likelihood"),
     "parameterization": ("Coeffs", "Parameterization", "ScoreModel"),
     "runs.calibrate": ("calibrate",),
@@ -100,6 +103,7 @@ _MODULES = {
         "config",
         "data",
         "guidance",
+        "interop",
         "latent",
         "nn",
         "posterior",

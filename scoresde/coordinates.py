@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import final
+from typing import Literal, final
 
+import torch
 from torch import Tensor
 
 from scoresde.arguments import Count, check_fields
@@ -23,21 +24,31 @@ Coordinate = Callable[[SDE, Tensor], Tensor]
 class Index:
     """The place 0..N-1 in a table of N levels, t N / t_max - 1: with a fraction between levels.
 
-    DDPM, arXiv 2006.11239, section 3.
+    DDPM, arXiv 2006.11239, section 3. k-diffusion and diffusers interpolate it in log(sigma /
+    alpha), which differs by less than a tenth.
 
     Args:
         levels: length N of the table.
         nearest: round to the nearest level, for a network that knows whole numbers only.
+        between: the fraction is one of t, or of lam.
     """
 
     levels: Count
     nearest: bool = False
+    between: Literal["t", "lam"] = "t"
 
     def __post_init__(self) -> None:
         check_fields(self)
 
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
-        place = (t.double() * (self.levels / sde.t_max) - 1).clamp(min=0)
+        unit = sde.t_max / self.levels
+        place = (t.double() / unit - 1).clamp(min=0)
+        entry = place.round()
+        place = torch.where((place - entry).abs() < 1e-9, entry, place)  # networks may truncate
+        if self.between == "lam":
+            low = place.floor().clamp(max=self.levels - 2)
+            at, first, last = (sde.lam(u * unit) for u in (place + 1, low + 1, low + 2))
+            place = low + (first - at) / (first - last)
         return place.round() if self.nearest else place
 
 

@@ -9,8 +9,9 @@ of EDM), so that one network sees the same numbers under every process.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from inspect import Parameter, signature
 from typing import Any, NamedTuple, final
 
@@ -31,6 +32,15 @@ class Coeffs(NamedTuple):
     out: Tensor
     inp: Tensor
     noise: Tensor
+
+
+class Known(NamedTuple):
+    """The coefficients of (7) at one time that the host knows."""
+
+    skip: float
+    out: float
+    inp: float
+    noise: float
 
 
 Parameterization = Callable[[SDE, Tensor], Coeffs]
@@ -175,8 +185,9 @@ class ScoreModel(nn.Module):
     was trained on (name, shape, scaling, classes, std) and ``config`` is the configuration of its
     run, None where nobody has said. ``codec`` (``scoresde.latent.Codec``) maps between the
     pictures that ``data`` describes and the latents that the network sees, None for a model of
-    pixels; it is no part of the weights. Raises ValueError for a process or a parameterisation
-    that is none, such as ``VP`` in place of ``VP()``, or that divides by an alpha of 0, and for a
+    pixels; it is no part of the weights. ``normalised`` is False for a distilled network, whose
+    output is no posterior mean. Raises ValueError for a process or a parameterisation that is
+    none, such as ``VP`` in place of ``VP()``, or that divides by an alpha of 0, and for a
     condition with the name of an input of the network.
 
     With ``variance`` the network has twice the channels, (B, 2 C, ...): after F, the numbers v
@@ -197,6 +208,7 @@ class ScoreModel(nn.Module):
     data: Any = None
     config: Any = None
     codec: Any = None
+    normalised = True
 
     def __setattr__(self, name: str, value: Any) -> None:
         # A codec is neither trained nor averaged nor saved with the weights.
@@ -344,7 +356,7 @@ class ScoreModel(nn.Module):
         )
         bound = Bound(self, told)
         mix = bound.variance_mix if self.variance else None
-        return Denoiser(self.sde, bound, mix, batch=_batch(told))
+        return Denoiser(self.sde, bound, mix, self.normalised, _batch(told))
 
     def evaluate(self, c: Coeffs, x: Tensor, told: Mapping[str, Tensor | None]) -> Tensor:
         """The raw network output F with known coefficients, checked."""
@@ -352,7 +364,7 @@ class ScoreModel(nn.Module):
 
     def outputs(
         self,
-        c: Coeffs,
+        c: Coeffs | Known,
         x: Tensor,
         told: Mapping[str, Tensor | None],
         copies: int = 1,
@@ -379,14 +391,18 @@ class ScoreModel(nn.Module):
         return self._called(c, x, _beside(told, estimate, self.net), copies)
 
     def _called(
-        self, c: Coeffs, x: Tensor, told: Mapping[str, Tensor | None], copies: int
+        self, c: Coeffs | Known, x: Tensor, told: Mapping[str, Tensor | None], copies: int
     ) -> tuple[Tensor, Tensor | None]:
         """``outputs``, by one call of the network."""
         dtype = next((p.dtype for p in self.net.parameters()), x.dtype)
-        scaled, noise = (match(c.inp, x) * x).to(dtype), _per_sample(c.noise, x)
         # In half precision the index 999 of a table would be 1000.
         wide = getattr(self.net, "wide_noise", False)
-        noise = noise.to(torch.promote_types(dtype, torch.float32) if wide else dtype)
+        exact = torch.promote_types(dtype, torch.float32) if wide else dtype
+        if isinstance(c, Known):
+            scaled = (x if c.inp == 1 else c.inp * x).to(dtype)
+            noise = torch.full((len(x),), c.noise, dtype=exact, device=x.device)
+        else:
+            scaled, noise = (match(c.inp, x) * x).to(dtype), _per_sample(c.noise, x).to(exact)
         if copies > 1:
             scaled = scaled.repeat(copies, *[1] * (x.ndim - 1))
             noise = noise.repeat(copies)
@@ -472,7 +488,7 @@ def both(bounds: Sequence[Bound], x: Tensor, t: Tensor) -> list[tuple[Tensor, Te
     A network of a program's own that is told different things is called for each.
     """
     model = bounds[0].model
-    c = model.parameterization(model.sde, t)
+    c = _coefficients(model.parameterization, model.sde, t)
     each = [_spread(bound.given, x) for bound in bounds]
     told = each[0] if len(each) == 1 else _stacked(each, len(x), model.classes)
     calls = [(one, 1) for one in each] if told is None else [(told, len(each))]
@@ -484,8 +500,28 @@ def both(bounds: Sequence[Bound], x: Tensor, t: Tensor) -> list[tuple[Tensor, Te
     return found
 
 
-def _x0_hats(c: Coeffs, x: Tensor, value: Tensor, copies: int) -> list[Tensor]:
+def _coefficients(parameterization: Parameterization, sde: SDE, t: Tensor) -> Coeffs | Known:
+    """The coefficients of (7); those of one time on the host are computed once."""
+    host = t.ndim == 0 and t.device.type == "cpu" and not t.requires_grad
+    if not host or torch.compiler.is_compiling() or not isinstance(parameterization, Hashable):
+        return parameterization(sde, t)
+    if torch._C._functorch.is_functorch_wrapped_tensor(t):
+        return parameterization(sde, t)
+    return _known(parameterization, sde, float(t))
+
+
+@lru_cache(maxsize=4096)
+def _known(parameterization: Parameterization, sde: SDE, t: float) -> Known:
+    c = parameterization(sde, torch.tensor(t, dtype=torch.float64))
+    inp = float(c.inp)
+    return Known(float(c.skip), float(c.out), 1.0 if abs(inp - 1) < 1e-15 else inp, float(c.noise))
+
+
+def _x0_hats(c: Coeffs | Known, x: Tensor, value: Tensor, copies: int) -> list[Tensor]:
     """x0_hat (7) of ``copies`` outputs for x, one batch after the other."""
+    if isinstance(c, Known):
+        kept = torch.mul(x, c.skip)
+        return [torch.add(kept, part.to(x), alpha=c.out) for part in value.chunk(copies)]
     skipped, out = match(c.skip, x) * x, match(c.out, x)
     return [skipped + out * part.to(x) for part in value.chunk(copies)]
 

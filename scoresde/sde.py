@@ -552,6 +552,13 @@ class DiscreteVP(SDE):
         if not self._table[-1] < self._table[-2]:
             raise ValueError("no signal is left before the last level; take smaller betas")
 
+    def __hash__(self) -> int:
+        return self._hash  # of the whole table, asked for in every step
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(self.betas)
+
     @property
     def t_min(self) -> float:  # type: ignore[override]
         return 1 / len(self.betas)

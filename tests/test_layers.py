@@ -29,7 +29,8 @@ MAY_IMPORT = {
     "training": THEORY | {"samplers", "solvers", "likelihood", "data", "nn", "atomic"},
     "latent": THEORY
     | {"likelihood", "nn", "data", "training", "posterior", "samplers", "evaluation"},
-    "interop": THEORY | {"betas", "samplers", "latent", "nn", "data", "training", "atomic"},
+    "interop": THEORY
+    | {"betas", "samplers", "guidance", "latent", "nn", "data", "training", "atomic"},
     "nn": set(),
     "conditions": {"atomic"},
     "atomic": set(),

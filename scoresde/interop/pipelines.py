@@ -32,13 +32,11 @@ knows whole indices only."""
 
 def scheduled(folder: Folder, nearest: bool) -> Schedule:
     """What the scheduler of a folder says. Raises FolderError."""
+    config = folder.json(SCHEDULER)
     try:
-        return schedule_of(folder.json(SCHEDULER), nearest)
-    except FolderError:
-        raise
-    except (ValueError, KeyError, TypeError) as error:
-        text = str(error).removeprefix(f"{Path(SCHEDULER).name}: ")
-        raise FolderError(f"{folder.path / SCHEDULER}: {text}") from error
+        return schedule_of(config, nearest, str(folder.path / SCHEDULER))
+    except ValueError as error:
+        raise FolderError(str(error)) from error
 
 
 def modelled(
@@ -62,11 +60,13 @@ def modelled(
             f"{part} has no channels for it"
         )
     try:
-        return ScoreModel(
+        model = ScoreModel(
             net, schedule.sde, schedule.parameterization, variance=many == 2 * few, **own
         )
     except ValueError as error:
         raise FolderError(f"{folder.path}: {error}") from error
+    model.normalised = not schedule.distilled
+    return model
 
 
 def sides(config: Mapping[str, Any], where: Path) -> tuple[int, int]:

@@ -214,8 +214,8 @@ def require_law(denoiser: Denoiser) -> None:
     """Raise ValueError for a denoiser that is not the score of a law."""
     if not denoiser.normalised:
         raise ValueError(
-            "a guided or clipped denoiser is the score of no law, and has no likelihood; score "
-            "the model without the guide"
+            "a guided, clipped or distilled denoiser is the score of no law, and has no "
+            "likelihood; score the model without the guide"
         )
 
 

@@ -80,7 +80,7 @@ def sample(
 
 def _known(predict: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: Tensor) -> Tensor:
     """x0_hat on a grid that ends at 0. There it is x: networks are not trained without noise."""
-    return x if t.ndim == 0 and t == 0 else predict(x, t)
+    return x if t.ndim == 0 and float(t) == 0 else predict(x, t)
 
 
 def _checked(ts: Tensor, sde: SDE) -> Tensor:
