@@ -32,6 +32,7 @@ from scoresde.parameterization import (
 )
 from scoresde.samplers.grids import Grid
 from scoresde.sde import EDM, SDE, VE, Cosine, DiscreteVP, LinearFlow
+from scoresde.training.safe_files import printable
 
 FILE = "scheduler_config.json"
 NEARLY_ONE = 1 - 2**-53
@@ -277,7 +278,9 @@ def read(config: Mapping[str, Any], where: str = FILE) -> Read:
         raise ValueError(f"{where}: _class_name is missing; it names the class of the scheduler")
     name = OLD_CLASSES.get(str(config["_class_name"]), str(config["_class_name"]))
     if name not in CLASSES:
-        raise ValueError(f"{where}: scheduler {name} is not read; these are: {', '.join(CLASSES)}")
+        raise ValueError(
+            f"{where}: scheduler {printable(name)} is not read; these are: {', '.join(CLASSES)}"
+        )
     family, defaults = CLASSES[name]
     said = {
         OLD_FIELDS.get(key, key): value
@@ -292,7 +295,8 @@ def read(config: Mapping[str, Any], where: str = FILE) -> Read:
     known = {field.name for field in dataclasses.fields(Fields)}
     if stray := sorted(said.keys() - known):
         raise ValueError(
-            f"{where}: unknown field{'s' * (len(stray) > 1)} of {name}: {', '.join(stray)}; "
+            f"{where}: unknown field{'s' * (len(stray) > 1)} of {name}: "
+            f"{printable(', '.join(stray))}; "
             "remove what does not change the model"
         )
     try:
@@ -312,13 +316,11 @@ def _consistent(found: Read) -> None:
     f = found.fields
     if f.invert_sigmas:
         raise ValueError("invert_sigmas: a flow from data to noise is not read")
-    if (f.prediction_type == "flow_prediction") != found.flows and (
-        found.family == "flow" or not f.use_flow_sigmas
-    ):
-        raise ValueError(
-            f"prediction_type: {f.prediction_type} of {found.name} needs "
-            + ("epsilon, v_prediction or sample" if not found.flows else "flow_prediction")
-        )
+    flows = f.prediction_type == "flow_prediction"
+    if flows and not found.flows:
+        raise ValueError(f"prediction_type: flow_prediction of {found.name} needs use_flow_sigmas")
+    if found.family == "flow" and not flows:
+        raise ValueError(f"prediction_type: {found.name} has flow_prediction only")
     if found.family == "edm" and f.prediction_type not in ("epsilon", "v_prediction"):
         raise ValueError(
             f"prediction_type: need epsilon or v_prediction of {found.name}, got "

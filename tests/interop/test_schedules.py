@@ -191,10 +191,15 @@ def test_shifts_of_flows():
     ("fields", "message"),
     [
         ({"_class_name": "AmusedScheduler"}, "AmusedScheduler is not read; these are: DDPM"),
+        ({"_class_name": "Line\nbreak"}, "Line.*break. is not read"),
+        (
+            {"_class_name": "FlowMatchEulerDiscreteScheduler", "prediction_type": "epsilon"},
+            "flow_prediction only",
+        ),
         ({"warp": 1, "bend": 2}, "unknown fields of DDPMScheduler: bend, warp"),
         ({"beta_schedule": "hexagonal"}, "need beta_schedule one of linear"),
         ({"prediction_type": "noise"}, "need prediction_type one of epsilon"),
-        ({"prediction_type": "flow_prediction"}, "needs epsilon, v_prediction or sample"),
+        ({"prediction_type": "flow_prediction"}, "DDPMScheduler needs use_flow_sigmas"),
         ({"beta_start": 2.0}, "need 0 < beta_start < 1, got beta_start=2"),
         ({"beta_end": "much"}, "need a number, got beta_end='much'"),
         ({"beta_start": 0.02, "beta_end": 1e-4}, "start"),
