@@ -30,7 +30,7 @@ class Index:
         nearest: round to the nearest level, for a network that knows whole numbers only.
     """
 
-    levels: Count
+    levels: Count = 1000
     nearest: bool = False
 
     def __post_init__(self) -> None:

@@ -14,6 +14,7 @@ from scoresde import betas, conditions, data, sde
 from scoresde import parameterization as parameterizations
 from scoresde.arguments import EMPTY, Argument, Count, Range, arguments, check, nearest
 from scoresde.betas import Betas
+from scoresde.coordinates import Coordinate, Index, Level, Time, ratio
 from scoresde.data import Dataset
 from scoresde.latent.autoencoder import Autoencoder, KLAutoencoder, VQAutoencoder
 from scoresde.latent.discriminator import Adversarial
@@ -220,6 +221,9 @@ PARAMETERIZATIONS: Table[Callable[..., Parameterization]] = Table(
         "flow": Given(parameterizations.flow),
         "edm": parameterizations.edm,
     }
+)
+COORDINATES: Table[Callable[..., Coordinate]] = Table(
+    {"level": Level, "index": Index, "time": Time, "ratio": Given(ratio)}
 )
 GRIDS: Table[Callable[..., Grid]] = Table(
     {
