@@ -17,8 +17,7 @@ from scoresde.data import Dataset, Scaling, dataset_of
 from scoresde.latent import Codec
 from scoresde.latent.autoencoder import Autoencoder
 from scoresde.nn import LevelMean
-from scoresde.coordinates import Level
-from scoresde.parameterization import Informed, Parameterization, ScoreModel
+from scoresde.parameterization import ScoreModel
 from scoresde.progress import Progress, silent
 from scoresde.registry import (
     AUTOENCODERS,
@@ -119,7 +118,7 @@ def build_model(config: Config, described: Described) -> ScoreModel:
     """
     conditions = build_conditions(config, described)
     network = build_network(config, described, conditions)
-    parameterization = build_parameterization(config.parameterization)
+    parameterization = build(config.parameterization)
     variance = config.network.values.get("head") == "variance"
     sde = build_sde(config.sde)
     return ScoreModel(
@@ -130,15 +129,6 @@ def build_model(config: Config, described: Described) -> ScoreModel:
         self_conditioning=config.self_conditioning,
         conditions=conditions,
     )
-
-
-def build_parameterization(section: Section) -> Parameterization:
-    """Build ``config.parameterization``, with what its network is told of the noise."""
-    base: Parameterization = build(section)
-    noise = build(section.noise)
-    if noise == Level() and section.scaled:
-        return base
-    return Informed(base, noise, section.scaled)
 
 
 def build_codec(section: Section, channels: int, seed: int = 0) -> Autoencoder:

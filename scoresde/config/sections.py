@@ -327,25 +327,8 @@ def head_of(head: Literal["value", "levels", "variance"] = "value") -> None:
     """
 
 
-def told_of(
-    noise: Annotated[Any, registry.COORDINATES] = "level", scaled: bool = True
-) -> None:
-    """What the network of a parameterization is told.
-
-    Args:
-        noise: number of the noise level that the network is told; level, a quarter of
-            log(sigma / alpha), unless it was trained by another program.
-        scaled: scale the input of the network to unit size; else it is the noisy sample itself.
-    """
-
-
 def _beside(source: Table[Any], kind: str) -> Mapping[str, Argument]:
-    """Keys besides the constructor's arguments.
-
-    They are ``head`` for networks that take ``outputs``, and ``told_of`` of parameterizations.
-    """
-    if source is registry.PARAMETERIZATIONS:
-        return arguments(told_of)
+    """Keys besides the constructor's arguments: ``head``, for networks that take ``outputs``."""
     if source is registry.NETWORKS and "outputs" in arguments(source[kind]):
         return arguments(head_of)
     return {}

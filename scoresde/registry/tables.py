@@ -19,7 +19,7 @@ from scoresde.data import Dataset
 from scoresde.latent.autoencoder import Autoencoder, KLAutoencoder, VQAutoencoder
 from scoresde.latent.discriminator import Adversarial
 from scoresde.nn import EDM2, MLP, DiT, UNet, adm, ddpmpp, ncsnpp
-from scoresde.parameterization import Parameterization
+from scoresde.parameterization import Informed, Parameterization
 from scoresde.registry.grid_files import from_file
 from scoresde.samplers import WIDE, ArctanGrid, Grid, grids
 from scoresde.sde import SDE, DiscreteVP
@@ -212,7 +212,10 @@ SDES: Table[Callable[..., SDE]] = Table(
         "discrete_vp": discrete_vp,
     }
 )
-PARAMETERIZATIONS: Table[Callable[..., Parameterization]] = Table(
+COORDINATES: Table[Callable[..., Coordinate]] = Table(
+    {"level": Level, "index": Index, "time": Time, "ratio": Given(ratio)}
+)
+BASES: Table[Callable[..., Parameterization]] = Table(
     {
         "eps": Given(parameterizations.eps),
         "x0": Given(parameterizations.x0),
@@ -222,8 +225,27 @@ PARAMETERIZATIONS: Table[Callable[..., Parameterization]] = Table(
         "edm": parameterizations.edm,
     }
 )
-COORDINATES: Table[Callable[..., Coordinate]] = Table(
-    {"level": Level, "index": Index, "time": Time, "ratio": Given(ratio)}
+
+
+def informed(
+    base: Annotated[Any, BASES] = "eps",
+    told: Annotated[Any, COORDINATES] = "level",
+    scaled: bool = True,
+) -> Informed:
+    """A parameterization of a network of another program, told another number of the noise.
+
+    Args:
+        base: what the output of the network means.
+        told: number of the noise level that the network is told.
+        scaled: scale the input of the network to unit size; else it is the noisy sample itself.
+    """
+    found = BASES[base]() if isinstance(base, str) else base
+    noise = COORDINATES[told]() if isinstance(told, str) else told
+    return Informed(found, noise, scaled)
+
+
+PARAMETERIZATIONS: Table[Callable[..., Parameterization]] = Table(
+    {"informed": informed}, also=BASES
 )
 GRIDS: Table[Callable[..., Grid]] = Table(
     {
