@@ -1,0 +1,59 @@
+"""Published checkpoints of other programs: their files in, models of ours out.
+
+``read`` returns the sections of a configuration and the weights of the network that they build.
+Nothing is unpickled but tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from scoresde.arguments import nearest
+from scoresde.data.file_kinds import kind_of
+from scoresde.interop.published import edm, guided, score_sde
+from scoresde.interop.published.file import Published, PublishedError, Said, read_file
+
+__all__ = ["FORMATS", "Published", "PublishedError", "Said", "read"]
+
+Reader = Callable[[Path, Mapping[str, str], dict[str, Any], Said], Published]
+_READERS: Mapping[str, tuple[Reader, Callable[[Mapping[str, Any]], bool]]] = MappingProxyType(
+    {
+        "score_sde": (score_sde.read, score_sde.looks),
+        "edm": (edm.read, edm.looks),
+        "guided_diffusion": (guided.read, guided.looks),
+    }
+)
+FORMATS = tuple(_READERS)
+"""Names of the programs whose checkpoints are read."""
+
+
+def read(
+    path: str | Path, program: str, settings: Mapping[str, Any] | None = None
+) -> Published:
+    """Read a checkpoint of a program, one of ``FORMATS``.
+
+    ``settings`` are hyper-parameters that the file does not hold, by name; nested ones count by
+    their last name. Raises ValueError, naming the file and the remedy, for a file that is missing,
+    damaged or of another program, for a pickle of code, and for settings that are missing or that
+    contradict the weights.
+    """
+    path = Path(path).expanduser()
+    if program not in FORMATS:
+        raise PublishedError(f"unknown program {program!r}; {nearest(program, FORMATS)}")
+    reader, looks = _READERS[program]
+    if program == "edm" and path.is_file() and "pickle" in kind_of(path):
+        raise PublishedError(
+            f"{path}: a Python pickle, which is never opened, since it could run code; where EDM "
+            f"is installed, convert it by\n{edm.RECIPE}"
+        )
+    metadata, contents = read_file(path)
+    if not looks(contents):
+        alike = [name for name, (_, other) in _READERS.items() if other(contents)]
+        remedy = f"it looks like {alike[0]}: give --from {alike[0]}" if alike else "check the file"
+        raise PublishedError(f"{path}: not a checkpoint of {program}; {remedy}")
+    said = Said(path, settings or {})
+    found = reader(path, metadata, contents, said)
+    return found

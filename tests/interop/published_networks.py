@@ -1,0 +1,294 @@
+"""Networks of published programs as formulas on their own state dicts, written for these tests.
+
+Each makes the weights that it does not find, so that a first call writes the layout of its file.
+"""
+
+import math
+
+import torch
+from torch.nn import functional as F
+
+
+class Weights(dict):
+    """A state dict that makes what is asked for: random, float64, in the order of asking."""
+
+    def __init__(self, seed=0):
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, name, *shape):
+        if name not in self:
+            fan = math.prod(shape[1:]) or 1
+            made = torch.randn(shape, generator=self.generator, dtype=torch.float64)
+            around = 1 if len(shape) == 1 and name.endswith("weight") else 0
+            # What float32 holds, since files do.
+            self[name] = (around + made / math.sqrt(fan) * (0.3 if len(shape) == 1 else 1)).float()
+        return self[name].double()
+
+    def linear(self, name, x, out, bias=True):
+        return F.linear(
+            x, self(f"{name}.weight", out, x.shape[-1]), self(f"{name}.bias", out) if bias else None
+        )
+
+    def conv(self, name, x, out, k=3, **how):
+        w = self(f"{name}.weight", out, x.shape[1], k, k)
+        return F.conv2d(x, w, self(f"{name}.bias", out), **{"padding": k // 2} | how)
+
+    def norm(self, name, x, groups, eps):
+        c = x.shape[1]
+        w, b = self(f"{name}.weight", c), self(f"{name}.bias", c)
+        return F.group_norm(x, groups, w, b, eps)
+
+
+def waves(t, frequencies, sines_first):
+    angle = t.double()[:, None] * frequencies.double()
+    pair = (angle.sin(), angle.cos())
+    return torch.cat(pair if sines_first else pair[::-1], dim=1)
+
+
+def softmaxed(q, k, v):
+    """Attention over the last axis, (B, heads, channels, N) each."""
+    w = torch.einsum("bhcq,bhck->bhqk", q, k / math.sqrt(q.shape[2])).softmax(-1)
+    return torch.einsum("bhqk,bhck->bhcq", w, v)
+
+
+def guided(w, x, t, y=None, *, mc, mult, blocks, attends, out, heads, ordered, shifts, updown,
+           classes=None):  # fmt: skip
+    """The U-Net of guided-diffusion."""
+    half = mc // 2
+    frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32) / half)
+    emb = w.linear("time_embed.0", waves(t, frequencies, False), 4 * mc)
+    emb = w.linear("time_embed.2", F.silu(emb), 4 * mc)
+    if classes:
+        emb = emb + w("label_emb.weight", classes, 4 * mc)[y]
+
+    def res(name, h, c, change=lambda z: z):
+        z = change(F.silu(w.norm(f"{name}.in_layers.0", h, 32, 1e-5)))
+        z = w.conv(f"{name}.in_layers.2", z, c)
+        e = w.linear(f"{name}.emb_layers.1", F.silu(emb), 2 * c if shifts else c)[:, :, None, None]
+        if shifts:
+            scale, shift = e.chunk(2, 1)
+            z = w.norm(f"{name}.out_layers.0", z, 32, 1e-5) * (1 + scale) + shift
+        else:
+            z = w.norm(f"{name}.out_layers.0", z + e, 32, 1e-5)
+        z = w.conv(f"{name}.out_layers.3", F.silu(z), c)
+        h = change(h)
+        return z + (h if h.shape[1] == c else w.conv(f"{name}.skip_connection", h, c, 1))
+
+    def attention(name, h):
+        b, c, height, width = h.shape
+        flat = w.norm(f"{name}.norm", h.flatten(2), 32, 1e-5)
+        qkv = F.conv1d(flat, w(f"{name}.qkv.weight", 3 * c, c, 1), w(f"{name}.qkv.bias", 3 * c))
+        if ordered:
+            q, k, v = (z.unflatten(1, (heads, -1)) for z in qkv.chunk(3, 1))
+        else:
+            q, k, v = qkv.unflatten(1, (heads, 3, -1)).unbind(2)
+        z = softmaxed(q, k, v).flatten(1, 2)
+        z = F.conv1d(z, w(f"{name}.proj_out.weight", c, c, 1), w(f"{name}.proj_out.bias", c))
+        return h + z.reshape(h.shape)
+
+    def halved(z):
+        return F.avg_pool2d(z, 2)
+
+    def doubled(z):
+        return F.interpolate(z, scale_factor=2, mode="nearest")
+
+    h = w.conv("input_blocks.0.0", x, mc * mult[0])
+    skips, place = [h], 1
+    for i, m in enumerate(mult):
+        for _ in range(blocks):
+            h = res(f"input_blocks.{place}.0", h, mc * m)
+            h = attention(f"input_blocks.{place}.1", h) if i in attends else h
+            skips.append(h)
+            place += 1
+        if i < len(mult) - 1:
+            name = f"input_blocks.{place}.0"
+            h = res(name, h, mc * m, halved) if updown else w.conv(f"{name}.op", h, mc * m, stride=2)
+            skips.append(h)
+            place += 1
+    h = res("middle_block.0", h, h.shape[1])
+    h = res("middle_block.2", attention("middle_block.1", h), h.shape[1])
+    place = 0
+    for i, m in reversed(list(enumerate(mult))):
+        for j in range(blocks + 1):
+            h = res(f"output_blocks.{place}.0", torch.cat([h, skips.pop()], 1), mc * m)
+            h = attention(f"output_blocks.{place}.1", h) if i in attends else h
+            if i and j == blocks:
+                name = f"output_blocks.{place}.{1 + (i in attends)}"
+                h = res(name, h, mc * m, doubled) if updown else w.conv(
+                    f"{name}.conv", doubled(h), mc * m
+                )  # fmt: skip
+            place += 1
+    return w.conv("out.2", F.silu(w.norm("out.0", h, 32, 1e-5)), out)
+
+
+def filtered(x, taps, up=False, pad=None):
+    """Halved or doubled with a separable filter."""
+    f = torch.tensor(taps, dtype=torch.float64)
+    f = torch.outer(f, f) / f.sum() ** 2
+    c, pad = x.shape[1], (len(taps) - 1) // 2 if pad is None else pad
+    if up:
+        return F.conv_transpose2d(
+            x, (4 * f).expand(c, 1, -1, -1), stride=2, padding=pad, groups=c
+        )
+    return F.conv2d(x, f.expand(c, 1, -1, -1), stride=2, padding=pad, groups=c)
+
+
+def edm_unet(w, x, noise, label=None, *, mc, mult, blocks, attends, size, out, kind, classes=0,
+             noise_mult=1, fourier=False, residual=False, taps=(1, 1)):  # fmt: skip
+    """SongUNet or DhariwalUNet of EDM, within the prefix "model."; ``label`` is one-hot."""
+    song = kind == "song"
+    n, emb_channels = mc * (noise_mult if song else 1), 4 * mc
+    eps, skip_scale = (1e-6, math.sqrt(0.5)) if song else (1e-5, 1.0)
+    if fourier:
+        w("model.map_noise.freqs", n // 2)
+        frequencies = 2 * math.pi * w["model.map_noise.freqs"]  # a float32 product, as there
+    else:
+        ramp = torch.arange(n // 2, dtype=torch.float32) / (n // 2 - (1 if song else 0))
+        frequencies = (1 / 10000) ** ramp
+    emb = waves(noise, frequencies, song)  # SongUNet exchanges the cosines and the sines
+    label = torch.zeros(len(x), classes, dtype=torch.float64) if label is None else label
+    if song:
+        if classes:
+            emb = emb + w.linear("model.map_label", label * math.sqrt(classes), n)
+        w("model.map_augment.weight", n, 9)  # augmentation labels are zero when sampling
+        emb = F.silu(w.linear("model.map_layer0", emb, emb_channels))
+        emb = F.silu(w.linear("model.map_layer1", emb, emb_channels))
+    else:
+        w("model.map_augment.weight", n, 9)
+        emb = F.silu(w.linear("model.map_layer0", emb, emb_channels))
+        emb = w.linear("model.map_layer1", emb, emb_channels)
+        if classes:
+            emb = emb + w.linear("model.map_label", label, emb_channels, bias=False)
+        emb = F.silu(emb)
+
+    def norm(name, h):
+        return w.norm(name, h, min(32, h.shape[1] // 4), eps)
+
+    def block(name, h, c, attends=False, change=None):
+        name = f"model.{name}"
+        same = (lambda z: z) if change is None else lambda z: filtered(z, taps, change == "up")
+        z = w.conv(f"{name}.conv0", same(F.silu(norm(f"{name}.norm0", h))), c)
+        if song:
+            e = w.linear(f"{name}.affine", emb, c)[:, :, None, None]
+            z = F.silu(norm(f"{name}.norm1", z + e))
+        else:
+            scale, shift = w.linear(f"{name}.affine", emb, 2 * c)[:, :, None, None].chunk(2, 1)
+            z = F.silu(shift + norm(f"{name}.norm1", z) * (scale + 1))
+        z = w.conv(f"{name}.conv1", z, c)
+        h_changed = same(h)
+        if h.shape[1] != c or (change and song):
+            h_changed = w.conv(f"{name}.skip", h_changed, c, 1)
+        h = (z + h_changed) * skip_scale
+        if attends:
+            heads = 1 if song else c // 64
+            qkv = w.conv(f"{name}.qkv", norm(f"{name}.norm2", h), 3 * c, 1)
+            q, k, v = qkv.reshape(len(h) * heads, c // heads, 3, -1).unbind(2)
+            a = softmaxed(q[:, None], k[:, None], v[:, None])
+            h = (w.conv(f"{name}.proj", a.reshape(h.shape), c, 1) + h) * skip_scale
+        return h
+
+    skips, aux, h = [], x, x
+    for i, m in enumerate(mult):
+        at = f"{size >> i}x{size >> i}"
+        if i == 0:
+            h = w.conv(f"model.enc.{at}_conv", h, mc)
+            skips.append(h)
+        else:
+            h = block(f"enc.{at}_down", h, h.shape[1], change="down")
+            skips.append(h)
+            if residual:
+                name, pad = f"model.enc.{at}_aux_residual", 1 + (len(taps) - 1) // 2
+                z = F.conv2d(aux, w(f"{name}.weight", h.shape[1], aux.shape[1], 3, 3), padding=pad)
+                z = filtered(z, taps, pad=0) + w(f"{name}.bias", h.shape[1])[:, None, None]
+                h = skips[-1] = aux = (h + z) / math.sqrt(2)
+        for j in range(blocks):
+            h = block(f"enc.{at}_block{j}", h, mc * m, i in attends)
+            skips.append(h)
+    for i, m in reversed(list(enumerate(mult))):
+        at = f"{size >> i}x{size >> i}"
+        if i == len(mult) - 1:
+            h = block(f"dec.{at}_in0", h, mc * m, True)
+            h = block(f"dec.{at}_in1", h, mc * m)
+        else:
+            h = block(f"dec.{at}_up", h, h.shape[1], change="up")
+        for j in range(blocks + 1):
+            once = i in attends and (not song or j == blocks)
+            h = block(f"dec.{at}_block{j}", torch.cat([h, skips.pop()], 1), mc * m, once)
+    end = f"model.dec.{size}x{size}_aux_" if song else "model.out_"
+    return w.conv(f"{end}conv", F.silu(norm(f"{end}norm", h)), out)
+
+
+def ncsnpp(w, x, told, *, nf, mult, blocks, attends, size, fourier, pictured, centered, by_sigma):
+    """NCSN++ of score_sde with BigGAN blocks; ``told`` is sigma, or 999 t."""
+    taps = (1, 3, 3, 1) if pictured else (1, 1)
+    place = iter(range(10**6))
+
+    def name():
+        return f"module.all_modules.{next(place)}"
+
+    if fourier:
+        w("module.all_modules.0.W", nf)
+        frequencies = 2 * math.pi * w[f"{name()}.W"]  # a float32 product
+        temb = waves(told.log(), frequencies, True)
+    else:
+        half = nf // 2
+        ramp = torch.arange(half, dtype=torch.float32)
+        temb = waves(told, torch.exp(ramp * -(math.log(10000) / (half - 1))), True)
+    temb = w.linear(name(), temb, 4 * nf)
+    temb = w.linear(name(), F.silu(temb), 4 * nf)
+
+    def norm(at, h):
+        return w.norm(at, h, min(h.shape[1] // 4, 32), 1e-6)
+
+    def res(h, c, change=None):
+        at = name()
+        same = (lambda z: z) if change is None else lambda z: filtered(z, taps, change == "up")
+        z = w.conv(f"{at}.Conv_0", same(F.silu(norm(f"{at}.GroupNorm_0", h))), c)
+        z = z + w.linear(f"{at}.Dense_0", F.silu(temb), c)[:, :, None, None]
+        z = w.conv(f"{at}.Conv_1", F.silu(norm(f"{at}.GroupNorm_1", z)), c)
+        changed = same(h)
+        if h.shape[1] != c or change:
+            changed = w.conv(f"{at}.Conv_2", changed, c, 1)
+        return (changed + z) / math.sqrt(2)
+
+    def nin(at, h):
+        c = h.shape[1]
+        return torch.einsum("bchw,cd->bdhw", h, w(f"{at}.W", c, c)) + w(f"{at}.b", c)[:, None, None]
+
+    def attention(h):
+        at = name()
+        z = norm(f"{at}.GroupNorm_0", h)
+        q, k, v = (nin(f"{at}.NIN_{i}", z).flatten(2)[:, None] for i in range(3))
+        z = softmaxed(q, k, v).reshape(h.shape)
+        return (h + nin(f"{at}.NIN_3", z)) / math.sqrt(2)
+
+    h0 = x if centered else 2 * x - 1
+    aux = h0
+    skips = [w.conv(name(), h0, nf)]
+    for i, m in enumerate(mult):
+        for _ in range(blocks):
+            h = res(skips[-1], nf * m)
+            skips.append(attention(h) if i in attends else h)
+        if i < len(mult) - 1:
+            h = res(skips[-1], nf * m, "down")
+            if pictured:
+                at = name()
+                pads = (len(taps) - 2 + 2 + 1) // 2
+                f = torch.tensor(taps, dtype=torch.float64)
+                f = (torch.outer(f, f) / f.sum() ** 2).expand(aux.shape[1], 1, -1, -1)
+                aux = F.conv2d(F.pad(aux, (pads, pads, pads, pads)), f, groups=aux.shape[1])
+                aux = w.conv(f"{at}.Conv2d_0", aux, nf * m, stride=2, padding=0)
+                h = aux = (aux + h) / math.sqrt(2)
+            skips.append(h)
+    h = res(attention(res(skips[-1], nf * mult[-1])), nf * mult[-1])
+    for i, m in reversed(list(enumerate(mult))):
+        for _ in range(blocks + 1):
+            h = res(torch.cat([h, skips.pop()], 1), nf * m)
+        if i in attends:
+            h = attention(h)
+        if i:
+            h = res(h, nf * m, "up")
+    h = F.silu(norm(name(), h))
+    h = w.conv(name(), h, x.shape[1])
+    return h / told.reshape(-1, 1, 1, 1) if by_sigma else h
