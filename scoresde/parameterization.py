@@ -342,10 +342,6 @@ class ScoreModel(nn.Module):
         told = self.told(
             {name: None if y is None else sent(y, self.device) for name, y in read.items()}
         )
-        if told.get("label") is None and getattr(self.net, "needs_class", False):
-            raise ValueError(
-                "label: this model needs the class of every sample and knows none without; give it"
-            )
         bound = Bound(self, told)
         mix = bound.variance_mix if self.variance else None
         return Denoiser(self.sde, bound, mix, batch=_batch(told))

@@ -121,7 +121,6 @@ class ConcatUNet(nn.Module):
         self.channels, self.recompute = channels, recompute
         self.context, self.concat = style.context, concat
         self.classes: int | None = getattr(condition, "classes", None)
-        self.needs_class: bool = getattr(condition, "needs_class", False)
         self.condition = condition
         self.stem = style.conv(channels + concat, width)
         self.encoder = _encoder(style, width, widths, blocks, attends)

@@ -99,8 +99,6 @@ class Conditioning(nn.Module):
 class LateConditioning(nn.Module):
     """``Conditioning`` with class and embedding added after the two layers.
 
-    With ``needs_class`` every sample has a class, and there is no label for none.
-
     Diffusion Models Beat GANs on Image Synthesis, arXiv 2105.05233, section 3.1.
     """
 
@@ -113,13 +111,12 @@ class LateConditioning(nn.Module):
         classes: int | None = None,
         augments: int | None = None,
         embed: int | None = None,
-        needs_class: bool = False,
     ) -> None:
         super().__init__()
         check_counts(classes, augments, embed)
-        self.classes, self.needs_class = classes, needs_class and classes is not None
+        self.classes = classes
         self.features = gaussian_fourier(features) if fourier else sinusoidal(features)
-        self.labels = None if classes is None else nn.Embedding(classes + (not needs_class), out)
+        self.labels = None if classes is None else nn.Embedding(classes + 1, out)
         self.augments = None if augments is None else nn.Linear(augments, features, bias=False)
         self.embed = None if embed is None else nn.Linear(embed, out, bias=False)
         self.hidden = nn.Linear(features, out)
@@ -132,8 +129,6 @@ class LateConditioning(nn.Module):
         augment: Tensor | None = None,
         embed: Tensor | None = None,
     ) -> Tensor:
-        if label is None and self.needs_class:
-            raise ValueError("label: this network needs the class of every sample; give label")
         features = added(self.features(noise), self.augments, augment, "augment")
         vector = labelled(self.out(F.silu(self.hidden(features))), self.labels, label)
         return F.silu(added(vector, self.embed, embed, "embed"))

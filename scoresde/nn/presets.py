@@ -158,7 +158,6 @@ def adm(
     groups: Count | None = None,
     modulated: bool = True,
     strided: bool = False,
-    needs_class: bool = False,
     recompute: bool = False,
 ) -> ConcatUNet:
     """ADM: the condition scales and shifts every block, with attention at three resolutions.
@@ -187,7 +186,6 @@ def adm(
         groups: groups of the norms; None for at most 32, of four channels or more.
         modulated: scale and shift after a norm by the condition; else add it before the norm.
         strided: halve and double by convolutions, as in DDPM; else by residual blocks.
-        needs_class: every sample has a class, and there is no label for none.
         recompute: run the blocks again in the backward pass: less memory, a third more time.
     """
     check(adm, locals())
@@ -212,7 +210,6 @@ def adm(
             classes=classes,
             augments=augments,
             embed=embed,
-            needs_class=needs_class,
         ),
         style,
         width=width,

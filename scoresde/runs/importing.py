@@ -22,7 +22,8 @@ def import_model(
     program: str,
     out: str | PathLike[str],
     *,
-    settings: str | PathLike[str] | Mapping[str, Any] | None = None,
+    settings: str | PathLike[str] | None = None,
+    said: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> LoadedRun:
     """Write a published checkpoint as a run folder, and load it from there.
@@ -31,16 +32,16 @@ def import_model(
         file: checkpoint of another program, a torch file or safetensors.
         program: the program, one of ``interop.published.FORMATS``.
         out: run folder to write.
-        settings: hyper-parameters that the checkpoint does not hold, by name, or a JSON or YAML
-            file of them.
+        settings: JSON or YAML file of the settings of its training, of which those that the
+            checkpoint does not hold are used.
+        said: such settings by name, which take precedence.
         overwrite: replace the run in the folder.
 
     Raises ValueError, naming the file and the remedy, for files and settings that cannot be used.
     """
     path = Path(file).expanduser()
-    if isinstance(settings, str | PathLike):
-        settings = read_yaml(Path(settings).expanduser())
-    found = published.read(path, program, settings)
+    of_file = None if settings is None else read_yaml(Path(settings).expanduser())
+    found = published.read(path, program, of_file, said)
     # Pictures of a folder that the user names are what such a model can be compared with.
     plain = {"data": {"kind": "folder"}, **found.sections}
     config = config_from(plain, path)

@@ -27,7 +27,9 @@ class Weights(dict):
 
     def linear(self, name, x, out, bias=True):
         return F.linear(
-            x, self(f"{name}.weight", out, x.shape[-1]), self(f"{name}.bias", out) if bias else None
+            x,
+            self(f"{name}.weight", out, x.shape[-1]),
+            self(f"{name}.bias", out) if bias else None,
         )
 
     def conv(self, name, x, out, k=3, **how):
@@ -103,7 +105,11 @@ def guided(w, x, t, y=None, *, mc, mult, blocks, attends, out, heads, ordered, s
             place += 1
         if i < len(mult) - 1:
             name = f"input_blocks.{place}.0"
-            h = res(name, h, mc * m, halved) if updown else w.conv(f"{name}.op", h, mc * m, stride=2)
+            h = (
+                res(name, h, mc * m, halved)
+                if updown
+                else w.conv(f"{name}.op", h, mc * m, stride=2)
+            )
             skips.append(h)
             place += 1
     h = res("middle_block.0", h, h.shape[1])
@@ -128,9 +134,7 @@ def filtered(x, taps, up=False, pad=None):
     f = torch.outer(f, f) / f.sum() ** 2
     c, pad = x.shape[1], (len(taps) - 1) // 2 if pad is None else pad
     if up:
-        return F.conv_transpose2d(
-            x, (4 * f).expand(c, 1, -1, -1), stride=2, padding=pad, groups=c
-        )
+        return F.conv_transpose2d(x, (4 * f).expand(c, 1, -1, -1), stride=2, padding=pad, groups=c)
     return F.conv2d(x, f.expand(c, 1, -1, -1), stride=2, padding=pad, groups=c)
 
 
@@ -254,7 +258,9 @@ def ncsnpp(w, x, told, *, nf, mult, blocks, attends, size, fourier, pictured, ce
 
     def nin(at, h):
         c = h.shape[1]
-        return torch.einsum("bchw,cd->bdhw", h, w(f"{at}.W", c, c)) + w(f"{at}.b", c)[:, None, None]
+        return (
+            torch.einsum("bchw,cd->bdhw", h, w(f"{at}.W", c, c)) + w(f"{at}.b", c)[:, None, None]
+        )
 
     def attention(h):
         at = name()

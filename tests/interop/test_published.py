@@ -26,8 +26,17 @@ def x0_of(model, x, t, **said):
     return model.double().denoiser(**said)(x, torch.as_tensor(t, dtype=D))
 
 
+def written(folder, settings):
+    """A file of settings, as its program has."""
+    file = folder / "settings.json"
+    file.write_text(json.dumps(settings))
+    return file
+
+
 def pictures(n=2, channels=3, size=8):
-    return torch.randn(n, channels, size, size, dtype=D, generator=torch.Generator().manual_seed(1))
+    return torch.randn(
+        n, channels, size, size, dtype=D, generator=torch.Generator().manual_seed(1)
+    )
 
 
 # guided-diffusion -------------------------------------------------------------------------------
@@ -65,7 +74,7 @@ def guided_file(path, **changes):
 def test_guided_diffusion_is_its_formula(tmp_path, changes, flags):
     file = tmp_path / "ema_0.9999_000100.pt"
     net = guided_file(file, **changes)
-    model = import_model(file, "guided_diffusion", tmp_path / "run", settings=FLAGS | flags).model
+    model = import_model(file, "guided_diffusion", tmp_path / "run", said=FLAGS | flags).model
     betas = torch.linspace(1e-4, 0.02, 1000, dtype=D)
     bar = (1 - betas).cumprod(0)
     said = {"label": [3, 1]} if "classes" in changes else {}
@@ -83,7 +92,7 @@ def test_rescaled_timesteps_and_x0_of_a_long_cosine_chain(tmp_path):
     net = guided_file(tmp_path / "model.pt")
     flags = FLAGS | {"diffusion_steps": 4000, "noise_schedule": "cosine"}
     flags |= {"rescale_timesteps": True, "predict_xstart": True}
-    model = import_model(tmp_path / "model.pt", "guided_diffusion", tmp_path / "run", settings=flags)
+    model = import_model(tmp_path / "model.pt", "guided_diffusion", tmp_path / "run", said=flags)
     x = pictures()
     equal(x0_of(model.model, x, 2001 / 4000), net(x, torch.full((2,), 500.0, dtype=D)))
 
@@ -172,7 +181,9 @@ def test_iddpm_of_edm_is_its_formula_at_its_levels(tmp_path):
     for i in (10, 600):
         t = torch.tensor((i + 1) / 1000, dtype=D)
         sigma = (-model.sde.lam(t)).exp()
-        assert abs(float(sigma) / float(iddpm_levels()[999 - i]) - 1) < 1e-3  # theirs are sums in float32
+        assert (
+            abs(float(sigma) / float(iddpm_levels()[999 - i]) - 1) < 1e-3
+        )  # theirs are sums in float32
         x = pictures()
         index = torch.full((2,), float(i), dtype=D)
         equal(x0_of(model, x, t), x * (1 + sigma**2).sqrt() - sigma * net(x, index)[:, :3])
@@ -212,7 +223,12 @@ def score_sde_file(path, shape):
 @torch.no_grad()
 def test_ve_of_score_sde_is_its_formula(tmp_path):
     net = score_sde_file(tmp_path / "checkpoint_1.pth", VE)
-    loaded = import_model(tmp_path / "checkpoint_1.pth", "score_sde", tmp_path / "r", settings=SAID_VE)
+    loaded = import_model(
+        tmp_path / "checkpoint_1.pth",
+        "score_sde",
+        tmp_path / "r",
+        settings=written(tmp_path, SAID_VE),
+    )
     assert loaded.step == 42
     for t in (0.05, 0.6, 1.0):
         sigma = torch.tensor(0.01 * 5000**t, dtype=D)
@@ -226,7 +242,12 @@ def test_ve_of_score_sde_is_its_formula(tmp_path):
 def test_vp_of_score_sde_is_its_formula(tmp_path, sde):
     net = score_sde_file(tmp_path / "checkpoint_1.pth", VP)
     said = SAID_VP | {"training": {"sde": sde, "continuous": True}}
-    model = import_model(tmp_path / "checkpoint_1.pth", "score_sde", tmp_path / "r", settings=said)
+    model = import_model(
+        tmp_path / "checkpoint_1.pth",
+        "score_sde",
+        tmp_path / "r",
+        settings=written(tmp_path, said),
+    )
     for t in (0.05, 0.9):
         x, bar = pictures(), math.exp(-0.5 * t**2 * 19.9 - 0.1 * t)
         std = math.sqrt(1 - bar) if sde == "vpsde" else 1 - bar

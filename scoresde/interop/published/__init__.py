@@ -31,14 +31,18 @@ FORMATS = tuple(_READERS)
 
 
 def read(
-    path: str | Path, program: str, settings: Mapping[str, Any] | None = None
+    path: str | Path,
+    program: str,
+    settings: Mapping[str, Any] | None = None,
+    said: Mapping[str, Any] | None = None,
 ) -> Published:
     """Read a checkpoint of a program, one of ``FORMATS``.
 
-    ``settings`` are hyper-parameters that the file does not hold, by name; nested ones count by
-    their last name. Raises ValueError, naming the file and the remedy, for a file that is missing,
-    damaged or of another program, for a pickle of code, and for settings that are missing or that
-    contradict the weights.
+    ``settings`` are those of its training, of which the ones that the file does not hold are used;
+    nested ones count by their last name. ``said`` are single ones, which take precedence. Raises
+    ValueError, naming the file and the remedy, for a file that is missing, damaged or of another
+    program, for a pickle of code, for settings that are missing or that contradict the weights,
+    and for names in ``said`` that mean nothing here.
     """
     path = Path(path).expanduser()
     if program not in FORMATS:
@@ -54,6 +58,8 @@ def read(
         alike = [name for name, (_, other) in _READERS.items() if other(contents)]
         remedy = f"it looks like {alike[0]}: give --from {alike[0]}" if alike else "check the file"
         raise PublishedError(f"{path}: not a checkpoint of {program}; {remedy}")
-    said = Said(path, settings or {})
-    found = reader(path, metadata, contents, said)
+    known = Said(path, {"settings": settings or {}, "said": said or {}})
+    found = reader(path, metadata, contents, known)
+    if stray := [name for name in said or {} if name not in known.asked]:
+        raise PublishedError(f"{stray[0]}: means nothing here; {nearest(stray[0], known.asked)}")
     return found

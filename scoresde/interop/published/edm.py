@@ -23,7 +23,7 @@ from scoresde.interop.published.file import (
     PublishedError,
     Said,
     classes,
-    learned,
+    trained,
     matrix,
     picture,
     swapped,
@@ -62,7 +62,9 @@ def looks(contents: Mapping[str, Any]) -> bool:
     return "model.map_layer0.weight" in contents
 
 
-def read(path: Path, metadata: Mapping[str, str], contents: dict[str, Any], said: Said) -> Published:
+def read(
+    path: Path, metadata: Mapping[str, str], contents: dict[str, Any], said: Said
+) -> Published:
     """A converted file. Raises PublishedError."""
     if "init" in metadata:
         said = Said(path, json.loads(metadata["init"]))
@@ -90,12 +92,14 @@ def read(path: Path, metadata: Mapping[str, str], contents: dict[str, Any], said
     network["attention"] = [
         i for i in range(len(network["multipliers"])) if size >> i in known["attn_resolutions"]
     ]
-    if "train" in sections:
+    if "levels" in sections["sde"]:
         network["head"] = "variance"
+    train = trained(count, said.get("label_dropout", 0.0), sections["sde"].get("levels"))
     tensors = _moved(moved, network, size, count, song)
     # Said to the code of EDM, no class adds nothing to the features.
     data = picture(path.stem, channels, size, classes=classes(count), std=0.5)
-    return Published({**sections, "network": network, "conditional": count > 0}, data, tensors)
+    sections |= {"network": network, "conditional": count > 0, "train": train}
+    return Published(sections, data, tensors)
 
 
 def _informed(base: Any, told: Mapping[str, Any], scaled: bool = True) -> dict[str, Any]:
@@ -153,7 +157,6 @@ def _iddpm(said: Said, moved: Moved) -> dict[str, Any]:
         "parameterization": _informed(
             "eps", {"kind": "index", "levels": levels, "nearest": True}
         ),
-        "train": learned(levels),
     }  # fmt: skip
 
 

@@ -113,7 +113,9 @@ class Said:
                     raise ValueError(value)
                 return str(value).lower() == "true"
             if kind in (list, tuple):
-                parts = re.split(r"[,\s]+", value.strip("[]() ")) if isinstance(value, str) else value
+                parts = (
+                    re.split(r"[,\s]+", value.strip("[]() ")) if isinstance(value, str) else value
+                )
                 parts = parts if isinstance(parts, list | tuple) else [parts]
                 return kind(int(part) for part in parts if part != "")
             if kind is int and isinstance(value, bool | float) and value != int(value):
@@ -208,9 +210,16 @@ def picture(name: str, channels: int, size: int, **known: Any) -> DataDescriptio
     return DataDescription(name, (channels, size, size), **{"scaling": PICTURES} | known)
 
 
-def learned(levels: int) -> dict[str, Any]:
-    """The section of a training that learns the variances of a chain."""
-    return {"objective": {"kind": "hybrid"}, "times": {"kind": "levels", "n": levels}}
+def trained(classes: int | None, dropout: float, levels: int | None = None) -> dict[str, Any]:
+    """What the section of the training has to say of a model.
+
+    Without ``dropout`` of its classes it cannot do without one. With ``levels`` it learned the
+    variances of a chain.
+    """
+    found: dict[str, Any] = {"label_dropout": dropout} if classes else {}
+    if levels is not None:
+        found |= {"objective": {"kind": "hybrid"}, "times": {"kind": "levels", "n": levels}}
+    return found
 
 
 def classes(n: int | None) -> tuple[str, ...] | None:
@@ -240,4 +249,3 @@ def _leaves(values: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
             yield from _leaves(value)
         else:
             yield str(name), value
-

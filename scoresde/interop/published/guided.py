@@ -21,7 +21,7 @@ from scoresde.interop.published.file import (
     PublishedError,
     Said,
     classes,
-    learned,
+    trained,
     matrix,
     numbered,
     picture,
@@ -36,7 +36,9 @@ def looks(contents: Mapping[str, Any]) -> bool:
     return FIRST in contents and "time_embed.0.weight" in contents
 
 
-def read(path: Path, metadata: Mapping[str, str], contents: dict[str, Any], said: Said) -> Published:
+def read(
+    path: Path, metadata: Mapping[str, str], contents: dict[str, Any], said: Said
+) -> Published:
     """A state dict as our ``adm``. Raises PublishedError."""
     moved = Moved(path, contents)
     network = shape_of(moved)
@@ -56,7 +58,9 @@ def read(path: Path, metadata: Mapping[str, str], contents: dict[str, Any], said
     channels = moved.left[FIRST].shape[1]
     count = len(moved.left["label_emb.weight"]) if "label_emb.weight" in moved.left else None
     scale = 1000 / steps if said.get("rescale_timesteps", False) else 1.0
-    tensors = moved_unet(moved, network, heads_of(network), said.get("use_new_attention_order", False), scale)
+    tensors = moved_unet(
+        moved, network, heads_of(network), said.get("use_new_attention_order", False), scale
+    )
     linear = {"kind": "linear", "start": 0.1 / steps, "end": 20 / steps}
     return Published(
         {
@@ -73,7 +77,7 @@ def read(path: Path, metadata: Mapping[str, str], contents: dict[str, Any], said
             "network": network,
             "conditional": count is not None,
         }
-        | ({"train": learned(steps)} if network["head"] == "variance" else {}),
+        | {"train": trained(count, 0.0, steps if network["head"] == "variance" else None)},
         picture(path.stem, channels, size, classes=classes(count)),
         tensors,
     )
@@ -123,7 +127,6 @@ def shape_of(moved: Moved) -> dict[str, Any]:
         "groups": 32,
         "modulated": first == 2 * widths[0],
         "strided": any(k.startswith("input_blocks.") and ".op." in k for k in left),
-        "needs_class": "label_emb.weight" in left,
         "head": "variance" if outputs == 2 * inputs else "value",
     }
 
@@ -202,8 +205,12 @@ def moved_unet(
     # Their features are cosines, then sines.
     moved.layer("condition.hidden", "time_embed.0", swapped)
     moved.layer("condition.out", "time_embed.2")
-    if network["needs_class"]:
-        moved.found["condition.labels.weight"] = moved.take("label_emb.weight")
+    if "label_emb.weight" in moved.left:
+        # The last row is for no class, which these networks are never told.
+        rows = moved.take("label_emb.weight")
+        moved.found["condition.labels.weight"] = torch.cat(
+            [rows, rows.new_zeros(1, rows.shape[1])]
+        )
     moved.layer("stem", "input_blocks.0.0")
     place = 1
     for i in range(levels):

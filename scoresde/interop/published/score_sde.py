@@ -35,7 +35,9 @@ def looks(contents: Mapping[str, Any]) -> bool:
     return isinstance(model, Mapping) and any(PREFIX.match(str(k)) for k in model)
 
 
-def read(path: Path, metadata: Mapping[str, str], contents: dict[str, Any], said: Said) -> Published:
+def read(
+    path: Path, metadata: Mapping[str, str], contents: dict[str, Any], said: Said
+) -> Published:
     """A checkpoint {optimizer, model, ema, step}. Raises PublishedError."""
     tensors = averaged(path, contents)
     sigmas = tensors.pop("sigmas", None)
