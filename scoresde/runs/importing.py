@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from scoresde.atomic import writing
 from scoresde.config import build_model, config_from, to_plain, to_yaml
 from scoresde.config.files import read_yaml
 from scoresde.interop import published
+from scoresde.interop.published import compvis
 from scoresde.runs import folder as folders
 from scoresde.runs.load import LoadedRun, load_run
 from scoresde.training import checkpoint as checkpoints
@@ -42,6 +45,10 @@ def import_model(
     path = Path(file).expanduser()
     of_file = None if settings is None else read_yaml(Path(settings).expanduser())
     found = published.read(path, program, of_file, said)
+    out = Path(out).expanduser()
+    if isinstance(found, published.Pipeline):
+        _write_folder(found, out, overwrite)
+        return load_run(out)
     # Pictures of a folder that the user names are what such a model can be compared with.
     plain = {"data": {"kind": "folder"}, **found.sections}
     config = config_from(plain, path)
@@ -49,7 +56,7 @@ def import_model(
     tensors = {f"net.{name}": value for name, value in found.tensors.items()}
     load_tensors(model, tensors, path)
     tensors = model.state_dict()
-    folder = folders.claim(Path(out).expanduser(), overwrite=overwrite)
+    folder = folders.claim(out, overwrite=overwrite)
     with folders.locked(folder):
         if overwrite:
             folders.clear(folder)
@@ -60,3 +67,18 @@ def import_model(
         # Last, so that a folder that was interrupted is no run.
         folders.write_start(folder, to_yaml(config), json.loads(json.dumps(about)))
     return load_run(folder.path)
+
+
+def _write_folder(pipeline: published.Pipeline, out: Path, overwrite: bool) -> None:
+    """Write a folder of diffusers beside its place, then move it there."""
+    if out.exists() and not (overwrite and (out / "model_index.json").is_file()):
+        raise ValueError(f"{out}: exists; replace a folder of diffusers by overwrite=True, or "
+                         "give another folder")
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
+            whole = Path(temporary) / "whole"
+            compvis.write(pipeline, whole)
+            if out.exists():
+                out.rename(Path(temporary) / "before")
+            whole.rename(out)

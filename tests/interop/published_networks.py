@@ -55,8 +55,8 @@ def softmaxed(q, k, v):
 
 
 def guided(w, x, t, y=None, *, mc, mult, blocks, attends, out, heads, ordered, shifts, updown,
-           classes=None):  # fmt: skip
-    """The U-Net of guided-diffusion."""
+           classes=None, context=None):  # fmt: skip
+    """The U-Net of guided-diffusion, and that of CompVis, which may attend to a context."""
     half = mc // 2
     frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32) / half)
     emb = w.linear("time_embed.0", waves(t, frequencies, False), 4 * mc)
@@ -78,7 +78,9 @@ def guided(w, x, t, y=None, *, mc, mult, blocks, attends, out, heads, ordered, s
         return z + (h if h.shape[1] == c else w.conv(f"{name}.skip_connection", h, c, 1))
 
     def attention(name, h):
-        b, c, height, width = h.shape
+        c = h.shape[1]
+        if context is not None:
+            return transformer(w, name, h, context, heads)
         flat = w.norm(f"{name}.norm", h.flatten(2), 32, 1e-5)
         qkv = F.conv1d(flat, w(f"{name}.qkv.weight", 3 * c, c, 1), w(f"{name}.qkv.bias", 3 * c))
         if ordered:
@@ -126,6 +128,86 @@ def guided(w, x, t, y=None, *, mc, mult, blocks, attends, out, heads, ordered, s
                 )  # fmt: skip
             place += 1
     return w.conv("out.2", F.silu(w.norm("out.0", h, 32, 1e-5)), out)
+
+
+def layer_norm(w, name, x):
+    c = x.shape[-1]
+    return F.layer_norm(x, (c,), w(f"{name}.weight", c), w(f"{name}.bias", c))
+
+
+def attend(w, name, x, context, heads):
+    """Attention of tokens (B, N, C) to a context, with linear layers."""
+    c = x.shape[-1]
+    q, k, v = (
+        w.linear(f"{name}.to_{n}", y, c, bias=False).transpose(1, 2).unflatten(1, (heads, -1))
+        for n, y in (("q", x), ("k", context), ("v", context))
+    )
+    return w.linear(f"{name}.to_out.0", softmaxed(q, k, v).flatten(1, 2).transpose(1, 2), c)
+
+
+def transformer(w, name, h, context, heads):
+    """The block of Stable Diffusion 1 that attends to pixels, then to the context."""
+    c = h.shape[1]
+    z = w.conv(f"{name}.proj_in", w.norm(f"{name}.norm", h, 32, 1e-6), c, 1)
+    z, at = z.flatten(2).transpose(1, 2), f"{name}.transformer_blocks.0"
+    y = layer_norm(w, f"{at}.norm1", z)
+    z = z + attend(w, f"{at}.attn1", y, y, heads)
+    z = z + attend(w, f"{at}.attn2", layer_norm(w, f"{at}.norm2", z), context, heads)
+    y, gate = w.linear(f"{at}.ff.net.0.proj", layer_norm(w, f"{at}.norm3", z), 8 * c).chunk(2, -1)
+    z = z + w.linear(f"{at}.ff.net.2", y * F.gelu(gate), c)
+    return h + w.conv(f"{name}.proj_out", z.transpose(1, 2).reshape(h.shape), c, 1)
+
+
+class Autoencoder:
+    """The first stage of CompVis, with its formulas."""
+
+    def __init__(self, w, ch=32, mult=(1, 2), blocks=1, z=4, vq=None):
+        self.w, self.ch, self.mult, self.blocks, self.z, self.vq = w, ch, mult, blocks, z, vq
+
+    def _norm(self, name, h):
+        return self.w.norm(name, h, 32, 1e-6)
+
+    def _block(self, name, h, c):
+        z = self.w.conv(f"{name}.conv1", F.silu(self._norm(f"{name}.norm1", h)), c)
+        z = self.w.conv(f"{name}.conv2", F.silu(self._norm(f"{name}.norm2", z)), c)
+        return z + (h if h.shape[1] == c else self.w.conv(f"{name}.nin_shortcut", h, c, 1))
+
+    def _middle(self, half, h):
+        c = h.shape[1]
+        h = self._block(f"{half}.mid.block_1", h, c)
+        y, at = self._norm(f"{half}.mid.attn_1.norm", h), f"{half}.mid.attn_1"
+        q, k, v = (self.w.conv(f"{at}.{n}", y, c, 1).flatten(2)[:, None] for n in "qkv")
+        h = h + self.w.conv(f"{at}.proj_out", softmaxed(q, k, v).reshape(h.shape), c, 1)
+        return self._block(f"{half}.mid.block_2", h, c)
+
+    def encode(self, x):
+        """The moments of the latents, or the latents."""
+        h = self.w.conv("encoder.conv_in", x, self.ch)
+        for i, m in enumerate(self.mult):
+            for j in range(self.blocks):
+                h = self._block(f"encoder.down.{i}.block.{j}", h, self.ch * m)
+            if i < len(self.mult) - 1:
+                name = f"encoder.down.{i}.downsample.conv"
+                h = self.w.conv(name, F.pad(h, (0, 1, 0, 1)), h.shape[1], stride=2, padding=0)
+        h = F.silu(self._norm("encoder.norm_out", self._middle("encoder", h)))
+        n = self.z if self.vq else 2 * self.z
+        return self.w.conv("quant_conv", self.w.conv("encoder.conv_out", h, n), n, 1)
+
+    def decode(self, z):
+        if self.vq:
+            table = self.w("quantize.embedding.weight", self.vq, self.z)
+            flat = z.movedim(1, -1)
+            z = table[torch.cdist(flat.reshape(-1, self.z), table).argmin(1)]
+            z = z.reshape(flat.shape).movedim(-1, 1)
+        h = self.w.conv("post_quant_conv", z, self.z, 1)
+        h = self._middle("decoder", self.w.conv("decoder.conv_in", h, self.ch * self.mult[-1]))
+        for i, m in reversed(list(enumerate(self.mult))):
+            for j in range(self.blocks + 1):
+                h = self._block(f"decoder.up.{i}.block.{j}", h, self.ch * m)
+            if i:
+                h = F.interpolate(h, scale_factor=2, mode="nearest")
+                h = self.w.conv(f"decoder.up.{i}.upsample.conv", h, h.shape[1])
+        return self.w.conv("decoder.conv_out", F.silu(self._norm("decoder.norm_out", h)), 3)
 
 
 def filtered(x, taps, up=False, pad=None):

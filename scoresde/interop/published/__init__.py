@@ -13,17 +13,19 @@ from typing import Any
 
 from scoresde.arguments import nearest
 from scoresde.data.file_kinds import kind_of
-from scoresde.interop.published import edm, guided, score_sde
+from scoresde.interop.published import compvis, edm, guided, score_sde
+from scoresde.interop.published.compvis import Pipeline
 from scoresde.interop.published.file import Published, PublishedError, Said, read_file
 
-__all__ = ["FORMATS", "Published", "PublishedError", "Said", "read"]
+__all__ = ["FORMATS", "Pipeline", "Published", "PublishedError", "Said", "read"]
 
-Reader = Callable[[Path, Mapping[str, str], dict[str, Any], Said], Published]
+Reader = Callable[[Path, Mapping[str, str], dict[str, Any], Said], Published | Pipeline]
 _READERS: Mapping[str, tuple[Reader, Callable[[Mapping[str, Any]], bool]]] = MappingProxyType(
     {
         "score_sde": (score_sde.read, score_sde.looks),
         "edm": (edm.read, edm.looks),
         "guided_diffusion": (guided.read, guided.looks),
+        "compvis": (compvis.read, compvis.looks),
     }
 )
 FORMATS = tuple(_READERS)
@@ -35,7 +37,7 @@ def read(
     program: str,
     settings: Mapping[str, Any] | None = None,
     said: Mapping[str, Any] | None = None,
-) -> Published:
+) -> Published | Pipeline:
     """Read a checkpoint of a program, one of ``FORMATS``.
 
     ``settings`` are those of its training, of which the ones that the file does not hold are used;

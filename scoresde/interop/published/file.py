@@ -134,10 +134,11 @@ class Moved:
     """Tensors by our names, each taken once from those of a file by theirs.
 
     Raises PublishedError for tensors that are missing, that nothing takes, or that are not plain
-    finite numbers.
+    finite numbers. Numbers of half precision become float32 if ``wide``.
     """
 
-    def __init__(self, source: Path, tensors: Mapping[str, Any]) -> None:
+    def __init__(self, source: Path, tensors: Mapping[str, Any], wide: bool = True) -> None:
+        self.wide = wide
         self.source, self.left, self.found = source, dict(tensors), dict[str, Tensor]()
         bad = [name for name, value in self.left.items() if not is_plain(value)]
         bad += [] if bad else nonfinite(self.left)
@@ -147,13 +148,18 @@ class Moved:
             )
 
     def take(self, name: str) -> Tensor:
-        """A tensor of theirs in float32, or float64 if it is."""
+        """A tensor of theirs."""
+        self.shape(name)
+        value: Tensor = self.left.pop(name)
+        return value.float() if self.wide and value.dtype != torch.float64 else value
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor of theirs."""
         if name not in self.left:
             raise PublishedError(
                 f"{self.source}: has no tensor {name}, which its layout needs; use an intact copy"
             )
-        value: Tensor = self.left.pop(name)
-        return value if value.dtype == torch.float64 else value.float()
+        return tuple(self.left[name].shape)
 
     def layer(
         self, ours: str, theirs: str, change: Callable[[Tensor], Tensor] = lambda x: x

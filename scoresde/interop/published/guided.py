@@ -87,31 +87,22 @@ def shape_of(moved: Moved) -> dict[str, Any]:
     """The arguments of ``adm`` that the tensors decide."""
     left = moved.left
 
-    def shape(name: str) -> tuple[int, ...]:
-        if name not in left:
-            raise PublishedError(f"{moved.source}: has no tensor {name}; use an intact copy")
-        return tuple(left[name].shape)
-
-    stem, inputs = shape(FIRST)[:2]
-    vector, features = shape("time_embed.0.weight")
-    outputs = shape("out.2.weight")[0]
+    stem, inputs = moved.shape(FIRST)[:2]
+    vector, features = moved.shape("time_embed.0.weight")
+    outputs = moved.shape("out.2.weight")[0]
     if outputs not in (inputs, 2 * inputs):
         raise PublishedError(
             f"{moved.source}: its network takes {inputs} channels and returns {outputs}, such as "
             "one that enlarges pictures; only models of whole pictures are read"
         )
-    levels: list[list[int]] = [[]]
-    for i in numbered(left, r"output_blocks\.(\d+)\."):
-        levels[-1].append(i)
-        if _up(left, i):
-            levels.append([])
-    widths = [shape(f"output_blocks.{level[0]}.0.out_layers.3.weight")[0] for level in levels]
+    levels = levels_of(moved)
+    widths = [moved.shape(f"output_blocks.{level[0]}.0.out_layers.3.weight")[0] for level in levels]
     if any(width % stem for width in widths):
         raise PublishedError(
             f"{moved.source}: the widths {widths} of its levels are no multiples of the first, "
             f"{stem}; such a network has no twin here"
         )
-    first = shape("middle_block.0.emb_layers.1.weight")[0]
+    first = moved.shape("middle_block.0.emb_layers.1.weight")[0]
     return {
         "kind": "adm",
         "width": stem,
@@ -129,6 +120,18 @@ def shape_of(moved: Moved) -> dict[str, Any]:
         "strided": any(k.startswith("input_blocks.") and ".op." in k for k in left),
         "head": "variance" if outputs == 2 * inputs else "value",
     }
+
+
+def levels_of(moved: Moved) -> list[list[int]]:
+    """The places of the blocks of the decoder, by resolution, from the lowest."""
+    levels: list[list[int]] = [[]]
+    for i in numbered(moved.left, r"output_blocks\.(\d+)\."):
+        levels[-1].append(i)
+        if _up(moved.left, i):
+            levels.append([])
+    if not levels[-1]:
+        raise PublishedError(f"{moved.source}: its decoder ends too soon; use an intact copy")
+    return levels
 
 
 def attention_of(moved: Moved, network: Mapping[str, Any], said: Said) -> dict[str, Any]:
