@@ -18,7 +18,7 @@ from scoresde.coordinates import Coordinate, Index, Level, Time, ratio
 from scoresde.data import Dataset
 from scoresde.latent.autoencoder import Autoencoder, KLAutoencoder, VQAutoencoder
 from scoresde.latent.discriminator import Adversarial
-from scoresde.nn import EDM2, MLP, DiT, UNet, adm, ddpmpp, ncsnpp
+from scoresde.nn import EDM2, MLP, DiT, ImageV1, LucidUNet, UNet, adm, ddpmpp, ncsnpp
 from scoresde.parameterization import Informed, Parameterization
 from scoresde.registry.grid_files import from_file
 from scoresde.samplers import WIDE, ArctanGrid, Grid, grids
@@ -278,6 +278,8 @@ NETWORKS: Table[Callable[..., nn.Module]] = Table(
         "adm": adm,
         "edm2": EDM2,
         "dit": DiT,
+        "lucidrains": LucidUNet,
+        "image_v1": ImageV1,
     },
     supplied=(1, "classes", "augments", "outputs", "embed", "context", "concat"),
 )

@@ -380,3 +380,128 @@ def ncsnpp(w, x, told, *, nf, mult, blocks, attends, size, fourier, pictured, ce
     h = F.silu(norm(name(), h))
     h = w.conv(name(), h, x.shape[1])
     return h / told.reshape(-1, 1, 1, 1) if by_sigma else h
+
+
+def lucid(w, x, t, *, dim, mult, full=(), heads=4, each=32, out=3, told=None):
+    """The U-Net of denoising-diffusion-pytorch 2; ``told`` is an estimate of x0, before x."""
+    half = dim // 2
+    ramp = torch.arange(half) * -(math.log(10000) / (half - 1))
+    temb = w.linear("time_mlp.1", waves(t, torch.exp(ramp), True), 4 * dim)
+    temb = w.linear("time_mlp.3", F.gelu(temb), 4 * dim)
+
+    def norm(name, h):
+        g = w(f"{name}.g", 1, h.shape[1], 1, 1)
+        return h / h.norm(dim=1, keepdim=True).clamp(min=1e-12) * g * h.shape[1] ** 0.5
+
+    def block(name, h, c, change=lambda z: z):
+        return F.silu(change(norm(f"{name}.norm", w.conv(f"{name}.proj", h, c))))
+
+    def res(name, h, c):
+        e = w.linear(f"{name}.mlp.1", F.silu(temb), 2 * c)[:, :, None, None]
+        scale, shift = e.chunk(2, 1)
+        z = block(f"{name}.block1", h, c, lambda z: z * (scale + 1) + shift)
+        z = block(f"{name}.block2", z, c)
+        return z + (h if h.shape[1] == c else w.conv(f"{name}.res_conv", h, c, 1))
+
+    def attention(name, h, linear):
+        c, hidden = h.shape[1], heads * each
+        qkv = F.conv2d(norm(f"{name}.norm", h), w(f"{name}.to_qkv.weight", 3 * hidden, c, 1, 1))
+        q, k, v = (z.flatten(2).unflatten(1, (heads, each)) for z in qkv.chunk(3, 1))
+        memory = w(f"{name}.mem_kv", 2, heads, *((each, 4) if linear else (4, each)))
+        keys, values = (m if linear else m.mT for m in memory)
+        k = torch.cat([keys.expand(len(h), -1, -1, -1), k], -1)
+        v = torch.cat([values.expand(len(h), -1, -1, -1), v], -1)
+        if linear:
+            context = k.softmax(-1) @ v.mT
+            z = context.mT @ (q.softmax(-2) * each**-0.5)
+        else:
+            z = softmaxed(q, k, v)
+        z = z.flatten(1, 2).unflatten(2, h.shape[2:])
+        z = w.conv(f"{name}.to_out.0" if linear else f"{name}.to_out", z, c, 1)
+        return h + (norm(f"{name}.to_out.1", z) if linear else z)
+
+    h = w.conv("init_conv", x if told is None else torch.cat([told, x], 1), dim, 7)
+    start, skips, levels = h, [], len(mult)
+    for i, m in enumerate(mult):
+        c = h.shape[1]
+        h = res(f"downs.{i}.0", h, c)
+        skips.append(h)
+        h = attention(f"downs.{i}.2", res(f"downs.{i}.1", h, c), i not in full)
+        skips.append(h)
+        if i < levels - 1:
+            b, c, height, width = h.shape
+            h = h.reshape(b, c, height // 2, 2, width // 2, 2).permute(0, 1, 3, 5, 2, 4)
+            h = w.conv(f"downs.{i}.3.1", h.reshape(b, 4 * c, height // 2, width // 2), dim * m, 1)
+        else:
+            h = w.conv(f"downs.{i}.3", h, dim * m)
+    h = res("mid_block1", h, h.shape[1])
+    h = res("mid_block2", attention("mid_attn", h, False), h.shape[1])
+    for k, i in enumerate(reversed(range(levels))):
+        c = h.shape[1]
+        h = res(f"ups.{k}.0", torch.cat([h, skips.pop()], 1), c)
+        h = res(f"ups.{k}.1", torch.cat([h, skips.pop()], 1), c)
+        h = attention(f"ups.{k}.2", h, i not in full)
+        below = dim * mult[i - 1] if i else dim
+        if i:
+            h = F.interpolate(h, scale_factor=2, mode="nearest")
+        h = w.conv(f"ups.{k}.3.1" if i else f"ups.{k}.3", h, below)
+    return w.conv("final_conv", res("final_res_block", torch.cat([h, start], 1), dim), out, 1)
+
+
+def image_v1(w, x, sigma, *, features, depths, widths, attends, patch=1, variance=False):
+    """The network image_v1 of k-diffusion, which takes sigma, with no augmentation told."""
+    weight = w("timestep_embed.weight", features // 2, 1)
+    frequencies = (2 * math.pi * w["timestep_embed.weight"]).flatten()
+    w("mapping_cond.weight", features, 9)
+    cond = waves(sigma.log() / 4, frequencies, False)
+    cond = F.gelu(w.linear("mapping.0", cond, features))
+    cond = F.gelu(w.linear("mapping.2", cond, features))
+    assert weight.shape[1] == 1
+
+    def norm(name, h, groups):
+        scale, shift = w.linear(f"{name}.mapper", cond, 2 * h.shape[1])[:, :, None, None].chunk(2, 1)
+        return F.group_norm(h, groups, eps=1e-5) * (scale + 1) + shift
+
+    def res(name, h, middle, out):
+        z = F.gelu(norm(f"{name}.main.0", h, max(1, h.shape[1] // 32)))
+        z = w.conv(f"{name}.main.2", z, middle)
+        z = F.gelu(norm(f"{name}.main.4", z, max(1, middle // 32)))
+        z = w.conv(f"{name}.main.6", z, out)
+        same = h.shape[1] == out
+        return z + (h if same else F.conv2d(h, w(f"{name}.skip.weight", out, h.shape[1], 1, 1)))
+
+    def attention(name, h):
+        c = h.shape[1]
+        heads = max(1, c // 64)
+        qkv = w.conv(f"{name}.qkv_proj", norm(f"{name}.norm_in", h, max(1, c // 32)), 3 * c, 1)
+        q, k, v = qkv.flatten(2).unflatten(1, (3, heads, -1)).unbind(1)
+        z = softmaxed(q, k, v).flatten(1, 2).unflatten(2, h.shape[2:])
+        return h + w.conv(f"{name}.out_proj", z, c, 1)
+
+    def filtered_by(h, up):
+        f = torch.tensor([1.0, 3, 3, 1], dtype=torch.float64) / 8
+        f = (torch.outer(f, f) * (4 if up else 1)).expand(h.shape[1], 1, -1, -1)
+        h = F.pad(h, (1, 1, 1, 1), "reflect")
+        if up:
+            return F.conv_transpose2d(h, f, stride=2, padding=3, groups=h.shape[1])
+        return F.conv2d(h, f, stride=2, groups=h.shape[1])
+
+    def layers(name, h, i, out, place):
+        for j in range(depths[i]):
+            h = res(f"{name}.{place}", h, widths[i], out if j == depths[i] - 1 else widths[i])
+            place += 1
+            if i in attends:
+                h = attention(f"{name}.{place}", h)
+                place += 1
+        return h
+
+    h, skips, last = w.conv("proj_in", F.pixel_unshuffle(x, patch), widths[0], 1), [], len(widths) - 1
+    for i, c in enumerate(widths):
+        h = layers(f"u_net.d_blocks.{i}", filtered_by(h, False) if i else h, i, c, 1)
+        skips.append(h)
+    for k, i in enumerate(reversed(range(last + 1))):
+        h = torch.cat([h, skips[i]], 1) if k else h
+        h = layers(f"u_net.u_blocks.{k}", h, i, widths[max(0, i - 1)], 0)
+        h = filtered_by(h, True) if i else h
+    h = w.conv("proj_out", h, x.shape[1] * patch**2 + variance, 1)
+    return F.pixel_shuffle(h[:, :-1] if variance else h, patch)

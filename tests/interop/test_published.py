@@ -10,7 +10,9 @@ from safetensors.torch import save_file
 import scoresde as ss
 from scoresde.interop.published import PublishedError, read
 from scoresde.runs.importing import import_model
-from tests.interop.published_networks import Weights, edm_unet, guided, ncsnpp
+from tests.interop.published_networks import (
+    Weights, edm_unet, guided, image_v1, lucid, ncsnpp
+)
 
 D = torch.float64
 
@@ -253,3 +255,87 @@ def test_vp_of_score_sde_is_its_formula(tmp_path, sde):
         std = math.sqrt(1 - bar) if sde == "vpsde" else 1 - bar
         score = -net(x, torch.full((2,), 999.0 * t, dtype=D)) / std
         equal(x0_of(model.model, x, t), (x + std**2 * score) / math.sqrt(bar))
+
+
+# lucidrains -------------------------------------------------------------------------------------
+
+LUCID = {"dim": 16, "mult": (1, 2), "full": (1,), "heads": 2, "each": 8}
+
+
+def lucid_file(path, objective="pred_v", cut=None, self_condition=False, out=3):
+    w, shape = Weights(), LUCID | {"out": out}
+    x = torch.zeros(1, 3, 8, 8, dtype=D)
+    lucid(w, x, torch.ones(1), told=x if self_condition else None, **shape)
+    table = ss.betas.sigmoid_alpha_bar()(1000)
+    betas = torch.tensor(table, dtype=D)
+    bar = (1 - betas).cumprod(0)
+    snr = bar / (1 - bar)
+    kept = snr if cut is None else snr.clamp(max=cut)
+    loss = {"pred_v": kept / (snr + 1), "pred_x0": kept, "pred_noise": kept / snr}[objective]
+    buffers = {"betas": betas, "alphas_cumprod": bar, "sqrt_alphas_cumprod": bar.sqrt()}
+    buffers = {k: v.float() for k, v in (buffers | {"loss_weight": loss}).items()}
+    model = buffers | {f"model.{k}": torch.zeros_like(v) for k, v in w.items()}
+    ema = {f"ema_model.{k}": v for k, v in (buffers | {f"model.{k}": v for k, v in w.items()}).items()}
+    ema |= {f"online_model.{k}": v for k, v in model.items()}
+    ema |= {"initted": torch.tensor(True), "step": torch.tensor(5)}
+    entries = {"step": 5, "model": model, "opt": {"state": {}}, "ema": ema, "scaler": None}
+    torch.save(entries | {"version": "2.3.4"}, path)
+    return lambda x, t, told=None: lucid(w, x, t, told=told, **shape), bar
+
+
+@pytest.mark.parametrize(("objective", "cut"), [("pred_v", None), ("pred_noise", 5), ("pred_x0", 5)])
+@torch.no_grad()
+def test_lucidrains_is_its_formula(tmp_path, objective, cut):
+    net, bar = lucid_file(tmp_path / "model-1.pt", objective, cut)
+    loaded = import_model(tmp_path / "model-1.pt", "lucidrains", tmp_path / "r", said={"image_size": 8})
+    assert loaded.step == 5
+    for i in (0, 500, 900):
+        x, a = pictures(), bar[i].sqrt()
+        s = (1 - bar[i]).sqrt()
+        f = net(x, torch.full((2,), float(i), dtype=D))
+        expected = {"pred_v": a * x - s * f, "pred_noise": (x - s * f) / a, "pred_x0": f}[objective]
+        equal(x0_of(loaded.model, x, (i + 1) / 1000), expected)
+
+
+@torch.no_grad()
+def test_self_conditioning_of_lucidrains_is_told_the_estimate_of_the_same_state(tmp_path):
+    net, bar = lucid_file(tmp_path / "model-1.pt", self_condition=True)
+    model = import_model(tmp_path / "model-1.pt", "lucidrains", tmp_path / "r", said={"image_size": 8})
+    x, i = pictures(), 300
+    a, s, t = bar[i].sqrt(), (1 - bar[i]).sqrt(), torch.full((2,), float(i), dtype=D)
+    first = a * x - s * net(x, t, torch.zeros_like(x))
+    equal(x0_of(model.model, x, (i + 1) / 1000), a * x - s * net(x, t, first))
+
+
+# k-diffusion ------------------------------------------------------------------------------------
+
+V1 = {"features": 16, "depths": (1, 2), "widths": (32, 64), "attends": (1,)}
+
+
+@pytest.mark.parametrize(("patch", "slim"), [(1, False), (2, True)])
+@torch.no_grad()
+def test_k_diffusion_is_its_formula(tmp_path, patch, slim):
+    w, shape = Weights(), V1 | {"patch": patch, "variance": slim}
+    image_v1(w, torch.zeros(1, 3, 8, 8, dtype=D), torch.ones(1, dtype=D), **shape)
+    config = {
+        "model": {
+            "type": "image_v1", "input_channels": 3, "input_size": [8, 8], "mapping_out": 16,
+            "depths": [1, 2], "channels": [32, 64], "self_attn_depths": [False, True],
+            "sigma_data": 0.6, "sigma_min": 0.01, "sigma_max": 80, "patch_size": patch,
+            "has_variance": slim, "augment_wrapper": True,
+        }
+    }  # fmt: skip
+    state = {f"inner_model.{k}": v for k, v in w.items()}
+    state["inner_model.u_net.d_blocks.1.0.kernel"] = torch.ones(4, 4)
+    file = tmp_path / ("slim.safetensors" if slim else "name_00000100.pth")
+    if slim:
+        save_file(state, file, {"config": json.dumps(config)})
+    else:
+        zeros = {k: torch.zeros_like(v) for k, v in state.items()}
+        torch.save({"config": config, "model": zeros, "model_ema": state, "step": 100}, file)
+    loaded = import_model(file, "k_diffusion", tmp_path / "r")
+    for sigma in (0.01, 1.0, 80.0):
+        x, s = sigma * pictures(), torch.tensor(sigma, dtype=D)
+        n2 = s**2 + 0.36
+        f = image_v1(w, x / n2.sqrt(), s.expand(2), **shape)
+        equal(x0_of(loaded.model, x, sigma), 0.36 / n2 * x + s * 0.6 / n2.sqrt() * f)

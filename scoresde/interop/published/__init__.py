@@ -13,7 +13,7 @@ from typing import Any
 
 from scoresde.arguments import nearest
 from scoresde.data.file_kinds import kind_of
-from scoresde.interop.published import compvis, edm, guided, score_sde
+from scoresde.interop.published import compvis, edm, guided, k_diffusion, lucidrains, score_sde
 from scoresde.interop.published.compvis import Pipeline
 from scoresde.interop.published.file import Published, PublishedError, Said, read_file
 
@@ -25,6 +25,8 @@ _READERS: Mapping[str, tuple[Reader, Callable[[Mapping[str, Any]], bool]]] = Map
         "score_sde": (score_sde.read, score_sde.looks),
         "edm": (edm.read, edm.looks),
         "guided_diffusion": (guided.read, guided.looks),
+        "lucidrains": (lucidrains.read, lucidrains.looks),
+        "k_diffusion": (k_diffusion.read, k_diffusion.looks),
         "compvis": (compvis.read, compvis.looks),
     }
 )

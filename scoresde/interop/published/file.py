@@ -66,11 +66,11 @@ class Said:
 
     def __init__(self, source: Path, values: Mapping[str, Any]) -> None:
         self.source, self.asked, self.missing = source, set[str](), dict[str, str]()
-        self._values = dict(_leaves(values))
+        self.values = dict(_leaves(values))
 
     def __contains__(self, name: str) -> bool:
         self.asked.add(name)
-        return self._values.get(name) is not None
+        return self.values.get(name) is not None
 
     def get(self, name: str, default: Any) -> Any:
         """A value of the type of the default, or the default."""
@@ -82,6 +82,17 @@ class Said:
             return self._typed(name, kind)
         self.missing[name] = about
         return kind()
+
+    def flags(self, name: str, about: str) -> list[bool]:
+        """A list of true and false that has to be said."""
+        value = self.values.get(name) if name in self else None
+        if value is None:
+            self.missing[name] = about
+            return []
+        words = re.findall(r"[a-z0-9]+", str(value).lower())
+        if stray := [word for word in words if word not in ("true", "false", "1", "0")]:
+            raise PublishedError(f"{self.source}: {name}: need true and false, got {stray[0]}")
+        return [word in ("true", "1") for word in words]
 
     def complete(self) -> None:
         """Raise PublishedError if a value that was needed is missing, naming all of them."""
@@ -102,11 +113,11 @@ class Said:
 
     def only(self, name: str, allowed: Iterable[Any], why: str) -> None:
         """Raise PublishedError for a setting whose network is not known here."""
-        if name in self and (said := self._values[name]) not in tuple(allowed):
+        if name in self and (said := self.values[name]) not in tuple(allowed):
             raise PublishedError(f"{self.source}: {name}={said}: {why}")
 
     def _typed(self, name: str, kind: type) -> Any:
-        value = self._values[name]
+        value = self.values[name]
         try:
             if kind is bool:
                 if str(value).lower() not in ("true", "false"):
