@@ -71,7 +71,9 @@ class Remembering(nn.Module):
     Attention, arXiv 1812.01243.
     """
 
-    def __init__(self, channels: int, heads: int, each: int, linear: bool, memory: int = 4) -> None:
+    def __init__(
+        self, channels: int, heads: int, each: int, linear: bool, memory: int = 4
+    ) -> None:
         super().__init__()
         hidden = heads * each
         shape = (2, heads, each, memory) if linear else (2, heads, memory, each)
@@ -168,7 +170,9 @@ class LucidUNet(nn.Module):
                     Resnet(coarse + fine, coarse, vector),
                     Resnet(coarse + fine, coarse, vector),
                     remembering(coarse, i),
-                    nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(coarse, fine, 3, padding=1))
+                    nn.Sequential(
+                        nn.Upsample(scale_factor=2), nn.Conv2d(coarse, fine, 3, padding=1)
+                    )
                     if i > 0
                     else nn.Conv2d(coarse, fine, 3, padding=1),
                 ]

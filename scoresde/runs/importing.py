@@ -72,8 +72,10 @@ def import_model(
 def _write_folder(pipeline: published.Pipeline, out: Path, overwrite: bool) -> None:
     """Write a folder of diffusers beside its place, then move it there."""
     if out.exists() and not (overwrite and (out / "model_index.json").is_file()):
-        raise ValueError(f"{out}: exists; replace a folder of diffusers by overwrite=True, or "
-                         "give another folder")
+        raise ValueError(
+            f"{out}: exists; replace a folder of diffusers by overwrite=True, or "
+            "give another folder"
+        )
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:

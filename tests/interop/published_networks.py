@@ -459,7 +459,9 @@ def image_v1(w, x, sigma, *, features, depths, widths, attends, patch=1, varianc
     assert weight.shape[1] == 1
 
     def norm(name, h, groups):
-        scale, shift = w.linear(f"{name}.mapper", cond, 2 * h.shape[1])[:, :, None, None].chunk(2, 1)
+        scale, shift = w.linear(f"{name}.mapper", cond, 2 * h.shape[1])[:, :, None, None].chunk(
+            2, 1
+        )
         return F.group_norm(h, groups, eps=1e-5) * (scale + 1) + shift
 
     def res(name, h, middle, out):
@@ -495,7 +497,11 @@ def image_v1(w, x, sigma, *, features, depths, widths, attends, patch=1, varianc
                 place += 1
         return h
 
-    h, skips, last = w.conv("proj_in", F.pixel_unshuffle(x, patch), widths[0], 1), [], len(widths) - 1
+    h, skips, last = (
+        w.conv("proj_in", F.pixel_unshuffle(x, patch), widths[0], 1),
+        [],
+        len(widths) - 1,
+    )
     for i, c in enumerate(widths):
         h = layers(f"u_net.d_blocks.{i}", filtered_by(h, False) if i else h, i, c, 1)
         skips.append(h)

@@ -8,11 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 import scoresde as ss
-from scoresde.interop.published import PublishedError, read
 from scoresde.runs.importing import import_model
-from tests.interop.published_networks import (
-    Weights, edm_unet, guided, image_v1, lucid, ncsnpp
-)
+from tests.interop.published_networks import Weights, edm_unet, guided, image_v1, lucid, ncsnpp
 
 D = torch.float64
 
@@ -275,7 +272,9 @@ def lucid_file(path, objective="pred_v", cut=None, self_condition=False, out=3):
     buffers = {"betas": betas, "alphas_cumprod": bar, "sqrt_alphas_cumprod": bar.sqrt()}
     buffers = {k: v.float() for k, v in (buffers | {"loss_weight": loss}).items()}
     model = buffers | {f"model.{k}": torch.zeros_like(v) for k, v in w.items()}
-    ema = {f"ema_model.{k}": v for k, v in (buffers | {f"model.{k}": v for k, v in w.items()}).items()}
+    ema = {
+        f"ema_model.{k}": v for k, v in (buffers | {f"model.{k}": v for k, v in w.items()}).items()
+    }
     ema |= {f"online_model.{k}": v for k, v in model.items()}
     ema |= {"initted": torch.tensor(True), "step": torch.tensor(5)}
     entries = {"step": 5, "model": model, "opt": {"state": {}}, "ema": ema, "scaler": None}
@@ -283,24 +282,32 @@ def lucid_file(path, objective="pred_v", cut=None, self_condition=False, out=3):
     return lambda x, t, told=None: lucid(w, x, t, told=told, **shape), bar
 
 
-@pytest.mark.parametrize(("objective", "cut"), [("pred_v", None), ("pred_noise", 5), ("pred_x0", 5)])
+@pytest.mark.parametrize(
+    ("objective", "cut"), [("pred_v", None), ("pred_noise", 5), ("pred_x0", 5)]
+)
 @torch.no_grad()
 def test_lucidrains_is_its_formula(tmp_path, objective, cut):
     net, bar = lucid_file(tmp_path / "model-1.pt", objective, cut)
-    loaded = import_model(tmp_path / "model-1.pt", "lucidrains", tmp_path / "r", said={"image_size": 8})
+    loaded = import_model(
+        tmp_path / "model-1.pt", "lucidrains", tmp_path / "r", said={"image_size": 8}
+    )
     assert loaded.step == 5
     for i in (0, 500, 900):
         x, a = pictures(), bar[i].sqrt()
         s = (1 - bar[i]).sqrt()
         f = net(x, torch.full((2,), float(i), dtype=D))
-        expected = {"pred_v": a * x - s * f, "pred_noise": (x - s * f) / a, "pred_x0": f}[objective]
+        expected = {"pred_v": a * x - s * f, "pred_noise": (x - s * f) / a, "pred_x0": f}[
+            objective
+        ]
         equal(x0_of(loaded.model, x, (i + 1) / 1000), expected)
 
 
 @torch.no_grad()
 def test_self_conditioning_of_lucidrains_is_told_the_estimate_of_the_same_state(tmp_path):
     net, bar = lucid_file(tmp_path / "model-1.pt", self_condition=True)
-    model = import_model(tmp_path / "model-1.pt", "lucidrains", tmp_path / "r", said={"image_size": 8})
+    model = import_model(
+        tmp_path / "model-1.pt", "lucidrains", tmp_path / "r", said={"image_size": 8}
+    )
     x, i = pictures(), 300
     a, s, t = bar[i].sqrt(), (1 - bar[i]).sqrt(), torch.full((2,), float(i), dtype=D)
     first = a * x - s * net(x, t, torch.zeros_like(x))

@@ -54,7 +54,10 @@ def state_of(unet, codec, ema=True):
         if ema:
             found["model_ema." + whole.removeprefix("model.").replace(".", "")] = value
     if ema:
-        found |= {"model_ema.decay": torch.tensor(0.9999), "model_ema.num_updates": torch.tensor(3)}
+        found |= {
+            "model_ema.decay": torch.tensor(0.9999),
+            "model_ema.num_updates": torch.tensor(3),
+        }
     return found | {f"first_stage_model.{k}": v for k, v in codec.w.items()}
 
 
@@ -122,12 +125,16 @@ class OpenClip:
             at = f"model.transformer.resblocks.{i}"
             before = h
             y = self.norm(f"{at}.ln_1", h)
-            qkv = y @ w(f"{at}.attn.in_proj_weight", 3 * c, c).T + w(f"{at}.attn.in_proj_bias", 3 * c)
+            qkv = y @ w(f"{at}.attn.in_proj_weight", 3 * c, c).T + w(
+                f"{at}.attn.in_proj_bias", 3 * c
+            )
             q, k, v = (z.unflatten(-1, (self.heads, -1)).transpose(1, 2) for z in qkv.chunk(3, -1))
             weights = (q @ k.mT / math.sqrt(c // self.heads) + later).softmax(-1)
             y = (weights @ v).transpose(1, 2).flatten(2)
             h = h + w.linear(f"{at}.attn.out_proj", y, c)
-            y = torch.nn.functional.gelu(w.linear(f"{at}.mlp.c_fc", self.norm(f"{at}.ln_2", h), 4 * c))
+            y = torch.nn.functional.gelu(
+                w.linear(f"{at}.mlp.c_fc", self.norm(f"{at}.ln_2", h), 4 * c)
+            )
             h = h + w.linear(f"{at}.mlp.c_proj", y, c)
         return self.norm("model.ln_final", before)
 
@@ -179,7 +186,9 @@ def test_stable_diffusion_is_its_formula(diffusers, tmp_path, kind):
 def test_what_is_not_in_the_file_is_asked_for(tmp_path):
     unet, codec = parts(torch.zeros(1, 5, 32, dtype=D))
     torch.save({"state_dict": state_of(unet, codec)}, tmp_path / "sd.ckpt")
-    with pytest.raises(ValueError, match=r"num_head_channels.*image_size.*parameterization.*scale_f"):
+    with pytest.raises(
+        ValueError, match=r"num_head_channels.*image_size.*parameterization.*scale_f"
+    ):
         read(tmp_path / "sd.ckpt", "compvis")
 
 

@@ -16,6 +16,7 @@ from scoresde.data.file_kinds import kind_of
 from scoresde.interop.published import compvis, edm, guided, k_diffusion, lucidrains, score_sde
 from scoresde.interop.published.compvis import Pipeline
 from scoresde.interop.published.file import Published, PublishedError, Said, read_file
+from scoresde.training.safe_files import DAMAGE, CheckpointError, brief
 
 __all__ = ["FORMATS", "Pipeline", "Published", "PublishedError", "Said", "read"]
 
@@ -55,7 +56,7 @@ def read(
     if program == "edm" and path.is_file() and "pickle" in kind_of(path):
         raise PublishedError(
             f"{path}: a Python pickle, which is never opened, since it could run code; where EDM "
-            f"is installed, convert it by\n{edm.RECIPE}"
+            f"is installed, convert it by: {edm.RECIPE}"
         )
     metadata, contents = read_file(path)
     if not looks(contents):
@@ -63,7 +64,14 @@ def read(
         remedy = f"it looks like {alike[0]}: give --from {alike[0]}" if alike else "check the file"
         raise PublishedError(f"{path}: not a checkpoint of {program}; {remedy}")
     known = Said(path, {"settings": settings or {}, "said": said or {}})
-    found = reader(path, metadata, contents, known)
+    try:
+        found = reader(path, metadata, contents, known)
+    except (PublishedError, CheckpointError):
+        raise
+    except DAMAGE as error:
+        raise PublishedError(
+            f"{path}: damaged, or not of {program} ({brief(error)}); use an intact copy"
+        ) from error
     if stray := [name for name in said or {} if name not in known.asked]:
         raise PublishedError(f"{stray[0]}: means nothing here; {nearest(stray[0], known.asked)}")
     return found

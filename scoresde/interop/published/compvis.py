@@ -58,7 +58,9 @@ def looks(contents: Mapping[str, Any]) -> bool:
     return isinstance(inner, Mapping) and f"{UNET}input_blocks.0.0.weight" in inner
 
 
-def read(path: Path, metadata: Mapping[str, str], contents: dict[str, Any], said: Said) -> Pipeline:
+def read(
+    path: Path, metadata: Mapping[str, str], contents: dict[str, Any], said: Said
+) -> Pipeline:
     """A checkpoint, with the averaged weights if it has them. Raises PublishedError."""
     state = contents.get("state_dict", contents)
     state = {str(k): v for k, v in state.items() if isinstance(v, Tensor)}
@@ -131,7 +133,9 @@ def averaged(path: Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if name.startswith(UNET):
             average = "model_ema." + name.removeprefix("model.").replace(".", "")
             if average not in state:
-                raise PublishedError(f"{path}: has averages, but not {average}; use an intact copy")
+                raise PublishedError(
+                    f"{path}: has averages, but not {average}; use an intact copy"
+                )
             found[name] = state[average]
     return found
 
@@ -164,7 +168,10 @@ def _scheduler(
             found["trained_betas"] = betas.tolist()
         found["num_train_timesteps"] = n
     else:
-        found |= {"beta_schedule": "scaled_linear", "num_train_timesteps": said.get("timesteps", 1000)}
+        found |= {
+            "beta_schedule": "scaled_linear",
+            "num_train_timesteps": said.get("timesteps", 1000),
+        }
         for name, key in (("linear_start", "beta_start"), ("linear_end", "beta_end")):
             found[key] = said.need(name, float, "end of its table of betas")
     kinds = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}

@@ -23,18 +23,21 @@ from scoresde.interop.published.file import (
     PublishedError,
     Said,
     classes,
-    trained,
     matrix,
     picture,
     swapped,
+    trained,
 )
 
-RECIPE = """\
-import json, pickle, safetensors.torch
-net = pickle.load(open("network-snapshot.pkl", "rb"))["ema"]
-about = json.dumps({"class": type(net).__name__, **net.init_kwargs})
-tensors = {k: v.contiguous() for k, v in net.state_dict().items()}
-safetensors.torch.save_file(tensors, "edm.safetensors", {"init": about})"""
+RECIPE = "; ".join(
+    (
+        "import json, pickle, safetensors.torch as st",
+        'net = pickle.load(open("network-snapshot.pkl", "rb"))["ema"]',
+        'init = json.dumps({"class": type(net).__name__, **net.init_kwargs})',
+        "tensors = {k: v.contiguous() for k, v in net.state_dict().items()}",
+        'st.save_file(tensors, "edm.safetensors", {"init": init})',
+    )
+)
 """Converts a .pkl, where EDM is installed."""
 
 SONG = {
@@ -67,7 +70,7 @@ def read(
 ) -> Published:
     """A converted file. Raises PublishedError."""
     if "init" in metadata:
-        said = Said(path, json.loads(metadata["init"]))
+        said.fill(json.loads(metadata["init"]))
     kind = said.need("class", str, "EDMPrecond, VPPrecond, VEPrecond or iDDPMPrecond")
     size = said.need("img_resolution", int, "side of the pictures")
     channels = said.need("img_channels", int, "channels of the pictures")

@@ -72,6 +72,10 @@ class Said:
         self.asked.add(name)
         return self.values.get(name) is not None
 
+    def fill(self, values: Mapping[str, Any]) -> None:
+        """Add values of the file to those that are said, which take precedence."""
+        self.values = dict(_leaves(values)) | self.values
+
     def get(self, name: str, default: Any) -> Any:
         """A value of the type of the default, or the default."""
         return self._typed(name, type(default)) if name in self else default
@@ -201,14 +205,12 @@ def read_file(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
     kind = kind_of(path)
     if kind == "a safetensors file":
         return read_safetensors(path)
-    if kind != "a PyTorch file (.pt)":
+    if kind not in ("a PyTorch file (.pt)", "a damaged zip archive"):
         raise PublishedError(f"{path}: {kind}, not a checkpoint; {RECIPE}")
-    known = [
-        *(np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.float32))),
-        type(np.dtype(np.int64)),
-        (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
-        (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),
-    ]
+    # Numbers of numpy, as a trainer stores its best loss.
+    scalar, *_ = np.float64(0).__reduce__()
+    known: list[Any] = [np.dtype, *(type(np.dtype(kind)) for kind in "dfiqlb?")]
+    known += [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
     try:
         with torch.serialization.safe_globals(known):
             found = read_zip(path)

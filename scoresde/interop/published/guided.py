@@ -21,11 +21,11 @@ from scoresde.interop.published.file import (
     PublishedError,
     Said,
     classes,
-    trained,
     matrix,
     numbered,
     picture,
     swapped,
+    trained,
 )
 
 FIRST = "input_blocks.0.0.weight"
@@ -96,7 +96,9 @@ def shape_of(moved: Moved) -> dict[str, Any]:
             "one that enlarges pictures; only models of whole pictures are read"
         )
     levels = levels_of(moved)
-    widths = [moved.shape(f"output_blocks.{level[0]}.0.out_layers.3.weight")[0] for level in levels]
+    widths = [
+        moved.shape(f"output_blocks.{level[0]}.0.out_layers.3.weight")[0] for level in levels
+    ]
     if any(width % stem for width in widths):
         raise PublishedError(
             f"{moved.source}: the widths {widths} of its levels are no multiples of the first, "

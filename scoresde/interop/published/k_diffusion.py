@@ -30,13 +30,15 @@ def looks(contents: Mapping[str, Any]) -> bool:
     )
 
 
-def read(path: Path, metadata: Mapping[str, str], contents: dict[str, Any], said: Said) -> Published:
+def read(
+    path: Path, metadata: Mapping[str, str], contents: dict[str, Any], said: Said
+) -> Published:
     """A checkpoint, with the averaged weights if it has them. Raises PublishedError."""
     config = contents.get("config")
     if "config" in metadata:
         config = json.loads(metadata["config"])
     if isinstance(config, Mapping):
-        said = Said(path, {"": config.get("model", {}), "file": said.values})
+        said.fill(config.get("model", {}))
     state = contents.get("model_ema", contents.get("model", contents))
     moved = Moved(path, {str(k).removeprefix("inner_model."): v for k, v in state.items()})
     kind = said.need("type", str, "model.type of its configuration, image_v1")

@@ -37,7 +37,9 @@ def looks(contents: Mapping[str, Any]) -> bool:
     return isinstance(model, Mapping) and "model.init_conv.weight" in model
 
 
-def read(path: Path, metadata: Mapping[str, str], contents: dict[str, Any], said: Said) -> Published:
+def read(
+    path: Path, metadata: Mapping[str, str], contents: dict[str, Any], said: Said
+) -> Published:
     """A checkpoint, with the averaged weights if it has them. Raises PublishedError."""
     plain, ema = dict(contents["model"]), contents.get("ema")
     if isinstance(ema, Mapping) and ema:
@@ -176,9 +178,7 @@ def _moved(moved: Moved, width: int, channels: int, beside: bool) -> dict[str, T
     """The state dict, whose names are theirs."""
     if beside:  # the estimate comes first there
         weight = moved.left["init_conv.weight"]
-        moved.left["init_conv.weight"] = torch.cat(
-            [weight[:, channels:], weight[:, :channels]], 1
-        )
+        moved.left["init_conv.weight"] = torch.cat([weight[:, channels:], weight[:, :channels]], 1)
     half = width // 2
     ramp = torch.arange(half) * -(torch.tensor(10000.0).double().log().item() / (half - 1))
     moved.found["time_mlp.0.frequencies"] = torch.exp(ramp)
