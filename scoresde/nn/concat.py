@@ -77,9 +77,9 @@ class ConcatUNet(nn.Module):
 
     Resolution i has ``width * multipliers[i]`` channels on ceil(H / 2^i) x ceil(W / 2^i) pixels,
     ``blocks`` residual blocks in the encoder and one more in the decoder, each of which takes one
-    map of the encoder. Residual blocks, or convolutions, change the size; a doubled map is cropped to the size of
-    the encoder map. Encoder and decoder are connected by two blocks with attention between them.
-    The output is initially zero. Raises ValueError for sizes that do not fit. DDPM, arXiv
+    map of the encoder. Residual blocks, or convolutions, change the size; a doubled map is cropped
+    to the size of the encoder map. Encoder and decoder are connected by two blocks with attention
+    between them. The output is initially zero. Raises ValueError for sizes that do not fit. DDPM, arXiv
     2006.11239, appendix B.
 
     Args:

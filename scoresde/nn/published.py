@@ -60,8 +60,9 @@ class Resnet(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         scale, shift = self.mlp(condition)[:, :, None, None].chunk(2, dim=1)
-        h: Tensor = self.block2(self.block1(x, scale, shift))
-        return h + self.res_conv(x)
+        h = self.block2(self.block1(x, scale, shift))
+        out: Tensor = h + self.res_conv(x)
+        return out
 
 
 class Remembering(nn.Module):
@@ -250,8 +251,8 @@ class ResConv(nn.Module):
         self.skip = nn.Identity() if into == out else nn.Conv2d(into, out, 1, bias=False)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        h: Tensor = self.main(x, condition)
-        return h + self.skip(x)
+        out: Tensor = self.main(x, condition) + self.skip(x)
+        return out
 
 
 class PixelAttention(nn.Module):

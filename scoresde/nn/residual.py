@@ -152,7 +152,7 @@ class Style:
 class Strided(nn.Sequential):
     """Layers that change the size and are not told the condition. DDPM, arXiv 2006.11239."""
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:  # type: ignore[override]
         result: Tensor = super().forward(x)
         return result
 

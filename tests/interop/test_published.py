@@ -122,7 +122,8 @@ def edm_file(path, init, shape):
     }
     if "classes" in shape:
         about["label_dim"] = shape["classes"]
-    save_file({k: v.float().contiguous() for k, v in tensors.items()}, path, {"init": json.dumps(about | init)})  # fmt: skip
+    tensors = {k: v.float().contiguous() for k, v in tensors.items()}
+    save_file(tensors, path, {"init": json.dumps(about | init)})
     return lambda x, noise, label=None: edm_unet(w, x, noise, label, **shape)
 
 

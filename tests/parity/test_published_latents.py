@@ -1,4 +1,4 @@
-"""Checkpoints of CompVis, made here in their layout, as folders of diffusers: against its formulas."""
+"""Checkpoints of CompVis, made here in their layout, as folders of diffusers."""
 
 import math
 import warnings
@@ -196,5 +196,5 @@ def test_averages_that_are_missing_are_named(tmp_path):
     state = state_of(*parts())
     del state["model_ema.diffusion_modelout2weight"]
     torch.save({"state_dict": state}, tmp_path / "model.ckpt")
-    with pytest.raises(ValueError, match="has averages, but not model_ema.diffusion_modelout2w"):
+    with pytest.raises(ValueError, match=r"has averages, but not model_ema\.diffusion_modelout2w"):
         read(tmp_path / "model.ckpt", "compvis", None, {"num_head_channels": 32})

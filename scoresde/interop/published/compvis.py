@@ -238,7 +238,9 @@ def _unet_config(path: Path, moved: Moved, said: Said) -> dict[str, Any]:
             # Its name says head_dim, and it is the number of heads.
             "attention_head_dim": [w // each for w in widths] if by_width else heads,
         }
-    elif by_width or len({w for w, a in zip(widths, [*attends[:-1], True]) if a}) == 1:
+    elif (
+        by_width or len({w for w, a in zip(widths, [*attends[:-1], True], strict=True) if a}) == 1
+    ):
         found["attention_head_dim"] = each if by_width else widths[-1] // heads
     else:
         raise PublishedError(

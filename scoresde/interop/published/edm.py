@@ -210,7 +210,7 @@ def _moved(
         # Theirs is ordered by head, channel and, innermost, q, k, v.
         x = matrix(x)
         heads = 1 if song else len(x) // 192
-        return x.unflatten(0, (heads, -1, 3)).movedim(2, 0).flatten(0, 2)
+        return torch.unflatten(x, 0, (heads, -1, 3)).movedim(2, 0).flatten(0, 2)
 
     def block(ours: str, theirs: str, attends: str | None = None) -> None:
         conditioned = "shift" if song else "modulation"

@@ -208,7 +208,7 @@ def read_file(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
     if kind not in ("a PyTorch file (.pt)", "a damaged zip archive"):
         raise PublishedError(f"{path}: {kind}, not a checkpoint; {RECIPE}")
     # Numbers of numpy, as a trainer stores its best loss.
-    scalar, *_ = np.float64(0).__reduce__()
+    scalar = np.float64(0).__reduce__()[0]
     known: list[Any] = [np.dtype, *(type(np.dtype(kind)) for kind in "dfiqlb?")]
     known += [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
     try:

@@ -179,7 +179,7 @@ def moved_unet(
         if ordered:
             return x
         n = heads(len(x) // 3)
-        return x.unflatten(0, (n, 3, -1)).transpose(0, 1).flatten(0, 2)
+        return torch.unflatten(x, 0, (n, 3, -1)).transpose(0, 1).flatten(0, 2)
 
     def residual(ours: str, theirs: str) -> None:
         conditioned = "modulation" if network["modulated"] else "shift"
