@@ -79,8 +79,8 @@ class ConcatUNet(nn.Module):
     ``blocks`` residual blocks in the encoder and one more in the decoder, each of which takes one
     map of the encoder. Residual blocks, or convolutions, change the size; a doubled map is cropped
     to the size of the encoder map. Encoder and decoder are connected by two blocks with attention
-    between them. The output is initially zero. Raises ValueError for sizes that do not fit. DDPM, arXiv
-    2006.11239, appendix B.
+    between them. The output is initially zero. Raises ValueError for sizes that do not fit. DDPM,
+    arXiv 2006.11239, appendix B.
 
     Args:
         channels: channels of the input.
