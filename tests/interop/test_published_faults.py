@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from scoresde.cli.main import main
@@ -228,6 +229,13 @@ def test_the_command_writes_a_run_that_samples(tmp_path, guided, capsys):
     assert main(drawing) == 0
     assert main(["import", str(guided), "--from", "guided_diffusion", "--out", out, *flags]) == 2
     assert "holds a run" in capsys.readouterr().err
+    pixels = (np.random.default_rng(0).random((12, 8, 8, 3)) * 256).astype(np.uint8)
+    (tmp_path / "pictures").mkdir()
+    for i, each in enumerate(pixels):
+        Image.fromarray(each).save(tmp_path / "pictures" / f"{i}.png")
+    going_on = ["train", "--config", f"{out}/config.yaml", "--out", out, "--resume"]
+    assert main([*going_on, "--data.path", str(tmp_path / "pictures")]) == 2
+    assert "imported from another program, without the state" in capsys.readouterr().err
     (tmp_path / "flags.json").write_text(json.dumps(FLAGS | {"batch_size": 4}))
     again = ["--settings", str(tmp_path / "flags.json"), "--overwrite"]
     assert main(["import", str(guided), "--from", "guided_diffusion", "--out", out, *again]) == 0

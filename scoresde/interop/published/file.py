@@ -224,9 +224,12 @@ def read_file(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
     return {}, found
 
 
-def picture(name: str, channels: int, size: int, **known: Any) -> DataDescription:
-    """The description of square pictures in [-1, 1]."""
-    return DataDescription(name, (channels, size, size), **{"scaling": PICTURES} | known)
+def picture(
+    name: str, channels: int, size: int | tuple[int, int], **known: Any
+) -> DataDescription:
+    """The description of pictures in [-1, 1], square or of height and width."""
+    sides = (size, size) if isinstance(size, int) else size
+    return DataDescription(name, (channels, *sides), PICTURES, **known)
 
 
 def trained(classes: int | None, dropout: float, levels: int | None = None) -> dict[str, Any]:

@@ -65,8 +65,7 @@ def read(
     moved.layer("mapping.0", "mapping.0", swapped)  # cosines come first there
     for name in list(moved.left):
         moved.found[name] = moved.take(name)
-    sides = (size * 2)[:2]
-    data = picture(path.stem, channels, sides[0], std=said.get("sigma_data", 1.0))
+    data = picture(path.stem, channels, tuple((size * 2)[:2]), std=said.get("sigma_data", 1.0))
     return Published(
         {
             "sde": {"kind": "edm", "t_min": low, "t_eps": low, "t_max": high},
