@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from scoresde.cli.options import ImportOptions
+from scoresde.runs.folder import RunFolder
 from scoresde.runs.importing import import_model
 from scoresde.runs.stored import page, stored
 
@@ -26,7 +27,8 @@ def run(options: ImportOptions, overrides: Mapping[str, Any]) -> int:
         said=said,
         overwrite=options.overwrite,
     )
-    print(page(stored(options.out)))
+    if RunFolder(options.out).is_run():  # else a folder of diffusers
+        print(page(stored(options.out)))
     print(f"read from {options.file}; every command takes --checkpoint {options.out}")
     for note in loaded.notes:
         print(note)
