@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from scoresde.runs.draw import draw
     from scoresde.runs.edit import edit
     from scoresde.runs.evaluate import evaluate
+    from scoresde.runs.importing import import_model
     from scoresde.runs.infer import infer
     from scoresde.runs.load import load
     from scoresde.runs.load_codec import load_codec
@@ -57,6 +58,7 @@ __all__ = [
     "draw",
     "edit",
     "evaluate",
+    "import_model",
     "infer",
     "load",
     "load_classifier",
@@ -83,6 +85,7 @@ _HOMES = {
     "runs.draw": ("draw",),
     "runs.edit": ("edit",),
     "runs.evaluate": ("evaluate",),
+    "runs.importing": ("import_model",),
     "runs.infer": ("infer",),
     "runs.load": ("load",),
     "runs.load_codec": ("load_codec",),

@@ -33,7 +33,7 @@ class Index:
         between: the fraction is one of t, or of lam.
     """
 
-    levels: Count
+    levels: Count = 1000
     nearest: bool = False
     between: Literal["t", "lam"] = "t"
 

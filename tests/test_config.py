@@ -82,6 +82,8 @@ class TestFiles:
         changes = {f"{path}.kind": kind, "conditional": "true"}
         if path == "sde.table":
             changes = {"sde.kind": "discrete_vp"} | changes
+        if path.startswith("parameterization."):
+            changes = {"parameterization.kind": "informed"} | changes
         if kind == "given":
             changes |= {"sde.levels": 3, "sde.table.betas": "0.1,0.2,0.4"}
         if path == "train.objective":

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import scoresde
-from scoresde.cli.main import COMMANDS
+from scoresde.cli.main import COMMANDS, module_of
 
 ROOT = Path(scoresde.__file__).parent
 THEORY = {"sde", "coordinates", "denoiser", "parameterization", "conditions"}
@@ -86,7 +86,7 @@ def test_losses_and_times_know_only_the_theory():
 
 
 def test_no_command_imports_another():
-    modules = {name.replace("-", "_") for name in COMMANDS}
+    modules = set(map(module_of, COMMANDS))
     for name in modules:
         leaned_on = imports(ROOT / "cli" / f"{name}.py")
         assert not {f"cli.{other}" for other in modules - {name}} & {

@@ -27,6 +27,7 @@ class Listing(NamedTuple):
 LISTINGS = {
     "processes": Listing("sde.kind", registry.SDES),
     "parameterizations": Listing("parameterization.kind", registry.PARAMETERIZATIONS),
+    "coordinates": Listing("parameterization.told.kind", registry.COORDINATES),
     "networks": Listing("network.kind", registry.NETWORKS),
     "autoencoders": Listing("autoencoder.kind", registry.AUTOENCODERS),
     "discriminators": Listing("discriminator.kind", registry.DISCRIMINATORS),

@@ -6,6 +6,7 @@ imported only after the flags have been checked.
 
 from __future__ import annotations
 
+import keyword
 import os
 import re
 import sys
@@ -22,7 +23,7 @@ MISSING_FILES = (FileNotFoundError, NotADirectoryError, IsADirectoryError, Permi
 class Command(NamedTuple):
     """A command: its summary, options class and sections of the configuration ``schema``.
 
-    The module ``scoresde.cli.<name>``, with _ for -, defines its ``run(options, overrides)``.
+    The module ``module_of(name)`` of ``scoresde.cli`` defines its ``run(options, overrides)``.
     """
 
     summary: str
@@ -72,8 +73,14 @@ COMMANDS = {
     ),
     "compare": Command("compare samplers on a trained model: error and calls", "CompareOptions"),
     "verify": Command("measure the order of every sampler", "VerifyOptions"),
+    "import": Command("read a published checkpoint of another program", "ImportOptions"),
     "info": Command("list the available names, or describe a run", "InfoOptions"),
 }
+
+
+def module_of(name: str) -> str:
+    """The module of a command: its name with _ for -, and behind a keyword of Python."""
+    return f"{name.replace('-', '_')}{'_' * keyword.iskeyword(name)}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -117,7 +124,7 @@ def _dispatch(arguments: list[str]) -> int:
         getattr(options, command.options), rest, f"scoresde {name}", command.sections, schema
     )
     run: Callable[[Any, dict[str, Any]], int] = import_module(
-        f"scoresde.cli.{name.replace('-', '_')}"
+        f"scoresde.cli.{module_of(name)}"
     ).run
     return run(found, overrides)
 

@@ -409,6 +409,32 @@ class EvaluateOptions(WeightOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImportOptions:
+    """Read a published checkpoint of another program, and write it as a run.
+
+    Args:
+        file: checkpoint, a torch file or .safetensors; nothing in it is run.
+        program: program that wrote it; compvis is that of latent and Stable Diffusion.
+        out: folder to write; every command reads it as --checkpoint.
+        settings: JSON or YAML file of the hyper-parameters that the checkpoint does not hold.
+        set: one of them, once for each.
+        overwrite: replace the run in the folder.
+        debug: print the traceback of an error.
+    """
+
+    file: Annotated[Path, "positional"]
+    program: Annotated[
+        Literal["score_sde", "edm", "guided_diffusion", "lucidrains", "k_diffusion", "compvis"],
+        "from",
+    ]
+    out: Path
+    settings: Path | None = None
+    set: Annotated[tuple[str, ...], "repeated"] = ()
+    overwrite: bool = False
+    debug: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class InfoOptions:
     """List every available name, or describe a trained model and its data.
 

@@ -15,6 +15,7 @@ from scoresde.nn.embeddings import (
 from scoresde.nn.levels import LevelMean
 from scoresde.nn.mlp import MLP
 from scoresde.nn.presets import adm, ddpmpp, ncsnpp
+from scoresde.nn.published import ImageV1, LucidUNet
 from scoresde.nn.unet import UNet
 
 __all__ = [
@@ -27,8 +28,10 @@ __all__ = [
     "CrossAttention",
     "DiT",
     "ImageClassifier",
+    "ImageV1",
     "LateConditioning",
     "LevelMean",
+    "LucidUNet",
     "Sinusoids",
     "UNet",
     "VectorClassifier",

@@ -20,14 +20,19 @@ class GroupNorm(nn.GroupNorm):
 
         y = weight (x - mean) / sqrt(var + eps) + bias
 
-    Mean and variance are over a group of channels of one sample. The number of groups is the
-    largest divisor of C that is at most 32 and at most C / 4, or 1. Group Normalization, arXiv
-    1803.08494.
+    Mean and variance are over a group of channels of one sample. By default the number of groups
+    is the largest divisor of C that is at most 32 and at most C / 4, or 1. Raises ValueError for
+    ``groups`` that do not divide C. Group Normalization, arXiv 1803.08494.
     """
 
-    def __init__(self, channels: int, *, affine: bool = True, eps: float = 1e-5) -> None:
-        limit = max(1, min(32, channels // 4))
-        groups = next(n for n in range(limit, 0, -1) if channels % n == 0)
+    def __init__(
+        self, channels: int, *, affine: bool = True, eps: float = 1e-5, groups: int | None = None
+    ) -> None:
+        if groups is None:
+            limit = max(1, min(32, channels // 4))
+            groups = next(n for n in range(limit, 0, -1) if channels % n == 0)
+        elif channels % groups:
+            raise ValueError(f"groups={groups} does not divide the {channels} channels of a norm")
         super().__init__(groups, channels, eps, affine)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -97,7 +102,8 @@ class ResidualImage(nn.Module):
 class SelfAttention(nn.Module):
     """x + project(attention(norm(x))) over the pixels of (B, C, H, W).
 
-    The projection is initially zero; ``merge`` may replace the sum; ``eps`` belongs to the norm.
+    The projection is initially zero; ``merge`` may replace the sum; ``eps`` and ``groups`` belong
+    to the norm.
     Raises ValueError unless heads divides the channels. Attention Is All You Need, arXiv
     1706.03762, eq. 1.
     """
@@ -109,6 +115,7 @@ class SelfAttention(nn.Module):
         heads: int,
         merge: Callable[[Tensor, Tensor], Tensor] = torch.add,
         eps: float = 1e-5,
+        groups: int | None = None,
     ) -> None:
         super().__init__()
         if heads < 1 or channels % heads:
@@ -116,7 +123,7 @@ class SelfAttention(nn.Module):
                 f"heads={heads} does not divide the {channels} channels to attend over"
             )
         self.heads, self.merge = heads, merge
-        self.norm = GroupNorm(channels, eps=eps)
+        self.norm = GroupNorm(channels, eps=eps, groups=groups)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.project = zeroed(nn.Linear(channels, channels))
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scoresde.arguments import Count, Natural, check
-from scoresde.nn.blocks import GroupNorm, run
+from scoresde.nn.blocks import run
 from scoresde.nn.resample import DownConv
 from scoresde.nn.residual import Residual, Style
 from scoresde.nn.told import Told, attending, beside, require_context
@@ -44,11 +44,11 @@ class Cell(nn.Module):
 
 
 class Descent(nn.Module):
-    """Halve the resolution by a residual block; the picture is unchanged."""
+    """Halve the resolution as the style does; the picture is unchanged."""
 
     def __init__(self, channels: int, style: Style) -> None:
         super().__init__()
-        self.block = Residual(channels, channels, style, style.resampling.down)
+        self.block = style.down(channels)
 
     def forward(self, h: Tensor, picture: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         return self.block(h, condition), picture
@@ -77,10 +77,10 @@ class ConcatUNet(nn.Module):
 
     Resolution i has ``width * multipliers[i]`` channels on ceil(H / 2^i) x ceil(W / 2^i) pixels,
     ``blocks`` residual blocks in the encoder and one more in the decoder, each of which takes one
-    map of the encoder. Residual blocks change the size; a doubled map is cropped to the size of
-    the encoder map. Encoder and decoder are connected by two blocks with attention between them.
-    The output is initially zero. Raises ValueError for sizes that do not fit. DDPM, arXiv
-    2006.11239, appendix B.
+    map of the encoder. Residual blocks, or convolutions, change the size; a doubled map is cropped
+    to the size of the encoder map. Encoder and decoder are connected by two blocks with attention
+    between them. The output is initially zero. Raises ValueError for sizes that do not fit. DDPM,
+    arXiv 2006.11239, appendix B.
 
     Args:
         channels: channels of the input.
@@ -129,10 +129,8 @@ class ConcatUNet(nn.Module):
             Cell(widths[-1], widths[-1], style, attends=first) for first in (True, False)
         )
         self.decoder = _decoder(style, width, widths, blocks, attends, attend_once)
-        self.ascents = nn.ModuleList(
-            Residual(c, c, style, style.resampling.up) for c in reversed(widths[1:])
-        )
-        self.norm = GroupNorm(widths[0], eps=style.eps)
+        self.ascents = nn.ModuleList(style.up(c) for c in reversed(widths[1:]))
+        self.norm = style.norm(widths[0])
         self.head = head(widths[0], channels, outputs)
 
     def forward(

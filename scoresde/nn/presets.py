@@ -6,7 +6,7 @@ from scoresde.arguments import Count, Even, Fraction, Natural, Positive, check
 from scoresde.nn.concat import ConcatUNet
 from scoresde.nn.embeddings import Conditioning, LateConditioning
 from scoresde.nn.resample import Resampling, fir
-from scoresde.nn.residual import Modulated, Style, half_power, xavier
+from scoresde.nn.residual import Modulated, Shifted, Style, half_power, xavier
 from scoresde.nn.unet import Several
 
 
@@ -153,6 +153,11 @@ def adm(
     embed: Count | None = None,
     context: Count | None = None,
     concat: Natural = 0,
+    heads: Count | None = None,
+    vector: Count | None = None,
+    groups: Count | None = None,
+    modulated: bool = True,
+    strided: bool = False,
     recompute: bool = False,
 ) -> ConcatUNet:
     """ADM: the condition scales and shifts every block, with attention at three resolutions.
@@ -176,22 +181,35 @@ def adm(
         embed: length of an embedding of what is said; None without.
         context: width of a sequence to attend to, such as a text; None without.
         concat: channels of pictures that are given beside the input.
+        heads: heads of the self-attention at every resolution, in place of head_channels.
+        vector: numbers of the condition; None for four times the width.
+        groups: groups of the norms; None for at most 32, of four channels or more.
+        modulated: scale and shift after a norm by the condition; else add it before the norm.
+        strided: halve and double by convolutions, as in DDPM; else by residual blocks.
         recompute: run the blocks again in the backward pass: less memory, a third more time.
     """
     check(adm, locals())
     features = width + width % 2 if embedding is None else embedding
     style = Style(
-        4 * width,
+        vector or 4 * width,
         fir(),
-        conditioned=Modulated,
+        conditioned=Modulated if modulated else Shifted,
         head_channels=head_channels,
+        heads=heads,
         dropout=dropout,
+        groups=groups,
+        strided=strided,
         context=context,
     )
     return ConcatUNet(
         channels,
         LateConditioning(
-            features, 4 * width, fourier=fourier, classes=classes, augments=augments, embed=embed
+            features,
+            style.condition,
+            fourier=fourier,
+            classes=classes,
+            augments=augments,
+            embed=embed,
         ),
         style,
         width=width,

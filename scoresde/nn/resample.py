@@ -78,6 +78,16 @@ class DownConv(nn.Module):
         return result
 
 
+def reflected(x: Tensor, *, up: bool) -> Tensor:
+    """Half or twice the size by the filter (1, 3, 3, 1), with the image reflected at its edges."""
+    kernel = _kernel((1, 3, 3, 1)).to(x)
+    weight = kernel.expand(x.shape[1], 1, -1, -1)
+    padded = F.pad(x, (1, 1, 1, 1), mode="reflect")
+    if up:
+        return F.conv_transpose2d(padded, 4 * weight, stride=2, padding=3, groups=x.shape[1])
+    return F.conv2d(padded, weight, stride=2, groups=x.shape[1])
+
+
 @dataclass(frozen=True)
 class Resampling:
     """Constructors of the layers that halve and double feature maps."""

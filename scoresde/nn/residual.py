@@ -40,10 +40,12 @@ def as_made(layer: Layer) -> Layer:
 class Shifted(nn.Module):
     """norm(h + W c): the condition shifts the channels before normalisation."""
 
-    def __init__(self, channels: int, condition: int, *, eps: float) -> None:
+    def __init__(
+        self, channels: int, condition: int, *, eps: float, groups: int | None = None
+    ) -> None:
         super().__init__()
         self.shift = nn.Linear(condition, channels)
-        self.norm = GroupNorm(channels, eps=eps)
+        self.norm = GroupNorm(channels, eps=eps, groups=groups)
 
     def forward(self, h: Tensor, condition: Tensor) -> Tensor:
         result: Tensor = self.norm(h + self.shift(condition)[:, :, None, None])
@@ -56,9 +58,11 @@ class Modulated(nn.Module):
     Diffusion Models Beat GANs on Image Synthesis, arXiv 2105.05233, section 3.1.
     """
 
-    def __init__(self, channels: int, condition: int, *, eps: float) -> None:
+    def __init__(
+        self, channels: int, condition: int, *, eps: float, groups: int | None = None
+    ) -> None:
         super().__init__()
-        self.norm = GroupNorm(channels, eps=eps)
+        self.norm = GroupNorm(channels, eps=eps, groups=groups)
         self.modulation = nn.Linear(condition, 2 * channels)
 
     def forward(self, h: Tensor, condition: Tensor) -> Tensor:
@@ -76,9 +80,12 @@ class Style:
         merge: sum of a skip and its branch, ``torch.add`` or ``half_power``.
         project: a skip with a change of size has a 1x1 convolution even between equal channels.
         head_channels: channels of each head of the attention; None for one head.
+        heads: heads of the attention at every resolution, in place of ``head_channels``.
         start: initialisation of all convolutions but the last of a block, which is zero.
         dropout: probability of dropout in each block.
         eps: eps of the norms.
+        groups: groups of the norms; None for those of ``GroupNorm``.
+        strided: the size is changed by one convolution in place of a residual block.
         context: width of a sequence to attend to; None without.
     """
 
@@ -88,9 +95,12 @@ class Style:
     merge: Callable[[Tensor, Tensor], Tensor] = torch.add
     project: bool = False
     head_channels: int | None = None
+    heads: int | None = None
     start: Callable[[nn.Conv2d], nn.Conv2d] = as_made
     dropout: float = 0.0
     eps: float = 1e-5
+    groups: int | None = None
+    strided: bool = False
     context: int | None = None
 
     def conv(self, into: int, out: int, size: int = 3) -> nn.Conv2d:
@@ -100,7 +110,9 @@ class Style:
     def attention(self, channels: int) -> SelfAttention:
         """Attention over the pixels. Raises ValueError for heads that do not fit."""
         heads = self._heads(channels)
-        return SelfAttention(channels, heads=heads, merge=self.merge, eps=self.eps)
+        return SelfAttention(
+            channels, heads=heads, merge=self.merge, eps=self.eps, groups=self.groups
+        )
 
     def cross(self, channels: int) -> CrossAttention | None:
         """Attention to the context, if there is one. Raises ValueError as ``attention`` does."""
@@ -109,13 +121,40 @@ class Style:
         heads = self._heads(channels)
         return CrossAttention(channels, self.context, heads=heads, positions=True)
 
+    def norm(self, channels: int) -> GroupNorm:
+        """A norm without the condition. Raises ValueError for groups that do not fit."""
+        return GroupNorm(channels, eps=self.eps, groups=self.groups)
+
+    def down(self, channels: int) -> nn.Module:
+        """What halves the size, a module of (x, condition)."""
+        if self.strided:
+            return Strided(nn.Conv2d(channels, channels, 3, stride=2, padding=1))
+        return Residual(channels, channels, self, self.resampling.down)
+
+    def up(self, channels: int) -> nn.Module:
+        """What doubles the size, a module of (x, condition)."""
+        if self.strided:
+            doubled = nn.Upsample(scale_factor=2, mode="nearest")
+            return Strided(doubled, nn.Conv2d(channels, channels, 3, padding=1))
+        return Residual(channels, channels, self, self.resampling.up)
+
     def _heads(self, channels: int) -> int:
+        if self.heads is not None:
+            return self.heads
         each = channels if self.head_channels is None else self.head_channels
         if each < 1 or channels % each:
             raise ValueError(
                 f"head_channels={each} does not divide the {channels} channels to attend over"
             )
         return channels // each
+
+
+class Strided(nn.Sequential):
+    """Layers that change the size and are not told the condition. DDPM, arXiv 2006.11239."""
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:  # type: ignore[override]
+        result: Tensor = super().forward(x)
+        return result
 
 
 class Residual(nn.Module):
@@ -136,10 +175,12 @@ class Residual(nn.Module):
         change: Callable[[], nn.Module] = nn.Identity,
     ) -> None:
         super().__init__()
-        self.norm = GroupNorm(into, eps=style.eps)
+        self.norm = style.norm(into)
         self.change = change()
         self.inner = style.conv(into, out)
-        self.conditioned = style.conditioned(out, style.condition, eps=style.eps)
+        self.conditioned = style.conditioned(
+            out, style.condition, eps=style.eps, groups=style.groups
+        )
         self.dropout = nn.Dropout(style.dropout)
         self.outer = zeroed(nn.Conv2d(out, out, 3, padding=1))
         projected = into != out or (style.project and change is not nn.Identity)

@@ -36,6 +36,7 @@ from scoresde.registry.tables import (
     AUTOENCODERS,
     BETAS,
     CONDITIONS,
+    COORDINATES,
     DATASETS,
     DISCRIMINATORS,
     DRAWS,
@@ -59,6 +60,7 @@ __all__ = [
     "AUTOENCODERS",
     "BETAS",
     "CONDITIONS",
+    "COORDINATES",
     "DATASETS",
     "DEQUANTISATIONS",
     "DISCRIMINATORS",
@@ -99,6 +101,7 @@ __all__ = [
 TABLES: dict[str, Table[Any]] = {
     "sde": SDES,
     "parameterization": PARAMETERIZATIONS,
+    "coordinate": COORDINATES,
     "network": NETWORKS,
     "autoencoder": AUTOENCODERS,
     "discriminator": DISCRIMINATORS,

@@ -14,11 +14,12 @@ from scoresde import betas, conditions, data, sde
 from scoresde import parameterization as parameterizations
 from scoresde.arguments import EMPTY, Argument, Count, Range, arguments, check, nearest
 from scoresde.betas import Betas
+from scoresde.coordinates import Coordinate, Index, Level, Time, ratio
 from scoresde.data import Dataset
 from scoresde.latent.autoencoder import Autoencoder, KLAutoencoder, VQAutoencoder
 from scoresde.latent.discriminator import Adversarial
-from scoresde.nn import EDM2, MLP, DiT, UNet, adm, ddpmpp, ncsnpp
-from scoresde.parameterization import Parameterization
+from scoresde.nn import EDM2, MLP, DiT, ImageV1, LucidUNet, UNet, adm, ddpmpp, ncsnpp
+from scoresde.parameterization import Informed, Parameterization
 from scoresde.registry.grid_files import from_file
 from scoresde.samplers import WIDE, ArctanGrid, Grid, grids
 from scoresde.sde import SDE, DiscreteVP
@@ -211,7 +212,10 @@ SDES: Table[Callable[..., SDE]] = Table(
         "discrete_vp": discrete_vp,
     }
 )
-PARAMETERIZATIONS: Table[Callable[..., Parameterization]] = Table(
+COORDINATES: Table[Callable[..., Coordinate]] = Table(
+    {"level": Level, "index": Index, "time": Time, "ratio": Given(ratio)}
+)
+BASES: Table[Callable[..., Parameterization]] = Table(
     {
         "eps": Given(parameterizations.eps),
         "x0": Given(parameterizations.x0),
@@ -220,6 +224,28 @@ PARAMETERIZATIONS: Table[Callable[..., Parameterization]] = Table(
         "flow": Given(parameterizations.flow),
         "edm": parameterizations.edm,
     }
+)
+
+
+def informed(
+    base: Annotated[Any, BASES] = "eps",
+    told: Annotated[Any, COORDINATES] = "level",
+    scaled: bool = True,
+) -> Informed:
+    """A parameterization of a network of another program, told another number of the noise.
+
+    Args:
+        base: what the output of the network means.
+        told: number of the noise level that the network is told.
+        scaled: scale the input of the network to unit size; else it is the noisy sample itself.
+    """
+    found = BASES[base]() if isinstance(base, str) else base
+    noise = COORDINATES[told]() if isinstance(told, str) else told
+    return Informed(found, noise, scaled)
+
+
+PARAMETERIZATIONS: Table[Callable[..., Parameterization]] = Table(
+    {"informed": informed}, also=BASES
 )
 GRIDS: Table[Callable[..., Grid]] = Table(
     {
@@ -252,6 +278,8 @@ NETWORKS: Table[Callable[..., nn.Module]] = Table(
         "adm": adm,
         "edm2": EDM2,
         "dit": DiT,
+        "lucidrains": LucidUNet,
+        "image_v1": ImageV1,
     },
     supplied=(1, "classes", "augments", "outputs", "embed", "context", "concat"),
 )

@@ -53,6 +53,11 @@ def restore(run: Run) -> list[str]:
     if not checkpoints.step_files(run.folder.checkpoints):
         return [_nothing_to_restore(run)]
     path, found, passed_over = checkpoints.newest(run.folder.checkpoints, run.kind)
+    if not found.optimizer:
+        raise ValueError(
+            f"{path}: imported from another program, without the state of its training, which "
+            "cannot go on; train in another folder"
+        )
     changed = _require_same(run, found, path)
     run.take_over(found, path)
     run.best = found.best

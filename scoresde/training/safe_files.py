@@ -59,6 +59,17 @@ def read_archive(path: Path) -> dict[str, Any]:
     Unlike torch.load it checks the CRCs and describes damage. Raises CheckpointError.
     """
     try:
+        return read_zip(path)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: refused, it holds objects other than tensors, numbers and text "
+            f"(nothing was run); use only files written by scoresde"
+        ) from error
+
+
+def read_zip(path: Path) -> dict[str, Any]:
+    """``read_archive`` that raises pickle.UnpicklingError for other objects."""
+    try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
             # torch.save compresses nothing, and compressed entries could be of any size.
@@ -85,11 +96,8 @@ def read_archive(path: Path) -> dict[str, Any]:
         )
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path}: refused, it holds objects other than tensors, numbers and text "
-            f"(nothing was run); use only files written by scoresde"
-        ) from error
+    except pickle.UnpicklingError:
+        raise
     except Exception as error:  # and so does torch
         raise CheckpointError(
             f"{path}: damaged or not a checkpoint ({brief(error)}); {REMEDY}"
