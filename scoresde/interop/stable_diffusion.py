@@ -1,0 +1,169 @@
+"""Stable Diffusion 1, 2, XL and 3 from folders of diffusers: text, network, process and codec."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scoresde.conditions import Condition
+from scoresde.interop.codecs import codec_of
+from scoresde.interop.folder import Folder, FolderError
+from scoresde.interop.modules import module_of
+from scoresde.interop.network import output_of
+from scoresde.interop.pipelines import described, modelled, sides
+from scoresde.interop.prompts import (
+    T5_LENGTH,
+    Frame,
+    OnePrompt,
+    ThreePrompts,
+    TwoPrompts,
+    reader,
+)
+from scoresde.parameterization import ScoreModel
+
+
+class Attending(nn.Module):
+    """A U-Net of diffusers that attends to text, all its padding included.
+
+    That of Stable Diffusion XL is told ``embed`` too: a sentence as a whole, and six sizes.
+    """
+
+    wide_noise = True
+
+    def __init__(self, module: nn.Module, embed: int = 0) -> None:
+        super().__init__()
+        self.module, self.embed = module, embed
+
+    def forward(
+        self,
+        x: Tensor,
+        noise: Tensor,
+        context: Tensor,
+        mask: Tensor | None = None,
+        embed: Tensor | None = None,
+    ) -> Any:
+        added = None
+        if self.embed:
+            assert embed is not None
+            text, sizes = embed.split([self.embed - Frame.embed, Frame.embed], 1)
+            added = {"text_embeds": text, "time_ids": sizes}
+        return output_of(
+            self.module(x, noise, encoder_hidden_states=context, added_cond_kwargs=added)
+        )
+
+
+class Together(nn.Module):
+    """A transformer of diffusers on pictures and text together, as in Stable Diffusion 3."""
+
+    wide_noise = True
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(
+        self,
+        x: Tensor,
+        noise: Tensor,
+        context: Tensor,
+        embed: Tensor,
+        mask: Tensor | None = None,
+    ) -> Any:
+        return output_of(
+            self.module(x, encoder_hidden_states=context, pooled_projections=embed, timestep=noise)
+        )
+
+
+def stable_diffusion(folder: Folder, dtype: torch.dtype, nearest: bool) -> ScoreModel:
+    """Stable Diffusion 1 and 2, arXiv 2112.10752. Raises FolderError."""
+    net = Attending(_unet(folder, dtype, None))
+    text = OnePrompt([reader(folder, "", dtype)])
+    return _model(folder, net, "unet", {"text": text}, dtype, nearest)
+
+
+def stable_diffusion_xl(folder: Folder, dtype: torch.dtype, nearest: bool) -> ScoreModel:
+    """Stable Diffusion XL, arXiv 2307.01952, without its refiner. Raises FolderError."""
+    if folder.index.get("requires_aesthetics_score") or folder.part("text_encoder") is None:
+        raise FolderError(
+            f"{folder.path}: the refiner of Stable Diffusion XL, which works on pictures of the "
+            "base model; give the folder of that"
+        )
+    readers = [reader(folder, number, dtype) for number in ("", "_2")]
+    text = TwoPrompts(
+        readers, silent=bool(folder.index.get("force_zeros_for_empty_prompt", True))
+    )
+    unet = _unet(folder, dtype, "text_time")
+    sizes = Frame.embed * int(unet.config.addition_time_embed_dim)
+    if (need := unet.config.projection_class_embeddings_input_dim) != text.embed + sizes:
+        raise FolderError(
+            f"{folder.path / 'unet' / 'config.json'}: projection_class_embeddings_input_dim is "
+            f"{need}, and the text ({text.embed}) with six sizes ({sizes}) has "
+            f"{text.embed + sizes}; it is told something else"
+        )
+    frame = Frame()
+    net = Attending(unet, text.embed + frame.embed)
+    model = _model(folder, net, "unet", {"text": text, "size": frame}, dtype, nearest)
+    frame.size = model.data.shape[1:]
+    return model
+
+
+def stable_diffusion_3(folder: Folder, dtype: torch.dtype, nearest: bool) -> ScoreModel:
+    """Stable Diffusion 3, arXiv 2403.03206, with T5 or without. Raises FolderError."""
+    readers = [reader(folder, number, dtype) for number in ("", "_2")]
+    if folder.part("text_encoder_3") is not None:
+        readers.append(reader(folder, "_3", dtype, T5_LENGTH))
+    net = Together(module_of(folder, "transformer", dtype))
+    text = ThreePrompts(readers, width=int(net.module.config.joint_attention_dim))
+    return _model(folder, net, "transformer", {"text": text}, dtype, nearest)
+
+
+def _unet(folder: Folder, dtype: torch.dtype, addition: str | None) -> Any:
+    """The U-Net, which must be told text and no more than ``addition``. Raises FolderError."""
+    config = folder.json("unet/config.json")
+    meant = {"addition_embed_type": addition}
+    for field in (
+        "addition_embed_type",
+        "class_embed_type",
+        "num_class_embeds",
+        "encoder_hid_dim_type",
+        "time_cond_proj_dim",
+    ):
+        if (found := config.get(field)) != meant.get(field):
+            raise FolderError(
+                f"{folder.path / 'unet' / 'config.json'}: {field} is {found!r}, so this network is "
+                f"told more than a prompt, which {folder.pipeline} does not say; not read"
+            )
+    return module_of(folder, "unet", dtype)
+
+
+def _model(
+    folder: Folder,
+    net: Attending | Together,
+    part: str,
+    conditions: Mapping[str, Condition],
+    dtype: torch.dtype,
+    nearest: bool,
+) -> ScoreModel:
+    config: Any = net.module.config
+    codec = codec_of(folder, "vae", dtype)
+    if (found := config["in_channels"]) != codec.latent_channels:
+        kinds = {
+            2 * codec.latent_channels + 1: "for inpainting",
+            2 * codec.latent_channels: "to edit pictures",
+            codec.latent_channels + 1: "that sees depth",
+        }
+        raise FolderError(
+            f"{folder.path / part / 'config.json'}: {found} channels for latents of "
+            f"{codec.latent_channels}: a network {kinds.get(found, 'told pictures too')}, which is "
+            "not read; give the folder of the text-to-image model"
+        )
+    model = modelled(folder, net, config, part, nearest, conditions=conditions)
+    where = folder.path / part / "config.json"
+    model.data = described(folder, (config["in_channels"], *sides(config, where)), codec)
+    model.codec = codec
+    if folder.part("safety_checker") is not None:
+        folder.notes.append(f"{folder.path}: its safety_checker, which looks at pictures, is left out")
+    return model
