@@ -170,7 +170,7 @@ def encoder_in(
         kind = "CLIPTextModel" if named.startswith("clip") else _ENCODERS.get(named, "AutoModel")
     options = {"use_safetensors": True, "variant": variant, "output_loading_info": True}
     model, told = _pretrained(folder, kind, dtype=dtype, **options)
-    # They would be random, and only a warning would say so. No state depends on the pooler of BERT.
+    # They would be random, with a warning only. No state depends on the pooler of BERT.
     if missing := sorted(name for name in told["missing_keys"] if "pooler" not in name):
         raise ValueError(
             f"{folder}: {len(missing)} weights of {kind} are missing, such as {missing[0]}; get "

@@ -76,25 +76,24 @@ class Prompt(Condition):
     """A sentence as a pipeline of diffusers reads it: ids padded to a length, and their states.
 
     y (n, L) are the ids of all tokenisers side by side. A prompt of more tokens is refused, where
-    the pipelines leave out its end with a warning; with ``cut`` set it is left out here too.
-    ``skip`` last layers of CLIP are left out, for the prompt and for what is said against. The
-    encoders are frozen, and stay in evaluation mode.
+    the pipelines leave out its end with a warning; with ``cut`` set it is left out here too. The
+    last ``skip`` layers of CLIP are left out, of the prompt and of what is said against (their
+    clip_skip is of the prompt only). The encoders are frozen, and stay in evaluation mode.
 
     Args:
         readers: tokenisers and encoders, in the order of the pipeline.
-        skip: layers left out (clip_skip).
-        cut: leave out the end of a prompt that is too long.
     """
 
     sentences = True
-    dropout = 0.1  # of Stable Diffusion, whose pipelines all guide
+    dropout = 0.1  # of Stable Diffusion
+    skip: int = 0
+    cut: bool = False
 
-    def __init__(self, readers: Sequence[Reader], *, skip: int = 0, cut: bool = False) -> None:
+    def __init__(self, readers: Sequence[Reader]) -> None:
         super().__init__()
-        self.skip, self.cut = skip, cut
         self.tokenizers = [each.tokenizer for each in readers]
         self.lengths = [each.length for each in readers]
-        self.encoders = nn.ModuleList(each.encoder for each in readers)
+        self.encoders: Any = nn.ModuleList(each.encoder for each in readers)
         self.train(False)
 
     @staticmethod
@@ -111,19 +110,16 @@ class Prompt(Condition):
         return torch.cat([self._ids(each, length, sentences) for each, length in pairs], 1)
 
     def _ids(self, tokenizer: Any, length: int, sentences: list[str]) -> Tensor:
-        for sentence, ids in zip(
-            sentences, tokenizer(sentences, verbose=False).input_ids, strict=True
-        ):
+        whole = tokenizer(sentences, verbose=False).input_ids
+        for sentence, ids in zip(sentences, whole, strict=True):
             if len(ids) > length and not self.cut:
                 lost = tokenizer.decode(ids[length - 1 : -1])
                 raise ValueError(
                     f"a prompt of {len(ids)} tokens with its start and end, and the text encoder "
                     f"reads {length}: it would not see {lost[:40]!r}; shorten {sentence[:40]!r}"
                 )
-        found: Tensor = tokenizer(
-            sentences, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-        ).input_ids
-        return found
+        found = tokenizer(sentences, padding="max_length", max_length=length, truncation=True)
+        return torch.tensor(found.input_ids)
 
     def takes(self) -> str:
         most = min(self.lengths)
@@ -139,16 +135,14 @@ class Prompt(Condition):
 
 @final
 class OnePrompt(Prompt):
-    """The states of one encoder: Stable Diffusion 1 and 2. High-Resolution Image Synthesis with
-    Latent Diffusion Models, arXiv 2112.10752.
-    """
+    """The last states of one encoder: Stable Diffusion 1 and 2, arXiv 2112.10752."""
 
-    def __init__(self, readers: Sequence[Reader], **options: Any) -> None:
-        super().__init__(readers, **options)
+    def __init__(self, readers: Sequence[Reader]) -> None:
+        super().__init__(readers)
         self.context = int(self.encoders[0].config.hidden_size)
 
     def forward(self, y: Tensor) -> Joined:
-        encoder: Any = self.encoders[0]
+        encoder = self.encoders[0]
         if not self.skip:
             return Joined(context=encoder(y)[0])
         states = encoder(y, output_hidden_states=True).hidden_states[-1 - self.skip]
@@ -164,18 +158,20 @@ class TwoPrompts(Prompt):
     the empty prompt (force_zeros_for_empty_prompt).
     """
 
-    def __init__(self, readers: Sequence[Reader], *, silent: bool, **options: Any) -> None:
-        super().__init__(readers, **options)
+    def __init__(self, readers: Sequence[Reader], silent: bool) -> None:
+        super().__init__(readers)
         self.silent = silent
-        self.context = sum(int(each.config.hidden_size) for each in self.encoders)
+        self.context = sum([int(each.config.hidden_size) for each in self.encoders])
         self.embed = int(self.encoders[-1].config.projection_dim)
 
     def null(self, n: int) -> Tensor:
         return torch.full((n, sum(self.lengths)), SILENT) if self.silent else super().null(n)
 
     def forward(self, y: Tensor) -> Joined:
-        said = (y[:, :1] != SILENT)
-        states, pooled = clip_states(self.encoders, y.clamp(min=0).split(self.lengths, 1), self.skip)
+        said = y[:, :1] != SILENT
+        states, pooled = clip_states(
+            self.encoders, y.clamp(min=0).split(self.lengths, 1), self.skip
+        )
         return Joined(embed=pooled[-1] * said, context=states * said[:, :, None])
 
 
@@ -187,25 +183,23 @@ class ThreePrompts(Prompt):
     after them those of T5, or zeros without T5. ``embed`` are the projected states at the ends.
     """
 
-    def __init__(self, readers: Sequence[Reader], *, width: int, **options: Any) -> None:
-        super().__init__(readers, **options)
-        self.context = width
-        self.embed = sum(int(each.config.projection_dim) for each in self.encoders[:2])
+    def __init__(self, readers: Sequence[Reader], width: int) -> None:
+        super().__init__(readers)
+        self.context = self.width = width
+        self.embed = sum([int(each.config.projection_dim) for each in self.encoders[:2]])
 
     def forward(self, y: Tensor) -> Joined:
         ids = y.split(self.lengths, 1)
         states, pooled = clip_states(self.encoders[:2], ids[:2], self.skip)
-        states = F.pad(states, (0, self.context - states.shape[2]))
+        states = F.pad(states, (0, self.width - states.shape[2]))
         if len(self.encoders) > 2:
             others = self.encoders[2](ids[2])[0]
         else:
-            others = states.new_zeros(len(y), T5_LENGTH, self.context)
+            others = states.new_zeros(len(y), T5_LENGTH, self.width)
         return Joined(embed=torch.cat(pooled, 1), context=torch.cat([states, others], 1))
 
 
-def clip_states(
-    encoders: Any, ids: Sequence[Tensor], skip: int
-) -> tuple[Tensor, list[Tensor]]:
+def clip_states(encoders: Any, ids: Sequence[Tensor], skip: int) -> tuple[Tensor, list[Tensor]]:
     """States (n, L, d) before the last layer, side by side, and the projected ones of the end."""
     found = [
         encoder(each, output_hidden_states=True)
@@ -223,8 +217,7 @@ class Frame(Condition):
     are wanted. Nothing said is ``size``, height and width of the pictures, without a crop.
     """
 
-    size: tuple[int, int] = (1024, 1024)
-
+    size: tuple[int, ...] = (1024, 1024)
     embed = 6
     dropout = 0.1  # it may be left out
 

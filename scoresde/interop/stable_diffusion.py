@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from scoresde.conditions import Condition
 from scoresde.interop.codecs import codec_of
 from scoresde.interop.folder import Folder, FolderError
+from scoresde.interop.models import described, modelled, sides
 from scoresde.interop.modules import module_of
 from scoresde.interop.network import output_of
-from scoresde.interop.pipelines import described, modelled, sides
 from scoresde.interop.prompts import (
     T5_LENGTH,
     Frame,
@@ -92,9 +92,7 @@ def stable_diffusion_xl(folder: Folder, dtype: torch.dtype, nearest: bool) -> Sc
             "base model; give the folder of that"
         )
     readers = [reader(folder, number, dtype) for number in ("", "_2")]
-    text = TwoPrompts(
-        readers, silent=bool(folder.index.get("force_zeros_for_empty_prompt", True))
-    )
+    text = TwoPrompts(readers, silent=bool(folder.index.get("force_zeros_for_empty_prompt", True)))
     unet = _unet(folder, dtype, "text_time")
     sizes = Frame.embed * int(unet.config.addition_time_embed_dim)
     if (need := unet.config.projection_class_embeddings_input_dim) != text.embed + sizes:
@@ -115,9 +113,9 @@ def stable_diffusion_3(folder: Folder, dtype: torch.dtype, nearest: bool) -> Sco
     readers = [reader(folder, number, dtype) for number in ("", "_2")]
     if folder.part("text_encoder_3") is not None:
         readers.append(reader(folder, "_3", dtype, T5_LENGTH))
-    net = Together(module_of(folder, "transformer", dtype))
-    text = ThreePrompts(readers, width=int(net.module.config.joint_attention_dim))
-    return _model(folder, net, "transformer", {"text": text}, dtype, nearest)
+    module = module_of(folder, "transformer", dtype)
+    text = ThreePrompts(readers, width=int(module.config.joint_attention_dim))
+    return _model(folder, Together(module), "transformer", {"text": text}, dtype, nearest)
 
 
 def _unet(folder: Folder, dtype: torch.dtype, addition: str | None) -> Any:
@@ -133,8 +131,8 @@ def _unet(folder: Folder, dtype: torch.dtype, addition: str | None) -> Any:
     ):
         if (found := config.get(field)) != meant.get(field):
             raise FolderError(
-                f"{folder.path / 'unet' / 'config.json'}: {field} is {found!r}, so this network is "
-                f"told more than a prompt, which {folder.pipeline} does not say; not read"
+                f"{folder.path / 'unet' / 'config.json'}: {field} is {found!r}: this network "
+                f"is told more than {folder.pipeline} says; not read"
             )
     return module_of(folder, "unet", dtype)
 
@@ -157,13 +155,15 @@ def _model(
         }
         raise FolderError(
             f"{folder.path / part / 'config.json'}: {found} channels for latents of "
-            f"{codec.latent_channels}: a network {kinds.get(found, 'told pictures too')}, which is "
-            "not read; give the folder of the text-to-image model"
+            f"{codec.latent_channels}: a network {kinds.get(found, 'told pictures too')}, "
+            "which is not read; give the folder of the text-to-image model"
         )
     model = modelled(folder, net, config, part, nearest, conditions=conditions)
     where = folder.path / part / "config.json"
     model.data = described(folder, (config["in_channels"], *sides(config, where)), codec)
     model.codec = codec
     if folder.part("safety_checker") is not None:
-        folder.notes.append(f"{folder.path}: its safety_checker, which looks at pictures, is left out")
+        folder.notes.append(
+            f"{folder.path}: pictures are not checked, its safety_checker is left out"
+        )
     return model

@@ -50,14 +50,16 @@ def text_encoder(width, projected=False, act="quick_gelu", layers=3):
     return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config).eval()
 
 
-def t5(path, width):
+def t5(width):
     """T5 with its tokeniser of pieces."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel, T5Tokenizer
+    from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
     pieces = ["▁", "▁a", "▁red", "▁cat", "▁hat", *"abcdefghijklmnopqrstuvwxyz"]
-    vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0), *((p, -float(len(p) < 3) - 2) for p in pieces)]
-    words = T5Tokenizer(vocab=vocab, extra_ids=0, additional_special_tokens=[], model_max_length=512)
+    scores = [-3.0 if len(piece) < 3 else -2.0 for piece in pieces]
+    vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0), *zip(pieces, scores, strict=True)]
+    words = T5Tokenizer(
+        vocab=vocab, extra_ids=0, additional_special_tokens=[], model_max_length=512
+    )
     config = T5Config(
         vocab_size=len(words), d_model=width, d_kv=8, d_ff=2 * width, num_layers=2, num_heads=2,
         feed_forward_proj="gated-gelu",
@@ -138,7 +140,7 @@ def sd3(path, scratch, with_t5=True):
         StableDiffusion3Pipeline,
     )
 
-    words, model = t5(scratch, 48) if with_t5 else (None, None)
+    words, model = t5(48) if with_t5 else (None, None)
     pipeline = StableDiffusion3Pipeline(
         SD3Transformer2DModel(
             sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_layers=2,
@@ -146,7 +148,10 @@ def sd3(path, scratch, with_t5=True):
             caption_projection_dim=16, pooled_projection_dim=40, pos_embed_max_size=8,
         ),
         FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae(scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False),
+        vae(
+            scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False,
+            use_post_quant_conv=False,
+        ),
         text_encoder(16, True), tokenizer(scratch / "words"), text_encoder(24, True, "gelu"),
         tokenizer(scratch / "words_2", "!"), model, words,
     )  # fmt: skip

@@ -8,15 +8,13 @@ Their tables are put into float64 by hand where that is said; docs/parity.md lis
 import json
 import shutil
 import warnings
-from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import scoresde as ss
 from scoresde.guidance import free
-from scoresde.interop.folder import Folder, FolderError
+from scoresde.interop.folder import Folder
 from scoresde.interop.pipelines import read_folder
 from scoresde.runs.space import pictures
 from scoresde.samplers import DDIM, dpmpp_2m, sample
