@@ -79,7 +79,7 @@ class Together(nn.Module):
 
 def stable_diffusion(folder: Folder, dtype: torch.dtype, nearest: bool) -> ScoreModel:
     """Stable Diffusion 1 and 2, arXiv 2112.10752. Raises FolderError."""
-    net = Attending(_unet(folder, dtype, None))
+    net = Attending(_unet(folder, dtype))
     text = OnePrompt([reader(folder, "", dtype)])
     return _model(folder, net, "unet", {"text": text}, dtype, nearest)
 
@@ -113,28 +113,50 @@ def stable_diffusion_3(folder: Folder, dtype: torch.dtype, nearest: bool) -> Sco
     readers = [reader(folder, number, dtype) for number in ("", "_2")]
     if folder.part("text_encoder_3") is not None:
         readers.append(reader(folder, "_3", dtype, T5_LENGTH))
+    _require_latents(folder, "transformer")
     module = module_of(folder, "transformer", dtype)
     text = ThreePrompts(readers, width=int(module.config.joint_attention_dim))
     return _model(folder, Together(module), "transformer", {"text": text}, dtype, nearest)
 
 
-def _unet(folder: Folder, dtype: torch.dtype, addition: str | None) -> Any:
+TOLD = (
+    "addition_embed_type",
+    "class_embed_type",
+    "num_class_embeds",
+    "encoder_hid_dim_type",
+    "time_cond_proj_dim",
+)
+"""Fields of a U-Net that is told more than text."""
+
+
+def _unet(folder: Folder, dtype: torch.dtype, addition: str | None = None) -> Any:
     """The U-Net, which must be told text and no more than ``addition``. Raises FolderError."""
     config = folder.json("unet/config.json")
-    meant = {"addition_embed_type": addition}
-    for field in (
-        "addition_embed_type",
-        "class_embed_type",
-        "num_class_embeds",
-        "encoder_hid_dim_type",
-        "time_cond_proj_dim",
-    ):
-        if (found := config.get(field)) != meant.get(field):
+    for field in TOLD:
+        meant = addition if field == "addition_embed_type" else None
+        if (found := config.get(field)) != meant:
             raise FolderError(
                 f"{folder.path / 'unet' / 'config.json'}: {field} is {found!r}: this network "
                 f"is told more than {folder.pipeline} says; not read"
             )
+    _require_latents(folder, "unet")
     return module_of(folder, "unet", dtype)
+
+
+def _require_latents(folder: Folder, part: str) -> None:
+    """Raise FolderError for a network that sees more than the latents."""
+    found = folder.json(f"{part}/config.json").get("in_channels")
+    channels = int(folder.json("vae/config.json").get("latent_channels", 4))
+    more = {
+        2 * channels + 1: "to inpaint",
+        2 * channels: "to edit pictures",
+        channels + 1: "with depth",
+    }
+    if found in more:
+        raise FolderError(
+            f"{folder.path / part / 'config.json'}: {found} channels for latents of {channels}, a "
+            f"network {more[found]}, which is not read; give the folder of the text-to-image model"
+        )
 
 
 def _model(
@@ -147,17 +169,6 @@ def _model(
 ) -> ScoreModel:
     config: Any = net.module.config
     codec = codec_of(folder, "vae", dtype)
-    if (found := config["in_channels"]) != codec.latent_channels:
-        kinds = {
-            2 * codec.latent_channels + 1: "for inpainting",
-            2 * codec.latent_channels: "to edit pictures",
-            codec.latent_channels + 1: "that sees depth",
-        }
-        raise FolderError(
-            f"{folder.path / part / 'config.json'}: {found} channels for latents of "
-            f"{codec.latent_channels}: a network {kinds.get(found, 'told pictures too')}, "
-            "which is not read; give the folder of the text-to-image model"
-        )
     model = modelled(folder, net, config, part, nearest, conditions=conditions)
     where = folder.path / part / "config.json"
     model.data = described(folder, (config["in_channels"], *sides(config, where)), codec)

@@ -13,8 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import scoresde as ss
 from scoresde.guidance import free
-from scoresde.interop.folder import Folder
+from scoresde.interop.folder import Folder, FolderError
 from scoresde.interop.pipelines import read_folder
 from scoresde.runs.space import pictures
 from scoresde.samplers import DDIM, dpmpp_2m, sample
@@ -210,12 +211,11 @@ def network(pipeline, x, level, found, k):
 def test_outputs_at_twenty_levels(folders, kind, dtype, tolerance):
     model, pipeline = ours(folders[kind], dtype), theirs(folders[kind], dtype)
     found, x = embedded(pipeline, "a dog"), noise(dtype=dtype)
-    prompt, guided = model.denoiser(text="a red cat"), {}
-    for scale in (1.0, 5.0):
-        guided[scale] = free(model, {"text": "a red cat"}, {"text": "a dog"}, scale)
+    cond, negative = {"text": "a red cat"}, {"text": "a dog"}
+    guided = {scale: free(model, cond, negative, scale) for scale in (1.0, 5.0)}
     with torch.no_grad():
-        for level in torch.linspace(0, 999, 20).round().long().tolist():
-            t = torch.tensor((level + 1) / 1000, dtype=F64)
+        for level in torch.linspace(1, 999, 20).round().long().tolist():
+            t = torch.tensor((level + (kind != "sd3")) / 1000, dtype=F64)
             said, against = (network(pipeline, x, level, found, k) for k in (0, 1))
             own = model(x, t, **model.read(text="a red cat"))
             assert gap(own, said) < tolerance
@@ -223,9 +223,9 @@ def test_outputs_at_twenty_levels(folders, kind, dtype, tolerance):
             for scale, denoiser in guided.items():
                 output = (denoiser(x, t) - c.skip * x) / c.out
                 wanted = against + scale * (said - against)
-                # Their division by alpha is undone here.
+                # x0_hat is a number of the size of x.
                 assert gap(output, wanted) < tolerance * max(1, 1 / float(c.out.abs()))
-        assert gap(prompt(x, t), guided[1.0](x, t)) == 0
+            assert gap(guided[1.0](x, t), model.denoiser(text="a red cat")(x, t)) == 0
 
 
 def test_what_is_said_matters(folder):
@@ -311,3 +311,143 @@ def test_flow_matching_of_20_steps(folders):
     ts = pipeline.scheduler.sigmas[:-1].double().clamp(max=model.sde.t_max)
     own = ours_drawn(model, z.double(), ts, DDIM(), True)
     agree(own, other, 1e-5)
+
+
+# What is said, and what is not understood --------------------------------------------------------
+
+
+def test_one_call_of_the_network_for_both_branches(folder):
+    model = ours(folder, torch.float32)
+    sizes = []
+    model.net.register_forward_pre_hook(lambda net, given: sizes.append(len(given[0])))
+    drawn = ss.draw(model, 2, prompt="a red cat", negative="a dog", guidance=5.0, nfe=3)
+    assert sizes[-3:] == [4, 4, 4]  # one sample was tried before
+    assert drawn.x.shape == (2, 3, 16, 16)
+    assert drawn.x.dtype == torch.uint8
+
+
+def test_a_sample_has_its_prompt(folder):
+    model = ours(folder, torch.float32)
+    both = ss.draw(model, prompt=["a red cat", "猫 🐈"], negative="a dog", guidance=4.0, nfe=3)
+    for k, text in enumerate(["a red cat", "猫 🐈"]):
+        alone = ss.draw(model, seeds=[k], prompt=text, negative="a dog", guidance=4.0, nfe=3)
+        assert int((both.x[k].int() - alone.x[0].int()).abs().max()) <= 1
+    empty, none = (ss.draw(model, 1, prompt=text, nfe=3).x for text in ("", None))
+    assert torch.equal(empty, none) == (folder.name != "sdxl")  # zeros there
+
+
+def test_long_prompts_are_refused_or_cut(folder):
+    model = ours(folder)
+    with pytest.raises(ValueError, match=r"text: a prompt of \d+ tokens.*reads 77.*shorten"):
+        ss.draw(model, 1, prompt=LONG, nfe=2)
+    model.conditions["text"].cut = True
+    assert model.read(text=LONG)["text"].shape == model.read(text="a")["text"].shape
+
+
+def test_prompts_that_do_not_fit(folders):
+    model = ours(folders["sd1"])
+    with pytest.raises(ValueError, match="2 of text, 3 of negative text"):
+        ss.draw(model, prompt=["a", "b"], negative={"text": ["a", "b", "c"]}, guidance=2.0)
+    with pytest.raises(ValueError, match="text: need a sentence"):
+        ss.draw(model, 1, prompt=[3])
+    with pytest.raises(ValueError, match="guidance: say something"):
+        ss.draw(model, 1, guidance=2.0)
+
+
+def test_sizes_are_told(folders):
+    model, x, t = ours(folders["sdxl"]), noise(), torch.tensor(0.5, dtype=F64)
+    assert model.conditions["size"].null(1).tolist() == [[16, 16, 0, 0, 16, 16]]
+    with torch.no_grad():
+        a, b, c = (
+            model.denoiser(text="a cat", size=size)(x, t)
+            for size in (None, [16, 16, 0, 0, 16, 16], [64, 16, 8, 0, 16, 16])
+        )
+    assert gap(a, b) == 0
+    assert gap(a, c) > 1e-6
+    with pytest.raises(ValueError, match="size: need six numbers"):
+        model.denoiser(size=[16, 16])
+
+
+def changed(path, tmp_path, file, **fields):
+    """A copy of a folder with other fields in a file."""
+    copy = tmp_path / "changed"
+    shutil.copytree(path, copy)
+    found = json.loads((copy / file).read_text())
+    (copy / file).write_text(json.dumps({**found, **fields}))
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("kind", "file", "fields", "message"),
+    [
+        ("sd1", "unet/config.json", {"in_channels": 9}, "9 channels for latents of 4.*to inpaint"),
+        ("sd1", "unet/config.json", {"in_channels": 8}, "to edit pictures"),
+        ("sd1", "unet/config.json", {"time_cond_proj_dim": 8}, "time_cond_proj_dim is 8"),
+        ("sd1", "unet/config.json", {"num_class_embeds": 8}, "num_class_embeds is 8"),
+        ("sd1", "unet/config.json", {"addition_embed_type": "text_time"}, "addition_embed_type"),
+        ("sdxl", "unet/config.json", {"addition_embed_type": None}, "addition_embed_type is None"),
+        ("sdxl", "model_index.json", {"requires_aesthetics_score": True}, "refiner"),
+        ("sdxl", "model_index.json", {"text_encoder": [None, None]}, "refiner"),
+        ("sd1", "model_index.json", {"text_encoder": [None, None]}, "text_encoder is missing"),
+        (
+            "sd1",
+            "model_index.json",
+            {"text_encoder": ["alt_diffusion", "RobertaSeriesModelWithTransformation"]},
+            "RobertaSeriesModelWithTransformation.*read by CLIPTextModel",
+        ),
+        ("sd1", "text_encoder/config.json", {"use_attention_mask": True}, "use_attention_mask"),
+        (
+            "sd1",
+            "model_index.json",
+            {"_class_name": "StableDiffusionInpaintPipeline"},
+            "StableDiffusionInpaintPipeline is not read",
+        ),
+        ("sdxl", "unet/config.json", {"addition_time_embed_dim": 16}, "is told something else"),
+    ],
+)
+def test_other_models_are_named(folders, tmp_path, kind, file, fields, message):
+    with pytest.raises(FolderError, match=message):
+        ours(changed(folders[kind], tmp_path, file, **fields))
+
+
+def test_parts_without_a_use_are_left_out(folders, tmp_path):
+    checker = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    path = changed(folders["sd1"], tmp_path, "model_index.json", safety_checker=checker)
+    folder = Folder(path)
+    read_folder(folder)
+    assert "pictures are not checked" in folder.notes[0]
+
+
+def test_a_tokeniser_or_weights_that_are_missing_are_named(folders, tmp_path):
+    path = tmp_path / "model"
+    shutil.copytree(folders["sd1"], path)
+    shutil.move(path / "tokenizer", path / "elsewhere")
+    with pytest.raises(ValueError, match=r"model/tokenizer: no such folder"):
+        ours(path)
+    shutil.move(path / "elsewhere", path / "tokenizer")
+    (path / "tokenizer" / "tokenizer.json").write_text("{")
+    with pytest.raises(ValueError, match=r"model/tokenizer: "):
+        ours(path)
+
+
+def test_overflow_is_named_with_its_remedy(folders):
+    model = ours(folders["sd1"], torch.float16)
+    with torch.no_grad():
+        model.net.module.conv_out.bias.fill_(60000.0)
+        model.net.module.conv_out.weight.mul_(1e5)
+    with pytest.raises(RuntimeError, match=r"not finite.*dtype bfloat16 or float32"):
+        ss.draw(model, 1, prompt="a", nfe=2)
+    model = ours(folders["sd1"], torch.float16)
+    model.codec.module.half().decoder.conv_out.bias.fill_(torch.inf)
+    with pytest.raises(RuntimeError, match=r"codec: 1 of 1 .*dtype bfloat16 or float32"):
+        ss.draw(model, 1, prompt="a", nfe=2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_weights_draw_much_the_same(folder, dtype):
+    whole, half = (ours(folder, each) for each in (torch.float32, dtype))
+    assert {p.dtype for p in half.net.parameters()} == {dtype}
+    x, t = noise(dtype=torch.float32), torch.tensor(0.4, dtype=F64)
+    with torch.no_grad():
+        a, b = (model.denoiser(text="a cat")(x, t) for model in (whole, half))
+    assert gap(b, a) < (0.01 if dtype == torch.float16 else 0.08)
