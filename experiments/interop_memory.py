@@ -2,13 +2,13 @@
 
     python experiments/interop_memory.py [--out experiments/results/interop_memory.json]
 
-A folder in the layout of Stable Diffusion 1 with random weights is made, 300 MB in float32. Each
-measurement is a program of its own: it loads the folder in a dtype, draws two pictures of 256 x 256
-from one prompt with a negative prompt and guidance in four steps of DDIM, and reports the largest
-resident memory that Linux saw (VmHWM), less that of a program that only imports the same packages.
-Theirs is measured as it comes, with slices of the autoencoder (enable_vae_slicing) too, and
-depends on the package accelerate: with it a weight is never in memory twice. ``--beside`` is a
-folder with that package, and its results stand beside the others.
+A folder in the layout of Stable Diffusion 1 is made, with random weights of some 300 MB in
+float32. Each measurement is a program of its own: it loads the folder in a dtype, draws two
+pictures of 256 x 256 from one prompt with a negative prompt and guidance in four steps, and
+reports the largest resident memory that Linux saw (VmHWM), less that of a program that only
+imports the same packages. Theirs is measured as it comes, and with its autoencoder in slices; with
+the package accelerate it holds no weight twice. ``--beside`` is a folder with that package, and
+these results stand beside the others.
 """
 
 from __future__ import annotations
