@@ -73,7 +73,8 @@ class Autoencoder(Codec):
 def codec_of(folder: Folder, part: str, dtype: torch.dtype) -> Autoencoder:
     """The codec of a part. Raises FolderError.
 
-    Its weights are in ``dtype``, or in float32 where the configuration has ``force_upcast``.
+    Its weights are in ``dtype``. Where the configuration has ``force_upcast`` they would overflow
+    in float16, and are in float32 instead; bfloat16 has the range of float32.
     """
     found = folder.part(part)
     if found is not None and found[1] not in CODECS:
@@ -82,8 +83,9 @@ def codec_of(folder: Folder, part: str, dtype: torch.dtype) -> Autoencoder:
             f"{', '.join(CODECS)}"
         )
     config = folder.json(f"{part}/config.json")
-    if config.get("force_upcast", found is not None and found[1] == "AutoencoderKL"):
-        dtype = torch.promote_types(dtype, torch.float32)
+    forced = config.get("force_upcast", found is not None and found[1] == "AutoencoderKL")
+    if forced and dtype == torch.float16:
+        dtype = torch.float32
     module = module_of(folder, part, dtype)
     if type(module).__name__ == "VQModel" and "scaling_factor" not in config:
         config["scaling_factor"] = 1.0

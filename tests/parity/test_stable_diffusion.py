@@ -5,20 +5,25 @@
 Their tables are put into float64 by hand where that is said; docs/parity.md lists what remains.
 """
 
+import importlib
 import json
 import shutil
 import warnings
+from itertools import cycle
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import scoresde as ss
+from scoresde.cli.main import main
 from scoresde.guidance import free
 from scoresde.interop.folder import Folder, FolderError
 from scoresde.interop.pipelines import read_folder
+from scoresde.registry import SAMPLERS, SELF_PACED
 from scoresde.runs.space import pictures
-from scoresde.samplers import DDIM, dpmpp_2m, sample
+from scoresde.samplers import DDIM, dpmpp_2m, euler_a, sample
 from tests.parity.stable_diffusion_folders import FOLDERS, make, tokenizer_files
 
 pytestmark = pytest.mark.parity
@@ -90,8 +95,9 @@ def told(model, text):
         return model.conditions["text"](y)
 
 
-def noise(n=1, dtype=F64):
-    return torch.randn(n, 4, 8, 8, generator=torch.Generator().manual_seed(3), dtype=F64).to(dtype)
+def noise(seed=100, dtype=F64):
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(1, 4, 8, 8, generator=g, dtype=F64).to(dtype)
 
 
 def gap(a, b):
@@ -248,10 +254,12 @@ def theirs_drawn(pipeline, steps, z, **options):
     return latents, x
 
 
-def ours_drawn(model, z, ts, step, denoise):
+def ours_drawn(model, z, ts, step, denoise, draws=()):
+    later = iter(draws)
     denoiser = free(model, {"text": "a red cat"}, {"text": "a dog"}, 5.0)
     with torch.no_grad():
-        latents = sample(denoiser, z, torch.as_tensor(ts, dtype=F64), step, denoise=denoise)
+        ts = torch.as_tensor(ts, dtype=F64)
+        latents = sample(denoiser, z, ts, step, lambda *_: next(later).double(), denoise)
         return latents, (pictures(model, latents) / 2 + 0.5).clamp(0, 1)
 
 
@@ -285,6 +293,22 @@ def test_euler_of_20_steps(folders, kind):
     other = theirs_drawn(pipeline, 20, z)
     levels = pipeline.scheduler.timesteps.tolist()
     own = ours_drawn(ours(folders[kind], torch.float32), z.double(), time_of(levels), DDIM(), True)
+    agree(own, other, 1e-5)
+
+
+@pytest.mark.parametrize("kind", VP)
+def test_euler_ancestral_of_20_steps_with_the_same_draws(folders, kind, monkeypatch):
+    scheduler = diffusers.EulerAncestralDiscreteScheduler
+    pipeline = theirs(folders[kind], torch.float32, scheduler, timestep_spacing="leading")
+    draws = [noise(seed=k, dtype=torch.float32) for k in range(20)]
+    again = cycle(draws)  # they draw twice: latents, then the picture
+    module = importlib.import_module(scheduler.__module__)
+    monkeypatch.setattr(module, "randn_tensor", lambda *args, **options: next(again))
+    z = noise(dtype=torch.float32)
+    other = theirs_drawn(pipeline, 20, z)
+    levels = pipeline.scheduler.timesteps.tolist()
+    model = ours(folders[kind], torch.float32)
+    own = ours_drawn(model, z.double(), time_of(levels), euler_a(), True, draws)
     agree(own, other, 1e-5)
 
 
@@ -451,3 +475,22 @@ def test_half_weights_draw_much_the_same(folder, dtype):
     with torch.no_grad():
         a, b = (model.denoiser(text="a cat")(x, t) for model in (whole, half))
     assert gap(b, a) < (0.01 if dtype == torch.float16 else 0.08)
+
+
+# The command line --------------------------------------------------------------------------------
+
+
+SHORT = {name: [] for name in SELF_PACED} | {"ode": ["--sample.sampler.rtol=1e-2"], "sde": []}
+SHORT["ode"] += ["--sample.sampler.atol=1e-2"]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_draws_from_a_prompt(folders, tmp_path, sampler):
+    out = tmp_path / "out"
+    words = ["--checkpoint", folders["sd1"], "--prompt", "a red cat", "--negative", "a dog"]
+    words += ["--guidance", "5", "--num", "1", "--out", out, f"--sample.sampler={sampler}"]
+    words += SHORT.get(sampler, ["--sample.steps=4"])
+    assert main(["sample", *map(str, words)]) == 0
+    picture = next(out.glob("*.png"))
+    with Image.open(picture) as opened:
+        assert opened.size == (16, 16)
