@@ -491,6 +491,6 @@ def test_every_sampler_draws_from_a_prompt(folders, tmp_path, sampler):
     words += ["--guidance", "5", "--num", "1", "--out", out, f"--sample.sampler={sampler}"]
     words += SHORT.get(sampler, ["--sample.steps=4"])
     assert main(["sample", *map(str, words)]) == 0
-    picture = next(out.glob("*.png"))
-    with Image.open(picture) as opened:
+    with Image.open(out / "000000.png") as opened:
         assert opened.size == (16, 16)
+        assert "a red cat" in str(opened.info)
