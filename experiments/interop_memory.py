@@ -41,6 +41,7 @@ def main() -> None:
     results = Path(__file__).parent / "results"
     parser.add_argument("--out", type=Path, default=results / "interop_memory.json")
     parser.add_argument("--beside", type=Path, help="folder with the package accelerate")
+    parser.add_argument("--only", choices=WHO, help="measure this; keep the others as stored")
     parser.add_argument("--child", nargs=3, metavar=("WHO", "DTYPE", "FOLDER"))
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -51,7 +52,12 @@ def main() -> None:
         folder = Path(scratch) / "model"
         run("folder", "float32", folder)
         size = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
-        found = {dtype: measured(dtype, folder, args.beside) for dtype in DTYPES}
+        stored = json.loads(args.out.read_text())["peak_mb"] if args.only else {}
+        whose = (args.only,) if args.only else WHO
+        found = {
+            dtype: {**stored.get(dtype, {}), **measured(dtype, folder, args.beside, whose)}
+            for dtype in DTYPES
+        }
     import diffusers
     import transformers
 
@@ -66,11 +72,15 @@ def main() -> None:
     print(json.dumps(result, indent=2))
 
 
-def measured(dtype: str, folder: Path, beside: Path | None) -> dict[str, dict[str, float]]:
+def measured(
+    dtype: str, folder: Path, beside: Path | None, whose: Sequence[str]
+) -> dict[str, dict[str, float]]:
     """The peak of each, and how far it is above that of its imports."""
     found = {}
     for name, path in {"": None, ", with accelerate": beside}.items():
-        for who in () if name and path is None else WHO[1:] if name else WHO:
+        for who in whose:
+            if name and (path is None or who == "ours"):  # ours does not use it
+                continue
             peak = run(who, dtype, folder, path)
             above = peak - run(f"imports of {who}", dtype, folder, path)
             found[who + name] = {"peak": round(peak, 1), "above": round(above, 1)}

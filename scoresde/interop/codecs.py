@@ -17,6 +17,8 @@ from scoresde.latent import Codec
 from scoresde.latent.codec import Encoded
 
 CODECS = ("AutoencoderKL", "VQModel")
+PIXELS = 2**16
+"""Pixels decoded at a time: a picture of 256 x 256, which these decoders hold many times over."""
 
 
 @final
@@ -53,7 +55,9 @@ class Autoencoder(Codec):
         # The fast attention has no derivative in forward mode.
         forwards = forward_ad.unpack_dual(z).tangent is not None
         with sdpa_kernel(SDPBackend.MATH) if forwards else nullcontext():
-            return self._decoded(z.to(self.module.dtype)).to(z)
+            few = max(1, PIXELS // (z.shape[2] * z.shape[3] * self.factor**2))
+            parts = [self._decoded(part) for part in z.to(self.module.dtype).split(few)]
+        return torch.cat(parts).to(z)
 
     def _decoded(self, own: Tensor) -> Tensor:
         x: Tensor
