@@ -139,23 +139,73 @@ def _opened(folder: Path) -> tuple[Any, Any]:
     """The tokenizer and the text model of a folder, opened once."""
     key = f"{folder.resolve()} {_stamp(folder)}"
     if key not in _OPEN:
-        try:
-            from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPTextModel
-        except ImportError:
-            raise ValueError(NEEDS) from None
-        encoder, words = folder / "text_encoder", folder / "tokenizer"
-        encoder, words = (encoder, words) if encoder.is_dir() else (folder, folder)
-        try:
-            kind = AutoConfig.from_pretrained(encoder, local_files_only=True).model_type
-            loader = CLIPTextModel if kind.startswith("clip") else AutoModel
-            model = loader.from_pretrained(encoder, local_files_only=True, use_safetensors=True)
-            tokenizer = AutoTokenizer.from_pretrained(words, local_files_only=True)
-        except (OSError, ValueError, KeyError) as error:
-            text = " ".join(str(error).split())[:200]
-            raise ValueError(f"{folder}: no folder of a text model ({text})") from None
+        encoder, words = _parts(folder)
+        found = tokenizer_in(words), encoder_in(encoder)
         _OPEN.clear()  # one at a time in memory
-        _OPEN[key] = (tokenizer, model.eval().requires_grad_(False))
+        _OPEN[key] = found
     return _OPEN[key]
+
+
+def tokenizer_in(folder: Path, kind: str = "AutoTokenizer") -> Any:
+    """The tokenizer in a folder, of a class of transformers. Raises ValueError."""
+    return _pretrained(folder, kind)
+
+
+def encoder_in(
+    folder: Path,
+    kind: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    variant: str | None = None,
+) -> Any:
+    """The frozen text model in a folder, each weight read once. Raises ValueError.
+
+    Args:
+        folder: folder with config.json and weights in safetensors.
+        kind: class of transformers; by default that of the encoder that the configuration names.
+        dtype: dtype of the weights.
+        variant: variant of the weights, such as fp16.
+    """
+    if kind is None:
+        named = str(_pretrained(folder, "AutoConfig").model_type)
+        kind = "CLIPTextModel" if named.startswith("clip") else _ENCODERS.get(named, "AutoModel")
+    options = {"use_safetensors": True, "variant": variant, "output_loading_info": True}
+    model, told = _pretrained(folder, kind, dtype=dtype, **options)
+    # They would be random, with a warning only. No state depends on the pooler of BERT.
+    if missing := sorted(name for name in told["missing_keys"] if "pooler" not in name):
+        raise ValueError(
+            f"{folder}: {len(missing)} weights of {kind} are missing, such as {missing[0]}; get "
+            "the whole folder"
+        )
+    return model.eval().requires_grad_(False)
+
+
+_ENCODERS = {"t5": "T5EncoderModel", "umt5": "UMT5EncoderModel", "mt5": "MT5EncoderModel"}
+"""Models that have a decoder too."""
+
+
+def _pretrained(folder: Path, kind: str, **options: Any) -> Any:
+    """What a class of transformers reads from a folder, and from nowhere else."""
+    try:
+        import transformers
+    except ImportError:
+        raise ValueError(NEEDS) from None
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder; get the whole model")
+    try:
+        return getattr(transformers, kind).from_pretrained(
+            folder, local_files_only=True, **options
+        )
+    except Exception as error:  # transformers, tokenizers and safetensors raise many types
+        text = " ".join(str(error).split())[:200]
+        raise ValueError(f"{folder}: no folder of a text model ({text})") from None
+
+
+def _parts(folder: Path) -> tuple[Path, Path]:
+    """Folders of the encoder and of the tokenizer: beside each other in a pipeline."""
+    if (folder / "text_encoder").is_dir():
+        return folder / "text_encoder", folder / "tokenizer"
+    beside = folder.with_name(folder.name.replace("text_encoder", "tokenizer"))
+    return folder, beside if beside.is_dir() else folder
 
 
 _OPEN: dict[str, tuple[Any, Any]] = {}

@@ -17,6 +17,8 @@ from scoresde.latent import Codec
 from scoresde.latent.codec import Encoded
 
 CODECS = ("AutoencoderKL", "VQModel")
+PIXELS = 2**16
+"""Pixels decoded at a time: a picture of 256 x 256, which these decoders hold many times over."""
 
 
 @final
@@ -53,7 +55,9 @@ class Autoencoder(Codec):
         # The fast attention has no derivative in forward mode.
         forwards = forward_ad.unpack_dual(z).tangent is not None
         with sdpa_kernel(SDPBackend.MATH) if forwards else nullcontext():
-            return self._decoded(z.to(self.module.dtype)).to(z)
+            few = max(1, PIXELS // (z.shape[2] * z.shape[3] * self.factor**2))
+            parts = [self._decoded(part) for part in z.to(self.module.dtype).split(few)]
+        return torch.cat(parts).to(z)
 
     def _decoded(self, own: Tensor) -> Tensor:
         x: Tensor
@@ -73,7 +77,8 @@ class Autoencoder(Codec):
 def codec_of(folder: Folder, part: str, dtype: torch.dtype) -> Autoencoder:
     """The codec of a part. Raises FolderError.
 
-    Its weights are in ``dtype``, or in float32 where the configuration has ``force_upcast``.
+    Its weights are in ``dtype``. Where the configuration has ``force_upcast`` they would overflow
+    in float16, and are in float32 instead; bfloat16 has the range of float32.
     """
     found = folder.part(part)
     if found is not None and found[1] not in CODECS:
@@ -82,8 +87,9 @@ def codec_of(folder: Folder, part: str, dtype: torch.dtype) -> Autoencoder:
             f"{', '.join(CODECS)}"
         )
     config = folder.json(f"{part}/config.json")
-    if config.get("force_upcast", found is not None and found[1] == "AutoencoderKL"):
-        dtype = torch.promote_types(dtype, torch.float32)
+    forced = config.get("force_upcast", found is not None and found[1] == "AutoencoderKL")
+    if forced and dtype == torch.float16:
+        dtype = torch.float32
     module = module_of(folder, part, dtype)
     if type(module).__name__ == "VQModel" and "scaling_factor" not in config:
         config["scaling_factor"] = 1.0

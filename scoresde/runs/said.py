@@ -125,7 +125,8 @@ def said_of(
         raise ValueError(f"guidance: {remedy}")
     require_said(model, told)
     found = Said(model, told, against, scale, interval)
-    several = {k: v.count for k, v in {**told, **(against or {})}.items() if v.count > 1}
+    spoken = [*told.items(), *((f"negative {k}", v) for k, v in (against or {}).items())]
+    several = {name: values.count for name, values in spoken if values.count > 1}
     if len(set(several.values())) > 1:
         listed = ", ".join(f"{count} of {name}" for name, count in several.items())
         raise ValueError(f"conditions have different numbers of values ({listed}); give as many")

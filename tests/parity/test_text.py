@@ -4,14 +4,18 @@ pip install -e ".[dev,parity]" -c constraints.txt && pytest -m parity
 """
 
 import json
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from scoresde import VP, ScoreModel
 from scoresde.conditions import FrozenText, Tokens, sizes
 from scoresde.nn import UNet
 from scoresde.parameterization import v
+from tests.parity.stable_diffusion_folders import END, START, tokenizer_files, vocabulary
+from tests.parity.stable_diffusion_folders import t5 as t5_of
 
 pytestmark = pytest.mark.parity
 tokenizers = pytest.importorskip("tokenizers")
@@ -56,7 +60,30 @@ def clip(folder) -> None:
     ).save_pretrained(folder / "tokenizer")
 
 
-@pytest.fixture(params=[bert, clip], ids=["bert", "stable diffusion"])
+def old_clip(folder) -> None:
+    """The same as they were before transformers 5: four files of words, and other keys."""
+    clip(folder)
+    made = transformers.CLIPTextConfig.from_pretrained(folder / "text_encoder")
+    shutil.rmtree(folder / "tokenizer")
+    tokenizer_files(folder / "tokenizer")
+    ids = vocabulary()
+    made.vocab_size, made.bos_token_id, made.eos_token_id = len(ids), ids[START], ids[END]
+    model = transformers.CLIPTextModel(made)
+    model.save_pretrained(folder / "text_encoder")
+    file = folder / "text_encoder" / "model.safetensors"
+    tensors = {f"text_model.{name}": value for name, value in load_file(file).items()}
+    save_file({**tensors, "text_model.embeddings.position_ids": torch.arange(12)[None]}, file)
+
+
+def t5(folder) -> None:
+    """The third encoder of Stable Diffusion 3."""
+    torch.manual_seed(0)
+    words, model = t5_of(16)
+    model.save_pretrained(folder / "text_encoder")
+    words.save_pretrained(folder / "tokenizer")
+
+
+@pytest.fixture(params=[bert, clip, old_clip, t5])
 def folder(request, tmp_path):
     request.param(tmp_path / "model")
     return tmp_path / "model"
@@ -70,10 +97,15 @@ def test_states_are_those_of_the_text_model(folder):
     made = condition(folder)
     sentences = ["a red hat", "cat", "a red hat"]
     told = made(made.read(sentences))
-    assert told.mask.sum(1).tolist() == [5, 3, 5]
     encoder, words = folder / "text_encoder", folder / "tokenizer"
     if encoder.is_dir():
-        model = transformers.CLIPTextModel.from_pretrained(encoder, local_files_only=True)
+        config = transformers.AutoConfig.from_pretrained(encoder)
+        kind = (
+            transformers.T5EncoderModel
+            if config.model_type == "t5"
+            else transformers.CLIPTextModel
+        )
+        model = kind.from_pretrained(encoder, local_files_only=True)
         read = transformers.AutoTokenizer.from_pretrained(words, local_files_only=True)
     else:
         model = transformers.BertModel.from_pretrained(folder, local_files_only=True)
@@ -83,6 +115,7 @@ def test_states_are_those_of_the_text_model(folder):
         with torch.no_grad():
             states = model.eval()(found["input_ids"]).last_hidden_state[0]
         n = len(states)
+        assert int(told.mask[k].sum()) == n
         # Half precision stores them.
         torch.testing.assert_close(told.context[k, :n].float(), states, atol=3e-3, rtol=0)
         assert not told.context[k, n:].any()
@@ -103,7 +136,7 @@ def test_nothing_said_is_the_empty_sentence(folder):
 
 
 def test_a_long_sentence_is_refused(folder):
-    with pytest.raises(ValueError, match="a sentence of 14 tokens, and the text model reads 12"):
+    with pytest.raises(ValueError, match=r"a sentence of \d+ tokens, and the text model reads 12"):
         condition(folder).read(" ".join(["cat"] * 12))
 
 
@@ -126,6 +159,24 @@ def test_a_folder_without_a_text_model_is_named(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"x")
     with pytest.raises(ValueError, match="no folder of a text model"):
         FrozenText(tmp_path)
+
+
+def test_an_encoder_is_found_beside_its_tokenizer(tmp_path):
+    t5(tmp_path / "model")
+    for part in ("text_encoder", "tokenizer"):
+        (tmp_path / "model" / part).rename(tmp_path / "model" / f"{part}_3")
+    third = condition(tmp_path / "model" / "text_encoder_3")
+    assert third(third.read("a red cat")).context.shape == (1, 12, 16)
+
+
+def test_weights_that_are_missing_are_not_made_up(tmp_path):
+    clip(tmp_path / "model")
+    file = tmp_path / "model" / "text_encoder" / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["final_layer_norm.weight"]
+    save_file(tensors, file)
+    with pytest.raises(ValueError, match=r"1 weights of CLIPTextModel are missing, such as final"):
+        condition(tmp_path / "model")
 
 
 def test_a_tokenizer_file_is_a_vocabulary(tmp_path):

@@ -136,6 +136,10 @@ def test_a_guided_step_is_one_call_of_twice_the_batch():
             "negative: text: unknown word 'moon'",
         ),
         ({"prompt": PROMPTS, "label": [0, 1]}, r"\(3 of text, 2 of label\); give as many"),
+        (
+            {"prompt": PROMPTS, "guidance": 2.0, "negative": {"text": PROMPTS[:2]}},
+            r"\(3 of text, 2 of negative text\); give as many",
+        ),
         ({"prompt": PROMPTS, "num": 2}, "num: 2 samples for 3 values; ask for more"),
     ],
 )  # fmt: skip
