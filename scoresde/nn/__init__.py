@@ -9,6 +9,7 @@ from scoresde.nn.embeddings import (
     Conditioning,
     LateConditioning,
     Sinusoids,
+    Timesteps,
     gaussian_fourier,
     sinusoidal,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "LateConditioning",
     "LevelMean",
     "Sinusoids",
+    "Timesteps",
     "UNet",
     "VectorClassifier",
     "adm",

@@ -27,6 +27,7 @@ def ddpmpp(
     embed: Count | None = None,
     context: Count | None = None,
     concat: Natural = 0,
+    indexed: bool = False,
     recompute: bool = False,
 ) -> ConcatUNet:
     """DDPM++: sums divided by sqrt 2, and residual blocks that resample by 2 x 2 boxes.
@@ -51,6 +52,7 @@ def ddpmpp(
         embed: length of an embedding of what is said; None without.
         context: width of a sequence to attend to, such as a text; None without.
         concat: channels of pictures that are given beside the input.
+        indexed: the noise is told as a place in a table of levels, with the frequencies of DDPM.
         recompute: run the blocks again in the backward pass: less memory, a third more time.
     """
     check(ddpmpp, locals())
@@ -58,7 +60,13 @@ def ddpmpp(
     return ConcatUNet(
         channels,
         Conditioning(
-            features, 4 * width, fourier=fourier, classes=classes, augments=augments, embed=embed
+            features,
+            4 * width,
+            fourier=fourier,
+            indexed=indexed,
+            classes=classes,
+            augments=augments,
+            embed=embed,
         ),
         _rescaled(width, fir(), head_channels, dropout, context),
         width=width,
@@ -90,6 +98,7 @@ def ncsnpp(
     context: Count | None = None,
     concat: Natural = 0,
     taps: tuple[Positive, ...] = (1, 3, 3, 1),
+    indexed: bool = False,
     recompute: bool = False,
 ) -> ConcatUNet:
     """NCSN++: DDPM++ with smooth resampling, random frequencies, and the input at all resolutions.
@@ -114,6 +123,7 @@ def ncsnpp(
         context: width of a sequence to attend to, such as a text; None without.
         concat: channels of pictures that are given beside the input.
         taps: symmetric filter that halves and doubles images, of an even number of taps.
+        indexed: the noise is told as a place in a table of levels, with the frequencies of DDPM.
         recompute: run the blocks again in the backward pass: less memory, a third more time.
     """
     check(ncsnpp, locals())
@@ -121,7 +131,13 @@ def ncsnpp(
     return ConcatUNet(
         channels,
         Conditioning(
-            features, 4 * width, fourier=fourier, classes=classes, augments=augments, embed=embed
+            features,
+            4 * width,
+            fourier=fourier,
+            indexed=indexed,
+            classes=classes,
+            augments=augments,
+            embed=embed,
         ),
         _rescaled(width, fir(taps), head_channels, dropout, context),
         width=width,
@@ -153,6 +169,7 @@ def adm(
     embed: Count | None = None,
     context: Count | None = None,
     concat: Natural = 0,
+    indexed: bool = False,
     recompute: bool = False,
 ) -> ConcatUNet:
     """ADM: the condition scales and shifts every block, with attention at three resolutions.
@@ -176,6 +193,7 @@ def adm(
         embed: length of an embedding of what is said; None without.
         context: width of a sequence to attend to, such as a text; None without.
         concat: channels of pictures that are given beside the input.
+        indexed: the noise is told as a place in a table of levels, with the frequencies of DDPM.
         recompute: run the blocks again in the backward pass: less memory, a third more time.
     """
     check(adm, locals())
@@ -191,7 +209,13 @@ def adm(
     return ConcatUNet(
         channels,
         LateConditioning(
-            features, 4 * width, fourier=fourier, classes=classes, augments=augments, embed=embed
+            features,
+            4 * width,
+            fourier=fourier,
+            indexed=indexed,
+            classes=classes,
+            augments=augments,
+            embed=embed,
         ),
         style,
         width=width,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Generic, TypeVar, final
+from typing import Annotated, Any, Generic, Literal, TypeVar, final
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,12 @@ from scoresde import betas, conditions, data, sde
 from scoresde import parameterization as parameterizations
 from scoresde.arguments import EMPTY, Argument, Count, Range, arguments, check, nearest
 from scoresde.betas import Betas
+from scoresde.coordinates import Time, place
 from scoresde.data import Dataset
 from scoresde.latent.autoencoder import Autoencoder, KLAutoencoder, VQAutoencoder
 from scoresde.latent.discriminator import Adversarial
 from scoresde.nn import EDM2, MLP, DiT, UNet, adm, ddpmpp, ncsnpp
-from scoresde.parameterization import Parameterization
+from scoresde.parameterization import Informed, Parameterization
 from scoresde.registry.grid_files import from_file
 from scoresde.samplers import WIDE, ArctanGrid, Grid, grids
 from scoresde.sde import SDE, DiscreteVP
@@ -128,6 +129,31 @@ class Given(Generic[Value]):
         return self.value
 
 
+@dataclass(frozen=True)
+class Telling:
+    """A constructor of a parameterisation that may tell the network another number of the noise.
+
+    Args:
+        noise: what the network is told of the noise level. log, log(sigma / alpha) / 4, is the
+            same under every process. index is the place in the table of sde.kind=discrete_vp and
+            time is 1000 t of sde.kind=linear_flow; networks in folders of diffusers are told
+            these.
+    """
+
+    value: Parameterization
+
+    def __call__(self, noise: Literal["log", "index", "time"] = "log") -> Parameterization:
+        if noise == "log":
+            return self.value
+        if noise == "index":
+            return Informed(self.value, place)
+        return Informed(self.value, Time(1000), scaled=False)
+
+    @property
+    def documented(self) -> Parameterization:
+        return self.value
+
+
 BETAS: Table[Callable[..., Betas]] = Table(
     {
         "linear": betas.linear,
@@ -213,11 +239,11 @@ SDES: Table[Callable[..., SDE]] = Table(
 )
 PARAMETERIZATIONS: Table[Callable[..., Parameterization]] = Table(
     {
-        "eps": Given(parameterizations.eps),
-        "x0": Given(parameterizations.x0),
-        "v": Given(parameterizations.v),
-        "score": Given(parameterizations.score),
-        "flow": Given(parameterizations.flow),
+        "eps": Telling(parameterizations.eps),
+        "x0": Telling(parameterizations.x0),
+        "v": Telling(parameterizations.v),
+        "score": Telling(parameterizations.score),
+        "flow": Telling(parameterizations.flow),
         "edm": parameterizations.edm,
     }
 )
@@ -242,7 +268,8 @@ GRIDS: Table[Callable[..., Grid]] = Table(
 NEEDY_GRIDS = frozenset({"file", "optimised"})
 # The first argument of a network is the number of input channels (for vectors: their length), and
 # ``classes`` is the number of classes or None. ``augments``, the length of a vector that describes
-# an augmentation, and ``outputs``, the number of output channels, are passed if it accepts them.
+# an augmentation, ``outputs``, the number of output channels, ``image_size``, height and width,
+# and ``indexed``, a noise coordinate other than the logarithm, are passed if it accepts them.
 NETWORKS: Table[Callable[..., nn.Module]] = Table(
     {
         "mlp": MLP,
@@ -253,7 +280,10 @@ NETWORKS: Table[Callable[..., nn.Module]] = Table(
         "edm2": EDM2,
         "dit": DiT,
     },
-    supplied=(1, "classes", "augments", "outputs", "embed", "context", "concat"),
+    supplied=(
+        *(1, "classes", "augments", "outputs", "embed", "context", "concat"),
+        *("image_size", "indexed"),
+    ),
 )
 # What the training data decide, ``measured`` of the class, is supplied.
 CONDITIONS: Table[type[conditions.Condition]] = Table(
