@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from scoresde.runs.draw import draw
     from scoresde.runs.edit import edit
     from scoresde.runs.evaluate import evaluate
+    from scoresde.runs.export import export
     from scoresde.runs.infer import infer
     from scoresde.runs.load import load
     from scoresde.runs.load_codec import load_codec
@@ -56,6 +57,7 @@ __all__ = [
     "draw",
     "edit",
     "evaluate",
+    "export",
     "infer",
     "load",
     "load_classifier",
@@ -80,6 +82,7 @@ _HOMES = {
     "runs.draw": ("draw",),
     "runs.edit": ("edit",),
     "runs.evaluate": ("evaluate",),
+    "runs.export": ("export",),
     "runs.infer": ("infer",),
     "runs.load": ("load",),
     "runs.load_codec": ("load_codec",),

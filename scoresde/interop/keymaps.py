@@ -1,4 +1,4 @@
-"""Which of our networks is which module of diffusers: its configuration, and where each weight goes.
+"""Which of our networks is which module of diffusers, and where each weight goes.
 
 A map is exact or there is none. It is a list of ``Pair``, read in either direction.
 """
@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from scoresde.latent import Codec
+from scoresde.latent.autoencoder import Convolutional, KLAutoencoder, VQAutoencoder
+from scoresde.latent.networks import Block, Halved
 from scoresde.nn import ConcatUNet, DiT, LateConditioning
 from scoresde.nn.blocks import SelfAttention
 from scoresde.nn.concat import Descent
@@ -316,6 +319,120 @@ def dit(net: DiT, size: tuple[int, ...]) -> Twin:
         yield from layer("head", "proj_out_2", rows=pixels, columns=swap)
 
     return Twin("DiTTransformer2DModel", config, list(pairs()), none, ("condition.augments",))
+
+
+def autoencoder(codec: Codec, size: tuple[int, ...]) -> Twin:
+    """``kl`` as AutoencoderKL and ``vq`` as VQModel, for pictures of (height, width).
+
+    Of a law of pictures its mean stays. The latents are those before they are standardised, which
+    ``folded`` changes. Raises NoTwin.
+    """
+    if not isinstance(codec, KLAutoencoder | VQAutoencoder):
+        raise NoTwin(
+            f"codec: {type(codec).__name__} has no twin in diffusers; train autoencoder.kind kl or "
+            "vq to export it"
+        )
+    encoder: Any = codec.encoder
+    if encoder.patch != 1:
+        raise NoTwin(
+            f"codec: autoencoders of diffusers do not stack pixels, got patch={encoder.patch}; "
+            "train it with autoencoder.patch: 1 to export it"
+        )
+    _require_divisible(size, codec.factor)
+    blocks = [m for m in encoder.layers if isinstance(m, Block)]
+    widths = [m.conv.in_channels for m in encoder.layers if isinstance(m, Halved)]
+    widths.append(blocks[-1].outer.out_channels)
+    each = (len(blocks) - 2) // len(widths)  # without those of the middle
+    attends = any(isinstance(m, SelfAttention) for m in encoder.layers)
+    config = {
+        "in_channels": codec.channels,
+        "out_channels": codec.channels,
+        "down_block_types": ["DownEncoderBlock2D"] * len(widths),
+        "up_block_types": ["UpDecoderBlock2D"] * len(widths),
+        "block_out_channels": widths,
+        "layers_per_block": each,
+        "latent_channels": codec.latent_channels,
+        "norm_num_groups": _groups(codec),
+        "sample_size": size[0],
+        "scaling_factor": 1.0,
+        "force_upcast": False,
+        "mid_block_add_attention": attends,
+    }
+    pairs = [
+        *_coder(codec, "encoder", len(widths), each),
+        *_coder(codec, "decoder", len(widths), each + 1),
+        *layer("moments", "quant_conv"),
+        *layer("entry", "post_quant_conv"),
+    ]
+    kind, unused = "AutoencoderKL", ("latents_",)
+    if isinstance(codec, VQAutoencoder):
+        kind, unused = "VQModel", ("latents_", "codebook.")
+        config["num_vq_embeddings"] = len(codec.codebook.codes)
+        pairs.append(Pair("codebook.codes", ("quantize.embedding.weight",)))
+    return Twin(kind, config, pairs, {}, unused)
+
+
+def _coder(codec: Convolutional, name: str, levels: int, blocks: int) -> Iterator[Pair]:
+    """The encoder, or the decoder with its levels from the coarsest."""
+    coder: Any = getattr(codec, name)
+    encodes = name == "encoder"
+    places = [
+        f"{name}.{'down' if encodes else 'up'}_blocks.{i}.{part}"
+        for i in range(levels)
+        for part in (
+            *(f"resnets.{j}" for j in range(blocks)),
+            *([f"{'down' if encodes else 'up'}samplers.0.conv"] if i < levels - 1 else []),
+        )
+    ]
+    attends = any(isinstance(m, SelfAttention) for m in coder.layers)
+    middle = ["resnets.0", *(["attentions.0"] if attends else []), "resnets.1"]
+    middle = [f"{name}.mid_block.{part}" for part in middle]
+    places = [*places, *middle] if encodes else [*middle, *places]
+    for i, (module, place) in enumerate(zip(coder.layers, places, strict=True)):
+        ours = f"{name}.layers.{i}"
+        if isinstance(module, SelfAttention):
+            yield from attention(ours, place)
+        elif isinstance(module, Block):
+            names = {"norm": "norm1", "inner": "conv1", "inner_norm": "norm2", "outer": "conv2"}
+            names |= {"skip": "conv_shortcut"} if isinstance(module.skip, nn.Conv2d) else {}
+            for mine, other in names.items():
+                yield from layer(f"{ours}.{mine}", f"{place}.{other}")
+        else:
+            yield from layer(f"{ours}.conv", place)
+    yield from layer(f"{name}.first", f"{name}.conv_in")
+    yield from layer(f"{name}.norm", f"{name}.conv_norm_out")
+    mean = None if encodes else torch.arange(codec.channels)
+    yield from layer(f"{name}.last", f"{name}.conv_out", rows=mean)
+
+
+def folded(codec: Codec, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], float]:
+    """Tensors of a module whose latents times a factor are the standardised ones of ours.
+
+    The factor is its ``scaling_factor``. Mean and deviation go into the 1 x 1 convolutions beside
+    the latents, and the mean of a VQModel into its codes too. Distances between latents decide
+    which code is nearest, so its deviation has to be one number. Raises NoTwin where it is not.
+    """
+    found = {k: x.double() if x.is_floating_point() else x for k, x in tensors.items()}
+    mean, std = (x.detach().double().cpu() for x in (codec.latents_mean, codec.latents_std))
+    factor, c = 1.0, len(mean)
+    if "quantize.embedding.weight" in found:
+        if not bool((std == std[0]).all()):
+            raise NoTwin(
+                "codec: the latents of a VQModel in diffusers are scaled by one number, and these "
+                "have a deviation for each channel; train it with autoencoder.isotropic: true to "
+                "export it"
+            )
+        if not bool(codec.codebook.started):
+            raise NoTwin("codec: its codes have not begun; train it for more than wait steps")
+        factor, std = 1 / float(std[0]), torch.ones_like(std)
+        found["quantize.embedding.weight"] -= mean
+    into, log_std = found["quant_conv.bias"], std.log()
+    into[:c] = (into[:c] - mean) / std
+    into[c:] -= 2 * log_std[: len(into) - c]
+    found["quant_conv.weight"][:c] /= std[:, None, None, None]
+    found["post_quant_conv.bias"] += found["post_quant_conv.weight"][:, :, 0, 0] @ mean
+    found["post_quant_conv.weight"] *= std[:, None, None]
+    return {k: x.to(tensors[k]) for k, x in found.items()}, factor
 
 
 def _require_plain(net: Any, condition: Any) -> None:

@@ -16,6 +16,7 @@ from scoresde.arguments import EMPTY, Argument, Count, Range, arguments, check, 
 from scoresde.betas import Betas
 from scoresde.coordinates import Time, place
 from scoresde.data import Dataset
+from scoresde.interop.native import diffusers
 from scoresde.latent.autoencoder import Autoencoder, KLAutoencoder, VQAutoencoder
 from scoresde.latent.discriminator import Adversarial
 from scoresde.nn import EDM2, MLP, DiT, UNet, adm, ddpmpp, ncsnpp
@@ -279,6 +280,7 @@ NETWORKS: Table[Callable[..., nn.Module]] = Table(
         "adm": adm,
         "edm2": EDM2,
         "dit": DiT,
+        "diffusers": diffusers,
     },
     supplied=(
         *(1, "classes", "augments", "outputs", "embed", "context", "concat"),
