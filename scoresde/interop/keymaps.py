@@ -193,7 +193,7 @@ def unet(net: ConcatUNet, size: tuple[int, ...]) -> Twin:
         "attn_norm_num_groups": groups,
         "norm_eps": one.norm.eps,
         "resnet_time_scale_shift": "scale_shift",
-        "num_class_embeds": None if net.classes is None else net.classes + 1,
+        "num_class_embeds": None if condition.labels is None else condition.labels.num_embeddings,
     }
     return Twin("UNet2DModel", config, list(_unet(net)), {}, ("condition.augments",))
 
@@ -329,8 +329,8 @@ def autoencoder(codec: Codec, size: tuple[int, ...]) -> Twin:
     """
     if not isinstance(codec, KLAutoencoder | VQAutoencoder):
         raise NoTwin(
-            f"codec: {type(codec).__name__} has no twin in diffusers; train autoencoder.kind kl or "
-            "vq to export it"
+            f"codec: {type(codec).__name__} has no twin in diffusers; train autoencoder.kind kl "
+            "or vq to export it"
         )
     encoder: Any = codec.encoder
     if encoder.patch != 1:
@@ -364,7 +364,8 @@ def autoencoder(codec: Codec, size: tuple[int, ...]) -> Twin:
         *layer("moments", "quant_conv"),
         *layer("entry", "post_quant_conv"),
     ]
-    kind, unused = "AutoencoderKL", ("latents_",)
+    kind = "AutoencoderKL"
+    unused: tuple[str, ...] = ("latents_",)
     if isinstance(codec, VQAutoencoder):
         kind, unused = "VQModel", ("latents_", "codebook.")
         config["num_vq_embeddings"] = len(codec.codebook.codes)
@@ -405,7 +406,7 @@ def _coder(codec: Convolutional, name: str, levels: int, blocks: int) -> Iterato
     yield from layer(f"{name}.last", f"{name}.conv_out", rows=mean)
 
 
-def folded(codec: Codec, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], float]:
+def folded(codec: Any, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], float]:
     """Tensors of a module whose latents times a factor are the standardised ones of ours.
 
     The factor is its ``scaling_factor``. Mean and deviation go into the 1 x 1 convolutions beside
@@ -471,5 +472,5 @@ def _groups(net: nn.Module) -> int:
 
 
 def _boxes(descent: Descent) -> bool:
-    change = descent.block.change
+    change = getattr(descent.block, "change", None)
     return isinstance(change, Down) and len(change.kernel) == 2

@@ -193,7 +193,9 @@ def configuration(model: str) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"model: {model[:60]}: no config.json of diffusers ({error})") from None
     if not isinstance(kind, str) or kind not in SIZES:
-        raise ValueError(f"model: {kind!r} of diffusers is not trained; {nearest(str(kind), SIZES)}")
+        raise ValueError(
+            f"model: {kind!r} of diffusers is not trained; {nearest(str(kind), SIZES)}"
+        )
     known = signature(getattr(library("diffusers"), kind).__init__).parameters
     config = {k: v for k, v in config.items() if not k.startswith("_") or k == "_class_name"}
     if stray := [k for k in config if k not in known and k != "_class_name"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,14 @@ from torch import Tensor, nn
 from scoresde import betas as tables
 from scoresde.coordinates import Index, Time, place
 from scoresde.interop import codecs, keymaps
+from scoresde.interop.about import ABOUT, about
 from scoresde.interop.folder import INDEX
 from scoresde.interop.keymaps import NoTwin, Twin
 from scoresde.interop.modules import library
 from scoresde.interop.native import SIZES
-from scoresde.latent import Codec
 from scoresde.parameterization import Informed, ScoreModel, eps, flow, v, x0
 from scoresde.sde import DiscreteVP, LinearFlow
 
-ABOUT = "scoresde.json"
-"""The file beside model_index.json that says what diffusers has no place for."""
-KIND = "scoresde-diffusers"
 EXACT = 1000
 """Largest difference of a twin from its network, in units of rounding of the largest output."""
 PREDICTIONS = {eps: "epsilon", v: "v_prediction", x0: "sample"}
@@ -67,7 +64,8 @@ def written(model: ScoreModel, config: Mapping[str, Any] | None = None) -> Writt
 
     Raises NoTwin for what diffusers has no place for, and where a part computes something else.
     """
-    data, codec, net = model.data, model.codec, model.net
+    data, codec = model.data, model.codec
+    net: Any = model.net
     if data is None or len(data.shape) != 3:
         raise NoTwin(
             "folders of diffusers hold models of pictures whose size is known; set model.data, or "
@@ -76,9 +74,9 @@ def written(model: ScoreModel, config: Mapping[str, Any] | None = None) -> Writt
     if model.conditions or model.self_conditioning:
         what = "self_conditioning" if model.self_conditioning else "conditions"
         raise NoTwin(
-            f"{what}: no pipeline of diffusers tells its network what this one is told; train with "
-            "conditional: true and no other condition to export it (net.module.save_pretrained "
-            "writes a network of kind diffusers alone)"
+            f"{what}: no pipeline of diffusers tells its network what this one is told; train "
+            "with conditional: true and no other condition to export it (of a network of kind "
+            "diffusers, net.module.save_pretrained writes the network alone)"
         )
     bounds = (data.scaling.low, data.scaling.high)
     if any(abs(end - wanted) > 0.01 for end, wanted in zip(bounds, (-1, 1), strict=True)):
@@ -87,7 +85,7 @@ def written(model: ScoreModel, config: Mapping[str, Any] | None = None) -> Writt
             f"{bounds[1]:g}]; train on pictures in [-1, 1] to export it"
         )
     shape = data.shape if codec is None else codec.latent_shape(data.shape)
-    network = getattr(net, "module", None)
+    network: Any = getattr(net, "module", None)
     if type(network).__name__ not in SIZES:
         network = _built(keymaps.network(net, shape[1:]), net.state_dict(), model.device)
         _require_same_network(net, network, shape)
@@ -128,14 +126,7 @@ def written(model: ScoreModel, config: Mapping[str, Any] | None = None) -> Writt
     parts["scheduler"] = scheduler_of(model)
     if codec is not None:
         parts[home] = vae_of(codec, data.shape)
-    about = {
-        "kind": KIND,
-        "version": 1,
-        "data": asdict(data),
-        "config": None if config is None else dict(config),
-        "notes": notes,
-    }
-    return Written(pipeline, parts, more, about, tuple(notes))
+    return Written(pipeline, parts, more, about(data, config, tuple(notes)), tuple(notes))
 
 
 def scheduler_of(model: ScoreModel) -> Any:
@@ -147,8 +138,8 @@ def scheduler_of(model: ScoreModel) -> Any:
     schedulers = library("diffusers")
     if not isinstance(told, Informed):
         raise NoTwin(
-            "networks in folders of diffusers are told the place of a level in a table, or 1000 t, "
-            "and this one log(sigma / alpha); train with parameterization.noise: index (with "
+            "networks in folders of diffusers are told the place of a level in a table, or 1000 "
+            "t, and this one log(sigma / alpha); train with parameterization.noise: index (with "
             "sde.kind: discrete_vp) or time (with linear_flow) to export it"
         )
     if isinstance(sde, LinearFlow) and told == Informed(flow, Time(1000), scaled=False):
@@ -191,7 +182,7 @@ def _close(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
     return all(abs(x - y) <= 1e-14 * abs(y) for x, y in zip(a, b, strict=True))
 
 
-def vae_of(codec: Codec, shape: tuple[int, ...]) -> Any:
+def vae_of(codec: Any, shape: tuple[int, ...]) -> Any:
     """The autoencoder of a codec for pictures (C, H, W), with standardised latents.
 
     Raises NoTwin.
@@ -213,7 +204,9 @@ def vae_of(codec: Codec, shape: tuple[int, ...]) -> Any:
         _require_same(z * factor, w, twin.kind)
         if hasattr(vae, "quantize"):  # a latent between two codes could be rounded to either
             w = codec.standardised(codec.codebook(codec.unstandardised(w)).z)
-        _require_same(vae.decode(w / factor).sample, codec.decode(codec.unstandardised(w)), twin.kind)
+        _require_same(
+            vae.decode(w / factor).sample, codec.decode(codec.unstandardised(w)), twin.kind
+        )
     return vae
 
 

@@ -35,9 +35,9 @@ class Codec(nn.Module, ABC):
     (c,). ``data`` describes the pictures, None where nobody has said; ``law`` is the law of x
     given the output of the decoder, None for a decoder whose output is a picture and no more;
     ``adversarial`` says that a discriminator shaped its pictures, and ``isotropic`` that all
-    channels have the same deviation, the root of their mean variance. ``kind`` and ``arguments`` are
-    its name in the table of autoencoders and the arguments of its constructor as JSON values, None
-    for a codec that only its program can build.
+    channels have the same deviation, the root of their mean variance. ``kind`` and ``arguments``
+    are its name in the table of autoencoders and the arguments of its constructor as JSON values,
+    None for a codec that only its program can build.
 
     Args:
         channels: channels C of the pictures.

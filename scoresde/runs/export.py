@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from scoresde.atomic import sync, writing
 from scoresde.config import to_plain
-from scoresde.interop.write import ABOUT, KIND, Written, written
+from scoresde.interop.about import ABOUT, KIND
+from scoresde.interop.write import Written, written
 from scoresde.parameterization import ScoreModel
 from scoresde.runs.load import load
 
