@@ -9,6 +9,7 @@ from typing import Any
 from scoresde.cli.options import ExportOptions
 from scoresde.cli.weights import load_chosen
 from scoresde.runs.export import export, require_free
+from scoresde.runs.processes import pick_device
 
 
 def run(options: ExportOptions, overrides: Mapping[str, Any]) -> int:
@@ -17,7 +18,8 @@ def run(options: ExportOptions, overrides: Mapping[str, Any]) -> int:
     loaded = load_chosen(options.run, options)
     for note in loaded.notes:
         print(note, file=sys.stderr)
-    found = export(loaded.model, options.directory, overwrite=options.overwrite)
+    model = loaded.model.to(pick_device(options.device))
+    found = export(model, options.directory, overwrite=options.overwrite)
     for note in found.notes:
         print(note, file=sys.stderr)
     print(f"{found.path}: {found.pipeline}")

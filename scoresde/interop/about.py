@@ -56,10 +56,9 @@ def completed(folder: Folder, model: ScoreModel) -> ScoreModel:
             f"{where}: says pictures {data.shape}, and the other parts {tuple(model.data.shape)}; "
             "they are of different models"
         )
-    net: Any = model.net
-    if isinstance(net, Labelled) and data.classes is not None:
-        rows = net.module.config.num_class_embeds
-        if rows == len(data.classes) + 1:
-            model.net = Classes(net.module, len(data.classes))
+    if isinstance(model.net, Labelled) and data.classes is not None:
+        module: Any = model.net.module
+        if module.config.num_class_embeds == len(data.classes) + 1:
+            model.net = Classes(module, len(data.classes))
     model.data = data
     return model

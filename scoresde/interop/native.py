@@ -98,7 +98,7 @@ def diffusers(
     classes: Count | None = None,
     outputs: Count | None = None,
     context: Count | None = None,
-    image_size: tuple[int, ...] = (32, 32),
+    image_size: tuple[int, ...] | None = None,
     indexed: bool = True,
 ) -> nn.Module:
     """A module of diffusers, so that the model can be written as a folder of diffusers.
@@ -124,7 +124,8 @@ def diffusers(
         classes: number of classes; None without labels.
         outputs: output channels; None for those of the input.
         context: width of a sequence to attend to, such as a text; None without.
-        image_size: height and width of the pictures.
+        image_size: height and width of the pictures; None where the data are not known yet, to
+            see whether a module can be built.
         indexed: the noise is told as a place in a table of levels, or as 1000 t.
     """
     check(diffusers, given := locals())
@@ -145,7 +146,7 @@ def diffusers(
         sizes = {n: known[n] if given[n] is None else given[n] for n in known}
         config |= sized_config(kind, sizes, dropout)
     needed: dict[str, Any] = {"in_channels": channels, "out_channels": outputs or channels}
-    height, wide = image_size
+    height, wide = image_size or (32, 32)
     if kind == "DiTTransformer2DModel":
         if height != wide:
             raise ValueError(f"{kind} is for square pictures, got {height} x {wide}")
@@ -158,12 +159,12 @@ def diffusers(
     elif context is not None:
         raise ValueError(f"{kind} takes no context; take model: UNet2DConditionModel")
     for key, value in needed.items():
-        if key in config and config[key] != value and (config[key] or value):
+        if image_size and config.get(key, value) != value and (config[key] or value):
             raise ValueError(
                 f"model: config.json has {key}={config[key]}, and the data need {value}; change "
                 "it there, or leave it out"
             )
-        config[key] = value
+        config[key] = value if image_size else config.get(key, value)
     module: Any = getattr(library("diffusers"), kind).from_config(config)
     if kind == "UNet2DConditionModel":
         return Told(module, classes)

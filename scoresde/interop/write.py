@@ -132,7 +132,8 @@ def written(model: ScoreModel, config: Mapping[str, Any] | None = None) -> Writt
 def scheduler_of(model: ScoreModel) -> Any:
     """The scheduler of a model: DDPMScheduler, or FlowMatchEulerDiscreteScheduler.
 
-    Without clipping, and with steps that begin at the noisiest level. Raises NoTwin.
+    Without clipping, and with steps from the noisiest to the cleanest level, as the grid
+    ``linspace``. Raises NoTwin.
     """
     sde, told = model.sde, model.parameterization
     schedulers = library("diffusers")
@@ -162,7 +163,7 @@ def scheduler_of(model: ScoreModel) -> Any:
         prediction_type=PREDICTIONS[base],
         variance_type="learned_range" if model.variance else "fixed_small",
         clip_sample=False,
-        timestep_spacing="trailing",
+        timestep_spacing="linspace",
     )
 
 
