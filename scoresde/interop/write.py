@@ -132,8 +132,8 @@ def written(model: ScoreModel, config: Mapping[str, Any] | None = None) -> Writt
 def scheduler_of(model: ScoreModel) -> Any:
     """The scheduler of a model: DDPMScheduler, or FlowMatchEulerDiscreteScheduler.
 
-    Without clipping, and with steps from the noisiest to the cleanest level, as the grid
-    ``linspace``. Raises NoTwin.
+    It does not clip. Its steps begin at the noisiest level, and each leads to the level of the
+    next call, in DDIM and other schedulers made of its configuration too. Raises NoTwin.
     """
     sde, told = model.sde, model.parameterization
     schedulers = library("diffusers")
@@ -163,7 +163,7 @@ def scheduler_of(model: ScoreModel) -> Any:
         prediction_type=PREDICTIONS[base],
         variance_type="learned_range" if model.variance else "fixed_small",
         clip_sample=False,
-        timestep_spacing="linspace",
+        timestep_spacing="trailing",
     )
 
 

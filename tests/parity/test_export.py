@@ -23,10 +23,11 @@ from scoresde.interop import keymaps, native
 from scoresde.interop.folder import Folder
 from scoresde.interop.pipelines import read_folder
 from scoresde.latent import KLAutoencoder, VQAutoencoder
+from scoresde.likelihood.divergence import Hutchinson, rademacher
 from scoresde.nn import DiT, Timesteps, adm
 from scoresde.nn.embeddings import positions
 from scoresde.runs.train import train_run
-from scoresde.samplers import DDIM, grids
+from scoresde.samplers import DDIM
 from scoresde.training.checkpoint import DataDescription
 
 pytestmark = pytest.mark.parity
@@ -215,7 +216,7 @@ def opened(diffusers, folder):
 
 
 def both_pictures(pipe, model, steps=20, **told):
-    """Pictures of a pipeline in its chain, and ours of the same noise, as numbers in [0, 1]."""
+    """Pictures of a pipeline in its chain, and ours of the same noise and levels, in [0, 1]."""
     torch.manual_seed(2)  # of the noise that LDMPipeline and DiTPipeline draw in their steps
     theirs = pipe(
         generator=torch.Generator().manual_seed(1),
@@ -232,7 +233,7 @@ def both_pictures(pipe, model, steps=20, **told):
     x = ss.sample(
         model.denoiser(**label),
         noise,
-        grids.linspace(len(model.sde.betas))(model.sde, steps - 1),
+        (pipe.scheduler.timesteps.double() + 1) / len(model.sde.betas),
         DDIM(eta=1, variance="learned" if model.variance and not label else "small"),
         lambda x, t=None, s=None: torch.randn(x.shape, generator=generator),
     )
@@ -267,6 +268,21 @@ def test_a_folder_of_ours_reads_back_as_the_same_model(tmp_path, kind):
         ours, theirs = (m.denoiser(**label)(x, t) for m in (model, back))
         assert float((theirs - ours).abs().max()) < 1e-5 * float(ours.abs().max())
     x = x[:1].clamp(-1, 1)
+
+
+@pytest.mark.parametrize("kind", ["adm, v", "diffusers, v, cosine"])
+def test_the_likelihood_of_a_folder_is_that_of_the_model(tmp_path, kind):
+    model = MODELS[kind]()
+    ss.export(model, tmp_path / "out")
+    back = read_folder(Folder(tmp_path / "out"))
+    x = 2 * torch.rand(2, *model.data.shape) - 1
+    trace = Hutchinson(rademacher(x, 2, torch.Generator().manual_seed(0)))
+    ours, theirs = (
+        ss.log_likelihood(m.denoiser(), x, trace, method="rk4", steps=4).log_prob
+        for m in (model, back)
+    )
+    assert float(ours.std()) > 0.1
+    torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=0)
 
 
 def test_a_folder_written_back_has_its_weights(diffusers, tmp_path):
