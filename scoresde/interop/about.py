@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
+from scoresde.coordinates import Index, place
 from scoresde.interop.folder import Folder, FolderError
 from scoresde.interop.network import Classes, Labelled
 from scoresde.parameterization import ScoreModel
@@ -21,13 +22,18 @@ KIND, VERSION = "scoresde-diffusers", 1
 
 
 def about(
-    data: DataDescription, config: Mapping[str, Any] | None, notes: tuple[str, ...]
+    model: ScoreModel, config: Mapping[str, Any] | None, notes: tuple[str, ...]
 ) -> dict[str, Any]:
-    """The contents of the file."""
+    """The contents of the file.
+
+    ``told`` is "place" for a network that is told ``coordinates.place``, which readers of a folder
+    may interpolate otherwise between the levels.
+    """
     return {
         "kind": KIND,
         "version": VERSION,
-        "data": asdict(data),
+        "data": asdict(model.data),
+        "told": "place" if getattr(model.parameterization, "noise", None) is place else None,
         "config": None if config is None else dict(config),
         "notes": list(notes),
     }
@@ -61,4 +67,8 @@ def completed(folder: Folder, model: ScoreModel) -> ScoreModel:
         if module.config.num_class_embeds == len(data.classes) + 1:
             model.net = Classes(module, len(data.classes))
     model.data = data
+    told: Any = model.parameterization
+    index = isinstance(getattr(told, "noise", None), Index) and not told.noise.nearest
+    if found.get("told") == "place" and index:
+        model.parameterization = replace(told, noise=place)
     return model

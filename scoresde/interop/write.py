@@ -126,7 +126,7 @@ def written(model: ScoreModel, config: Mapping[str, Any] | None = None) -> Writt
     parts["scheduler"] = scheduler_of(model)
     if codec is not None:
         parts[home] = vae_of(codec, data.shape)
-    return Written(pipeline, parts, more, about(data, config, tuple(notes)), tuple(notes))
+    return Written(pipeline, parts, more, about(model, config, tuple(notes)), tuple(notes))
 
 
 def scheduler_of(model: ScoreModel) -> Any:
@@ -152,7 +152,8 @@ def scheduler_of(model: ScoreModel) -> Any:
         )
     n = len(sde.betas)
     base: Any = told.base
-    if told.noise not in (place, Index(n), Index(n, nearest=True)) or base not in PREDICTIONS:
+    known = told.noise is place or (isinstance(told.noise, Index) and told.noise.levels == n)
+    if not known or base not in PREDICTIONS:
         raise NoTwin(
             "schedulers of diffusers know parameterization eps, v and x0, and a network that is "
             "told the place in their table; train with one of these to export it"

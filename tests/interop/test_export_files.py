@@ -9,7 +9,7 @@ import pytest
 import scoresde as ss
 from scoresde.cli.main import main
 from scoresde.data import Scaling
-from scoresde.interop.about import ABOUT, about
+from scoresde.interop.about import ABOUT, KIND
 from scoresde.interop.folder import INDEX
 from scoresde.interop.native import configuration, diffusers, inlined
 from scoresde.nn import MLP, UNet
@@ -28,7 +28,7 @@ class Parts:
         self.text, self.fails = text, fails
 
     def save(self, folder):
-        (folder / ABOUT).write_text(json.dumps(about(PICTURES, None, (self.text,))))
+        (folder / ABOUT).write_text(json.dumps({"kind": KIND, "text": self.text}))
         (folder / "unet").mkdir()
         (folder / "unet" / "weights").write_text(self.text)
         if self.fails:

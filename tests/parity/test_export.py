@@ -260,7 +260,7 @@ def test_a_folder_of_ours_reads_back_as_the_same_model(tmp_path, kind):
     ss.export(model, tmp_path / "out")
     back = read_folder(Folder(tmp_path / "out"))
     assert (back.data, back.classes) == (model.data, model.classes)
-    assert back.sde == model.sde
+    assert (back.sde, back.parameterization) == (model.sde, model.parameterization)
     assert back.variance == model.variance
     x = torch.randn(3, *model.data.shape)
     t = torch.tensor([0.001, 0.4, 1.0], dtype=torch.float64)
