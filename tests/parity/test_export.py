@@ -17,7 +17,7 @@ from torch import nn
 
 import scoresde as ss
 from scoresde.cli.main import main
-from scoresde.config import build_model, load_config
+from scoresde.config import ConfigError, build_model, load_config
 from scoresde.data import Scaling
 from scoresde.interop import keymaps, native
 from scoresde.interop.folder import Folder
@@ -391,6 +391,15 @@ def test_a_config_that_does_not_fit_is_named(fields, words):
     model = json.dumps({"_class_name": "UNet2DModel", **fields})
     with pytest.raises(ValueError, match=words):
         native.diffusers(1, model=model, image_size=SIZE)
+
+
+def test_a_module_needs_pictures_and_the_index():
+    points = DataDescription("points", (2,), Scaling(None))
+    with pytest.raises(ConfigError, match="needs images"):
+        build_model(load_config(None, CHAIN | NATIVE), points)
+    pictures = DataDescription("toy", (1, *SIZE), Scaling(256))
+    with pytest.raises(ValueError, match="noise=index"):
+        build_model(load_config(None, NATIVE), pictures)
 
 
 def test_a_text_reaches_a_conditional_u_net(diffusers):
