@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from scoresde.runs.draw import draw
     from scoresde.runs.edit import edit
     from scoresde.runs.evaluate import evaluate
+    from scoresde.runs.export import export
     from scoresde.runs.importing import import_model
     from scoresde.runs.infer import infer
     from scoresde.runs.load import load
@@ -58,6 +59,7 @@ __all__ = [
     "draw",
     "edit",
     "evaluate",
+    "export",
     "import_model",
     "infer",
     "load",
@@ -85,6 +87,7 @@ _HOMES = {
     "runs.draw": ("draw",),
     "runs.edit": ("edit",),
     "runs.evaluate": ("evaluate",),
+    "runs.export": ("export",),
     "runs.importing": ("import_model",),
     "runs.infer": ("infer",),
     "runs.load": ("load",),

@@ -84,6 +84,17 @@ class Level:
         return -self.scale * sde.lam(t.double()).clamp(min=FAINTEST) + self.shift
 
 
+def place(sde: SDE, t: Tensor) -> Tensor:
+    """``Index`` in the table of the process itself. Raises ValueError for one without a table."""
+    betas = getattr(sde, "betas", None)
+    if betas is None:
+        raise ValueError(
+            f"noise: {type(sde).__name__} has no table of levels to tell the place in; take "
+            "DiscreteVP"
+        )
+    return Index(len(betas))(sde, t)
+
+
 def ratio(sde: SDE, t: Tensor) -> Tensor:
     """sigma / alpha, as in k-diffusion and in NCSN++ of score_sde."""
     return (-sde.lam(t.double())).exp()

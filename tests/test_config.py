@@ -460,7 +460,7 @@ class TestConstructors:
     def test_a_network_fits_before_there_are_data(self, tmp_path):
         assert "does not divide" in refusal(tmp_path, "network: {kind: dit, heads: 7}")
 
-    @pytest.mark.parametrize("kind", registry.NETWORKS)
+    @pytest.mark.parametrize("kind", [n for n in registry.NETWORKS if n != "diffusers"])
     def test_a_network_is_built_with_the_defaults_of_its_constructor(self, kind):
         config = load_config(None, {"network.kind": kind})
         given = {k: v for k, v in config.network.values.items() if k != "head"}

@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "evaluation": {"nn"},
     "registry": THEORY
     | {"betas", "samplers", "posterior", "solvers", "likelihood", "training", "nn", "data"}
-    | {"latent"},
+    | {"latent", "interop"},
     "config": THEORY | {"samplers", "solvers", "training", "nn", "data", "registry", "latent"},
     "cli": None,  # anything
     "__main__": {"cli"},

@@ -173,7 +173,7 @@ class TestModels:
         with pytest.raises(ConfigError, match=r"head=levels needs pixel levels.*moons"):
             build_model(config, points)
 
-    @pytest.mark.parametrize("kind", sorted(registry.NETWORKS.keys() - {"mlp"}))
+    @pytest.mark.parametrize("kind", sorted(registry.NETWORKS.keys() - {"mlp", "diffusers"}))
     def test_an_image_network_on_points_is_refused(self, kind):
         config = override(small(), {"network.kind": kind})
         with pytest.raises(ConfigError, match=rf"network\.kind={kind} needs images.*moons"):

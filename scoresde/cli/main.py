@@ -72,6 +72,7 @@ COMMANDS = {
         ("data", "sample"),
     ),
     "compare": Command("compare samplers on a trained model: error and calls", "CompareOptions"),
+    "export": Command("write a trained model as a folder of diffusers", "ExportOptions"),
     "verify": Command("measure the order of every sampler", "VerifyOptions"),
     "import": Command("read a published checkpoint of another program", "ImportOptions"),
     "info": Command("list the available names, or describe a run", "InfoOptions"),

@@ -155,6 +155,23 @@ class TrainClassifierOptions(ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportOptions(WeightOptions):
+    """Write a trained model as a folder that diffusers opens in one line.
+
+    Args:
+        run: run folder, checkpoint (.pt), exported weights (.safetensors) or folder of diffusers.
+        directory: folder to write.
+        to: format.
+        overwrite: replace a folder that was exported before.
+    """
+
+    run: Annotated[Path, "positional"]
+    directory: Annotated[Path, "positional"]
+    to: Literal["diffusers"] = "diffusers"
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class SampleOptions(SaidOptions):
     """Draw samples from a trained model.
 

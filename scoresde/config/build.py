@@ -90,6 +90,16 @@ def build_network(
         )
     if "classes" in taken:
         given["classes"] = classes
+    if "image_size" in taken:
+        given["image_size"] = tuple(described.shape[1:])
+    noise = config.parameterization.values.get("noise", "log")
+    if "indexed" in taken:
+        given["indexed"] = noise != "log"
+    elif noise != "log":
+        raise ConfigError(
+            f"network.kind={config.network.kind} is made for parameterization.noise=log, got "
+            f"{noise}; choose another network, such as adm or dit"
+        )
     told = sizes(conditions)
     if config.self_conditioning:
         told["concat"] = (told["concat"] or 0) + inputs

@@ -205,6 +205,21 @@ def _augmentation_fits(config: Config) -> None:
         )
 
 
+def _noise_fits(config: Config) -> None:
+    noise, process = config.parameterization.values.get("noise", "log"), config.sde.kind
+    needed = {"index": "discrete_vp", "time": "linear_flow"}.get(noise, process)
+    if needed != process and not config.own:
+        raise ConfigError(
+            f"parameterization.noise={noise} is a number of sde.kind={needed}, got sde.kind="
+            f"{process}; set sde.kind to {needed}, or parameterization.noise to log"
+        )
+    if noise != "log" and config.network.values.get("head") == "levels":
+        raise ConfigError(
+            f"network.head=levels needs parameterization.noise=log, got {noise}; set "
+            "network.head to value"
+        )
+
+
 def _layout_used(config: Config) -> None:
     if config.train.channels_last and config.network.kind in ("mlp", "dit"):
         raise ConfigError(
@@ -248,6 +263,7 @@ Config.RULES = (
     _variance_trained,
     _estimate_fits,
     _augmentation_fits,
+    _noise_fits,
     _layout_used,
     _latents_fit,
     _labels_used,

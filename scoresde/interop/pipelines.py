@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from scoresde.interop.about import completed
 from scoresde.interop.codecs import codec_of
 from scoresde.interop.folder import Folder, FolderError
 from scoresde.interop.models import SIGNED, UNSIGNED, described, modelled, sides
@@ -51,9 +52,10 @@ def unconditional(folder: Folder, dtype: torch.dtype, nearest: bool) -> ScoreMod
 
 
 def dit(folder: Folder, dtype: torch.dtype, nearest: bool) -> ScoreModel:
-    """DiT: classes of latents. The class after the last is none."""
+    """DiT: classes of latents, or of pixels. The class after the last is none."""
     transformer = module_of(folder, "transformer", dtype)
-    codec = codec_of(folder, "vae", dtype)
+    pixels = folder.index.get("vae") == [None, None]  # as an export of pixels says
+    codec = None if pixels else codec_of(folder, "vae", dtype)
     config, where = transformer.config, folder.path / "transformer" / "config.json"
     n = config["num_embeds_ada_norm"]
     model = modelled(folder, Classes(transformer, n), config, "transformer", nearest)
@@ -98,4 +100,4 @@ def read_folder(
             f"{folder.path}: {printable(folder.pipeline)} is not read; these pipelines are: "
             f"{', '.join(PIPELINES)}"
         )
-    return build(folder, dtype, nearest).eval().requires_grad_(False)
+    return completed(folder, build(folder, dtype, nearest)).eval().requires_grad_(False)

@@ -226,6 +226,8 @@ class VQAutoencoder(Convolutional):
         restart: use of a code, relative to the mean of all, below which it starts anew from a
             latent of the batch.
         wait: steps before the codes start, in which the decoder sees the latents as they are.
+        isotropic: standardise the latents by one deviation for all channels, as folders of
+            diffusers need it.
     """
 
     kind = "vq"
@@ -246,6 +248,7 @@ class VQAutoencoder(Convolutional):
         attention: bool = False,
         groups: Count = 8,
         pad: bool = False,
+        isotropic: bool = False,
     ) -> None:
         check(VQAutoencoder, given := locals())
         super().__init__(
@@ -260,6 +263,7 @@ class VQAutoencoder(Convolutional):
             pad=pad,
         )
         self.arguments = {name: given[name] for name in arguments(VQAutoencoder)}
+        self.isotropic = isotropic
         self.codebook = Codebook(codes, latent_channels, decay=decay, restart=restart, wait=wait)
 
     def encode(self, x: Tensor) -> Encoded:

@@ -34,9 +34,10 @@ class Codec(nn.Module, ABC):
     with the mean and the deviation of each channel over the training pictures, which are buffers
     (c,). ``data`` describes the pictures, None where nobody has said; ``law`` is the law of x
     given the output of the decoder, None for a decoder whose output is a picture and no more;
-    ``adversarial`` says that a discriminator shaped its pictures. ``kind`` and ``arguments`` are
-    its name in the table of autoencoders and the arguments of its constructor as JSON values, None
-    for a codec that only its program can build.
+    ``adversarial`` says that a discriminator shaped its pictures, and ``isotropic`` that all
+    channels have the same deviation, the root of their mean variance. ``kind`` and ``arguments``
+    are its name in the table of autoencoders and the arguments of its constructor as JSON values,
+    None for a codec that only its program can build.
 
     Args:
         channels: channels C of the pictures.
@@ -53,6 +54,7 @@ class Codec(nn.Module, ABC):
     arguments: Mapping[str, Any] | None = None
     data: Any = None
     adversarial: bool = False
+    isotropic: bool = False
 
     def __init__(
         self,

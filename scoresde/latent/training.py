@@ -245,5 +245,6 @@ def standardise(
     """Measure ``latents_mean`` and ``latents_std`` of a codec and set them, in place."""
     found = latents_of(codec, split, scaling, most, batch)
     codec.latents_mean.copy_(found.mean)
-    codec.latents_std.copy_(torch.where(found.std < UNUSED, 1.0, found.std))
+    std = found.std.square().mean().sqrt().expand_as(found.std) if codec.isotropic else found.std
+    codec.latents_std.copy_(torch.where(std < UNUSED, 1.0, std))
     return found

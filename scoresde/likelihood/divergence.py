@@ -218,7 +218,10 @@ def pullback(field: Field, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor
             # vmap loops over an operation without a batching rule and warns; nothing is faster.
             warnings.filterwarnings("ignore", message="There is a performance drop")
             # is_grads_batched would loop over every convolution and normalisation.
-            products: Tensor = torch.func.vmap(product)(v)
+            try:
+                products: Tensor = torch.func.vmap(product)(v)
+            except RuntimeError:  # it cannot batch maps of channels-last layout, as in diffusers
+                products = torch.stack([product(w) for w in v])
             return products
 
     return value if record else value.detach(), pull

@@ -9,6 +9,7 @@ from scoresde.nn.embeddings import (
     Conditioning,
     LateConditioning,
     Sinusoids,
+    Timesteps,
     gaussian_fourier,
     sinusoidal,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "LevelMean",
     "LucidUNet",
     "Sinusoids",
+    "Timesteps",
     "UNet",
     "VectorClassifier",
     "adm",

@@ -121,6 +121,7 @@ class ConcatUNet(nn.Module):
         self.channels, self.recompute = channels, recompute
         self.context, self.concat = style.context, concat
         self.classes: int | None = getattr(condition, "classes", None)
+        self.wide_noise: bool = getattr(condition, "wide_noise", False)
         self.condition = condition
         self.stem = style.conv(channels + concat, width)
         self.encoder = _encoder(style, width, widths, blocks, attends)

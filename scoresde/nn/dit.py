@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from scoresde.arguments import Count, Even, Fraction, Natural, Range, check
 from scoresde.nn.blocks import Layer, attend, run, zeroed
 from scoresde.nn.cross import readable
-from scoresde.nn.embeddings import Conditioning, positions
+from scoresde.nn.embeddings import Conditioning, LateConditioning, positions
 from scoresde.nn.told import Told, attending, beside, require_context
 from scoresde.nn.unet import check_images
 
@@ -138,6 +138,8 @@ class DiT(nn.Module):
         patch: side of the square of pixels that becomes a token.
         embedding: features of the noise level.
         fourier: draw the frequencies of the noise features at random.
+        late: add the class and the embedding behind the two layers of the noise level, as in the
+            paper, and not before them.
         classes: number of classes; None without labels.
         augments: number of augmentation labels; None without.
         dropout: probability of dropout in each block.
@@ -145,6 +147,7 @@ class DiT(nn.Module):
         embed: length of an embedding of what is said; None without.
         context: width of a sequence to attend to, such as a text; None without.
         concat: channels of pictures that are given beside the input.
+        indexed: the noise is told as a place in a table of levels, with the frequencies of DDPM.
         recompute: run the blocks again in the backward pass: less memory, a third more time.
     """
 
@@ -158,6 +161,7 @@ class DiT(nn.Module):
         patch: Count = 2,
         embedding: Even = 256,
         fourier: bool = False,
+        late: bool = False,
         classes: Count | None = None,
         augments: Count | None = None,
         dropout: Fraction = 0.0,
@@ -165,15 +169,22 @@ class DiT(nn.Module):
         embed: Count | None = None,
         context: Count | None = None,
         concat: Natural = 0,
+        indexed: bool = False,
         recompute: bool = False,
     ) -> None:
         super().__init__()
         check(DiT, locals())
         self.channels, self.classes = channels, classes
         self.patch, self.recompute = patch, recompute
-        self.context, self.concat = context, concat
-        self.condition = Conditioning(
-            embedding, width, fourier=fourier, classes=classes, augments=augments, embed=embed
+        self.context, self.concat, self.wide_noise = context, concat, indexed
+        self.condition = (LateConditioning if late else Conditioning)(
+            embedding,
+            width,
+            fourier=fourier,
+            indexed=indexed,
+            classes=classes,
+            augments=augments,
+            embed=embed,
         )
         self.stem = _glorot(nn.Conv2d(channels + concat, width, patch, stride=patch))
         self.blocks = nn.ModuleList(

@@ -1,6 +1,7 @@
 """Features of noise level, class and embedding, and the vector that conditions every block.
 
-The noise coordinate is log(sigma / alpha) / 4, roughly in [-3, 3], one number per sample.
+The noise coordinate is log(sigma / alpha) / 4, roughly in [-3, 3], one number per sample, or the
+place in a table of levels, from 0 to about 1000, for networks that are ``indexed``.
 """
 
 from __future__ import annotations
@@ -54,6 +55,32 @@ def gaussian_fourier(width: int, *, scale: float = 2.0, seed: int = 0) -> Sinuso
     return Sinusoids((2 * math.pi * scale * draws).float())
 
 
+class Timesteps(nn.Module):
+    """(sin(w c), cos(w c)) for n frequencies w_i = 10000^(-i / (n - 1)), (B,) -> (B, 2 n).
+
+    c is a place in a table of levels, or 1000 t. The frequencies and the features are at least
+    float32, since those of half precision would confuse neighbouring places. They are computed as
+    in diffusers, ``Timesteps`` with ``downscale_freq_shift`` 1. DDPM, arXiv 2006.11239.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.pairs = _pairs(width)
+
+    def forward(self, place: Tensor) -> Tensor:
+        place = place.to(torch.promote_types(place.dtype, torch.float32))
+        i = torch.arange(self.pairs, dtype=torch.float32, device=place.device)
+        angle = place[:, None] * torch.exp(-math.log(1e4) * i / max(self.pairs - 1, 1))
+        return torch.cat([angle.sin(), angle.cos()], dim=1)
+
+
+def features_of(width: int, *, fourier: bool, indexed: bool) -> nn.Module:
+    """Features of the noise level: ``Timesteps``, ``gaussian_fourier`` or ``sinusoidal``."""
+    if indexed:
+        return Timesteps(width)
+    return gaussian_fourier(width) if fourier else sinusoidal(width)
+
+
 class Conditioning(nn.Module):
     """One vector of noise, class, augmentation and embedding, (B, ...) each -> (B, out).
 
@@ -68,14 +95,15 @@ class Conditioning(nn.Module):
         out: int,
         *,
         fourier: bool = False,
+        indexed: bool = False,
         classes: int | None = None,
         augments: int | None = None,
         embed: int | None = None,
     ) -> None:
         super().__init__()
         check_counts(classes, augments, embed)
-        self.classes = classes
-        self.features = gaussian_fourier(features) if fourier else sinusoidal(features)
+        self.classes, self.wide_noise = classes, indexed
+        self.features = features_of(features, fourier=fourier, indexed=indexed)
         self.labels = None if classes is None else nn.Embedding(classes + 1, features)
         self.augments = None if augments is None else nn.Linear(augments, features, bias=False)
         self.embed = None if embed is None else nn.Linear(embed, features, bias=False)
@@ -90,7 +118,8 @@ class Conditioning(nn.Module):
         embed: Tensor | None = None,
     ) -> Tensor:
         """Raises ValueError for an input that the network was not built for."""
-        features = labelled(self.features(noise), self.labels, label)
+        features = self.features(noise).to(self.hidden.weight.dtype)
+        features = labelled(features, self.labels, label)
         features = added(features, self.augments, augment, "augment")
         features = added(features, self.embed, embed, "embed")
         return F.silu(self.out(F.silu(self.hidden(features))))
@@ -108,14 +137,15 @@ class LateConditioning(nn.Module):
         out: int,
         *,
         fourier: bool = False,
+        indexed: bool = False,
         classes: int | None = None,
         augments: int | None = None,
         embed: int | None = None,
     ) -> None:
         super().__init__()
         check_counts(classes, augments, embed)
-        self.classes = classes
-        self.features = gaussian_fourier(features) if fourier else sinusoidal(features)
+        self.classes, self.wide_noise = classes, indexed
+        self.features = features_of(features, fourier=fourier, indexed=indexed)
         self.labels = None if classes is None else nn.Embedding(classes + 1, out)
         self.augments = None if augments is None else nn.Linear(augments, features, bias=False)
         self.embed = None if embed is None else nn.Linear(embed, out, bias=False)
@@ -129,7 +159,8 @@ class LateConditioning(nn.Module):
         augment: Tensor | None = None,
         embed: Tensor | None = None,
     ) -> Tensor:
-        features = added(self.features(noise), self.augments, augment, "augment")
+        features = self.features(noise).to(self.hidden.weight.dtype)
+        features = added(features, self.augments, augment, "augment")
         vector = labelled(self.out(F.silu(self.hidden(features))), self.labels, label)
         return F.silu(added(vector, self.embed, embed, "embed"))
 

@@ -27,6 +27,7 @@ def ddpmpp(
     embed: Count | None = None,
     context: Count | None = None,
     concat: Natural = 0,
+    indexed: bool = False,
     recompute: bool = False,
 ) -> ConcatUNet:
     """DDPM++: sums divided by sqrt 2, and residual blocks that resample by 2 x 2 boxes.
@@ -51,6 +52,7 @@ def ddpmpp(
         embed: length of an embedding of what is said; None without.
         context: width of a sequence to attend to, such as a text; None without.
         concat: channels of pictures that are given beside the input.
+        indexed: the noise is told as a place in a table of levels, with the frequencies of DDPM.
         recompute: run the blocks again in the backward pass: less memory, a third more time.
     """
     check(ddpmpp, locals())
@@ -58,7 +60,13 @@ def ddpmpp(
     return ConcatUNet(
         channels,
         Conditioning(
-            features, 4 * width, fourier=fourier, classes=classes, augments=augments, embed=embed
+            features,
+            4 * width,
+            fourier=fourier,
+            indexed=indexed,
+            classes=classes,
+            augments=augments,
+            embed=embed,
         ),
         _rescaled(width, fir(), head_channels, dropout, context),
         width=width,
@@ -90,6 +98,7 @@ def ncsnpp(
     context: Count | None = None,
     concat: Natural = 0,
     taps: tuple[Positive, ...] = (1, 3, 3, 1),
+    indexed: bool = False,
     recompute: bool = False,
 ) -> ConcatUNet:
     """NCSN++: DDPM++ with smooth resampling, random frequencies, and the input at all resolutions.
@@ -114,6 +123,7 @@ def ncsnpp(
         context: width of a sequence to attend to, such as a text; None without.
         concat: channels of pictures that are given beside the input.
         taps: symmetric filter that halves and doubles images, of an even number of taps.
+        indexed: the noise is told as a place in a table of levels, with the frequencies of DDPM.
         recompute: run the blocks again in the backward pass: less memory, a third more time.
     """
     check(ncsnpp, locals())
@@ -121,7 +131,13 @@ def ncsnpp(
     return ConcatUNet(
         channels,
         Conditioning(
-            features, 4 * width, fourier=fourier, classes=classes, augments=augments, embed=embed
+            features,
+            4 * width,
+            fourier=fourier,
+            indexed=indexed,
+            classes=classes,
+            augments=augments,
+            embed=embed,
         ),
         _rescaled(width, fir(taps), head_channels, dropout, context),
         width=width,
@@ -158,6 +174,7 @@ def adm(
     groups: Count | None = None,
     modulated: bool = True,
     strided: bool = False,
+    indexed: bool = False,
     recompute: bool = False,
 ) -> ConcatUNet:
     """ADM: the condition scales and shifts every block, with attention at three resolutions.
@@ -186,6 +203,7 @@ def adm(
         groups: groups of the norms; None for at most 32, of four channels or more.
         modulated: scale and shift after a norm by the condition; else add it before the norm.
         strided: halve and double by convolutions, as in DDPM; else by residual blocks.
+        indexed: the noise is told as a place in a table of levels, with the frequencies of DDPM.
         recompute: run the blocks again in the backward pass: less memory, a third more time.
     """
     check(adm, locals())
@@ -207,6 +225,7 @@ def adm(
             features,
             style.condition,
             fourier=fourier,
+            indexed=indexed,
             classes=classes,
             augments=augments,
             embed=embed,

@@ -29,6 +29,7 @@ class Stage(nn.Module):
         heads: heads of the attention; None for no attention.
         context: width of a sequence to attend to after it, and heads; None for none.
         dropout: probability of dropout.
+        indexed: the noise is told as a place in a table of levels, with the frequencies of DDPM.
         recompute: run the blocks again in the backward pass.
     """
 
@@ -106,6 +107,7 @@ class UNet(nn.Module):
         embed: length of an embedding of what is said; None without.
         context: width of a sequence to attend to, such as a text; None without.
         concat: channels of pictures that are given beside the input.
+        indexed: the noise is told as a place in a table of levels, with the frequencies of DDPM.
         recompute: run the blocks again in the backward pass: less memory, a third more time.
     """
 
@@ -127,6 +129,7 @@ class UNet(nn.Module):
         embed: Count | None = None,
         context: Count | None = None,
         concat: Natural = 0,
+        indexed: bool = False,
         recompute: bool = False,
     ) -> None:
         super().__init__()
@@ -149,9 +152,15 @@ class UNet(nn.Module):
             )
 
         self.channels, self.classes = channels, classes
-        self.context, self.concat = context, concat
+        self.context, self.concat, self.wide_noise = context, concat, indexed
         self.condition = Conditioning(
-            embedding, vector, fourier=fourier, classes=classes, augments=augments, embed=embed
+            embedding,
+            vector,
+            fourier=fourier,
+            indexed=indexed,
+            classes=classes,
+            augments=augments,
+            embed=embed,
         )
         self.stem = nn.Conv2d(channels + concat, widths[0], 3, padding=1)
         self.down = nn.ModuleList(stage(i) for i in range(len(widths) - 1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Generic, TypeVar, final
+from typing import Annotated, Any, Generic, Literal, TypeVar, final
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,9 @@ from scoresde import betas, conditions, data, sde
 from scoresde import parameterization as parameterizations
 from scoresde.arguments import EMPTY, Argument, Count, Range, arguments, check, nearest
 from scoresde.betas import Betas
-from scoresde.coordinates import Coordinate, Index, Level, Time, ratio
+from scoresde.coordinates import Coordinate, Index, Level, Time, place, ratio
 from scoresde.data import Dataset
+from scoresde.interop.native import diffusers
 from scoresde.latent.autoencoder import Autoencoder, KLAutoencoder, VQAutoencoder
 from scoresde.latent.discriminator import Adversarial
 from scoresde.nn import EDM2, MLP, DiT, ImageV1, LucidUNet, UNet, adm, ddpmpp, ncsnpp
@@ -126,6 +127,31 @@ class Given(Generic[Value]):
 
     @property
     def documented(self) -> Value:
+        return self.value
+
+
+@dataclass(frozen=True)
+class Telling:
+    """A constructor of a parameterisation that may tell the network another number of the noise.
+
+    Args:
+        noise: what the network is told of the noise level. log, log(sigma / alpha) / 4, is the
+            same under every process. index is the place in the table of sde.kind=discrete_vp and
+            time is 1000 t of sde.kind=linear_flow; networks in folders of diffusers are told
+            these.
+    """
+
+    value: Parameterization
+
+    def __call__(self, noise: Literal["log", "index", "time"] = "log") -> Parameterization:
+        if noise == "log":
+            return self.value
+        if noise == "index":
+            return Informed(self.value, place)
+        return Informed(self.value, Time(1000), scaled=False)
+
+    @property
+    def documented(self) -> Parameterization:
         return self.value
 
 
@@ -245,7 +271,15 @@ def informed(
 
 
 PARAMETERIZATIONS: Table[Callable[..., Parameterization]] = Table(
-    {"informed": informed}, also=BASES
+    {
+        "eps": Telling(parameterizations.eps),
+        "x0": Telling(parameterizations.x0),
+        "v": Telling(parameterizations.v),
+        "score": Telling(parameterizations.score),
+        "flow": Telling(parameterizations.flow),
+        "edm": parameterizations.edm,
+        "informed": informed,
+    }
 )
 GRIDS: Table[Callable[..., Grid]] = Table(
     {
@@ -268,7 +302,8 @@ GRIDS: Table[Callable[..., Grid]] = Table(
 NEEDY_GRIDS = frozenset({"file", "optimised"})
 # The first argument of a network is the number of input channels (for vectors: their length), and
 # ``classes`` is the number of classes or None. ``augments``, the length of a vector that describes
-# an augmentation, and ``outputs``, the number of output channels, are passed if it accepts them.
+# an augmentation, ``outputs``, the number of output channels, ``image_size``, height and width,
+# and ``indexed``, a noise coordinate other than the logarithm, are passed if it accepts them.
 NETWORKS: Table[Callable[..., nn.Module]] = Table(
     {
         "mlp": MLP,
@@ -280,8 +315,12 @@ NETWORKS: Table[Callable[..., nn.Module]] = Table(
         "dit": DiT,
         "lucidrains": LucidUNet,
         "image_v1": ImageV1,
+        "diffusers": diffusers,
     },
-    supplied=(1, "classes", "augments", "outputs", "embed", "context", "concat"),
+    supplied=(
+        *(1, "classes", "augments", "outputs", "embed", "context", "concat"),
+        *("image_size", "indexed"),
+    ),
 )
 # What the training data decide, ``measured`` of the class, is supplied.
 CONDITIONS: Table[type[conditions.Condition]] = Table(

@@ -14,6 +14,7 @@ from torch import nn
 from scoresde.config import Schema, override
 from scoresde.data import Dataset, Examples, Split, views
 from scoresde.data.dataset import reading, spread
+from scoresde.interop.native import inlined
 from scoresde.runs.cost import memory
 from scoresde.runs.folder import RunFolder
 from scoresde.training import Best, Checkpoint, DataDescription, Metrics
@@ -171,13 +172,16 @@ def remarks_on(plan: Updates, module: nn.Module, device: torch.device) -> list[s
 
 
 def with_absolute_paths(config: Settings) -> Settings:
-    """The configuration with the places of its data independent of the current folder."""
+    """The configuration independent of the current folder, and of the file of a network."""
     paths = {f"data.{name}": config.data.values.get(name) for name in ("path", "cache")}
     found = {
         key: str(Path(path).expanduser().resolve())
         for key, path in (paths | {"codec": getattr(config, "codec", None)}).items()
         if path is not None
     }
+    network = getattr(config, "network", None)
+    if network is not None and network.kind == "diffusers":
+        found["network.model"] = inlined(network.model)
     return override(config, found) if found else config
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scoresde.coordinates import Level
 from scoresde.data import Examples, Scaling, Split
 from scoresde.nn.magnitude import normalise
 from scoresde.parameterization import ScoreModel
@@ -154,7 +155,7 @@ def _backward(
     for number, part in local_microbatches(plan, batch):
         loss = weighted = _loss(model, plan, part, scaling, state.step, number)
         if state.learned is not None:
-            weighted = state.learned(loss, model.parameterization(model.sde, part.t).noise)
+            weighted = state.learned(loss, Level()(model.sde, part.t))
         # 1 is exact.
         own = torch.ones(()) if part.weight is None else sent(part.weight, loss.device, loss.dtype)
         weighted = weighted * own

@@ -153,6 +153,29 @@ def test_many_products_at_once_are_those_of_a_loop(attention):
     torch.testing.assert_close(value, field(x).detach())
 
 
+class Unbatched(torch.autograd.Function):
+    """Cubes, whose backward pass vmap cannot batch."""
+
+    @staticmethod
+    def forward(context, x):
+        context.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(context, v):
+        (x,) = context.saved_tensors
+        if not v.is_contiguous(memory_format=torch.channels_last):
+            v = v.contiguous()
+        return 3 * x**2 * v
+
+
+def test_probes_of_a_network_that_vmap_cannot_batch():
+    x = torch.randn(3, 2, 4, 4, dtype=torch.float64)
+    probes = torch.randn(2, *x.shape, dtype=torch.float64)
+    _, found = Hutchinson(probes)(Unbatched.apply, x)
+    torch.testing.assert_close(found, (3 * x**2 * probes**2).flatten(2).sum(2))
+
+
 def test_hutchinson_is_unbiased_and_knows_its_error():
     """A correlated Gaussian (on a diagonal Jacobian sign probes would be exact and prove
     nothing).
