@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from scoresde.arguments import nearest as suggestion
 from scoresde.conditions import Condition
 from scoresde.coordinates import Coordinate, Index
-from scoresde.interop.network import output_of
 from scoresde.interop.models import SIGNED
+from scoresde.interop.network import output_of
 from scoresde.interop.schedulers import FILE, PREDICTIONS, Schedule, schedule_of
 from scoresde.parameterization import Informed, Parameterization, ScoreModel, eps
 from scoresde.sde import SDE, DiscreteVP
