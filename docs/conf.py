@@ -1,0 +1,143 @@
+"""The site: `make docs` builds it into build/site, with every warning an error."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from math_core import LatexToMathML
+from sphinx.application import Sphinx
+from sphinx.transforms.post_transforms import SphinxPostTransform
+from sphinx.util.logging import getLogger
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+import docstrings  # noqa: E402
+import lessons  # noqa: E402
+
+import scoresde  # noqa: E402
+
+project, author, copyright = "scoresde", "the authors of scoresde", "MIT licence"
+version = release = scoresde.__version__
+
+# The repository is the source: pages link to what lies beside docs/, and pictures are where the
+# experiments stored them.
+root_doc = "docs/index"
+include_patterns = ["docs/**", "CHANGELOG.md", "CONTRIBUTING.md"]
+exclude_patterns = ["docs/_*", "build", "dist", "runs", "tests", "experiments", "scoresde", "configs", ".*"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.viewcode"]
+templates_path = [str(HERE / "_templates")]
+nitpicky = True
+nitpick_ignore_regex = [("py:.*", ".*")]  # the types of torch have no site at hand
+
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 4
+highlight_language = "text"
+pygments_style = "friendly"
+
+autosummary_generate = True
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+python_maximum_signature_line_length = 80
+add_module_names = False
+
+html_theme = "furo"
+html_title = f"scoresde {version}"
+html_css_files = ["site.css"]
+html_math_renderer = "mathml"
+html_copy_source = False
+MATHS_FONT = Path(find_spec("ziamath").origin).parent / "fonts" / "STIXTwoMath-Regular.ttf"
+html_static_path = ["_static", str(MATHS_FONT)]
+
+FRONT = '<meta http-equiv="refresh" content="0; url=docs/index.html"><a href="docs/index.html">scoresde</a>\n'
+TAG, EQUATION = re.compile(r"\\tag\{(\d+)\}"), re.compile(r"\((\d{1,2})\)")
+MATHS = LatexToMathML()
+
+
+def inline_maths(self: Any, node: nodes.math) -> None:
+    """MathML needs no script and no other host; the browser draws it in the font of site.css."""
+    self.body.append(MATHS.convert_with_local_state(node.astext(), displaystyle=False))
+    raise nodes.SkipNode
+
+
+def block_maths(self: Any, node: nodes.math_block) -> None:
+    """A displayed equation; one with a number is the target of its links."""
+    number = TAG.search(node.astext())
+    text = TAG.sub("", node.astext())
+    drawn = MATHS.convert_with_local_state(text, displaystyle=True)
+    place, label = "", ""
+    if number:
+        place = f' id="equation-{number[1]}"'
+        label = f'<a href="#equation-{number[1]}">({number[1]})</a>'
+    self.body.append(f'<div class="equation"{place}><div>{drawn}</div>{label}</div>\n')
+    raise nodes.SkipNode
+
+
+class Equations(SphinxPostTransform):
+    """Links to equations: every "(6)" of the theory page, elsewhere those in a paragraph on it."""
+
+    default_priority = 5
+
+    def run(self, **_: Any) -> None:
+        theory = "docs/theory"
+        known = set(TAG.findall((HERE / "theory.md").read_text()))
+        page = self.app.builder.get_relative_uri(self.env.docname, theory)
+        here = self.env.docname == theory
+        for paragraph in self.document.findall(nodes.paragraph):
+            if not here and "theory" not in paragraph.astext():
+                continue
+            for text in list(paragraph.findall(nodes.Text)):
+                if not isinstance(text.parent, nodes.paragraph | nodes.strong | nodes.emphasis):
+                    continue
+                parts, done = [], 0
+                for found in EQUATION.finditer(text):
+                    if found[1] not in known:
+                        getLogger(__name__).warning("no equation %s", found[0], location=paragraph)
+                    place = f"{page}#equation-{found[1]}"
+                    parts.append(nodes.Text(text[done : found.start()]))
+                    parts.append(nodes.reference("", found[0], refuri=place, internal=True))
+                    done = found.end()
+                if parts:
+                    text.parent.replace(text, [*parts, nodes.Text(text[done:])])
+
+
+def read_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list) -> None:
+    """Docstrings are plain text."""
+    lines[:] = docstrings.as_rst(lines)
+
+
+def skip(app: Sphinx, what: str, name: str, obj: Any, skipped: bool, options: Any) -> bool | None:
+    """Fields and inherited methods that say nothing are in the signature of their class."""
+    return True if what == "class" and not getattr(obj, "__doc__", None) else None
+
+
+def read_lesson(app: Sphinx, page: str, source: list[str]) -> None:
+    """A lesson is executed when its page is read."""
+    if re.fullmatch(r"docs/course/\d.*", page):
+        folder = Path(app.outdir).parent / "lessons"
+        folder.mkdir(parents=True, exist_ok=True)
+        beside = os.path.relpath(folder, Path(app.srcdir) / "docs" / "course")
+        source[0] = lessons.shown(source[0], page, folder, beside)
+
+
+def finish(app: Sphinx, error: Exception | None) -> None:
+    """The folder opens on the front page."""
+    if error is None:
+        (Path(app.outdir) / "index.html").write_text(FRONT)
+
+
+def setup(app: Sphinx) -> None:
+    """What this file adds to Sphinx."""
+    app.add_html_math_renderer("mathml", (inline_maths, None), (block_maths, None))
+    app.add_post_transform(Equations)
+    app.connect("autodoc-process-docstring", read_docstring)
+    app.connect("autodoc-skip-member", skip)
+    app.connect("source-read", read_lesson)
+    app.connect("build-finished", finish)
