@@ -35,7 +35,8 @@ class Cell(NamedTuple):
 def run(text: str, page: str) -> Iterator[Cell]:
     """Run the blocks of a page in a new namespace and an empty folder; an error ends the page.
 
-    As in a notebook, the value of an expression at the end of a block is printed.
+    As in a notebook, the value of an expression at the end of a block is printed, unless a
+    semicolon follows it.
     """
     matplotlib.use("Agg")
     from matplotlib import pyplot
@@ -46,12 +47,13 @@ def run(text: str, page: str) -> Iterator[Cell]:
             first = text.count("\n", 0, block.start(1))
             tree = ast.parse("\n" * first + block[1], page)
             last = tree.body[-1] if tree.body else None
-            if isinstance(last, ast.Expr):
+            echo = isinstance(last, ast.Expr) and not block[1].rstrip().endswith(";")
+            if echo:
                 tree.body.pop()
             out = io.StringIO()
             with chdir(folder), redirect_stdout(out), redirect_stderr(io.StringIO()):
                 exec(compile(tree, page, "exec"), names)
-                if isinstance(last, ast.Expr):
+                if echo:
                     value = eval(compile(ast.Expression(last.value), page, "eval"), names)
                     if value is not None:
                         print(value)
