@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_origin
 
 from docutils import nodes
 from math_core import LatexToMathML
 from sphinx.application import Sphinx
+from sphinx.errors import ExtensionError
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util.logging import getLogger
+from sphinx.util.typing import stringify_annotation
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import docstrings  # noqa: E402
-import lessons  # noqa: E402
 
 import scoresde  # noqa: E402
+from scoresde import arguments  # noqa: E402
 
-project, author, copyright = "scoresde", "the authors of scoresde", "MIT licence"
+project, author = "scoresde", "the authors of scoresde"
 version = release = scoresde.__version__
 
 # The repository is the source: pages link to what lies beside docs/, and pictures are where the
@@ -53,6 +56,7 @@ html_title = f"scoresde {version}"
 html_css_files = ["site.css"]
 html_math_renderer = "mathml"
 html_copy_source = False
+html_show_copyright = False
 MATHS_FONT = Path(find_spec("ziamath").origin).parent / "fonts" / "STIXTwoMath-Regular.ttf"
 html_static_path = ["_static", str(MATHS_FONT)]
 
@@ -113,18 +117,38 @@ def read_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, li
     lines[:] = docstrings.as_rst(lines)
 
 
+def name_ranges(app: Sphinx, what: str, name: str, obj: Any, options: Any, *signature: Any) -> Any:
+    """Types with a range go by their name in a signature."""
+    found = [part or "" for part in signature]
+    for alias, kind in vars(arguments).items():
+        if get_origin(kind) is Annotated:
+            written = stringify_annotation(kind, "smart")
+            found = [part.replace(written, alias) for part in found]
+    return tuple(part or None for part in found)
+
+
 def skip(app: Sphinx, what: str, name: str, obj: Any, skipped: bool, options: Any) -> bool | None:
     """Fields and inherited methods that say nothing are in the signature of their class."""
     return True if what == "class" and not getattr(obj, "__doc__", None) else None
 
 
 def read_lesson(app: Sphinx, page: str, source: list[str]) -> None:
-    """A lesson is executed when its page is read."""
-    if re.fullmatch(r"docs/course/\d.*", page):
-        folder = Path(app.outdir).parent / "lessons"
-        folder.mkdir(parents=True, exist_ok=True)
-        beside = os.path.relpath(folder, Path(app.srcdir) / "docs" / "course")
-        source[0] = lessons.shown(source[0], page, folder, beside)
+    """A lesson is executed when its page is read, by a process of its own.
+
+    Not by this one: autodoc has loaded modules of the package a second time, for their types.
+    """
+    if not re.fullmatch(r"docs/(start|course/\d.*)", page):
+        return
+    folder, file = Path(app.outdir).parent / "lessons", Path(app.srcdir) / f"{page}.md"
+    done = subprocess.run(
+        [sys.executable, HERE / "lessons.py", file, "--into", folder],
+        env={**os.environ, "PYTHONPATH": str(HERE.parent)},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise ExtensionError(f"{page}: {done.stderr}")
+    source[0] = (folder / file.name).read_text()
 
 
 def finish(app: Sphinx, error: Exception | None) -> None:
@@ -138,6 +162,7 @@ def setup(app: Sphinx) -> None:
     app.add_html_math_renderer("mathml", (inline_maths, None), (block_maths, None))
     app.add_post_transform(Equations)
     app.connect("autodoc-process-docstring", read_docstring)
+    app.connect("autodoc-process-signature", name_ranges)
     app.connect("autodoc-skip-member", skip)
     app.connect("source-read", read_lesson)
     app.connect("build-finished", finish)

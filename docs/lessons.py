@@ -1,15 +1,18 @@
 """Lessons are pages whose Python blocks are run one after the other, in one namespace.
 
-    python docs/lessons.py docs/course/1-noise.md ...
+    python docs/lessons.py docs/course/01-noise.md ... [--into FOLDER]
 
-runs pages and says how many CPU seconds each takes. The site shows below every block what it
-printed and drew. As `jupytext --to ipynb` reads them, the pages are notebooks.
+runs pages and says how many CPU seconds each takes. With --into it writes each page again, with
+what its blocks printed and drew: this is what the site shows. `jupytext --to ipynb` makes notebooks
+of the pages.
 """
 
 from __future__ import annotations
 
+import argparse
 import ast
 import io
+import os
 import re
 import sys
 import tempfile
@@ -61,17 +64,18 @@ def run(text: str, page: str) -> Iterator[Cell]:
             pyplot.close("all")
 
 
-def shown(text: str, page: str, folder: Path, beside: str) -> str:
-    """The page with what its blocks printed and drew; pictures are written into the folder."""
+def shown(page: Path, folder: Path) -> str:
+    """The page with what its blocks printed and drew; its pictures are written into the folder."""
+    text, beside = page.read_text(), os.path.relpath(folder, page.parent)
     parts, done = [], 0
-    for cell in run(text, page):
+    for cell in run(text, str(page)):
         parts.append(text[done : cell.end])
         done = cell.end
         if cell.printed.strip():
             printed = cell.printed.rstrip("\n")
             parts.append(f"\n```{{code-block}} text\n:class: output\n\n{printed}\n```\n")
         for figure in cell.figures:
-            name = f"{Path(page).stem}-{len(parts)}-{figure.number}.png"
+            name = f"{page.stem}-{len(parts)}.png"
             figure.savefig(folder / name, dpi=144, bbox_inches="tight")
             parts.append(f"\n![{title(figure)}]({beside}/{name})\n")
     return "".join([*parts, text[done:]])
@@ -80,12 +84,26 @@ def shown(text: str, page: str, folder: Path, beside: str) -> str:
 def title(figure: Any) -> str:
     """What a figure shows, for who cannot see it."""
     titles = [figure.get_suptitle(), *(axes.get_title() for axes in figure.axes)]
-    return ", ".join(each for each in titles if each) or "the figure of the code above"
+    return " ".join(", ".join(filter(None, titles)).split()) or "What the code above draws"
+
+
+def main() -> None:
+    """Run the pages named."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("pages", nargs="+", type=Path)
+    parser.add_argument("--into", type=Path, help="folder for the pages with their output")
+    arguments = parser.parse_args()
+    for page in arguments.pages:
+        began = time.process_time()
+        if arguments.into is None:
+            for cell in run(page.read_text(), str(page)):
+                print(cell.printed, end="")
+        else:
+            arguments.into.mkdir(parents=True, exist_ok=True)
+            text = shown(page, arguments.into)
+            (arguments.into / page.name).write_text(text)
+        print(f"{page.name}: {time.process_time() - began:.0f} CPU seconds", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    for path in map(Path, sys.argv[1:]):
-        began = time.process_time()
-        for cell in run(path.read_text(), str(path)):
-            print(cell.printed, end="")
-        print(f"{path.name}: {time.process_time() - began:.0f} CPU seconds")
+    main()
