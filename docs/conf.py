@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import subprocess
@@ -118,18 +119,20 @@ def read_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, li
 
 
 def name_ranges(app: Sphinx, what: str, name: str, obj: Any, options: Any, *signature: Any) -> Any:
-    """Types with a range go by their name in a signature."""
+    """Numbers with a range: the name of their type, or the number alone."""
     found = [part or "" for part in signature]
     for alias, kind in vars(arguments).items():
         if get_origin(kind) is Annotated:
-            written = stringify_annotation(kind, "smart")
-            found = [part.replace(written, alias) for part in found]
+            found = [part.replace(stringify_annotation(kind, "smart"), alias) for part in found]
+    found = [re.sub(r"~?typing.Annotated\[([^()]+), \S+Range\(.*?\)]", r"\1", part) for part in found]
     return tuple(part or None for part in found)
 
 
 def skip(app: Sphinx, what: str, name: str, obj: Any, skipped: bool, options: Any) -> bool | None:
-    """Fields and inherited methods that say nothing are in the signature of their class."""
-    return True if what == "class" and not getattr(obj, "__doc__", None) else None
+    """The fields of a class are in its signature."""
+    field = not (inspect.isfunction(obj) or inspect.ismethod(obj) or hasattr(type(obj), "__set_name__")
+                 or isinstance(obj, property))
+    return True if what == "class" and field else None
 
 
 def read_lesson(app: Sphinx, page: str, source: list[str]) -> None:
@@ -149,6 +152,8 @@ def read_lesson(app: Sphinx, page: str, source: list[str]) -> None:
     if done.returncode:
         raise ExtensionError(f"{page}: {done.stderr}")
     source[0] = (folder / file.name).read_text()
+    for used in (HERE / "lessons.py", *(HERE.parent / "scoresde").rglob("*.py")):
+        app.env.note_dependency(str(used), docname=page)  # executed again when it changes
 
 
 def finish(app: Sphinx, error: Exception | None) -> None:
