@@ -25,7 +25,7 @@ demo-digits: .venv/.installed  ## the smaller one, digits class by class: runs/d
 test: .venv/.installed  ## the default suite, two processes of one thread
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-test-all: .venv/.installed  ## the slow tests too
+test-all: .venv/.docs  ## the slow tests too, the site and the wheel among them
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not parity and not gpu"
 
 parity: .venv/.installed  ## against diffusers, POT and torchmetrics, which it installs

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import re
 import subprocess
 import sys
+import types
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, get_origin
@@ -34,7 +35,8 @@ version = release = scoresde.__version__
 # experiments stored them.
 root_doc = "docs/index"
 include_patterns = ["docs/**", "CHANGELOG.md", "CONTRIBUTING.md"]
-exclude_patterns = ["docs/_*", "build", "dist", "runs", "tests", "experiments", "scoresde", "configs", ".*"]
+exclude_patterns = ["docs/_*", "build", "dist", "runs", ".*"]
+exclude_patterns += ["tests", "experiments", "scoresde", "configs"]
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.viewcode"]
 templates_path = [str(HERE / "_templates")]
 nitpicky = True
@@ -61,7 +63,7 @@ html_show_copyright = False
 MATHS_FONT = Path(find_spec("ziamath").origin).parent / "fonts" / "STIXTwoMath-Regular.ttf"
 html_static_path = ["_static", str(MATHS_FONT)]
 
-FRONT = '<meta http-equiv="refresh" content="0; url=docs/index.html"><a href="docs/index.html">scoresde</a>\n'
+FRONT = '<meta http-equiv="refresh" content="0; url=docs/index.html">\n'
 TAG, EQUATION = re.compile(r"\\tag\{(\d+)\}"), re.compile(r"\((\d{1,2})\)")
 MATHS = LatexToMathML()
 
@@ -124,15 +126,14 @@ def name_ranges(app: Sphinx, what: str, name: str, obj: Any, options: Any, *sign
     for alias, kind in vars(arguments).items():
         if get_origin(kind) is Annotated:
             found = [part.replace(stringify_annotation(kind, "smart"), alias) for part in found]
-    found = [re.sub(r"~?typing.Annotated\[([^()]+), \S+Range\(.*?\)]", r"\1", part) for part in found]
-    return tuple(part or None for part in found)
+    ranged = re.compile(r"~?typing.Annotated\[([^()]+), \S+Range\(.*?\)]")
+    return tuple(ranged.sub(r"\1", part) or None for part in found)
 
 
 def skip(app: Sphinx, what: str, name: str, obj: Any, skipped: bool, options: Any) -> bool | None:
     """The fields of a class are in its signature."""
-    field = not (inspect.isfunction(obj) or inspect.ismethod(obj) or hasattr(type(obj), "__set_name__")
-                 or isinstance(obj, property))
-    return True if what == "class" and field else None
+    methods = (types.FunctionType, classmethod, staticmethod, property, cached_property)
+    return True if what == "class" and not isinstance(obj, methods) else None
 
 
 def read_lesson(app: Sphinx, page: str, source: list[str]) -> None:

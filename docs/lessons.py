@@ -3,8 +3,8 @@
     python docs/lessons.py docs/course/01-noise.md ... [--into FOLDER]
 
 runs pages and says how many CPU seconds each takes. With --into it writes each page again, with
-what its blocks printed and drew: this is what the site shows. `jupytext --to ipynb` makes notebooks
-of the pages.
+what its blocks printed and drew: this is what the site shows. `jupytext --to ipynb` makes a page a
+notebook.
 """
 
 from __future__ import annotations

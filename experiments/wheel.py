@@ -33,7 +33,7 @@ COMMANDS = {
     "draw": "sample --checkpoint run --out drawn --num 1000",
     "score": "likelihood --checkpoint run --out scored --num 500 --likelihood.trace exact",
 }
-DATA = 'from scoresde.data import avatars; print(len(avatars().train.column("text").sentences))'
+DATA = "from scoresde.data import avatars; print(len(avatars().train.columns['text'].sentences))"
 """A data set that is a file of the package."""
 
 
@@ -41,7 +41,9 @@ def main() -> int:
     """Build, compare, install, use."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, default=ROOT / "dist", help="folder of the wheel")
-    parser.add_argument("--store", action="store_true", help="write experiments/results/wheel.json")
+    parser.add_argument(
+        "--store", action="store_true", help="write experiments/results/wheel.json"
+    )
     arguments = parser.parse_args()
     wheel, source = build(arguments.out)
     if lacking := missing(wheel, source):
