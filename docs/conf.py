@@ -132,7 +132,7 @@ def name_ranges(app: Sphinx, what: str, name: str, obj: Any, options: Any, *sign
 
 def skip(app: Sphinx, what: str, name: str, obj: Any, skipped: bool, options: Any) -> bool | None:
     """The fields of a class are in its signature."""
-    methods = (types.FunctionType, classmethod, staticmethod, property, cached_property)
+    methods = (types.FunctionType, types.MethodType, property, cached_property, type)
     return True if what == "class" and not isinstance(obj, methods) else None
 
 

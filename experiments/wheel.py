@@ -109,7 +109,7 @@ def used(wheel: Path, folder: Path) -> dict[str, object]:
         "seconds": took,
         "seconds_in_all": round(sum(took.values()), 1),
         "bits_per_dim": scored["bits_per_dim"],
-        "machine": f"{platform.machine()} CPU, {os.environ.get('OMP_NUM_THREADS', 'all')} thread(s)",
+        "machine": f"{platform.machine()} CPU, {os.environ.get('OMP_NUM_THREADS')} thread(s)",
     }
 
 
