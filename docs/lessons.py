@@ -10,7 +10,6 @@ notebook.
 from __future__ import annotations
 
 import argparse
-import ast
 import io
 import os
 import re
@@ -36,11 +35,7 @@ class Cell(NamedTuple):
 
 
 def run(text: str, page: str) -> Iterator[Cell]:
-    """Run the blocks of a page in a new namespace and an empty folder; an error ends the page.
-
-    As in a notebook, the value of an expression at the end of a block is printed, unless a
-    semicolon follows it.
-    """
+    """Run the blocks of a page in a new namespace and an empty folder; an error ends the page."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -48,18 +43,9 @@ def run(text: str, page: str) -> Iterator[Cell]:
     with tempfile.TemporaryDirectory() as folder:
         for block in BLOCK.finditer(text):
             first = text.count("\n", 0, block.start(1))
-            tree = ast.parse("\n" * first + block[1], page)
-            last = tree.body[-1] if tree.body else None
-            echo = isinstance(last, ast.Expr) and not block[1].rstrip().endswith(";")
-            if echo:
-                tree.body.pop()
             out = io.StringIO()
             with chdir(folder), redirect_stdout(out), redirect_stderr(io.StringIO()):
-                exec(compile(tree, page, "exec"), names)
-                if echo:
-                    value = eval(compile(ast.Expression(last.value), page, "eval"), names)
-                    if value is not None:
-                        print(value)
+                exec(compile("\n" * first + block[1], page, "exec"), names)
             yield Cell(block.end(), out.getvalue(), list(map(pyplot.figure, pyplot.get_fignums())))
             pyplot.close("all")
 
