@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import json
 import re
 import shlex
 import shutil
@@ -20,7 +21,7 @@ from scoresde.cli import options
 from scoresde.cli.flags import parse
 from scoresde.cli.main import COMMANDS
 from scoresde.config import AutoencoderConfig, load_config
-from tests.test_readme import ROOT, blocks
+from tests.test_readme import RESULTS, ROOT, blocks
 
 DOCS = ROOT / "docs"
 SITE = [page for page in sorted(DOCS.rglob("*.md")) if page.parent.name != "api"]
@@ -357,6 +358,12 @@ def test_the_site_is_built_without_a_warning_and_asks_no_other_host(tmp_path):
     assert wrong == []
     equations = pages[site / "docs" / "theory.html"].ids
     assert {f"equation-{number}" for number in EQUATIONS} <= equations
+
+
+def test_the_stored_trial_of_the_wheel_took_less_than_a_minute():
+    found = json.loads((RESULTS / "wheel.json").read_text())
+    assert found["cpu_seconds_in_all"] < 60
+    assert f"takes {found['cpu_seconds_in_all']:.0f} CPU seconds" in TEXT[DOCS / "install.md"]
 
 
 @pytest.mark.slow
