@@ -37,7 +37,8 @@ parity: .venv/.installed  ## against diffusers, POT and torchmetrics, which it i
 	touch $@
 
 docs: .venv/.docs  ## the site, its lessons executed: build/site/index.html
-	$(BIN)/sphinx-build -q -a -W --keep-going -c docs -d build/doctrees . build/site
+	rm -rf build/site
+	$(BIN)/sphinx-build -q -W --keep-going -c docs -d build/doctrees . build/site
 
 wheel: .venv/.installed  ## dist/: built, installed into an empty environment, and used there
 	$(BIN)/python experiments/wheel.py --out dist
