@@ -6,9 +6,11 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 2
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo demo-digits test test-all parity lint format clean
+.PHONY: demo demo-digits test test-all parity docs wheel lint format clean
 
 .venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 11) else 'scoresde needs Python 3.11 or newer, \
+	and $(PYTHON) is %d.%d: name another one, as in make demo PYTHON=python3.12' % sys.version_info[:2])"
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
@@ -23,12 +25,23 @@ demo-digits: .venv/.installed  ## the smaller one, digits class by class: runs/d
 test: .venv/.installed  ## the default suite, two processes of one thread
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-test-all: .venv/.installed  ## the slow tests too
+test-all: .venv/.docs  ## the slow tests too, the site and the wheel among them
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not parity and not gpu"
 
 parity: .venv/.installed  ## against diffusers, POT and torchmetrics, which it installs
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[parity]"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m parity
+
+.venv/.docs: .venv/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	touch $@
+
+docs: .venv/.docs  ## the site, its lessons executed: build/site/index.html
+	rm -rf build/site
+	$(BIN)/sphinx-build -q -W --keep-going -c docs -d build/doctrees . build/site
+
+wheel: .venv/.installed  ## dist/: built, installed into an empty environment, and used there
+	$(BIN)/python experiments/wheel.py --out dist
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from scoresde.sde import EDM, SDE, VE, VP, Cosine, DiscreteVP, LinearFlow, SubVP
     from scoresde.solvers import Solution, SolverError, solve_ode, solve_sde
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "EDM",

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scoresde import registry
+from scoresde import __version__, registry
 from scoresde.arguments import arguments
 from scoresde.cli import info, sample
 from scoresde.cli import options as cli_options
@@ -120,7 +120,7 @@ class TestHelp:
         done = subprocess.run(
             [sys.executable, "-m", "scoresde", "--version"], capture_output=True, text=True
         )
-        assert done.stdout == "0.1.0\n"
+        assert done.stdout == f"{__version__}\n"
 
     def test_no_command_prints_the_commands(self, capsys):
         assert main([]) == 0
