@@ -72,6 +72,7 @@ COMMANDS = {
     ),
     "compare": Command("compare samplers on a trained model: error and calls", "CompareOptions"),
     "verify": Command("measure the order of every sampler", "VerifyOptions"),
+    "ui": Command("serve a page that draws, edits, compares, inspects and trains", "UIOptions"),
     "info": Command("list the available names, or describe a run", "InfoOptions"),
 }
 

@@ -197,11 +197,12 @@ class Jobs:
         with self._changed:
             self._cancel(job)
 
-    def cancel_all(self, owner: str) -> None:
-        """Stop all jobs of an owner."""
+    def cancel_all(self, owner: str, kind: str | None = None) -> None:
+        """Stop all jobs of an owner, or those of a kind."""
         with self._changed:
-            for job in [job for job in self._jobs.values() if job.owner == owner]:
-                self._cancel(job)
+            for job in list(self._jobs.values()):
+                if job.owner == owner and kind in (None, job.kind):
+                    self._cancel(job)
 
     def wait(self, job: Job, seconds: float | None = None) -> Job:
         """Wait until a job is finished, or for some time."""

@@ -19,6 +19,7 @@ from torch import Tensor
 import scoresde
 from scoresde.config import build_dataset
 from scoresde.convergence import draws_noise, gap
+from scoresde.data.images import picture_levels
 from scoresde.evaluation import captioned, image_grid, save_png, scatter
 from scoresde.evaluation.figures import histogram
 from scoresde.registry import (
@@ -276,6 +277,14 @@ def read_pictures(
         return torch.stack([fitted(content, loaded.model) for content in pictures])
     assert job is not None
     return [_kept(job, f"picture-{k + 1}.png", content) for k, content in enumerate(pictures)]
+
+
+def shades_of(loaded: LoadedRun, content: bytes, fit: bool) -> np.ndarray:
+    """The shades of a picture, uint8 (C, H, W), fitted to the model or as they are."""
+    if not fit:
+        return picture_levels(content)
+    found: np.ndarray = pixels(fitted(content, loaded.model)[None], loaded.data.scaling)[0].numpy()
+    return found
 
 
 def _kept(job: Job, name: str, content: bytes) -> Path:
