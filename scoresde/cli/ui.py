@@ -15,7 +15,7 @@ def run(options: UIOptions, overrides: Mapping[str, Any]) -> int:
 
     for folder in options.folders:
         if not folder.is_dir():
-            raise ValueError(f"folders: {folder}: no such folder; make it, or name another")
+            raise ValueError(f"{folder}: no such folder; make it, or name another")
     serve(
         options.folders,
         options.port,

@@ -37,11 +37,14 @@ from scoresde.ui.settings import (
 
 POLL, WATCH = 0.2, 2.0
 """Seconds between two looks at a job, and at a training."""
-SLIDERS = {"guidance": (0.0, 10.0, 0.1), "strength": (0.0, 1.0, 0.01), "steps": (1, 200, 1)}
+SLIDERS = {"guidance": (0.0, 20.0, 0.1), "strength": (0.0, 1.0, 0.01)}
+RARE = ("conditions", "guidance_interval", "denoise", "options", "noise", "nfe")
+"""Fields that are folded away."""
 SAID = tuple(arguments(Said))
 SAMPLED = tuple(arguments(Sampling))
 CSS = """
-.scoresde-picture img { image-rendering: pixelated; max-height: 420px; max-width: 100%; }
+.scoresde-picture img, .gallery-container img, .grid-container img { image-rendering: pixelated; }
+.scoresde-picture img { max-height: 480px; max-width: 100%; }
 .scoresde-error { color: #b42318; font-weight: 600; }
 footer { display: none !important; }
 """
@@ -55,14 +58,13 @@ def built(studio: Studio) -> gr.Blocks:
         with gr.Tabs():
             for make in (_sampling, _editing, _comparing, _inspecting, _training):
                 make(studio, page)
-        page.unload(partial(_left, studio))
+
+        def left(request: gr.Request) -> None:
+            studio.jobs.cancel_all(str(request.session_hash))
+
+        page.unload(left)  # a page that is closed stops its jobs
     found: gr.Blocks = page.queue(default_concurrency_limit=None)
     return found
-
-
-def _left(studio: Studio, request: gr.Request) -> None:
-    """Stop the jobs of a session whose page was closed."""
-    studio.jobs.cancel_all(str(request.session_hash))
 
 
 # Fields ------------------------------------------------------------------------------------------
@@ -93,10 +95,15 @@ def _choices(name: str, studio: Studio) -> list[str] | None:
 class Fields:
     """The fields of some settings: a dropdown, a number, a box or a text for each argument."""
 
-    def __init__(self, kind: type[Said], names: Sequence[str], studio: Studio, page: Any) -> None:
-        self.kind, self.names, self.studio = kind, names, studio
+    def __init__(
+        self, tab: str, kind: type[Said], names: Sequence[str], studio: Studio, page: Any
+    ) -> None:
+        self.kind, self.names, self.studio, self.tab = kind, names, studio, tab
         known = arguments(kind)
-        self.of = {name: self._made(known[name]) for name in names}
+        made = {name: self._made(known[name]) for name in names if name not in RARE}
+        with gr.Accordion("More settings", open=False):
+            made |= {name: self._made(known[name]) for name in names if name in RARE}
+        self.of = {name: made[name] for name in names}
         chosen = [name for name in names if _choices(name, studio)]
         if chosen:
             page.load(partial(self._offered, chosen), None, [self.of[n] for n in chosen])
@@ -127,8 +134,7 @@ class Fields:
         value = None if argument.default is EMPTY else argument.default
         if isinstance(value, tuple):
             value = ",".join(map(str, value))
-        common = {"label": name, "info": about, "elem_id": None}
-        common.pop("elem_id")
+        common = {"label": name, "info": about, "elem_id": f"{self.tab}-{argument.name}"}
         choices = _choices(argument.name, self.studio)
         if choices is not None:
             value = next(iter(choices), None) if argument.name == "model" else value
@@ -244,9 +250,10 @@ def _stop(studio: Studio, kind: str, button: Any) -> None:
     button.click(stop, None, None, queue=False)
 
 
-def _buttons(name: str) -> tuple[Any, Any]:
+def _buttons(tab: str, name: str) -> tuple[Any, Any]:
     with gr.Row():
-        return gr.Button(name, variant="primary"), gr.Button("Stop", variant="stop")
+        go = gr.Button(name, variant="primary", elem_id=f"{tab}-go")
+        return go, gr.Button("Stop", variant="stop", elem_id=f"{tab}-stop")
 
 
 def _gallery(job: Job) -> list[tuple[str, str]]:
@@ -292,11 +299,11 @@ class Scrubber:
 def _sampling(studio: Studio, page: Any) -> None:
     with gr.Tab("Sample", id="sample"), gr.Row():
         with gr.Column(scale=2):
-            fields = Fields(Sampling, SAMPLED, studio, page)
+            fields = Fields("sample", Sampling, SAMPLED, studio, page)
             dropped = gr.File(label="A picture drawn here or by scoresde sample fills the form",
                               file_types=[".png"], height=110, elem_id="sample-dropped")  # fmt: skip
         with gr.Column(scale=3):
-            draw, stop = _buttons("Draw")
+            draw, stop = _buttons("sample", "Draw")
             status, preview = gr.HTML(elem_id="sample-status"), gr.HTML(elem_id="sample-preview")
             gallery = gr.Gallery(label="Samples, each a PNG with its settings", columns=6,
                                  format="png", object_fit="contain", elem_id="sample-gallery")  # fmt: skip
@@ -339,7 +346,7 @@ EDITED = ("model", "operation", *OWN, *(name for name in SAMPLED if name not in 
 def _editing(studio: Studio, page: Any) -> None:
     with gr.Tab("Edit", id="edit"), gr.Row():
         with gr.Column(scale=2):
-            fields = Fields(Editing, EDITED, studio, page)
+            fields = Fields("edit", Editing, EDITED, studio, page)
         with gr.Column(scale=3):
             with gr.Row():
                 first = gr.File(label="Picture", height=110, elem_id="edit-picture")
@@ -350,7 +357,7 @@ def _editing(studio: Studio, page: Any) -> None:
                 transforms=(), layers=False, format="png", elem_id="edit-canvas",
                 brush=gr.Brush(default_size=40, colors=["#d9680d"], color_mode="fixed"),
             )  # fmt: skip
-            go, stop = _buttons("Edit")
+            go, stop = _buttons("edit", "Edit the picture")
             status, preview = gr.HTML(elem_id="edit-status"), gr.HTML()
             scrub = Scrubber("results")
             gallery = gr.Gallery(label="Results", columns=6, format="png", object_fit="contain",
@@ -433,9 +440,9 @@ COMPARED = ("model", "across", "columns", "down", "rows", "reference",
 def _comparing(studio: Studio, page: Any) -> None:
     with gr.Tab("Compare", id="compare"), gr.Row():
         with gr.Column(scale=2):
-            fields = Fields(Comparing, COMPARED, studio, page)
+            fields = Fields("compare", Comparing, COMPARED, studio, page)
         with gr.Column(scale=3):
-            go, stop = _buttons("Compare")
+            go, stop = _buttons("compare", "Draw the table")
             status = gr.HTML(elem_id="compare-status")
             picture = gr.HTML(elem_id="compare-picture")
             heads = ["row", "column", "calls", "seconds", "error"]
@@ -463,16 +470,18 @@ def _comparing(studio: Studio, page: Any) -> None:
 def _inspecting(studio: Studio, page: Any) -> None:
     with gr.Tab("Inspect", id="inspect"), gr.Row():
         with gr.Column(scale=2):
-            fields = Fields(Sampling, SAMPLED, studio, page)
+            fields = Fields("inspect", Sampling, SAMPLED, studio, page)
         with gr.Column(scale=3):
             with gr.Row():
-                process, path = gr.Button("Process and grid"), gr.Button("Trajectory")
-                field, stop = gr.Button("Flow and density"), gr.Button("Stop", variant="stop")
+                process = gr.Button("Process and grid", elem_id="inspect-process")
+                path = gr.Button("Trajectory", elem_id="inspect-path")
+                field = gr.Button("Flow and density", elem_id="inspect-field")
+                stop = gr.Button("Stop", variant="stop", elem_id="inspect-stop")
             status = gr.HTML(elem_id="inspect-status")
             scrub = Scrubber("network call")
             picture = gr.File(label="Picture to score", height=110, elem_id="inspect-picture")
             fit = gr.Checkbox(False, label="crop and resize it to the size of the model")
-            score = gr.Button("Bits per dimension")
+            score = gr.Button("Bits per dimension", elem_id="inspect-score")
 
     outputs = [status, *scrub.list]
 
@@ -527,8 +536,9 @@ def _training(studio: Studio, page: Any) -> None:
             changes = gr.Textbox(label="changes", elem_id="train-changes",
                                  info="keys of the configuration, such as train.steps=500")  # fmt: skip
             with gr.Row():
-                start = gr.Button("Start", variant="primary")
-                resume, halt = gr.Button("Resume"), gr.Button("Stop", variant="stop")
+                start = gr.Button("Start", variant="primary", elem_id="train-go")
+                resume = gr.Button("Resume", elem_id="train-resume")
+                halt = gr.Button("Stop", variant="stop", elem_id="train-stop")
         with gr.Column(scale=3):
             status = gr.HTML(elem_id="train-status")
             plot = gr.LinePlot(x="step", y="loss", color="of", height=260, label="Loss")

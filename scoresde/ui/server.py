@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import socket
 import threading
 import webbrowser
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,10 @@ def serve(
             if open_page:
                 threading.Timer(1.0, webbrowser.open, (address,)).start()
             config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
-            uvicorn.Server(config).run([listening])
+            # uvicorn repeats the signal that stopped it, which would end the program at once.
+            signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+            with suppress(KeyboardInterrupt):
+                uvicorn.Server(config).run([listening])
 
 
 def application(studio: Studio) -> Any:
