@@ -203,4 +203,5 @@ def fitted(content: bytes, model: ScoreModel) -> Tensor:
     with reading("picture"):
         size = shape[2], shape[1]
         shades = torch.from_numpy(picture_levels(content, size, shape[0]).copy())
-    return (shades.double() * (levels - 1) / 255).round().to(torch.uint8)
+    found: Tensor = (shades.double() * (levels - 1) / 255).round().to(torch.uint8)
+    return found

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from scoresde.denoiser import Denoiser
-from scoresde.likelihood import log_likelihood
-from scoresde.registry.scoring import EXACT
+from scoresde.likelihood import Exact, log_likelihood
 
 PANELS, POINTS, ARROWS = 4, 48, 16
 NOISE = (2.0, 0.1)
@@ -31,28 +31,30 @@ def save_field(
     from matplotlib.figure import Figure
 
     sde = denoiser.sde
-    lam = -torch.linspace(*torch.tensor(NOISE).log().tolist(), PANELS, dtype=torch.float64)
+    first, last = map(math.log, NOISE)
+    lam = -torch.linspace(first, last, PANELS, dtype=torch.float64)
     figure = Figure(figsize=(4 * PANELS, 4.3), dpi=90, layout="constrained")
-    for axes, t in zip(figure.subplots(1, PANELS), sde.time(lam), strict=True):
+    for axes, t in zip(figure.subplots(1, PANELS, squeeze=False)[0], sde.time(lam), strict=True):
         if stopping():
             break
         width = WIDTH * float(sde.norm(t))
         x, y = _plane(width, POINTS), _plane(width, ARROWS)
         found = log_likelihood(
-            denoiser, x, EXACT, t0=float(t), method="dopri5", rtol=TOLERANCE, atol=TOLERANCE
+            denoiser, x, Exact(), t0=float(t), method="dopri5", rtol=TOLERANCE, atol=TOLERANCE
         )
-        density = found.log_prob.reshape(POINTS, POINTS).cpu()
+        # A square root shows the thin tails, too.
+        density = found.log_prob.reshape(POINTS, POINTS).exp().sqrt().cpu()
         with torch.no_grad():
             v = -denoiser.velocity(y, t.to(y)).cpu()
         v = v / v.norm(dim=1).quantile(0.9)
         axes.imshow(
-            density.exp().sqrt(),  # a square root shows the thin tails, too
+            density.numpy(),
             extent=(-width, width) * 2,
             origin="lower",
             cmap="Blues",
             aspect="equal",
         )
-        axes.quiver(*y.cpu().T, *v.T, color="#333333", width=0.003, scale=22)
+        axes.quiver(*y.T.numpy(), *v.T.numpy(), color="#333333", width=0.003, scale=22)
         axes.set_title(f"t = {float(t):.3g}, sigma / alpha = {float((-sde.lam(t)).exp()):.2g}")
         done()
     figure.suptitle("Square root of the density, and the flow from noise to data, in model units")

@@ -1,9 +1,9 @@
 """The JSON API: what a request is answered. It needs no web server, which only carries it.
 
-    GET  /samplers  /grids  /operations  /models  /models?model=NAME
-    POST /sample  /edit  /compare                  begin a job, which is answered at once
-    GET  /progress?job=ID  /jobs/ID  /jobs/ID/FILE
-    POST /interrupt  /png-info
+GET  /samplers  /grids  /operations  /models  /models?model=NAME
+POST /sample  /edit  /compare                  begin a job, which is answered at once
+GET  /progress?job=ID  /jobs/ID  /jobs/ID/FILE
+POST /interrupt  /png-info
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ class Studio:
 
 
 @contextmanager
-def opened(roots: tuple[Path, ...], device: str = "cpu", waiting: int = WAITING) -> Iterator[Studio]:
+def opened(
+    roots: tuple[Path, ...], device: str = "cpu", waiting: int = WAITING
+) -> Iterator[Studio]:
     """A studio over some folders. Its results are in a temporary folder and end with it."""
     folders = Folders(roots)
     with tempfile.TemporaryDirectory(prefix="scoresde-ui-") as work:
@@ -94,7 +96,7 @@ def _models(studio: Studio, query: Mapping[str, str]) -> Any:
 
 def _sample(studio: Studio, body: Mapping[str, Any]) -> Any:
     settings = read(Sampling, body)
-    studio.folders.find(settings.model)
+    service.require(studio.models, settings)
     return _begun(studio, "sample", partial(service.sample, studio.models, settings))
 
 
@@ -116,7 +118,7 @@ def _compare(studio: Studio, body: Mapping[str, Any]) -> Any:
     settings = read(Comparing, body)
     for row in settings.cells():
         for cell in row:
-            studio.folders.find(cell.model)
+            service.require(studio.models, cell)
     return _begun(studio, "compare", partial(service.compared, studio.models, settings))
 
 

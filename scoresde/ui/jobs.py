@@ -240,7 +240,8 @@ class Jobs:
                 state = "stopped" if job.stopping() else "done"
             except Exception as error:
                 # What was stopped may say so by an error of its own.
-                job.error = "" if job.stopping() else one_line(error)
+                text = one_line(error).replace(f"{job.folder}/", "")
+                job.error = "" if job.stopping() else text
                 state = "stopped" if job.stopping() else "failed"
             del work  # and with it what was asked
             job._ended = time.monotonic()

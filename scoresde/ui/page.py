@@ -18,7 +18,7 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
-from scoresde.arguments import EMPTY, arguments, unwrapped
+from scoresde.arguments import EMPTY, unwrapped
 from scoresde.progress import duration
 from scoresde.registry import GRIDS, POSTERIORS, SAMPLERS
 from scoresde.runs.edit import METHODS, SETTINGS
@@ -32,6 +32,7 @@ from scoresde.ui.settings import (
     Editing,
     Said,
     Sampling,
+    arguments_of,
     read,
 )
 
@@ -40,11 +41,10 @@ POLL, WATCH = 0.2, 2.0
 SLIDERS = {"guidance": (0.0, 20.0, 0.1), "strength": (0.0, 1.0, 0.01)}
 RARE = ("conditions", "guidance_interval", "denoise", "options", "noise", "nfe")
 """Fields that are folded away."""
-SAID = tuple(arguments(Said))
-SAMPLED = tuple(arguments(Sampling))
+SAMPLED = tuple(arguments_of(Sampling))
 CSS = """
 .scoresde-picture img, .gallery-container img, .grid-container img { image-rendering: pixelated; }
-.scoresde-picture img { max-height: 480px; max-width: 100%; }
+.scoresde-picture img { min-height: 200px; max-height: 480px; max-width: 100%; }
 .scoresde-error { color: #b42318; font-weight: 600; }
 footer { display: none !important; }
 """
@@ -99,7 +99,7 @@ class Fields:
         self, tab: str, kind: type[Said], names: Sequence[str], studio: Studio, page: Any
     ) -> None:
         self.kind, self.names, self.studio, self.tab = kind, names, studio, tab
-        known = arguments(kind)
+        known = arguments_of(kind)
         made = {name: self._made(known[name]) for name in names if name not in RARE}
         with gr.Accordion("More settings", open=False):
             made |= {name: self._made(known[name]) for name in names if name in RARE}
@@ -108,11 +108,11 @@ class Fields:
         if chosen:
             page.load(partial(self._offered, chosen), None, [self.of[n] for n in chosen])
         if "model" in self.of:
-            self.of["model"].input(self._of_model, self.of["model"], self.list)
-            page.load(self._of_model, self.of["model"], self.list)
+            self.of["model"].input(self._of_model, self.of["model"], self.every)
+            page.load(self._of_model, self.of["model"], self.every)
 
     @property
-    def list(self) -> list[Any]:
+    def every(self) -> list[Any]:
         return list(self.of.values())
 
     def settings(self, values: Sequence[Any]) -> Any:
@@ -121,7 +121,9 @@ class Fields:
 
     def shown(self, values: Mapping[str, Any]) -> list[Update]:
         """Updates that fill the fields, with what the model can be told; others stay."""
-        found = self._of_model(values["model"]) if values.get("model") else [gr.skip()] * len(self.of)
+        found = (
+            self._of_model(values["model"]) if values.get("model") else [gr.skip()] * len(self.of)
+        )
         for place, name in enumerate(self.names):
             if name in values and not (name == "model" and values[name] is None):
                 before = found[place] if isinstance(found[place], dict) else {}
@@ -162,9 +164,14 @@ class Fields:
             gr.Warning(one_line(error))
             return [gr.skip()] * len(self.of)
         sentences = any(told["sentences"] for told in about["conditions"].values())
-        more = {k: told["takes"] for k, told in about["conditions"].items() if not told["sentences"]}
+        more = {
+            k: told["takes"] for k, told in about["conditions"].items() if not told["sentences"]
+        }
         guided = bool(about["classes"] or about["conditions"])
+        size = " x ".join(map(str, about["shape"]))
+        line = f"{about['data']}, {size}, {about['parameters']:,} parameters, step {about['step']}"
         updates: dict[str, Update] = {
+            "model": {"info": line},
             "label": {"choices": about["classes"] or [], "visible": bool(about["classes"])},
             "prompt": {"visible": sentences},
             "negative": {"visible": sentences},
@@ -208,7 +215,7 @@ async def _run(studio: Studio, request: gr.Request, kind: str, make: Callable[[]
         yield Seen(_line(job, studio.jobs.place(job)), _picture(job.shown))
         await asyncio.sleep(POLL)
     if job.error:
-        yield Seen(_error(job.error.replace(f"{job.folder}/", "")), "")
+        yield Seen(_error(job.error), "")
     else:
         yield Seen(_line(job, 0), "", job)
 
@@ -240,7 +247,9 @@ def _picture(path: Path | None) -> str:
     except OSError:
         content = b""
     code = base64.b64encode(content).decode()
-    return f'<div class="scoresde-picture"><img src="data:image/png;base64,{code}"></div>' * bool(code)
+    return f'<div class="scoresde-picture"><img src="data:image/png;base64,{code}"></div>' * bool(
+        code
+    )
 
 
 def _stop(studio: Studio, kind: str, button: Any) -> None:
@@ -254,6 +263,12 @@ def _buttons(tab: str, name: str) -> tuple[Any, Any]:
     with gr.Row():
         go = gr.Button(name, variant="primary", elem_id=f"{tab}-go")
         return go, gr.Button("Stop", variant="stop", elem_id=f"{tab}-stop")
+
+
+def _pictures(tab: str, label: str) -> Any:
+    return gr.Gallery(
+        label=label, columns=6, format="png", object_fit="contain", elem_id=f"{tab}-gallery"
+    )
 
 
 def _gallery(job: Job) -> list[tuple[str, str]]:
@@ -279,7 +294,7 @@ class Scrubber:
         self.slider.input(self._one, [self.files, self.slider], self.shown, show_progress="hidden")
 
     @property
-    def list(self) -> list[Any]:
+    def parts(self) -> list[Any]:
         return [self.files, self.slider, self.shown]
 
     def fill(self, files: Sequence[Path]) -> list[Update]:
@@ -300,13 +315,16 @@ def _sampling(studio: Studio, page: Any) -> None:
     with gr.Tab("Sample", id="sample"), gr.Row():
         with gr.Column(scale=2):
             fields = Fields("sample", Sampling, SAMPLED, studio, page)
-            dropped = gr.File(label="A picture drawn here or by scoresde sample fills the form",
-                              file_types=[".png"], height=110, elem_id="sample-dropped")  # fmt: skip
+            dropped = gr.File(
+                label="A picture drawn here or by scoresde sample fills the form",
+                file_types=[".png"],
+                height=110,
+                elem_id="sample-dropped",
+            )
         with gr.Column(scale=3):
             draw, stop = _buttons("sample", "Draw")
             status, preview = gr.HTML(elem_id="sample-status"), gr.HTML(elem_id="sample-preview")
-            gallery = gr.Gallery(label="Samples, each a PNG with its settings", columns=6,
-                                 format="png", object_fit="contain", elem_id="sample-gallery")  # fmt: skip
+            gallery = _pictures("sample", "Samples, each a PNG with its settings")
             files = gr.File(label="Files", visible=False, elem_id="sample-files")
 
     async def run(request: gr.Request, *values: Any) -> AsyncIterator[Any]:
@@ -317,30 +335,39 @@ def _sampling(studio: Studio, page: Any) -> None:
             shown, listed = gr.skip(), gr.skip()
             if seen.ended is not None:
                 shown = _gallery(seen.ended)
-                rest = [n for n in seen.ended.record["files"] if n not in {Path(p).name for p, _ in shown}]
+                rest = [
+                    n
+                    for n in seen.ended.record["files"]
+                    if n not in {Path(p).name for p, _ in shown}
+                ]
                 paths = [str(seen.ended.folder / name) for name in rest]
                 listed = gr.update(value=paths, visible=bool(paths))
             yield seen.status, seen.picture, shown, listed
 
     def fill(path: str | None) -> Any:
         if not path:
-            return [gr.skip()] * (len(fields.list) + 1)
+            return [gr.skip()] * (len(fields.every) + 1)
         try:
             found = service.asked_by(Path(path), studio.folders)
         except Exception as error:
             text = _error(one_line(error).replace(path, Path(path).name))
-            return [*[gr.skip()] * len(fields.list), text]
+            return [*[gr.skip()] * len(fields.every), text]
         line = "<div>the form is that of the picture</div>"
         if found["model"] is None:
             line = _error("the model of this picture is not in the folders; choose one")
         return [*fields.shown(found), line]
 
-    draw.click(run, fields.list, [status, preview, gallery, files], show_progress="hidden")
-    dropped.upload(fill, dropped, [*fields.list, status])
+    draw.click(run, fields.every, [status, preview, gallery, files], show_progress="hidden")
+    dropped.upload(fill, dropped, [*fields.every, status])
     _stop(studio, "sample", stop)
 
 
-EDITED = ("model", "operation", *OWN, *(name for name in SAMPLED if name not in ("model", "denoise")))
+EDITED = (
+    "model",
+    "operation",
+    *OWN,
+    *(name for name in SAMPLED if name not in ("model", "denoise")),
+)
 
 
 def _editing(studio: Studio, page: Any) -> None:
@@ -353,15 +380,20 @@ def _editing(studio: Studio, page: Any) -> None:
                 second = gr.File(label="Other end of interpolate", height=110, visible=False)
             fit = gr.Checkbox(True, label="crop and resize it to the size of the model")
             canvas = gr.ImageEditor(
-                label="Paint where to inpaint", type="numpy", image_mode="RGBA", sources=(),
-                transforms=(), layers=False, format="png", elem_id="edit-canvas",
+                label="Paint where to inpaint",
+                type="numpy",
+                image_mode="RGBA",
+                sources=(),
+                transforms=(),
+                layers=False,
+                format="png",
+                elem_id="edit-canvas",
                 brush=gr.Brush(default_size=40, colors=["#d9680d"], color_mode="fixed"),
-            )  # fmt: skip
+            )
             go, stop = _buttons("edit", "Edit the picture")
             status, preview = gr.HTML(elem_id="edit-status"), gr.HTML()
             scrub = Scrubber("results")
-            gallery = gr.Gallery(label="Results", columns=6, format="png", object_fit="contain",
-                                 elem_id="edit-gallery")  # fmt: skip
+            gallery = _pictures("edit", "Results, each a PNG with its settings")
 
     def load(name: str, path: str | None, fitted: bool) -> Any:
         """The picture on the canvas, large enough to paint on."""
@@ -376,7 +408,10 @@ def _editing(studio: Studio, page: Any) -> None:
         return {"background": large, "layers": [], "composite": large}, ""
 
     def relevant(operation: str) -> Any:
-        own = (*SETTINGS.get(operation, ()), *(("method", "noise", "nfe") if operation in METHODS else ()))
+        own = (
+            *SETTINGS.get(operation, ()),
+            *(("method", "noise", "nfe") if operation in METHODS else ()),
+        )
         hidden = ("sampler", "grid", "steps", "options")
         found = []
         for name in EDITED:
@@ -418,10 +453,10 @@ def _editing(studio: Studio, page: Any) -> None:
     model, operation = fields.of["model"], fields.of["operation"]
     for event in (first.upload, first.clear, fit.input):
         event(load, [model, first, fit], [canvas, status])
-    operation.change(relevant, operation, [*fields.list, second, canvas])
-    page.load(relevant, operation, [*fields.list, second, canvas])
-    outputs = [status, preview, *scrub.list, gallery]
-    go.click(run, [*fields.list, first, second, fit, canvas], outputs, show_progress="hidden")
+    operation.change(relevant, operation, [*fields.every, second, canvas])
+    page.load(relevant, operation, [*fields.every, second, canvas])
+    outputs = [status, preview, *scrub.parts, gallery]
+    go.click(run, [*fields.every, first, second, fit, canvas], outputs, show_progress="hidden")
     _stop(studio, "edit", stop)
 
 
@@ -433,8 +468,15 @@ def _mask(drawn: Mapping[str, Any] | None, height: int, width: int) -> np.ndarra
     return service.painted(np.max([layer[..., 3] for layer in layers], 0), height, width)
 
 
-COMPARED = ("model", "across", "columns", "down", "rows", "reference",
-            *(name for name in SAMPLED if name != "model"))  # fmt: skip
+COMPARED = (
+    "model",
+    "across",
+    "columns",
+    "down",
+    "rows",
+    "reference",
+    *(name for name in SAMPLED if name != "model"),
+)
 
 
 def _comparing(studio: Studio, page: Any) -> None:
@@ -457,13 +499,18 @@ def _comparing(studio: Studio, page: Any) -> None:
                 yield seen.status, gr.skip(), gr.skip()
                 continue
             rows = [
-                [c["row"], c["column"], f"{c['nfe']:g}", f"{c['cell_seconds']:.2f}",
-                 "-" if c["error"] is None else f"{c['error']:.2e}"]
+                [
+                    c["row"],
+                    c["column"],
+                    f"{c['nfe']:g}",
+                    f"{c['cell_seconds']:.2f}",
+                    "-" if c["error"] is None else f"{c['error']:.2e}",
+                ]
                 for c in seen.ended.record["cells"]
-            ]  # fmt: skip
+            ]
             yield seen.status, _picture(seen.ended.folder / "compare.png"), rows
 
-    go.click(run, fields.list, [status, picture, table], show_progress="hidden")
+    go.click(run, fields.every, [status, picture, table], show_progress="hidden")
     _stop(studio, "compare", stop)
 
 
@@ -483,7 +530,7 @@ def _inspecting(studio: Studio, page: Any) -> None:
             fit = gr.Checkbox(False, label="crop and resize it to the size of the model")
             score = gr.Button("Bits per dimension", elem_id="inspect-score")
 
-    outputs = [status, *scrub.list]
+    outputs = [status, *scrub.parts]
 
     def running(make: Callable[[Any, Sequence[Any]], Work]) -> Any:
         async def run(request: gr.Request, *values: Any) -> AsyncIterator[Any]:
@@ -507,7 +554,7 @@ def _inspecting(studio: Studio, page: Any) -> None:
         score: lambda s, extra: partial(service.scored, studio.models, s, *extra),
     }
     for button, make in makes.items():
-        button.click(running(make), [*fields.list, picture, fit], outputs, show_progress="hidden")
+        button.click(running(make), [*fields.every, picture, fit], outputs, show_progress="hidden")
     _stop(studio, "inspect", stop)
 
 
@@ -529,12 +576,25 @@ def _training(studio: Studio, page: Any) -> None:
     trainings, folders = studio.trainings, studio.folders
     with gr.Tab("Train", id="train"), gr.Row():
         with gr.Column(scale=2):
-            out = gr.Dropdown([], allow_custom_value=True, label="run folder", elem_id="train-out",
-                              info="a run to watch or to resume, or a new folder")  # fmt: skip
-            config = gr.Dropdown([], label="configuration", elem_id="train-config",
-                                 info="YAML file in the folders; without one the defaults")  # fmt: skip
-            changes = gr.Textbox(label="changes", elem_id="train-changes",
-                                 info="keys of the configuration, such as train.steps=500")  # fmt: skip
+            out = gr.Dropdown(
+                [],
+                allow_custom_value=True,
+                label="run folder",
+                elem_id="train-out",
+                info="a run to watch or to resume, or a new folder",
+            )
+            config = gr.Dropdown(
+                [],
+                allow_custom_value=True,
+                label="configuration",
+                elem_id="train-config",
+                info="YAML file in the folders; without one the defaults",
+            )
+            changes = gr.Textbox(
+                label="changes",
+                elem_id="train-changes",
+                info="keys of the configuration, such as train.steps=500",
+            )
             with gr.Row():
                 start = gr.Button("Start", variant="primary", elem_id="train-go")
                 resume = gr.Button("Resume", elem_id="train-resume")
@@ -545,7 +605,7 @@ def _training(studio: Studio, page: Any) -> None:
             scrub = Scrubber("samples over time")
             lines = gr.Textbox(label="Log", lines=8, interactive=False)
     timer = gr.Timer(WATCH, active=False)
-    outputs = [status, plot, *scrub.list, lines, timer]
+    outputs = [status, plot, *scrub.parts, lines, timer]
 
     def offered() -> Any:
         runs = folders.runs()
@@ -564,7 +624,13 @@ def _training(studio: Studio, page: Any) -> None:
             text = _error((report["lines"] or ["failed"])[-1])
         pictures = [Path(path) for path in report["samples"]]
         log = "\n".join(report["lines"])
-        return [text, _losses(found), *scrub.fill(pictures), log, gr.Timer(active=state == "running")]
+        return [
+            text,
+            _losses(found),
+            *scrub.fill(pictures),
+            log,
+            gr.Timer(active=state == "running"),
+        ]
 
     def act(of: Callable[..., None], *given: Any) -> Any:
         try:

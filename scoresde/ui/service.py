@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import scoresde
-from scoresde.config import build_dataset
+from scoresde.config import Section, build_dataset
 from scoresde.convergence import draws_noise, gap
 from scoresde.data.images import picture_levels
 from scoresde.evaluation import captioned, image_grid, save_png, scatter
@@ -33,12 +33,20 @@ from scoresde.registry import (
     summary,
 )
 from scoresde.runs.draw import Drawn, calls_of, draw, said_by
-from scoresde.runs.edit import METHODS, NFE, SETTINGS, edit, edit_folder, picture_of, rows_of
+from scoresde.runs.edit import METHODS, SETTINGS, edit, edit_folder, picture_of, rows_of
 from scoresde.runs.edit_pictures import fitted, pictures_of
 from scoresde.runs.field_plot import save_field
+from scoresde.runs.infer import NFE
 from scoresde.runs.instrument import NetworkCall
 from scoresde.runs.load import LoadedRun
-from scoresde.runs.pictures import PREVIEWS, Recorder, is_image, picture_files, pixels, write_samples
+from scoresde.runs.pictures import (
+    PREVIEWS,
+    Recorder,
+    is_image,
+    picture_files,
+    pixels,
+    write_samples,
+)
 from scoresde.runs.process_plot import save_process
 from scoresde.runs.recipe import recipe
 from scoresde.runs.samples import configured_sampler, drawn_settings, sampling_settings
@@ -142,13 +150,22 @@ def asked_by(picture: Path, folders: Folders) -> dict[str, Any]:
 # Drawing -----------------------------------------------------------------------------------------
 
 
+def require(models: Models, settings: Sampling) -> None:
+    """Raise NotFound or ValueError for settings that the model cannot be drawn with."""
+    loaded = models(settings.model)
+    settings.section(loaded.config)
+    told = settings.told(loaded)
+    interval = told.pop("guidance_interval")
+    said_by(loaded.model, **told, interval=interval).over(len(settings.each()))
+
+
 def sample(models: Models, settings: Sampling, job: Job) -> dict[str, Any]:
     """Draw samples: a picture of each with its settings, or a file of arrays."""
     loaded = models(settings.model)
     section, told = settings.section(loaded.config), settings.told(loaded)
     recorder = Recorder(loaded.data, None, job.folder, 1, False, loaded.model)
     began = time.perf_counter()
-    drawn = _drawn(loaded, settings, told, job, recorder)
+    drawn = _drawn(loaded, section, settings.each(), told, job, recorder)
     seconds = time.perf_counter() - began
     if not len(drawn):
         return {"files": [], "nfe": 0.0}
@@ -162,15 +179,15 @@ def sample(models: Models, settings: Sampling, job: Job) -> dict[str, Any]:
 
 def _drawn(
     loaded: LoadedRun,
-    settings: Sampling,
+    section: Section,
+    seeds: Sequence[int],
     told: Mapping[str, Any],
     job: Job,
     recorder: Recorder,
     every: bool = False,
 ) -> Drawn:
     """Draw with previews, now and then or at every so many calls."""
-    seeds, section = settings.each(), settings.section(loaded.config)
-    sampler, note = configured_sampler(loaded, section, progress=job.progress)
+    sampler, _ = configured_sampler(loaded, section, progress=job.progress)
     calls = calls_of(sampler, loaded.model.sde)
     job.expect(len(seeds), calls)
     recorder.preview_every = math.ceil(calls / MOST_FRAMES) if every else 1
@@ -356,7 +373,7 @@ def _noisy(loaded: LoadedRun, cell: Sampling) -> bool:
     kind = section.sampler.kind
     if kind in STEPS:
         return draws_noise(build_step(kind, section.sampler.values, section.steps, std))
-    return kind == "sde"
+    return bool(kind == "sde")
 
 
 def _cell(
@@ -404,7 +421,9 @@ def _save_table(
         side = math.ceil(math.sqrt(len(part)))
         grid = image_grid(pixels(part, loaded.data.scaling), side)
         room = max(0, 260 - grid.shape[1])
-        drawn.append(captioned(np.pad(grid, ((0, 0), (0, room), (0, 0)), constant_values=255), text))
+        drawn.append(
+            captioned(np.pad(grid, ((0, 0), (0, room), (0, 0)), constant_values=255), text)
+        )
     height, width = (max(cell.shape[k] for cell in drawn) for k in (0, 1))
     drawn += [np.full((height, width, 3), 255, np.uint8)] * (-len(drawn) % columns)
     room = [((0, height - c.shape[0]), (0, width - c.shape[1]), (0, 0)) for c in drawn]
@@ -420,7 +439,7 @@ def scheduled(models: Models, settings: Sampling, job: Job) -> dict[str, Any]:
     """Draw the process of a model, and the times of a grid on it."""
     loaded = models(settings.model)
     section = settings.section(loaded.config)
-    sampler, note = configured_sampler(loaded, section, progress=job.progress)
+    sampler, _ = configured_sampler(loaded, section, progress=job.progress)
     if not isinstance(sampler, GridSampler):
         raise ValueError(f"sampler: {section.sampler.kind} has no grid; choose another")
     sde = loaded.model.sde
@@ -434,7 +453,8 @@ def followed(models: Models, settings: Sampling, job: Job) -> dict[str, Any]:
     """Draw samples and keep a picture of the denoised state at every call, or at 60 of them."""
     loaded = models(settings.model)
     recorder = Recorder(loaded.data, None, job.folder, 1, False, loaded.model)
-    drawn = _drawn(loaded, settings, settings.told(loaded), job, recorder, every=True)
+    section, told = settings.section(loaded.config), settings.told(loaded)
+    drawn = _drawn(loaded, section, settings.each(), told, job, recorder, every=True)
     frames = sorted(path.name for path in (job.folder / PREVIEWS).glob("*.png"))
     if not frames:
         raise ValueError("model: a trajectory is shown of pictures and of points in the plane")

@@ -8,13 +8,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from scoresde.arguments import (
+    Argument,
     Count,
     NonNegative,
     Positive,
     Probability,
+    Range,
     arguments,
     check_fields,
     nearest,
@@ -103,7 +105,7 @@ class Sampling(Said):
 
     sampler: str | None = None
     grid: str | None = None
-    steps: Count | None = None
+    steps: Annotated[int, Range(ge=1, le=10_000)] | None = None
     denoise: bool | None = None
     options: str = ""
 
@@ -207,8 +209,8 @@ def values(text: str) -> list[str]:
 
 
 def read(kind: type[Asked], given: Mapping[str, Any]) -> Asked:
-    """Settings from JSON values or words, those that are None or "" left out. Raises ValueError."""
-    known, found = arguments(kind), {}
+    """Settings from JSON values or words; None and "" are left out. Raises ValueError."""
+    known, found = arguments_of(kind), dict[str, Any]()
     for name, value in given.items():
         if name not in known:
             raise ValueError(f"{name}: unknown setting; {nearest(name, known)}")
@@ -222,6 +224,11 @@ def read(kind: type[Asked], given: Mapping[str, Any]) -> Asked:
     if "model" not in found:
         raise ValueError("model is missing; choose one of those listed")
     return kind(**found)
+
+
+def arguments_of(kind: type) -> Mapping[str, Argument]:
+    """The settings of a kind by name, with their types and descriptions."""
+    return arguments(kind)
 
 
 def pairs(text: str) -> dict[str, str]:

@@ -27,6 +27,7 @@ from PIL import Image
 
 import scoresde as ss
 from scoresde.data import digits
+from scoresde.progress import silent
 from scoresde.runs.recipe import recipe
 
 pytestmark = pytest.mark.browser
@@ -39,8 +40,17 @@ from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 
-FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync
---disable-background-networking --disable-component-update --window-size=1500,1400""".split()
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-sync",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--window-size=1500,1400",
+]
 PATIENCE = 90.0
 
 
@@ -139,14 +149,22 @@ def folders(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("folders")
     small = {"network": {"width": 16, "multipliers": [1], "blocks": 1, "attention": []}}
     ss.train(
-        {"conditional": True, **small}, digits(), out=root / "runs" / "digits", steps=60, batch=64,
-        lr=5e-3, warmup=5, ema=0.9, progress=ss.progress.silent,
-    )  # fmt: skip
+        {"conditional": True, **small},
+        out=root / "runs" / "digits",
+        steps=60,
+        batch=64,
+        lr=5e-3,
+        warmup=5,
+        ema=0.9,
+        progress=silent,
+    )
     points = {"data": "moons", "network": {"kind": "mlp", "width": 32}}
-    ss.train(points, out=root / "runs" / "moons", steps=200, ema=0.9, progress=ss.progress.silent)
+    ss.train(points, out=root / "runs" / "moons", steps=200, ema=0.9, progress=silent)
     keys = "data: moons\nnetwork: {kind: mlp, width: 16}\ntrain: {steps: 1000000, log_every: 20, "
     (root / "configs").mkdir()
-    (root / "configs" / "long.yaml").write_text(f"{keys}sample_every: 200, validate_every: 200}}\n")
+    (root / "configs" / "long.yaml").write_text(
+        f"{keys}sample_every: 200, validate_every: 200}}\n"
+    )
     return root
 
 
@@ -154,7 +172,8 @@ def folders(tmp_path_factory) -> Path:
 def server(folders):
     """The address of ``scoresde ui`` on these folders, and its process."""
     words = [sys.executable, "-m", "scoresde", "ui", "runs", "configs", "--port", "0"]
-    path = os.pathsep.join([str(Path(ss.__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
+    here = str(Path(ss.__file__).parent.parent)
+    path = os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     with subprocess.Popen(
         [*words, "--device", "cpu"], cwd=folders, env=environment, text=True,
@@ -165,7 +184,7 @@ def server(folders):
             assert process.poll() is None  # it went on through all of it
         finally:
             process.send_signal(signal.SIGINT)
-            print(process.communicate(timeout=60)[0])
+            assert not process.communicate(timeout=60)[0].strip()
 
 
 @pytest.fixture(scope="module")
@@ -188,10 +207,15 @@ def page(browser):
     assert not [line for line in browser.errors() if "favicon" not in line]
 
 
+def fetched(address: str) -> bytes:
+    with urllib.request.urlopen(address) as answer:
+        return answer.read()
+
+
 def drawn(page: Page, n: int) -> list[bytes]:
     """The pictures of the gallery, as a user saves them."""
     images = page.until(lambda: (x := page.all("#sample-gallery img")) and len(x) >= n and x)
-    return [urllib.request.urlopen(e.get_attribute("src")).read() for e in images[:n]]
+    return [fetched(e.get_attribute("src")) for e in images[:n]]
 
 
 def test_samples_are_drawn_with_previews_and_a_dropped_picture_restores_the_form(page, tmp_path):
@@ -225,10 +249,11 @@ def test_samples_are_drawn_with_previews_and_a_dropped_picture_restores_the_form
 def test_a_long_drawing_shows_previews_and_a_stop_keeps_what_there_is(page):
     page.write("sample-model", "runs/digits")
     page.write("sample-seeds", "0-63")
-    page.write("sample-steps", "2000")
+    page.write("sample-steps", "10000")
+    page.write("sample-sampler", "heun")
     page.click("sample-go")
     page.until(lambda: page.find("#sample-preview img").get_attribute("src").startswith("data:"))
-    page.status("sample", r"network call \d+ of 4\d\d\d, \d+:\d\d left")
+    page.status("sample", r"network call \d+ of 20001, \d+:\d\d left")
     page.shot("sample-preview")
     page.click("sample-stop")
     assert "unfinished" in page.status("sample", "stopped in")
@@ -259,7 +284,7 @@ def test_a_painted_mask_is_filled(page, folders, tmp_path):
     page.status("edit", "done in .*network calls")
     images = page.until(lambda: page.all("#edit-gallery img"))
     page.shot("edit-inpainted")
-    content = urllib.request.urlopen(images[0].get_attribute("src")).read()
+    content = fetched(images[0].get_attribute("src"))
     changed = np.asarray(Image.open(io.BytesIO(content))) != picture
     assert 0 < changed.sum() < 40
     assert not changed[:2, -3:].any()  # the corners off the stroke are kept
@@ -364,15 +389,16 @@ def test_bad_input_is_a_message_and_the_server_goes_on(page, folders, server, tm
     page.shot("bad-picture")
     for path in ("/models?model=/etc/passwd", "/gradio_api/file=/etc/passwd"):
         with pytest.raises(urllib.error.HTTPError) as refused:
-            urllib.request.urlopen(server[0] + path)
+            fetched(server[0] + path)
         assert refused.value.code == 404
+        refused.value.close()
 
 
 def test_a_closed_browser_stops_its_job(page, server, seen, tmp_path):
     other = Page(server[0], tmp_path / "home", seen)
     other.write("sample-model", "runs/digits")
     other.write("sample-seeds", "0-255")
-    other.write("sample-steps", "20000")
+    other.write("sample-steps", "10000")
     other.click("sample-go")
     other.status("sample", "network call")
     other.driver.quit()
