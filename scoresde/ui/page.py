@@ -146,9 +146,8 @@ class Fields:
             return gr.Slider(low, high, value=value, step=step, **common)
         if kind is bool:
             return gr.Checkbox(bool(value), **common)
-        if kind in (int, float):
-            return gr.Number(value, precision=0 if kind is int else None, **common)
-        return gr.Textbox(value, **common)
+        # A number that is not given is an empty text; a field for numbers would send 0.
+        return gr.Textbox(None if value is None else str(value), **common)
 
     def _offered(self, names: Sequence[str]) -> Any:
         found = [gr.update(choices=_choices(name, self.studio)) for name in names]
@@ -180,7 +179,7 @@ class Fields:
             "guidance_interval": {"visible": guided},
             "sampler": {"value": about["sampler"]},
             "grid": {"value": about["grid"]},
-            "steps": {"value": about["steps"]},
+            "steps": {"value": str(about["steps"])},
         }
         if more:
             listed = "; ".join(f"{k}: {takes}" for k, takes in more.items())

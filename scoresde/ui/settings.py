@@ -276,8 +276,8 @@ def restored(recipe: Mapping[str, Any], model: str | None) -> dict[str, Any]:
         "guidance": float(recipe["guidance"]),
         "guidance_interval": ",".join(f"{x:g}" for x in recipe["guidance_interval"] or ()),
         **kinds,
-        "steps": recipe["steps"],
-        "denoise": recipe["denoise"],
+        "steps": str(recipe["steps"]),
+        "denoise": str(recipe["denoise"]).lower(),
         "options": " ".join(options),
     }
 

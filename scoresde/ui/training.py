@@ -97,6 +97,7 @@ class Trainings:
         process, state = self._running.get(key), ""
         if process is not None:
             states = {None: "running", 0: "done", 128 + signal.SIGTERM: "stopped"}
+            states[-signal.SIGTERM] = "stopped"  # before it had begun
             state = states.get(process.poll(), "failed")
         log = self._log(key) if process is not None else folder.log
         pictures = sorted(folder.samples.glob("step-*.png"))

@@ -71,6 +71,7 @@ class Page:
         self.driver.get(self.address)
         self.until(lambda: self.find("#sample-go").is_displayed())
         self.until(lambda: self.value("sample-steps"))  # filled from the model
+        self.errors()  # of what the page before had asked and did not wait for
 
     def find(self, css: str):
         return self.driver.find_element(By.CSS_SELECTOR, css)
@@ -88,7 +89,7 @@ class Page:
                 if type(error).__module__.split(".")[0] != "selenium":
                     raise
             time.sleep(0.1)
-        self.shot("late")
+        self.shot(f"late-{time.monotonic():.0f}")
         raise AssertionError("it does not come")
 
     def tab(self, name: str) -> None:
