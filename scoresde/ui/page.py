@@ -41,10 +41,13 @@ POLL, WATCH = 0.2, 2.0
 SLIDERS = {"guidance": (0.0, 20.0, 0.1), "strength": (0.0, 1.0, 0.01)}
 RARE = ("conditions", "guidance_interval", "denoise", "options", "noise", "nfe")
 """Fields that are folded away."""
+SMALL = 128
+"""Pixels; pictures of fewer are enlarged."""
 SAMPLED = tuple(arguments_of(Sampling))
 CSS = """
-.scoresde-picture img, .gallery-container img, .grid-container img { image-rendering: pixelated; }
-.scoresde-picture img { min-height: 200px; max-height: 480px; max-width: 100%; }
+.scoresde-small, .gallery-container img, .grid-container img { image-rendering: pixelated; }
+.scoresde-small { height: 200px; }
+.scoresde-large { max-width: 100%; }
 .scoresde-error { color: #b42318; font-weight: 600; }
 footer { display: none !important; }
 """
@@ -240,15 +243,17 @@ def _error(text: str) -> str:
 
 
 def _picture(path: Path | None) -> str:
-    """A picture as a part of the page; "" for one that is gone."""
+    """A picture as a part of the page, a small one enlarged; "" for one that is gone."""
     try:
         content = b"" if path is None else path.read_bytes()
     except OSError:
         content = b""
+    if not content:
+        return ""
+    small = int.from_bytes(content[16:20], "big") < SMALL  # the width in a PNG
     code = base64.b64encode(content).decode()
-    return f'<div class="scoresde-picture"><img src="data:image/png;base64,{code}"></div>' * bool(
-        code
-    )
+    look = "scoresde-small" if small else "scoresde-large"
+    return f'<img class="{look}" src="data:image/png;base64,{code}">'
 
 
 def _stop(studio: Studio, kind: str, button: Any) -> None:

@@ -490,8 +490,12 @@ def scored(
     except (ValueError, OSError) as error:
         return found | {"warnings": [*found["warnings"], f"no test examples: {error}"]}
     bits = valued(beside.bits)
-    sets = {f"{n} test examples": bits, "this picture": valued(own.bits)}
-    histogram(job.folder / "histogram.png", sets, "bits per dimension")
+    histogram(
+        job.folder / "histogram.png",
+        {f"{n} test examples": bits},
+        "bits per dimension",
+        {"this picture": own.bits_per_dim},
+    )
     below = float((bits < own.bits_per_dim).double().mean())
     return found | {"below": below, "examples": n, "files": ["histogram.png"]}
 
