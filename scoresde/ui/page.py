@@ -291,10 +291,10 @@ def _content(path: str | None) -> list[bytes]:
 class Scrubber:
     """A slider over pictures, one of which is shown; the list is kept for each session."""
 
-    def __init__(self, label: str) -> None:
+    def __init__(self, tab: str, label: str) -> None:
         self.files = gr.State([])
         self.slider = gr.Slider(1, 2, value=1, step=1, label=label, visible=False)
-        self.shown = gr.HTML()
+        self.shown = gr.HTML(elem_id=f"{tab}-samples")
         self.slider.input(self._one, [self.files, self.slider], self.shown, show_progress="hidden")
 
     @property
@@ -396,7 +396,7 @@ def _editing(studio: Studio, page: Any) -> None:
             )
             go, stop = _buttons("edit", "Edit the picture")
             status, preview = gr.HTML(elem_id="edit-status"), gr.HTML()
-            scrub = Scrubber("results")
+            scrub = Scrubber("edit", "results")
             gallery = _pictures("edit", "Results, each a PNG with its settings")
 
     def load(name: str, path: str | None, fitted: bool) -> Any:
@@ -529,7 +529,7 @@ def _inspecting(studio: Studio, page: Any) -> None:
                 field = gr.Button("Flow and density", elem_id="inspect-field")
                 stop = gr.Button("Stop", variant="stop", elem_id="inspect-stop")
             status = gr.HTML(elem_id="inspect-status")
-            scrub = Scrubber("network call")
+            scrub = Scrubber("inspect", "network call")
             picture = gr.File(label="Picture to score", height=110, elem_id="inspect-picture")
             fit = gr.Checkbox(False, label="crop and resize it to the size of the model")
             score = gr.Button("Bits per dimension", elem_id="inspect-score")
@@ -606,7 +606,7 @@ def _training(studio: Studio, page: Any) -> None:
         with gr.Column(scale=3):
             status = gr.HTML(elem_id="train-status")
             plot = gr.LinePlot(x="step", y="loss", color="of", height=260, label="Loss")
-            scrub = Scrubber("samples over time")
+            scrub = Scrubber("train", "samples over time")
             lines = gr.Textbox(label="Log", lines=8, interactive=False)
     timer = gr.Timer(WATCH, active=False)
     outputs = [status, plot, *scrub.parts, lines, timer]
@@ -670,4 +670,6 @@ def _losses(records: Sequence[Mapping[str, Any]]) -> Any:
         for key, kind in kinds.items()
         if isinstance(record.get(key), float)
     ]
-    return pd.DataFrame(found, columns=["step", "loss", "of"])
+    # Without types the axes of an empty table would be those of words, and stay so.
+    types = {"step": "int64", "loss": "float64", "of": "str"}
+    return pd.DataFrame(found, columns=list(types)).astype(types)

@@ -38,6 +38,7 @@ def serve(
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind((HOST, port))
+            listening.listen(128)  # who asks before all is imported waits
         except OSError as error:
             raise ValueError(f"port: {port}: {error.strerror}; give another") from None
         with opened(roots, device) as studio:
@@ -76,7 +77,7 @@ def application(studio: Studio) -> Any:
         max_file_size=MOST_BYTES, show_error=True, css=CSS, ssr_mode=False, mcp_server=False,
         enable_monitoring=False, pwa=False, footer_links=[],
     )  # fmt: skip
-    return TrustedHostMiddleware(_missing(page), allowed_hosts=HOSTS)
+    return TrustedHostMiddleware(_guarded(page), allowed_hosts=HOSTS)
 
 
 def _answering(studio: Studio) -> Callable[[Any], Awaitable[Any]]:
@@ -131,8 +132,12 @@ async def _body(request: Any) -> Any:
         raise ValueError(f"body: no JSON ({error})") from None
 
 
-def _missing(app: Any) -> Any:
-    """Answer a file outside the allowed folders as one that is not there."""
+def _guarded(app: Any) -> Any:
+    """Answer a file outside the allowed folders as one that is not there.
+
+    And take a browser that is closed in the middle of a request for no error.
+    """
+    from starlette.requests import ClientDisconnect
 
     async def wrapped(scope: Mapping[str, Any], receive: Any, send: Any) -> None:
         async def sent(message: dict[str, Any]) -> None:
@@ -141,6 +146,7 @@ def _missing(app: Any) -> Any:
             await send(message)
 
         ask = scope["type"] == "http" and scope["path"].startswith(FILES)
-        await app(scope, receive, sent if ask else send)
+        with suppress(ClientDisconnect):
+            await app(scope, receive, sent if ask else send)
 
     return wrapped

@@ -335,7 +335,7 @@ def compared(models: Models, settings: Comparing, job: Job) -> dict[str, Any]:
             x, end, nfe = _cell(loaded, cell, job, None)
             seconds = time.perf_counter() - began
             error = None
-            if settings.reference and not job.stopping() and not _noisy(loaded, cell):
+            if settings.reference and not job.stopping() and _has_path(loaded, cell):
                 key = (cell.model, cell.seeds, repr(cell.told(loaded)))
                 if key not in exact:
                     exact[key] = _cell(loaded, cell, job, _exact(loaded))[1]
@@ -367,13 +367,13 @@ def _exact(loaded: LoadedRun) -> GridSampler:
     return GridSampler(suited_grid(step, loaded.model.std), step, 1)
 
 
-def _noisy(loaded: LoadedRun, cell: Sampling) -> bool:
-    """Whether a sampler draws noise, so that it has no path to compare with."""
+def _has_path(loaded: LoadedRun, cell: Sampling) -> bool:
+    """Whether a sampler ends, denoised, on a path to compare with: it draws no noise."""
     section, std = cell.section(loaded.config), loaded.model.std
     kind = section.sampler.kind
-    if kind in STEPS:
-        return draws_noise(build_step(kind, section.sampler.values, section.steps, std))
-    return bool(kind == "sde")
+    if kind not in STEPS or not section.denoise:
+        return bool(section.denoise and kind == "ode")
+    return not draws_noise(build_step(kind, section.sampler.values, section.steps, std))
 
 
 def _cell(

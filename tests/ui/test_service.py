@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+import re
 import threading
 import time
 from pathlib import Path
@@ -170,6 +171,12 @@ def test_two_users_do_not_see_each_others_settings(studio, root):
     assert {k: (r["seed"], r["class"]) for k, r in found.items()} == {
         k: (k, str(k)) for k in range(8)
     }
+
+
+def test_only_the_page_and_the_server_need_gradio():
+    web = re.compile(r"^\s*(?:import|from) (?:gradio|fastapi|starlette|uvicorn|pandas)\b", re.M)
+    files = Path(service.__file__).parent.glob("*.py")
+    assert {f.name for f in files if web.search(f.read_text())} == {"page.py", "server.py"}
 
 
 # Choices -----------------------------------------------------------------------------------------
