@@ -152,7 +152,7 @@ def _png_info(studio: Studio, body: Mapping[str, Any]) -> Any:
         path = Path(folder) / "picture.png"
         path.write_bytes(content)
         try:
-            found = service.asked_by(path, studio.folders)
+            found = service.asked_by(path, studio.models)
         except ValueError as error:
             raise ValueError(str(error).replace(str(path), "image")) from None
         with Image.open(path) as picture:

@@ -186,7 +186,7 @@ class Fields:
         }
         if more:
             listed = "; ".join(f"{k}: {takes}" for k, takes in more.items())
-            updates["conditions"]["info"] = f"an object, such as {{...}}, of {listed}"
+            updates["conditions"]["info"] = f"object in JSON of {listed}"
         return [gr.update(**updates[n]) if n in updates else gr.skip() for n in self.names]
 
 
@@ -352,7 +352,7 @@ def _sampling(studio: Studio, page: Any) -> None:
         if not path:
             return [gr.skip()] * (len(fields.every) + 1)
         try:
-            found = service.asked_by(Path(path), studio.folders)
+            found = service.asked_by(Path(path), studio.models)
         except Exception as error:
             text = _error(one_line(error).replace(path, Path(path).name))
             return [*[gr.skip()] * len(fields.every), text]
@@ -372,6 +372,12 @@ EDITED = (
     *OWN,
     *(name for name in SAMPLED if name not in ("model", "denoise")),
 )
+
+
+def _own(operation: str) -> tuple[str, ...]:
+    """The settings that belong to an operation."""
+    method = ("method", "noise", "nfe") if operation in METHODS else ()
+    return (*SETTINGS.get(operation, ()), *method)
 
 
 def _editing(studio: Studio, page: Any) -> None:
@@ -412,11 +418,7 @@ def _editing(studio: Studio, page: Any) -> None:
         return {"background": large, "layers": [], "composite": large}, ""
 
     def relevant(operation: str) -> Any:
-        own = (
-            *SETTINGS.get(operation, ()),
-            *(("method", "noise", "nfe") if operation in METHODS else ()),
-        )
-        hidden = ("sampler", "grid", "steps", "options")
+        own, hidden = _own(operation), ("sampler", "grid", "steps", "options")
         found = []
         for name in EDITED:
             if name in OWN:
@@ -429,15 +431,12 @@ def _editing(studio: Studio, page: Any) -> None:
         return [*found, ends, gr.update(visible=operation == "inpaint")]
 
     async def run(request: gr.Request, *values: Any) -> AsyncIterator[Any]:
-        *own, one, other, fitted, drawn = values
+        *filled, one, other, fitted, drawn = values
 
         def work() -> Work:
-            given = dict(zip(EDITED, own, strict=True))
-            operation = given["operation"]
-            visible = (*SETTINGS.get(operation, ()), "method", "noise", "nfe")
-            given = {k: v for k, v in given.items() if k not in OWN or k in visible}
-            if operation not in METHODS:
-                given |= dict.fromkeys(("method", "noise", "nfe"))
+            given = dict(zip(EDITED, filled, strict=True))
+            operation, own = given["operation"], _own(given["operation"])
+            given = {k: v for k, v in given.items() if k not in OWN or k in own}
             settings = read(Editing, given | {"fit": fitted})
             pictures = _content(one) + (_content(other) if operation == "interpolate" else [])
             mask = None

@@ -53,7 +53,7 @@ from scoresde.runs.samples import configured_sampler, drawn_settings, sampling_s
 from scoresde.runs.score import score, valued
 from scoresde.runs.score_report import report_of
 from scoresde.samplers import suited_grid
-from scoresde.ui.folders import Folders, Models
+from scoresde.ui.folders import Models
 from scoresde.ui.jobs import Job
 from scoresde.ui.settings import (
     FOREIGN_GRID,
@@ -135,16 +135,18 @@ def about(loaded: LoadedRun, name: str) -> dict[str, Any]:
     }
 
 
-def asked_by(picture: Path, folders: Folders) -> dict[str, Any]:
+def asked_by(picture: Path, models: Models) -> dict[str, Any]:
     """The settings that a picture carries, as those of ``Sampling``; its model if it is there.
 
     Raises ValueError for a picture without them.
     """
     found = recipe(picture)
     source = Path(found["checkpoint"]).resolve()
-    near = {Path(name).resolve(): name for name in folders.models()}
-    names = (near[path] for path in (source, *source.parents) if path in near)
-    return restored(found, next(names, None))
+    near = {Path(name).resolve(): name for name in models.folders.models()}
+    name = next((near[path] for path in (source, *source.parents) if path in near), None)
+    read = {} if name is None else models(name).model.conditions
+    sentences = [key for key, condition in read.items() if condition.sentences]
+    return restored(found, name, sentences[0] if len(sentences) == 1 else None)
 
 
 # Drawing -----------------------------------------------------------------------------------------

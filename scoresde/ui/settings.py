@@ -255,8 +255,14 @@ def _object(name: str, value: Any, text: bool = False) -> Any:
     return value
 
 
-def restored(recipe: Mapping[str, Any], model: str | None) -> dict[str, Any]:
-    """The settings of a picture (``runs.recipe``) as those of ``Sampling``."""
+def restored(
+    recipe: Mapping[str, Any], model: str | None, sentence: str | None = None
+) -> dict[str, Any]:
+    """The settings of a picture (``runs.recipe``) as those of ``Sampling``.
+
+    ``sentence`` is the condition of the model that reads prompts.
+    """
+    said, against = (dict(recipe[name] or {}) for name in ("conditions", "negative"))
     label = recipe["label"] if recipe["class"] is None else recipe["class"]
     inner = {part: dict(recipe[part] or {}) for part in ("sampler", "grid")}
     kinds = {part: values.pop("kind", None) for part, values in inner.items()}
@@ -270,9 +276,9 @@ def restored(recipe: Mapping[str, Any], model: str | None) -> dict[str, Any]:
         "model": model,
         "seeds": str(recipe["seed"]),
         "label": None if label is None else str(label),
-        "prompt": None,
-        "negative": json.dumps(recipe["negative"]) if recipe["negative"] else None,
-        "conditions": json.dumps(recipe["conditions"]) if recipe["conditions"] else None,
+        "prompt": said.pop(sentence, None),
+        "negative": against[sentence] if [*against] == [sentence] else _text(against),
+        "conditions": _text(said),
         "guidance": float(recipe["guidance"]),
         "guidance_interval": ",".join(f"{x:g}" for x in recipe["guidance_interval"] or ()),
         **kinds,
@@ -280,6 +286,10 @@ def restored(recipe: Mapping[str, Any], model: str | None) -> dict[str, Any]:
         "denoise": str(recipe["denoise"]).lower(),
         "options": " ".join(options),
     }
+
+
+def _text(value: Mapping[str, Any]) -> str | None:
+    return json.dumps(value) if value else None
 
 
 def _word(value: Any) -> str:

@@ -19,11 +19,11 @@ from scoresde.runs.draw import draw
 from scoresde.runs.edit import SETTINGS
 from scoresde.runs.folder import RunFolder, append, write_start
 from scoresde.runs.pictures import pixels
-from scoresde.runs.recipe import recipe
+from scoresde.runs.recipe import KINDS, recipe
 from scoresde.ui import service
 from scoresde.ui.api import ROUTES, opened, respond
 from scoresde.ui.jobs import NotFound
-from scoresde.ui.settings import Comparing, Editing, Sampling, read, values
+from scoresde.ui.settings import Comparing, Editing, Sampling, read, restored, values
 from scoresde.ui.training import Trainings
 from tests.cli.conftest import IMAGES, POINTS, save_model
 
@@ -109,13 +109,26 @@ def test_a_picture_gives_its_settings_back_and_is_drawn_again_from_them(go, stud
     given = {"model": str(root / "digits.pt"), "seeds": "5", "label": "2", "grid": "karras"}
     given |= {"sampler": "dpmpp_2m_sde", "steps": 4, "options": "sampler.eta=0.5 grid.rho=5"}
     first = go(service.sample, Sampling, **given).folder / "000000.png"
-    found = service.asked_by(first, studio.folders)
+    found = service.asked_by(first, studio.models)
     assert found["model"] is None  # a single checkpoint is not listed
     again = go(service.sample, Sampling, **found | {"model": given["model"]})
     assert np.array_equal(shades(first), shades(again.folder / "000000.png"))
     before, after = read(Sampling, given), read(Sampling, found | {"model": given["model"]})
     config = studio.models(given["model"]).config
     assert before.section(config) == after.section(config)
+
+
+def test_a_sentence_of_a_picture_becomes_the_prompt():
+    found = dict.fromkeys(KINDS) | {"seed": 1, "guidance": 3.0, "denoise": True, "steps": 5}
+    found |= {"sampler": {"kind": "heun"}, "conditions": {"text": "a hat", "size": 2}}
+    found |= {"negative": {"text": "a beard"}}
+    given = restored(found, "m", "text")
+    assert (given["prompt"], given["negative"]) == ("a hat", "a beard")
+    assert given["conditions"] == '{"size": 2}'
+    other = restored(found, "m")
+    assert other["prompt"] is None
+    assert other["conditions"] == '{"text": "a hat", "size": 2}'
+    assert read(Sampling, given).steps == 5
 
 
 def test_points_are_drawn_as_a_picture_and_arrays(go, root):
