@@ -604,24 +604,25 @@ def _training(studio: Studio, page: Any) -> None:
                 halt = gr.Button("Stop", variant="stop", elem_id="train-stop")
         with gr.Column(scale=3):
             status = gr.HTML(elem_id="train-status")
-            plot = gr.LinePlot(x="step", y="loss", color="of", height=260, label="Loss")
+            loss = gr.HTML(elem_id="train-loss")
             scrub = Scrubber("train", "samples over time")
             lines = gr.Textbox(label="Log", lines=8, interactive=False)
     timer = gr.Timer(WATCH, active=False)
-    outputs = [status, plot, *scrub.parts, lines, timer]
+    outputs = [status, loss, *scrub.parts, lines, timer]
 
     def offered() -> Any:
         runs = folders.runs()
         value = next(iter(runs), str(folders.roots[0] / "mine"))
         return gr.update(choices=runs, value=value), gr.update(choices=folders.configurations())
 
-    def watch(name: str) -> Any:
+    def watch(name: str, seen: Sequence[str] = ()) -> Any:
         try:
             report = trainings.report(name)
         except Exception as error:
             return [_error(one_line(error)), *[gr.skip()] * 5, gr.Timer(active=False)]
-        state, found = report["state"], report["records"]
-        last = f", step {found[-1]['step']}" if found else ""
+        state, step, curve = (report[name] for name in ("state", "step", "loss"))
+        last = "" if step is None else f", step {step}"
+        curve = _picture(None if curve is None else Path(curve))
         text = f"<div>{html.escape((state or 'not started here') + last)}</div>"
         if state == "failed":
             text = _error((report["lines"] or ["failed"])[-1])
@@ -629,8 +630,9 @@ def _training(studio: Studio, page: Any) -> None:
         log = "\n".join(report["lines"])
         return [
             text,
-            _losses(found),
-            *scrub.fill(pictures),
+            curve,
+            # The slider stays where it is until there is another picture.
+            *(scrub.fill(pictures) if report["samples"] != seen else [gr.skip()] * 3),
             log,
             gr.Timer(active=state == "running"),
         ]
@@ -656,19 +658,4 @@ def _training(studio: Studio, page: Any) -> None:
     resume.click(go_on, [out, changes], outputs)
     halt.click(end, out, outputs)
     out.input(watch, out, outputs)
-    timer.tick(watch, out, outputs, show_progress="hidden")
-
-
-def _losses(records: Sequence[Mapping[str, Any]]) -> Any:
-    import pandas as pd
-
-    kinds = {"loss": "training", "held_out": "held-out"}
-    found = [
-        {"step": record["step"], "loss": record[key], "of": kind}
-        for record in records
-        for key, kind in kinds.items()
-        if isinstance(record.get(key), float)
-    ]
-    # Without types the axes of an empty table would be those of words, and stay so.
-    types = {"step": "int64", "loss": "float64", "of": "str"}
-    return pd.DataFrame(found, columns=list(types)).astype(types)
+    timer.tick(watch, [out, scrub.files], outputs, show_progress="hidden")

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from scoresde.arguments import unwrapped
+from scoresde.atomic import atomic_write
 from scoresde.config import Config, load_config, override, to_plain
 from scoresde.config.sections import Group, options
 from scoresde.config.values import is_path
+from scoresde.evaluation import loss_curve
 from scoresde.runs.folder import RunFolder, records
 from scoresde.runs.train_resume import stored_config
 from scoresde.ui.folders import Folders
@@ -88,7 +90,7 @@ class Trainings:
         process.send_signal(signal.SIGTERM)
 
     def report(self, out: str) -> dict[str, Any]:
-        """What a run has done: its state, records, pictures of samples, and last lines.
+        """What a run has done: its state, step, pictures of loss and samples, and last lines.
 
         The state of one that was not started here is "".
         """
@@ -100,10 +102,11 @@ class Trainings:
             states[-signal.SIGTERM] = "stopped"  # before it had begun
             state = states.get(process.poll(), "failed")
         log = self._log(key) if process is not None else folder.log
-        pictures = sorted(folder.samples.glob("step-*.png"))
+        pictures, found = sorted(folder.samples.glob("step-*.png")), records(folder)
         return {
             "state": state,
-            "records": records(folder),
+            "step": found[-1]["step"] if found else None,
+            "loss": self._loss(folder, key, found),
             "samples": [str(path) for path in pictures],
             "lines": _last_lines(log),
         }
@@ -137,6 +140,20 @@ class Trainings:
         }
         for value in _values(to_plain(config), names | {"path"}):
             self.folders.find(value)
+
+    def _loss(self, folder: RunFolder, key: Path, found: list[dict[str, Any]]) -> str | None:
+        """The picture of the losses, drawn anew after new records; None without any."""
+        picture = self._log(key).with_suffix(".png")
+        if not any(isinstance(record.get("loss"), float) for record in found):
+            return None
+        with self._lock:
+            if not picture.exists() or picture.stat().st_mtime < folder.metrics.stat().st_mtime:
+                self.logs.mkdir(exist_ok=True)
+                try:
+                    atomic_write(picture, lambda path: loss_curve(path, found))
+                except ValueError:  # none is finite
+                    return None
+        return str(picture)
 
     def _log(self, key: Path) -> Path:
         return self.logs / f"{re.sub(r'[^0-9A-Za-z]+', '-', str(key))[-100:]}.log"

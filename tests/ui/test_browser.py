@@ -335,7 +335,7 @@ def test_a_training_is_started_watched_stopped_and_resumed(page, folders):
     page.click("train-go")
     page.status("train", r"running, step \d{2,}")
     page.until(lambda: list((folders / "runs" / "new" / "samples").glob("*.png")))
-    page.until(lambda: page.find("#train-samples img"))
+    page.until(lambda: page.find("#train-samples img") and page.find("#train-loss img"))
     time.sleep(1)
     page.shot("train-running")
     page.click("train-stop")
