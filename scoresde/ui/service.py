@@ -49,6 +49,7 @@ from scoresde.runs.pictures import (
 )
 from scoresde.runs.process_plot import save_process
 from scoresde.runs.recipe import recipe
+from scoresde.runs.said import sentence_condition
 from scoresde.runs.samples import configured_sampler, drawn_settings, sampling_settings
 from scoresde.runs.score import score, valued
 from scoresde.runs.score_report import report_of
@@ -468,9 +469,13 @@ def scored(
 ) -> dict[str, Any]:
     """Bits per dimension of a picture with their errors, and where it lies among test examples."""
     loaded = models(settings.model)
-    model, label = loaded.model, settings.told(loaded)["label"]
+    model, told = loaded.model, _unguided(settings.told(loaded))
+    label, said = told["label"], dict(told["cond"])
+    if told["prompt"] is not None:
+        said[sentence_condition(model, "prompt")] = told["prompt"]
     x = pictures_of(read_pictures(loaded, pictures, fit, job), model)
-    own = score(model, x, label=label, check=1, progress=job.progress, stopping=job.stopping)
+    data = (x, {name: [value] for name, value in said.items()}) if said else x
+    own = score(model, data, label=label, check=1, progress=job.progress, stopping=job.stopping)
     report = report_of(own)
     found: dict[str, Any] = {
         "bits_per_dim": own.bits_per_dim,
@@ -484,7 +489,7 @@ def scored(
     try:
         dataset = build_dataset(loaded.config.data)
         n = min(BESIDE, len(dataset.test))
-        conditional = None if label is None else True
+        conditional = True if said or label is not None else None
         beside = score(
             model, dataset, num=n, conditional=conditional,
             progress=job.progress, stopping=job.stopping,
@@ -507,7 +512,7 @@ def flowed(models: Models, settings: Said, job: Job) -> dict[str, Any]:
     loaded = models(settings.model)
     if tuple(loaded.data.shape) != (2,):
         raise ValueError("model: the field is drawn of points in the plane; choose such a model")
-    told = settings.told(loaded)
+    told = _unguided(settings.told(loaded))
     said = said_by(loaded.model, **{k: told[k] for k in ("label", "prompt", "cond")})
     if said.count > 1:
         raise ValueError("label: the field is drawn of one class, or of none; choose one")
@@ -515,6 +520,13 @@ def flowed(models: Models, settings: Said, job: Job) -> dict[str, Any]:
     with job.progress(4, "times") as advance:
         save_field(job.folder / "field.png", denoiser, lambda: advance(1), job.stopping)
     return {"files": ["field.png"]}
+
+
+def _unguided(told: dict[str, Any]) -> dict[str, Any]:
+    """What is said. Raises ValueError for guidance, which makes a density that no one knows."""
+    if told["guidance"] != 1:
+        raise ValueError("guidance: a guided density is not normalised; set it to 1")
+    return told
 
 
 def outlined(picture: Tensor | np.ndarray, least: int = 384) -> tuple[np.ndarray, int]:

@@ -367,6 +367,11 @@ def test_the_flow_of_points_is_drawn_and_that_of_pictures_refused(go, studio, ro
     settings = read(Sampling, {"model": str(root / "digits.pt")})
     job = studio.jobs.submit("test", lambda job: service.flowed(studio.models, settings, job))
     assert "points in the plane" in studio.jobs.wait(job, 60).error
+    guided = read(Sampling, {"model": str(root / "digits.pt"), "label": "1", "guidance": 2})
+    job = studio.jobs.submit(
+        "test", lambda job: service.scored(studio.models, guided, [], False, job)
+    )
+    assert "not normalised" in studio.jobs.wait(job, 60).error
 
 
 # The API -----------------------------------------------------------------------------------------
