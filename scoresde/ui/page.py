@@ -502,19 +502,21 @@ def _comparing(studio: Studio, page: Any) -> None:
                 yield seen.status, gr.skip(), gr.skip()
                 continue
             rows = [
-                [
-                    c["row"],
-                    c["column"],
-                    f"{c['nfe']:g}",
-                    f"{c['cell_seconds']:.2f}",
-                    "-" if c["error"] is None else f"{c['error']:.2e}",
-                ]
-                for c in seen.ended.record["cells"]
+                [cell["row"], cell["column"], *(_number(cell[k], of) for k, of in NUMBERS.items())]
+                for cell in seen.ended.record["cells"]
             ]
             yield seen.status, _picture(seen.ended.folder / "compare.png"), rows
 
     go.click(run, fields.every, [status, picture, table], show_progress="hidden")
     _stop(studio, "compare", stop)
+
+
+NUMBERS = {"nfe": "g", "cell_seconds": ".2f", "error": ".2e"}
+"""The numbers of a cell, and how they are written."""
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
 
 
 def _inspecting(studio: Studio, page: Any) -> None:

@@ -20,7 +20,6 @@ import scoresde
 from scoresde.config import Section, build_dataset
 from scoresde.convergence import draws_noise, gap
 from scoresde.data.images import picture_levels
-from scoresde.evaluation import captioned, image_grid, save_png, scatter
 from scoresde.evaluation.figures import histogram
 from scoresde.registry import (
     GRIDS,
@@ -29,9 +28,11 @@ from scoresde.registry import (
     SELF_PACED,
     STEPS,
     GridSampler,
+    Sampler,
     build_step,
     summary,
 )
+from scoresde.runs.compare import MOST_CALLS
 from scoresde.runs.draw import Drawn, calls_of, draw, said_by
 from scoresde.runs.edit import METHODS, SETTINGS, edit, edit_folder, picture_of, rows_of
 from scoresde.runs.edit_pictures import fitted, pictures_of
@@ -42,7 +43,6 @@ from scoresde.runs.load import LoadedRun
 from scoresde.runs.pictures import (
     PREVIEWS,
     Recorder,
-    is_image,
     picture_files,
     pixels,
     write_samples,
@@ -53,9 +53,10 @@ from scoresde.runs.said import sentence_condition
 from scoresde.runs.samples import configured_sampler, drawn_settings, sampling_settings
 from scoresde.runs.score import score, valued
 from scoresde.runs.score_report import report_of
+from scoresde.runs.table_plot import Cell, save_table
 from scoresde.samplers import suited_grid
 from scoresde.ui.folders import Models
-from scoresde.ui.jobs import Job
+from scoresde.ui.jobs import Job, one_line
 from scoresde.ui.settings import (
     FOREIGN_GRID,
     OWN,
@@ -63,6 +64,7 @@ from scoresde.ui.settings import (
     Editing,
     Said,
     Sampling,
+    pairs,
     restored,
 )
 
@@ -287,15 +289,12 @@ def edited(
     return _outcome(job.folder, found.drawn)
 
 
-def read_pictures(
-    loaded: LoadedRun, pictures: Sequence[bytes], fit: bool, job: Job | None = None
-) -> Any:
+def read_pictures(loaded: LoadedRun, pictures: Sequence[bytes], fit: bool, job: Job) -> Any:
     """Pictures from the bytes of their files: fitted examples, or files as they are."""
     if not pictures:
         raise ValueError("picture is missing; give one")
     if fit:
         return torch.stack([fitted(content, loaded.model) for content in pictures])
-    assert job is not None
     return [_kept(job, f"picture-{k + 1}.png", content) for k, content in enumerate(pictures)]
 
 
@@ -323,50 +322,63 @@ def compared(models: Models, settings: Comparing, job: Job) -> dict[str, Any]:
 
     The error is the relative L2 distance of the end states from those of the exact path of the
     probability flow under the same conditions, over all samples of a cell. A sampler that draws
-    noise has none.
+    noise has none. A cell that fails says why, and the others are drawn.
     """
     rows = settings.cells()
-    cells = [cell for row in rows for cell in row]
-    names = [_headed(cell, settings.across) for cell in rows[0]]
     exact: dict[Any, Tensor] = {}
     table: list[dict[str, Any]] = []
-    pictures: list[tuple[Tensor, Any]] = []
-    with job.progress(len(cells), "cells") as advance:
-        for cell in cells:
+    drawn: list[Cell] = []
+    with job.progress(len(rows) * len(rows[0]), "cells") as advance:
+        for cell in (cell for row in rows for cell in row):
             loaded = models(cell.model)
-            began = time.perf_counter()
-            x, end, nfe = _cell(loaded, cell, job, None)
-            seconds = time.perf_counter() - began
-            error = None
-            if settings.reference and not job.stopping() and _has_path(loaded, cell):
-                key = (cell.model, cell.seeds, repr(cell.told(loaded)))
-                if key not in exact:
-                    exact[key] = _cell(loaded, cell, job, _exact(loaded))[1]
-                error = gap(end, exact[key]).relative if len(end) == len(exact[key]) else None
+            found: dict[str, Any] = {
+                "row": _headed(cell, settings.down),
+                "column": _headed(cell, settings.across),
+                **dict.fromkeys(("nfe", "cell_seconds", "error", "failed")),
+            }
+            x, began = None, time.perf_counter()
+            try:
+                x, end, found["nfe"] = _cell(loaded, cell, job)
+                found["cell_seconds"] = time.perf_counter() - began
+                if settings.reference and _has_path(loaded, cell):
+                    key = (cell.model, cell.seeds, repr(cell.told(loaded)))
+                    if key not in exact and not job.stopping():
+                        exact[key] = _cell(loaded, cell, job, _exact(loaded))[1]
+                    if not job.stopping():
+                        found["error"] = gap(end, exact[key]).relative
+            except RuntimeError as error:  # samples that are not finite
+                found["failed"] = one_line(error)
             if job.stopping():
                 break
-            pictures.append((x, loaded))
-            place = {"row": _headed(cell, settings.down), "column": _headed(cell, settings.across)}
-            error = error if error is not None and math.isfinite(error) else None
-            table.append({**place, "nfe": nfe, "cell_seconds": seconds, "error": error})
+            table.append(found)
+            drawn.append(Cell(_in_words(found), x, loaded.data.scaling))
             advance(1)
-    if pictures:
-        _save_table(job.folder, pictures, table, len(names))
-    return {"cells": table, "files": ["compare.png"] if pictures else []}
+    if drawn:
+        save_table(job.folder / "compare.png", drawn, len(rows[0]))
+    return {"cells": table, "files": ["compare.png"] if drawn else []}
 
 
 def _headed(cell: Sampling, name: str) -> str:
     """The value of a setting in a cell, with its name."""
     if "." in name:
-        options = dict(word.split("=", 1) for word in cell.options.split())
-        return f"{name} {options[name]}"
+        return f"{name} {pairs(cell.options)[name]}"
     value = getattr(cell, name)
     return f"{name} {','.join(map(str, value)) if isinstance(value, tuple) else value}"
 
 
+def _in_words(found: Mapping[str, Any]) -> str:
+    """What a cell is and costs."""
+    if found["failed"] is not None:
+        return f"{found['row']}, {found['column']}: {found['failed']}"
+    error = "" if found["error"] is None else f", error {found['error']:.1e}"
+    cost = f"{found['nfe']:g} calls, {found['cell_seconds']:.2f} s"
+    return f"{found['row']}, {found['column']}: {cost}{error}"
+
+
 def _exact(loaded: LoadedRun) -> GridSampler:
     """The probability flow at a small tolerance."""
-    step = build_step("dpm_adaptive", {"rtol": TOLERANCE, "atol": TOLERANCE}, 1)
+    options = {"rtol": TOLERANCE, "atol": TOLERANCE, "max_nfe": MOST_CALLS}
+    step = build_step("dpm_adaptive", options, 1)
     return GridSampler(suited_grid(step, loaded.model.std), step, 1)
 
 
@@ -380,59 +392,29 @@ def _has_path(loaded: LoadedRun, cell: Sampling) -> bool:
 
 
 def _cell(
-    loaded: LoadedRun, cell: Sampling, job: Job, sampler: Any
+    loaded: LoadedRun, cell: Sampling, job: Job, sampler: Sampler | None = None
 ) -> tuple[Tensor, Tensor, float]:
     """Samples in units of the data, their end states in model units, and the calls."""
-    section = cell.section(loaded.config)
+    section, seeds = cell.section(loaded.config), cell.each()
     if sampler is None:
-        sampler = configured_sampler(loaded, section, progress=job.progress)[0]
+        sampler, _ = configured_sampler(loaded, section, progress=job.progress)
     ends: dict[int, Tensor] = {}
 
     def look(first: int, call: NetworkCall) -> None:
         ends[first] = call.x0  # the last is the end, because that is denoised
 
-    seeds = cell.each()
     drawn = draw(
-        loaded.model, seeds=seeds, sampler=sampler, name=section.sampler.kind,
-        **cell.told(loaded), batch=len(seeds), look=look, stopping=job.stopping,
-    )  # fmt: skip
+        loaded.model,
+        seeds=seeds,
+        sampler=sampler,
+        name=section.sampler.kind,
+        **cell.told(loaded),
+        batch=len(seeds),
+        look=look,
+        stopping=job.stopping,
+    )
     end = torch.cat([x.cpu() for x in ends.values()]) if ends else torch.empty(0)
     return drawn.x, end, drawn.nfe
-
-
-def _save_table(
-    folder: Path,
-    pictures: Sequence[tuple[Tensor, LoadedRun]],
-    table: Sequence[Mapping[str, Any]],
-    columns: int,
-) -> None:
-    """One picture of all cells, under what each is and costs."""
-    shown = [
-        f"{cell['row']}, {cell['column']}: {cell['nfe']:g} calls, {cell['cell_seconds']:.2f} s"
-        + ("" if cell["error"] is None else f", error {cell['error']:.1e}")
-        for cell in table
-    ]
-    x, _ = pictures[0]
-    if x.ndim == 2 and x.shape[1] == 2:
-        panels = {text: part for text, (part, _) in zip(shown, pictures, strict=True)}
-        scatter(folder / "compare.png", panels, frame=torch.cat([part for part, _ in pictures]))
-        return
-    if not all(is_image(part) for part, _ in pictures):
-        raise ValueError("model: a table is drawn of pictures and of points in the plane")
-    drawn = []
-    for text, (part, loaded) in zip(shown, pictures, strict=True):
-        side = math.ceil(math.sqrt(len(part)))
-        grid = image_grid(pixels(part, loaded.data.scaling), side)
-        room = max(0, 260 - grid.shape[1])
-        drawn.append(
-            captioned(np.pad(grid, ((0, 0), (0, room), (0, 0)), constant_values=255), text)
-        )
-    height, width = (max(cell.shape[k] for cell in drawn) for k in (0, 1))
-    drawn += [np.full((height, width, 3), 255, np.uint8)] * (-len(drawn) % columns)
-    room = [((0, height - c.shape[0]), (0, width - c.shape[1]), (0, 0)) for c in drawn]
-    padded = [np.pad(c, r, constant_values=255) for c, r in zip(drawn, room, strict=True)]
-    lines = [np.concatenate(padded[k : k + columns], 1) for k in range(0, len(padded), columns)]
-    save_png(folder / "compare.png", np.concatenate(lines, 0))
 
 
 # Inspecting --------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Annotated, Any, TypeVar
 
 from scoresde.arguments import (
@@ -185,18 +185,17 @@ class Comparing(Sampling):
                 f"rows: {size} cells of {len(self.each())} samples; at most {MOST_CELLS} cells "
                 f"and {MOST_SEEDS} samples"
             )
-        shared = {f.name: getattr(self, f.name) for f in fields(Sampling)}
         return [
-            [changed(changed(shared, self.down, y), self.across, x) for x in values(self.columns)]
+            [changed(changed(self, self.down, y), self.across, x) for x in values(self.columns)]
             for y in values(self.rows)
         ]
 
 
-def changed(shared: Mapping[str, Any] | Sampling, name: str, value: str) -> Any:
+def changed(settings: Sampling, name: str, value: str) -> Sampling:
     """Settings with one changed, which may also be one of the options, such as sampler.eta."""
-    found = asdict(shared) if isinstance(shared, Sampling) else dict(shared)
+    found = {field.name: getattr(settings, field.name) for field in fields(Sampling)}
     if "." in name:
-        return read(Sampling, {**found, "options": f"{found['options']} {name}={value}"})
+        name, value = "options", f"{settings.options} {name}={value}"
     return read(Sampling, {**found, name: value})
 
 

@@ -315,6 +315,18 @@ def test_the_cells_of_a_table_start_from_the_same_noise_and_come_nearer_to_the_e
     assert shades(job.folder / "compare.png").ndim == 3
 
 
+def test_a_cell_that_fails_says_why_and_the_others_are_drawn(go, root):
+    save_model(root / "broken.pt", IMAGES, spread=1e20)
+    names = "|".join(str(root / f"{name}.pt") for name in ("plain", "broken"))
+    given = {"across": "model", "columns": names, "rows": "euler", "steps": 2, "seeds": "0"}
+    job = go(service.compared, Comparing, model=str(root / "plain.pt"), **given)
+    good, bad = job.record["cells"]
+    assert (good["nfe"], good["failed"]) == (3, None)
+    assert (bad["nfe"], bad["error"]) == (None, None)
+    assert "not finite" in bad["failed"]
+    assert shades(job.folder / "compare.png").ndim == 3
+
+
 def test_settings_that_hold_commas_are_compared_too():
     assert values("0.2,5 | 0.5,2") == ["0.2,5", "0.5,2"]
     settings = read(
