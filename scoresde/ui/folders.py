@@ -10,6 +10,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from torch import Tensor
+
 from scoresde.runs.folder import RunFolder
 from scoresde.runs.load import LoadedRun, load_run
 from scoresde.ui.jobs import NotFound
@@ -87,10 +89,12 @@ class Models:
     Args:
         folders: where they are found.
         device: device of the models.
+        bits: bits per dimension of test examples that were scored, by what was asked.
     """
 
     folders: Folders
     device: str = "cpu"
+    bits: dict[Any, Tensor] = field(default_factory=dict)
     _loaded: OrderedDict[tuple[str, float], LoadedRun] = field(default_factory=OrderedDict)
     _lock: Any = field(default_factory=Lock)
 

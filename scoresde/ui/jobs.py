@@ -233,7 +233,6 @@ class Jobs:
                     return
                 job, work = self._queue.popleft()
                 job.state, job._begun = "running", time.monotonic()
-            state = "failed"
             try:
                 job.folder.mkdir(parents=True)
                 job.record = work(job)

@@ -468,25 +468,35 @@ def scored(
         "warnings": report["warnings"],
         "files": [],
     }
+    conditional = True if said or label is not None else None
     try:
-        dataset = build_dataset(loaded.config.data)
-        n = min(BESIDE, len(dataset.test))
-        conditional = True if said or label is not None else None
-        beside = score(
-            model, dataset, num=n, conditional=conditional,
-            progress=job.progress, stopping=job.stopping,
-        )  # fmt: skip
+        bits = _beside(models, loaded, conditional, job)
     except (ValueError, OSError) as error:
         return found | {"warnings": [*found["warnings"], f"no test examples: {error}"]}
-    bits = valued(beside.bits)
     histogram(
         job.folder / "histogram.png",
-        {f"{n} test examples": bits},
+        {f"{len(bits)} test examples": bits},
         "bits per dimension",
         {"this picture": own.bits_per_dim},
     )
     below = float((bits < own.bits_per_dim).double().mean())
-    return found | {"below": below, "examples": n, "files": ["histogram.png"]}
+    return found | {"below": below, "examples": len(bits), "files": ["histogram.png"]}
+
+
+def _beside(models: Models, loaded: LoadedRun, conditional: bool | None, job: Job) -> Tensor:
+    """Bits per dimension of the first test examples of a model, scored once."""
+    if (key := (loaded.digest, conditional)) not in models.bits:
+        dataset = build_dataset(loaded.config.data)
+        scores = score(
+            loaded.model,
+            dataset,
+            num=min(BESIDE, len(dataset.test)),
+            conditional=conditional,
+            progress=job.progress,
+            stopping=job.stopping,
+        )
+        models.bits[key] = valued(scores.bits)
+    return models.bits[key]
 
 
 def flowed(models: Models, settings: Said, job: Job) -> dict[str, Any]:

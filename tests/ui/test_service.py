@@ -368,6 +368,9 @@ def test_the_bits_of_a_picture_have_errors_and_a_place_among_test_examples(
     assert record["draws_error"] > 0
     assert 3 * record["below"] == round(3 * record["below"])
     assert record["examples"] == 3
+    monkeypatch.setattr(service, "build_dataset", None)  # they are scored once
+    again = go(service.scored, Sampling, [content], False, model=str(root / "plain.pt")).record
+    assert again == record
     assert (job.folder / "histogram.png").exists()
 
 
