@@ -232,7 +232,7 @@ def _line(job: Job, place: int) -> str:
             text = f"{job.note or 'begins'}{left}"
         case _:
             calls = f", {told['nfe']:g} network calls" if told.get("nfe") else ""
-            kept = f", {told['unfinished']} of them unfinished" if told.get("unfinished") else ""
+            kept = f", {told['unfinished']} unfinished samples" if told.get("unfinished") else ""
             text = f"{job.state} in {told['seconds']:.1f} s{calls}{kept}"
     bar = f'<progress value="{job.share:.3f}" max="1" style="width: 100%"></progress>'
     return f"{bar}<div>{html.escape(text)}</div>"
