@@ -6,7 +6,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 2
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo demo-digits test test-all parity docs wheel lint format clean
+.PHONY: demo demo-digits test test-all parity browser docs wheel lint format clean
 
 .venv/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 11) else 'scoresde needs Python 3.11 or newer, \
@@ -26,11 +26,15 @@ test: .venv/.installed  ## the default suite, two processes of one thread
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 test-all: .venv/.docs  ## the slow tests too, the site and the wheel among them
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not parity and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not parity and not gpu and not browser"
 
 parity: .venv/.installed  ## against diffusers, POT and torchmetrics, which it installs
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[parity]"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m parity
+
+browser: .venv/.installed  ## the page, in the chromium and chromedriver of the system
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[ui]" selenium
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser
 
 .venv/.docs: .venv/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"

@@ -272,6 +272,27 @@ def test_the_figures_of_the_samplers_are_the_stored_ones():
         assert f"| {name} | {row['kind']} | {row['ratio']:.1f}" in EXPERIMENTS
 
 
+def test_the_load_of_the_page_is_the_stored_one():
+    found, text = stored("ui_load"), " ".join(TEXT["ui"].split())
+    rounds, crowd = found["rounds"], found["crowd"]
+    requests = sum(each["requests"] for each in rounds)
+    assert all(each["answers"] == {"200 done": each["requests"]} for each in rounds)
+    assert crowd["drawn_after_cancelling_all"]
+    first, last = (round(each["memory_mib"]) for each in (rounds[0], rounds[-1]))
+    assert last <= 1.02 * first
+    cost = 1000 * sum(each["cpu_seconds"] for each in rounds) / requests
+    for words in (
+        f"({found['parameters'] / 1e6:.2f} million parameters)",
+        f"pictures {found['first_picture']['cpu_seconds']:.1f} CPU seconds after",
+        f"{requests} requests of 8 clients",
+        f"with {cost:.0f} ms of CPU time each",
+        f"holds {first} MiB after 200 of them and {last} MiB after {requests}",
+        f"Of {crowd['asked']} long jobs at once {crowd['queued']} are",
+        f"{crowd['refused']} refused",
+    ):
+        assert words in text
+
+
 def test_the_tables_of_the_experiments_are_the_stored_ones(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "experiments")
     found = {

@@ -44,6 +44,7 @@ MAY_IMPORT = {
     "__main__": {"cli"},
 }
 MAY_IMPORT["runs"] = MAY_IMPORT.keys() - {"cli", "__main__"}
+MAY_IMPORT["ui"] = {*MAY_IMPORT["runs"], "runs"}
 TRAINING_CORE = {"losses", "times"}
 
 

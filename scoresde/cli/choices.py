@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from scoresde.arguments import nearest
 
@@ -27,16 +27,3 @@ def counts(flag: str, text: str) -> list[int]:
             f"{flag}: cannot read {text!r}; write numbers separated by commas, such as 5,10,20"
         )
     return sorted({int(part) for part in parts})
-
-
-def labels(text: str, classes: Sequence[str]) -> str | list[str] | list[int]:
-    """Parse labels for ``draw``: a class name, "all", or a list separated by commas.
-
-    The list holds numbers if every item is a number, otherwise names.
-    """
-    if text in classes or text == "all":
-        return text
-    words = [word.strip() for word in text.split(",")]
-    if not all(word.isdecimal() and word.isascii() for word in words):
-        return words
-    return [int(word) for word in words]

@@ -16,15 +16,9 @@ import torch
 from torch import Tensor
 
 import scoresde
-from scoresde.cli.choices import labels
 from scoresde.cli.console import pick_device, progress
 from scoresde.cli.options import EditOptions
-from scoresde.cli.said import (
-    chosen_conditions,
-    chosen_seeds,
-    named_values,
-    with_grid,
-)
+from scoresde.cli.said import chosen_conditions, named_values, with_grid
 from scoresde.cli.weights import described_choice, load_chosen
 from scoresde.config import Config, build_dataset, override
 from scoresde.data import Split
@@ -53,7 +47,7 @@ from scoresde.runs.results import Make, require_writable, save_arrays
 from scoresde.runs.said import Said
 from scoresde.runs.samples import configured_sampler, sampling_settings
 from scoresde.runs.stopping import Stopping
-from scoresde.training.checkpoint import fingerprint
+from scoresde.runs.written import chosen_seeds, labels
 
 FEW, MANY = 4, 16
 """Test examples, by default: of pictures to edit, and of codes."""
@@ -282,14 +276,13 @@ def _result(
     whole = len(names) * found.num
     if not drawn.unfinished and len(drawn) == whole:
         stopped = None
-    known = {k: v.cpu() for k, v in model.state_dict().items()}
     report = {
         **record,
         **found.settings,
         "negative": against and {k: as_json(v) for k, v in against.items()},
         "guidance": told["guidance"],
         "guidance_interval": told["guidance_interval"],
-        "model_hash": fingerprint({}, known),
+        "model_hash": job.loaded.digest,
         "version": scoresde.__version__,
         "device": model.device.type,
         "batch": job.options.batch,

@@ -153,7 +153,8 @@ def _made(
     values: dict[str, Any] = {}
     for name, argument in _own(command).items():
         if _positional(argument) and words:
-            values[name] = words.pop(0)
+            several = is_sequence(_kind(argument))
+            values[name], words = (words, []) if several else (words[0], words[1:])
         elif name in found:
             values[name] = found[name]
         elif argument.default is EMPTY:
@@ -180,7 +181,9 @@ def _page(command: type, prog: str, config: Schema, sections: Sequence[str]) -> 
     """Help page of a command; its values come from the --config file and the other flags."""
     own = _own(command).values()
     about = " ".join((command.__doc__ or "").split("Args:")[0].split())
-    place = "".join(f" [{a.name.upper()}]" for a in own if _positional(a))
+    place = "".join(
+        f" [{a.name.upper()}{'...' * is_sequence(_kind(a))}]" for a in own if _positional(a)
+    )
     lines = [f"usage: {prog}{place} [OPTIONS]", "", *textwrap.wrap(about, WIDTH), "", "options:"]
     for argument in own:
         value = None if argument.default is EMPTY else argument.default

@@ -75,6 +75,7 @@ COMMANDS = {
     "export": Command("write a trained model as a folder of diffusers", "ExportOptions"),
     "verify": Command("measure the order of every sampler", "VerifyOptions"),
     "import": Command("read a published checkpoint of another program", "ImportOptions"),
+    "ui": Command("serve a page that draws, edits, compares, inspects and trains", "UIOptions"),
     "info": Command("list the available names, or describe a run", "InfoOptions"),
 }
 

@@ -482,3 +482,19 @@ class VerifyOptions:
     sde: str = "vp,edm"
     json: bool = False
     debug: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class UIOptions(Common):
+    """Serve a page for a browser, to this machine alone: draw, edit, compare, inspect, train.
+
+    Args:
+        folders: folders with runs, exported weights, folders of diffusers and configurations;
+            nothing outside them is opened.
+        port: port of http://127.0.0.1.
+        open: open the page in the browser.
+    """
+
+    folders: Annotated[tuple[Path, ...], "positional"] = (Path("runs"),)
+    port: Annotated[int, Range(ge=0, le=65535)] = 7860
+    open: bool = False

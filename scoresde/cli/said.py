@@ -1,44 +1,15 @@
-"""What the flags say of samples: seeds, conditions and guidance."""
+"""What the flags say of samples: conditions and guidance."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scoresde.cli.choices import labels
 from scoresde.cli.options import SaidOptions
 from scoresde.parameterization import ScoreModel
-from scoresde.runs.draw import DEFAULT_NUM, LARGEST_SEED, MOST, places_of
+from scoresde.runs.draw import places_of
 from scoresde.runs.said import sentence_condition
-
-
-def chosen_seeds(num: int | None, text: str | None) -> Sequence[int]:
-    """Parse seeds such as "0-63" or "1,5,9"; by default 0 to num - 1. Raises ValueError."""
-    if num is not None and not 1 <= num <= MOST:
-        raise ValueError(f"num: need 1 to {MOST:,}, got {num}")
-    if text is None:
-        return range(num or DEFAULT_NUM)
-    seeds = [seed for part in text.split(",") for seed in _range(part.strip())]
-    if len(seeds) > MOST:
-        raise ValueError(f"seeds: need at most {MOST:,}, got {len(seeds):,}")
-    if num is not None and num != len(seeds):
-        raise ValueError(f"num: {num} samples but {len(seeds)} seeds; leave one of them out")
-    return seeds
-
-
-def _range(part: str) -> range:
-    found = re.fullmatch(r"([0-9]{1,20})(?:-([0-9]{1,20}))?", part)
-    if found is None:
-        raise ValueError(f"seeds: cannot read {part!r}; write seeds such as 0-63 or 1,5,9")
-    first, last = int(found[1]), int(found[2] or found[1])
-    if last < first:
-        raise ValueError(f"seeds: {part} runs backwards; write {last}-{first}")
-    if last > LARGEST_SEED:
-        raise ValueError(f"seeds: {last} has more than 64 bits; give less than {2**64}")
-    if last - first >= MOST:
-        raise ValueError(f"seeds: {part} holds more than {MOST:,}; give fewer")
-    return range(first, last + 1)
+from scoresde.runs.written import labels
 
 
 def chosen_conditions(

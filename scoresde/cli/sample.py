@@ -14,11 +14,9 @@ from typing import Any
 
 from torch import Tensor
 
-import scoresde
-from scoresde.cli.choices import labels
 from scoresde.cli.console import pick_device, progress
 from scoresde.cli.options import SampleOptions
-from scoresde.cli.said import chosen_conditions, chosen_seeds, with_grid
+from scoresde.cli.said import chosen_conditions, with_grid
 from scoresde.cli.weights import READING, chosen_flags, described_choice, load_chosen
 from scoresde.config import ConfigError, override
 from scoresde.data.foreign import RECORD
@@ -28,11 +26,11 @@ from scoresde.runs.load import LoadedRun
 from scoresde.runs.optimised import configured_search
 from scoresde.runs.pictures import Recorder, is_image, pixels, sample_folder, write_samples
 from scoresde.runs.processes import World, own_device, together
-from scoresde.runs.recipe import as_json, differences, recipe
+from scoresde.runs.recipe import differences, recipe
 from scoresde.runs.results import require_writable
-from scoresde.runs.samples import configured_sampler, sampling_settings
+from scoresde.runs.samples import configured_sampler, drawn_settings
 from scoresde.runs.stopping import Stopping
-from scoresde.training.checkpoint import fingerprint
+from scoresde.runs.written import chosen_seeds, labels
 
 LIKE = ("sampler", "grid", "steps", "denoise")
 """The settings of a picture that are those of the section ``sample`` of a configuration."""
@@ -70,8 +68,7 @@ def run(options: SampleOptions, overrides: Mapping[str, Any]) -> int:
     sample = override(config, with_grid(options.grid, overrides)).sample
     label, places = chosen_labels(options, loaded, len(seeds))
     said = chosen_conditions(options, loaded.model, prompts, before or {})
-    digest = fingerprint({}, {k: v.cpu() for k, v in loaded.model.state_dict().items()})
-    if before is not None and before["model_hash"] not in ("", digest):
+    if before is not None and before["model_hash"] not in ("", loaded.digest):
         say(f"{options.like}: drawn by other weights, which make other pictures")
     configured_search(sample)  # raises early if the sampler has no grid to optimise
     loaded.model.to(own_device(pick_device(options.device), world))
@@ -105,21 +102,10 @@ def run(options: SampleOptions, overrides: Mapping[str, Any]) -> int:
         if stopped is None and len(drawn) - drawn.unfinished < len(seeds):
             stopped = signal.SIGTERM  # another process was stopped
         if len(drawn):
-            settings = sampling_settings(loaded, sample) | described_choice(options)
-            against = said["negative"]
-            settings |= {
-                "negative": against and {k: as_json(v) for k, v in against.items()},
-                "guidance": said["guidance"],
-                "guidance_interval": said["guidance_interval"],
-                "model_hash": digest,
-                "version": scoresde.__version__,
-                "device": loaded.model.device.type,
-                "batch": options.batch,
-                "compile": options.compile,
-                "nfe": drawn.nfe,
-                "seconds": seconds,
-            }
-            settings["images_per_second"] = len(drawn) / seconds
+            settings = drawn_settings(
+                loaded, sample, said, drawn, seconds, batch=options.batch, compile=options.compile
+            )
+            settings |= described_choice(options)
             if exactly:
                 settings |= dict(zip(("row", "rows"), place, strict=True))
             if stopped is not None:

@@ -324,9 +324,14 @@ def _split(piece: list[Picture], labelled: bool) -> Split:
 
 
 def picture_levels(
-    content: bytes, size: int | None = None, channels: Literal[1, 3] | None = None
+    content: bytes,
+    size: int | tuple[int, int] | None = None,
+    channels: Literal[1, 3] | None = None,
 ) -> np.ndarray:
-    """The pixels, uint8 (C, H, W), of a picture in a file's bytes. Raises DataError."""
+    """The pixels, uint8 (C, H, W), of a picture in a file's bytes. Raises DataError.
+
+    ``size`` is the side of a square, or (width, height), to which it is cropped and resized.
+    """
     from PIL import Image, ImageOps
 
     image = open_image(content)
@@ -334,7 +339,8 @@ def picture_levels(
         raise DataError(f"mode {image.mode} is neither grey nor RGB; give channels=1 or 3")
     image = image.convert("L" if (channels or MODES[image.mode]) == 1 else "RGB")
     if size is not None:
-        image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+        size = (size, size) if isinstance(size, int) else size
+        image = ImageOps.fit(image, size, Image.Resampling.LANCZOS)
     pixels = np.asarray(image)
     return pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
 

@@ -271,10 +271,12 @@ def scatter(
     figure.savefig(path, format="png")
 
 
-def histogram(path: Path | str, sets: Mapping[str, Tensor], label: str) -> None:
+def histogram(
+    path: Path | str, sets: Mapping[str, Tensor], label: str, marks: Mapping[str, float] = {}
+) -> None:
     """Plot histograms of named sets of numbers (N,) with their means on common axes, as a PNG.
 
-    Raises ValueError for no sets or empty ones.
+    ``marks`` are single numbers, by name. Raises ValueError for no sets or empty ones.
     """
     from matplotlib.figure import Figure
 
@@ -290,6 +292,8 @@ def histogram(path: Path | str, sets: Mapping[str, Tensor], label: str) -> None:
             x, list(edges), density=True, alpha=0.6, color=color, label=f"{name}: {x.mean():.3f}"
         )
         axes.axvline(x.mean(), color=color, linewidth=1.2)
+    for name, mark in marks.items():
+        axes.axvline(mark, color=ORANGE, linewidth=2, label=f"{name}: {mark:.3f}")
     axes.set(xlabel=label, ylabel="density")
     axes.legend(frameon=False)
     axes.grid(alpha=0.3)

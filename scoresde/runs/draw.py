@@ -45,6 +45,7 @@ from scoresde.samplers import (
     starting_noise,
     suited_grid,
 )
+from scoresde.sde import SDE
 from scoresde.training.held_out import evaluating
 
 DEFAULT_NUM, DEFAULT_NFE = 64, 19
@@ -469,10 +470,7 @@ def _within(
         return build_step(step, {}, n, model.std) if isinstance(step, str) else step
 
     def calls(n: int) -> int:
-        instrument = Instrument(strict=False)
-        denoiser = instrument.on(Denoiser(model.sde, lambda x, t: x / 2))
-        GridSampler(grid, made(n), n, denoise)(denoiser, torch.ones(1, 1), _ones)
-        return instrument.count
+        return calls_of(GridSampler(grid, made(n), n, denoise), model.sde)
 
     n = max(1, (nfe - denoise) // made(1).nfe_per_step)
     while n > 1 and calls(n) > nfe:
@@ -482,6 +480,14 @@ def _within(
     if (least := calls(n)) > nfe:
         raise ValueError(f"nfe: {name} takes at least {least} network calls, got {nfe}")
     return made(n), n
+
+
+def calls_of(sampler: Sampler, sde: SDE) -> int:
+    """The network calls of a sampler for each sample; of one that paces itself a rough number."""
+    instrument = Instrument(strict=False)
+    denoiser = instrument.on(Denoiser(sde, lambda x, t: x / 2))
+    sampler(denoiser, torch.ones(1, 1), _ones)
+    return instrument.count
 
 
 def _ones(x: Tensor, t: Tensor | None = None, s: Tensor | None = None) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from scoresde.data.dataset import DataError, reading, require_there
 from scoresde.data.foreign import examples, levels_of, picture_files
-from scoresde.data.images import open_image
+from scoresde.data.images import open_image, picture_levels
 from scoresde.parameterization import ScoreModel
 
 WHITE = 128
@@ -189,3 +189,19 @@ def _size(shape: Sequence[int]) -> str:
 def _sizes(found: Shape, full: Shape, others: Sequence[Shape]) -> str:
     also = "".join(f", or {_size(shape)}" for shape in others[:4])
     return f"it has {_size(found)}; this model needs {_size(full)}{also}"
+
+
+def fitted(content: bytes, model: ScoreModel) -> Tensor:
+    """A picture in a file's bytes as an example (C, H, W) of the data, cropped and resized.
+
+    Its shades become the nearest levels. Raises ValueError for a model of other data.
+    """
+    shape = () if model.data is None else tuple(model.data.shape)
+    levels = model.data.scaling.levels if len(shape) == 3 else None
+    if levels is None or shape[0] not in (1, 3):
+        raise ValueError("picture: files are for models of pictures of levels; give arrays")
+    with reading("picture"):
+        size = shape[2], shape[1]
+        shades = torch.from_numpy(picture_levels(content, size, shape[0]).copy())
+    found: Tensor = (shades.double() * (levels - 1) / 255).round().to(torch.uint8)
+    return found

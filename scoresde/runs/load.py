@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from scoresde.training.checkpoint import (
     CheckpointError,
     DataDescription,
     Embedded,
+    fingerprint,
     load_tensors,
     load_weights,
     newest,
@@ -56,6 +58,11 @@ class LoadedRun:
     def classed(self) -> bool:
         """Whether the model is told the classes of its data."""
         return self.config.conditional or "label" in self.model.conditions
+
+    @cached_property
+    def digest(self) -> str:
+        """The fingerprint of the weights, which pictures carry as their model hash."""
+        return fingerprint({}, {k: v.cpu() for k, v in self.model.state_dict().items()})
 
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "float16", "bfloat16")}

@@ -10,15 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import scoresde
 from scoresde.config import Config, Section, build_sampler, plain
 from scoresde.data import Dataset, examples
 from scoresde.data.foreign import unfinished
 from scoresde.progress import Progress, silent
 from scoresde.registry import STEPS, Sampler
-from scoresde.runs.draw import ALONE, MOST, draw
+from scoresde.runs.draw import ALONE, MOST, Drawn, draw
 from scoresde.runs.load import LoadedRun
 from scoresde.runs.optimised import configured_search, grid_folder, optimised_grid
 from scoresde.runs.processes import World
+from scoresde.runs.recipe import as_json
 from scoresde.runs.space import state_shape
 
 
@@ -107,3 +109,35 @@ def sampling_settings(loaded: LoadedRun, sample: Section) -> dict[str, Any]:
     if sample.sampler.kind not in STEPS:
         del chosen["grid"]  # black-box solvers have none
     return {"checkpoint": str(loaded.source.resolve()), "step": loaded.step, **chosen}
+
+
+def drawn_settings(
+    loaded: LoadedRun,
+    sample: Section,
+    said: Mapping[str, Any],
+    drawn: Drawn,
+    seconds: float,
+    *,
+    batch: int,
+    compile: bool = False,
+) -> dict[str, Any]:
+    """What the pictures of a drawing carry: its settings, and how it went.
+
+    ``said`` are the arguments negative, guidance and guidance_interval of ``draw``.
+    """
+    against = said["negative"]
+    return {
+        **sampling_settings(loaded, sample),
+        "weights": "ema",
+        "negative": against and {k: as_json(v) for k, v in against.items()},
+        "guidance": said["guidance"],
+        "guidance_interval": said["guidance_interval"],
+        "model_hash": loaded.digest,
+        "version": scoresde.__version__,
+        "device": loaded.model.device.type,
+        "batch": batch,
+        "compile": compile,
+        "nfe": drawn.nfe,
+        "seconds": seconds,
+        "images_per_second": len(drawn) / seconds,
+    }

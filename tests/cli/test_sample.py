@@ -17,12 +17,12 @@ from PIL import Image
 from scoresde import registry
 from scoresde.cli import sample as module
 from scoresde.cli.main import main
-from scoresde.cli.sample import chosen_seeds
 from scoresde.config import Section, override
 from scoresde.parameterization import ScoreModel
 from scoresde.runs import pictures, results
 from scoresde.runs.draw import draw
 from scoresde.runs.load import load_run
+from scoresde.runs.written import chosen_seeds
 from scoresde.samplers import per_sample_noise
 from tests.cli.test_processes import ended, started
 
