@@ -12,7 +12,6 @@ from scoresde.interop.prompts import Frame, OnePrompt, Prompt, ThreePrompts, Two
 from scoresde.parameterization import ScoreModel
 from scoresde.sde import DiscreteVP
 
-TRAIN = "train with network: {kind: diffusers, model: UNet2DConditionModel}"
 _XL: dict[str, Any] = {"feature_extractor": [None, None], "image_encoder": [None, None]}
 _ONE: dict[str, Any] = {**_XL, "safety_checker": [None, None], "requires_safety_checker": False}
 
@@ -40,8 +39,9 @@ def text_parts(model: ScoreModel) -> tuple[str, dict[str, Any], dict[str, Any], 
         )
     if type(getattr(net, "module", None)).__name__ != "UNet2DConditionModel":
         raise NoTwin(
-            f"pipelines of diffusers say sentences to UNet2DConditionModel only, and this is "
-            f"{type(net).__name__}; {TRAIN} to export it"
+            "pipelines of diffusers say sentences to UNet2DConditionModel only, and this is "
+            f"{type(net).__name__}; train with network: {{kind: diffusers, model: "
+            "UNet2DConditionModel} to export it"
         )
     if model.codec is None:
         raise NoTwin(
@@ -70,11 +70,11 @@ def text_parts(model: ScoreModel) -> tuple[str, dict[str, Any], dict[str, Any], 
             f"{' x '.join(map(str, model.data.shape[1:]))}; train on such a size to export it"
         )
     if isinstance(text, FrozenText):
-        notes = [] if text.dropout else ["trained without dropout of sentences: guidance_scale=1"]
-        return "StableDiffusionPipeline", _clip(text), _ONE, notes
+        plain = "it never learned to do without a sentence: give guidance_scale=1"
+        return "StableDiffusionPipeline", _clip(text), _ONE, [] if text.dropout else [plain]
     if text.skip:
         raise NoTwin("skip: pipelines take it with each call (clip_skip); set it to 0")
-    parts = {}
+    parts: dict[str, Any] = {}
     for k, (tokenizer, encoder) in enumerate(zip(text.tokenizers, text.encoders, strict=True)):
         number = f"_{k + 1}" if k else ""
         parts |= {f"text_encoder{number}": encoder, f"tokenizer{number}": tokenizer}

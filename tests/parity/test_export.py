@@ -425,6 +425,7 @@ SENTENCES = ["a red cat", "a dog", "a red hat", ""] * 3
 TOLD = {"network.kind": "diffusers", "network.model": "UNet2DConditionModel"}
 TOLD |= {"network.width": 16, "network.multipliers": "1,2", "network.blocks": 1}
 TOLD |= {"network.attention": "0", "network.head_channels": 8, "sde.table.kind": "scaled_linear"}
+SHORT = {"train.steps": 2, "train.batch": 4, "train.holdout": 0, "train.keep_best": False}
 
 
 @pytest.fixture(scope="module")
@@ -483,10 +484,9 @@ def test_a_model_of_sentences_is_a_stable_diffusion(diffusers, clip, tmp_path, p
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "out")
     pipe.set_progress_bar_config(disable=True)
     theirs, ours = both_told(pipe, model, name="caption")
-    agree(theirs, ours, limit=1e-3)
-    assert (
-        float((theirs - both_told(pipe, model, name="caption", against="")[1]).abs().max()) > 0.05
-    )
+    agree(theirs, ours, limit=1e-5)
+    other = both_told(pipe, model, name="caption", against="")[1]
+    assert float((other - ours).abs().max()) > 5e-3
     back = read_folder(Folder(tmp_path / "out"))
     assert (back.data, back.sde) == (model.data, model.sde)
     assert back.parameterization == model.parameterization
@@ -509,8 +509,8 @@ def test_a_model_of_sentences_is_a_stable_diffusion(diffusers, clip, tmp_path, p
 
 
 def test_a_sentence_is_padded_to_the_length_that_it_was_trained_with(diffusers, clip, tmp_path):
-    model = written_about(clip, tmp_path, padded=True, length=20)
-    ss.export(model, tmp_path / "out")
+    model = written_about(clip, tmp_path, padded=True, length=20, dropout=0)
+    assert "guidance_scale=1" in ss.export(model, tmp_path / "out").notes[0]
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "out")
     found = pipe.encode_prompt("a red cat", "cpu", 1, False)[0]
     assert found.shape == (1, 20, 16)
@@ -523,14 +523,14 @@ def test_a_sentence_is_padded_to_the_length_that_it_was_trained_with(diffusers, 
 
 
 def test_a_run_of_sentences_is_trained_and_exported(diffusers, clip, tmp_path):
-    config = CHAIN | TOLD | {"train.steps": 2, "train.batch": 4, "train.holdout": 0.25}
+    config = CHAIN | TOLD | SHORT
     text = {"kind": "frozen_text", "folder": str(clip), "padded": True, "cache": str(tmp_path)}
     config |= {f"conditions.text.{key}": value for key, value in text.items()}
     x = torch.randint(0, 256, (12, 3, 16, 16), dtype=torch.uint8)
     codec = standardised(CODECS["kl"]())
     codec.kind = "kl"
     codec.arguments = {"channels": 3, "latent_channels": 4, "patch": 1, "law": "gaussian"}
-    trained = ss.train(
+    ss.train(
         load_config(None, config), (x, {"text": SENTENCES}), out=tmp_path / "run", device="cpu",
         codec=codec, listener=Quiet(),
     )  # fmt: skip
@@ -542,8 +542,7 @@ def test_a_run_of_sentences_is_trained_and_exported(diffusers, clip, tmp_path):
     torch.testing.assert_close(back.x, ours.x, rtol=0, atol=1e-4)
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(out)
     pipe.set_progress_bar_config(disable=True)
-    agree(*both_told(pipe, model), limit=1e-3)
-    assert trained.folder == tmp_path / "run"
+    agree(*both_told(pipe, model), limit=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["tokens", "frozen_text"])
@@ -554,7 +553,7 @@ def test_a_module_of_diffusers_trains_with_sentences_of_every_kind(clip, tmp_pat
 
     def trained(**said):
         told = {"kind": kind, **more, **said}
-        config = CHAIN | TOLD | {"train.steps": 2, "train.batch": 4}
+        config = CHAIN | TOLD | SHORT
         config |= {f"conditions.text.{key}": value for key, value in told.items()}
         data = (x, {"text": SENTENCES})
         return ss.train(load_config(None, config), data, device="cpu", listener=Quiet()).model
