@@ -393,7 +393,6 @@ def test_unknown_words_may_be_left_out():
 
 
 def frozen(folder, **options) -> FrozenText:
-    (folder / "model.safetensors").touch()
     return FrozenText(folder, length=4, states=2, cache=folder / "cache", **options)
 
 
@@ -405,8 +404,9 @@ def test_a_padded_sentence_is_all_its_states_and_nothing_else(tmp_path, monkeypa
         found = states if padded else states[:3].astype(np.float16)
         return [found for _ in sentences]
 
-    monkeypatch.setattr("scoresde.conditions.frozen_text.encoded", encoded)
-    for _ in range(2):  # encoded, then stored: each beside the other
+    (tmp_path / "model.safetensors").touch()
+    for by in (encoded, None):  # then both are stored, each beside the other
+        monkeypatch.setattr("scoresde.conditions.frozen_text.encoded", by)
         made = frozen(tmp_path, padded=True)
         told = made(made.read(["a cat", "a dog"]))
         assert torch.equal(told.context, torch.from_numpy(states).expand(2, 4, 2))
