@@ -30,13 +30,17 @@ class FrozenText(Condition):
     the folders tokenizer and text_encoder of a Stable Diffusion model. Nothing is downloaded. y
     are the states (n, length, d) in half precision, NaN behind the end of a sentence; they are
     computed once and stored by sentence. ``context`` is a linear map of them, or with ``width``
-    null they themselves; ``embed`` is the mean over the words. Raises ValueError for a folder that
-    is none.
+    null they themselves; ``embed`` is the mean over the words. With ``padded`` y are the states of
+    all ``length`` tokens in float32, padding included, and the network is told them alone, without
+    a mask, as in Stable Diffusion. Raises ValueError for a folder that is none, and for ``padded``
+    with a width.
 
     Args:
         folder: folder of the text model.
         length: most tokens of a sentence, its start and end included.
         width: width of the context; null for that of the text model.
+        padded: tell the network what Stable Diffusion tells it: the states of a sentence padded to
+            the length, and nothing more; needed to export the model.
         cache: folder of the stored states; by default one for temporary files.
         dropout: fraction of the training examples without their sentence.
         states: width of the states of the text model.
@@ -50,17 +54,21 @@ class FrozenText(Condition):
         *,
         length: Count = 77,
         width: Count | None = None,
+        padded: bool = False,
         cache: Path | None = None,
         dropout: Fraction = 0.1,
         states: Count | None = None,
     ) -> None:
         super().__init__()
         check(FrozenText, {k: v for k, v in locals().items() if k != "self"})
+        if padded and width is not None:
+            raise ValueError("width: padded=true tells the states as they are; leave it out")
         self.folder, self.length, self.dropout = Path(folder).expanduser(), length, dropout
+        self.padded = padded
         self.cache = Path(cache or Path(tempfile.gettempdir()) / "scoresde-text").expanduser()
         self.states = states or width_of(self.folder)
         self.context = width or self.states
-        self.embed = self.states
+        self.embed = 0 if padded else self.states
         self.project = nn.Identity() if width is None else nn.Linear(self.states, width)
 
     @staticmethod
@@ -77,11 +85,12 @@ class FrozenText(Condition):
         missing = [k for k, place in enumerate(places) if not place.is_file()]
         for first in range(0, len(missing), 64):
             some = missing[first : first + 64]
-            found = encoded(self.folder, [different[k] for k in some], self.length)
+            found = encoded(self.folder, [different[k] for k in some], self.length, self.padded)
             for k, states in zip(some, found, strict=True):
                 places[k].parent.mkdir(parents=True, exist_ok=True)
                 atomic_write(places[k], partial(_save, states))
-        table = torch.full((len(different), self.length, self.states), math.nan).half()
+        table = torch.full((len(different), self.length, self.states), math.nan)
+        table = table if self.padded else table.half()
         for row, place in zip(table, places, strict=True):
             states = np.load(place, allow_pickle=False)
             row[: len(states)] = torch.from_numpy(states)
@@ -96,6 +105,8 @@ class FrozenText(Condition):
         return self.read("").expand(n, -1, -1)
 
     def forward(self, y: Tensor) -> Joined:
+        if self.padded:
+            return Joined(context=y)
         mask = ~torch.isnan(y[..., 0])
         dtype = next((p.dtype for p in self.project.parameters()), torch.float32)
         states = y.masked_fill(~mask[:, :, None], 0).to(dtype)
@@ -105,38 +116,50 @@ class FrozenText(Condition):
     def _place(self, sentence: str) -> Path:
         name = hashlib.sha256(sentence.encode()).hexdigest()
         model = hashlib.sha256(f"{self.folder.resolve()} {_stamp(self.folder)}".encode())
-        return self.cache / f"{model.hexdigest()[:16]}-{self.length}" / name[:2] / f"{name}.npy"
+        kind = f"{self.length}{'-padded' if self.padded else ''}"
+        return self.cache / f"{model.hexdigest()[:16]}-{kind}" / name[:2] / f"{name}.npy"
 
 
 def width_of(folder: Path) -> int:
     """The width of the states of a text model. Raises ValueError, naming the folder."""
-    config: Any = _opened(folder)[1].config
+    config: Any = opened(folder)[1].config
     return int(getattr(config, "text_config", config).hidden_size)
 
 
-def encoded(folder: Path, sentences: Sequence[str], length: int) -> list[np.ndarray]:
+def encoded(
+    folder: Path, sentences: Sequence[str], length: int, padded: bool = False
+) -> list[np.ndarray]:
     """The last hidden states (tokens, d) of each sentence, in half precision.
 
-    Raises ValueError for a sentence of more than ``length`` tokens.
+    With ``padded`` (length, d), those of the padding too, in float32; the text model attends to
+    all. Raises ValueError for a sentence of more than ``length`` tokens, and for a text model that
+    reads fewer than it is to be padded to.
     """
-    tokenizer, model = _opened(folder)
+    tokenizer, model = opened(folder)
     most = min(length, int(getattr(model.config, "max_position_embeddings", length)))
-    found = tokenizer(list(sentences), padding=True, return_tensors="pt")
-    for sentence, row in zip(sentences, found["attention_mask"], strict=True):
-        if int(row.sum()) > most:
+    if padded and most < length:
+        raise ValueError(
+            f"length={length}: the text model in {folder} reads {most}; set it to that"
+        )
+    counts = [len(ids) for ids in tokenizer(list(sentences), verbose=False)["input_ids"]]
+    for sentence, count in zip(sentences, counts, strict=True):
+        if count > most:
             raise ValueError(
-                f"a sentence of {int(row.sum())} tokens, and the text model reads {most}: "
+                f"a sentence of {count} tokens, and the text model reads {most}: "
                 f"{sentence[:40]!r}; shorten it"
             )
+    fill = {"padding": "max_length", "max_length": length} if padded else {"padding": True}
+    found = tokenizer(list(sentences), return_tensors="pt", **fill)
+    names = ("input_ids",) if padded else ("input_ids", "attention_mask")
     with torch.no_grad():
-        taken = {k: v for k, v in found.items() if k in ("input_ids", "attention_mask")}
-        states = model(**taken).last_hidden_state
-    counts = found["attention_mask"].sum(1).tolist()
+        states = model(**{name: found[name] for name in names}).last_hidden_state
+    if padded:
+        return list(states.numpy())
     return [row[:n].half().numpy() for row, n in zip(states, counts, strict=True)]
 
 
-def _opened(folder: Path) -> tuple[Any, Any]:
-    """The tokenizer and the text model of a folder, opened once."""
+def opened(folder: Path) -> tuple[Any, Any]:
+    """The tokenizer and the text model of a folder, opened once. Raises ValueError."""
     key = f"{folder.resolve()} {_stamp(folder)}"
     if key not in _OPEN:
         encoder, words = _parts(folder)

@@ -107,9 +107,10 @@ def build_network(
         if name in taken:
             given[name] = size
         elif size:
+            less = ", or tokens with pooled: false, or frozen_text with padded: true"
             raise ConfigError(
                 f"network.kind={config.network.kind} takes no {name}, which conditions need; "
-                "choose another network"
+                f"choose another network{less if name == 'embed' else ''}"
             )
     if middles is not None:
         given["outputs"] = inputs * len(middles)

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
+from torch import nn
+
 from scoresde.coordinates import Index, place
 from scoresde.interop.folder import Folder, FolderError
 from scoresde.interop.network import Classes, Labelled
@@ -42,7 +44,8 @@ def about(
 def completed(folder: Folder, model: ScoreModel) -> ScoreModel:
     """The model of a folder with the data that its scoresde.json describes, if it has one.
 
-    A network with one class more than the data has a class for none. Raises FolderError.
+    A network with one class more than the data has a class for none, and the sentence of a
+    pipeline has the name that it had in training. Raises FolderError.
     """
     if not folder.has(ABOUT):
         return model
@@ -66,6 +69,8 @@ def completed(folder: Folder, model: ScoreModel) -> ScoreModel:
         module: Any = model.net.module
         if module.config.num_class_embeds == len(data.classes) + 1:
             model.net = Classes(module, len(data.classes))
+    if len(data.told) == 1 and "text" in model.conditions:  # of a name of its own in training
+        model.conditions = nn.ModuleDict({next(iter(data.told)): model.conditions["text"]})
     model.data = data
     told: Any = model.parameterization
     index = isinstance(getattr(told, "noise", None), Index) and not told.noise.nearest

@@ -19,6 +19,7 @@ from scoresde.interop.folder import INDEX
 from scoresde.interop.keymaps import NoTwin, Twin
 from scoresde.interop.modules import library
 from scoresde.interop.native import SIZES
+from scoresde.interop.write_text import text_parts
 from scoresde.parameterization import Informed, ScoreModel, eps, flow, v, x0
 from scoresde.sde import DiscreteVP, LinearFlow
 
@@ -50,7 +51,10 @@ class Written:
         index = {
             "_class_name": self.pipeline,
             "_diffusers_version": library("diffusers").__version__,
-            **{name: ["diffusers", type(part).__name__] for name, part in self.parts.items()},
+            **{
+                name: [type(part).__module__.split(".")[0], type(part).__name__]
+                for name, part in self.parts.items()
+            },
             **self.more,
         }
         for name, contents in ((INDEX, index), (ABOUT, self.about)):
@@ -71,12 +75,10 @@ def written(model: ScoreModel, config: Mapping[str, Any] | None = None) -> Writt
             "folders of diffusers hold models of pictures whose size is known; set model.data, or "
             "train on pictures"
         )
-    if model.conditions or model.self_conditioning:
-        what = "self_conditioning" if model.self_conditioning else "conditions"
+    if model.self_conditioning:
         raise NoTwin(
-            f"{what}: no pipeline of diffusers tells its network what this one is told; train "
-            "with conditional: true and no other condition to export it (of a network of kind "
-            "diffusers, net.module.save_pretrained writes the network alone)"
+            "self_conditioning: no pipeline of diffusers tells its network what it estimated "
+            "before; train without it to export it"
         )
     bounds = (data.scaling.low, data.scaling.high)
     if any(abs(end - wanted) > 0.01 for end, wanted in zip(bounds, (-1, 1), strict=True)):
@@ -84,6 +86,11 @@ def written(model: ScoreModel, config: Mapping[str, Any] | None = None) -> Writt
             f"pipelines of diffusers have pictures in [-1, 1], and these are in [{bounds[0]:g}, "
             f"{bounds[1]:g}]; train on pictures in [-1, 1] to export it"
         )
+    if model.conditions:
+        pipeline, parts, more, notes = text_parts(model)
+        parts |= {"unet": net.module, "vae": _plain_vae(codec, data.shape, pipeline)}
+        parts["scheduler"] = scheduler_of(model, steps_offset=1)  # which the pipeline asks for
+        return Written(pipeline, parts, more, about(model, config, tuple(notes)), tuple(notes))
     shape = data.shape if codec is None else codec.latent_shape(data.shape)
     network: Any = getattr(net, "module", None)
     if type(network).__name__ not in SIZES:
@@ -92,9 +99,7 @@ def written(model: ScoreModel, config: Mapping[str, Any] | None = None) -> Writt
     kind = type(network).__name__
     if kind == "UNet2DConditionModel":
         raise NoTwin("no pipeline of diffusers draws without a text from UNet2DConditionModel")
-    parts: dict[str, Any] = {}
-    more: dict[str, Any] = {}
-    notes = []
+    parts, more, notes = {}, {}, []
     classes = getattr(net, "classes", None)
     pixels = codec is None
     if kind == "UNet2DModel":
@@ -129,7 +134,7 @@ def written(model: ScoreModel, config: Mapping[str, Any] | None = None) -> Writt
     return Written(pipeline, parts, more, about(model, config, tuple(notes)), tuple(notes))
 
 
-def scheduler_of(model: ScoreModel) -> Any:
+def scheduler_of(model: ScoreModel, steps_offset: int = 0) -> Any:
     """The scheduler of a model: DDPMScheduler, or FlowMatchEulerDiscreteScheduler.
 
     It does not clip. Its steps begin at the noisiest level, and each leads to the level of the
@@ -165,6 +170,7 @@ def scheduler_of(model: ScoreModel) -> Any:
         variance_type="learned_range" if model.variance else "fixed_small",
         clip_sample=False,
         timestep_spacing="trailing",
+        steps_offset=steps_offset,
     )
 
 
@@ -209,6 +215,27 @@ def vae_of(codec: Any, shape: tuple[int, ...]) -> Any:
         _require_same(
             vae.decode(w / factor).sample, codec.decode(codec.unstandardised(w)), twin.kind
         )
+    return vae
+
+
+def _plain_vae(codec: Any, shape: tuple[int, ...], pipeline: str) -> Any:
+    """The AutoencoderKL of a pipeline of sentences, all of whose scales that knows.
+
+    Raises NoTwin.
+    """
+    vae = vae_of(codec, shape)
+    if type(vae).__name__ != "AutoencoderKL":
+        raise NoTwin(
+            f"{pipeline} decodes latents by AutoencoderKL, got {type(vae).__name__}; train on "
+            "those of autoencoder.kind kl to export it"
+        )
+    known = ("latents_mean", "latents_std") if "XL" in pipeline else ()
+    for key in ("shift_factor", "latents_mean", "latents_std"):
+        if key not in known and vae.config.get(key):
+            raise NoTwin(
+                f"codec: {pipeline} knows no {key}, which this autoencoder has; train on the "
+                "latents of an autoencoder.kind kl to export it"
+            )
     return vae
 
 

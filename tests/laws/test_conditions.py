@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from scoresde import VP, ScoreModel
 from scoresde.conditions import (
     Condition,
+    FrozenText,
     Label,
     Picture,
     SegmentationMap,
@@ -388,6 +390,38 @@ def test_what_cannot_be_said_is_refused_before_a_network_call(given, message):
 def test_unknown_words_may_be_left_out():
     tokens = Tokens(WORDS, 4, width=8, heads=2, unknown="ignore")
     assert torch.equal(tokens.read("a blue cat"), tokens.read("a cat"))
+
+
+def frozen(folder, **options) -> FrozenText:
+    return FrozenText(folder, length=4, states=2, cache=folder / "cache", **options)
+
+
+def test_a_padded_sentence_is_all_its_states_and_nothing_else(tmp_path, monkeypatch):
+    """As Stable Diffusion tells it; by default half precision behind a mask, and a mean."""
+    states = torch.randn(4, 2, generator=torch.Generator().manual_seed(0)).numpy()
+
+    def encoded(folder, sentences, length, padded):
+        found = states if padded else states[:3].astype(np.float16)
+        return [found for _ in sentences]
+
+    (tmp_path / "model.safetensors").touch()
+    for by in (encoded, None):  # then both are stored, each beside the other
+        monkeypatch.setattr("scoresde.conditions.frozen_text.encoded", by)
+        made = frozen(tmp_path, padded=True)
+        told = made(made.read(["a cat", "a dog"]))
+        assert torch.equal(told.context, torch.from_numpy(states).expand(2, 4, 2))
+        assert (told.embed, told.mask) == (None, None)
+        assert torch.equal(made(made.null(3)).context[2], told.context[0])
+        plain = frozen(tmp_path)
+        masked = plain(plain.read("a cat"))
+        assert masked.mask.tolist() == [[True] * 3 + [False]]
+        rounded = torch.from_numpy(states[:3]).half().float()
+        assert torch.equal(masked.context[0, :3], rounded)
+        torch.testing.assert_close(masked.embed[0], rounded.mean(0))
+    assert sizes({"text": made}) == {"embed": None, "context": 2, "concat": 0}
+    assert sizes({"text": plain}) == {"embed": 2, "context": 2, "concat": 0}
+    with pytest.raises(ValueError, match="width: padded=true"):
+        frozen(tmp_path, padded=True, width=8)
 
 
 def test_a_condition_needs_a_name_of_its_own():

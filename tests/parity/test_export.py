@@ -17,18 +17,23 @@ from torch import nn
 
 import scoresde as ss
 from scoresde.cli.main import main
+from scoresde.conditions import Label, Tokens
 from scoresde.config import ConfigError, build_model, load_config
 from scoresde.data import Scaling
+from scoresde.guidance import free
 from scoresde.interop import keymaps, native
 from scoresde.interop.folder import Folder
+from scoresde.interop.keymaps import NoTwin
 from scoresde.interop.pipelines import read_folder
 from scoresde.latent import KLAutoencoder, VQAutoencoder
 from scoresde.likelihood.divergence import Hutchinson, rademacher
 from scoresde.nn import DiT, Timesteps, adm
 from scoresde.nn.embeddings import positions
+from scoresde.runs.log import Quiet
 from scoresde.runs.train import train_run
 from scoresde.samplers import DDIM
 from scoresde.training.checkpoint import DataDescription
+from tests.parity.stable_diffusion_folders import make, text_encoder, tokenizer
 
 pytestmark = pytest.mark.parity
 
@@ -176,13 +181,13 @@ VARIANCE = {"network.head": "variance", "train.objective.kind": "hybrid"}
 VARIANCE |= {"train.times.kind": "levels", "train.times.n": 1000}
 
 
-def model_of(settings, shape=(1, *SIZE), classes=None, codec=None):
+def model_of(settings, shape=(1, *SIZE), classes=None, codec=None, told=None):
     """A model with drawn weights, of pictures of the given shape."""
     config = load_config(None, CHAIN | settings | {"conditional": classes is not None})
     names = None if classes is None else tuple(f"class {i}" for i in range(classes))
-    data = DataDescription("toy", shape, Scaling(256), names, 0.5)
+    data = DataDescription("toy", shape, Scaling(256), names, 0.5, told or {})
     seen = shape if codec is None else codec.latent_shape(shape)
-    seen_as = DataDescription("toy", seen, Scaling(256), names)
+    seen_as = DataDescription("toy", seen, Scaling(256), names, told=told or {})
     model = build_model(config, seen_as).eval().requires_grad_(False)
     drawn(model.net)
     for value in list(model.net.parameters())[-2:]:  # of the last layer
@@ -412,3 +417,201 @@ def test_a_text_reaches_a_conditional_u_net(diffusers):
     said = net(x, noise, context=text, mask=mask)
     torch.testing.assert_close(said, net(x, noise, context=text[:, :3]), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(said, net(x, noise))
+
+
+# --- sentences ----------------------------------------------------------------------------------
+
+SENTENCES = ["a red cat", "a dog", "a red hat", ""] * 3
+TOLD = {"network.kind": "diffusers", "network.model": "UNet2DConditionModel"}
+TOLD |= {"network.width": 16, "network.multipliers": "1,2", "network.blocks": 1}
+TOLD |= {"network.attention": "0", "network.head_channels": 8, "sde.table.kind": "scaled_linear"}
+SHORT = {"train.steps": 2, "train.batch": 4, "train.holdout": 0, "train.keep_best": False}
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """A folder of a small CLIP with its tokeniser, whose weights make sentences differ."""
+    transformers = pytest.importorskip("transformers")
+    transformers.logging.set_verbosity_error()
+    folder = tmp_path_factory.mktemp("clip")
+    drawn(text_encoder(16)).save_pretrained(folder / "text_encoder")
+    tokenizer(folder / "words").save_pretrained(folder / "tokenizer")
+    return folder
+
+
+def written_about(clip, cache, settings=None, name="text", codec=None, shape=(3, 16, 16), **text):
+    """A model of latents and of sentences, with drawn weights."""
+    said = {"kind": "frozen_text", "folder": str(clip), "cache": str(cache), **text}
+    config = {f"conditions.{name}.{key}": value for key, value in said.items()}
+    codec = standardised(CODECS["kl"]()) if codec is None else codec
+    settings = TOLD | config | (settings or {})
+    model = model_of(settings, shape, codec=codec, told={name: {"states": 16}})
+    for key, value in model.net.named_parameters():  # so that a sentence is seen in the picture
+        if "attn2" in key and "to_k" not in key:
+            value.data *= 6
+    return model
+
+
+def both_told(pipe, model, steps=10, name="text", guidance=4.0, against="a hat"):
+    """Pictures of the pipeline and ours, of the same noise, sentences, and what is against."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(2, *model.codec.latent_shape(model.data.shape), generator=generator)
+    prompts = ["a red cat", "a dog"]
+    theirs = pipe(
+        prompts, negative_prompt=[against] * 2, guidance_scale=guidance, latents=noise,
+        num_inference_steps=steps, output_type="pt", generator=torch.Generator().manual_seed(1),
+    ).images  # fmt: skip
+    generator = torch.Generator().manual_seed(1)
+    x = ss.sample(
+        free(model, {name: prompts}, {name: against}, guidance),
+        noise,
+        (pipe.scheduler.timesteps.double() + 1) / len(model.sde.betas),
+        DDIM(eta=1, variance="small"),
+        lambda x, t=None, s=None: torch.randn(x.shape, generator=generator),
+    )
+    x = model.codec.decode(model.codec.unstandardised(x))
+    return theirs, (x / 2 + 0.5).clamp(0, 1)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_a_model_of_sentences_is_a_stable_diffusion(diffusers, clip, tmp_path, prediction):
+    settings = {"parameterization.kind": prediction}
+    model = written_about(clip, tmp_path, settings, "caption", padded=True)
+    found = ss.export(model, tmp_path / "out")
+    assert (found.pipeline, found.notes) == ("StableDiffusionPipeline", ())
+    files = {file.suffix for file in (tmp_path / "out").rglob("*") if file.is_file()}
+    assert files == {".json", ".safetensors"}
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "out")
+    pipe.set_progress_bar_config(disable=True)
+    theirs, ours = both_told(pipe, model, name="caption")
+    agree(theirs, ours, limit=1e-5)
+    other = both_told(pipe, model, name="caption", against="")[1]
+    assert float((other - ours).abs().max()) > 5e-3
+    back = read_folder(Folder(tmp_path / "out"))
+    assert (back.data, back.sde) == (model.data, model.sde)
+    assert back.parameterization == model.parameterization
+    assert list(back.conditions) == ["caption"]
+    x = torch.randn(2, *model.codec.latent_shape(model.data.shape))
+    t = torch.tensor([0.05, 0.8], dtype=torch.float64)
+    said = []
+    for text in (["a red cat", "a dog"], None):
+        for guidance in (1.0, 5.0):
+            ours, theirs = (
+                free(m, {"caption": text or [""] * 2}, {"caption": "a hat"}, guidance)(x, t)
+                for m in (model, back)
+            )
+            assert float((theirs - ours).abs().max()) < 1e-5 * float(ours.abs().max())
+            said.append(ours)
+    assert float((said[0] - said[2]).abs().max()) > 1e-3
+    x = 2 * torch.rand(2, *model.data.shape) - 1
+    w, theirs = (m.codec.standardised(m.codec.encode(x).mean) for m in (model, back))
+    assert float((theirs - w).abs().max()) < 1e-5 * float(w.abs().max())
+
+
+def test_a_sentence_is_padded_to_the_length_that_it_was_trained_with(diffusers, clip, tmp_path):
+    model = written_about(clip, tmp_path, padded=True, length=20, dropout=0)
+    assert "guidance_scale=1" in ss.export(model, tmp_path / "out").notes[0]
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "out")
+    found = pipe.encode_prompt("a red cat", "cpu", 1, False)[0]
+    assert found.shape == (1, 20, 16)
+    condition = model.conditions["text"]
+    told = condition(condition.read("a red cat"))
+    assert (told.mask, told.embed) == (None, None)
+    torch.testing.assert_close(told.context, found, rtol=0, atol=1e-6)
+    back = read_folder(Folder(tmp_path / "out"))
+    assert back.read(text="a dog")["text"].shape == (1, 20)
+
+
+def test_a_run_of_sentences_is_trained_and_exported(diffusers, clip, tmp_path):
+    config = CHAIN | TOLD | SHORT
+    text = {"kind": "frozen_text", "folder": str(clip), "padded": True, "cache": str(tmp_path)}
+    config |= {f"conditions.text.{key}": value for key, value in text.items()}
+    x = torch.randint(0, 256, (12, 3, 16, 16), dtype=torch.uint8)
+    codec = standardised(CODECS["kl"]())
+    codec.kind = "kl"
+    codec.arguments = {"channels": 3, "latent_channels": 4, "patch": 1, "law": "gaussian"}
+    ss.train(
+        load_config(None, config), (x, {"text": SENTENCES}), out=tmp_path / "run", device="cpu",
+        codec=codec, listener=Quiet(),
+    )  # fmt: skip
+    out = tmp_path / "out"
+    assert main(["export", str(tmp_path / "run"), "--to", "diffusers", str(out)]) == 0
+    model = ss.load(tmp_path / "run")
+    told = {"prompt": "a red cat", "negative": "a dog", "guidance": 3.0, "nfe": 3, "num": 2}
+    ours, back = ss.draw(model, **told), ss.draw(ss.load(out), **told)
+    torch.testing.assert_close(back.x, ours.x, rtol=0, atol=1e-4)
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(out)
+    pipe.set_progress_bar_config(disable=True)
+    agree(*both_told(pipe, model), limit=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["tokens", "frozen_text"])
+def test_a_module_of_diffusers_trains_with_sentences_of_every_kind(clip, tmp_path, kind):
+    """On pixels, told states behind a mask too; a condition that also embeds is refused."""
+    more = {"folder": str(clip), "cache": str(tmp_path)} if kind == "frozen_text" else {"width": 8}
+    x = torch.randint(0, 256, (12, 1, 8, 8), dtype=torch.uint8)
+
+    def trained(**said):
+        told = {"kind": kind, **more, **said}
+        config = CHAIN | TOLD | SHORT
+        config |= {f"conditions.text.{key}": value for key, value in told.items()}
+        data = (x, {"text": SENTENCES})
+        return ss.train(load_config(None, config), data, device="cpu", listener=Quiet()).model
+
+    alone = {"padded": True} if kind == "frozen_text" else {"pooled": False}
+    drawn = ss.draw(trained(**alone), 2, prompt="a red cat", guidance=2.0, nfe=3)
+    assert bool(drawn.x.isfinite().all())
+    with pytest.raises(ConfigError, match=r"takes no embed.*pooled: false.*padded: true"):
+        trained()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda model: setattr(model.conditions["text"], "padded", False), "padded: true"),
+        (lambda model: setattr(model, "codec", None), "on its latents"),
+        (lambda model: setattr(model, "codec", standardised(CODECS["vq"]())), "kind kl"),
+        (lambda model: setattr(model, "variance", True), "without network.head"),
+        (lambda model: setattr(model.net, "classes", 3), "conditional: false"),
+        (lambda model: setattr(model, "net", model.codec), "model: UNet2DConditionModel"),
+        (lambda model: setattr(model, "sde", ss.VP()), "sde.kind: discrete_vp"),
+        (
+            lambda model: model.conditions.update({"label": Label(["a", "b"])}),
+            "conditions: label: pipelines",
+        ),
+        (
+            lambda model: model.conditions.update(
+                {"text": Tokens(["a"], 3, width=8, heads=2, pooled=False)}
+            ),
+            "conditions: text: pipelines",
+        ),
+    ],
+)
+def test_what_stable_diffusion_does_not_do_is_named(clip, tmp_path, change, words):
+    model = written_about(clip, tmp_path / "cache", padded=True)
+    change(model)
+    with pytest.raises(NoTwin, match=words):
+        ss.export(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_folder_of_stable_diffusion_is_written_back(tmp_path, kind, dtype):
+    path = make(kind, tmp_path / "first", tmp_path / "scratch")
+    model = ss.load(path, dtype=dtype)
+    ss.export(model, tmp_path / "second")
+    again = ss.load(tmp_path / "second", dtype=dtype)
+    assert (again.sde, again.parameterization) == (model.sde, model.parameterization)
+    assert again.data == model.data
+    ours, back = model.state_dict(), again.state_dict()
+    assert ours.keys() == back.keys()
+    assert all(torch.equal(back[k], value) for k, value in ours.items())
+    told = {"prompt": "a red cat", "negative": "a dog", "guidance": 3.0, "nfe": 2}
+    assert torch.equal(ss.draw(again, **told).x, ss.draw(model, **told).x)
+
+
+def test_a_folder_of_stable_diffusion_3_is_not_written(tmp_path):
+    path = make("sd3", tmp_path / "first", tmp_path / "scratch")
+    with pytest.raises(NoTwin, match="copy its folder"):
+        ss.export(path, tmp_path / "second")

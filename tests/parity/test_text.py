@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from scoresde import VP, ScoreModel
 from scoresde.conditions import FrozenText, Tokens, sizes
+from scoresde.conditions.frozen_text import encoder_in
 from scoresde.nn import UNet
 from scoresde.parameterization import v
 from tests.parity.stable_diffusion_folders import END, START, tokenizer_files, vocabulary
@@ -119,6 +120,27 @@ def test_states_are_those_of_the_text_model(folder):
         # Half precision stores them.
         torch.testing.assert_close(told.context[k, :n].float(), states, atol=3e-3, rtol=0)
         assert not told.context[k, n:].any()
+
+
+def test_padded_states_are_those_of_all_tokens_without_a_mask(folder):
+    made = condition(folder, padded=True)
+    encoder = folder / "text_encoder"
+    words = transformers.AutoTokenizer.from_pretrained(
+        folder / "tokenizer" if encoder.is_dir() else folder, local_files_only=True
+    )
+    ids = words("a red hat", padding="max_length", max_length=12, return_tensors="pt")["input_ids"]
+    model = encoder_in(encoder if encoder.is_dir() else folder)
+    with torch.no_grad():
+        states = model(ids).last_hidden_state
+    told = made(made.read(["cat", "a red hat"]))
+    torch.testing.assert_close(told.context[1:], states, atol=1e-5, rtol=0)
+    assert (told.mask, told.embed) == (None, None)
+
+
+def test_a_text_model_reads_the_length_that_is_padded_to(tmp_path):
+    clip(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"length=77: the text model in .* reads 12"):
+        FrozenText(tmp_path / "model", cache=tmp_path, padded=True).read("a cat")
 
 
 def test_a_sentence_is_encoded_once(folder, monkeypatch):
