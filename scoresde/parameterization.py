@@ -269,6 +269,12 @@ class ScoreModel(nn.Module):
         return getattr(self.net, "classes", None)
 
     @property
+    def needs_label(self) -> bool:
+        """Whether the network has no prediction without a class: ``label`` has no default."""
+        label = signature(self.net.forward).parameters.get("label")
+        return label is not None and label.default is Parameter.empty
+
+    @property
     def std(self) -> float:
         """Standard deviation of the data in model units, which the default sampler is made for.
 

@@ -51,7 +51,9 @@ class Wrapped(nn.Module):
         self.classes = classes
         self.whole = whole
         function = module.forward if isinstance(module, nn.Module) else module
-        self._taken = signature(function).parameters
+        taken = signature(function).parameters.values()
+        self._names = {p.name for p in taken}
+        self._any = any(p.kind is Parameter.VAR_KEYWORD for p in taken)
 
     def forward(self, x: Tensor, noise: Tensor, **told: Tensor | None) -> Any:
         if self.classes is not None and told.get("label") is None:
@@ -61,11 +63,10 @@ class Wrapped(nn.Module):
 
     def _name(self, name: str) -> str:
         """What the module calls an input; raises ValueError where it has none."""
-        taken = self._taken
         for its in (name, *NAMES.get(name, ())):
-            if its in taken:
+            if its in self._names:
                 return its
-        if any(p.kind is Parameter.VAR_KEYWORD for p in taken.values()):
+        if self._any:
             return name
         raise ValueError(f"{name}: this network has no such input; leave it out")
 
