@@ -160,6 +160,7 @@ def _factor(parameterization: Parameterization, sde: SDE) -> float:
 
 
 def _name(parameterization: Parameterization) -> str:
+    parameterization = getattr(parameterization, "base", parameterization)
     return getattr(parameterization, "__name__", type(parameterization).__name__)
 
 

@@ -10,6 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -174,8 +175,9 @@ def schedule_from(schedule: Any, nearest: bool = False) -> tuple[Schedule, bool]
     if isinstance(schedule, Mapping):
         return _configured(schedule, nearest, FILE)
     if not isinstance(schedule, SDE):
-        try:
-            table = torch.as_tensor(schedule, dtype=torch.float64)
+        try:  # numpy also takes a table that was reversed by [::-1]
+            known = schedule if isinstance(schedule, Tensor) else np.array(schedule, np.float64)
+            table = torch.as_tensor(known, dtype=torch.float64)
         except (TypeError, ValueError, RuntimeError):
             table = torch.zeros(0, 0)
         if table.ndim != 1:

@@ -283,3 +283,15 @@ def test_guidance_of_a_network_that_needs_a_class_is_refused():
     with pytest.raises(ValueError, match="say it in negative"):
         draw(model, 2, label=1, guidance=2, shape=(2,), nfe=3)
     assert draw(model, 2, label=1, guidance=2, negative={"label": 0}, shape=(2,), nfe=3).nfe == 3
+
+
+def test_a_reversed_view_of_a_table_is_a_table():
+    assert wrap(nn.Identity(), np.array(TABLE[::-1])[::-1]).sde == DiscreteVP(TABLE)
+
+
+def test_messages_do_not_list_a_whole_table():
+    with pytest.raises(ValueError, match="1000 betas") as error:
+        wrap(nn.Identity(), [0.5] * 1000)
+    assert len(str(error.value)) < 200
+    with pytest.raises(ValueError, match="eps divides by alpha"):
+        wrap(nn.Identity(), {"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True})
