@@ -78,6 +78,10 @@ def written(model: ScoreModel, config: Mapping[str, Any] | None = None) -> Writt
             "with conditional: true and no other condition to export it (of a network of kind "
             "diffusers, net.module.save_pretrained writes the network alone)"
         )
+    if not model.normalised:
+        raise NoTwin(
+            "a distilled network (LCM, TCD) has no folder that says so; copy the folder it is from"
+        )
     bounds = (data.scaling.low, data.scaling.high)
     if any(abs(end - wanted) > 0.01 for end, wanted in zip(bounds, (-1, 1), strict=True)):
         raise NoTwin(

@@ -73,6 +73,7 @@ def require_free(path: Path, overwrite: bool) -> None:
 def save(found: Written, path: Path) -> None:
     """Write a folder beside its place and rename it; an error leaves the place as it was."""
     with writing(path):
+        path = path.resolve()  # a link stays, and what it leads to is replaced
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary, old = (
             path.with_name(f".{path.name}.{os.getpid()}.{word}") for word in ("new", "old")

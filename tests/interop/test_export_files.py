@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -55,6 +56,27 @@ def test_a_half_written_export_is_never_left(tmp_path):
     assert contents(place)["weights"] == "b"
     assert list(place.parent.iterdir()) == [place]
     assert (place / "unet" / "weights").stat().st_mode == (place / ABOUT).stat().st_mode
+
+
+def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path, monkeypatch):
+    place, link = tmp_path / "out", tmp_path / "link"
+    save(Parts("a"), place)
+    link.symlink_to(place)
+    save(Parts("b"), link)
+    assert link.is_symlink() and contents(place)["weights"] == "b"
+    assert sorted(tmp_path.iterdir()) == [link, place]
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    require_free(Path(), overwrite=False)
+    save(Parts("c"), Path())
+    assert contents(tmp_path / "here")["weights"] == "c"
+
+
+def test_a_distilled_model_is_not_written_as_one_with_a_likelihood(tmp_path):
+    model = ss.ScoreModel(UNet(1), ss.DiscreteVP(), eps)
+    model.data, model.normalised = PICTURES, False
+    with pytest.raises(ValueError, match="distilled"):
+        ss.export(model, tmp_path / "out")
 
 
 def test_only_an_export_is_replaced_and_only_if_asked(tmp_path):
