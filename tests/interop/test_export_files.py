@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 import scoresde as ss
 from scoresde.cli.main import main
@@ -56,6 +58,17 @@ def test_a_half_written_export_is_never_left(tmp_path):
     assert contents(place)["weights"] == "b"
     assert list(place.parent.iterdir()) == [place]
     assert (place / "unet" / "weights").stat().st_mode == (place / ABOUT).stat().st_mode
+
+
+def test_a_full_disk_is_named_with_the_place(tmp_path):
+    class Full:
+        def save(self, folder):
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    with pytest.raises(OSError, match="free some space.*out") as error:
+        save(Full(), tmp_path / "out")
+    assert error.value.errno == errno.ENOSPC
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path, monkeypatch):
