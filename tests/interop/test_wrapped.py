@@ -271,7 +271,8 @@ def test_the_times_on_the_page_are_the_stored_ones():
 def test_a_wrapped_model_can_be_copied_and_pickled():
     model = wrap(nn.Identity(), TABLE)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert type(other.net.module) is nn.Identity and other.sde == model.sde
+        assert type(other.net.module) is nn.Identity
+        assert other.sde == model.sde
 
 
 def test_guidance_of_a_network_that_needs_a_class_is_refused():
