@@ -21,6 +21,7 @@ ADVICE = {
     errno.ENOLCK: "choose a file system with locks",
     errno.ENOTDIR: "check the path",
     errno.ENOENT: "make the folder first",
+    errno.EEXIST: "choose another place",
 }
 
 

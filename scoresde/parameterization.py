@@ -160,6 +160,7 @@ def _factor(parameterization: Parameterization, sde: SDE) -> float:
 
 
 def _name(parameterization: Parameterization) -> str:
+    parameterization = getattr(parameterization, "base", parameterization)
     return getattr(parameterization, "__name__", type(parameterization).__name__)
 
 
@@ -267,6 +268,12 @@ class ScoreModel(nn.Module):
     def classes(self) -> int | None:
         """Number of classes in a table of the network's own; None without."""
         return getattr(self.net, "classes", None)
+
+    @property
+    def needs_label(self) -> bool:
+        """Whether the network has no prediction without a class: ``label`` has no default."""
+        label = signature(self.net.forward).parameters.get("label")
+        return label is not None and label.default is Parameter.empty
 
     @property
     def std(self) -> float:

@@ -552,6 +552,9 @@ class DiscreteVP(SDE):
         if not self._table[-1] < self._table[-2]:
             raise ValueError("no signal is left before the last level; take smaller betas")
 
+    def __str__(self) -> str:
+        return f"DiscreteVP of {len(self.betas)} betas, {self.betas[0]:g} to {self.betas[-1]:g}"
+
     def __hash__(self) -> int:
         return self._hash  # of the whole table, asked for in every step
 

@@ -297,6 +297,8 @@ def _require_learned(
     dropout = {name: condition.dropout for name, condition in model.conditions.items()}
     if getattr(model.config, "conditional", False):
         dropout["label"] = model.config.train.label_dropout
+    if model.needs_label:
+        dropout["label"] = 0
     for name, fraction in dropout.items():
         if fraction == 0 and not all(name in names for names in spoken):
             raise ValueError(

@@ -12,7 +12,7 @@ def output_of(result: Any) -> Any:
     """The tensor in what a module of diffusers returns: ``.sample``, or the first of a tuple."""
     if hasattr(result, "sample") and not isinstance(result, Tensor):
         return result.sample
-    return result[0] if isinstance(result, tuple) else result
+    return result[0] if isinstance(result, tuple) and result else result
 
 
 class Plain(nn.Module):

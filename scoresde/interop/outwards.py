@@ -32,7 +32,7 @@ class SigmaDenoiser:
 
         D(x, sigma) = x0_hat(alpha x, t),   sigma = (sigma / alpha)(t)
 
-    ``sigma`` is (B,) or 0-dim. Raises ValueError for a sigma above ``sigma_max``.
+    ``sigma`` is (B,) or 0-dim. Raises ValueError for a sigma below 0 or above ``sigma_max``.
     EDM, arXiv 2206.00364, section 2.
 
     Args:
@@ -54,12 +54,13 @@ class SigmaDenoiser:
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         sde = self.denoiser.sde
         values = torch.as_tensor(sigma).detach().to("cpu", F64)
-        if values.ndim > 1:
+        if values.ndim > 1 or values.numel() not in (1, len(x)):
             raise ValueError(f"sigma: need one number or one a sample, got {tuple(values.shape)}")
         highest = self.sigma_max
-        if not bool((values <= highest * (1 + 1e-6)).all()):
+        if not bool(((values >= 0) & (values <= highest * (1 + 1e-6))).all()):
             raise ValueError(
-                f"sigma: this model knows at most {highest:g}, got {float(values.max()):g}"
+                f"sigma: this model knows 0 to {highest:g}, got {values.min():g} to "
+                f"{values.max():g}"
             )
         lam = -values.log()
         if lam.ndim == 0 or bool((lam == lam[0]).all()):

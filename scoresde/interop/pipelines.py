@@ -35,6 +35,9 @@ def unconditional(folder: Folder, dtype: torch.dtype, nearest: bool) -> ScoreMod
     codec = None
     if folder.pipeline == "LDMPipeline":
         codec = codec_of(folder, "vae" if folder.part("vqvae") is None else "vqvae", dtype)
+    if config["time_embedding_type"] == "learned":  # a table of whole indices
+        nearest = True
+        unet.time_proj.register_forward_pre_hook(_whole)
     net: nn.Module = Unconditional(unet)
     classes = None
     if unet.class_embedding is not None:
@@ -49,6 +52,10 @@ def unconditional(folder: Folder, dtype: torch.dtype, nearest: bool) -> ScoreMod
     model.data = described(folder, shape, codec, classes, scaling)
     model.codec = codec
     return model
+
+
+def _whole(module: nn.Module, given: tuple[torch.Tensor]) -> torch.Tensor:
+    return given[0].long()
 
 
 def dit(folder: Folder, dtype: torch.dtype, nearest: bool) -> ScoreModel:

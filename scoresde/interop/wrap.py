@@ -10,6 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -51,7 +52,9 @@ class Wrapped(nn.Module):
         self.classes = classes
         self.whole = whole
         function = module.forward if isinstance(module, nn.Module) else module
-        self._taken = signature(function).parameters
+        taken = signature(function).parameters.values()
+        self._names = {p.name for p in taken}
+        self._any = any(p.kind is Parameter.VAR_KEYWORD for p in taken)
 
     def forward(self, x: Tensor, noise: Tensor, **told: Tensor | None) -> Any:
         if self.classes is not None and told.get("label") is None:
@@ -61,11 +64,10 @@ class Wrapped(nn.Module):
 
     def _name(self, name: str) -> str:
         """What the module calls an input; raises ValueError where it has none."""
-        taken = self._taken
         for its in (name, *NAMES.get(name, ())):
-            if its in taken:
+            if its in self._names:
                 return its
-        if any(p.kind is Parameter.VAR_KEYWORD for p in taken.values()):
+        if self._any:
             return name
         raise ValueError(f"{name}: this network has no such input; leave it out")
 
@@ -173,8 +175,9 @@ def schedule_from(schedule: Any, nearest: bool = False) -> tuple[Schedule, bool]
     if isinstance(schedule, Mapping):
         return _configured(schedule, nearest, FILE)
     if not isinstance(schedule, SDE):
-        try:
-            table = torch.as_tensor(schedule, dtype=torch.float64)
+        try:  # numpy also takes a table that was reversed by [::-1]
+            known = schedule if isinstance(schedule, Tensor) else np.array(schedule, np.float64)
+            table = torch.as_tensor(known, dtype=torch.float64)
         except (TypeError, ValueError, RuntimeError):
             table = torch.zeros(0, 0)
         if table.ndim != 1:

@@ -80,6 +80,10 @@ def written(model: ScoreModel, config: Mapping[str, Any] | None = None) -> Writt
             "self_conditioning: no pipeline of diffusers tells its network what it estimated "
             "before; train without it to export it"
         )
+    if not model.normalised:
+        raise NoTwin(
+            "a distilled network (LCM, TCD) has no folder that says so; copy the folder it is from"
+        )
     bounds = (data.scaling.low, data.scaling.high)
     if any(abs(end - wanted) > 0.01 for end, wanted in zip(bounds, (-1, 1), strict=True)):
         raise NoTwin(

@@ -176,7 +176,7 @@ class DiT(nn.Module):
         check(DiT, locals())
         self.channels, self.classes = channels, classes
         self.patch, self.recompute = patch, recompute
-        self.context, self.concat, self.wide_noise = context, concat, indexed
+        self.context, self.concat, self.wide_noise = context, concat, True
         self.condition = (LateConditioning if late else Conditioning)(
             embedding,
             width,

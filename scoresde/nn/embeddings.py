@@ -7,6 +7,7 @@ place in a table of levels, from 0 to about 1000, for networks that are ``indexe
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,8 @@ from torch.nn import functional as F
 class Sinusoids(nn.Module):
     """(sin(w c), cos(w c)) for n fixed frequencies w, (B,) -> (B, 2 n).
 
-    The frequencies, in radians per unit of c, are a buffer and not trained.
+    The frequencies, in radians per unit of c, are a buffer and not trained. They stay at least
+    float32 in a network of half precision, where an angle of a large c would be wrong by radians.
     """
 
     frequencies: Tensor
@@ -25,9 +27,16 @@ class Sinusoids(nn.Module):
         super().__init__()
         self.register_buffer("frequencies", frequencies)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Sinusoids:
+        exact = self.frequencies
+        super()._apply(fn, recurse)
+        if self.frequencies.dtype.itemsize < 4:
+            self.frequencies = exact.to(self.frequencies.device)
+        return self
+
     def forward(self, coordinate: Tensor) -> Tensor:
         angle = coordinate[:, None] * self.frequencies
-        return torch.cat([angle.sin(), angle.cos()], dim=1)
+        return torch.cat([angle.sin(), angle.cos()], dim=1).to(coordinate.dtype)
 
 
 def sinusoidal(width: int, *, low: float = 0.5, high: float = 32.0) -> Sinusoids:
@@ -102,7 +111,7 @@ class Conditioning(nn.Module):
     ) -> None:
         super().__init__()
         check_counts(classes, augments, embed)
-        self.classes, self.wide_noise = classes, indexed
+        self.classes, self.wide_noise = classes, True
         self.features = features_of(features, fourier=fourier, indexed=indexed)
         self.labels = None if classes is None else nn.Embedding(classes + 1, features)
         self.augments = None if augments is None else nn.Linear(augments, features, bias=False)
@@ -144,7 +153,7 @@ class LateConditioning(nn.Module):
     ) -> None:
         super().__init__()
         check_counts(classes, augments, embed)
-        self.classes, self.wide_noise = classes, indexed
+        self.classes, self.wide_noise = classes, True
         self.features = features_of(features, fourier=fourier, indexed=indexed)
         self.labels = None if classes is None else nn.Embedding(classes + 1, out)
         self.augments = None if augments is None else nn.Linear(augments, features, bias=False)

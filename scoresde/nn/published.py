@@ -119,6 +119,8 @@ class LucidUNet(nn.Module):
         concat: channels of pictures that are given beside the input.
     """
 
+    wide_noise = True
+
     def __init__(
         self,
         channels: int,
@@ -187,7 +189,7 @@ class LucidUNet(nn.Module):
         check_images(x, self.channels)
         check_divisible(x, 2**self.depth)
         h = start = self.init_conv(beside(x, concat, self.concat))
-        condition = self.time_mlp(noise)
+        condition = self.time_mlp[1:](self.time_mlp[0](noise).to(x))
         skips: list[Tensor] = []
         downs: Any = self.downs
         for first, second, attention, change in downs:
@@ -303,6 +305,8 @@ class ImageV1(nn.Module):
         outputs: output channels; None for those of the input.
     """
 
+    wide_noise = True
+
     def __init__(
         self,
         channels: int,
@@ -356,7 +360,7 @@ class ImageV1(nn.Module):
     def forward(self, x: Tensor, noise: Tensor) -> Tensor:
         check_images(x, self.channels)
         check_divisible(x, self.patch * 2**self.depth)
-        condition = self.mapping(self.timestep_embed(noise))
+        condition = self.mapping(self.timestep_embed(noise).to(x))
         h = self.proj_in(F.pixel_unshuffle(x, self.patch))
         blocks: Any = self.u_net
         skips: list[Tensor] = []

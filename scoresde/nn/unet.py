@@ -152,7 +152,7 @@ class UNet(nn.Module):
             )
 
         self.channels, self.classes = channels, classes
-        self.context, self.concat, self.wide_noise = context, concat, indexed
+        self.context, self.concat, self.wide_noise = context, concat, True
         self.condition = Conditioning(
             embedding,
             vector,

@@ -35,7 +35,7 @@ from scoresde.runs.optimised import GridSearch, configured_search, optimised_gri
 from scoresde.runs.processes import World, jointly
 from scoresde.runs.said import Said, said_of, sentence_condition
 from scoresde.runs.space import state_shape, to_data
-from scoresde.runs.train_setup import needs_label, takes_labels
+from scoresde.runs.train_setup import takes_labels
 from scoresde.samplers import (
     ArctanGrid,
     Grid,
@@ -357,7 +357,7 @@ def _places(label: Any, model: ScoreModel) -> Tensor | None:
     if "label" in model.conditions:
         return None if label is None else model.read(label=_every(label, model))["label"]
     if label is None:
-        if needs_label(model.net):
+        if model.needs_label:
             raise ValueError("label is missing: the network needs a class")
         if config is not None and config.conditional and config.train.label_dropout == 0:
             raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from os import PathLike
 from pathlib import Path
@@ -72,14 +73,21 @@ def require_free(path: Path, overwrite: bool) -> None:
 
 def save(found: Written, path: Path) -> None:
     """Write a folder beside its place and rename it; an error leaves the place as it was."""
+    from safetensors import SafetensorError
+
     with writing(path):
+        path = path.resolve()  # a link stays, and what it leads to is replaced
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary, old = (
             path.with_name(f".{path.name}.{os.getpid()}.{word}") for word in ("new", "old")
         )
         try:
             temporary.mkdir()
-            found.save(temporary)
+            try:
+                found.save(temporary)
+            except SafetensorError as error:  # it holds the number of an OSError in its words
+                number = re.search(r"os error (\d+)", str(error))
+                raise OSError(int(number[1]) if number else None, str(error)) from error
             mode = (temporary / ABOUT).stat().st_mode
             for file in temporary.rglob("*"):
                 if file.is_file():

@@ -17,7 +17,6 @@ from scoresde.progress import Progress, silent
 from scoresde.registry import GRIDS, SELF_PACED, STEPS, build_step
 from scoresde.registry.grid_files import StoredGrid, described, load_grid, save_grid
 from scoresde.runs.said import require_said
-from scoresde.runs.train_setup import needs_label
 from scoresde.samplers import Grid, Step, per_sample_noise, suited_grid
 from scoresde.samplers.optimise import STANDARD, search_grid
 from scoresde.training.checkpoint import fingerprint
@@ -130,7 +129,7 @@ def without_class(model: ScoreModel, n: int) -> Denoiser:
     config, data = model.config, model.data
     require_said(model, remedy="; paths are drawn with nothing said")
     never = config is not None and config.conditional and not config.train.label_dropout
-    if not (never or needs_label(model.net)):
+    if not (never or model.needs_label):
         return model.denoiser()
     if data is None or data.classes is None:
         raise ValueError("the network needs a class, and the model does not say which it has")

@@ -29,7 +29,7 @@ from scoresde.runs.processes import World
 from scoresde.runs.results import require_writable
 from scoresde.runs.said import require_said
 from scoresde.runs.scoring import Job, Partial, Values
-from scoresde.runs.train_setup import needs_label, takes_labels
+from scoresde.runs.train_setup import takes_labels
 from scoresde.sde import SDE
 from scoresde.solvers import SolverError
 from scoresde.training.held_out import evaluating
@@ -444,7 +444,7 @@ def _require_classes(
     """Raise ValueError if the model needs labels but has none, or cannot take those given."""
     config, known = model.config, model.data
     if not conditional:
-        if needs_label(model.net):
+        if model.needs_label:
             raise ValueError("the network needs a class; give conditional=True")
         if config is not None and config.conditional and config.train.label_dropout == 0:
             raise ValueError(

@@ -17,7 +17,7 @@ from scoresde.interop.pipelines import read_folder
 from scoresde.parameterization import ScoreModel
 from scoresde.runs.space import state_shape
 from scoresde.runs.stored import classes_line
-from scoresde.runs.train_setup import needs_label, takes_labels
+from scoresde.runs.train_setup import takes_labels
 
 SPACINGS = ("timestep_spacing", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 """Fields of a scheduler that place its steps."""
@@ -112,7 +112,7 @@ def _label(model: ScoreModel) -> str | None:
     """What the network does without a class; None if it takes none."""
     if "label" in model.conditions or not takes_labels(model.net):
         return None
-    return "one is needed" if needs_label(model.net) else "or none"
+    return "one is needed" if model.needs_label else "or none"
 
 
 def _count(module: nn.Module) -> int:

@@ -348,12 +348,6 @@ def takes_labels(net: nn.Module) -> bool:
     return "label" in taken or any(p.kind is Parameter.VAR_KEYWORD for p in taken.values())
 
 
-def needs_label(net: nn.Module) -> bool:
-    """Whether a network has no prediction without a class: its ``label`` has no default."""
-    taken = signature(net.forward).parameters.get("label")
-    return taken is not None and taken.default is Parameter.empty
-
-
 def described(counts: Mapping[str, int], most: int = 12) -> list[str]:
     """The classes of the training examples with the number of each, in a line; none without."""
     if not counts:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 import scoresde as ss
 from scoresde.cli.main import main
@@ -55,6 +58,39 @@ def test_a_half_written_export_is_never_left(tmp_path):
     assert contents(place)["weights"] == "b"
     assert list(place.parent.iterdir()) == [place]
     assert (place / "unet" / "weights").stat().st_mode == (place / ABOUT).stat().st_mode
+
+
+def test_a_full_disk_is_named_with_the_place(tmp_path):
+    class Full:
+        def save(self, folder):
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    with pytest.raises(OSError, match=r"free some space.*out") as error:
+        save(Full(), tmp_path / "out")
+    assert error.value.errno == errno.ENOSPC
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path, monkeypatch):
+    place, link = tmp_path / "out", tmp_path / "link"
+    save(Parts("a"), place)
+    link.symlink_to(place)
+    save(Parts("b"), link)
+    assert link.is_symlink()
+    assert contents(place)["weights"] == "b"
+    assert sorted(tmp_path.iterdir()) == [link, place]
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    require_free(Path(), overwrite=False)
+    save(Parts("c"), Path())
+    assert contents(tmp_path / "here")["weights"] == "c"
+
+
+def test_a_distilled_model_is_not_written_as_one_with_a_likelihood(tmp_path):
+    model = ss.ScoreModel(UNet(1), ss.DiscreteVP(), eps)
+    model.data, model.normalised = PICTURES, False
+    with pytest.raises(ValueError, match="distilled"):
+        ss.export(model, tmp_path / "out")
 
 
 def test_only_an_export_is_replaced_and_only_if_asked(tmp_path):

@@ -10,8 +10,9 @@ import torch
 from scoresde.config import ConfigError, build, build_model, config_from, load_config, to_plain
 from scoresde.coordinates import Index, Time, place
 from scoresde.data import Scaling
-from scoresde.nn import Timesteps, adm
-from scoresde.parameterization import Informed, flow, v
+from scoresde.nn import DiT, Sinusoids, Timesteps, adm
+from scoresde.nn.published import ImageV1, LucidUNet
+from scoresde.parameterization import Informed, ScoreModel, eps, flow, v
 from scoresde.registry import PARAMETERIZATIONS
 from scoresde.sde import VP, DiscreteVP
 from scoresde.training.checkpoint import DataDescription
@@ -95,3 +96,25 @@ def test_neighbouring_places_differ_for_weights_of_half_precision():
     assert float((features[0] - features[1]).abs().max()) > 0.3
     assert math.isclose(float(features[1, 0]), math.sin(999), rel_tol=1e-3)
     assert net(torch.zeros(2, 1, 4, 4).bfloat16(), torch.tensor([998.0, 999.0])).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["adm", "dit", "lucidrains", "image_v1"])
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_stored_frequencies_stay_exact_in_half_precision(kind, half):
+    """Imported networks have frequencies of their own, of angles up to 1000 radians."""
+    sizes = {"width": 8, "multipliers": (1,)}
+    net = {
+        "adm": lambda: adm(1, **sizes, blocks=1, attention=(), head_channels=None),
+        "dit": lambda: DiT(1, width=8, depth=1, heads=1, patch=2),
+        "lucidrains": lambda: LucidUNet(1, **sizes, attention=(0,)),
+        "image_v1": lambda: ImageV1(1, depths=(1,), widths=(8,), attention=()),
+    }[kind]()
+    (features,) = (module for module in net.modules() if isinstance(module, Sinusoids))
+    features.frequencies.uniform_(0.1, 1)
+    model = ScoreModel(net, DiscreteVP(), Informed(eps, Index(1000))).eval()
+    seen = []
+    features.register_forward_hook(lambda module, given, found: seen.append(found.float()))
+    for dtype in (torch.float32, half):
+        model.to(dtype)(torch.zeros(1, 1, 8, 8), torch.ones(1))
+    torch.testing.assert_close(seen[1], seen[0], atol=1e-3, rtol=0)

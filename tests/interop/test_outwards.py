@@ -26,8 +26,11 @@ def test_d_of_sigma_is_one_function_for_every_process(sde):
         exact = law.mean + law.cov / (law.cov + square) * (x - law.mean)
         torch.testing.assert_close(d(x, sigma), exact, rtol=1e-9, atol=1e-9)
     assert 0 < d.sigma_min < 0.1 < 9 < d.sigma_max
-    with pytest.raises(ValueError, match="knows at most"):
+    with pytest.raises(ValueError, match="knows 0 to"):
         d(x, torch.tensor(2 * d.sigma_max))
+    for bad in (torch.tensor(-1.0), torch.tensor(float("nan")), torch.ones(len(x) + 1)):
+        with pytest.raises(ValueError, match="sigma: "):
+            d(x, bad)
     with pytest.raises(ValueError, match="one a sample"):
         d(x, torch.ones(4, 1))
     with pytest.raises(ValueError, match="label: conditions"):

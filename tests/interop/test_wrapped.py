@@ -1,6 +1,8 @@
 """``wrap``: networks of others, with exact answers."""
 
+import copy
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -264,3 +266,33 @@ def test_the_times_on_the_page_are_the_stored_ones():
         assert f"| {' | '.join(cells)} |" in page
     most = max((row["sample"] - 1) * row["theirs_us"] for row in shapes[1].values())
     assert f"up to {most:.0f} microseconds more" in page
+
+
+def test_a_wrapped_model_can_be_copied_and_pickled():
+    model = wrap(nn.Identity(), TABLE)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert type(other.net.module) is nn.Identity
+        assert other.sde == model.sde
+
+
+def test_guidance_of_a_network_that_needs_a_class_is_refused():
+    class Needy(nn.Module):
+        def forward(self, x, noise, label):
+            return x
+
+    model = ScoreModel(Needy(), DiscreteVP(), v)
+    with pytest.raises(ValueError, match="say it in negative"):
+        draw(model, 2, label=1, guidance=2, shape=(2,), nfe=3)
+    assert draw(model, 2, label=1, guidance=2, negative={"label": 0}, shape=(2,), nfe=3).nfe == 3
+
+
+def test_a_reversed_view_of_a_table_is_a_table():
+    assert wrap(nn.Identity(), np.array(TABLE[::-1])[::-1]).sde == DiscreteVP(TABLE)
+
+
+def test_messages_do_not_list_a_whole_table():
+    with pytest.raises(ValueError, match="1000 betas") as error:
+        wrap(nn.Identity(), [0.5] * 1000)
+    assert len(str(error.value)) < 200
+    with pytest.raises(ValueError, match="eps divides by alpha"):
+        wrap(nn.Identity(), {"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True})

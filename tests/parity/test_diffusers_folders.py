@@ -15,7 +15,7 @@ from scoresde.interop.folder import Folder
 from scoresde.interop.modules import module_of
 from scoresde.likelihood.discrete import discrete_elbo
 from scoresde.samplers import DDIM
-from tests.parity.folders import folder
+from tests.parity.folders import UNET, folder
 
 pytestmark = pytest.mark.parity
 F64 = torch.float64
@@ -274,6 +274,16 @@ def test_overflow_in_float16_is_named(d, tmp_path, part):
     config.write_text(json.dumps(json.loads(config.read_text()) | {"force_upcast": False}))
     with pytest.raises(RuntimeError, match="float16 weights overflow: take dtype bfloat16"):
         ss.draw(ss.load(path, dtype="float16"), num=1, nfe=3)
+
+
+def test_a_table_of_embeddings_is_told_whole_indices(d, tmp_path):
+    unet = d.UNet2DModel(**UNET, time_embedding_type="learned", num_train_timesteps=1000)
+    d.DDPMPipeline(unet, d.DDPMScheduler()).save_pretrained(tmp_path)
+    model = ss.load(tmp_path)
+    x, index = normal(2, 3, 8, 8).float(), torch.tensor([7, 7])
+    with torch.no_grad():
+        close(model(x, torch.tensor(8 / 1000, dtype=F64)), unet.eval()(x, index).sample, 1e-6)
+    assert ss.draw(model, 1, nfe=4).x.shape == (1, 3, 8, 8)
 
 
 def test_old_names_of_attention(d, made, tmp_path):
