@@ -79,7 +79,7 @@ def main() -> None:
     for shape in () if args.only == "pipeline" else SHAPES:
         found = {name: measured(name, shape, args.repeats) for name in PAIRS}
         results["x".join(map(str, shape))] = found
-        print(f"\n{table(shape, found)}\n", flush=True)
+    print(table(results))
     args.out.write_text(json.dumps(results, indent=1) + "\n")
 
 
@@ -217,19 +217,18 @@ def pipeline_table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def table(shape: tuple[int, ...], found: dict[str, dict[str, float]]) -> str:
-    """Markdown."""
-    lines = [
-        f"State {list(shape)}, time a network call, of theirs and of ours over theirs:",
-        "",
-        "| scheduler | theirs, us | as_scheduler | sample |",
-        "|---|---|---|---|",
-    ]
-    for name, row in found.items():
-        lines.append(
-            f"| {name} | {row['theirs_us']:.0f} | {row['as_scheduler']:.2f} "
-            f"| {row['sample']:.2f} |"
-        )
+def table(found: dict[str, Any]) -> str:
+    """Markdown: microseconds a call of theirs, and ours over theirs, for each shape."""
+    names = ["x".join(map(str, shape)) for shape in SHAPES]
+    head = [f"{name}, us | as_scheduler | sample" for name in names]
+    lines = [f"| | {' | '.join(head)} |", "| --- " * (1 + 3 * len(names)) + "|"]
+    for scheduler in PAIRS:
+        rows = [found[name][scheduler] for name in names]
+        cells = [
+            f"{row['theirs_us']:.0f} | {row['as_scheduler']:.2f} | {row['sample']:.2f}"
+            for row in rows
+        ]
+        lines.append(f"| `{scheduler}` | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

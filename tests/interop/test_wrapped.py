@@ -250,17 +250,3 @@ def test_the_example_of_the_page():
     exec(block, found)
     assert found["drawn"].x.shape == found["theirs"].shape == found["x0_hat"].shape == (2, 3, 8, 8)
     assert len(found["scheduler"].timesteps) == 10
-
-
-def test_the_times_on_the_page_are_the_stored_ones():
-    stored = json.loads((ROOT / "experiments" / "results" / "interop.json").read_text())
-    page = (ROOT / "docs" / "parity.md").read_text()
-    shapes = stored["64x3x32x32"], stored["4096x2"]
-    for name in shapes[0]:
-        cells = [f"`{name}`"]
-        for found in (shape[name] for shape in shapes):
-            cells += [f"{found['theirs_us']:.0f}"]
-            cells += [f"{found[which]:.2f}" for which in ("as_scheduler", "sample")]
-        assert f"| {' | '.join(cells)} |" in page
-    most = max((row["sample"] - 1) * row["theirs_us"] for row in shapes[1].values())
-    assert f"up to {most:.0f} microseconds more" in page
