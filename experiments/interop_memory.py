@@ -152,8 +152,8 @@ def theirs(folder: str, dtype: torch.dtype, slices: bool) -> None:
     assert images.shape == (PICTURES, SIDE, SIDE, 3)
 
 
-def make(folder: Path) -> None:
-    """A folder in the layout of Stable Diffusion 1 with random weights."""
+def make(folder: Path, width: int = 80) -> None:
+    """A folder in the layout of Stable Diffusion 1 with random weights, as wide as is said."""
     from diffusers import (
         AutoencoderKL,
         DDIMScheduler,
@@ -180,8 +180,8 @@ def make(folder: Path) -> None:
         CLIPTextModel(text),
         CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77),
         UNet2DConditionModel(
-            sample_size=SIDE // 8, block_out_channels=(80, 160, 320, 320), cross_attention_dim=384,
-            attention_head_dim=8, norm_num_groups=16,
+            sample_size=SIDE // 8, block_out_channels=(width, 2 * width, 4 * width, 4 * width),
+            cross_attention_dim=384, attention_head_dim=8, norm_num_groups=16,
         ),
         DDIMScheduler(
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,

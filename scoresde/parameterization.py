@@ -386,7 +386,7 @@ class ScoreModel(nn.Module):
         """
         if not self.self_conditioning:
             return self._called(c, x, told, copies)
-        dtype = next((p.dtype for p in self.net.parameters()), x.dtype)
+        dtype = next(self.net.parameters(), x).dtype
         zeros = torch.zeros((copies * len(x), *x.shape[1:]), dtype=dtype, device=x.device)
         with torch.set_grad_enabled(torch.is_grad_enabled() and estimated is None):
             first, _ = self._called(c, x, _beside(told, zeros, self.net), copies)
@@ -401,9 +401,10 @@ class ScoreModel(nn.Module):
         self, c: Coeffs | Known, x: Tensor, told: Mapping[str, Tensor | None], copies: int
     ) -> tuple[Tensor, Tensor | None]:
         """``outputs``, by one call of the network."""
-        dtype = next((p.dtype for p in self.net.parameters()), x.dtype)
+        net = self.net
+        dtype = next(net.parameters(), x).dtype
         # In half precision the index 999 of a table would be 1000.
-        wide = getattr(self.net, "wide_noise", False)
+        wide = getattr(net, "wide_noise", False)
         exact = torch.promote_types(dtype, torch.float32) if wide else dtype
         if isinstance(c, Known):
             scaled = (x if c.inp == 1 else c.inp * x).to(dtype)
@@ -413,7 +414,7 @@ class ScoreModel(nn.Module):
         if copies > 1:
             scaled = scaled.repeat(copies, *[1] * (x.ndim - 1))
             noise = noise.repeat(copies)
-        result: Any = self.net(scaled, noise, **told)
+        result: Any = net(scaled, noise, **told)
         if not isinstance(result, Tensor):
             found = type(result).__name__
             raise OutputError(f"model: its network returns {found}; it has to return a tensor")
@@ -464,7 +465,9 @@ class Bound:
 
     def both(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
         """x0_hat and the mix of a learned reverse variance, in one call."""
-        return both([self], x, t)[0]
+        model = self.model
+        c = _coefficients(model.parameterization, model.sde, t)
+        return _predicted(model, c, x, _spread(self.given, x), 1)[0]
 
     def variance_mix(self, x: Tensor, t: Tensor) -> Tensor:
         """The mix of the learned reverse variance, shaped like ``x``."""
@@ -499,12 +502,18 @@ def both(bounds: Sequence[Bound], x: Tensor, t: Tensor) -> list[tuple[Tensor, Te
     each = [_spread(bound.given, x) for bound in bounds]
     told = each[0] if len(each) == 1 else _stacked(each, len(x), model.classes)
     calls = [(one, 1) for one in each] if told is None else [(told, len(each))]
-    found: list[tuple[Tensor, Tensor | None]] = []
-    for some, copies in calls:
-        value, mix = model.outputs(c, x, some, copies)
-        mixes = [None] * copies if mix is None else mix.to(x).chunk(copies)
-        found += zip(_x0_hats(c, x, value, copies), mixes, strict=True)
-    return found
+    return [pair for some, n in calls for pair in _predicted(model, c, x, some, n)]
+
+
+def _predicted(
+    model: ScoreModel, c: Coeffs | Known, x: Tensor, told: dict[str, Tensor | None], copies: int
+) -> list[tuple[Tensor, Tensor | None]]:
+    """x0_hat and mix of ``copies`` batches, by one evaluation."""
+    value, mix = model.outputs(c, x, told, copies)
+    x0_hats = _x0_hats(c, x, value, copies)
+    if mix is None:
+        return [(x0_hat, None) for x0_hat in x0_hats]
+    return list(zip(x0_hats, mix.to(x).chunk(copies), strict=True))
 
 
 def _coefficients(parameterization: Parameterization, sde: SDE, t: Tensor) -> Coeffs | Known:
@@ -526,11 +535,12 @@ def _known(parameterization: Parameterization, sde: SDE, t: float) -> Known:
 
 def _x0_hats(c: Coeffs | Known, x: Tensor, value: Tensor, copies: int) -> list[Tensor]:
     """x0_hat (7) of ``copies`` outputs for x, one batch after the other."""
+    parts = value.to(x).chunk(copies) if copies > 1 else [value.to(x)]
     if isinstance(c, Known):
         kept = torch.mul(x, c.skip)
-        return [torch.add(kept, part.to(x), alpha=c.out) for part in value.chunk(copies)]
+        return [torch.add(kept, part, alpha=c.out) for part in parts]
     skipped, out = match(c.skip, x) * x, match(c.out, x)
-    return [skipped + out * part.to(x) for part in value.chunk(copies)]
+    return [skipped + out * part for part in parts]
 
 
 def _beside(

@@ -322,3 +322,24 @@ def test_the_ceilings_of_the_judges():
     for part, words in (("test", "test canvases"), ("held_out", "canvases of held-out pairs")):
         count = judges["digit_pairs"]["pictures"][part]
         assert f"{100 * pairs[part]['all']:.1f} % of {count} {words}" in EVALUATION
+
+
+def test_the_tables_beside_diffusers_are_the_stored_ones(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "experiments")
+    text, times = TEXT["parity"], stored("interop")
+    script = importlib.import_module("interop")
+    assert script.pipeline_table(times["pipeline"]) in text
+    assert script.table(times) in text
+    few = [row for shape in ("1x4x64x64", "4096x2") for row in times[shape].values()]
+    most = max((row["sample"] - 1) * row["theirs_us"] for row in few)
+    assert f"up to {most:.0f}\nmicroseconds more" in text
+    for row in times["pipeline"].values():
+        assert row["ours"]["rest_ms"] <= row["theirs"]["rest_ms"]
+        assert row["ours"]["step_ms"] <= 1.05 * row["theirs"]["step_ms"]
+    found = stored("interop_likelihood")
+    assert importlib.import_module("interop_likelihood").table(found) in text
+    assert f"trained for {found['training']['cpu_seconds']} CPU seconds" in text
+    coarse, gap = found["coarse"], found["above_the_sum"]["chain"]
+    assert f"cost {coarse['lost_in_steps']:.2f} bits" in text
+    assert f"the decoder {coarse['lost_in_decoder']:.2f}" in text
+    assert abs(gap["mean"]) < 4 * gap["error"]

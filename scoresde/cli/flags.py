@@ -131,6 +131,8 @@ def _value(name: str, values: list[str], flag: Flag, positive: bool) -> tuple[An
         if not values:
             raise UsageError(f"{name}: takes one path or more, got none")
         return values, []
+    if several and values == ["null"]:
+        return "null", []
     if several:
         return [part for v in values for part in v.strip("[]() ").split(",") if part.strip()], []
     if kind is bool:

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 def output_of(result: Any) -> Any:
     """The tensor in what a module of diffusers returns: ``.sample``, or the first of a tuple."""
-    if hasattr(result, "sample") and not isinstance(result, Tensor):
+    if isinstance(result, Tensor):
+        return result
+    if hasattr(result, "sample"):
         return result.sample
     return result[0] if isinstance(result, tuple) and result else result
 

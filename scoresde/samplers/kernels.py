@@ -126,7 +126,7 @@ def flow_step(x: Tensor, x0: Tensor, at: Marginal, to: Marginal) -> Tensor:
         gain = to.alpha - scale * at.alpha
     else:
         gain = -to.alpha * math.expm1(at.lam - to.lam)
-    return combine((scale, x), (gain, x0))
+    return torch.mul(x, scale).add_(x0, alpha=gain)
 
 
 def held_flow(w: Tensor, x0: Tensor, lam: Tensor, h: Tensor) -> Tensor:

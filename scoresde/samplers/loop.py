@@ -70,8 +70,7 @@ def sample(
     if ts is None or step is None:
         step, grid = recommended(nfe or 0)
         ts = grid(denoiser.sde, (nfe or 0) - denoise)
-    ((_, end),) = deque(trajectory(denoiser, x, ts, step, noise, grad=grad), maxlen=1)
-    last = _checked(ts, denoiser.sde)[-1]
+    ((last, end),) = deque(trajectory(denoiser, x, ts, step, noise, grad=grad), maxlen=1)
     if not denoise or last == 0:
         return end
     with torch.set_grad_enabled(grad):
@@ -87,15 +86,17 @@ def _checked(ts: Tensor, sde: SDE) -> Tensor:
     """The grid on the host in float64, clamped to ``t_max``."""
     times = ts.detach().to("cpu", torch.float64)
     steps = times.diff() if times.ndim == 1 else times.new_empty(0)
-    if not len(steps) or not (bool((steps < 0).all()) or bool((steps > 0).all())):
+    if not len(steps) or not (float(steps.max()) < 0 or float(steps.min()) > 0):
         raise ValueError(
             "a grid is a strictly monotone 1-D tensor of at least 2 times, "
             f"got shape {tuple(ts.shape)}"
         )
     # A float32 grid may exceed t_max by a rounding error.
     low, high = float(times.min()), float(times.max())
-    clean = float(sde.sigma(times.new_zeros(()))) == 0
-    if not (low >= 0 if clean else low > 0) or high > sde.t_max * (1 + 1e-6):
+    if low <= 0 or high > sde.t_max * (1 + 1e-6):
+        clean = float(sde.sigma(times.new_zeros(()))) == 0
+        if low == 0 and clean and high <= sde.t_max * (1 + 1e-6):
+            return times.clamp(max=sde.t_max)
         last = ", or 0 at the end" if clean else ""
         raise ValueError(
             f"times of {type(sde).__name__} are 0 < t <= t_max={sde.t_max:g}{last}, got a grid "

@@ -152,6 +152,11 @@ class TestFlags:
         _, overrides = parse(TrainOptions, flags, "scoresde train", ["network"])
         assert load_config(None, overrides).network.multipliers == (1, 2, 4)
 
+    def test_a_list_may_be_null(self):
+        flags = ["--network.kind", "diffusers", "--network.attention", "null"]
+        _, overrides = parse(TrainOptions, flags, "scoresde train", ["network"])
+        assert overrides["network.attention"] == "null"
+
     @pytest.mark.parametrize(
         ("argv", "words"),
         [

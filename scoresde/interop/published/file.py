@@ -206,7 +206,8 @@ def read_file(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
     if kind == "a safetensors file":
         return read_safetensors(path)
     if kind not in ("a PyTorch file (.pt)", "a damaged zip archive"):
-        raise PublishedError(f"{path}: {kind}, not a checkpoint; {RECIPE}")
+        remedy = "download the file itself" if kind == "a web page" else RECIPE
+        raise PublishedError(f"{path}: {kind}, not a checkpoint; {remedy}")
     # Numbers of numpy, as a trainer stores its best loss.
     scalar = np.float64(0).__reduce__()[0]
     known: list[Any] = [np.dtype, *(type(np.dtype(kind)) for kind in "dfiqlb?")]
