@@ -79,6 +79,8 @@ class TestFiles:
 
     @pytest.mark.parametrize(("path", "kind"), alternatives())
     def test_every_alternative_has_defaults_and_survives_a_round_trip(self, tmp_path, path, kind):
+        if kind == "diffusers":  # a section constructs its object
+            pytest.importorskip("diffusers", reason="needs diffusers: the extra 'diffusers'")
         changes = {f"{path}.kind": kind, "conditional": "true"}
         if path == "sde.table":
             changes = {"sde.kind": "discrete_vp"} | changes
