@@ -21,6 +21,8 @@ from scoresde.training.safe_files import DAMAGE, brief
 
 ABOUT = "scoresde.json"
 KIND, VERSION = "scoresde-diffusers", 1
+MARK = {"kind": KIND, "version": VERSION, "data": None}
+"""Contents of the file in a folder that was made of a checkpoint of another program."""
 
 
 def about(
@@ -56,6 +58,8 @@ def completed(folder: Folder, model: ScoreModel) -> ScoreModel:
         raise FolderError(
             f"{where}: version {found.get('version')}, and {VERSION} is known; upgrade scoresde"
         )
+    if found.get("data") is None:  # of an import, whose data nobody has described
+        return model
     try:
         data = DataDescription.from_json(json.dumps(found["data"]))
     except DAMAGE as error:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from typing import NamedTuple
 from scoresde.atomic import sync, writing
 from scoresde.config import to_plain
 from scoresde.interop.about import ABOUT, KIND
-from scoresde.interop.write import Written, written
+from scoresde.interop.write import written
 from scoresde.parameterization import ScoreModel
 from scoresde.runs.load import load
 
@@ -51,7 +52,7 @@ def export(
     model = run if isinstance(run, ScoreModel) else load(run)
     config = None if model.config is None else to_plain(model.config)
     found = written(model, config)
-    save(found, path)
+    save(found.save, path)
     return Exported(path, found.pipeline, found.notes)
 
 
@@ -71,8 +72,11 @@ def require_free(path: Path, overwrite: bool) -> None:
         raise ValueError(f"{path}: exists; choose another place, or give overwrite=True")
 
 
-def save(found: Written, path: Path) -> None:
-    """Write a folder beside its place and rename it; an error leaves the place as it was."""
+def save(write: Callable[[Path], None], path: Path) -> None:
+    """Let ``write`` fill a folder beside its place, and rename it.
+
+    An error leaves the place as it was.
+    """
     from safetensors import SafetensorError
 
     with writing(path):
@@ -84,7 +88,7 @@ def save(found: Written, path: Path) -> None:
         try:
             temporary.mkdir()
             try:
-                found.save(temporary)
+                write(temporary)
             except SafetensorError as error:  # it holds the number of an OSError in its words
                 number = re.search(r"os error (\d+)", str(error))
                 raise OSError(int(number[1]) if number else None, str(error)) from error

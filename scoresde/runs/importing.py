@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from scoresde.atomic import writing
 from scoresde.config import build_model, config_from, to_plain, to_yaml
 from scoresde.config.files import read_yaml
 from scoresde.interop import published
 from scoresde.interop.published import compvis
 from scoresde.runs import folder as folders
+from scoresde.runs.export import require_free, save
 from scoresde.runs.load import LoadedRun, load_run
 from scoresde.training import checkpoint as checkpoints
 from scoresde.training.checkpoint import Checkpoint, load_tensors
@@ -38,7 +38,7 @@ def import_model(
         settings: JSON or YAML file of the settings of its training, of which those that the
             checkpoint does not hold are used.
         said: such settings by name, which take precedence.
-        overwrite: replace the run in the folder.
+        overwrite: replace the run in the folder, or a folder of diffusers that scoresde wrote.
 
     Raises ValueError, naming the file and the remedy, for files and settings that cannot be used.
     """
@@ -47,7 +47,8 @@ def import_model(
     found = published.read(path, program, of_file, said)
     out = Path(out).expanduser()
     if isinstance(found, published.Pipeline):
-        _write_folder(found, out, overwrite)
+        require_free(out, overwrite)
+        save(partial(compvis.write, found), out)
         return load_run(out)
     # Pictures of a folder that the user names are what such a model can be compared with.
     plain = {"data": {"kind": "folder"}, **found.sections}
@@ -67,20 +68,3 @@ def import_model(
         # Last, so that a folder that was interrupted is no run.
         folders.write_start(folder, to_yaml(config), json.loads(json.dumps(about)))
     return load_run(folder.path)
-
-
-def _write_folder(pipeline: published.Pipeline, out: Path, overwrite: bool) -> None:
-    """Write a folder of diffusers beside its place, then move it there."""
-    if out.exists() and not (overwrite and (out / "model_index.json").is_file()):
-        raise ValueError(
-            f"{out}: exists; replace a folder of diffusers by overwrite=True, or "
-            "give another folder"
-        )
-    with writing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
-            whole = Path(temporary) / "whole"
-            compvis.write(pipeline, whole)
-            if out.exists():
-                out.rename(Path(temporary) / "before")
-            whole.rename(out)

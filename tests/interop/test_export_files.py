@@ -46,15 +46,15 @@ def contents(folder):
 def test_a_half_written_export_is_never_left(tmp_path):
     place = tmp_path / "deep" / "out"
     with pytest.raises(KeyboardInterrupt):
-        save(Parts("a", fails=True), place)
+        save(Parts("a", fails=True).save, place)
     assert not list(place.parent.iterdir())
-    save(Parts("a"), place)
+    save(Parts("a").save, place)
     before = contents(place)
     with pytest.raises(KeyboardInterrupt):
-        save(Parts("b", fails=True), place)
+        save(Parts("b", fails=True).save, place)
     assert contents(place) == before
     assert list(place.parent.iterdir()) == [place]
-    save(Parts("b"), place)
+    save(Parts("b").save, place)
     assert contents(place)["weights"] == "b"
     assert list(place.parent.iterdir()) == [place]
     assert (place / "unet" / "weights").stat().st_mode == (place / ABOUT).stat().st_mode
@@ -66,23 +66,23 @@ def test_a_full_disk_is_named_with_the_place(tmp_path):
             raise SafetensorError("I/O error: No space left on device (os error 28)")
 
     with pytest.raises(OSError, match=r"free some space.*out") as error:
-        save(Full(), tmp_path / "out")
+        save(Full().save, tmp_path / "out")
     assert error.value.errno == errno.ENOSPC
     assert not list(tmp_path.iterdir())
 
 
 def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path, monkeypatch):
     place, link = tmp_path / "out", tmp_path / "link"
-    save(Parts("a"), place)
+    save(Parts("a").save, place)
     link.symlink_to(place)
-    save(Parts("b"), link)
+    save(Parts("b").save, link)
     assert link.is_symlink()
     assert contents(place)["weights"] == "b"
     assert sorted(tmp_path.iterdir()) == [link, place]
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     require_free(Path(), overwrite=False)
-    save(Parts("c"), Path())
+    save(Parts("c").save, Path())
     assert contents(tmp_path / "here")["weights"] == "c"
 
 
@@ -98,7 +98,7 @@ def test_only_an_export_is_replaced_and_only_if_asked(tmp_path):
     require_free(place, overwrite=False)
     place.mkdir()
     require_free(place, overwrite=False)
-    save(Parts("a"), place)
+    save(Parts("a").save, place)
     with pytest.raises(ValueError, match="overwrite=True"):
         require_free(place, overwrite=False)
     require_free(place, overwrite=True)

@@ -1,29 +1,22 @@
 """Checkpoints of CompVis, made here in their layout, as folders of diffusers."""
 
 import math
-import warnings
 
 import pytest
 import torch
 
+from scoresde import draw
 from scoresde.interop.folder import Folder
 from scoresde.interop.pipelines import read_folder
 from scoresde.interop.published import read
 from scoresde.interop.published.compvis import write
+from scoresde.runs.importing import import_model
 from tests.interop.published_networks import Autoencoder, Weights, guided
 
 pytestmark = pytest.mark.parity
 D = torch.float64
 SHAPE = {"mc": 32, "mult": (1, 2), "blocks": 1, "attends": (1,), "heads": 2, "out": 4,
          "ordered": False, "shifts": False, "updown": False}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def diffusers():
-    """The package; without it these tests are skipped."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield pytest.importorskip("diffusers", reason="needs diffusers: the extra 'parity'")
 
 
 def imported(file, out, said):
@@ -106,6 +99,22 @@ def test_unconditional_latent_diffusion_is_its_formula(diffusers, tmp_path, vq):
         (torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=D) ** 2).tolist(), abs=1e-12
     )
     assert float(1 / model.codec.latents_std[0]) == pytest.approx(0.5)
+
+
+def test_an_import_is_a_folder_that_draws_and_only_it_is_replaced(diffusers, tmp_path):
+    state = state_of(*parts()) | {"scale_factor": torch.tensor(0.5)}
+    file, out = tmp_path / "model.ckpt", tmp_path / "out"
+    torch.save({"state_dict": state, "global_step": 7}, file)
+    said = {"num_head_channels": 32, "image_size": 4, "parameterization": "eps"}
+    model = import_model(file, "compvis", out, said=said).model
+    assert draw(model, 2, nfe=3).x.shape == (2, 3, 8, 8)
+    with pytest.raises(ValueError, match="overwrite=True"):
+        import_model(file, "compvis", out, said=said)
+    import_model(file, "compvis", out, said=said, overwrite=True)
+    (out / "scoresde.json").unlink()  # as a folder of somebody else
+    with pytest.raises(ValueError, match="no export of scoresde"):
+        import_model(file, "compvis", out, said=said, overwrite=True)
+    assert (out / "model_index.json").exists()
 
 
 class OpenClip:

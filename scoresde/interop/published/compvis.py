@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from scoresde import betas as tables
+from scoresde.interop.about import ABOUT, MARK
+from scoresde.interop.folder import INDEX
 from scoresde.interop.published.file import Moved, PublishedError, Said, matrix, numbered
 from scoresde.interop.published.guided import levels_of
 
@@ -440,7 +442,7 @@ def _open_clip(moved: Moved) -> None:
 
 
 def write(pipeline: Pipeline, folder: Path) -> None:
-    """Write the files of a pipeline into an empty folder; the index, which marks it, is last."""
+    """Write the files of a pipeline into an empty folder."""
     from safetensors.torch import save_file
 
     for name, tensors in pipeline.weights.items():
@@ -449,6 +451,6 @@ def write(pipeline: Pipeline, folder: Path) -> None:
     for name, file in pipeline.copies.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(file.read_bytes())
-    for name, contents in {**pipeline.configs, "model_index.json": pipeline.index}.items():
+    for name, contents in {**pipeline.configs, ABOUT: MARK, INDEX: pipeline.index}.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
