@@ -21,6 +21,7 @@ from sphinx.util.logging import getLogger
 from sphinx.util.typing import stringify_annotation
 
 HERE = Path(__file__).parent
+# Sphinx runs this file from anywhere: what lies beside it and the library of this tree come first.
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import docstrings  # noqa: E402

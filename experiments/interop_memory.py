@@ -23,6 +23,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -101,11 +102,11 @@ def run(who: str, dtype: str, folder: Path, beside: Path | None = None) -> float
 def child(who: str, dtype: str, folder: str) -> None:
     """One measurement; prints the peak."""
     warnings.simplefilter("ignore")
-    import diffusers  # noqa: F401
-    import transformers
-    from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel  # noqa: F401
-    from transformers import CLIPTextModel, CLIPTokenizer  # noqa: F401
-
+    diffusers, transformers = import_module("diffusers"), import_module("transformers")
+    for name in ("AutoencoderKL", "StableDiffusionPipeline", "UNet2DConditionModel"):
+        getattr(diffusers, name)  # both packages import their classes when they are first named
+    for name in ("CLIPTextModel", "CLIPTokenizer"):
+        getattr(transformers, name)
     transformers.logging.set_verbosity_error()
     number = getattr(torch, dtype)
     if who == "folder":

@@ -66,7 +66,8 @@ class Server:
     def memory(self) -> float:
         """Resident memory in MiB."""
         text = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(re.search(r"VmRSS:\s+(\d+)", text)[1]) / 1024  # type: ignore[index]
+        (found,) = re.findall(r"VmRSS:\s+(\d+)", text)
+        return int(found) / 1024
 
     def cpu(self) -> float:
         """CPU seconds so far."""

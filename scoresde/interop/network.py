@@ -17,20 +17,6 @@ def output_of(result: Any) -> Any:
     return result[0] if isinstance(result, tuple) and result else result
 
 
-class Plain(nn.Module):
-    """A module that takes x, the noise level and keywords, and returns x or what holds it."""
-
-    wide_noise = True
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, x: Tensor, noise: Tensor, **told: Tensor | None) -> Any:
-        given = {name: value for name, value in told.items() if value is not None}
-        return output_of(self.module(x, noise, **given))
-
-
 class Unconditional(nn.Module):
     """A network of diffusers that is told the noise level only."""
 

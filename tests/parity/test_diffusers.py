@@ -6,7 +6,6 @@ An exact score, the same table of betas, thresholding and clipping off. Where th
 from ours by design, a test says by what (docs/parity.md).
 """
 
-import warnings
 from dataclasses import replace
 from itertools import count
 
@@ -30,25 +29,9 @@ from scoresde.samplers import (
 )
 from scoresde.testing import Mixture
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("their_warnings")]
 F64 = torch.float64
 LEVELS = 1000
-
-
-@pytest.fixture(scope="module")
-def diffusers():
-    """The package; without it these tests are skipped."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return pytest.importorskip("diffusers", reason="needs diffusers: the extra 'parity'")
-
-
-@pytest.fixture(autouse=True)
-def their_warnings():
-    """What diffusers warns of is its own affair."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def problem():

@@ -4,7 +4,6 @@ In float64, with the table of their scheduler in float64 too: theirs is made in 
 """
 
 import json
-import warnings
 
 import pytest
 import torch
@@ -17,23 +16,14 @@ from scoresde.likelihood.discrete import discrete_elbo
 from scoresde.samplers import DDIM
 from tests.parity.folders import UNET, folder
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("their_warnings")]
 F64 = torch.float64
 VP = ["ddpm", "ddim", "pndm", "learned", "centred", "classes", "vq", "ldm", "dit"]
 
 
 @pytest.fixture(scope="module")
-def d():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return pytest.importorskip("diffusers", reason="needs diffusers: the extra 'parity'")
-
-
-@pytest.fixture(autouse=True)
-def their_warnings():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+def d(diffusers):
+    return diffusers
 
 
 @pytest.fixture(scope="module")

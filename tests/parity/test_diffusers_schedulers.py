@@ -6,7 +6,6 @@ are the names of float64. Where they still differ from ours, a test says by what
 """
 
 import sys
-import warnings
 from dataclasses import replace
 from itertools import count
 
@@ -42,27 +41,8 @@ from scoresde.samplers import (
     unipc,
 )
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("their_warnings")]
 F64, F32 = torch.float64, torch.float32
-
-
-@pytest.fixture(scope="module")
-def diffusers():
-    """The package; without it these tests are skipped."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found = pytest.importorskip("diffusers", reason="needs diffusers: the extra 'parity'")
-        found.utils.logging.set_verbosity_error()
-        found.utils.logging.disable_progress_bar()
-        return found
-
-
-@pytest.fixture(autouse=True)
-def their_warnings():
-    """What diffusers warns of is its own affair."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 class Wide:

@@ -35,20 +35,9 @@ from scoresde.samplers import DDIM
 from scoresde.training.checkpoint import DataDescription
 from tests.parity.stable_diffusion_folders import make, text_encoder, tokenizer
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("diffusers")]
 
 SIZE = (8, 8)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def diffusers():
-    """The package; without it these tests are skipped."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found = pytest.importorskip("diffusers", reason="needs diffusers: the extra 'parity'")
-        found.utils.logging.set_verbosity_error()
-        found.utils.logging.disable_progress_bar()
-        yield found
 
 
 @pytest.fixture(autouse=True)

@@ -21,17 +21,6 @@ from tests.test_readme import blocks
 pytestmark = pytest.mark.parity
 
 
-@pytest.fixture(scope="module")
-def diffusers():
-    """The package; without it these tests are skipped."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found = pytest.importorskip("diffusers", reason="needs diffusers: the extra 'parity'")
-        found.utils.logging.set_verbosity_error()
-        found.utils.logging.disable_progress_bar()
-        yield found
-
-
 def test_the_block_of_the_page_on_folders_draws(diffusers, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder(diffusers, tmp_path, "ddpm").rename("ddpm-cifar10-32")

@@ -1,6 +1,6 @@
 """The page in headless Chromium: every tab, with pictures of what was seen in ``--basetemp``.
 
-    pytest -m browser tests/ui/test_browser.py --basetemp=/tmp/seen
+    pytest -m browser tests/ui/test_browser.py --basetemp=FOLDER
 
 needs ``pip install scoresde[ui] selenium``, chromium and chromedriver.
 """

@@ -486,7 +486,7 @@ def test_a_mask_of_another_size_is_refused():
 @pytest.mark.parametrize(
     ("given", "error", "words"),
     [
-        ({"out": "/tmp/elsewhere/x"}, NotFound, "not there"),
+        ({"out": "/elsewhere/x"}, NotFound, "not there"),
         ({"out": "{root}/a b"}, NotFound, "no name of a folder"),
         ({"out": "{root}/new", "configuration": "/etc/passwd"}, NotFound, "not there"),
         ({"out": "{root}/new", "changes": "train.stepz=3"}, ValueError, "mean .steps."),

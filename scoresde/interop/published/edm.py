@@ -31,8 +31,8 @@ from scoresde.interop.published.file import (
 
 RECIPE = "; ".join(
     (
-        "import json, pickle, safetensors.torch as st",
-        'net = pickle.load(open("network-snapshot.pkl", "rb"))["ema"]',
+        "import json, pathlib, pickle, safetensors.torch as st",
+        'net = pickle.loads(pathlib.Path("network-snapshot.pkl").read_bytes())["ema"]',
         'init = json.dumps({"class": type(net).__name__, **net.init_kwargs})',
         "tensors = {k: v.contiguous() for k, v in net.state_dict().items()}",
         'st.save_file(tensors, "edm.safetensors", {"init": init})',
