@@ -19,9 +19,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from scoresde.progress import Advance
-from scoresde.runs.instrument import NetworkCall
+from scoresde.runs.instrument import NetworkCall, Stopped
 
-WAITING, KEPT = 64, 64
+WAITING, KEPT, LONGEST = 64, 64, 600
+"""Most jobs that wait, and that are remembered; most characters of an error."""
 PREVIEW_SECONDS, PREVIEW_COST = 0.4, 9.0
 """Least seconds between two previews, and how much longer than a preview the work between is."""
 
@@ -97,6 +98,18 @@ class Job:
             self.shown = self.preview(first, call) or self.shown
             ended = time.monotonic()
             self._next = ended + max(PREVIEW_SECONDS, PREVIEW_COST * (ended - began))
+
+    @contextmanager
+    def stoppable(self, total: int, what: str) -> Iterator[Advance]:
+        """A ``Progress`` that raises Stopped, for work that does not ask ``stopping``."""
+        with self.progress(total, what) as advance:
+
+            def asking(n: int, note: str = "") -> None:
+                if self.stopping():
+                    raise Stopped
+                advance(n, note)
+
+            yield asking
 
     @contextmanager
     def progress(self, total: int, what: str) -> Iterator[Advance]:
@@ -183,7 +196,7 @@ class Jobs:
     def get(self, name: str) -> Job:
         """The job of this id. Raises NotFound, also for one that is forgotten."""
         if (job := self._jobs.get(name)) is None:
-            raise NotFound(f"no job {name!r}; the oldest results are forgotten")
+            raise NotFound(f"no job {name!r:.80}; the oldest results are forgotten")
         return job
 
     def place(self, job: Job) -> int:
@@ -252,7 +265,7 @@ class Jobs:
 
 def one_line(error: BaseException) -> str:
     """An error as one line: what was wrong, where, what to do."""
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split())[:LONGEST]
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or text}"

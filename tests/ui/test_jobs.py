@@ -74,6 +74,24 @@ def test_a_running_job_that_is_cancelled_keeps_what_there_is(jobs, held):
     assert (held.job.folder / "partial.txt").read_text() == "kept"
 
 
+def test_work_that_does_not_ask_is_stopped_at_its_next_report(jobs, held):
+    reported: list[int] = []
+
+    def work(job):
+        with job.stoppable(10, "steps") as advance:
+            for n in range(10):
+                advance(1)
+                reported.append(n)
+                if n == 3:
+                    jobs.cancel(job)
+
+    job = jobs.submit("work", work)
+    held.free.set()
+    jobs.wait(job, 5)
+    assert (job.state, job.error, reported) == ("stopped", "", [0, 1, 2, 3])
+    assert job.told()["share"] == 0.4
+
+
 def test_the_jobs_of_an_owner_are_stopped_and_those_of_others_go_on(jobs, held):
     mine = jobs.submit("other kind", lambda job: {}, "me")
     yours = jobs.submit("held", lambda job: {"yours": 1}, "you")
