@@ -44,7 +44,9 @@ class Folders:
     def models(self) -> list[str]:
         """Names of run folders, exported weights and folders of diffusers, the newest first."""
         found = dict.fromkeys(
-            path for path in self._walk() if _is_model(path) or path.suffix == ".safetensors"
+            path
+            for path in self._walk()
+            if _is_model(path) or (path.suffix == ".safetensors" and path.is_file())
         )
         return [str(path) for path in sorted(found, key=_time, reverse=True)]
 

@@ -153,14 +153,15 @@ class Jobs:
     Args:
         folder: folder of the folders of the jobs.
         waiting: most jobs that wait.
-        kept: most finished jobs that are remembered; the oldest is forgotten, its files too.
+        kept: most finished jobs that are remembered; the oldest is forgotten, its files too. Those
+            that were stopped before they began are counted apart, so that they displace no result.
     """
 
     def __init__(self, folder: Path, waiting: int = WAITING, kept: int = KEPT) -> None:
         self._folder, self._most, self._kept = folder, waiting, kept
         self._jobs: dict[str, Job] = {}
         self._queue: deque[tuple[Job, Work]] = deque()
-        self._finished: deque[Job] = deque()
+        self._finished: tuple[deque[Job], deque[Job]] = deque(), deque()
         self._changed, self._closed = threading.Condition(), False
         self._worker = threading.Thread(target=self._run, name="worker", daemon=True)
 
@@ -231,9 +232,10 @@ class Jobs:
 
     def _end(self, job: Job, state: str) -> None:
         job.state, job.preview = state, None
-        self._finished.append(job)
-        while len(self._finished) > self._kept:
-            old = self._finished.popleft()
+        finished = self._finished[job._begun is not None]
+        finished.append(job)
+        while len(finished) > self._kept:
+            old = finished.popleft()
             del self._jobs[old.id]
             shutil.rmtree(old.folder, ignore_errors=True)
         self._changed.notify_all()

@@ -122,6 +122,23 @@ def test_the_oldest_results_are_forgotten_with_their_files(jobs):
     assert left == [False] * 5 + [True] * 4
 
 
+def test_jobs_that_are_stopped_before_they_begin_displace_no_result(jobs):
+    done = jobs.wait(jobs.submit("work", lambda job: {}), 5)
+    work = Held()
+    holding = jobs.submit("held", work)
+    work.begun.wait(5)
+    stopped = [jobs.submit("work", lambda job: {}) for _ in range(3)]
+    for _ in range(3):
+        for job in stopped:
+            jobs.cancel(job)
+        last, stopped = stopped[-1], [jobs.submit("work", lambda job: {}) for _ in range(3)]
+    assert jobs.get(done.id) is done
+    assert done.folder.exists()
+    assert jobs.get(last.id).state == "stopped"
+    assert len(jobs._jobs) == 1 + 1 + 3 + 4  # done, held, waiting, and the last that were stopped
+    jobs.cancel(holding)
+
+
 def test_the_share_of_a_drawing_is_that_of_its_network_calls(tmp_path):
     job = Job("id", "sample", "", tmp_path, state="running", _begun=0.0)
     job.expect(samples=6, calls=10)
