@@ -75,9 +75,6 @@ def recipe(path: Path) -> dict[str, Any]:
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             shown = repr(value)[:40]
             raise ValueError(f"{path}: its settings are damaged ({name} is {shown})")
-    for name in ("sampler", "grid"):
-        if found[name] is not None and not isinstance(found[name].get("kind"), str):
-            raise ValueError(f"{path}: its settings are damaged ({name} has no kind)")
     numbers = found["guidance"], *(found["guidance_interval"] or ())
     if not all(isinstance(v, int | float) and abs(v) <= sys.float_info.max for v in numbers):
         raise ValueError(f"{path}: its settings are damaged (guidance)")

@@ -477,8 +477,6 @@ def test_a_job_is_followed_and_its_files_are_fetched(studio, root):
         {"guidance": math.nan},
         {"guidance": 10**400},
         {"guidance_interval": ["a", "b"]},
-        {"sampler": {}},
-        {"grid": {"kind": ["karras"]}},
     ],
 )
 def test_damaged_settings_of_a_picture_are_400(studio, damage):
