@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,9 +52,9 @@ def recipe(path: Path) -> dict[str, Any]:
     from PIL import Image
 
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=("PNG",)) as picture:
             text = picture.info.get(KEY)
-    except (OSError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         why = getattr(error, "strerror", None) or "no picture that can be read"
         raise ValueError(f"{path}: {why}; give a PNG of scoresde sample") from None
     if not isinstance(text, str):
@@ -74,6 +75,11 @@ def recipe(path: Path) -> dict[str, Any]:
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             shown = repr(value)[:40]
             raise ValueError(f"{path}: its settings are damaged ({name} is {shown})")
+    numbers = found["guidance"], *(found["guidance_interval"] or ())
+    if not all(isinstance(v, int | float) and abs(v) <= sys.float_info.max for v in numbers):
+        raise ValueError(f"{path}: its settings are damaged (guidance)")
+    if "\0" in found["checkpoint"]:
+        raise ValueError(f"{path}: its settings are damaged (checkpoint)")
     row, rows = found["row"] or 0, found["rows"] or 1
     if not 0 <= row < rows <= MOST_ROWS:
         raise ValueError(f"{path}: its settings are damaged (row {row} of {rows})")

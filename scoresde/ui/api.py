@@ -23,7 +23,15 @@ from scoresde.runs.recipe import VIEWERS
 from scoresde.ui import service
 from scoresde.ui.folders import Folders, Models
 from scoresde.ui.jobs import WAITING, Busy, Job, Jobs, NotFound, one_line
-from scoresde.ui.settings import Comparing, Editing, Sampling, read
+from scoresde.ui.settings import (
+    MOST_SEEDS,
+    Comparing,
+    Editing,
+    Sampling,
+    arguments_of,
+    read,
+    require_known,
+)
 from scoresde.ui.training import Trainings
 
 MOST_BYTES = 32 * 2**20
@@ -68,16 +76,19 @@ def respond(
 ) -> Answer:
     """Answer a request; ``body`` is the JSON value of a POST. Errors are one line."""
     try:
-        if path.startswith("/jobs/"):
-            return _job(studio, path.removeprefix("/jobs/"))
-        if path not in ROUTES:
-            raise NotFound(f"{path}: no such address; see docs/ui.md")
-        expected, answer = ROUTES[path]
+        job = path.startswith("/jobs/")
+        if not job and path not in ROUTES:
+            raise NotFound(f"{path!r:.80}: no such address; see docs/ui.md")
+        expected, names, answer = ("GET", (), None) if job else ROUTES[path]
         if method != expected:
-            return Answer(405, {"error": f"{path}: is asked by {expected}, got {method}"})
+            return Answer(405, {"error": f"{path:.80}: is asked by {expected}, got {method}"})
         if method == "POST" and not isinstance(body, dict):
             raise ValueError("body: need a JSON object")
-        return Answer(200, _finite(answer(studio, body if method == "POST" else query)))
+        require_known(query, names if method == "GET" else ())
+        if answer is None:
+            return _job(studio, path.removeprefix("/jobs/"))
+        require_known(given := body if method == "POST" else query, names)
+        return Answer(200, _finite(answer(studio, given)))
     except NotFound as error:
         return Answer(404, {"error": one_line(error)})
     except Busy as error:
@@ -110,6 +121,10 @@ def _edit(studio: Studio, body: Mapping[str, Any]) -> Any:
     mask = None if mask is None else _decoded("mask", mask)
     settings = read(Editing, given)
     studio.folders.find(settings.model)
+    drawn = settings.operation not in ("interpolate", "invert")
+    each = len(settings.each()) if drawn else settings.columns or 1
+    if len(files) * each > MOST_SEEDS:
+        raise ValueError(f"pictures: {len(files)} of {each} results; at most {MOST_SEEDS} in all")
     work = partial(service.edited, studio.models, settings, files, mask)
     return _begun(studio, "edit", work)
 
@@ -165,7 +180,7 @@ def _job(studio: Studio, rest: str) -> Answer:
     job = studio.jobs.get(name)
     if not slash:
         return Answer(200, _finite({**job.told(), "place": studio.jobs.place(job)}))
-    if file not in job.record.get("files", ()):
+    if file not in job.record.get("files", ()) or not (job.folder / file).is_file():
         raise NotFound(f"{file!r:.80}: not among the files of this job")
     return Answer(200, job.folder / file)
 
@@ -188,15 +203,16 @@ def _finite(value: Any) -> Any:
 
 
 Handler = Callable[[Studio, Mapping[str, Any]], Any]
-ROUTES: Mapping[str, tuple[str, Handler]] = {
-    "/samplers": ("GET", lambda studio, query: service.samplers()),
-    "/grids": ("GET", lambda studio, query: service.grids()),
-    "/operations": ("GET", lambda studio, query: service.operations()),
-    "/models": ("GET", _models),
-    "/sample": ("POST", _sample),
-    "/edit": ("POST", _edit),
-    "/compare": ("POST", _compare),
-    "/progress": ("GET", _progress),
-    "/interrupt": ("POST", _interrupt),
-    "/png-info": ("POST", _png_info),
+ROUTES: Mapping[str, tuple[str, tuple[str, ...], Handler]] = {
+    "/samplers": ("GET", (), lambda studio, query: service.samplers()),
+    "/grids": ("GET", (), lambda studio, query: service.grids()),
+    "/operations": ("GET", (), lambda studio, query: service.operations()),
+    "/models": ("GET", ("model",), _models),
+    "/sample": ("POST", tuple(arguments_of(Sampling)), _sample),
+    "/edit": ("POST", (*arguments_of(Editing), "pictures", "mask"), _edit),
+    "/compare": ("POST", tuple(arguments_of(Comparing)), _compare),
+    "/progress": ("GET", ("job",), _progress),
+    "/interrupt": ("POST", ("job",), _interrupt),
+    "/png-info": ("POST", ("image",), _png_info),
 }
+"""The method of an address, the names that it takes, and what answers it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -43,7 +44,9 @@ class Folders:
     def models(self) -> list[str]:
         """Names of run folders, exported weights and folders of diffusers, the newest first."""
         found = dict.fromkeys(
-            path for path in self._walk() if _is_model(path) or path.suffix == ".safetensors"
+            path
+            for path in self._walk()
+            if _is_model(path) or (path.suffix == ".safetensors" and path.is_file())
         )
         return [str(path) for path in sorted(found, key=_time, reverse=True)]
 
@@ -61,6 +64,8 @@ class Folders:
         for root in self.roots:
             for place, inner, files in os.walk(root):
                 path = Path(place)
+                # A page and JSON cannot hold the others.
+                inner[:] = filter(_is_text, inner)
                 yield path
                 if _is_model(path) or RunFolder(path).is_run():
                     inner.clear()
@@ -68,7 +73,11 @@ class Folders:
                 if len(path.relative_to(root).parts) >= DEEP:
                     inner.clear()
                 inner[:] = sorted(name for name in inner if not name.startswith("."))
-                yield from (path / name for name in sorted(files))
+                yield from (path / name for name in sorted(filter(_is_text, files)))
+
+
+def _is_text(name: str) -> bool:
+    return name.isprintable()
 
 
 def _is_model(path: Path) -> bool:
@@ -78,8 +87,11 @@ def _is_model(path: Path) -> bool:
 
 def _time(path: Path) -> float:
     """When a model was last changed."""
-    inner = (path, path / "checkpoints")
-    return max((p.stat().st_mtime for p in inner if p.exists()), default=0.0)
+    found = 0.0
+    for inner in (path, path / "checkpoints"):
+        with suppress(OSError):
+            found = max(found, inner.stat().st_mtime)
+    return found
 
 
 @dataclass

@@ -19,9 +19,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from scoresde.progress import Advance
-from scoresde.runs.instrument import NetworkCall
+from scoresde.runs.instrument import NetworkCall, Stopped
 
-WAITING, KEPT = 64, 64
+WAITING, KEPT, LONGEST = 64, 64, 600
+"""Most jobs that wait, and that are remembered; most characters of an error."""
 PREVIEW_SECONDS, PREVIEW_COST = 0.4, 9.0
 """Least seconds between two previews, and how much longer than a preview the work between is."""
 
@@ -99,6 +100,18 @@ class Job:
             self._next = ended + max(PREVIEW_SECONDS, PREVIEW_COST * (ended - began))
 
     @contextmanager
+    def stoppable(self, total: int, what: str) -> Iterator[Advance]:
+        """A ``Progress`` that raises Stopped, for work that does not ask ``stopping``."""
+        with self.progress(total, what) as advance:
+
+            def asking(n: int, note: str = "") -> None:
+                if self.stopping():
+                    raise Stopped
+                advance(n, note)
+
+            yield asking
+
+    @contextmanager
     def progress(self, total: int, what: str) -> Iterator[Advance]:
         """A ``scoresde.progress.Progress``."""
         done = 0
@@ -140,14 +153,15 @@ class Jobs:
     Args:
         folder: folder of the folders of the jobs.
         waiting: most jobs that wait.
-        kept: most finished jobs that are remembered; the oldest is forgotten, its files too.
+        kept: most finished jobs that are remembered; the oldest is forgotten, its files too. Those
+            that were stopped before they began are counted apart, so that they displace no result.
     """
 
     def __init__(self, folder: Path, waiting: int = WAITING, kept: int = KEPT) -> None:
         self._folder, self._most, self._kept = folder, waiting, kept
         self._jobs: dict[str, Job] = {}
         self._queue: deque[tuple[Job, Work]] = deque()
-        self._finished: deque[Job] = deque()
+        self._finished: tuple[deque[Job], deque[Job]] = deque(), deque()
         self._changed, self._closed = threading.Condition(), False
         self._worker = threading.Thread(target=self._run, name="worker", daemon=True)
 
@@ -183,7 +197,7 @@ class Jobs:
     def get(self, name: str) -> Job:
         """The job of this id. Raises NotFound, also for one that is forgotten."""
         if (job := self._jobs.get(name)) is None:
-            raise NotFound(f"no job {name!r}; the oldest results are forgotten")
+            raise NotFound(f"no job {name!r:.80}; the oldest results are forgotten")
         return job
 
     def place(self, job: Job) -> int:
@@ -218,9 +232,10 @@ class Jobs:
 
     def _end(self, job: Job, state: str) -> None:
         job.state, job.preview = state, None
-        self._finished.append(job)
-        while len(self._finished) > self._kept:
-            old = self._finished.popleft()
+        finished = self._finished[job._begun is not None]
+        finished.append(job)
+        while len(finished) > self._kept:
+            old = finished.popleft()
             del self._jobs[old.id]
             shutil.rmtree(old.folder, ignore_errors=True)
         self._changed.notify_all()
@@ -252,7 +267,7 @@ class Jobs:
 
 def one_line(error: BaseException) -> str:
     """An error as one line: what was wrong, where, what to do."""
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split())[:LONGEST]
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or text}"

@@ -199,7 +199,7 @@ def _plain(update: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Seen:
-    """A job as the page sees it: a line, a picture, and the job when it has ended well."""
+    """A job as the page sees it: a line, a picture, and the job when it has left something."""
 
     status: str
     picture: str
@@ -219,7 +219,7 @@ async def _run(studio: Studio, request: gr.Request, kind: str, make: Callable[[]
     if job.error:
         yield Seen(_error(job.error), "")
     else:
-        yield Seen(_line(job, 0), "", job)
+        yield Seen(_line(job, 0), "", job if job.record else None)
 
 
 def _line(job: Job, place: int) -> str:
@@ -609,7 +609,7 @@ def _training(studio: Studio, page: Any) -> None:
             loss = gr.HTML(elem_id="train-loss")
             scrub = Scrubber("train", "samples over time")
             lines = gr.Textbox(label="Log", lines=8, interactive=False)
-    timer = gr.Timer(WATCH, active=False)
+    timer, pressed = gr.Timer(WATCH, active=False), gr.State("")
     outputs = [status, loss, *scrub.parts, lines, timer]
 
     def offered() -> Any:
@@ -646,18 +646,21 @@ def _training(studio: Studio, page: Any) -> None:
             return [_error(one_line(error)), *[gr.skip()] * 6]
         return watch(given[0])
 
-    def begin(name: str, file: str | None, text: str) -> Any:
-        return act(trainings.start, name, file, text)
+    def begin(name: str, file: str | None, text: str, request: gr.Request) -> Any:
+        return act(partial(trainings.start, owner=str(request.session_hash)), name, file, text)
 
-    def go_on(name: str, text: str) -> Any:
-        return act(partial(trainings.start, resume=True), name, None, text)
+    def go_on(name: str, text: str, request: gr.Request) -> Any:
+        start = partial(trainings.start, resume=True, owner=str(request.session_hash))
+        return act(start, name, None, text)
 
-    def end(name: str) -> Any:
-        return [*act(trainings.stop, name)[:-1], gr.Timer(active=True)]
+    def end(name: str, before: str, request: gr.Request) -> Any:
+        """The training of another page is stopped by a second press."""
+        found = act(trainings.stop, name, str(request.session_hash), before == name)
+        return [*found[:-1], gr.Timer(active=True), "" if before == name else name]
 
     page.load(offered, None, [out, config])
     start.click(begin, [out, config, changes], outputs)
     resume.click(go_on, [out, changes], outputs)
-    halt.click(end, out, outputs)
+    halt.click(end, [out, pressed], [*outputs, pressed])
     out.input(watch, out, outputs)
     timer.tick(watch, [out, scrub.files], outputs, show_progress="hidden")

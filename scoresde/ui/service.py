@@ -192,7 +192,7 @@ def _drawn(
     every: bool = False,
 ) -> Drawn:
     """Draw with previews, now and then or at every so many calls."""
-    sampler, _ = configured_sampler(loaded, section, progress=job.progress)
+    sampler, _ = configured_sampler(loaded, section, progress=job.stoppable)
     calls = calls_of(sampler, loaded.model.sde)
     job.expect(len(seeds), calls)
     recorder.preview_every = math.ceil(calls / MOST_FRAMES) if every else 1
@@ -254,7 +254,7 @@ def edited(
     record: dict[str, Any] = {"operation": operation, "checkpoint": str(loaded.source.resolve())}
     if operation == "img2img":
         section = settings.section(loaded.config)
-        sampler, _ = configured_sampler(loaded, section, progress=job.progress)
+        sampler, _ = configured_sampler(loaded, section, progress=job.stoppable)
         given |= {"sampler": sampler, "name": section.sampler.kind}
         record |= sampling_settings(loaded, section)
     seeds = settings.each() if operation not in ("interpolate", "invert") else None
@@ -272,7 +272,7 @@ def edited(
         **given,
         **told,
         seeds=seeds,
-        progress=job.progress,
+        progress=job.stoppable if operation == "interpolate" else job.progress,
         look=job.look,
         stopping=job.stopping,
     )
@@ -397,7 +397,7 @@ def _cell(
     """Samples in units of the data, their end states in model units, and the calls."""
     section, seeds = cell.section(loaded.config), cell.each()
     if sampler is None:
-        sampler, _ = configured_sampler(loaded, section, progress=job.progress)
+        sampler, _ = configured_sampler(loaded, section, progress=job.stoppable)
     ends: dict[int, Tensor] = {}
 
     def look(first: int, call: NetworkCall) -> None:
@@ -424,7 +424,7 @@ def scheduled(models: Models, settings: Sampling, job: Job) -> dict[str, Any]:
     """Draw the process of a model, and the times of a grid on it."""
     loaded = models(settings.model)
     section = settings.section(loaded.config)
-    sampler, _ = configured_sampler(loaded, section, progress=job.progress)
+    sampler, _ = configured_sampler(loaded, section, progress=job.stoppable)
     if not isinstance(sampler, GridSampler):
         raise ValueError(f"sampler: {section.sampler.kind} has no grid; choose another")
     sde = loaded.model.sde

@@ -6,7 +6,7 @@ The page makes a field of each argument here, and the API takes them by the same
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, TypeVar
 
@@ -147,7 +147,7 @@ class Editing(Sampling):
     blur: Positive | None = None
     degrade: bool | None = None
     strength: Probability | None = None
-    columns: Count | None = None
+    columns: Annotated[int, Range(ge=1, le=MOST_SEEDS)] | None = None
     method: str | None = None
     noise: NonNegative | None = None
     nfe: Count | None = None
@@ -180,15 +180,15 @@ class Comparing(Sampling):
         if self.across == self.down:
             raise ValueError(f"down: {self.down} changes from column to column; choose another")
         size = len(values(self.columns)) * len(values(self.rows))
-        if size * len(self.each()) > MOST_SEEDS or size > MOST_CELLS:
-            raise ValueError(
-                f"rows: {size} cells of {len(self.each())} samples; at most {MOST_CELLS} cells "
-                f"and {MOST_SEEDS} samples"
-            )
-        return [
+        if size > MOST_CELLS:
+            raise ValueError(f"rows: {size} cells; at most {MOST_CELLS}")
+        found = [
             [changed(changed(self, self.down, y), self.across, x) for x in values(self.columns)]
             for y in values(self.rows)
         ]
+        if (samples := sum(len(cell.each()) for row in found for cell in row)) > MOST_SEEDS:
+            raise ValueError(f"rows: {size} cells of {samples} samples; at most {MOST_SEEDS}")
+        return found
 
 
 def changed(settings: Sampling, name: str, value: str) -> Sampling:
@@ -210,9 +210,8 @@ def values(text: str) -> list[str]:
 def read(kind: type[Asked], given: Mapping[str, Any]) -> Asked:
     """Settings from JSON values or words; None and "" are left out. Raises ValueError."""
     known, found = arguments_of(kind), dict[str, Any]()
+    require_known(given, known)
     for name, value in given.items():
-        if name not in known:
-            raise ValueError(f"{name}: unknown setting; {nearest(name, known)}")
         if value is None or value == "":
             continue
         try:
@@ -223,6 +222,14 @@ def read(kind: type[Asked], given: Mapping[str, Any]) -> Asked:
     if "model" not in found:
         raise ValueError("model is missing; choose one of those listed")
     return kind(**found)
+
+
+def require_known(given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise ValueError for a name that is not among the known, with the nearest of them."""
+    for name in given:
+        if name not in (names := list(known)):
+            remedy = nearest(name, names) if names else "leave it out"
+            raise ValueError(f"{name}: unknown setting; {remedy}")
 
 
 def arguments_of(kind: type) -> Mapping[str, Argument]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 import signal
 import subprocess
@@ -29,6 +31,25 @@ LINES = 12
 
 
 @dataclass
+class Training:
+    """A training: its process, who started it, and whether it was asked to end."""
+
+    process: subprocess.Popen[bytes]
+    owner: str
+    asked: bool = False
+
+    @property
+    def runs(self) -> bool:
+        return self.process.poll() is None
+
+    def end(self) -> None:
+        """Ask it to save a checkpoint and end, once: a second signal would end it without."""
+        if not self.asked:
+            self.asked = True
+            self.process.send_signal(signal.SIGTERM)
+
+
+@dataclass
 class Trainings:
     """The trainings that this server has started, by the folder of their run.
 
@@ -41,18 +62,23 @@ class Trainings:
     folders: Folders
     logs: Path
     device: str = "auto"
-    _running: dict[Path, subprocess.Popen[bytes]] = field(default_factory=dict)
+    _running: dict[Path, Training] = field(default_factory=dict)
     _lock: Any = field(default_factory=threading.Lock)
 
     def start(
-        self, out: str, configuration: str | None = None, changes: str = "", resume: bool = False
+        self,
+        out: str,
+        configuration: str | None = None,
+        changes: str = "",
+        resume: bool = False,
+        owner: str = "",
     ) -> None:
         """Start a training in the folder ``out``, or go on with the run there.
 
         ``changes`` are keys of the configuration, such as train.steps=500 sde.kind=ve. Raises
         ValueError for bad input, NotFound for folders that were not named, Busy.
         """
-        folder = self._folder(out)
+        folder, file = self._folder(out), None
         keys = _keys(changes)
         if resume:
             if not RunFolder(folder).is_run():
@@ -61,33 +87,39 @@ class Trainings:
         else:
             if RunFolder(folder).is_run():
                 raise ValueError(f"out: {out} holds a run; resume it, or give another folder")
-            file = None if not configuration else self.folders.find(configuration)
+            file = self.folders.find(configuration) if configuration else None
             config = load_config(file, keys)
         self._require_inside(config)
         words = [sys.executable, "-m", "scoresde", "train", "--out", str(folder)]
         words += ["--device", self.device, *(["--resume"] if resume else [])]
-        if not resume and configuration:
-            words += ["--config", configuration]
+        if file is not None:
+            words += ["--config", str(file)]
         words += [f"--{name}={value}" for name, value in keys.items()]
         key = folder.resolve()
         with self._lock:
-            if key in self._running and self._running[key].poll() is None:
+            if key in self._running and self._running[key].runs:
                 raise ValueError(f"out: {out} is being trained already; stop it first")
-            if sum(p.poll() is None for p in self._running.values()) >= MOST_RUNNING:
+            if sum(training.runs for training in self._running.values()) >= MOST_RUNNING:
                 raise Busy(f"busy: {MOST_RUNNING} trainings run; stop one, or wait")
             self.logs.mkdir(exist_ok=True)
             with self._log(key).open("wb") as log:
-                self._running[key] = subprocess.Popen(
+                process = subprocess.Popen(
                     words, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                     start_new_session=True,
                 )  # fmt: skip
+            self._running[key] = Training(process, owner)
 
-    def stop(self, out: str) -> None:
-        """Ask a training to save a checkpoint and end. Raises ValueError if none runs there."""
-        process = self._running.get(self._folder(out).resolve())
-        if process is None or process.poll() is not None:
+    def stop(self, out: str, owner: str = "", sure: bool = False) -> None:
+        """Ask a training to save a checkpoint and end.
+
+        Raises ValueError if none runs there, or, unless ``sure``, if another started it.
+        """
+        training = self._running.get(self._folder(out).resolve())
+        if training is None or not training.runs:
             raise ValueError(f"out: no training that was started here runs in {out}")
-        process.send_signal(signal.SIGTERM)
+        if training.owner != owner and not sure:
+            raise ValueError(f"out: {out} was started from another page; stop again to end it")
+        training.end()
 
     def report(self, out: str) -> dict[str, Any]:
         """What a run has done: its state, step, pictures of loss and samples, and last lines.
@@ -96,12 +128,12 @@ class Trainings:
         """
         path = self._folder(out)
         folder, key = RunFolder(path), path.resolve()
-        process, state = self._running.get(key), ""
-        if process is not None:
+        training, state = self._running.get(key), ""
+        if training is not None:
             states = {None: "running", 0: "done", 128 + signal.SIGTERM: "stopped"}
             states[-signal.SIGTERM] = "stopped"  # before it had begun
-            state = states.get(process.poll(), "failed")
-        log = self._log(key) if process is not None else folder.log
+            state = states.get(training.process.poll(), "failed")
+        log = self._log(key) if training is not None else folder.log
         pictures, found = sorted(folder.samples.glob("step-*.png")), records(folder)
         return {
             "state": state,
@@ -113,14 +145,14 @@ class Trainings:
 
     def close(self) -> None:
         """Stop all trainings, and wait until their checkpoints are saved."""
-        running = [process for process in self._running.values() if process.poll() is None]
-        for process in running:
-            process.send_signal(signal.SIGTERM)
-        for process in running:
+        running = [training for training in self._running.values() if training.runs]
+        for training in running:
+            training.end()
+        for training in running:
             try:
-                process.wait(PATIENCE)
+                training.process.wait(PATIENCE)
             except subprocess.TimeoutExpired:
-                process.kill()
+                training.process.kill()
 
     def _folder(self, out: str) -> Path:
         """A folder in those named at the start, which need not exist. Raises NotFound."""
@@ -156,7 +188,7 @@ class Trainings:
         return str(picture)
 
     def _log(self, key: Path) -> Path:
-        return self.logs / f"{re.sub(r'[^0-9A-Za-z]+', '-', str(key))[-100:]}.log"
+        return self.logs / f"{hashlib.sha256(os.fsencode(key)).hexdigest()[:16]}.log"
 
 
 def _keys(changes: str) -> dict[str, str]:

@@ -74,6 +74,24 @@ def test_a_running_job_that_is_cancelled_keeps_what_there_is(jobs, held):
     assert (held.job.folder / "partial.txt").read_text() == "kept"
 
 
+def test_work_that_does_not_ask_is_stopped_at_its_next_report(jobs, held):
+    reported: list[int] = []
+
+    def work(job):
+        with job.stoppable(10, "steps") as advance:
+            for n in range(10):
+                advance(1)
+                reported.append(n)
+                if n == 3:
+                    jobs.cancel(job)
+
+    job = jobs.submit("work", work)
+    held.free.set()
+    jobs.wait(job, 5)
+    assert (job.state, job.error, reported) == ("stopped", "", [0, 1, 2, 3])
+    assert job.told()["share"] == 0.4
+
+
 def test_the_jobs_of_an_owner_are_stopped_and_those_of_others_go_on(jobs, held):
     mine = jobs.submit("other kind", lambda job: {}, "me")
     yours = jobs.submit("held", lambda job: {"yours": 1}, "you")
@@ -102,6 +120,23 @@ def test_the_oldest_results_are_forgotten_with_their_files(jobs):
     assert jobs.get(done[5].id) is done[5]
     left = [job.folder.exists() for job in done]
     assert left == [False] * 5 + [True] * 4
+
+
+def test_jobs_that_are_stopped_before_they_begin_displace_no_result(jobs):
+    done = jobs.wait(jobs.submit("work", lambda job: {}), 5)
+    work = Held()
+    holding = jobs.submit("held", work)
+    work.begun.wait(5)
+    stopped = [jobs.submit("work", lambda job: {}) for _ in range(3)]
+    for _ in range(3):
+        for job in stopped:
+            jobs.cancel(job)
+        last, stopped = stopped[-1], [jobs.submit("work", lambda job: {}) for _ in range(3)]
+    assert jobs.get(done.id) is done
+    assert done.folder.exists()
+    assert jobs.get(last.id).state == "stopped"
+    assert len(jobs._jobs) == 1 + 1 + 3 + 4  # done, held, waiting, and the last that were stopped
+    jobs.cancel(holding)
 
 
 def test_the_share_of_a_drawing_is_that_of_its_network_calls(tmp_path):

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import math
+import os
 import re
+import shutil
+import signal
+import struct
 import threading
 import time
+import zlib
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from scoresde import registry, samplers
 from scoresde.runs.draw import draw
@@ -24,7 +32,7 @@ from scoresde.ui import service
 from scoresde.ui.api import ROUTES, opened, respond
 from scoresde.ui.jobs import NotFound
 from scoresde.ui.settings import Comparing, Editing, Sampling, read, restored, values
-from scoresde.ui.training import Trainings
+from scoresde.ui.training import Training, Trainings
 from tests.cli.conftest import IMAGES, POINTS, save_model
 
 FEW = {"steps": 3, "sampler": "heun", "grid": "karras"}
@@ -166,6 +174,21 @@ def test_a_stopped_drawing_keeps_the_denoised_state(studio, root):
     assert (job.folder / "000002.png").exists()
 
 
+def test_a_search_for_a_grid_is_stopped_half_way_and_stores_nothing(studio, root):
+    given = {"model": str(root / "digits.pt"), "sampler": "dpmpp_2m", "grid": "optimised"}
+    given |= {"seeds": "0", "steps": 4, "options": "grid.budget=1000000"}
+    begun = respond(studio, "POST", "/sample", {}, given)
+    job = studio.jobs.get(begun.body["job"])
+    end = time.monotonic() + 60
+    while not job.share and time.monotonic() < end:
+        time.sleep(0.01)
+    studio.jobs.cancel(job)
+    assert not studio.jobs.wait(job, 60).error
+    assert (job.state, job.record) == ("stopped", {})
+    assert 0 < job.share < 0.5
+    assert not (root / "grids").exists()
+
+
 def test_two_users_do_not_see_each_others_settings(studio, root):
     """Each of 8 threads gets pictures of its own seed and class."""
     found: dict[int, dict] = {}
@@ -216,6 +239,20 @@ def test_runs_and_exports_are_listed_and_described(studio, root):
     assert (about["shape"], about["step"], about["classes"]) == ([2], 7, None)
     about = service.about(studio.models(str(root / "digits.pt")), "digits")
     assert about["classes"] == [str(k) for k in range(10)]
+
+
+def test_names_that_are_no_text_are_not_listed(studio, root):
+    before = studio.folders.models(), studio.folders.configurations()
+    for name in (b"\xff.yaml", b"a\nb.yaml"):
+        (root / os.fsdecode(name)).write_text("data: moons\n")
+    odd = root / "ä %2e%2e b"
+    shutil.copytree(root / "run", odd / "run")
+    shutil.copytree(root / "run", root / os.fsdecode(b"\xfe"))
+    assert studio.folders.configurations() == before[1]
+    assert set(studio.folders.models()) == {*before[0], str(odd / "run")}
+    assert respond(studio, "GET", "/models", {"model": str(odd / "run")}).status == 200
+    shutil.rmtree(odd)
+    assert respond(studio, "GET", "/models", {"model": str(odd / "run")}).status == 404
 
 
 def test_a_model_is_loaded_again_when_its_files_change_and_not_before(studio, root):
@@ -429,6 +466,29 @@ def test_a_job_is_followed_and_its_files_are_fetched(studio, root):
     assert info["settings"]["seeds"] == "0"
     for name in ("../../x", "given/picture-1.png", ""):
         assert respond(studio, "GET", f"/jobs/{begun['job']}/{name}", {}).status == 404
+    file.unlink()
+    assert respond(studio, "GET", f"/jobs/{begun['job']}/000000.png", {}).status == 404
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"checkpoint": "a\0b"},
+        {"guidance": math.nan},
+        {"guidance": 10**400},
+        {"guidance_interval": ["a", "b"]},
+    ],
+)
+def test_damaged_settings_of_a_picture_are_400(studio, damage):
+    told = {"checkpoint": "x", "seed": 1, "sampler": {"kind": "heun"}, "steps": 3, "denoise": True}
+    told |= {"weights": "ema", **damage}
+    info, file = PngInfo(), io.BytesIO()
+    info.add_text("scoresde", json.dumps(told))
+    Image.new("L", (2, 2)).save(file, format="PNG", pnginfo=info)
+    body = {"image": base64.b64encode(file.getvalue()).decode()}
+    found = respond(studio, "POST", "/png-info", {}, body)
+    assert found.status == 400
+    assert found.body["error"].startswith("image: its settings are damaged (")
 
 
 def test_bad_requests_are_one_line_with_a_remedy(studio, root):
@@ -436,6 +496,14 @@ def test_bad_requests_are_one_line_with_a_remedy(studio, root):
     sized = io.BytesIO()
     Image.fromarray(np.zeros((5, 5), np.uint8)).save(sized, format="PNG")
     image = base64.b64encode(sized.getvalue()).decode()
+    bomb = b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in (
+            (b"IHDR", struct.pack(">IIBBBBB", 30000, 30000, 8, 2, 0, 0, 0)),
+            *((b"IDAT", zlib.compress(b"")), (b"IEND", b"")),
+        )
+    )
+    bomb = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bomb).decode()
     broken = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(50)).decode()
     table = [
         ("/sample", {"model": name, "seeds": "0-9999"}, 400, "at most 256 at once, got 10,000"),
@@ -449,6 +517,19 @@ def test_bad_requests_are_one_line_with_a_remedy(studio, root):
         ("/sample", {}, 400, "model is missing"),
         ("/sample", [1], 400, "need a JSON object"),
         ("/compare", {"model": name, "rows": ",".join(map(str, range(90)))}, 400, "at most 64"),
+        (
+            *(
+                "/compare",
+                {"model": name, "across": "seeds", "columns": "0-255|1", "rows": "heun"},
+            ),
+            *(400, "257 samples; at most 256"),
+        ),
+        ("/edit", {"model": name, "picture": [image]}, 400, "did you mean 'pictures'?"),
+        ("/edit", {"model": name, "pictures": [image] * 65}, 400, "at most 256"),
+        ("/edit", {"model": name, "columns": 10**9}, 400, "256"),
+        ("/png-info", {"imag": image}, 400, "did you mean 'image'?"),
+        ("/png-info", {"image": bomb}, 400, "no picture that can be read"),
+        ("/interrupt", {"job": "x", "jobs": "x"}, 400, "did you mean 'job'?"),
         ("/edit", {"model": name, "pictures": ["*"]}, 400, "base64"),
         ("/png-info", {"image": broken}, 400, "no picture that can be read"),
         ("/png-info", {"image": image}, 400, "holds no settings"),
@@ -462,10 +543,15 @@ def test_bad_requests_are_one_line_with_a_remedy(studio, root):
         assert words in found.body["error"]
         assert "\n" not in found.body["error"]
     assert respond(studio, "GET", "/sample", {}).status == 405
+    assert respond(studio, "POST", "/jobs/none", {}, {}).status == 405
+    assert "mean 'model'?" in respond(studio, "GET", "/models", {"modle": "x"}).body["error"]
+    assert respond(studio, "GET", "/samplers", {"model": "x"}).status == 400
+    assert respond(studio, "POST", "/interrupt", {"jobs": "x"}, {"job": "x"}).status == 400
     assert all(path.startswith("/") for path in ROUTES)
     edits = [
         ({"pictures": [image]}, "5 x 5 pixels"),
         ({"pictures": [broken]}, "not a usable picture"),
+        ({"pictures": [bomb], "fit": True}, "not a usable picture"),
         ({"pictures": []}, "picture is missing"),
     ]
     for body, words in edits:
@@ -514,6 +600,33 @@ def test_a_run_is_watched_by_what_it_wrote(studio, root):
     assert all(Path(path).exists() for path in report["samples"])
     with pytest.raises(ValueError, match="no training that was started here"):
         studio.trainings.stop(str(root / "run"))
+
+
+def test_a_training_is_asked_to_end_once_and_by_another_page_only_if_it_is_sure(studio, root):
+    """A second signal would end it before its checkpoint is saved."""
+
+    class Process:
+        sent: ClassVar[list[int]] = []
+
+        def poll(self):
+            return None
+
+        def send_signal(self, number):
+            self.sent.append(number)
+
+    trainings, run = Trainings(studio.folders, studio.work / "logs"), str(root / "run")
+    trainings._running[(root / "run").resolve()] = Training(Process(), "me")
+    with pytest.raises(ValueError, match="another page; stop again"):
+        trainings.stop(run, "you")
+    assert not Process.sent
+    trainings.stop(run, "you", sure=True)
+    trainings.stop(run, "me")
+    assert Process.sent == [signal.SIGTERM]
+
+
+def test_every_run_has_a_log_of_its_own(studio, root):
+    names = ["a-b", "a.b", "ä", "ö", "x" * 120 + "y", "z" + "x" * 119 + "y"]
+    assert len({studio.trainings._log(root / name) for name in names}) == len(names)
 
 
 @pytest.mark.slow
