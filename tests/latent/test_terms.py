@@ -138,7 +138,7 @@ def test_the_log_has_the_codes_that_are_used():
 def test_features_of_a_program_are_a_term_of_the_loss(tmp_path):
     found = train(KL, tmp_path, perceptual=0.5, features=Maps())
     record = found.records[-1]
-    terms = {"l1": 1.0, "l2": 1.0, "kl": 0.01, "perceptual": 0.5}
+    terms = {"l1": 1.0, "l2": 1.0, "kl": 0.1, "perceptual": 0.5}
     assert record["loss"] == pytest.approx(sum(w * record[f"loss_{n}"] for n, w in terms.items()))
     with pytest.raises(ValueError, match="a module that a program gave; give it again"):
         train(KL, tmp_path, perceptual=0.5, features="own", steps=7, resume=True)
