@@ -48,7 +48,7 @@ TESTED, SHOWN, BATCH = 3000, 20, 100
 LARGER, TILE, OVERLAP = 4, 16, 8
 
 SCALES, DRAWN = (1.0, 2.0), 1000
-WEIGHTS = (1e-6, 1e-2, 0.15)
+WEIGHTS = (1e-6, 1e-2, 0.1)
 
 Found = dict[str, Any]
 Results = Iterator[tuple[str, Found]]

@@ -54,7 +54,7 @@ CONFIGS = HERE.parent / "configs"
 AMONG = 100  # emoji that a picture is looked up among, and pictures of a part
 TIMED = 10  # steps and calls of which the fastest counts
 LONGEST = 48  # word pieces of a sentence
-KL = 0.03  # weight of the autoencoder of emoji of 32 pixels
+KL = 0.1  # weight of the autoencoder of emoji of 32 pixels
 
 Found = dict[str, Any]
 Results = Iterator[tuple[str, Found]]

@@ -33,7 +33,7 @@ class Loss:
     Args:
         l1: weight of the absolute error; null is 1, or 0 for an autoencoder with a law
         l2: weight of the squared error; null is 1, or 0 for an autoencoder with a law
-        kl: weight of the KL divergence of the latents from a standard normal law; null is 0.01
+        kl: weight of the KL divergence of the latents from a standard normal law; null is 0.1
         kl_warmup: steps over which the weight kl rises from 0, so that no channel of the latents
             is given up before the decoder has learnt to use it (Ladder Variational Autoencoders,
             arXiv 1602.02282)
@@ -92,7 +92,7 @@ class Loss:
         return {name: weight for name, weight in found.items() if weight}
 
 
-PENALTIES = {"kl": 1e-2, "commitment": 0.25}
+PENALTIES = {"kl": 0.1, "commitment": 0.25}
 """The default weights of what the law of the latents costs."""
 
 

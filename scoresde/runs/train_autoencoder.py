@@ -336,14 +336,21 @@ class CodecRun(Run):
 
     def noticed(self, record: Mapping[str, Any]) -> list[str]:
         self.wins = self.wins + 1 if record.get("discriminator_right", 0.0) > WINS else 0
-        if self.wins != PATIENCE:
-            return []
-        right, loss = record["discriminator_right"], record["loss_discriminator"]
-        return [
-            f"step {self.state.step}: the discriminator wins: it tells {right:.1%} of the patches "
-            f"apart, loss {loss:.2g}, and teaches little; lower discriminator.rate or "
-            "discriminator.width, or start it later"
-        ]
+        found = []
+        if self.wins == PATIENCE:
+            right, loss = record["discriminator_right"], record["loss_discriminator"]
+            found.append(
+                f"step {self.state.step}: the discriminator wins: it tells {right:.1%} of the "
+                f"patches apart, loss {loss:.2g}, and teaches little; lower discriminator.rate or "
+                "discriminator.width, or start it later"
+            )
+        moved = record.get("round_trip", 0.0)
+        if self.state.step == self.plan.steps and moved > 1:
+            found.append(
+                f"latents: coding a decoded picture again moves them by {moved:.2f} of their "
+                "noise, so that a model of them learns what the decoder leaves out; raise loss.kl"
+            )
+        return found
 
     def standardised(self) -> None:
         """Measure the statistics of the latents of the average, unless they are of this step."""

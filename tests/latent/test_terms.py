@@ -138,7 +138,7 @@ def test_the_log_has_the_codes_that_are_used():
 def test_features_of_a_program_are_a_term_of_the_loss(tmp_path):
     found = train(KL, tmp_path, perceptual=0.5, features=Maps())
     record = found.records[-1]
-    terms = {"l1": 1.0, "l2": 1.0, "kl": 0.01, "perceptual": 0.5}
+    terms = {"l1": 1.0, "l2": 1.0, "kl": 0.1, "perceptual": 0.5}
     assert record["loss"] == pytest.approx(sum(w * record[f"loss_{n}"] for n, w in terms.items()))
     with pytest.raises(ValueError, match="a module that a program gave; give it again"):
         train(KL, tmp_path, perceptual=0.5, features="own", steps=7, resume=True)
@@ -194,3 +194,12 @@ def test_settings_that_do_not_fit_are_refused_in_time(tmp_path, autoencoder, set
         train(autoencoder, tmp_path / "run", **settings)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kl", [0.0, 1.0])
+def test_latents_that_a_decoded_picture_moves_beyond_their_noise_are_named(kl):
+    said = Said()
+    trip = train(KL, kl=kl, lr=3e-2, warmup=0, steps=40, listener=said).records[-1]["round_trip"]
+    assert (trip > 1) == (kl == 0)
+    lines = [line for line in said.lines if "raise loss.kl" in line]
+    assert [f"by {trip:.2f} of their noise" in line for line in lines] == [True] * (kl == 0)

@@ -106,7 +106,7 @@ def test_the_run_folder_has_all_records(run):
     assert {"held_out", "psnr", "ssim", "frechet", "rate", "kl", "noise", "round_trip"} <= set(
         lines[-1]
     )
-    weights = {"l1": 1.0, "l2": 1.0, "kl": 0.01}
+    weights = {"l1": 1.0, "l2": 1.0, "kl": 0.1}
     for line in lines:
         total = sum(weight * line[f"loss_{name}"] for name, weight in weights.items())
         assert line["loss"] == pytest.approx(total, rel=1e-5)
