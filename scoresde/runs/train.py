@@ -111,7 +111,7 @@ def train(
     if listener is None:
         listener = Quiet() if progress is silent else Shown(progress)
     world = World.found()
-    with together(world, backend_of(device)), Stopping() as stopping:
+    with together(world, backend_of(device)), Stopping(late=True) as stopping:
         stop = stopping.number
         if out is None:
             if resume or overwrite:

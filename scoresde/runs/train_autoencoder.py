@@ -164,7 +164,7 @@ def train_autoencoder(
     if listener is None:
         listener = Quiet() if progress is silent else Shown(progress)
     world = World.found()
-    with together(world, backend_of(device)), Stopping() as stopping:
+    with together(world, backend_of(device)), Stopping(late=True) as stopping:
         if out is None:
             if resume or overwrite:
                 raise ValueError("resume and overwrite need out, the folder of the run")

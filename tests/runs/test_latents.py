@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 
 import pytest
 import torch
@@ -187,6 +188,17 @@ def test_a_cache_is_filled_once_and_holds_what_encoding_gives(tmp_path, codec_fo
     third = ss.train(config, out=tmp_path / "c", listener=Quiet())
     assert sum(calls) == 3 * 1797
     assert not same(weights(first.model), weights(third.model))
+
+
+def test_an_interrupt_ends_the_encoding_at_once(tmp_path, codec_folder, monkeypatch):
+    """No step is made, and the next run encodes anew what is only there in part."""
+    with monkeypatch.context() as patch:
+        patch.setattr(KLAutoencoder, "encode", lambda *_: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            ss.train(small(codec=str(codec_folder)), out=tmp_path / "run", listener=Quiet())
+    assert not (tmp_path / "run").exists()
+    assert not list((codec_folder / "latents").glob("*/manifest.json"))
+    assert ss.train(small(codec=str(codec_folder)), out=tmp_path / "run", listener=Quiet()).step
 
 
 def test_a_codec_that_cannot_be_written_beside_caches_in_the_run(
