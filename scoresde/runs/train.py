@@ -156,7 +156,7 @@ def train_run(
     task = Task(task) if isinstance(task, Config) else task
     return run_in(
         out,
-        partial(prepare, task, progress=progress),
+        partial(prepare, task, progress=progress, resume=resume),
         task.config,
         resume=resume,
         overwrite=overwrite,

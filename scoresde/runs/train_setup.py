@@ -32,7 +32,7 @@ from scoresde.progress import Progress
 from scoresde.runs.compiling import compiling
 from scoresde.runs.cost import flops, peak
 from scoresde.runs.folder import RunFolder
-from scoresde.runs.load_codec import load_codec
+from scoresde.runs.load_codec import codec_of, load_codec
 from scoresde.runs.preview import save_preview
 from scoresde.runs.run import Run, remarks_on, splits, with_absolute_paths
 from scoresde.runs.scalars import require_tensorboard
@@ -238,7 +238,13 @@ class ModelRun(Run):
 
 
 def prepare(
-    task: Task, folder: RunFolder, device: torch.device, rank: Rank, *, progress: Progress
+    task: Task,
+    folder: RunFolder,
+    device: torch.device,
+    rank: Rank,
+    *,
+    progress: Progress,
+    resume: bool = False,
 ) -> ModelRun:
     """Read the data and build everything of a new run; raises ValueError where they do not fit."""
     config = with_absolute_paths(task.config)
@@ -247,7 +253,7 @@ def prepare(
             "the model of this run is one that a program made, which no configuration describes; "
             "train it from Python, with ss.train(model, data)"
         )
-    reporting, codec = build_reporting(config), codec_for(task)
+    reporting, codec = build_reporting(config), codec_for(task, folder if resume else None)
     if reporting.tensorboard:
         require_tensorboard()
     dataset = build_dataset(config.data, progress) if task.dataset is None else task.dataset
@@ -292,16 +298,18 @@ def prepare(
     )
 
 
-def codec_for(task: Task) -> Codec | None:
+def codec_for(task: Task, resumed: RunFolder | None = None) -> Codec | None:
     """The codec of a task: an object, that of its model, or a file of its configuration.
 
-    Raises ValueError for settings that have no meaning for latents.
+    If the file is gone it is the one in the checkpoints of the ``resumed`` run. Raises ValueError
+    for settings that have no meaning for latents.
     """
     codec = task.codec or getattr(task.model, "codec", None)
     if codec is None and (place := task.config.codec) is not None:
-        if not Path(place).expanduser().exists():
+        if Path(place).expanduser().exists():
+            codec = load_codec(place)
+        elif resumed is None or (codec := _kept(resumed)) is None:
             raise ValueError(f"codec: no such file: {place}; give the place where it is now")
-        codec = load_codec(place)
     if codec is not None:
         if not isinstance(codec, Codec):
             raise ValueError(f"codec: need a Codec or its path, got {type(codec).__name__}")
@@ -309,8 +317,19 @@ def codec_for(task: Task) -> Codec | None:
     return codec
 
 
-def caches(codec: Path, folder: RunFolder) -> tuple[Path, Path]:
+def _kept(folder: RunFolder) -> Codec | None:
+    """The codec in the newest checkpoint of a run; None without."""
+    if not checkpoints.step_files(folder.checkpoints):
+        return None
+    path, found, _ = checkpoints.newest(folder.checkpoints, checkpoints.KINDS[Config.TRAINS])
+    kept = found.codec
+    return None if kept is None else codec_of(read_about(kept.about, kept.tensors), path)
+
+
+def caches(codec: Path, folder: RunFolder) -> tuple[Path, ...]:
     """The folders for latents: beside the codec, or in the run folder if that is read-only."""
+    if not codec.exists():
+        return (folder.path / LATENTS,)
     home = codec if codec.is_dir() else codec.parent
     home = home.parent if home.name == folder.checkpoints.name else home
     return home / LATENTS, folder.path / LATENTS

@@ -220,10 +220,6 @@ def test_training_of_latents_resumes_to_the_bit(tmp_path, codec_folder):
     ss.train(config, out=tmp_path / "parts", steps=2, listener=Quiet())
     moved = tmp_path / "elsewhere"
     shutil.move(codec_folder, moved)  # the same codec in another place
-    with pytest.raises(
-        ValueError, match=r"^codec: no such file: .*give the place where it is now"
-    ):
-        ss.train(config, out=tmp_path / "parts", steps=4, resume=True, listener=Quiet())
     parts = ss.train(
         override(config, {"codec": str(moved)}),
         out=tmp_path / "parts",
@@ -233,6 +229,20 @@ def test_training_of_latents_resumes_to_the_bit(tmp_path, codec_folder):
     )
     assert same(weights(whole.model), weights(parts.model))
     assert whole.records[-1]["held_out"] == parts.records[-1]["held_out"]
+
+
+def test_a_run_whose_codec_is_deleted_resumes_with_its_own(tmp_path, codec_folder):
+    """To the same bits; a new run needs the codec."""
+    config = small(codec=str(codec_folder))
+    whole = ss.train(config, out=tmp_path / "whole", listener=Quiet())
+    ss.train(config, out=tmp_path / "parts", steps=2, listener=Quiet())
+    shutil.rmtree(codec_folder)
+    parts = ss.train(config, out=tmp_path / "parts", resume=True, listener=Quiet())
+    assert same(weights(whole.model), weights(parts.model))
+    assert not list(tmp_path.glob("latents"))
+    for settings in ({"out": tmp_path / "parts", "overwrite": True}, {"out": tmp_path / "new"}):
+        with pytest.raises(ValueError, match=r"^codec: no such file: .*the place where it is now"):
+            ss.train(config, **settings, listener=Quiet())
 
 
 def test_a_changed_codec_is_named(tmp_path, codec_folder):
