@@ -32,7 +32,7 @@ from scoresde.progress import Progress
 from scoresde.runs.compiling import compiling
 from scoresde.runs.cost import flops, peak
 from scoresde.runs.folder import RunFolder
-from scoresde.runs.load_codec import codec_of, load_codec
+from scoresde.runs.load_codec import codec_of, kept_codec, load_codec
 from scoresde.runs.preview import save_preview
 from scoresde.runs.run import Run, remarks_on, splits, with_absolute_paths
 from scoresde.runs.scalars import require_tensorboard
@@ -207,15 +207,8 @@ class ModelRun(Run):
         return super().shapes() + [tuple(each.shape) for each in (self.latents,) if each]
 
     def require_same(self, found: Checkpoint, path: Path) -> None:
-        before = found.codec and read_about(found.codec.about, found.codec.tensors).digest
-        now = self.codec and self.codec.digest
-        if now != before:
-            ours, theirs = (each[:12] if each else "none" for each in (now, before))
-            place = "" if self.config.codec is None else f" in {self.config.codec}"
-            raise ValueError(
-                f"{path}: the codec{place} has changed (sha256 {ours}, was {theirs}); give the "
-                "codec it was trained with, or train in another folder"
-            )
+        kept = found.codec
+        _require_codec(self.codec, kept and read_about(kept.about, kept.tensors), path)
 
     def remarks(self, device: torch.device) -> list[str]:
         plan, model = self.plan, self.state.model
@@ -270,6 +263,8 @@ def prepare(
     latents = None
     if codec is not None:
         model.codec = codec
+        if resume and (before := kept_codec(folder)) is not None:
+            _require_codec(stored(codec), before[1], before[0])  # before all are encoded anew
         kept = config.codec is not None and folder is not NOWHERE
         places = caches(Path(str(config.codec)), folder) if kept else ()
         latents = latents_of(dataset, codec, device=device, folders=places, progress=progress)
@@ -308,7 +303,9 @@ def codec_for(task: Task, resumed: RunFolder | None = None) -> Codec | None:
     if codec is None and (place := task.config.codec) is not None:
         if Path(place).expanduser().exists():
             codec = load_codec(place)
-        elif resumed is None or (codec := _kept(resumed)) is None:
+        elif resumed is not None and (kept := kept_codec(resumed)) is not None:
+            codec = codec_of(kept[1], kept[0])
+        else:
             raise ValueError(f"codec: no such file: {place}; give the place where it is now")
     if codec is not None:
         if not isinstance(codec, Codec):
@@ -317,13 +314,15 @@ def codec_for(task: Task, resumed: RunFolder | None = None) -> Codec | None:
     return codec
 
 
-def _kept(folder: RunFolder) -> Codec | None:
-    """The codec in the newest checkpoint of a run; None without."""
-    if not checkpoints.step_files(folder.checkpoints):
-        return None
-    path, found, _ = checkpoints.newest(folder.checkpoints, checkpoints.KINDS[Config.TRAINS])
-    kept = found.codec
-    return None if kept is None else codec_of(read_about(kept.about, kept.tensors), path)
+def _require_codec(now: StoredCodec | None, before: StoredCodec | None, path: Path) -> None:
+    """Raise ValueError unless the codec is that of the checkpoint ``path`` of the run."""
+    if (now and now.digest) != (before and before.digest):
+        ours, theirs = (each.digest[:12] if each else "none" for each in (now, before))
+        remedy = f"give codec={path.parent.parent}, the one in this run" if before else "give none"
+        raise ValueError(
+            f"{path}: the codec has changed (sha256 {ours}, was {theirs}); {remedy}, or train in "
+            "another folder"
+        )
 
 
 def caches(codec: Path, folder: RunFolder) -> tuple[Path, ...]:

@@ -252,7 +252,20 @@ def test_a_changed_codec_is_named(tmp_path, codec_folder):
     with torch.no_grad():
         other.moments.bias.add_(0.1)
     save_codec(codec_folder / "codec.safetensors", other)
-    with pytest.raises(ValueError, match=r"the codec in .*codec has changed \(sha256 \w{12}, was"):
+    shutil.rmtree(codec_folder / "latents")
+    changed = r"the codec has changed \(sha256 \w{12}, was \w{12}\); give codec=.*run, the"
+    with pytest.raises(ValueError, match=changed):
+        ss.train(config, out=tmp_path / "run", resume=True, listener=Quiet())
+    assert not (codec_folder / "latents").exists()  # it is seen before anything is encoded
+    assert same(weights(ss.load_codec(tmp_path / "run")), weights(kl()))
+    own = override(config, {"codec": str(tmp_path / "run")})
+    assert ss.train(own, out=tmp_path / "run", resume=True, listener=Quiet()).step == 4
+
+
+def test_a_run_of_pixels_goes_on_without_a_codec(tmp_path, codec_folder):
+    ss.train(small(), out=tmp_path / "run", steps=2, listener=Quiet())
+    config = small(codec=str(codec_folder))
+    with pytest.raises(ValueError, match=r"changed \(sha256 \w{12}, was none\); give none, or"):
         ss.train(config, out=tmp_path / "run", resume=True, listener=Quiet())
 
 
