@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from scoresde.data import Dataset, Scaling, Split
-from scoresde.data.cache import Source, gathered, stored
+from scoresde.data.cache import MANIFEST, Source, gathered, stored
 from scoresde.data.dataset import MEASURED, bounds_of, reading, spread
 from scoresde.data.digest import digest
 from scoresde.latent.codec import Codec
@@ -72,8 +73,10 @@ def latents_of(
     else:
         key = {"codec": codec_digest(codec), "examples": list(map(digest, splits.values()))}
         name = f"{key['codec'][:12]}-{key['examples'][0][:12]}"
-        place = next(filter(_writable, folders), folders[-1])
+        of_use = (f for f in folders if (f / name / MANIFEST).exists() or _writable(f))
+        place = next(of_use, folders[-1])
         found = stored(place / name, Source(key, []), encoded)
+        found = replace(found, notes=(*found.notes, *_others(place, name)))
     train, test = (
         _joined(latents, pictures)
         for latents, pictures in zip((found.train, found.test), splits.values(), strict=True)
@@ -82,6 +85,19 @@ def latents_of(
     return Dataset(
         dataset.name, train, test, scaling, dataset.classes, found.notes, words=dataset.words
     )
+
+
+def _others(folder: Path, name: str) -> list[str]:
+    """A sentence about the caches of other codecs beside that of a ``name``, if there are any."""
+    found = [p.parent for p in folder.glob(f"*/{MANIFEST}") if p.parent.name[:12] != name[:12]]
+    if not found:
+        return []
+    size = sum(p.stat().st_size for cache in found for p in cache.rglob("*") if p.is_file())
+    names = ", ".join(sorted(cache.name for cache in found))
+    return [
+        f"{folder}: {names} are latents of other codecs, or of this one before it changed "
+        f"({size / 1e6:.3g} MB); delete them if no run needs them"
+    ]
 
 
 def _units(scaling: Scaling) -> str:

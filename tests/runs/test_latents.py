@@ -188,6 +188,12 @@ def test_a_cache_is_filled_once_and_holds_what_encoding_gives(tmp_path, codec_fo
     third = ss.train(config, out=tmp_path / "c", listener=Quiet())
     assert sum(calls) == 3 * 1797
     assert not same(weights(first.model), weights(third.model))
+    said = [(tmp_path / name / "log.txt").read_text() for name in "bc"]
+    assert ["delete them if no run needs them" in text for text in said] == [False, True]
+    # A cache that is there is read, also where nothing can be written.
+    monkeypatch.setattr("scoresde.latent.latents._writable", lambda folder: False)
+    ss.train(config, out=tmp_path / "d", listener=Quiet())
+    assert sum(calls) == 3 * 1797
 
 
 def test_an_interrupt_ends_the_encoding_at_once(tmp_path, codec_folder, monkeypatch):
