@@ -25,6 +25,8 @@ BATCH = 2**20
 """Numbers of the pictures that are encoded at a time."""
 NEAR = (0.5, 2.0)
 """Deviations of a channel of standardised latents that need no remark."""
+STILL = 1e-3
+"""Deviation of such a channel below which it does not vary."""
 
 
 def latent_scaling(codec: Codec) -> Scaling:
@@ -63,7 +65,8 @@ def latents_of(
             for test, split in splits.items():
                 for rows in torch.arange(len(split)).split(max(1, BATCH // dataset.shape.numel())):
                     x = dataset.scaling.encode(split.take(rows).x)
-                    mean, std = (part.float().cpu() for part in encode(codec, x.to(device)))
+                    x = x.to(device, codec.latents_mean.dtype)
+                    mean, std = (part.float().cpu() for part in encode(codec, x))
                     with reading("codec"):
                         yield test, Split(mean, columns={"std": std.expand_as(mean).contiguous()})
                     advance(len(rows))
@@ -115,7 +118,7 @@ def _require_fit(codec: Codec, shape: tuple[int, ...]) -> None:
     latents = codec.latent_shape(shape)
     if codec.arguments is not None:
         return
-    x = torch.zeros(1, *shape, device=codec.latents_mean.device)
+    x = codec.latents_mean.new_zeros(1, *shape)
     whole = (shape[0], *(side * codec.factor for side in latents[1:]))
 
     def mean(x: Tensor) -> Tensor:
@@ -152,6 +155,11 @@ def far_from_unit(dataset: Dataset) -> str | None:
     w, noise = (part.double().transpose(0, 1).flatten(1) for part in (w, noise))
     std = (w.var(1, correction=0) + noise.square().mean(1)).sqrt()
     least, largest = float(std.min()), float(std.max())
+    if still := torch.nonzero(std < STILL).flatten().tolist():
+        return (
+            f"latents: channel {', '.join(map(str, still))} is the same in all of these pictures "
+            "and carries nothing; train a codec on them, or one of fewer latent_channels"
+        )
     if NEAR[0] <= least and largest <= NEAR[1]:
         return None
     return (

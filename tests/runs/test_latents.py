@@ -163,6 +163,17 @@ def test_the_deviation_of_latents_counts_their_noise():
     assert "2.2" in (far_from_unit(data) or "")
     plain = Dataset("x", Split(mean), Split(mean), Scaling(None))
     assert far_from_unit(plain) is None
+    still = Split(mean * torch.tensor([1.0, 0, 1, 0]).view(4, 1, 1))
+    said = far_from_unit(Dataset("x", still, still, Scaling(None)))
+    assert (said or "").startswith("latents: channel 1, 3 is the same in all of these pictures")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_codec_of_any_dtype_encodes(dtype):
+    data = dataset_of(torch.arange(32).view(2, 1, 4, 4).to(torch.uint8), holdout=1)
+    found = latents_of(data, Stacked().to(dtype)).train.x
+    want = latents_of(data, Stacked()).train.x
+    torch.testing.assert_close(found, want, atol=0.05 if dtype == torch.bfloat16 else 1e-6, rtol=0)
 
 
 def test_a_cache_is_filled_once_and_holds_what_encoding_gives(tmp_path, codec_folder, monkeypatch):
