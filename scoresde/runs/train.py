@@ -154,6 +154,11 @@ def train_run(
     the way.
     """
     task = Task(task) if isinstance(task, Config) else task
+    place = task.config.codec
+    if overwrite and place is not None and Path(place).resolve() == Path(out).resolve():
+        raise ValueError(
+            f"codec: {place} is the run that overwrite replaces; train in another folder"
+        )
     return run_in(
         out,
         partial(prepare, task, progress=progress, resume=resume),

@@ -277,6 +277,9 @@ def test_a_changed_codec_is_named(tmp_path, codec_folder):
     assert same(weights(ss.load_codec(tmp_path / "run")), weights(kl()))
     own = override(config, {"codec": str(tmp_path / "run")})
     assert ss.train(own, out=tmp_path / "run", resume=True, listener=Quiet()).step == 4
+    with pytest.raises(ValueError, match="is the run that overwrite replaces; train in another"):
+        ss.train(own, out=tmp_path / "run", overwrite=True, listener=Quiet())
+    assert same(weights(ss.load_codec(tmp_path / "run")), weights(kl()))
 
 
 def test_a_run_of_pixels_goes_on_without_a_codec(tmp_path, codec_folder):
