@@ -78,8 +78,8 @@ def train(
     """Train a model on data, in a run folder or in memory.
 
     An interrupt (Ctrl-C) stops after the step: the model so far is returned and, with ``out``,
-    saved. Raises ValueError for bad input before anything is written, TrainingError for a failure
-    on the way.
+    saved. Before the first step it ends the call. Raises ValueError for bad input before anything
+    is written, TrainingError for a failure on the way.
 
     Args:
         model_or_config: a ``ScoreModel``, whose network, process and parameterisation may be a

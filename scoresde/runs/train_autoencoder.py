@@ -125,8 +125,8 @@ def train_autoencoder(
     """Train an autoencoder on pictures, in a run folder or in memory.
 
     An interrupt (Ctrl-C) stops after the step: the codec so far is returned and, with ``out``,
-    saved. Raises ValueError for bad input before anything is written, TrainingError for a failure
-    on the way.
+    saved. Before the first step it ends the call. Raises ValueError for bad input before anything
+    is written, TrainingError for a failure on the way.
 
     Args:
         config_or_codec: a configuration, as an object, a mapping or a YAML file; or an

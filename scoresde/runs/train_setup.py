@@ -208,7 +208,8 @@ class ModelRun(Run):
 
     def require_same(self, found: Checkpoint, path: Path) -> None:
         kept = found.codec
-        _require_codec(self.codec, kept and read_about(kept.about, kept.tensors), path)
+        before = None if kept is None else read_about(kept.about, kept.tensors)
+        _require_codec(self.codec, before, path)
 
     def remarks(self, device: torch.device) -> list[str]:
         plan, model = self.plan, self.state.model
