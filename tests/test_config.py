@@ -554,3 +554,13 @@ def test_numbers_of_yaml_in_other_bases_are_no_surprise(tmp_path, text, words):
     assert words in refusal(tmp_path, f"network: {{kind: mlp, width: {text}}}")
     config = load_config(write(tmp_path, f"data: {{kind: folder, path: {text}}}"))
     assert config.data.path == text
+
+
+@pytest.mark.parametrize(
+    ("schema", "other"), [(Config, AutoencoderConfig), (AutoencoderConfig, Config)]
+)
+def test_a_file_of_the_other_kind_is_named(schema, other, tmp_path):
+    file = write(tmp_path, to_yaml(other()))
+    kinds = f"configures a run of kind {other.TRAINS}, not of kind {schema.TRAINS}; give"
+    with pytest.raises(ConfigError, match=kinds):
+        load_config(file, None, schema)

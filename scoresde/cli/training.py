@@ -37,7 +37,7 @@ def train(
         return 0
     if options.out is None:
         raise ValueError("--out is missing; name the run folder to write, such as --out runs/demo")
-    with together(world, backend_of(options.device)), Stopping() as stopping:
+    with together(world, backend_of(options.device)), Stopping(late=True) as stopping:
         stopped = train_run(
             jointly(world, lambda: _config(options, overrides, schema)),
             options.out,

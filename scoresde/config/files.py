@@ -41,7 +41,18 @@ def load_config(
     mapping in YAML, unknown keys, and values of the wrong type or out of range.
     """
     found = {} if path is None else read_yaml(Path(path))
+    others = [kind for kind in Schema.__subclasses__() if _has(kind, found)]
+    if others and schema not in others:
+        raise ConfigError(
+            f"{path}: configures a run of kind {others[0].TRAINS}, not of kind {schema.TRAINS}; "
+            "give another file"
+        )
     return _validated(_merge(to_plain(schema()), renamed(found)), overrides or {}, path, schema)
+
+
+def _has(schema: type[Schema], found: Mapping[str, Any]) -> bool:
+    """Whether a schema has all keys of a file."""
+    return found.keys() <= {field.name for field in fields(schema)}
 
 
 def config_from(

@@ -31,7 +31,10 @@ def channels_first(x: np.ndarray, layout: Layout | None) -> np.ndarray:
     """
     last, first = x.shape[-1] in (1, 3), x.shape[1] in (1, 3)
     if layout is None and x.ndim == 4 and last == first:
-        raise DataError(f"shape {x.shape} may be NHWC or NCHW; give layout")
+        raise DataError(
+            f"shape {x.shape} may be NHWC or NCHW; give layout, of an array by "
+            "ss.data.dataset_of(x, layout=...)"
+        )
     layout = layout or ("NHW" if x.ndim == 3 else "NHWC" if last else "NCHW")
     if x.ndim != len(layout):
         raise DataError(f"expected {layout}, found shape {x.shape}; correct the array or layout")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from scoresde.data import Dataset, Scaling, Split
-from scoresde.data.cache import Source, gathered, stored
+from scoresde.data.cache import MANIFEST, Source, gathered, stored
 from scoresde.data.dataset import MEASURED, bounds_of, reading, spread
 from scoresde.data.digest import digest
 from scoresde.latent.codec import Codec
@@ -24,6 +25,8 @@ BATCH = 2**20
 """Numbers of the pictures that are encoded at a time."""
 NEAR = (0.5, 2.0)
 """Deviations of a channel of standardised latents that need no remark."""
+STILL = 1e-3
+"""Deviation of such a channel below which it does not vary."""
 
 
 def latent_scaling(codec: Codec) -> Scaling:
@@ -62,7 +65,8 @@ def latents_of(
             for test, split in splits.items():
                 for rows in torch.arange(len(split)).split(max(1, BATCH // dataset.shape.numel())):
                     x = dataset.scaling.encode(split.take(rows).x)
-                    mean, std = (part.float().cpu() for part in encode(codec, x.to(device)))
+                    x = x.to(device, codec.latents_mean.dtype)
+                    mean, std = (part.float().cpu() for part in encode(codec, x))
                     with reading("codec"):
                         yield test, Split(mean, columns={"std": std.expand_as(mean).contiguous()})
                     advance(len(rows))
@@ -72,8 +76,10 @@ def latents_of(
     else:
         key = {"codec": codec_digest(codec), "examples": list(map(digest, splits.values()))}
         name = f"{key['codec'][:12]}-{key['examples'][0][:12]}"
-        place = next(filter(_writable, folders), folders[-1])
+        of_use = (f for f in folders if (f / name / MANIFEST).exists() or _writable(f))
+        place = next(of_use, folders[-1])
         found = stored(place / name, Source(key, []), encoded)
+        found = replace(found, notes=(*found.notes, *_others(place, name)))
     train, test = (
         _joined(latents, pictures)
         for latents, pictures in zip((found.train, found.test), splits.values(), strict=True)
@@ -82,6 +88,19 @@ def latents_of(
     return Dataset(
         dataset.name, train, test, scaling, dataset.classes, found.notes, words=dataset.words
     )
+
+
+def _others(folder: Path, name: str) -> list[str]:
+    """A sentence about the caches of other codecs beside that of a ``name``, if there are any."""
+    found = [p.parent for p in folder.glob(f"*/{MANIFEST}") if p.parent.name[:12] != name[:12]]
+    if not found:
+        return []
+    size = sum(p.stat().st_size for cache in found for p in cache.rglob("*") if p.is_file())
+    names = ", ".join(sorted(cache.name for cache in found))
+    return [
+        f"{folder}: {names} are latents of other codecs, or of this one before it changed "
+        f"({size / 1e6:.3g} MB); delete them if no run needs them"
+    ]
 
 
 def _units(scaling: Scaling) -> str:
@@ -99,7 +118,7 @@ def _require_fit(codec: Codec, shape: tuple[int, ...]) -> None:
     latents = codec.latent_shape(shape)
     if codec.arguments is not None:
         return
-    x = torch.zeros(1, *shape, device=codec.latents_mean.device)
+    x = codec.latents_mean.new_zeros(1, *shape)
     whole = (shape[0], *(side * codec.factor for side in latents[1:]))
 
     def mean(x: Tensor) -> Tensor:
@@ -136,6 +155,11 @@ def far_from_unit(dataset: Dataset) -> str | None:
     w, noise = (part.double().transpose(0, 1).flatten(1) for part in (w, noise))
     std = (w.var(1, correction=0) + noise.square().mean(1)).sqrt()
     least, largest = float(std.min()), float(std.max())
+    if still := torch.nonzero(std < STILL).flatten().tolist():
+        return (
+            f"latents: channel {', '.join(map(str, still))} is the same in all of these pictures "
+            "and carries nothing; train a codec on them, or one of fewer latent_channels"
+        )
     if NEAR[0] <= least and largest <= NEAR[1]:
         return None
     return (

@@ -151,7 +151,10 @@ def draw(
     known = None if model.data is None else tuple(model.data.shape)
     shape = tuple(shape or known or ())
     if known is not None and shape != known:
-        raise ValueError(f"shape: the model was trained on examples of {known}, got {shape}")
+        raise ValueError(
+            f"shape: the model was trained on examples of {known}, got {shape}; leave it out, or "
+            "train on examples of that shape"
+        )
     state = state_shape(model, shape)
     same, found_name = sampler_by(model, state, nfe, step, grid, denoise, sampler, progress)
     job = Job(

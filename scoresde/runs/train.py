@@ -78,8 +78,8 @@ def train(
     """Train a model on data, in a run folder or in memory.
 
     An interrupt (Ctrl-C) stops after the step: the model so far is returned and, with ``out``,
-    saved. Raises ValueError for bad input before anything is written, TrainingError for a failure
-    on the way.
+    saved. Before the first step it ends the call. Raises ValueError for bad input before anything
+    is written, TrainingError for a failure on the way.
 
     Args:
         model_or_config: a ``ScoreModel``, whose network, process and parameterisation may be a
@@ -111,7 +111,7 @@ def train(
     if listener is None:
         listener = Quiet() if progress is silent else Shown(progress)
     world = World.found()
-    with together(world, backend_of(device)), Stopping() as stopping:
+    with together(world, backend_of(device)), Stopping(late=True) as stopping:
         stop = stopping.number
         if out is None:
             if resume or overwrite:
@@ -154,9 +154,14 @@ def train_run(
     the way.
     """
     task = Task(task) if isinstance(task, Config) else task
+    place = task.config.codec
+    if overwrite and place is not None and Path(place).resolve() == Path(out).resolve():
+        raise ValueError(
+            f"codec: {place} is the run that overwrite replaces; train in another folder"
+        )
     return run_in(
         out,
-        partial(prepare, task, progress=progress),
+        partial(prepare, task, progress=progress, resume=resume),
         task.config,
         resume=resume,
         overwrite=overwrite,

@@ -125,8 +125,8 @@ def train_autoencoder(
     """Train an autoencoder on pictures, in a run folder or in memory.
 
     An interrupt (Ctrl-C) stops after the step: the codec so far is returned and, with ``out``,
-    saved. Raises ValueError for bad input before anything is written, TrainingError for a failure
-    on the way.
+    saved. Before the first step it ends the call. Raises ValueError for bad input before anything
+    is written, TrainingError for a failure on the way.
 
     Args:
         config_or_codec: a configuration, as an object, a mapping or a YAML file; or an
@@ -164,7 +164,7 @@ def train_autoencoder(
     if listener is None:
         listener = Quiet() if progress is silent else Shown(progress)
     world = World.found()
-    with together(world, backend_of(device)), Stopping() as stopping:
+    with together(world, backend_of(device)), Stopping(late=True) as stopping:
         if out is None:
             if resume or overwrite:
                 raise ValueError("resume and overwrite need out, the folder of the run")

@@ -32,7 +32,7 @@ from scoresde.progress import Progress
 from scoresde.runs.compiling import compiling
 from scoresde.runs.cost import flops, peak
 from scoresde.runs.folder import RunFolder
-from scoresde.runs.load_codec import load_codec
+from scoresde.runs.load_codec import codec_of, kept_codec, load_codec
 from scoresde.runs.preview import save_preview
 from scoresde.runs.run import Run, remarks_on, splits, with_absolute_paths
 from scoresde.runs.scalars import require_tensorboard
@@ -207,15 +207,9 @@ class ModelRun(Run):
         return super().shapes() + [tuple(each.shape) for each in (self.latents,) if each]
 
     def require_same(self, found: Checkpoint, path: Path) -> None:
-        before = found.codec and read_about(found.codec.about, found.codec.tensors).digest
-        now = self.codec and self.codec.digest
-        if now != before:
-            ours, theirs = (each[:12] if each else "none" for each in (now, before))
-            place = "" if self.config.codec is None else f" in {self.config.codec}"
-            raise ValueError(
-                f"{path}: the codec{place} has changed (sha256 {ours}, was {theirs}); give the "
-                "codec it was trained with, or train in another folder"
-            )
+        kept = found.codec
+        before = None if kept is None else read_about(kept.about, kept.tensors)
+        _require_codec(self.codec, before, path)
 
     def remarks(self, device: torch.device) -> list[str]:
         plan, model = self.plan, self.state.model
@@ -238,7 +232,13 @@ class ModelRun(Run):
 
 
 def prepare(
-    task: Task, folder: RunFolder, device: torch.device, rank: Rank, *, progress: Progress
+    task: Task,
+    folder: RunFolder,
+    device: torch.device,
+    rank: Rank,
+    *,
+    progress: Progress,
+    resume: bool = False,
 ) -> ModelRun:
     """Read the data and build everything of a new run; raises ValueError where they do not fit."""
     config = with_absolute_paths(task.config)
@@ -247,7 +247,7 @@ def prepare(
             "the model of this run is one that a program made, which no configuration describes; "
             "train it from Python, with ss.train(model, data)"
         )
-    reporting, codec = build_reporting(config), codec_for(task)
+    reporting, codec = build_reporting(config), codec_for(task, folder if resume else None)
     if reporting.tensorboard:
         require_tensorboard()
     dataset = build_dataset(config.data, progress) if task.dataset is None else task.dataset
@@ -264,6 +264,8 @@ def prepare(
     latents = None
     if codec is not None:
         model.codec = codec
+        if resume and (before := kept_codec(folder)) is not None:
+            _require_codec(stored(codec), before[1], before[0])  # before all are encoded anew
         kept = config.codec is not None and folder is not NOWHERE
         places = caches(Path(str(config.codec)), folder) if kept else ()
         latents = latents_of(dataset, codec, device=device, folders=places, progress=progress)
@@ -292,16 +294,20 @@ def prepare(
     )
 
 
-def codec_for(task: Task) -> Codec | None:
+def codec_for(task: Task, resumed: RunFolder | None = None) -> Codec | None:
     """The codec of a task: an object, that of its model, or a file of its configuration.
 
-    Raises ValueError for settings that have no meaning for latents.
+    If the file is gone it is the one in the checkpoints of the ``resumed`` run. Raises ValueError
+    for settings that have no meaning for latents.
     """
     codec = task.codec or getattr(task.model, "codec", None)
     if codec is None and (place := task.config.codec) is not None:
-        if not Path(place).expanduser().exists():
+        if Path(place).expanduser().exists():
+            codec = load_codec(place)
+        elif resumed is not None and (kept := kept_codec(resumed)) is not None:
+            codec = codec_of(kept[1], kept[0])
+        else:
             raise ValueError(f"codec: no such file: {place}; give the place where it is now")
-        codec = load_codec(place)
     if codec is not None:
         if not isinstance(codec, Codec):
             raise ValueError(f"codec: need a Codec or its path, got {type(codec).__name__}")
@@ -309,8 +315,21 @@ def codec_for(task: Task) -> Codec | None:
     return codec
 
 
-def caches(codec: Path, folder: RunFolder) -> tuple[Path, Path]:
+def _require_codec(now: StoredCodec | None, before: StoredCodec | None, path: Path) -> None:
+    """Raise ValueError unless the codec is that of the checkpoint ``path`` of the run."""
+    if (now and now.digest) != (before and before.digest):
+        ours, theirs = (each.digest[:12] if each else "none" for each in (now, before))
+        remedy = f"give codec={path.parent.parent}, the one in this run" if before else "give none"
+        raise ValueError(
+            f"{path}: the codec has changed (sha256 {ours}, was {theirs}); {remedy}, or train in "
+            "another folder"
+        )
+
+
+def caches(codec: Path, folder: RunFolder) -> tuple[Path, ...]:
     """The folders for latents: beside the codec, or in the run folder if that is read-only."""
+    if not codec.exists():
+        return (folder.path / LATENTS,)
     home = codec if codec.is_dir() else codec.parent
     home = home.parent if home.name == folder.checkpoints.name else home
     return home / LATENTS, folder.path / LATENTS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 
 import pytest
 import torch
@@ -162,6 +163,17 @@ def test_the_deviation_of_latents_counts_their_noise():
     assert "2.2" in (far_from_unit(data) or "")
     plain = Dataset("x", Split(mean), Split(mean), Scaling(None))
     assert far_from_unit(plain) is None
+    still = Split(mean * torch.tensor([1.0, 0, 1, 0]).view(4, 1, 1))
+    said = far_from_unit(Dataset("x", still, still, Scaling(None)))
+    assert (said or "").startswith("latents: channel 1, 3 is the same in all of these pictures")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_codec_of_any_dtype_encodes(dtype):
+    data = dataset_of(torch.arange(32).view(2, 1, 4, 4).to(torch.uint8), holdout=1)
+    found = latents_of(data, Stacked().to(dtype)).train.x
+    want = latents_of(data, Stacked()).train.x
+    torch.testing.assert_close(found, want, atol=0.05 if dtype == torch.bfloat16 else 1e-6, rtol=0)
 
 
 def test_a_cache_is_filled_once_and_holds_what_encoding_gives(tmp_path, codec_folder, monkeypatch):
@@ -187,6 +199,23 @@ def test_a_cache_is_filled_once_and_holds_what_encoding_gives(tmp_path, codec_fo
     third = ss.train(config, out=tmp_path / "c", listener=Quiet())
     assert sum(calls) == 3 * 1797
     assert not same(weights(first.model), weights(third.model))
+    said = [(tmp_path / name / "log.txt").read_text() for name in "bc"]
+    assert ["delete them if no run needs them" in text for text in said] == [False, True]
+    # A cache that is there is read, also where nothing can be written.
+    monkeypatch.setattr("scoresde.latent.latents._writable", lambda folder: False)
+    ss.train(config, out=tmp_path / "d", listener=Quiet())
+    assert sum(calls) == 3 * 1797
+
+
+def test_an_interrupt_ends_the_encoding_at_once(tmp_path, codec_folder, monkeypatch):
+    """No step is made, and the next run encodes anew what is only there in part."""
+    with monkeypatch.context() as patch:
+        patch.setattr(KLAutoencoder, "encode", lambda *_: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            ss.train(small(codec=str(codec_folder)), out=tmp_path / "run", listener=Quiet())
+    assert not (tmp_path / "run").exists()
+    assert not list((codec_folder / "latents").glob("*/manifest.json"))
+    assert ss.train(small(codec=str(codec_folder)), out=tmp_path / "run", listener=Quiet()).step
 
 
 def test_a_codec_that_cannot_be_written_beside_caches_in_the_run(
@@ -208,10 +237,6 @@ def test_training_of_latents_resumes_to_the_bit(tmp_path, codec_folder):
     ss.train(config, out=tmp_path / "parts", steps=2, listener=Quiet())
     moved = tmp_path / "elsewhere"
     shutil.move(codec_folder, moved)  # the same codec in another place
-    with pytest.raises(
-        ValueError, match=r"^codec: no such file: .*give the place where it is now"
-    ):
-        ss.train(config, out=tmp_path / "parts", steps=4, resume=True, listener=Quiet())
     parts = ss.train(
         override(config, {"codec": str(moved)}),
         out=tmp_path / "parts",
@@ -223,6 +248,20 @@ def test_training_of_latents_resumes_to_the_bit(tmp_path, codec_folder):
     assert whole.records[-1]["held_out"] == parts.records[-1]["held_out"]
 
 
+def test_a_run_whose_codec_is_deleted_resumes_with_its_own(tmp_path, codec_folder):
+    """To the same bits; a new run needs the codec."""
+    config = small(codec=str(codec_folder))
+    whole = ss.train(config, out=tmp_path / "whole", listener=Quiet())
+    ss.train(config, out=tmp_path / "parts", steps=2, listener=Quiet())
+    shutil.rmtree(codec_folder)
+    parts = ss.train(config, out=tmp_path / "parts", resume=True, listener=Quiet())
+    assert same(weights(whole.model), weights(parts.model))
+    assert not list(tmp_path.glob("latents"))
+    for settings in ({"out": tmp_path / "parts", "overwrite": True}, {"out": tmp_path / "new"}):
+        with pytest.raises(ValueError, match=r"^codec: no such file: .*the place where it is now"):
+            ss.train(config, **settings, listener=Quiet())
+
+
 def test_a_changed_codec_is_named(tmp_path, codec_folder):
     config = small(codec=str(codec_folder))
     ss.train(config, out=tmp_path / "run", steps=2, listener=Quiet())
@@ -230,7 +269,23 @@ def test_a_changed_codec_is_named(tmp_path, codec_folder):
     with torch.no_grad():
         other.moments.bias.add_(0.1)
     save_codec(codec_folder / "codec.safetensors", other)
-    with pytest.raises(ValueError, match=r"the codec in .*codec has changed \(sha256 \w{12}, was"):
+    shutil.rmtree(codec_folder / "latents")
+    changed = r"the codec has changed \(sha256 \w{12}, was \w{12}\); give codec=.*run, the"
+    with pytest.raises(ValueError, match=changed):
+        ss.train(config, out=tmp_path / "run", resume=True, listener=Quiet())
+    assert not (codec_folder / "latents").exists()  # it is seen before anything is encoded
+    assert same(weights(ss.load_codec(tmp_path / "run")), weights(kl()))
+    own = override(config, {"codec": str(tmp_path / "run")})
+    assert ss.train(own, out=tmp_path / "run", resume=True, listener=Quiet()).step == 4
+    with pytest.raises(ValueError, match="is the run that overwrite replaces; train in another"):
+        ss.train(own, out=tmp_path / "run", overwrite=True, listener=Quiet())
+    assert same(weights(ss.load_codec(tmp_path / "run")), weights(kl()))
+
+
+def test_a_run_of_pixels_goes_on_without_a_codec(tmp_path, codec_folder):
+    ss.train(small(), out=tmp_path / "run", steps=2, listener=Quiet())
+    config = small(codec=str(codec_folder))
+    with pytest.raises(ValueError, match=r"changed \(sha256 \w{12}, was none\); give none, or"):
         ss.train(config, out=tmp_path / "run", resume=True, listener=Quiet())
 
 
