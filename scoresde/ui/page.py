@@ -53,8 +53,9 @@ body:not(.dark) .gradio-container { --block-info-text-color: var(--neutral-500);
 .gallery-container .grid-wrap { padding-top: 2rem; }
 .gallery-container .caption-label { font-size: 0.7rem; padding: 0 0.3rem; }
 @media (max-width: 600px) {
-  .scoresde-large { max-width: none; }
+  .scoresde-large { max-width: max(100%, 40rem); }
   .prose:has(> .scoresde-large) { overflow-x: auto; }
+  .gallery-container .grid-container { grid-template-columns: repeat(3, 1fr) !important; }
 }
 footer { display: none !important; }
 """
@@ -292,9 +293,8 @@ def _gallery(job: Job) -> list[tuple[str, str]]:
     """The pictures of a job with their seeds."""
     seeds = [f"seed {seed}" for seed in job.record.get("seeds", ())]
     files = [name for name in job.record["files"] if name[0].isdigit() and name.endswith(".png")]
-    others = [name for name in job.record["files"] if name in ("scatter.png",)]
-    names = [*zip(files, seeds or [""] * len(files), strict=False), *((n, n) for n in others)]
-    return [(str(job.folder / name), text) for name, text in names]
+    named = zip(files, seeds or [""] * len(files), strict=False)
+    return [(str(job.folder / name), text) for name, text in named]
 
 
 def _content(path: str | None) -> list[bytes]:
@@ -349,8 +349,9 @@ def _sampling(studio: Studio, page: Any) -> None:
             return partial(service.sample, studio.models, fields.settings(values))
 
         async for seen in _run(studio, request, "sample", work):
-            shown, listed = gr.skip(), gr.skip()
+            shown, listed, picture = gr.skip(), gr.skip(), seen.picture
             if seen.ended is not None:
+                picture = _picture(seen.ended.folder / "scatter.png")  # of points
                 shown = _gallery(seen.ended)
                 rest = [
                     n
@@ -359,7 +360,7 @@ def _sampling(studio: Studio, page: Any) -> None:
                 ]
                 paths = [str(seen.ended.folder / name) for name in rest]
                 listed = gr.update(value=paths, visible=bool(paths))
-            yield seen.status, seen.picture, shown, listed
+            yield seen.status, picture, shown, listed
 
     def fill(path: str | None) -> Any:
         if not path:
@@ -454,8 +455,9 @@ def _editing(studio: Studio, page: Any) -> None:
             pictures = _content(one) + (_content(other) if operation == "interpolate" else [])
             mask = None
             if operation == "inpaint":
-                shape = studio.models(settings.model).data.shape
-                mask = _mask(drawn, *shape[-2:])
+                loaded = studio.models(settings.model)
+                service.require_pictures(loaded)
+                mask = _mask(drawn, *loaded.data.shape[-2:])
             return partial(service.edited, studio.models, settings, pictures, mask)
 
         async for seen in _run(studio, request, "edit", work):

@@ -291,7 +291,7 @@ def edited(
 
 def read_pictures(loaded: LoadedRun, pictures: Sequence[bytes], fit: bool, job: Job) -> Any:
     """Pictures from the bytes of their files: fitted examples, or files as they are."""
-    _require_pictures(loaded)
+    require_pictures(loaded)
     if not pictures:
         raise ValueError("picture is missing; give one")
     if fit:
@@ -301,14 +301,15 @@ def read_pictures(loaded: LoadedRun, pictures: Sequence[bytes], fit: bool, job: 
 
 def shades_of(loaded: LoadedRun, content: bytes, fit: bool) -> np.ndarray:
     """The shades of a picture, uint8 (C, H, W), fitted to the model or as they are."""
-    _require_pictures(loaded)
+    require_pictures(loaded)
     if not fit:
         return picture_levels(content)
     found: np.ndarray = pixels(fitted(content, loaded.model)[None], loaded.data.scaling)[0].numpy()
     return found
 
 
-def _require_pictures(loaded: LoadedRun) -> None:
+def require_pictures(loaded: LoadedRun) -> None:
+    """Raise ValueError for a model of other data than pictures."""
     if len(shape := loaded.data.shape) != 3:
         raise ValueError(f"model: makes examples {tuple(shape)}, no pictures; choose another")
 
