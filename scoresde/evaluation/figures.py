@@ -229,8 +229,11 @@ def scatter(
     label: Tensor | None = None,
     classes: Sequence[str] | None = None,
     frame: Tensor | None = None,
+    columns: int | None = None,
 ) -> None:
     """Draw sets of points (N, 2) side by side on equal axes, each under its name, as a PNG.
+
+    There are ``columns`` of them, by default as many as sets.
 
     At most ``limit`` points of each set, the first ones, are drawn. Those of ``frame``, by
     default the first set, fix the frame.
@@ -249,10 +252,11 @@ def scatter(
     found = np.zeros(0, int) if label is None else np.unique(label.numpy()[: len(first)])
     within = first if frame is None else frame.double().numpy()
     centre, half = (within.max(0) + within.min(0)) / 2, 0.55 * np.ptp(within, 0).max() or 1.0
-    figure = Figure(figsize=(4 * len(points), 4.2), dpi=120, layout="constrained")
-    for axes, (name, x) in zip(
-        figure.subplots(1, len(points), squeeze=False)[0], points.items(), strict=True
-    ):
+    columns = min(columns or len(points), len(points))
+    rows = -(-len(points) // columns)
+    figure = Figure(figsize=(4 * columns, 4.2 * rows), dpi=120, layout="constrained")
+    panes = iter(figure.subplots(rows, columns, squeeze=False).flat)
+    for (name, x), axes in zip(points.items(), panes, strict=False):
         few = min(1.0, len(x) / FEW_POINTS)  # few points are drawn larger and darker
         style = {"markersize": 8 - 5 * few, "alpha": 0.9 - 0.4 * few, "markeredgewidth": 0}
         if x is first and label is not None and classes is not None and len(found) <= 10:
@@ -268,6 +272,8 @@ def scatter(
         )
         axes.set(aspect="equal", xlabel="first coordinate", ylabel="second coordinate")
         axes.set_title(textwrap.fill(name, 44), fontsize=10)
+    for axes in panes:
+        axes.remove()
     figure.savefig(path, format="png")
 
 

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from typing import Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -39,6 +39,9 @@ class Autoencoder(Codec):
         factor = 2 ** (len(config.block_out_channels) - 1)
         super().__init__(config.in_channels, len(shift), factor)
         self.module = module
+        for part in module.modules():
+            if isinstance(part, nn.GroupNorm):
+                part.register_forward_pre_hook(_contiguous)
         # At least float32: a rounded scale would be an error of every latent.
         wide = torch.promote_types(module.dtype, torch.float32)
         self.latents_mean, self.latents_std = shift.to(wide), (1 / scale).to(wide)
@@ -72,6 +75,13 @@ class Autoencoder(Codec):
         spatial = own if self.module.config.norm_type == "spatial" else None
         x = self.module.decoder(self.module.post_quant_conv(own), spatial)
         return x
+
+
+def _contiguous(norm: nn.Module, given: tuple[Tensor]) -> tuple[Tensor] | None:
+    """A copy whose tangent is contiguous too, without which group norm has no forward mode."""
+    if forward_ad.unpack_dual(given[0]).tangent is None:
+        return None
+    return (given[0].clone(memory_format=torch.contiguous_format),)
 
 
 def codec_of(folder: Folder, part: str, dtype: torch.dtype) -> Autoencoder:

@@ -28,14 +28,15 @@ class Cell(NamedTuple):
 
 
 def save_table(path: Path, cells: Sequence[Cell], columns: int) -> None:
-    """Write the cells row by row as a PNG; points in the plane are drawn side by side.
+    """Write the cells row by row as a PNG.
 
     Raises ValueError for other data than pictures and points in the plane.
     """
     drawn = [cell.x for cell in cells if cell.x is not None]
     if drawn and all(x.ndim == 2 and x.shape[1] == 2 for x in drawn):
-        panels = {cell.text: cell.x for cell in cells if cell.x is not None}
-        scatter(path, panels, frame=torch.cat(drawn))
+        nothing = torch.full((1, 2), torch.nan)
+        panels = {cell.text: nothing if cell.x is None else cell.x for cell in cells}
+        scatter(path, panels, frame=torch.cat(drawn), columns=columns)
         return
     if not all(map(is_image, drawn)):
         raise ValueError("model: a table is drawn of pictures and of points in the plane")

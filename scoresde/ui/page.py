@@ -49,6 +49,14 @@ CSS = """
 .scoresde-small { height: 200px; }
 .scoresde-large { max-width: 100%; }
 .scoresde-error { color: #b42318; font-weight: 600; }
+body:not(.dark) .gradio-container { --block-info-text-color: var(--neutral-500); }
+.gallery-container .grid-wrap { padding-top: 2rem; }
+.gallery-container .caption-label { font-size: 0.7rem; padding: 0 0.3rem; }
+@media (max-width: 600px) {
+  .scoresde-large { max-width: max(100%, 40rem); }
+  .prose:has(> .scoresde-large) { overflow-x: auto; }
+  .gallery-container .grid-container { grid-template-columns: repeat(3, 1fr) !important; }
+}
 footer { display: none !important; }
 """
 Update = Any
@@ -172,14 +180,15 @@ class Fields:
         guided = bool(about["classes"] or about["conditions"])
         size = " x ".join(map(str, about["shape"]))
         line = f"{about['data']}, {size}, {about['parameters']:,} parameters, step {about['step']}"
+        line = "; ".join((line, *about["notes"]))
         updates: dict[str, Update] = {
             "model": {"info": line},
-            "label": {"choices": about["classes"] or [], "visible": bool(about["classes"])},
-            "prompt": {"visible": sentences},
-            "negative": {"visible": sentences},
-            "conditions": {"visible": bool(more)},
-            "guidance": {"visible": guided},
-            "guidance_interval": {"visible": guided},
+            "label": {"choices": about["classes"] or []} | _shown(bool(about["classes"])),
+            "prompt": _shown(sentences),
+            "negative": _shown(sentences),
+            "conditions": _shown(bool(more)),
+            "guidance": _shown(guided, 1.0),
+            "guidance_interval": _shown(guided),
             "sampler": {"value": about["sampler"]},
             "grid": {"value": about["grid"]},
             "steps": {"value": str(about["steps"])},
@@ -188,6 +197,11 @@ class Fields:
             listed = "; ".join(f"{k}: {takes}" for k, takes in more.items())
             updates["conditions"]["info"] = f"object in JSON of {listed}"
         return [gr.update(**updates[n]) if n in updates else gr.skip() for n in self.names]
+
+
+def _shown(relevant: bool, empty: Any = None) -> dict[str, Any]:
+    """A field that is shown; one that is not is emptied, because nobody could empty it."""
+    return {"visible": True} if relevant else {"visible": False, "value": empty}
 
 
 def _plain(update: Mapping[str, Any]) -> dict[str, Any]:
@@ -279,9 +293,8 @@ def _gallery(job: Job) -> list[tuple[str, str]]:
     """The pictures of a job with their seeds."""
     seeds = [f"seed {seed}" for seed in job.record.get("seeds", ())]
     files = [name for name in job.record["files"] if name[0].isdigit() and name.endswith(".png")]
-    others = [name for name in job.record["files"] if name in ("scatter.png",)]
-    names = [*zip(files, seeds or [""] * len(files), strict=False), *((n, n) for n in others)]
-    return [(str(job.folder / name), text) for name, text in names]
+    named = zip(files, seeds or [""] * len(files), strict=False)
+    return [(str(job.folder / name), text) for name, text in named]
 
 
 def _content(path: str | None) -> list[bytes]:
@@ -322,7 +335,7 @@ def _sampling(studio: Studio, page: Any) -> None:
             dropped = gr.File(
                 label="A picture drawn here or by scoresde sample fills the form",
                 file_types=[".png"],
-                height=110,
+                height=140,
                 elem_id="sample-dropped",
             )
         with gr.Column(scale=3):
@@ -336,8 +349,9 @@ def _sampling(studio: Studio, page: Any) -> None:
             return partial(service.sample, studio.models, fields.settings(values))
 
         async for seen in _run(studio, request, "sample", work):
-            shown, listed = gr.skip(), gr.skip()
+            shown, listed, picture = gr.skip(), gr.skip(), seen.picture
             if seen.ended is not None:
+                picture = _picture(seen.ended.folder / "scatter.png")  # of points
                 shown = _gallery(seen.ended)
                 rest = [
                     n
@@ -346,7 +360,7 @@ def _sampling(studio: Studio, page: Any) -> None:
                 ]
                 paths = [str(seen.ended.folder / name) for name in rest]
                 listed = gr.update(value=paths, visible=bool(paths))
-            yield seen.status, seen.picture, shown, listed
+            yield seen.status, picture, shown, listed
 
     def fill(path: str | None) -> Any:
         if not path:
@@ -386,8 +400,8 @@ def _editing(studio: Studio, page: Any) -> None:
             fields = Fields("edit", Editing, EDITED, studio, page)
         with gr.Column(scale=3):
             with gr.Row():
-                first = gr.File(label="Picture", height=110, elem_id="edit-picture")
-                second = gr.File(label="Other end of interpolate", height=110, visible=False)
+                first = gr.File(label="Picture", height=140, elem_id="edit-picture")
+                second = gr.File(label="Other end of interpolate", height=140, visible=False)
             fit = gr.Checkbox(True, label="crop and resize it to the size of the model")
             canvas = gr.ImageEditor(
                 label="Paint where to inpaint",
@@ -441,8 +455,9 @@ def _editing(studio: Studio, page: Any) -> None:
             pictures = _content(one) + (_content(other) if operation == "interpolate" else [])
             mask = None
             if operation == "inpaint":
-                shape = studio.models(settings.model).data.shape
-                mask = _mask(drawn, *shape[-2:])
+                loaded = studio.models(settings.model)
+                service.require_pictures(loaded)
+                mask = _mask(drawn, *loaded.data.shape[-2:])
             return partial(service.edited, studio.models, settings, pictures, mask)
 
         async for seen in _run(studio, request, "edit", work):
@@ -502,7 +517,11 @@ def _comparing(studio: Studio, page: Any) -> None:
                 yield seen.status, gr.skip(), gr.skip()
                 continue
             rows = [
-                [cell["row"], cell["column"], *(_number(cell[k], of) for k, of in NUMBERS.items())]
+                [
+                    *(cell["row"], cell["column"]),
+                    *(_number(cell[k], of) for k, of in NUMBERS.items()),
+                    cell["failed"] or _number(cell["error"], ".2e"),
+                ]
                 for cell in seen.ended.record["cells"]
             ]
             yield seen.status, _picture(seen.ended.folder / "compare.png"), rows
@@ -511,7 +530,7 @@ def _comparing(studio: Studio, page: Any) -> None:
     _stop(studio, "compare", stop)
 
 
-NUMBERS = {"nfe": "g", "cell_seconds": ".2f", "error": ".2e"}
+NUMBERS = {"nfe": "g", "cell_seconds": ".2f"}
 """The numbers of a cell, and how they are written."""
 
 
@@ -524,14 +543,14 @@ def _inspecting(studio: Studio, page: Any) -> None:
         with gr.Column(scale=2):
             fields = Fields("inspect", Sampling, SAMPLED, studio, page)
         with gr.Column(scale=3):
-            with gr.Row():
+            with gr.Row(equal_height=True):
                 process = gr.Button("Process and grid", elem_id="inspect-process")
                 path = gr.Button("Trajectory", elem_id="inspect-path")
                 field = gr.Button("Flow and density", elem_id="inspect-field")
                 stop = gr.Button("Stop", variant="stop", elem_id="inspect-stop")
             status = gr.HTML(elem_id="inspect-status")
-            scrub = Scrubber("inspect", "network call")
-            picture = gr.File(label="Picture to score", height=110, elem_id="inspect-picture")
+            scrub = Scrubber("inspect", "picture")
+            picture = gr.File(label="Picture to score", height=140, elem_id="inspect-picture")
             fit = gr.Checkbox(False, label="crop and resize it to the size of the model")
             score = gr.Button("Bits per dimension", elem_id="inspect-score")
 
@@ -579,7 +598,7 @@ def _scored(record: Mapping[str, Any]) -> str:
 
 def _training(studio: Studio, page: Any) -> None:
     trainings, folders = studio.trainings, studio.folders
-    with gr.Tab("Train", id="train"), gr.Row():
+    with gr.Tab("Train", id="train") as tab, gr.Row():
         with gr.Column(scale=2):
             out = gr.Dropdown(
                 [],
@@ -659,6 +678,7 @@ def _training(studio: Studio, page: Any) -> None:
         return [*found[:-1], gr.Timer(active=True), "" if before == name else name]
 
     page.load(offered, None, [out, config])
+    tab.select(watch, [out, scrub.files], outputs, show_progress="hidden")
     start.click(begin, [out, config, changes], outputs)
     resume.click(go_on, [out, changes], outputs)
     halt.click(end, [out, pressed], [*outputs, pressed])

@@ -291,6 +291,7 @@ def edited(
 
 def read_pictures(loaded: LoadedRun, pictures: Sequence[bytes], fit: bool, job: Job) -> Any:
     """Pictures from the bytes of their files: fitted examples, or files as they are."""
+    require_pictures(loaded)
     if not pictures:
         raise ValueError("picture is missing; give one")
     if fit:
@@ -300,10 +301,17 @@ def read_pictures(loaded: LoadedRun, pictures: Sequence[bytes], fit: bool, job: 
 
 def shades_of(loaded: LoadedRun, content: bytes, fit: bool) -> np.ndarray:
     """The shades of a picture, uint8 (C, H, W), fitted to the model or as they are."""
+    require_pictures(loaded)
     if not fit:
         return picture_levels(content)
     found: np.ndarray = pixels(fitted(content, loaded.model)[None], loaded.data.scaling)[0].numpy()
     return found
+
+
+def require_pictures(loaded: LoadedRun) -> None:
+    """Raise ValueError for a model of other data than pictures."""
+    if len(shape := loaded.data.shape) != 3:
+        raise ValueError(f"model: makes examples {tuple(shape)}, no pictures; choose another")
 
 
 def _kept(job: Job, name: str, content: bytes) -> Path:
@@ -457,7 +465,12 @@ def scored(
         said[sentence_condition(model, "prompt")] = told["prompt"]
     x = pictures_of(read_pictures(loaded, pictures, fit, job), model)
     data = (x, {name: [value] for name, value in said.items()}) if said else x
-    own = score(model, data, label=label, check=1, progress=job.progress, stopping=job.stopping)
+    of, codec, notes = "picture", model.codec, list[str]()
+    if codec is not None and (codec.law is None or codec.adversarial):
+        of, notes = "latents", ["of the latent of the picture; its codec has no law of pictures"]
+    own = score(
+        model, data, label=label, check=1, of=of, progress=job.progress, stopping=job.stopping
+    )
     report = report_of(own)
     found: dict[str, Any] = {
         "bits_per_dim": own.bits_per_dim,
@@ -465,12 +478,12 @@ def scored(
         "solver_error": report["told_error"],
         "change_with_half_the_effort": (report["solver_error"] or {}).get("change"),
         "is": report["is"],
-        "warnings": report["warnings"],
+        "warnings": [*notes, *report["warnings"]],
         "files": [],
     }
     conditional = True if said or label is not None else None
     try:
-        bits = _beside(models, loaded, conditional, job)
+        bits = _beside(models, loaded, conditional, of, job)
     except (ValueError, OSError) as error:
         return found | {"warnings": [*found["warnings"], f"no test examples: {error}"]}
     histogram(
@@ -483,15 +496,18 @@ def scored(
     return found | {"below": below, "examples": len(bits), "files": ["histogram.png"]}
 
 
-def _beside(models: Models, loaded: LoadedRun, conditional: bool | None, job: Job) -> Tensor:
+def _beside(
+    models: Models, loaded: LoadedRun, conditional: bool | None, of: str, job: Job
+) -> Tensor:
     """Bits per dimension of the first test examples of a model, scored once."""
-    if (key := (loaded.digest, conditional)) not in models.bits:
+    if (key := (loaded.digest, conditional, of)) not in models.bits:
         dataset = build_dataset(loaded.config.data)
         scores = score(
             loaded.model,
             dataset,
             num=min(BESIDE, len(dataset.test)),
             conditional=conditional,
+            of=of,
             progress=job.progress,
             stopping=job.stopping,
         )

@@ -142,10 +142,13 @@ def test_shifts_and_scales_of_latents(d, made, tmp_path, fields):
     close(codec.unstandardised(codec.standardised(z)), z, 1e-12)
 
 
-def test_the_gradient_through_codes_goes_to_their_latents(made):
-    """Backwards and forwards alike; the decoder alone is linearised."""
-    codec = ss.load(made("vq"), dtype=F64).codec
-    z, v, w = normal(1, 3, 8, 8), normal(1, 3, 8, 8, seed=2), normal(1, 3, 16, 16, seed=3)
+@pytest.mark.parametrize("name", ["vq", "ldm", "dit"])
+def test_the_gradient_through_a_decoder_goes_to_its_latents(made, name):
+    """Backwards and forwards alike for several pictures; of codes the decoder is linearised."""
+    codec = ss.load(made(name), dtype=F64).codec
+    c, size = codec.latent_channels, 8 * codec.factor
+    z, v = normal(2, c, 8, 8), normal(2, c, 8, 8, seed=2)
+    w = normal(2, 3, size, size, seed=3)
     _, back = torch.func.vjp(codec.decode, z)
     _, forth = torch.func.jvp(codec.decode, (z,), (v,))
     torch.testing.assert_close((back(w)[0] * v).sum(), (w * forth).sum())

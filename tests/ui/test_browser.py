@@ -18,6 +18,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -29,6 +30,7 @@ import scoresde as ss
 from scoresde.data import digits
 from scoresde.progress import silent
 from scoresde.runs.recipe import recipe
+from tests.parity.stable_diffusion_folders import make
 
 pytestmark = pytest.mark.browser
 if not shutil.which("chromedriver"):
@@ -161,6 +163,8 @@ def folders(tmp_path_factory) -> Path:
     )
     points = {"data": "moons", "network": {"kind": "mlp", "width": 32}}
     ss.train(points, out=root / "runs" / "moons", steps=200, ema=0.9, progress=silent)
+    with suppress(ImportError):  # without diffusers, where the test of it is skipped
+        make("sd1", root / "runs" / "sd1", root)
     keys = "data: moons\nnetwork: {kind: mlp, width: 16}\ntrain: {steps: 1000000, log_every: 20, "
     (root / "configs").mkdir()
     (root / "configs" / "long.yaml").write_text(
@@ -262,13 +266,8 @@ def test_a_long_drawing_shows_previews_and_a_stop_keeps_what_there_is(page):
     page.shot("sample-stopped")
 
 
-def test_a_painted_mask_is_filled(page, folders, tmp_path):
-    dataset = digits()
-    picture = (dataset.test.x[0, 0].numpy() / 16 * 255).round().astype(np.uint8)
-    path = tmp_path / "digit.png"
-    Image.fromarray(picture).save(path)
-    page.tab("Edit")
-    page.write("edit-model", "runs/digits")
+def painted(page: Page, path: Path) -> None:
+    """A picture on the canvas, with a stroke from its upper left to the lower right."""
     page.upload("edit-picture", path)
     canvas = page.until(lambda: page.find("#edit-canvas canvas"))
     time.sleep(2)
@@ -281,6 +280,16 @@ def test_a_painted_mask_is_filled(page, folders, tmp_path):
         hand.move_to_element_with_offset(canvas, 10 * k - 60, 10 * k - 60)
     hand.release().perform()
     time.sleep(1)
+
+
+def test_a_painted_mask_is_filled(page, folders, tmp_path):
+    dataset = digits()
+    picture = (dataset.test.x[0, 0].numpy() / 16 * 255).round().astype(np.uint8)
+    path = tmp_path / "digit.png"
+    Image.fromarray(picture).save(path)
+    page.tab("Edit")
+    page.write("edit-model", "runs/digits")
+    painted(page, path)
     page.click("edit-go")
     page.status("edit", "done in .*network calls")
     images = page.until(lambda: page.all("#edit-gallery img"))
@@ -326,6 +335,70 @@ def test_a_process_a_trajectory_a_score_and_a_flow_are_inspected(page, tmp_path)
     page.click("inspect-field")
     page.status("inspect", r"\Adone in [^b]*\Z")
     page.shot("inspect-field")
+
+
+def test_a_folder_of_stable_diffusion_is_on_every_page(page, tmp_path):
+    pytest.importorskip("diffusers")
+    page.write("sample-model", "runs/sd1")
+    page.until(lambda: page.find("#sample-prompt").is_displayed())
+    page.write("sample-prompt", "a red cat")
+    page.write("sample-guidance", "3")
+    page.write("sample-steps", "3")
+    page.click("sample-go")
+    page.status("sample", "done in .*network calls")
+    path = tmp_path / "drawn.png"
+    path.write_bytes(drawn(page, 4)[2])
+    page.shot("folder-sample")
+    page.open()
+    page.upload("sample-dropped", path)
+    page.status("sample", "the form is that of the picture")
+    shown = [page.value(f"sample-{name}") for name in ("model", "seeds", "prompt", "guidance")]
+    assert shown == ["runs/sd1", "2", "a red cat", "3"]
+    page.tab("Edit")
+    page.write("edit-model", "runs/sd1")
+    page.write("edit-seeds", "0-1")
+    next(e for e in page.all("button.label-wrap") if e.is_displayed()).click()  # more settings
+    page.until(lambda: page.find("#edit-nfe").is_displayed())
+    page.write("edit-nfe", "10")
+    painted(page, path)
+    page.click("edit-go")
+    page.status("edit", "done in .*10 network calls")
+    page.shot("folder-edit")
+    page.tab("Compare")
+    page.write("compare-model", "runs/sd1")
+    page.write("compare-columns", "2,4")
+    page.write("compare-rows", "ddim")
+    page.driver.execute_script("arguments[0].click()", page.find("#compare-reference input"))
+    page.click("compare-go")
+    page.status("compare", "done in")
+    page.shot("folder-compare")
+    page.tab("Inspect")
+    page.write("inspect-model", "runs/sd1")
+    page.click("inspect-path")
+    page.status("inspect", "done in .*network calls")
+    page.upload("inspect-picture", path)
+    page.until(lambda: path.stem in page.find("#inspect-picture").text)
+    page.click("inspect-score")
+    assert "of the latent" in page.status("inspect", "bits per dimension")
+    page.shot("folder-inspect")
+
+
+def test_what_was_said_to_another_model_is_forgotten(page):
+    page.write("sample-model", "runs/digits")
+    page.until(lambda: page.find("#sample-label").is_displayed())
+    page.write("sample-label", "3")
+    page.write("sample-model", "runs/moons")  # it takes no class, and has no field for one
+    page.until(
+        lambda: not page.all("#sample-label") or not page.find("#sample-label").is_displayed()
+    )
+    page.click("sample-go")
+    page.status("sample", "done in .*network calls")
+    page.until(lambda: page.find("#sample-preview img"))
+    page.shot("sample-points")
+    page.tab("Edit")
+    page.write("edit-model", "runs/moons")
+    page.click("edit-go")
+    page.status("edit", "no pictures; choose another")
 
 
 def test_a_training_is_started_watched_stopped_and_resumed(page, folders):

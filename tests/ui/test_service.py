@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import io
 import json
 import math
@@ -14,15 +15,18 @@ import struct
 import threading
 import time
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from scoresde import registry, samplers
+from scoresde import registry, samplers, score
+from scoresde.latent import KLAutoencoder
 from scoresde.runs.draw import draw
 from scoresde.runs.edit import SETTINGS
 from scoresde.runs.folder import RunFolder, append, write_start
@@ -30,6 +34,7 @@ from scoresde.runs.pictures import pixels
 from scoresde.runs.recipe import KINDS, recipe
 from scoresde.ui import service
 from scoresde.ui.api import ROUTES, opened, respond
+from scoresde.ui.folders import Models
 from scoresde.ui.jobs import NotFound
 from scoresde.ui.settings import Comparing, Editing, Sampling, read, restored, values
 from scoresde.ui.training import Training, Trainings
@@ -364,6 +369,13 @@ def test_a_cell_that_fails_says_why_and_the_others_are_drawn(go, root):
     assert shades(job.folder / "compare.png").ndim == 3
 
 
+def test_cells_of_points_are_a_table_too(go, root):
+    given = {"model": str(root / "points.pt"), "columns": "2,3", "rows": "euler,heun,ddim"}
+    job = go(service.compared, Comparing, **given, reference=False)
+    height, width, _ = shades(job.folder / "compare.png").shape
+    assert height / width == pytest.approx(3 * 4.2 / (2 * 4), rel=0.01)
+
+
 def test_settings_that_hold_commas_are_compared_too():
     assert values("0.2,5 | 0.5,2") == ["0.2,5", "0.5,2"]
     settings = read(
@@ -409,6 +421,29 @@ def test_the_bits_of_a_picture_have_errors_and_a_place_among_test_examples(
     again = go(service.scored, Sampling, [content], False, model=str(root / "plain.pt")).record
     assert again == record
     assert (job.folder / "histogram.png").exists()
+
+
+def test_the_latent_is_scored_where_pictures_have_no_law(go, studio, root, monkeypatch):
+    monkeypatch.setattr(service, "BESIDE", 2)
+    name = str(root / "plain.pt")
+    model = copy.deepcopy(studio.models(name).model)
+    model.codec = KLAutoencoder(1, 1, widths=(8,), groups=4).eval()
+    loaded = replace(studio.models(name), model=model)
+    monkeypatch.setattr(Models, "__call__", lambda *_: loaded)
+    content = io.BytesIO()
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(content, format="PNG")
+    record = go(service.scored, Sampling, [content.getvalue()], False, model=name).record
+    x = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
+    own = score(model, x, of="latents", check=1)
+    assert record["bits_per_dim"] == own.bits_per_dim
+    assert record["examples"] == 2
+    assert "latent" in record["warnings"][0]
+
+
+def test_files_are_refused_by_a_model_of_points(studio, root):
+    points = studio.models(str(root / "points.pt"))
+    with pytest.raises(ValueError, match="no pictures; choose another"):
+        service.shades_of(points, b"", True)
 
 
 def test_the_flow_of_points_is_drawn_and_that_of_pictures_refused(go, studio, root, monkeypatch):
