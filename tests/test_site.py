@@ -177,6 +177,12 @@ def test_the_names_for_those_who_come_from_elsewhere_exist():
             assert call[2] == "denoiser" or hasattr(owner, call[2]), name
         else:
             assert name.split("=")[0] in known, name
+    arguments = r"((?:`\w+`(?:, | and )?)+) of\s`(ss\.[\w.]+)`"
+    told = re.findall(arguments, TEXT[DOCS / "coming-from.md"])
+    assert len(told) >= 4
+    for names, owner in told:
+        known = inspect.signature(eval(owner, {"ss": ss})).parameters
+        assert set(re.findall(r"`(\w+)`", names)) <= set(known), (names, owner)
 
 
 @pytest.fixture
