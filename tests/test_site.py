@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from html.parser import HTMLParser
 from importlib.util import find_spec
 from urllib.parse import unquote
@@ -112,6 +113,13 @@ def test_every_python_block_is_executed_by_a_test():
     for page in PAGES:
         if page not in EXECUTED and page.name != "CONTRIBUTING.md" and blocks(page, "python"):
             assert any(f'"{page.name}", "python"' in text for text in tests), page
+
+
+def test_every_extra_is_on_the_page_of_the_installation():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    assert set(re.findall(r"^\| `(\w+)` \|", TEXT[DOCS / "install.md"], re.M)) == set(extras)
 
 
 def test_every_block_of_yaml_is_a_configuration():
