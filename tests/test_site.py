@@ -241,6 +241,13 @@ def test_an_error_in_a_lesson_names_its_line_and_lessons_share_no_names(lessons)
     assert error.traceback[-1].lineno == 4  # counted from 0
 
 
+def test_a_lesson_leaves_the_numbers_of_others_as_they_were(lessons):
+    setting = "import torch\ntorch.set_default_dtype(torch.float64)\n"
+    with pytest.raises(ZeroDivisionError):
+        list(lessons.run(f"```python\n{setting}1 / 0\n```\n", "page.md"))
+    assert torch.get_default_dtype() == torch.float32
+
+
 def test_the_five_minutes_run(lessons):
     text = TEXT[DOCS / "start.md"].replace("num=2000", "num=60").replace("[:500]", "[:10]")
     cells = list(lessons.run(text.replace("steps=1500", "steps=2"), "start.md"))
