@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
+import torch
 
 BLOCK = re.compile(r"^```python\n(.*?)^```\n", re.MULTILINE | re.DOTALL)
 
@@ -40,14 +41,20 @@ def run(text: str, page: str) -> Iterator[Cell]:
     from matplotlib import pyplot
 
     names: dict[str, Any] = {"__name__": "lesson"}
-    with tempfile.TemporaryDirectory() as folder:
-        for block in BLOCK.finditer(text):
-            first = text.count("\n", 0, block.start(1))
-            out = io.StringIO()
-            with chdir(folder), redirect_stdout(out), redirect_stderr(io.StringIO()):
-                exec(compile("\n" * first + block[1], page, "exec"), names)
-            yield Cell(block.end(), out.getvalue(), list(map(pyplot.figure, pyplot.get_fignums())))
-            pyplot.close("all")
+    numbers = torch.get_default_dtype()  # a lesson may set it
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            for block in BLOCK.finditer(text):
+                first = text.count("\n", 0, block.start(1))
+                out = io.StringIO()
+                with chdir(folder), redirect_stdout(out), redirect_stderr(io.StringIO()):
+                    exec(compile("\n" * first + block[1], page, "exec"), names)
+                figures = list(map(pyplot.figure, pyplot.get_fignums()))
+                yield Cell(block.end(), out.getvalue(), figures)
+                pyplot.close("all")
+    finally:
+        torch.set_default_dtype(numbers)
+        pyplot.close("all")
 
 
 def shown(page: Path, folder: Path) -> str:

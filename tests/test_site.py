@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from html.parser import HTMLParser
 from importlib.util import find_spec
 from urllib.parse import unquote
@@ -114,6 +115,13 @@ def test_every_python_block_is_executed_by_a_test():
             assert any(f'"{page.name}", "python"' in text for text in tests), page
 
 
+def test_every_extra_is_on_the_page_of_the_installation():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    assert set(re.findall(r"^\| `(\w+)` \|", TEXT[DOCS / "install.md"], re.M)) == set(extras)
+
+
 def test_every_block_of_yaml_is_a_configuration():
     count = 0
     for page in PAGES:
@@ -177,6 +185,12 @@ def test_the_names_for_those_who_come_from_elsewhere_exist():
             assert call[2] == "denoiser" or hasattr(owner, call[2]), name
         else:
             assert name.split("=")[0] in known, name
+    arguments = r"((?:`\w+`(?:, | and )?)+) of\s`(ss\.[\w.]+)`"
+    told = re.findall(arguments, TEXT[DOCS / "coming-from.md"])
+    assert len(told) >= 4
+    for names, owner in told:
+        known = inspect.signature(eval(owner, {"ss": ss})).parameters
+        assert set(re.findall(r"`(\w+)`", names)) <= set(known), (names, owner)
 
 
 @pytest.fixture
@@ -227,6 +241,13 @@ def test_an_error_in_a_lesson_names_its_line_and_lessons_share_no_names(lessons)
     assert error.traceback[-1].lineno == 4  # counted from 0
 
 
+def test_a_lesson_leaves_the_numbers_of_others_as_they_were(lessons):
+    setting = "import torch\ntorch.set_default_dtype(torch.float64)\n"
+    with pytest.raises(ZeroDivisionError):
+        list(lessons.run(f"```python\n{setting}1 / 0\n```\n", "page.md"))
+    assert torch.get_default_dtype() == torch.float32
+
+
 def test_the_five_minutes_run(lessons):
     text = TEXT[DOCS / "start.md"].replace("num=2000", "num=60").replace("[:500]", "[:10]")
     cells = list(lessons.run(text.replace("steps=1500", "steps=2"), "start.md"))
@@ -234,10 +255,60 @@ def test_the_five_minutes_run(lessons):
     assert re.search(r"\d\.\d\d \+- \d\.\d\d bits/dim", cells[2].printed)
 
 
-def test_the_first_lesson_runs_with_few_steps(lessons):
-    text = TEXT[DOCS / "course" / "01-noise.md"].replace("steps = 3000", "steps = 2")
-    printed = [cell.printed for cell in lessons.run(text, "01-noise.md")]
-    assert printed.count("right\n") == 2
+FEW = {  # what is replaced in a lesson, so that it takes a second or two
+    "01-noise": "steps = 3000 > steps = 2",
+    "02-score": "steps = 3000 > steps = 2; 2000 > 200; 1000 > 100; 40_000 > 400",
+    "03-sdes": (
+        "1001 > 101; 4000 > 200; (100, 300, 1000) > (10, 30, 100); "
+        "(600, 800, 900) > (60, 80, 90); [:500] > [:50]; , 160, 320, 640] > ]; "
+        "1000) > 100); [:200] > [:50]"
+    ),
+    "04-digits": (
+        "steps = 1000 > steps = 4; steps=20, > steps=2,; steps=40, > steps=4,; "
+        '"log_every": 50 > "log_every": 1; "validate_every": 100 > "validate_every": 2; '
+        '"checkpoint_every": 100 > "checkpoint_every": 2; "batch": 64 > "batch": 8; '
+        '"width": 32 > "width": 8; width=32 > width=8; '
+        "(200, 500, 1000) > (2, 4); 100, 200, 400, 700, 1000 > 2, 4; num=60 > num=10; "
+        "nfe=20 > nfe=2; 1.5 * d > 0"
+    ),
+    "05-samplers": (
+        "80, 160, 320, 640] > 80]; e[4] > e[3]; 1500 > 150; 4000 > 100; "
+        "randn(64 > randn(8; 400 > 40; 1e-11 > 1e-7; 1e-10 > 1e-7; "
+        "8, 11, 16, 22, 32, 45, 64] > 8]; (160, 320, 640) > (40, 80, 160); "
+        "(320, 640) > (80, 160)"
+    ),
+    "06-likelihood": (
+        'steps=900 > steps=2; "width": 32 > "width": 8; 300 > 20; dim = 24 > dim = 8; '
+        "steps=40 > steps=4; steps=60 > steps=20; 61, > 21,; 10, 20] > 10]; "
+        "[:200] > [:9]; 200** > 9**; [:100] > [:4]; 100_000 > 40_000; 20_000 > 2000"
+    ),
+    "07-guidance": (
+        "steps = 2500 > steps = 2; steps=700 > steps=2; steps=250 > steps=2; 8000 > 200; "
+        "randn(700 > randn(70; 300 > 20; nfe=15 > nfe=3"
+    ),
+    "08-editing": (
+        "steps=700 > steps=2; 1000 > 50; 2000 > 100; nfe=50 > nfe=3; nfe=100 > nfe=5; "
+        "num=4000 > num=2000; nfe=30 > nfe=15; < 0.05 > < 0.1"
+    ),
+    "09-latents": "steps=1500 > steps=2; steps=1000 > steps=2; [:100] > [:10]",
+    "10-sentences": (
+        "steps=1200 > steps=2; steps=400 > steps=2; [:100] > [:10]; nfe=12 > nfe=2; "
+        "(model, 50 > (model, 10"
+    ),
+    "11-wrong": "20, 40, 80, 160, 320] > 20, 80, 160]; randn(200) > randn(20)",
+}
+
+
+@pytest.mark.parametrize("page", EXECUTED[1:], ids=lambda page: page.stem)
+def test_a_lesson_runs_with_few_steps(lessons, page):
+    """Names, shapes and the answers to exercises; what lessons show needs the slow test."""
+    text = TEXT[page]
+    for each in FEW[page.stem].split("; "):
+        many, few = each.split(" > ")
+        assert many in text
+        text = text.replace(many, few)
+    printed = [cell.printed for cell in lessons.run(text, named(page))]
+    assert sum(each.endswith("right\n") for each in printed) == 2
 
 
 @pytest.mark.parametrize("page", EXECUTED[1:], ids=lambda page: page.stem)
