@@ -451,11 +451,16 @@ def test_bad_input_is_a_message_and_the_server_goes_on(page, folders, server, tm
     page.click("sample-go")
     page.status("sample", "at most 256 at once")
     shutil.copytree(folders / "runs" / "digits", folders / "runs" / "gone")
+    (folders / "runs" / "gone").touch()
     page.open()
-    page.write("sample-model", "runs/gone")
+    assert page.value("sample-model") == "runs/gone"  # the newest, later than the server
     shutil.rmtree(folders / "runs" / "gone")
     page.click("sample-go")
     page.status("sample", "not there in the folders")
+    page.open()
+    assert page.value("sample-model") != "runs/gone"
+    page.write("sample-model", "runs/gone")
+    page.until(lambda: "not there in the folders" in page.find("#sample-model").text)
     page.shot("bad-gone")
     page.tab("Edit")
     page.write("edit-model", "runs/digits")
