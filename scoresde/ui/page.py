@@ -170,8 +170,7 @@ class Fields:
         try:
             about = service.about(self.studio.models(name), name)
         except Exception as error:
-            gr.Warning(one_line(error))
-            wrong = gr.update(info=one_line(error))  # what is said there is of another model
+            wrong = gr.update(info=one_line(error))
             return [wrong if name == "model" else gr.skip() for name in self.names]
         sentences = any(told["sentences"] for told in about["conditions"].values())
         more = {
@@ -662,6 +661,7 @@ def _training(studio: Studio, page: Any) -> None:
         try:
             of(*given)
         except Exception as error:
+            gr.Warning(html.escape(one_line(error)))  # the next look at the run ends the line
             return [_error(one_line(error)), *[gr.skip()] * 6]
         return watch(given[0])
 

@@ -411,6 +411,8 @@ def test_a_training_is_started_watched_stopped_and_resumed(page, folders):
     page.until(lambda: page.find("#train-samples img") and page.find("#train-loss img"))
     time.sleep(1)
     page.shot("train-running")
+    page.click("train-go")
+    page.until(lambda: "holds a run; resume it" in page.find(".toast-body").text)
     page.click("train-stop")
     page.status("train", r"stopped, step \d+")
     page.click("train-resume")
@@ -460,7 +462,7 @@ def test_bad_input_is_a_message_and_the_server_goes_on(page, folders, server, tm
     page.open()
     assert page.value("sample-model") != "runs/gone"
     page.write("sample-model", "runs/gone")
-    page.until(lambda: "not there in the folders" in page.find("#sample-model").text)
+    page.until(lambda: "'runs/gone': not there in" in page.find("#sample-model").text)
     page.shot("bad-gone")
     page.tab("Edit")
     page.write("edit-model", "runs/digits")
