@@ -639,7 +639,7 @@ def _training(studio: Studio, page: Any) -> None:
         try:
             report = trainings.report(name)
         except Exception as error:
-            return [_error(one_line(error)), *[gr.skip()] * 5, gr.Timer(active=False)]
+            return [_error(one_line(error)), "", *scrub.fill(()), "", gr.Timer(active=False)]
         state, step, curve = (report[name] for name in ("state", "step", "loss"))
         last = "" if step is None else f", step {step}"
         curve = _picture(None if curve is None else Path(curve))

@@ -420,6 +420,9 @@ def test_a_training_is_started_watched_stopped_and_resumed(page, folders):
     page.click("train-stop")
     page.status("train", r"stopped, step \d+")
     page.shot("train-stopped")
+    page.write("train-out", "../elsewhere")
+    page.status("train", "not there in the folders")
+    page.until(lambda: not page.all("#train-loss img, #train-samples img"))  # of the run before
 
 
 def test_two_users_see_nothing_of_each_other(page, server, seen, tmp_path):
