@@ -200,7 +200,8 @@ def _require_shades(image: ImageFile.ImageFile) -> None:
     modes = [image.mode, *(_raw_mode(tile[3]) for tile in image.tile)]
     deep = [mode for mode in modes if mode.startswith(("I", "F")) or DEEP.search(mode)]
     if deep:
-        raise DataError(f"mode {deep[0]} has more than 256 levels; use arrays() with levels")
+        remedy = "save it with 8 bits, or use arrays() with levels"
+        raise DataError(f"mode {deep[0]} has more than 256 levels; {remedy}")
 
 
 def _raw_mode(arguments: object) -> str:
@@ -336,7 +337,8 @@ def picture_levels(
 
     image = open_image(content)
     if channels is None and image.mode not in MODES:
-        raise DataError(f"mode {image.mode} is neither grey nor RGB; give channels=1 or 3")
+        remedy = "save it as one of them, or give channels=1 or 3"
+        raise DataError(f"mode {image.mode} is neither grey nor RGB; {remedy}")
     image = image.convert("L" if (channels or MODES[image.mode]) == 1 else "RGB")
     if size is not None:
         size = (size, size) if isinstance(size, int) else size

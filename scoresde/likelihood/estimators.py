@@ -23,7 +23,13 @@ from scoresde.likelihood.dequantise import (
 from scoresde.likelihood.discrete import SMALL, discrete_elbo
 from scoresde.likelihood.divergence import EXACT, Divergence, Hutchinson, HutchPlusPlus
 from scoresde.likelihood.flow import LogLikelihood, adaptive_log_likelihood, log_likelihood
-from scoresde.likelihood.path import GREGORY, Orthogonal, Probing, path_log_likelihood
+from scoresde.likelihood.path import (
+    GREGORY,
+    Orthogonal,
+    Probing,
+    default_tolerance,
+    path_log_likelihood,
+)
 from scoresde.samplers import Grid, Noise
 from scoresde.samplers.grids import uniform
 from scoresde.sde import SDE
@@ -168,6 +174,7 @@ class GridFlow(FlowSolver):
         tolerance: error of a sample in nats above which it is solved again; by default 0.05, and
             at least 0.002 per dimension.
         held: use the same probes at every node, to compare solves with other nodes.
+        looser: factor of the tolerance.
     """
 
     nodes: Annotated[int, Range(ge=2 * GREGORY)] = 64
@@ -175,6 +182,7 @@ class GridFlow(FlowSolver):
     between: Count = 1
     tolerance: Positive | None = None
     held: bool = False
+    looser: Positive = 1.0
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -183,6 +191,7 @@ class GridFlow(FlowSolver):
         probing: Probing = EXACT
         if self.probes is not None and self.probes < x[0].numel():
             probing = Orthogonal(signs(x, 1, noise), self.probes, self.held)
+        tolerance = default_tolerance(x[0].numel()) if self.tolerance is None else self.tolerance
         return path_log_likelihood(
             denoiser,
             x,
@@ -190,14 +199,16 @@ class GridFlow(FlowSolver):
             t0=t0,
             nodes=self.nodes,
             between=self.between,
-            tolerance=self.tolerance,
+            tolerance=self.looser * tolerance,
         )
 
     def halved(self) -> tuple[GridFlow, GridFlow] | None:
         nodes = self.nodes // 2
         if self.probes is None or nodes < 2 * GREGORY:
             return None
-        return replace(self, held=True), replace(self, held=True, nodes=nodes)
+        # Errors fall with h^4: each sample is solved again where the other solves it again.
+        looser = replace(self, held=True, nodes=nodes, looser=2**4 * self.looser)
+        return replace(self, held=True), looser
 
 
 @final

@@ -91,7 +91,7 @@ class Editor:
         The path is therefore continuous, and it ends at the examples.
         """
         if len(x) % 2:
-            raise ValueError(f"num: pairs need an even number of examples, got {len(x)}")
+            raise ValueError(f"interpolate: need an even number, two ends a path, got {len(x)}")
         given, pairs = self._given(said, len(x)), len(x) // 2
 
         def between(rows: Tensor) -> Denoiser:

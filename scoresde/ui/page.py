@@ -115,12 +115,10 @@ class Fields:
         with gr.Accordion("More settings", open=False):
             made |= {name: self._made(known[name]) for name in names if name in RARE}
         self.of = {name: made[name] for name in names}
-        chosen = [name for name in names if _choices(name, studio)]
-        if chosen:
-            page.load(partial(self._offered, chosen), None, [self.of[n] for n in chosen])
-        if "model" in self.of:
-            self.of["model"].input(self._of_model, self.of["model"], self.every)
-            page.load(self._of_model, self.of["model"], self.every)
+        chosen = [name for name in names if _choices(name, studio) is not None]
+        offered = page.load(partial(self._offered, chosen), None, [self.of[n] for n in chosen])
+        self.of["model"].input(self._of_model, self.of["model"], self.every)
+        offered.then(self._of_model, self.of["model"], self.every)
 
     @property
     def every(self) -> list[Any]:
@@ -150,7 +148,6 @@ class Fields:
         common = {"label": name, "info": about, "elem_id": f"{self.tab}-{argument.name}"}
         choices = _choices(argument.name, self.studio)
         if choices is not None:
-            value = next(iter(choices), None) if argument.name == "model" else value
             return gr.Dropdown(choices, value=value, allow_custom_value=True, **common)
         if argument.name in SLIDERS:
             low, high, step = SLIDERS[argument.name]
@@ -160,9 +157,11 @@ class Fields:
         # A number that is not given is an empty text; a field for numbers would send 0.
         return gr.Textbox(None if value is None else str(value), **common)
 
-    def _offered(self, names: Sequence[str]) -> Any:
-        found = [gr.update(choices=_choices(name, self.studio)) for name in names]
-        return found if len(found) > 1 else found[0]
+    def _offered(self, names: Sequence[str]) -> list[Update]:
+        """The choices of now; the model is the first of them."""
+        found: dict[str, Update] = {n: {"choices": _choices(n, self.studio)} for n in names}
+        found["model"]["value"] = next(iter(found["model"]["choices"]), None)
+        return [gr.update(**update) for update in found.values()]
 
     def _of_model(self, name: str | None) -> list[Update]:
         """What a model can be told, and how it is drawn by default."""
@@ -171,8 +170,8 @@ class Fields:
         try:
             about = service.about(self.studio.models(name), name)
         except Exception as error:
-            gr.Warning(one_line(error))
-            return [gr.skip()] * len(self.of)
+            wrong = gr.update(info=one_line(error))
+            return [wrong if name == "model" else gr.skip() for name in self.names]
         sentences = any(told["sentences"] for told in about["conditions"].values())
         more = {
             k: told["takes"] for k, told in about["conditions"].items() if not told["sentences"]
@@ -640,7 +639,7 @@ def _training(studio: Studio, page: Any) -> None:
         try:
             report = trainings.report(name)
         except Exception as error:
-            return [_error(one_line(error)), *[gr.skip()] * 5, gr.Timer(active=False)]
+            return [_error(one_line(error)), "", *scrub.fill(()), "", gr.Timer(active=False)]
         state, step, curve = (report[name] for name in ("state", "step", "loss"))
         last = "" if step is None else f", step {step}"
         curve = _picture(None if curve is None else Path(curve))
@@ -662,6 +661,7 @@ def _training(studio: Studio, page: Any) -> None:
         try:
             of(*given)
         except Exception as error:
+            gr.Warning(html.escape(one_line(error)))  # the next look at the run ends the line
             return [_error(one_line(error)), *[gr.skip()] * 6]
         return watch(given[0])
 

@@ -553,8 +553,8 @@ def painted(alpha: np.ndarray, height: int, width: int) -> np.ndarray:
     h, w = alpha.shape
     if not h or not w or h % height or w % width or h // height != w // width:
         raise ValueError(
-            f"mask: {w} x {h} pixels are no multiple of the {width} x {height} of the picture; "
-            "load the picture again"
+            f"mask: {w} x {h} pixels are no multiple of the {width} x {height} of the model; "
+            "load the picture again, of this size or resized"
         )
     squares = (alpha > 0).reshape(height, h // height, width, w // width)
     found: np.ndarray = squares.mean((1, 3)) >= 0.5

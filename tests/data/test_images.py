@@ -108,7 +108,7 @@ def test_other_modes_need_a_word(tmp_path, mode):
             other = image.convert("L" if mode == "LA" else "RGB").convert(mode)
         (tmp_path / f"{k}.png").unlink()
         other.save(tmp_path / f"{k}.{suffix}")
-    with pytest.raises(DataError, match=f"mode {mode} is neither grey nor RGB; give channels"):
+    with pytest.raises(DataError, match=f"mode {mode} is neither .*; save it .*give channels"):
         image_folder(tmp_path)
     assert image_folder(tmp_path, channels=3, holdout=1).shape == (3, 6, 5)
 
@@ -140,7 +140,7 @@ def png_of_16_bits(channels):
 def test_the_low_bits_of_deep_colours_are_not_dropped_in_silence(tmp_path, channels):
     for k in range(2):
         (tmp_path / f"{k}.png").write_bytes(png_of_16_bits(channels))
-    with pytest.raises(DataError, match=r"[01]\.png: mode .*;16B? has more than 256 levels"):
+    with pytest.raises(DataError, match=r"[01]\.png: mode .*;16B? has more than 256 .*; save it"):
         image_folder(tmp_path, channels=3)
 
 

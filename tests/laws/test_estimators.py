@@ -128,6 +128,19 @@ def test_half_the_effort_shows_the_error_of_the_solver(trace):
     assert Variational().halved() is None
 
 
+def test_half_the_effort_is_half_of_it_where_samples_are_solved_again():
+    """At one tolerance the coarse solve would take up to as many nodes, and show no error."""
+    law, sde = grid25(0.1), VP()
+    x = law.sample(20, torch.Generator().manual_seed(0))
+    fine, coarse = (
+        e(law.denoiser(sde), x, REAL, per_sample_noise(range(20)))
+        for e in FlowEstimator(GridFlow(48, 1, tolerance=1e-4)).halved()
+    )
+    assert fine.nfe > 1.2 * 48  # some were solved again
+    assert coarse.nfe < 0.7 * fine.nfe
+    assert bool((coarse.log_prob != fine.log_prob).all())
+
+
 @pytest.mark.parametrize("solver", [GridFlow(23), BlackBox("rk4", steps=1)])
 def test_too_few_steps_are_not_halved(solver):
     assert FlowEstimator(solver).halved() is None

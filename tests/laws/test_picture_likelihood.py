@@ -274,7 +274,7 @@ def test_batch_mates_never_change_a_value(network, picture):
 
 
 def test_half_the_effort_is_that_of_the_density_at_the_same_latents(network):
-    fine, coarse = LatentEstimator(network, FlowEstimator(GridFlow(48))).halved()
+    fine, coarse = LatentEstimator(network, FlowEstimator(GridFlow(128))).halved()
     pair = [
         each(standard(), pixels(), Scaling(17), per_sample_noise(range(5)))
         for each in (fine, coarse)

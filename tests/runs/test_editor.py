@@ -65,7 +65,7 @@ def test_a_path_is_continuous_and_ends_in_the_examples(label):
 
 
 def test_pairs_need_an_even_number():
-    with pytest.raises(ValueError, match="num: pairs need an even number of examples, got 3"):
+    with pytest.raises(ValueError, match="even number, two ends a path, got 3"):
         Editor(normal()).interpolate(examples(3))
 
 

@@ -411,6 +411,8 @@ def test_a_training_is_started_watched_stopped_and_resumed(page, folders):
     page.until(lambda: page.find("#train-samples img") and page.find("#train-loss img"))
     time.sleep(1)
     page.shot("train-running")
+    page.click("train-go")
+    page.until(lambda: "holds a run; resume it" in page.find(".toast-body").text)
     page.click("train-stop")
     page.status("train", r"stopped, step \d+")
     page.click("train-resume")
@@ -418,6 +420,9 @@ def test_a_training_is_started_watched_stopped_and_resumed(page, folders):
     page.click("train-stop")
     page.status("train", r"stopped, step \d+")
     page.shot("train-stopped")
+    page.write("train-out", "../elsewhere")
+    page.status("train", "not there in the folders")
+    page.until(lambda: not page.all("#train-loss img, #train-samples img"))  # of the run before
 
 
 def test_two_users_see_nothing_of_each_other(page, server, seen, tmp_path):
@@ -451,11 +456,16 @@ def test_bad_input_is_a_message_and_the_server_goes_on(page, folders, server, tm
     page.click("sample-go")
     page.status("sample", "at most 256 at once")
     shutil.copytree(folders / "runs" / "digits", folders / "runs" / "gone")
+    (folders / "runs" / "gone").touch()
     page.open()
-    page.write("sample-model", "runs/gone")
+    assert page.value("sample-model") == "runs/gone"  # the newest, later than the server
     shutil.rmtree(folders / "runs" / "gone")
     page.click("sample-go")
     page.status("sample", "not there in the folders")
+    page.open()
+    assert page.value("sample-model") != "runs/gone"
+    page.write("sample-model", "runs/gone")
+    page.until(lambda: "'runs/gone': not there in" in page.find("#sample-model").text)
     page.shot("bad-gone")
     page.tab("Edit")
     page.write("edit-model", "runs/digits")
