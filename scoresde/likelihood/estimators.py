@@ -174,7 +174,7 @@ class GridFlow(FlowSolver):
         tolerance: error of a sample in nats above which it is solved again; by default 0.05, and
             at least 0.002 per dimension.
         held: use the same probes at every node, to compare solves with other nodes.
-        looser: factor of the tolerance.
+        looser: factor of the tolerance, 16 for a solve with half the nodes to compare with.
     """
 
     nodes: Annotated[int, Range(ge=2 * GREGORY)] = 64
