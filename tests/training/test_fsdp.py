@@ -25,7 +25,14 @@ from scoresde.training.times import LogSNR
 from tests.cli.test_processes import ended, free_port
 
 PLAN = Plan(
-    steps=4, batch=8, optimizer=torch.optim.AdamW, lr=1e-2, clip=0.1, times=LogSNR(), seed=3
+    steps=4,
+    batch=8,
+    optimizer=torch.optim.AdamW,
+    lr=1e-2,
+    weight_decay=0.01,
+    clip=0.1,
+    times=LogSNR(),
+    seed=3,
 )
 SPLIT = Split(torch.randint(0, 17, (20, 5), generator=torch.Generator().manual_seed(1)).float())
 
@@ -72,7 +79,8 @@ def state_of(share: Rank, *, split: bool, least: int = 1):
 
 
 def adam(model: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(model.parameters(), lr=1.0, fused=True)
+    decay = PLAN.weight_decay
+    return torch.optim.AdamW(model.parameters(), lr=1.0, weight_decay=decay, fused=True)
 
 
 def trained(state, share: Rank, **changes):
@@ -184,7 +192,7 @@ def test_in_two_processes(check):
     root = str(Path(__file__).parents[2])
     every |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": root}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    line = [sys.executable, "-m", "tests.training.test_shards", check.__name__]
+    line = [sys.executable, __file__, check.__name__]
     found = [
         subprocess.Popen(line, env=os.environ | every | {"RANK": rank}, cwd=root, **pipes)
         for rank in "01"
