@@ -91,9 +91,11 @@ def test_two_processes_make_the_run_of_one(alone, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("step 12/12") == 1
     one, two = last(alone), last(out)
+    # Sums in another order. A step of Adam is lr=1e-2 times a quotient, whose rounding is relative
+    # to a gradient that may nearly cancel.
     for a, b in ((one.model, two.model), (one.ema, two.ema)):
         for k in a:
-            torch.testing.assert_close(a[k], b[k], rtol=0, atol=1e-6)
+            torch.testing.assert_close(a[k], b[k], rtol=0, atol=1e-5)
     lines = [folders.records(RunFolder(path)) for path in (alone, out)]
     for a, b in zip(*lines, strict=True):
         assert (a["step"], a["images"]) == (b["step"], b["images"])
@@ -223,7 +225,7 @@ def test_processes_that_do_not_all_resume_are_refused_once(alone):
     found = ended(started(command(alone, "--resume", **SMOOTH), command(alone, **SMOOTH)))
     assert [code for code, _, _ in found] == [2, 1]
     assert len(errors(found)) == 1
-    assert "--resume=False in process 1, but True in process 0" in errors(found)[0]
+    assert "resume=False in process 1, but True in process 0" in errors(found)[0]
     assert last(alone).step == 12
 
 
