@@ -597,7 +597,9 @@ def test_bad_requests_are_one_line_with_a_remedy(studio, root):
 
 
 def test_a_mask_of_another_size_is_refused():
-    with pytest.raises(ValueError, match="20 x 20 pixels no multiple of the 8 x 8 of the model"):
+    with pytest.raises(
+        ValueError, match="20 x 20 pixels are no multiple of the 8 x 8 of the model"
+    ):
         service.painted(np.ones((20, 20)), 8, 8)
 
 
