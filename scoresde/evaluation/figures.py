@@ -233,7 +233,7 @@ def scatter(
 ) -> None:
     """Draw sets of points (N, 2) side by side on equal axes, each under its name, as a PNG.
 
-    There are ``columns`` of them, by default as many as sets.
+    They stand in rows of ``columns`` sets, by default in one row.
 
     At most ``limit`` points of each set, the first ones, are drawn. Those of ``frame``, by
     default the first set, fix the frame.

@@ -95,7 +95,7 @@ def respond(
         return Answer(503, {"error": one_line(error)})
     except ValueError as error:
         return Answer(400, {"error": one_line(error)})
-    except Exception as error:
+    except Exception as error:  # a fault of the program: it is said, and the server goes on
         return Answer(500, {"error": one_line(error)})
 
 

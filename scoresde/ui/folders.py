@@ -65,7 +65,7 @@ class Folders:
             for place, inner, files in os.walk(root):
                 path = Path(place)
                 # A page and JSON cannot hold the others.
-                inner[:] = filter(_is_text, inner)
+                inner[:] = filter(str.isprintable, inner)
                 yield path
                 if _is_model(path) or RunFolder(path).is_run():
                     inner.clear()
@@ -73,11 +73,7 @@ class Folders:
                 if len(path.relative_to(root).parts) >= DEEP:
                     inner.clear()
                 inner[:] = sorted(name for name in inner if not name.startswith("."))
-                yield from (path / name for name in sorted(filter(_is_text, files)))
-
-
-def _is_text(name: str) -> bool:
-    return name.isprintable()
+                yield from (path / name for name in sorted(filter(str.isprintable, files)))
 
 
 def _is_model(path: Path) -> bool:

@@ -252,7 +252,7 @@ class Jobs:
                 job.folder.mkdir(parents=True)
                 job.record = work(job)
                 state = "stopped" if job.stopping() else "done"
-            except Exception as error:
+            except Exception as error:  # whatever it is, the worker goes on
                 # What was stopped may say so by an error of its own.
                 text = one_line(error).replace(f"{job.folder}/", "")
                 job.error = "" if job.stopping() else text

@@ -223,7 +223,7 @@ async def _run(studio: Studio, request: gr.Request, kind: str, make: Callable[[]
     """Queue a job and yield what is to be seen of it until it has ended."""
     try:
         job = studio.jobs.submit(kind, make(), str(request.session_hash))
-    except Exception as error:
+    except Exception as error:  # whatever it is, it is said on the page: here and wherever below
         yield Seen(_error(one_line(error)), "")
         return
     while not job.finished:
@@ -427,7 +427,7 @@ def _editing(studio: Studio, page: Any) -> None:
             picture = service.shades_of(loaded, Path(path).read_bytes(), fitted)
         except Exception as error:
             return None, _error(one_line(error))
-        large, _ = service.outlined(picture)
+        large = service.outlined(picture)
         return {"background": large, "layers": [], "composite": large}, ""
 
     def relevant(operation: str) -> Any:

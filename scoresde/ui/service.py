@@ -36,7 +36,7 @@ from scoresde.runs.compare import MOST_CALLS
 from scoresde.runs.draw import Drawn, calls_of, draw, said_by
 from scoresde.runs.edit import METHODS, SETTINGS, edit, edit_folder, picture_of, rows_of
 from scoresde.runs.edit_pictures import fitted, pictures_of
-from scoresde.runs.field_plot import save_field
+from scoresde.runs.field_plot import PANELS, save_field
 from scoresde.runs.infer import NFE
 from scoresde.runs.instrument import NetworkCall
 from scoresde.runs.load import LoadedRun
@@ -69,6 +69,7 @@ from scoresde.ui.settings import (
 )
 
 MOST_FRAMES = 60
+"""The most pictures of a trajectory."""
 TOLERANCE = 1e-5
 """Of the exact paths that a comparison measures errors against."""
 BESIDE = 32
@@ -525,7 +526,7 @@ def flowed(models: Models, settings: Said, job: Job) -> dict[str, Any]:
     if said.count > 1:
         raise ValueError("label: the field is drawn of one class, or of none; choose one")
     denoiser = said.over(1).denoiser([0])
-    with job.progress(4, "times") as advance:
+    with job.progress(PANELS, "times") as advance:
         save_field(job.folder / "field.png", denoiser, lambda: advance(1), job.stopping)
     return {"files": ["field.png"]}
 
@@ -537,12 +538,13 @@ def _unguided(told: dict[str, Any]) -> dict[str, Any]:
     return told
 
 
-def outlined(picture: Tensor | np.ndarray, least: int = 384) -> tuple[np.ndarray, int]:
-    """A picture uint8 (C, H, W) enlarged for painting on, (h, w, 3), and the factor."""
+def outlined(picture: Tensor | np.ndarray, least: int = 384) -> np.ndarray:
+    """A picture uint8 (C, H, W) enlarged for painting on, (h, w, 3)."""
     x = np.asarray(picture)
     factor = max(1, round(least / max(x.shape[1:])))
     large = np.moveaxis(np.broadcast_to(x, (3, *x.shape[1:])), 0, -1)
-    return large.repeat(factor, 0).repeat(factor, 1), factor
+    enlarged: np.ndarray = large.repeat(factor, 0).repeat(factor, 1)
+    return enlarged
 
 
 def painted(alpha: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -234,7 +234,7 @@ def require_known(given: Iterable[str], known: Iterable[str]) -> None:
 
 def arguments_of(kind: type) -> Mapping[str, Argument]:
     """The settings of a kind by name, with their types and descriptions."""
-    return arguments(kind)
+    return arguments(kind)  # which is cached, and takes no type[...] for the type checker
 
 
 def pairs(text: str) -> dict[str, str]:
