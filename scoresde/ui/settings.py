@@ -186,6 +186,8 @@ class Comparing(Sampling):
             [changed(changed(self, self.down, y), self.across, x) for x in values(self.columns)]
             for y in values(self.rows)
         ]
+        if len({repr(cell) for row in found for cell in row}) < size:
+            raise ValueError("columns and rows: two values are the same; leave one of them out")
         if (samples := sum(len(cell.each()) for row in found for cell in row)) > MOST_SEEDS:
             raise ValueError(f"rows: {size} cells of {samples} samples; at most {MOST_SEEDS}")
         return found

@@ -689,3 +689,10 @@ def test_a_training_is_a_process_that_stops_with_a_checkpoint_and_goes_on(studio
     until(lambda report: report["step"] > step)
     trainings.close()
     assert trainings.report(out)["state"] == "stopped"
+
+
+def test_a_table_has_no_value_twice_in_two_forms():
+    given = {"model": "m", "down": "guidance", "rows": "1,1.0", "columns": "5"}
+    with pytest.raises(ValueError, match="two values are the same"):
+        read(Comparing, given).cells()
+    assert len(read(Comparing, given | {"rows": "1,2"}).cells()) == 2
